@@ -8,7 +8,7 @@
 use std::hint::black_box;
 
 use cowl_benches::{Stage, name, spread};
-use cowl_layers::layer::Seen;
+use cowl_layers::layer::LayerObject;
 use cowl_layers::view::resolve::Fold;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
@@ -44,7 +44,7 @@ fn readdir(c: &mut Criterion) {
 
 /// Measures the pure resolution of a merged directory, without system calls.
 fn fold(c: &mut Criterion) {
-    let dir = Seen::Dir {
+    let dir = LayerObject::Dir {
         opaque: false,
         redirect: None,
     };

@@ -32,13 +32,13 @@ fn main() {
     };
     let (containers, snapshots) = (number(), number());
     let session = Session {
-        who: "many".to_owned(),
+        command: "many".to_owned(),
         patience: Duration::from_secs(5),
         mounts: Default::default(),
     };
     let store = Store::open_or_make(&root, session).unwrap();
     let mut making = Making::begin(&store).unwrap();
-    let base = making.layer(LayerKind::Base, &[], &[]).unwrap();
+    let base = making.create_layer(LayerKind::Base, &[], &[]).unwrap();
     std::fs::write(store.paths().layer_tree(base).join("file"), "content").unwrap();
     for container in 0..containers {
         write(
@@ -49,15 +49,15 @@ fn main() {
             snapshots,
         );
     }
-    making.done().unwrap();
+    making.finish().unwrap();
 }
 
 fn write(store: &Store, making: &mut Making<'_>, base: LayerId, name: &str, snapshots: u64) {
-    let id = making.container().unwrap();
+    let id = making.create_container().unwrap();
     let mut list: Vec<SnapshotRef> = Vec::new();
     let mut stack = vec![base];
     for number in 0..snapshots {
-        let layer = making.layer(LayerKind::Delta, &stack, &[]).unwrap();
+        let layer = making.create_layer(LayerKind::Delta, &stack, &[]).unwrap();
         std::fs::write(
             store.paths().layer_tree(layer).join("file"),
             number.to_string(),
@@ -93,7 +93,7 @@ fn write(store: &Store, making: &mut Making<'_>, base: LayerId, name: &str, snap
             extra: Map::new(),
         });
     }
-    let head = making.layer(LayerKind::Delta, &stack, &[]).unwrap();
+    let head = making.create_layer(LayerKind::Delta, &stack, &[]).unwrap();
     let origin = vec![base];
     stack.insert(0, head);
     let manifest = ContainerManifest {

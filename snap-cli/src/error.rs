@@ -1,5 +1,4 @@
-//! What goes wrong, for people and for scripts: a kind (which is the exit code), what happened, what to
-//! do next, and the error below. Every room of this crate answers with it.
+//! The error type of this crate: a kind, which determines the exit code; a message; a hint; and the cause.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -13,23 +12,23 @@ use cowl_layers::shown::Show as _;
 /// A result of the manager.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What sort of failure it is. Each has one exit code, and scripts may rely on it.
+/// The kind of an error. Each has one exit code, on which scripts may rely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Something failed that no other kind names.
+    /// A failure of no other kind.
     Failed,
-    /// The command line, or a file that it names, can't be used like this.
+    /// An invalid command line, or an unsuitable file on it.
     Usage,
-    /// There is no such container, snapshot or store.
+    /// A container, snapshot or store that does not exist.
     NotFound,
-    /// Somebody uses it, or holds its lock.
+    /// An object that a process uses or has locked.
     Busy,
-    /// What the store holds is not what was written there.
+    /// A store whose content differs from what was written to it.
     Damaged,
 }
 
 impl Kind {
-    /// The kind of this name.
+    /// Returns the kind that `--json` prints as `name`.
     pub fn from_name(name: &str) -> Option<Self> {
         [
             Self::Failed,
@@ -42,7 +41,7 @@ impl Kind {
         .find(|kind| kind.name() == name)
     }
 
-    /// The exit code.
+    /// Returns the exit code.
     pub fn code(self) -> u8 {
         match self {
             Self::Failed => 1,
@@ -53,7 +52,7 @@ impl Kind {
         }
     }
 
-    /// The name that `--json` prints.
+    /// Returns the name that `--json` prints.
     pub fn name(self) -> &'static str {
         match self {
             Self::Failed => "failed",
@@ -65,21 +64,21 @@ impl Kind {
     }
 }
 
-/// A failure.
+/// An error of the manager.
 #[derive(Debug)]
 pub struct Error {
-    /// The sort.
+    /// The kind.
     pub kind: Kind,
-    /// What happened, naming the thing it happened to.
+    /// The message: the failed operation, and the object that it failed on.
     pub what: String,
-    /// What to do next.
+    /// The remedy, as an imperative sentence or a command.
     pub hint: Option<String>,
-    /// Why, where another error is the cause.
+    /// The underlying error.
     pub source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
-    /// A failure of this kind.
+    /// Creates an error without a hint and without a cause.
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
         Self {
             kind,
@@ -89,37 +88,37 @@ impl Error {
         }
     }
 
-    /// A plain failure.
+    /// Creates an error of kind [`Kind::Failed`].
     pub fn failed(what: impl Into<String>) -> Self {
         Self::new(Kind::Failed, what)
     }
 
-    /// A wrong use.
+    /// Creates an error of kind [`Kind::Usage`].
     pub fn usage(what: impl Into<String>) -> Self {
         Self::new(Kind::Usage, what)
     }
 
-    /// Something that is not there.
+    /// Creates an error of kind [`Kind::NotFound`].
     pub fn not_found(what: impl Into<String>) -> Self {
         Self::new(Kind::NotFound, what)
     }
 
-    /// Something in use.
+    /// Creates an error of kind [`Kind::Busy`].
     pub fn busy(what: impl Into<String>) -> Self {
         Self::new(Kind::Busy, what)
     }
 
-    /// Something damaged.
+    /// Creates an error of kind [`Kind::Damaged`].
     pub fn damaged(what: impl Into<String>) -> Self {
         Self::new(Kind::Damaged, what)
     }
 
-    /// A call on `path` that failed: "cannot read /x/y".
+    /// Creates an error for a failed system call on `path`: "cannot read /x/y".
     pub fn at(verb: &str, path: &Path, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::failed(format!("cannot {verb} {}", path.shown())).because(source)
     }
 
-    /// Whether the disk, or somebody's part of it, is full.
+    /// Returns whether the cause is a full disk or an exhausted quota.
     pub fn is_no_space(&self) -> bool {
         let full = |errno: Errno| matches!(errno, Errno::NOSPC | Errno::DQUOT);
         let mut cause: Option<&(dyn StdError + 'static)> = match &self.source {
@@ -149,14 +148,14 @@ impl Error {
         false
     }
 
-    /// The same with a hint.
+    /// Replaces the hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// The same with a cause.
+    /// Replaces the cause.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(source.into());
@@ -186,7 +185,7 @@ impl From<SetupError> for Error {
             SetupKind::Host => Kind::Failed,
             SetupKind::Damaged => Kind::Damaged,
         };
-        let mut new = Self::new(kind, error.what);
+        let mut new = Self::new(kind, error.message);
         if !error.hint.is_empty() {
             new = new.hint(error.hint);
         }
@@ -202,9 +201,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_whole_chain_of_causes_is_told() {
+    fn the_whole_chain_of_causes_is_displayed() {
         let io = std::io::Error::other("the disk is full");
-        let error = Error::at("write", Path::new("/x"), io).hint("make room");
+        let error = Error::at("write", Path::new("/x"), io).hint("free some space");
         assert_eq!(error.to_string(), "cannot write /x: the disk is full");
         assert_eq!(error.kind.code(), 1);
     }

@@ -1,26 +1,26 @@
 //! cowl: snapshots for containers that are stacks of layers on cowlfs.
 //!
-//! One idea carries it: only the topmost layer of a stack is ever written, and every change of a stack is
-//! one atomic rename of one small file. So a snapshot costs a few folders, a restore moves no data, and
-//! what was there before is not touched until nothing names it.
+//! Only the top layer of a stack is ever written, and every change of a stack is one atomic rename of one small file.
+//! So a snapshot costs a few directories, a restore moves no data, and the previous state is not modified until no
+//! manifest refers to it.
 //!
 //! The modules, from top to bottom; each imports only from those below it:
 //!
-//! - [`cli`]: commands, output, exit codes. A few lines each over the library.
+//! - [`cli`]: commands, output, exit codes. Each command is a few lines over the library.
 //! - [`check`]: verification and repair of a store.
-//! - [`lifecycle`]: creating, cloning, adopting, exporting, serving: what opens containers by name.
-//! - [`recover`]: opening a container; completion or rollback of what was interrupted.
+//! - [`lifecycle`]: operations that open containers by name: creating, cloning, adopting, exporting, serving.
+//! - [`recover`]: opening a container; completion or rollback of interrupted operations.
 //! - [`snapshot`]: taking, restoring, pruning, comparing and merging the states of an open container.
 //! - [`container`]: one container: its lock, its manifest and commits, its mount, its durability.
-//! - [`lxc`]: LXC's containers, their config files, and the snapshots that LXC's tools made.
+//! - [`lxc`]: LXC's containers, their config files, and the snapshots that LXC's tools took.
 //! - [`config`]: settings for all commands.
 //! - [`store`]: paths, manifests, locks, garbage collection.
-//! - [`archive`]: trees in and out.
+//! - [`archive`]: import and export of trees.
 //! - [`delta`]: differences between states: comparing, patches, merging, restoring.
-//! - [`tree`]: the toolkit for trees: walking, reading, creating, hashing.
-//! - [`host`]: the machine outside: mounts, processes, scripts of the machine's owner.
+//! - [`tree`]: a toolkit for trees: walking, reading, creating, hashing.
+//! - [`host`]: the machine: mounts, processes, the administrator's hooks.
 //! - [`shell`]: quoting of words.
-//! - [`error`]: kinds and exit codes.
+//! - [`error`]: kinds of errors and their exit codes.
 //! - `wait`: waiting by polling.
 
 pub mod archive;

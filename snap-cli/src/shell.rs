@@ -1,9 +1,11 @@
-//! Quoting words for a shell.
+//! Quotes words for a shell.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 
-/// Quotes a word of a command that a message shows: ASCII, in the form in which bash and zsh accept any byte.
+/// Quotes a word of a command in a message.
+///
+/// The result is ASCII, in the form with which bash and zsh accept any byte.
 pub fn quoted(word: impl AsRef<OsStr>) -> String {
     let bytes = word.as_ref().as_bytes();
     if is_plain(bytes) {
@@ -13,7 +15,7 @@ pub fn quoted(word: impl AsRef<OsStr>) -> String {
     }
 }
 
-/// Quotes a word for a POSIX shell, which executes it: any byte but NUL stays as it is.
+/// Quotes a word for a command that a POSIX shell executes. Any byte except NUL is preserved.
 pub fn posix_quoted(word: &[u8]) -> Vec<u8> {
     if is_plain(word) {
         return word.to_vec();
@@ -29,7 +31,7 @@ pub fn posix_quoted(word: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Returns whether a shell reads the word as it is.
+/// Returns whether a shell reads the word without quotes as it is.
 fn is_plain(word: &[u8]) -> bool {
     let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/._-+=:@%,".contains(b);
     !word.is_empty() && word.iter().all(plain)
@@ -42,14 +44,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_to_type() {
+    fn quotes_words_for_messages() {
         assert_eq!(quoted(Path::new("/a/b-c")), "/a/b-c");
         assert_eq!(quoted(Path::new("/a b")), "$'/a b'");
         assert_eq!(quoted(Path::new("/it's\n")), "$'/it\\'s\\n'");
     }
 
     #[test]
-    fn words_for_a_posix_shell() {
+    fn quotes_words_for_a_posix_shell() {
         assert_eq!(posix_quoted(b"/a/b-c"), b"/a/b-c");
         assert_eq!(posix_quoted(b"/a b"), b"'/a b'");
         assert_eq!(posix_quoted(b"it's"), b"'it'\\''s'");

@@ -1,4 +1,4 @@
-//! Waiting for what no event announces, by polling.
+//! Polls for conditions that the kernel does not report as events.
 
 use std::time::{Duration, Instant};
 

@@ -211,7 +211,7 @@ impl Pair {
         }
         let output = self.retry_while_busy(&arguments);
         // After its layers were merged, a snapshot cannot be the end of a range.
-        if output.code != 1 || !output.err().contains("does not lie below") {
+        if output.code != 1 || !output.err().contains("is not based on") {
             output.ok();
         }
         if !mounted {

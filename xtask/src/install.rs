@@ -1,5 +1,5 @@
-//! Putting cowl into a system, taking it out again, and packing it: programs, manual, completions, units,
-//! the APT hook, folders for hooks.
+//! Installs, uninstalls and packs cowl: programs, manual, completions, units, the APT hook, directories for
+//! hooks.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -7,44 +7,44 @@ use std::path::{Path, PathBuf};
 use crate::run::{Result, Run, failure, note, root, target, title};
 use crate::symbols::separate;
 
-/// How `cargo xtask install` is called.
+/// The options of `cargo xtask install`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Options {
-    /// Below which folder programs, manual and units go
+pub(crate) struct InstallOptions {
+    /// Install programs, manual and units below this directory
     #[arg(long, default_value = "/usr/local", value_name = "DIR")]
     prefix: PathBuf,
-    /// The root of the system to install into
+    /// Use this directory as the root of the system
     #[arg(long, default_value = "/", value_name = "DIR")]
     destdir: PathBuf,
     /// Make `lxc-snapshot` a link to cowl, which then behaves like it
     #[arg(long)]
     lxc_snapshot: bool,
-    /// Install the debug symbols too, in .debug beside the programs
+    /// Install the debug symbols too, in .debug next to the programs
     #[arg(long)]
     debug_symbols: bool,
-    /// Install the programs that lie in this folder, and build none
+    /// Install the programs from this directory instead of building them
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
 }
 
-/// How `cargo xtask uninstall` is called.
+/// The options of `cargo xtask uninstall`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Where {
-    /// The prefix that it was installed with
+pub(crate) struct UninstallOptions {
+    /// The prefix of the installation
     #[arg(long, default_value = "/usr/local", value_name = "DIR")]
     prefix: PathBuf,
-    /// The root of the system
+    /// Use this directory as the root of the system
     #[arg(long, default_value = "/", value_name = "DIR")]
     destdir: PathBuf,
 }
 
-/// How `cargo xtask dist` is called.
+/// The options of `cargo xtask dist`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Dist {
-    /// Below which folder programs, manual and units go when it is unpacked at /
+pub(crate) struct DistOptions {
+    /// Install programs, manual and units below this directory when the archive is unpacked at /
     #[arg(long, default_value = "/usr/local", value_name = "DIR")]
     prefix: PathBuf,
-    /// Pack the programs that lie in this folder, and build none
+    /// Pack the programs from this directory instead of building them
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
 }
@@ -52,37 +52,43 @@ pub(crate) struct Dist {
 /// The events that have hooks.
 const EVENTS: [&str; 4] = ["snapshot", "restore", "rm", "destroy"];
 
-/// Where the state of root's cowl is; units wait for it.
-const STATE: &str = "/var/lib/cowl";
+/// The directory of root's store, which units wait for.
+const STATE_DIR: &str = "/var/lib/cowl";
 
-/// Renews docs/man.
+/// Regenerates docs/man.
 pub(crate) fn man() -> Result<()> {
-    let programs = built("dev")?;
-    let folder = root()?.join("docs/man");
-    if folder.is_dir() {
-        std::fs::remove_dir_all(&folder)?;
+    let programs = build_programs("dev")?;
+    let dir = root()?.join("docs/man");
+    if dir.is_dir() {
+        std::fs::remove_dir_all(&dir)?;
     }
-    std::fs::create_dir_all(&folder)?;
+    std::fs::create_dir_all(&dir)?;
     Run::new(programs.join("cowl"))
         .args(["man", "--quiet"])
-        .arg(folder)
+        .arg(dir)
         .run()
 }
 
-/// Writes the completion scripts.
+/// Writes the completion scripts to the target directory.
 pub(crate) fn completions() -> Result<()> {
-    let programs = built("dev")?;
-    let folder = target()?.join("dist/completions");
-    for (shell, name) in SHELLS {
-        put(&folder.join(name), &script(&programs, shell)?, 0o644)?;
+    let programs = build_programs("dev")?;
+    let dir = target()?.join("dist/completions");
+    for (shell, name) in COMPLETIONS {
+        write_file(
+            &dir.join(name),
+            &completion_script(&programs, shell)?,
+            0o644,
+        )?;
     }
-    note(&format!("the scripts are in {}", folder.display()));
+    note(&format!("the scripts are in {}", dir.display()));
     Ok(())
 }
 
-const SHELLS: [(&str, &str); 3] = [("bash", "cowl"), ("zsh", "_cowl"), ("fish", "cowl.fish")];
+/// The shells with completions, each with the name of its script.
+const COMPLETIONS: [(&str, &str); 3] = [("bash", "cowl"), ("zsh", "_cowl"), ("fish", "cowl.fish")];
 
-fn script(programs: &Path, shell: &str) -> Result<String> {
+/// Returns the completion script for a shell.
+fn completion_script(programs: &Path, shell: &str) -> Result<String> {
     let output = std::process::Command::new(programs.join("cowl"))
         .args(["completions", shell])
         .stderr(std::process::Stdio::inherit())
@@ -93,87 +99,87 @@ fn script(programs: &Path, shell: &str) -> Result<String> {
     }
 }
 
-/// Builds the programs and says where they are.
-fn built(profile: &str) -> Result<PathBuf> {
+/// Builds the programs, and returns their directory.
+fn build_programs(profile: &str) -> Result<PathBuf> {
     Run::cargo()?
         .args(["build", "--locked", "-p", "cowl", "-p", "cowlfs", "--bins"])
         .args(["--profile", profile])
         .run()?;
-    let folder = if profile == "dev" { "debug" } else { profile };
-    Ok(target()?.join(folder))
+    let dir = if profile == "dev" { "debug" } else { profile };
+    Ok(target()?.join(dir))
 }
 
 /// Installs everything.
-pub(crate) fn install(options: &Options) -> Result<()> {
+pub(crate) fn install(options: &InstallOptions) -> Result<()> {
     title("install");
     let programs = match &options.programs {
-        Some(folder) => std::path::absolute(folder)?,
-        None => built("release")?,
+        Some(dir) => std::path::absolute(dir)?,
+        None => build_programs("release")?,
     };
     let mut system = System::new(&options.prefix, &options.destdir)?;
-    // Found before anything is written: a half-built tree installs nothing.
+    // Find the pages before anything is written, so that an incomplete tree installs nothing.
     let pages = files(&root()?.join("docs/man"))?;
-    // Refused where LXC's own program is, so it comes first.
+    // This fails if LXC's own program exists, so it comes first.
     if options.lxc_snapshot {
         system.link(&options.prefix.join("bin/lxc-snapshot"), "cowl")?;
     }
-    for (shell, place) in [
+    for (shell, path) in [
         ("bash", "share/bash-completion/completions/cowl"),
         ("zsh", "share/zsh/site-functions/_cowl"),
         ("fish", "share/fish/vendor_completions.d/cowl.fish"),
     ] {
-        let text = script(&programs, shell)?;
-        system.put(&options.prefix.join(place), text.as_bytes(), 0o644)?;
+        let text = completion_script(&programs, shell)?;
+        system.install_file(&options.prefix.join(path), text.as_bytes(), 0o644)?;
     }
     let bin = options.prefix.join("bin");
     let separated = target()?.join("dist/programs");
     for name in ["cowl", "cowlfs"] {
         let separated = separate(&programs.join(name), &separated)?;
         let program = std::fs::read(&separated.program)?;
-        system.put(&bin.join(name), &program, 0o755)?;
+        system.install_file(&bin.join(name), &program, 0o755)?;
         if options.debug_symbols {
             let symbols = std::fs::read(&separated.symbols)?;
-            let place = bin.join(".debug").join(format!("{name}.debug"));
-            system.put(&place, &symbols, 0o644)?;
+            let path = bin.join(".debug").join(format!("{name}.debug"));
+            system.install_file(&path, &symbols, 0o644)?;
         }
     }
     note(&format!("debug symbols are in {}", separated.display()));
     let manual = options.prefix.join("share/man/man1");
     for page in pages {
-        system.put(&manual.join(name(&page)?), &std::fs::read(&page)?, 0o644)?;
+        system.install_file(&manual.join(name(&page)?), &std::fs::read(&page)?, 0o644)?;
     }
     let dist = root()?.join("snap-cli/dist");
     let units = options.prefix.join("lib/systemd/system");
     for unit in files(&dist.join("systemd"))? {
-        let text = system.filled(&unit)?;
-        system.put(&units.join(name(&unit)?), text.as_bytes(), 0o644)?;
+        let text = system.fill_template(&unit)?;
+        system.install_file(&units.join(name(&unit)?), text.as_bytes(), 0o644)?;
     }
-    // The script before the file that tells apt to run it.
-    let apt = system.filled(&dist.join("apt/apt-snapshot"))?;
-    let place = options.prefix.join("lib/cowl/apt-snapshot");
-    system.put(&place, apt.as_bytes(), 0o755)?;
-    let apt = system.filled(&dist.join("apt/80cowl"))?;
-    system.put(
+    // Install the script before the file that makes apt run it.
+    let apt = system.fill_template(&dist.join("apt/apt-snapshot"))?;
+    let path = options.prefix.join("lib/cowl/apt-snapshot");
+    system.install_file(&path, apt.as_bytes(), 0o755)?;
+    let apt = system.fill_template(&dist.join("apt/80cowl"))?;
+    system.install_file(
         Path::new("/etc/apt/apt.conf.d/80cowl"),
         apt.as_bytes(),
         0o644,
     )?;
     for event in EVENTS {
         for when in ["pre", "post"] {
-            system.folder(Path::new(&format!("/etc/cowl/hooks.d/{when}-{event}.d")))?;
+            system.create_dir(Path::new(&format!("/etc/cowl/hooks.d/{when}-{event}.d")))?;
         }
     }
-    system.settings(&dist.join("config.toml"))?;
-    system.remember()?;
-    note(&format!("{} files are installed", system.made.len()));
+    system.install_config(&dist.join("config.toml"))?;
+    system.write_list()?;
+    note(&format!("installed {} files", system.installed.len()));
     Ok(())
 }
 
-/// Takes away what an install put there.
-pub(crate) fn uninstall(place: &Where) -> Result<()> {
+/// Removes the files of an installation.
+pub(crate) fn uninstall(options: &UninstallOptions) -> Result<()> {
     title("uninstall");
-    let system = System::new(&place.prefix, &place.destdir)?;
-    let list = system.at(&system.list());
+    let system = System::new(&options.prefix, &options.destdir)?;
+    let list = system.locate(&system.list());
     let text = match std::fs::read_to_string(&list) {
         Ok(text) => text,
         Err(error) => {
@@ -183,50 +189,50 @@ pub(crate) fn uninstall(place: &Where) -> Result<()> {
             ));
         }
     };
-    // apt's file first: without the script that it names apt would stop.
-    let mut places: Vec<&str> = text.lines().collect();
-    places.sort_by_key(|place| !place.starts_with("/etc/apt/"));
-    for place in &places {
-        match std::fs::remove_file(system.at(Path::new(place))) {
+    // Remove apt's file first: without the script that it names, apt would fail.
+    let mut paths: Vec<&str> = text.lines().collect();
+    paths.sort_by_key(|path| !path.starts_with("/etc/apt/"));
+    for path in &paths {
+        match std::fs::remove_file(system.locate(Path::new(path))) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return failure(format!("cannot remove {place}: {error}"));
+                return failure(format!("cannot remove {path}: {error}"));
             }
             _ => {}
         }
     }
     std::fs::remove_file(&list)?;
-    // Folders that hold nothing any more, hooks' folders among them; never one that others use.
+    // Remove empty directories, including those of hooks, but none that other packages use.
     for event in EVENTS {
         for when in ["pre", "post"] {
-            system.drop_empty(&format!("/etc/cowl/hooks.d/{when}-{event}.d"))?;
+            system.remove_if_empty(&format!("/etc/cowl/hooks.d/{when}-{event}.d"))?;
         }
     }
-    for folder in ["/etc/cowl/hooks.d", "/etc/cowl"] {
-        system.drop_empty(folder)?;
+    for dir in ["/etc/cowl/hooks.d", "/etc/cowl"] {
+        system.remove_if_empty(dir)?;
     }
-    for folder in ["lib/cowl", "bin/.debug"] {
-        system.drop_empty(&place.prefix.join(folder).display().to_string())?;
+    for dir in ["lib/cowl", "bin/.debug"] {
+        system.remove_if_empty(&options.prefix.join(dir).display().to_string())?;
     }
-    note(&format!("{} files were removed", places.len()));
+    note(&format!("removed {} files", paths.len()));
     Ok(())
 }
 
-/// Packs what an install puts into a system, with a checksum beside it.
-pub(crate) fn dist(options: &Dist) -> Result<()> {
+/// Packs the files of an installation, and writes a checksum next to the archive.
+pub(crate) fn dist(options: &DistOptions) -> Result<()> {
     let stage = tempfile::tempdir()?;
-    install(&Options {
+    install(&InstallOptions {
         prefix: options.prefix.clone(),
         destdir: stage.path().to_owned(),
         lxc_snapshot: false,
         debug_symbols: false,
         programs: options.programs.clone(),
     })?;
-    // Unpacked over a system that has settings it must leave them.
+    // Unpacking on an installed system must not overwrite its configuration file.
     let settings = stage.path().join("etc/cowl/config.toml");
     std::fs::rename(&settings, settings.with_extension("toml.example"))?;
     title("dist");
-    let folder = target()?.join("dist");
-    std::fs::create_dir_all(&folder)?;
+    let dir = target()?.join("dist");
+    std::fs::create_dir_all(&dir)?;
     let name = format!(
         "cowl-{}-{}.tar.xz",
         env!("CARGO_PKG_VERSION"),
@@ -237,148 +243,152 @@ pub(crate) fn dist(options: &Dist) -> Result<()> {
         .arg("-C")
         .arg(stage.path())
         .arg("-cJf")
-        .arg(folder.join(&name))
+        .arg(dir.join(&name))
         .args(
             files(stage.path())?
                 .iter()
                 .filter_map(|part| part.file_name()),
         )
         .run()?;
-    let line = format!(
-        "cd '{}' && sha256sum '{name}' > SHA256SUMS",
-        folder.display()
-    );
+    let line = format!("cd '{}' && sha256sum '{name}' > SHA256SUMS", dir.display());
     Run::shell(&line).run()?;
-    note(&format!("{} is packed", folder.join(name).display()));
+    note(&format!("packed {}", dir.join(name).display()));
     Ok(())
 }
 
-/// A system that is installed into.
+/// The system of an installation.
 struct System {
     prefix: PathBuf,
     destdir: PathBuf,
-    made: Vec<PathBuf>,
+    installed: Vec<PathBuf>,
 }
 
 impl System {
     fn new(prefix: &Path, destdir: &Path) -> Result<System> {
         if !prefix.is_absolute() {
-            return failure("--prefix must be a path from the root on");
+            return failure("--prefix must be an absolute path");
         }
         Ok(System {
             prefix: prefix.to_owned(),
             destdir: std::path::absolute(destdir)?,
-            made: Vec::new(),
+            installed: Vec::new(),
         })
     }
 
-    /// The list of what was installed.
+    /// Returns the path of the list of installed files.
     fn list(&self) -> PathBuf {
         self.prefix.join("lib/cowl/installed")
     }
 
-    /// Where a path of the system lies now.
-    fn at(&self, place: &Path) -> PathBuf {
-        self.destdir.join(place.strip_prefix("/").unwrap_or(place))
+    /// Returns the path below destdir for a path of the system.
+    fn locate(&self, path: &Path) -> PathBuf {
+        self.destdir.join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    fn put(&mut self, place: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-        put(&self.at(place), bytes, mode)?;
-        self.made.push(place.to_owned());
+    fn install_file(&mut self, path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+        write_file(&self.locate(path), bytes, mode)?;
+        self.installed.push(path.to_owned());
         Ok(())
     }
 
-    fn link(&mut self, place: &Path, to: &str) -> Result<()> {
-        let at = self.at(place);
+    fn link(&mut self, path: &Path, target: &str) -> Result<()> {
+        let at = self.locate(path);
         match at.symlink_metadata() {
             Ok(meta) if !meta.is_symlink() => {
                 return failure(format!(
-                    "{} is there and no link: LXC's own? Choose another --prefix",
+                    "{} exists and is not a symbolic link, it may be LXC's own: choose another --prefix",
                     at.display()
                 ));
             }
             Ok(_) => std::fs::remove_file(&at)?,
-            Err(_) => self.folder(place.parent().unwrap_or(place))?,
+            Err(_) => self.create_dir(path.parent().unwrap_or(path))?,
         }
-        symlink(to, at)?;
-        self.made.push(place.to_owned());
+        symlink(target, at)?;
+        self.installed.push(path.to_owned());
         Ok(())
     }
 
-    fn folder(&self, place: &Path) -> Result<()> {
-        Ok(std::fs::create_dir_all(self.at(place))?)
+    fn create_dir(&self, path: &Path) -> Result<()> {
+        Ok(std::fs::create_dir_all(self.locate(path))?)
     }
 
-    /// The configuration file is the owner's: one that is there stays.
-    fn settings(&mut self, sample: &Path) -> Result<()> {
-        let place = Path::new("/etc/cowl/config.toml");
+    /// Installs the configuration file.
+    ///
+    /// An existing one that differs is not changed.
+    fn install_config(&mut self, sample: &Path) -> Result<()> {
+        let path = Path::new("/etc/cowl/config.toml");
         let bytes = std::fs::read(sample)?;
-        match std::fs::read(self.at(place)) {
-            Ok(there) if there != bytes => {
-                note("/etc/cowl/config.toml stays as it is");
+        match std::fs::read(self.locate(path)) {
+            Ok(existing) if existing != bytes => {
+                note("/etc/cowl/config.toml is not changed");
                 Ok(())
             }
-            _ => self.put(place, &bytes, 0o644),
+            _ => self.install_file(path, &bytes, 0o644),
         }
     }
 
-    /// A file of snap-cli/dist with its places filled in.
-    fn filled(&self, file: &Path) -> Result<String> {
+    /// Returns a file of snap-cli/dist with its placeholders replaced.
+    fn fill_template(&self, file: &Path) -> Result<String> {
         Ok(std::fs::read_to_string(file)?
             .replace("@bindir@", &self.prefix.join("bin").display().to_string())
             .replace("@libdir@", &self.prefix.join("lib").display().to_string())
-            .replace("@statedir@", STATE))
+            .replace("@statedir@", STATE_DIR))
     }
 
-    fn remember(&mut self) -> Result<()> {
+    /// Writes the list of installed files.
+    fn write_list(&mut self) -> Result<()> {
         let mut text = String::new();
-        for place in &self.made {
-            // One that its owner changes stays when cowl goes.
-            if place != Path::new("/etc/cowl/config.toml") {
-                text.push_str(&format!("{}\n", place.display()));
+        for path in &self.installed {
+            // The configuration file belongs to the user, and is not removed.
+            if path != Path::new("/etc/cowl/config.toml") {
+                text.push_str(&format!("{}\n", path.display()));
             }
         }
-        put(&self.at(&self.list()), text.as_bytes(), 0o644)
+        write_file(&self.locate(&self.list()), text.as_bytes(), 0o644)
     }
 
-    fn drop_empty(&self, folder: &str) -> Result<()> {
+    fn remove_if_empty(&self, dir: &str) -> Result<()> {
         use std::io::ErrorKind::{DirectoryNotEmpty, NotFound};
-        match std::fs::remove_dir(self.at(Path::new(folder))) {
+        match std::fs::remove_dir(self.locate(Path::new(dir))) {
             Err(error) if !matches!(error.kind(), NotFound | DirectoryNotEmpty) => {
-                failure(format!("cannot remove {folder}: {error}"))
+                failure(format!("cannot remove {dir}: {error}"))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// Writes a file that replaces another one at once, so that a program that runs is never half-new.
-fn put(path: &Path, bytes: impl AsRef<[u8]>, mode: u32) -> Result<()> {
-    let folder = path.parent().unwrap_or(path);
-    std::fs::create_dir_all(folder)?;
-    let file = tempfile::NamedTempFile::new_in(folder)?;
+/// Writes a file atomically, so that a running program is never half replaced.
+fn write_file(path: &Path, bytes: impl AsRef<[u8]>, mode: u32) -> Result<()> {
+    let dir = path.parent().unwrap_or(path);
+    std::fs::create_dir_all(dir)?;
+    let file = tempfile::NamedTempFile::new_in(dir)?;
     std::fs::write(file.path(), bytes)?;
     std::fs::set_permissions(file.path(), PermissionsExt::from_mode(mode))?;
-    file.persist(path)
-        .map_err(|error| crate::run::Failure(format!("{}: {error}", path.display())))?;
+    file.persist(path).map_err(|error| {
+        crate::run::Failure(format!("cannot write {}: {error}", path.display()))
+    })?;
     Ok(())
 }
 
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+/// Returns the paths in a directory, sorted.
+///
+/// Fails if there are none.
+fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
+    for entry in std::fs::read_dir(dir)? {
         found.push(entry?.path());
     }
     found.sort();
     if found.is_empty() {
-        return failure(format!("there is nothing in {}", folder.display()));
+        return failure(format!("{} is empty", dir.display()));
     }
     Ok(found)
 }
 
 fn name(path: &Path) -> Result<&std::ffi::OsStr> {
     path.file_name()
-        .ok_or_else(|| crate::run::Failure(format!("{} has no name", path.display())))
+        .ok_or_else(|| crate::run::Failure(format!("{} has no file name", path.display())))
 }
 
 #[cfg(test)]

@@ -8,9 +8,9 @@ use cowl_tests::conditions::{Need, can};
 
 use super::*;
 
-fn options(destdir: &Path) -> Options {
+fn options(destdir: &Path) -> InstallOptions {
     let programs = cowl_tests::programs::cowl();
-    Options {
+    InstallOptions {
         prefix: PathBuf::from("/usr/local"),
         destdir: destdir.to_owned(),
         lxc_snapshot: true,
@@ -30,7 +30,7 @@ fn content(directory: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-/// The program is smaller than the one that was built, and names its symbols.
+/// Asserts that the installed program is smaller than the built one, and references its symbols.
 fn assert_symbols_apart(cowl: &Path) {
     let size = |path: &Path| path.metadata().unwrap().len();
     assert!(size(cowl) * 2 < size(&cowl_tests::programs::cowl()));
@@ -46,12 +46,12 @@ fn assert_symbols_apart(cowl: &Path) {
 }
 
 #[test]
-fn what_is_installed_works_and_goes_again() {
+fn an_installation_works_and_is_removed() {
     let dir = tempfile::tempdir().unwrap();
     let system = dir.path().join("system");
     let options = options(&system);
     install(&options).unwrap();
-    let there = content(&system);
+    let installed = content(&system);
     for file in [
         "usr/local/bin/cowl",
         "usr/local/bin/cowlfs",
@@ -73,8 +73,8 @@ fn what_is_installed_works_and_goes_again() {
         "etc/cowl/hooks.d/post-destroy.d",
     ] {
         assert!(
-            there.contains(&format!("./{file}")),
-            "no {file} in {there:?}"
+            installed.contains(&format!("./{file}")),
+            "no {file} in {installed:?}"
         );
     }
     let cowl = system.join("usr/local/bin/cowl");
@@ -99,7 +99,7 @@ fn what_is_installed_works_and_goes_again() {
     std::fs::write(&hook, "#!/bin/sh\n").unwrap();
     install(&options).unwrap();
     assert_eq!(std::fs::read_to_string(&config).unwrap(), "wait = 3\n");
-    let target = Where {
+    let target = UninstallOptions {
         prefix: options.prefix.clone(),
         destdir: system.clone(),
     };
@@ -132,19 +132,19 @@ fn a_program_of_lxc_is_not_replaced() {
     std::fs::write(&other, "LXC's own").unwrap();
     let error = install(&options).unwrap_err().0;
     assert!(
-        error.contains("lxc-snapshot is there and no link"),
+        error.contains("lxc-snapshot exists and is not a symbolic link"),
         "{error}"
     );
     assert_eq!(std::fs::read_to_string(other).unwrap(), "LXC's own");
 }
 
 #[test]
-fn systemd_takes_the_units() {
+fn systemd_accepts_the_units() {
     if !can(&[Need::Program("systemd-analyze")]) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let options = Options {
+    let options = InstallOptions {
         prefix: dir.path().join("prefix"),
         ..options(Path::new("/"))
     };
@@ -155,8 +155,8 @@ fn systemd_takes_the_units() {
     symlink(cowl_tests::programs::cowl(), bin.join("cowl")).unwrap();
     let units = dir.path().join("units");
     for unit in files(&root().unwrap().join("snap-cli/dist/systemd")).unwrap() {
-        let text = system.filled(&unit).unwrap();
-        put(&units.join(name(&unit).unwrap()), text, 0o644).unwrap();
+        let text = system.fill_template(&unit).unwrap();
+        write_file(&units.join(name(&unit).unwrap()), text, 0o644).unwrap();
     }
     let line = format!(
         "cd '{}'; SYSTEMD_LOG_LEVEL=warning systemd-analyze verify --man=no \

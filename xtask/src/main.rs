@@ -62,11 +62,11 @@ enum Command {
     /// Write shell completion scripts to target/dist/completions
     Completions,
     /// Build and install the programs, man pages, completions, systemd units and the APT hook
-    Install(install::Options),
+    Install(install::InstallOptions),
     /// Remove the files that `install` installed; modified settings and added hooks remain
-    Uninstall(install::Where),
+    Uninstall(install::UninstallOptions),
     /// Pack the files that `install` installs into a tar in target/dist, with a checksum
-    Dist(install::Dist),
+    Dist(install::DistOptions),
     /// Run pjdfstest and fsx on a cowlfs mount, and compare with the file system below it
     Conformance,
 }
@@ -87,7 +87,7 @@ fn main() -> ExitCode {
         Command::Man => install::man(),
         Command::Completions => install::completions(),
         Command::Install(options) => install::install(&options),
-        Command::Uninstall(place) => install::uninstall(&place),
+        Command::Uninstall(options) => install::uninstall(&options),
         Command::Dist(options) => install::dist(&options),
         Command::Conformance => setup::run().and_then(|()| conformance::run()),
     };

@@ -1,5 +1,6 @@
-//! Everything that a change must pass, in the order in which it fails soonest, and the count of
-//! what was skipped: a test that could not run is a failure unless the machine excuses it.
+//! Runs everything that a change must pass, fastest checks first, and counts skipped tests.
+//!
+//! A test that could not run is a failure, unless the caller allows it.
 
 mod binaries;
 mod memory;
@@ -9,24 +10,24 @@ use std::time::Instant;
 
 use crate::run::{Result, Run, failure, note, target, title};
 
-/// How `cargo xtask test` is called.
+/// The options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// How many tests may be skipped: none, on a Debian machine with root, apt and /dev/fuse
+    /// Allow exactly N skipped tests; none are skipped by root on Debian with apt and /dev/fuse
     #[arg(long, default_value_t = 0, value_name = "N")]
     allow_skips: usize,
-    /// Leave pjdfstest and fsx out
+    /// Omit pjdfstest and fsx
     #[arg(long)]
     no_conformance: bool,
-    /// How many test binaries run at a time; with more than one for two CPUs, tests that wait for a process may time out
+    /// Run N test binaries at a time; with more than one for each two CPUs, tests may time out
     #[arg(long, default_value_t = 1, value_name = "N")]
     jobs: usize,
-    /// For the edit loop: formatting, rules, unit tests, and the tests that need no mount and are fast
+    /// Run only formatting, rules, unit tests, and fast tests without a mount
     #[arg(long, conflicts_with = "no_conformance")]
     quick: bool,
 }
 
-/// What `--quick` runs, and the tests that it skips because they are slow.
+/// The packages and targets that `--quick` tests, and the slow tests that it skips.
 const QUICK: [(&str, &[&str], &[&str]); 6] = [
     ("cowl-layers", &["--lib"], &[]),
     ("cowl-overlay", &["--lib"], &[]),
@@ -44,14 +45,14 @@ const QUICK: [(&str, &[&str], &[&str]); 6] = [
     ),
 ];
 
-/// Runs it all.
+/// Runs all checks and tests, or the quick ones.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let start = Instant::now();
     crate::namespace::enter();
     // Tests expect the modes that this umask gives, whatever the umask of the caller.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     if options.quick {
-        return quick(start);
+        return run_quick(start);
     }
     crate::setup::run()?;
 
@@ -102,7 +103,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if count != options.allow_skips {
         return failure(format!(
-            "{count} tests were skipped where {} are expected: see the SKIP lines above",
+            "{count} tests were skipped instead of {}: see the SKIP lines above",
             options.allow_skips
         ));
     }
@@ -110,22 +111,22 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn quick(start: Instant) -> Result<()> {
+fn run_quick(start: Instant) -> Result<()> {
     crate::checks::run()?;
     Run::cargo()?.args(["fmt", "--all", "--check"]).run()?;
     Run::cargo()?
         .args(["build", "--workspace", "--bins", "--locked"])
         .run()?;
-    for (package, what, slow) in QUICK {
+    for (package, targets, slow) in QUICK {
         Run::cargo()?
             .args(["test", "--locked", "--package", package])
-            .args(what)
+            .args(targets)
             .arg("--")
             .args(slow.iter().flat_map(|test| ["--skip", *test]))
             .run()?;
     }
     note(&format!(
-        "\nthe quick part passed in {:.0?}; `cargo xtask test` runs everything",
+        "\nthe quick tests passed in {:.0?}; `cargo xtask test` runs everything",
         start.elapsed()
     ));
     Ok(())

@@ -1,21 +1,21 @@
-//! Choices of a mount that have names.
+//! Enumerated options of a mount, with their names in option strings and configuration files.
 
-/// Which files the kernel reads and writes by itself, without asking the daemon.
+/// The files that the kernel reads and writes without requests to the daemon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Passthrough {
-    /// Those that it can, as long as nobody can take a snapshot of the mount; else as [`Self::Read`].
+    /// Like [`Self::All`], if no snapshot of the mount can be taken; otherwise like [`Self::Read`].
     #[default]
     Auto,
-    /// Files in the upper, and programs and libraries wherever they are.
+    /// Files in the upper layer, and programs and libraries in all layers.
     All,
-    /// Programs and libraries, for reading.
+    /// Programs and libraries in lower layers, for reading.
     Read,
     /// None.
     Off,
 }
 
 impl Passthrough {
-    /// All of them, by the names that options give them.
+    /// All variants with their names.
     pub const NAMES: [(&str, Self); 4] = [
         ("auto", Self::Auto),
         ("all", Self::All),
@@ -24,47 +24,47 @@ impl Passthrough {
     ];
 }
 
-/// What a descriptor of a lower file shows that was opened before the file was written to.
+/// The content that a descriptor of a lower file shows if it was opened before the file was copied up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Coherence {
-    /// What was written, as on a plain folder; of programs and libraries what was.
+    /// The new content, as on a plain directory. Descriptors of programs and libraries show the old one.
     #[default]
     Posix,
-    /// What was, as on overlayfs of the kernel. Then the kernel reads all lower files by itself.
+    /// The old content, as on kernel overlayfs. Passthrough is used for all lower files.
     Overlay,
 }
 
 impl Coherence {
-    /// Both, by the names that options give them.
+    /// All variants with their names.
     pub const NAMES: [(&str, Self); 2] = [("posix", Self::Posix), ("overlay", Self::Overlay)];
 }
 
-/// Whether idle CPUs are kept awake while requests come in numbers.
+/// Whether idle CPUs are kept awake during a burst of requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Awake {
-    /// On a small virtual machine whose idle CPUs halt.
+    /// On small virtual machines whose idle CPUs halt.
     #[default]
     Auto,
-    /// Wherever this process may.
+    /// If it is permitted.
     On,
     /// Never.
     Off,
 }
 
 impl Awake {
-    /// All of them, by the names that options give them.
+    /// All variants with their names.
     pub const NAMES: [(&str, Self); 3] =
         [("auto", Self::Auto), ("on", Self::On), ("off", Self::Off)];
 }
 
-/// What an option's value names.
-pub fn named<T: Copy>(names: &[(&str, T)], value: &str) -> Option<T> {
-    let found = names.iter().find(|(name, _)| *name == value);
-    found.map(|(_, what)| *what)
+/// Returns the choice with this name.
+pub fn find_choice<T: Copy>(names: &[(&str, T)], name: &str) -> Option<T> {
+    let found = names.iter().find(|(other, _)| *other == name);
+    found.map(|(_, choice)| *choice)
 }
 
-/// The name that options give something.
-pub fn name_of<T: PartialEq>(names: &[(&'static str, T)], what: &T) -> &'static str {
-    let found = names.iter().find(|(_, known)| known == what);
+/// Returns the name of a choice.
+pub fn choice_name<T: PartialEq>(names: &[(&'static str, T)], choice: &T) -> &'static str {
+    let found = names.iter().find(|(_, other)| other == choice);
     found.map_or("", |(name, _)| name)
 }

@@ -1,4 +1,5 @@
-//! The command line of `cowlfs`, as mount(8), podman and containerd call an overlay program.
+//! The command line of `cowlfs`, compatible with the way in which mount(8), podman and containerd call an overlay
+//! program.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -8,48 +9,78 @@ use std::time::Duration;
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue};
 
-use crate::config::{Awake, Coherence, Config, Passthrough, named};
+use crate::config::{Awake, CACHE_TIMEOUT, Coherence, Config, Passthrough, find_choice};
 use cowl_layers::format::XattrSpace;
 use cowl_layers::shown::{Allowed, Show, plain};
 use cowl_overlay::idmap::IdMap;
 
-/// Mount a stack of layers as one copy-on-write file system.
+/// Mount a stack of layers as one copy-on-write file system
 ///
-/// The layers are in kernel overlayfs's format: what cowlfs writes the kernel mounts (with
+/// The layers are in the on-disk format of kernel overlayfs: the kernel can mount what cowlfs has written (with
 /// redirect_dir=on,metacopy=on), and the other way round.
+///
+/// Signals: SIGTERM, SIGINT and SIGHUP unmount the file system in all mount namespaces, sync it, and end the process
+/// within five seconds. SIGUSR1 logs the statistics to standard error. SIGUSR2 ends the process if the file system was
+/// unmounted and only unused copies of the mount remain in other mount namespaces.
 #[derive(Debug, Parser)]
 #[command(name = "cowlfs", version)]
 pub struct Args {
-    /// Options, separated by commas: lowerdir=TOP:NEXT:...[::DATA-ONLY]..., upperdir=DIR, workdir=DIR
-    /// (without the last two the mount is read-only), ro, nosuid, nodev, noexec, noatime, volatile, metacopy=on|off,
-    /// userxattr, fuse_overlayfs (its .wh. names and attributes are marks too), uidmapping=DISK:SHOWN:COUNT, gidmapping=..., squash_to_root, squash_to_uid=N,
-    /// squash_to_gid=N, static_nlink, noacl, timeout=SECONDS, lookout=MICROSECONDS, threaded=0|1,
-    /// awake=auto|on|off (whether idle CPUs are kept from sleeping while requests come in numbers; auto: on small virtual machines where they halt),
-    /// passthrough=auto|all|read|off (which files the kernel reads and writes by itself: those of the upper, programs and libraries;
-    /// programs and libraries alone; none), coherence=posix|overlay (old descriptors of a lower file see what is written
-    /// to it, those of programs and libraries excepted; or none does, and the kernel reads all lower files by itself), fsname=NAME, subtype=NAME;
-    /// control=SOCKET, on which the daemon can be asked what it has done;
-    /// remount, to change ro, nosuid, nodev, noexec, noatime of a mount that is there.
-    /// SIGUSR1 has the daemon say on standard error what it has done. SIGTERM, SIGINT and SIGHUP unmount it
-    /// everywhere, sync what was written and end it, five seconds later at the latest. SIGUSR2 ends it if it was
-    /// unmounted and only unused copies in other mount namespaces are left.
-    /// In paths, a backslash stands before a colon or comma that belongs to the name
+    /// Set mount options, separated by commas
+    ///
+    /// Layers: lowerdir=TOP:NEXT:...[::DATA-ONLY]..., upperdir=DIR, workdir=DIR. Without the last two the mount is
+    /// read-only. In paths, a backslash escapes a colon or a comma that is part of the name.
+    ///
+    /// Flags: ro, nosuid, nodev, noexec, noatime. With remount they are changed on an existing mount.
+    ///
+    /// Format: metacopy=on|off, userxattr, fuse_overlayfs (also read .wh. names and the xattrs of fuse-overlayfs).
+    ///
+    /// Owners and attributes: uidmapping=DISK:SHOWN:COUNT, gidmapping=DISK:SHOWN:COUNT, squash_to_root,
+    /// squash_to_uid=N, squash_to_gid=N, static_nlink, noacl.
+    ///
+    /// Durability: volatile (do not sync).
+    ///
+    /// passthrough=auto|all|read|off: files that the kernel reads and writes without the daemon. all: those of the
+    /// upper layer, programs and libraries; read: programs and libraries; off: none; auto: all, unless snapshots of the
+    /// mount can be taken.
+    ///
+    /// coherence=posix|overlay: content that a descriptor of a lower file shows after the file was written to. posix:
+    /// the new content, except for programs and libraries; overlay: the old content, and the kernel reads all lower
+    /// files without the daemon.
+    ///
+    /// awake=auto|on|off: keep idle CPUs awake during bursts of requests. auto: on small virtual machines whose idle
+    /// CPUs halt.
+    ///
+    /// Daemon: timeout=SECONDS (for cached names and attributes), lookout=MICROSECONDS (busy-polling for the next
+    /// request), threaded=0|1, control=SOCKET (path of the control
+    /// socket).
+    ///
+    /// Names in the table of mounts: fsname=NAME, subtype=NAME.
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<OsString>,
-    /// Stay in the foreground
+    /// Run in the foreground
     #[arg(short = 'f', long)]
     pub foreground: bool,
-    /// Log every detail to standard error and stay in the foreground
+    /// Log every detail to standard error and run in the foreground
     #[arg(short = 'd', long)]
     pub debug: bool,
-    /// The mount point; a source name before it, as mount(8) gives one, is passed over
+    /// The mount point; a source name before it, as mount(8) passes it, is ignored
     #[arg(value_name = "MOUNTPOINT", num_args = 1..=2, required = true)]
-    pub places: Vec<PathBuf>,
+    pub paths: Vec<PathBuf>,
 }
 
-/// What clap has to say of a command line, help or a mistake, in text for people: it repeats words of the command
-/// line as they are.
-pub fn explanation(mut error: clap::Error, colors: bool) -> String {
+/// Whether a message has colors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Colors {
+    /// With the escape sequences for colors.
+    On,
+    /// Plain text.
+    Off,
+}
+
+/// Formats help or a usage error of clap for a terminal.
+///
+/// clap repeats words of the command line verbatim, so their control characters are escaped.
+pub fn render_error(mut error: clap::Error, colors: Colors) -> String {
     let words: Vec<_> = error
         .context()
         .filter_map(|(kind, value)| match value {
@@ -64,7 +95,7 @@ pub fn explanation(mut error: clap::Error, colors: bool) -> String {
             _ => None,
         })
         .collect();
-    // A suggestion repeats a word in the midst of its styles: where a word was escaped it is left out.
+    // A suggestion repeats a word inside of its styled text, where it cannot be escaped, so it is omitted.
     let is_plain = |word: &String| !word.contains('\\');
     let escaped = words.iter().any(|(_, word)| match word {
         ContextValue::String(word) => !is_plain(word),
@@ -78,51 +109,52 @@ pub fn explanation(mut error: clap::Error, colors: bool) -> String {
         error.insert(kind, word);
     }
     let text = match colors {
-        true => error.render().ansi().to_string(),
-        false => error.render().to_string(),
+        Colors::On => error.render().ansi().to_string(),
+        Colors::Off => error.render().to_string(),
     };
     let allowed = Allowed {
         lines: true,
-        colors,
+        colors: colors == Colors::On,
     };
     plain(&text, allowed).into_owned()
 }
 
-/// What a command line asks for.
+/// A parsed command line.
 #[derive(Debug)]
 pub struct Invocation {
-    /// The mount.
+    /// The configuration of the mount.
     pub config: Config,
-    /// No fork.
+    /// Whether the process stays in the foreground.
     pub foreground: bool,
-    /// Log everything.
+    /// Whether everything is logged.
     pub debug: bool,
-    /// No new mount: the flags of the one that is there are to change.
+    /// Whether the flags of an existing mount are changed, instead of a new mount.
     pub remount: bool,
 }
 
 impl Args {
-    /// Checks the options and makes a configuration; the error says which option is wrong and why.
+    /// Validates the options and returns the configuration, or a message that names the invalid option.
     pub fn into_invocation(self) -> Result<Invocation, String> {
-        let mountpoint = self.places.into_iter().next_back().unwrap_or_default();
-        let mut build = Build::new(mountpoint);
+        let mountpoint = self.paths.into_iter().next_back().unwrap_or_default();
+        let mut builder = Builder::new(mountpoint);
         for options in &self.options {
             for option in split(options.as_bytes(), b',', false) {
                 if !option.is_empty() {
-                    build.take(&option)?;
+                    builder.parse_option(&option)?;
                 }
             }
         }
         Ok(Invocation {
-            remount: build.remount,
-            config: build.finish()?,
+            remount: builder.remount,
+            config: builder.finish()?,
             foreground: self.foreground || self.debug,
             debug: self.debug,
         })
     }
 }
 
-struct Build {
+/// The state of parsing: options in any order, which [`Builder::finish`] combines.
+struct Builder {
     config: Config,
     lower: Option<Lowers>,
     upper: Option<PathBuf>,
@@ -135,7 +167,7 @@ struct Build {
     remount: bool,
 }
 
-impl Build {
+impl Builder {
     fn new(mountpoint: PathBuf) -> Self {
         Self {
             config: Config::new(Vec::new(), None, mountpoint),
@@ -151,35 +183,35 @@ impl Build {
         }
     }
 
-    fn take(&mut self, option: &[u8]) -> Result<(), String> {
+    fn parse_option(&mut self, option: &[u8]) -> Result<(), String> {
         let (key, value) = match option.iter().position(|&byte| byte == b'=') {
-            Some(at) => (option.get(..at).unwrap_or_default(), option.get(at + 1..)),
+            Some(end) => (option.get(..end).unwrap_or_default(), option.get(end + 1..)),
             None => (option, None),
         };
-        let key = std::str::from_utf8(key)
-            .map_err(|_| format!("unknown option '{}'", option.escape_ascii()))?;
+        let key = std::str::from_utf8(key).map_err(|_| unknown(key))?;
         match value {
-            Some(value) if self.take_path(key, value)? => Ok(()),
+            Some(value) if self.parse_path(key, value)? => Ok(()),
             Some(value) => {
                 let value = std::str::from_utf8(value)
-                    .map_err(|_| format!("option {key}: '{}' is no text", value.escape_ascii()))?;
-                self.take_value(key, value)
+                    .map_err(|_| format!("option {key}: '{}' is not UTF-8", value.shown()))?;
+                self.parse_value(key, value)
             }
-            None => self.take_flag(key),
+            None => self.parse_flag(key),
         }
     }
 
-    fn take_path(&mut self, key: &str, value: &[u8]) -> Result<bool, String> {
+    /// Parses an option whose value is a path. Returns false if `key` is no such option.
+    fn parse_path(&mut self, key: &str, value: &[u8]) -> Result<bool, String> {
         let path = |raw: &[u8]| {
             if raw.is_empty() {
-                Err(format!("option {key}: an empty path"))
+                Err(format!("option {key}: empty path"))
             } else {
                 Ok(PathBuf::from(OsString::from_vec(unescape(raw))))
             }
         };
         match key {
             "lowerdir" => {
-                self.lower = Some(lowers(&split(value, b':', true), path)?);
+                self.lower = Some(parse_lowers(&split(value, b':', true), path)?);
             }
             "upperdir" => self.upper = Some(path(value)?),
             "workdir" => self.work = Some(path(value)?),
@@ -189,15 +221,15 @@ impl Build {
         Ok(true)
     }
 
-    fn take_value(&mut self, key: &str, value: &str) -> Result<(), String> {
+    fn parse_value(&mut self, key: &str, value: &str) -> Result<(), String> {
         let number = || {
             let parsed: Result<u32, _> = value.parse();
-            parsed.map_err(|_| format!("option {key}: '{value}' is no number"))
+            parsed.map_err(|_| format!("option {key}: '{}' is not a number", value.shown()))
         };
         let switch = || match value {
             "on" | "1" => Ok(true),
             "off" | "0" => Ok(false),
-            _ => Err(format!("option {key}: '{value}' is neither on nor off")),
+            _ => Err(unknown_value(key, value, "on, off")),
         };
         match key {
             "uidmapping" => self.uids = value.into(),
@@ -209,21 +241,26 @@ impl Build {
                     .parse()
                     .ok()
                     .filter(|s: &f64| s.is_finite() && *s >= 0.0)
-                    .ok_or_else(|| format!("option timeout: '{value}' is no number of seconds"))?;
-                let keep = Duration::try_from_secs_f64(seconds).unwrap_or(crate::config::KEEP);
-                self.config.keep = keep.min(crate::config::KEEP);
+                    .ok_or_else(|| {
+                        format!(
+                            "option timeout: '{}' is not a number of seconds",
+                            value.shown()
+                        )
+                    })?;
+                let timeout = Duration::try_from_secs_f64(seconds).unwrap_or(CACHE_TIMEOUT);
+                self.config.cache_timeout = timeout.min(CACHE_TIMEOUT);
             }
-            "lookout" => self.config.lookout = Duration::from_micros(number()?.into()),
+            "lookout" => self.config.busy_poll = Duration::from_micros(number()?.into()),
             "awake" => {
-                self.config.awake = named(&Awake::NAMES, value)
+                self.config.awake = find_choice(&Awake::NAMES, value)
                     .ok_or_else(|| unknown_value(key, value, "auto, on, off"))?;
             }
             "passthrough" => {
-                self.config.passthrough = named(&Passthrough::NAMES, value)
+                self.config.passthrough = find_choice(&Passthrough::NAMES, value)
                     .ok_or_else(|| unknown_value(key, value, "auto, all, read, off"))?;
             }
             "coherence" => {
-                self.config.coherence = named(&Coherence::NAMES, value)
+                self.config.coherence = find_choice(&Coherence::NAMES, value)
                     .ok_or_else(|| unknown_value(key, value, "posix, overlay"))?;
             }
             "fsync" => self.config.overlay.volatile = !switch()?,
@@ -231,28 +268,31 @@ impl Build {
             "metacopy" => self.config.overlay.metacopy = switch()?,
             "fsname" => self.config.mount.source = value.into(),
             "subtype" => self.config.mount.subtype = value.into(),
-            // Numbers are unique whatever is said here; the values of others are taken.
+            // Accepted for compatibility with the kernel. Inode numbers are always unique.
             "xino" if matches!(value, "on" | "off" | "auto") => {}
             "redirect_dir" if matches!(value, "on" | "follow") => {}
             "redirect_dir" => {
                 return Err(format!(
-                    "option redirect_dir={value}: cowlfs always moves folders by redirect marks"
+                    "option redirect_dir: '{}' is not supported, cowlfs always writes redirects (remove the option)",
+                    value.shown()
                 ));
             }
             "index" if value == "off" => {}
-            // The kernel's own words for any FUSE mount, which mount(8) hands back on a remount.
+            // The kernel shows these options for each FUSE mount, and mount(8) passes them to a remount.
             "user_id" | "group_id" => {
                 number()?;
             }
             "plugins" => {
-                return Err("option plugins: cowlfs has none; copy the layers to a folder".into());
+                return Err(
+                    "option plugins: not supported (copy the layers to a local directory)".into(),
+                );
             }
             _ => return Err(unknown(key)),
         }
         Ok(())
     }
 
-    fn take_flag(&mut self, key: &str) -> Result<(), String> {
+    fn parse_flag(&mut self, key: &str) -> Result<(), String> {
         let mount = &mut self.config.mount;
         match key {
             "remount" => self.remount = true,
@@ -272,9 +312,9 @@ impl Build {
             "squash_to_root" => (self.squash_uid, self.squash_gid) = (Some(0), Some(0)),
             "fuse_overlayfs" => self.config.foreign = true,
             "userxattr" => self.config.space = Some(XattrSpace::User),
-            // Always so.
+            // Always set.
             "default_permissions" | "allow_other" => {}
-            // Words for mount(8) and fstab, not for the file system.
+            // Options of mount(8) and fstab, not of the file system.
             "defaults" | "auto" | "noauto" | "nofail" | "_netdev" => {}
             _ if key.starts_with("x-") => {}
             _ => return Err(unknown(key)),
@@ -299,14 +339,18 @@ impl Build {
         self.config.overlay.gids = map("gidmapping", &self.gids, self.squash_gid)?;
         (self.config.lowers, self.config.data_only) = self
             .lower
-            .ok_or("option lowerdir is missing: name the layers, topmost first")?;
+            .ok_or("option lowerdir is missing: specify the layers, topmost first")?;
         self.config.upper = match (self.upper, self.work) {
             (Some(upper), Some(work)) => Some((upper, work)),
             (Some(_), None) => {
-                return Err("option workdir is missing: an upperdir needs one beside it".into());
+                return Err(
+                    "option workdir is missing: specify an empty directory on the \
+                            file system of upperdir"
+                        .into(),
+                );
             }
             (None, Some(_)) => {
-                return Err("option upperdir is missing: a workdir alone has no use".into());
+                return Err("option upperdir is missing: specify it, or remove workdir".into());
             }
             (None, None) => None,
         };
@@ -315,44 +359,47 @@ impl Build {
     }
 }
 
-/// Layers that show, and data-only ones.
+/// Lower layers, and data-only layers.
 type Lowers = (Vec<PathBuf>, Vec<PathBuf>);
 
-/// `A:B::C::D`: two layers that show, and two below them that only hold data, as the kernel writes it.
-fn lowers(
+/// Parses lowerdir in the kernel's syntax: `A:B::C::D` means two lower layers, and two data-only layers below them.
+fn parse_lowers(
     parts: &[Vec<u8>],
     path: impl Fn(&[u8]) -> Result<PathBuf, String>,
 ) -> Result<Lowers, String> {
-    let (mut shown, mut data) = (Vec::new(), Vec::new());
+    let (mut visible, mut data) = (Vec::new(), Vec::new());
     let mut parts = parts.iter();
     while let Some(part) = parts.next() {
-        if !part.is_empty() || shown.is_empty() {
+        if !part.is_empty() || visible.is_empty() {
             if !data.is_empty() {
                 return Err(format!(
-                    "option lowerdir: after '::' come data-only layers, each with '::' before it, \
-                     and '{}' has not",
-                    part.escape_ascii()
+                    "option lowerdir: '{}' follows data-only layers: write '::' before it, too",
+                    part.shown()
                 ));
             }
-            shown.push(path(part)?);
+            visible.push(path(part)?);
             continue;
         }
-        // Nothing between two colons.
+        // An empty part is the position between two colons.
         data.push(path(parts.next().map_or(&[][..], Vec::as_slice))?);
     }
-    Ok((shown, data))
+    Ok((visible, data))
 }
 
 fn unknown_value(key: &str, value: &str, known: &str) -> String {
-    format!("option {key}: '{value}' is none of {known}")
+    format!(
+        "option {key}: invalid value '{}' (possible values: {known})",
+        value.shown()
+    )
 }
 
-fn unknown(key: &str) -> String {
-    format!("unknown option '{key}' (cowlfs --help lists them)")
+fn unknown(key: &(impl Show + ?Sized)) -> String {
+    format!("unknown option '{}' (see cowlfs --help)", key.shown())
 }
 
-/// Splits at a separator that no backslash stands before. The escapes stay, for [`unescape`], unless
-/// they are the separator's own and `keep` is not asked for.
+/// Splits at each separator that has no backslash before it.
+///
+/// Escapes remain for [`unescape`], except those of the separator, unless `keep` is true.
 fn split(text: &[u8], separator: u8, keep: bool) -> Vec<Vec<u8>> {
     let mut parts = vec![Vec::new()];
     let mut bytes = text.iter().copied();
@@ -371,6 +418,7 @@ fn split(text: &[u8], separator: u8, keep: bool) -> Vec<Vec<u8>> {
     parts
 }
 
+/// Removes the backslashes of escapes.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(text.len());
     let mut bytes = text.iter().copied();
@@ -394,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn what_podman_and_mount_pass() {
+    fn the_options_of_podman_and_mount_are_accepted() {
         let config = parse(&["-o", "lowerdir=A:B,upperdir=U,workdir=W,", "M"]).unwrap();
         assert_eq!(config.lowers, [PathBuf::from("A"), PathBuf::from("B")]);
         assert_eq!(config.upper, Some(("U".into(), "W".into())));
@@ -436,11 +484,12 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_does_something() {
+    fn every_flag_has_an_effect() {
         let config = parse(&[
             "-o",
             "lowerdir=A,ro,nosuid,nodev,noexec,noatime,static_nlink,noacl,squash_to_root,userxattr,\
-             timeout=0.5,threaded=0,awake=off,passthrough=read,coherence=overlay,metacopy=off,fsync=0,fsname=n,subtype=s,xino=auto,x-foo",
+             timeout=0.5,threaded=0,awake=off,passthrough=read,coherence=overlay,metacopy=off,fsync=0,\
+             fsname=n,subtype=s,xino=auto,x-foo",
             "M",
         ])
         .unwrap();
@@ -451,14 +500,14 @@ mod tests {
         assert!(b.static_nlink && b.no_acl && b.volatile && !b.metacopy);
         assert_eq!(b.uids.to_mount(7), 0);
         assert_eq!(config.space, Some(XattrSpace::User));
-        assert_eq!(config.keep, Duration::from_millis(500));
+        assert_eq!(config.cache_timeout, Duration::from_millis(500));
         assert_eq!(config.threads, Some(1));
         assert_eq!(config.passthrough, Passthrough::Read);
         assert_eq!(config.coherence, Coherence::Overlay);
         assert_eq!(config.awake, Awake::Off);
     }
 
-    /// As mount.fuse(8) calls it for `mount -o remount,ro M`.
+    /// The arguments of mount.fuse(8) for `mount -o remount,ro M`.
     #[test]
     fn a_remount_needs_no_layers() {
         let args = [
@@ -468,14 +517,15 @@ mod tests {
             "-o",
             "ro,noatime,remount,user_id=0,group_id=0,default_permissions,allow_other,dev,suid",
         ];
-        let asked = Args::try_parse_from(args).unwrap().into_invocation();
-        let asked = asked.unwrap();
-        assert!(asked.remount && asked.config.mount.read_only && asked.config.mount.noatime);
-        assert!(!asked.config.mount.nodev && !asked.config.mount.nosuid);
+        let invocation = Args::try_parse_from(args).unwrap().into_invocation();
+        let invocation = invocation.unwrap();
+        let mount = &invocation.config.mount;
+        assert!(invocation.remount && mount.read_only && mount.noatime);
+        assert!(!mount.nodev && !mount.nosuid);
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn an_error_names_the_invalid_option() {
         for (options, word) in [
             ("upperdir=U,workdir=W", "lowerdir"),
             ("lowerdir=A,upperdir=U", "workdir"),

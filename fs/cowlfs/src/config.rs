@@ -1,66 +1,67 @@
-//! What a mount is to be: checked values, no parsing and no system calls.
+//! The configuration of a mount: validated values, without parsing or system calls.
 
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-pub use crate::choices::{Awake, Coherence, Passthrough, name_of, named};
+pub use crate::choices::{Awake, Coherence, Passthrough, choice_name, find_choice};
 use cowl_layers::format::XattrSpace;
 use cowl_layers::sys::mount::MountOptions;
 use cowl_overlay::OverlayOptions;
 
-/// How long the kernel may keep names and attributes: everything changes through the mount, so for as
-/// long as it likes. A year, because that is a number that no arithmetic on it overflows.
-pub const KEEP: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The default time for which the kernel may cache names and attributes.
+///
+/// Every change goes through the mount, so there is no need for a limit. A year does not overflow in any arithmetic.
+pub const CACHE_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// How long a thread looks out for the next request: a program that waits for one answer after the other
-/// sends it within this time.
-pub const LOOKOUT: Duration = Duration::from_micros(30);
+/// The default time for which a thread polls for the next request. A program that sends one request after the other
+/// sends the next one within this time.
+pub const BUSY_POLL: Duration = Duration::from_micros(30);
 
-/// A mount.
+/// The configuration of a mount.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Layers that are only read, topmost first.
+    /// The lower layers, topmost first.
     pub lowers: Vec<PathBuf>,
-    /// Layers below those that show nothing but hold the content of metacopies, topmost first.
+    /// Data-only layers below the lower layers, topmost first. They have the content of metacopies,
+    /// but no visible names.
     pub data_only: Vec<PathBuf>,
-    /// The layer that is written, and its work folder. Without it the mount is read-only.
+    /// The upper layer and its work directory. Without them the mount is read-only.
     pub upper: Option<(PathBuf, PathBuf)>,
-    /// Where it shows.
+    /// The mount point.
     pub mountpoint: PathBuf,
     /// Flags and names of the mount.
     pub mount: MountOptions,
-    /// Choices of the overlay.
+    /// The options of the overlay.
     pub overlay: OverlayOptions,
-    /// Where the marks lie; `None`: what this process can write.
+    /// The namespace of marker xattrs; `None` selects the one that this process can write.
     pub space: Option<XattrSpace>,
-    /// Marks of fuse-overlayfs and of tar layers are read as well.
+    /// Whether the markers of fuse-overlayfs and of tar layers are read as well.
     pub foreign: bool,
-    /// Threads that serve requests; `None`: as many as CPUs, at least four, because disks hold them up.
+    /// The number of worker threads; `None` for one per CPU, but at least four, because disks can block them.
     pub threads: Option<usize>,
-    /// How long the kernel may keep names and attributes.
-    pub keep: Duration,
-    /// How long a thread that has answered a request looks out for the next one before it sleeps.
-    pub lookout: Duration,
-    /// Whether idle CPUs are kept awake while requests come in numbers.
+    /// How long the kernel may cache names and attributes.
+    pub cache_timeout: Duration,
+    /// How long a thread that has answered a request polls for the next one before it sleeps.
+    pub busy_poll: Duration,
+    /// Whether idle CPUs are kept awake during a burst of requests.
     pub awake: Awake,
-    /// Which files the kernel reads and writes by itself.
+    /// The files that the kernel reads and writes without requests to the daemon.
     pub passthrough: Passthrough,
-    /// What old descriptors of lower files show.
+    /// The content that old descriptors of lower files show.
     pub coherence: Coherence,
-    /// A socket on which the daemon can be asked and told things.
+    /// The path of the control socket.
     pub control: Option<PathBuf>,
-    /// Whether it may be told there to put a new layer on top.
+    /// Whether a control client may push a new top layer.
     pub snapshots: bool,
-    /// Paths that this process uses later: they stay in reach when it leaves the mount namespace that it was
-    /// started in.
+    /// Paths that this process uses later. They remain reachable when it leaves its original mount namespace.
     pub reach: Vec<PathBuf>,
     /// Receives a message when a client asks for the frozen layers to be synced.
     pub settle: Option<Sender<()>>,
 }
 
 impl Config {
-    /// A mount of these layers with everything else as a container wants it.
+    /// Creates the configuration of a mount of these layers, with the defaults for a container.
     pub fn new(
         lowers: Vec<PathBuf>,
         upper: Option<(PathBuf, PathBuf)>,
@@ -86,8 +87,8 @@ impl Config {
             space: None,
             foreign: false,
             threads: None,
-            keep: KEEP,
-            lookout: LOOKOUT,
+            cache_timeout: CACHE_TIMEOUT,
+            busy_poll: BUSY_POLL,
             awake: Awake::default(),
             passthrough: Passthrough::default(),
             coherence: Coherence::default(),

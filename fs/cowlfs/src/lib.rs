@@ -2,11 +2,11 @@
 //!
 //! The modules, from the bottom up; imports go down only:
 //!
-//! - [`choices`], [`config`], [`requests`], [`logging`]: options of a mount, counters, and the log.
+//! - [`choices`], [`config`], [`requests`], [`logging`]: options of a mount, request counters, and the log.
 //! - `fuse`: the protocol.
 //! - [`control`]: the control socket.
 //! - [`serve()`]: a mount from its options to its end.
-//! - [`cli`]: arguments of the program.
+//! - [`cli`]: the command line.
 
 pub mod choices;
 pub mod cli;

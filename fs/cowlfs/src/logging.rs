@@ -1,4 +1,4 @@
-//! The daemon's log: lines on standard error, which is a file when the manager started it.
+//! The daemon's log: lines on standard error. If `cowl` started the daemon, that is a file.
 
 use std::io::Write;
 
@@ -10,7 +10,7 @@ struct Stderr;
 
 impl Log for Stderr {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // The protocol crate calls every reply that comes after an unmount an error.
+        // `fuser` logs an error for each reply after an unmount.
         !metadata.target().starts_with("fuser") || log::max_level() >= LevelFilter::Debug
     }
 
@@ -24,21 +24,16 @@ impl Log for Stderr {
             record.level().as_str().to_lowercase(),
             plain(&text, Allowed::default())
         );
-        // There is nowhere left to report that the log can't be written.
+        // If standard error fails, there is nowhere to report it.
         drop(std::io::stderr().write_all(line.as_bytes()));
     }
 
     fn flush(&self) {}
 }
 
-/// Turns the log on: warnings and errors, or everything.
-pub fn start(debug: bool) {
-    let level = if debug {
-        LevelFilter::Debug
-    } else {
-        LevelFilter::Warn
-    };
-    // Fails only when a log was started before, which is then as good.
+/// Starts to log messages of at least this level.
+pub fn start(level: LevelFilter) {
+    // Fails only if a logger is set already, which then remains in use.
     if log::set_logger(&Stderr).is_ok() {
         log::set_max_level(level);
     }

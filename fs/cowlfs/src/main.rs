@@ -1,4 +1,4 @@
-//! `cowlfs`: arguments to a configuration, then [`cowlfs::serve`].
+//! The program `cowlfs`: parses its arguments and calls [`cowlfs::serve`].
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -7,31 +7,32 @@ use clap::Parser;
 use cowl_layers::setup::{SetupError, SetupKind};
 use cowl_layers::shown::{Allowed, plain, plain_panics};
 use cowl_layers::sys::process::{Background, to_background};
-use cowlfs::cli::{Args, Invocation, explanation};
+use cowlfs::cli::{Args, Colors, Invocation, render_error};
+use log::LevelFilter;
 
 fn main() -> ExitCode {
     plain_panics();
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(error) => return usage(error),
+        Err(error) => return print_usage(error),
     };
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err((text, code)) => {
             let text = plain(&text, Allowed::default());
-            // Nothing is left to tell when standard error is closed.
+            // If standard error fails, there is nowhere to report it.
             drop(writeln!(std::io::stderr(), "cowlfs: {text}"));
             ExitCode::from(code)
         }
     }
 }
 
-/// Prints help to standard output, mistakes to standard error.
-fn usage(error: clap::Error) -> ExitCode {
+/// Prints help to standard output, or a usage error to standard error.
+fn print_usage(error: clap::Error) -> ExitCode {
     let code = u8::try_from(error.exit_code()).unwrap_or(2);
-    let is_mistake = error.use_stderr();
-    let text = explanation(error, false);
-    let written = match is_mistake {
+    let is_error = error.use_stderr();
+    let text = render_error(error, Colors::Off);
+    let written = match is_error {
         true => std::io::stderr().write_all(text.as_bytes()),
         false => std::io::stdout().write_all(text.as_bytes()),
     };
@@ -41,6 +42,7 @@ fn usage(error: clap::Error) -> ExitCode {
     }
 }
 
+/// Runs the program. Returns the message and the exit code of an error.
 fn run(args: Args) -> Result<(), (String, u8)> {
     let Invocation {
         config,
@@ -48,18 +50,21 @@ fn run(args: Args) -> Result<(), (String, u8)> {
         debug,
         remount,
     } = args.into_invocation().map_err(|text| (text, 2))?;
-    cowlfs::logging::start(debug);
+    cowlfs::logging::start(match debug {
+        true => LevelFilter::Debug,
+        false => LevelFilter::Warn,
+    });
     if remount {
-        return cowlfs::remount(&config).map_err(|error| told(&error));
+        return cowlfs::remount(&config).map_err(|error| describe(&error));
     }
     if foreground {
-        return cowlfs::serve(config, |_| {}).map_err(|error| told(&error));
+        return cowlfs::serve(config, |_| {}).map_err(|error| describe(&error));
     }
     match to_background().map_err(|error| (format!("cannot fork: {error}"), 1))? {
-        Background::Parent(why) if why.is_empty() => Ok(()),
-        Background::Parent(why) => {
-            let (code, why) = why.split_once(' ').unwrap_or(("1", &why));
-            Err((why.to_owned(), code.parse().unwrap_or(1)))
+        Background::Parent(message) if message.is_empty() => Ok(()),
+        Background::Parent(message) => {
+            let (code, message) = message.split_once(' ').unwrap_or(("1", &message));
+            Err((message.to_owned(), code.parse().unwrap_or(1)))
         }
         Background::Child(pipe) => {
             let mut pipe = Some(pipe);
@@ -67,22 +72,23 @@ fn run(args: Args) -> Result<(), (String, u8)> {
                 if let Some(pipe) = pipe.take()
                     && let Err(error) = pipe.ready()
                 {
-                    log::error!("cannot tell the parent: {error}");
+                    log::error!("cannot notify the parent process: {error}");
                 }
             });
             let Err(error) = served else { return Ok(()) };
-            let (why, code) = told(&error);
+            let (message, code) = describe(&error);
             match pipe {
                 Some(pipe) => pipe
-                    .failed(&format!("{code} {why}"))
+                    .failed(&format!("{code} {message}"))
                     .map_err(|error| (error.to_string(), 1)),
-                None => Err((why, code)),
+                None => Err((message, code)),
             }
         }
     }
 }
 
-fn told(error: &SetupError) -> (String, u8) {
+/// Returns the message and the exit code of an error.
+fn describe(error: &SetupError) -> (String, u8) {
     let code = match error.kind {
         SetupKind::Usage => 2,
         SetupKind::Host => 1,

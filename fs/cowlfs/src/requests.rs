@@ -1,10 +1,10 @@
-//! Counting the kernel's requests by kind: what a piece of work costs, on however noisy a machine.
+//! Counters of the kernel's requests by kind. Unlike times, they show the cost of an operation on a noisy machine, too.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! opcodes {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
-        /// The kinds of requests, named as the protocol names them.
+        /// The kinds of requests, named as in the protocol.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[allow(missing_docs)]
         pub enum Opcode {
@@ -15,7 +15,7 @@ macro_rules! opcodes {
             /// All kinds.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// The protocol's name, in small letters.
+            /// Returns the name in lower case.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$name => $text,)*
@@ -61,7 +61,7 @@ opcodes! {
     CopyFileRange = "copy_file_range",
 }
 
-/// How many requests of each kind there were.
+/// The number of requests of each kind.
 #[derive(Debug)]
 pub struct Requests(Vec<AtomicU64>);
 
@@ -72,14 +72,14 @@ impl Default for Requests {
 }
 
 impl Requests {
-    /// One more.
+    /// Counts a request.
     pub(crate) fn count(&self, opcode: Opcode) {
         if let Some(count) = self.0.get(opcode as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// How many of each kind that came at all.
+    /// Returns the number of requests of each kind of which there were any.
     pub fn counts(&self) -> Vec<(Opcode, u64)> {
         Opcode::ALL
             .iter()
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_has_its_own_count() {
+    fn each_kind_has_its_own_counter() {
         let requests = Requests::default();
         for (times, opcode) in Opcode::ALL.iter().enumerate() {
             for _ in 0..times {

@@ -1,4 +1,4 @@
-//! The daemon: opens and locks the layers, mounts, serves until the mount is gone.
+//! The daemon: opens and locks the layers, mounts them, and serves requests until the unmount.
 
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use crate::config::{Config, KEEP};
-use crate::control::{self, Gauge, Mounted, Place, Session, Signals};
-use crate::fuse::{self, Serving, SessionError};
+use crate::config::{CACHE_TIMEOUT, Config};
+use crate::control::{self, FuseConnection, OwnMount, SignalTarget, Signals, StatsSource};
+use crate::fuse::{self, SessionError, SessionSettings};
 use crate::requests::Requests;
 use cowl_layers::error::Errno;
 use cowl_layers::format::XattrSpace;
@@ -19,18 +19,18 @@ use cowl_layers::sys;
 use cowl_layers::sys::users::Device;
 use cowl_overlay::Overlay;
 
-/// How much the kernel reads ahead, in KiB: as much as the largest request brings.
+/// The readahead of the kernel in KiB, which is the maximum size of a request.
 const READ_AHEAD: u32 = 1024;
 
-/// Mounts, calls `ready` with the mount's device number once it is there, and serves until it is unmounted.
+/// Mounts, calls `ready` with the mount's device number, and serves requests until the unmount.
 ///
-/// Once the mount is attached, the process moves to a mount namespace of its own, without the mount, so that the
-/// mount ends with the namespace that it was made in.
+/// After it has attached the mount, the process moves to a mount namespace of its own that does not contain the mount,
+/// so that the mount ends with the namespace in which it was created.
 pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), SetupError> {
     sys::process::raise_open_files();
     config.mountpoint = check_mountpoint(&config.mountpoint)?;
     check_layers_apart(&config)?;
-    let layers = Layers::open(&config)?;
+    let layers = LowerLayers::open(&config)?;
     let device = fuse::open_device().map_err(|error| explain(error, &config.mountpoint))?;
     let (overlay, locks) = layers.into_overlay(&config)?;
     let signals = Signals::block();
@@ -39,55 +39,55 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
         device,
         overlay.clone(),
         &config.mount,
-        &serving(&config, &requests),
+        &session_settings(&config, &requests),
     )
     .map_err(|error| explain(error, &config.mountpoint))?;
     let listener = config.control.as_deref().map(listen).transpose()?;
-    let device = prepared.device().map_err(|error| {
-        SetupError::at("cannot look at the mount for", &config.mountpoint, error)
-    })?;
+    let device = prepared
+        .device()
+        .map_err(|error| SetupError::at("cannot stat the mount for", &config.mountpoint, error))?;
     let flusher = prepared.flusher();
     let attached = prepared
         .attach(&config.mountpoint)
         .map_err(|error| SetupError::at("cannot mount at", &config.mountpoint, error))?;
     if let Err(error) = sys::mount::read_ahead(device, READ_AHEAD) {
-        // Only slower: without the right to it, or without /sys.
-        log::debug!("reading ahead stays as it is: {error}");
+        // Without the privilege or /sys, reads are only slower.
+        log::debug!("cannot set the readahead: {error}");
     }
-    let place = Place::attached(config.mountpoint.clone(), device);
+    let mount = OwnMount::record(config.mountpoint.clone(), device);
     leave_namespace(&config, device);
     let session = attached
         .start()
         .map_err(|error| failed(format!("cannot start a thread: {error}")))?;
-    let gauge = Gauge::new(overlay.clone(), requests);
-    let state = Session::of(device);
+    let stats = StatsSource::new(overlay.clone(), requests);
+    let connection = FuseConnection::open(device);
     let flush: Arc<control::Flush> = Arc::new(Box::new(move |ino| flusher.flush(ino)));
-    signals.watch(Mounted {
+    signals.handle(SignalTarget {
         overlay: overlay.clone(),
-        place: place.clone(),
-        gauge: gauge.clone(),
+        mount: mount.clone(),
+        stats: stats.clone(),
         flush: flush.clone(),
-        session: state.clone(),
+        connection: connection.clone(),
     });
-    // Held for as long as the process lives.
+    // Held until the process exits.
     overlay.hold_locks(locks);
     if let Some(listener) = listener {
-        let serving = control::Serving {
+        let served = control::ServedMount {
             overlay,
             config,
-            place,
-            gauge,
+            mount,
+            stats,
             flush,
-            session: state.clone(),
+            connection: connection.clone(),
         };
-        control::serve(listener, serving);
+        control::serve(listener, served);
     }
     ready(device);
     let served = session.run();
-    state.has_ended();
+    connection.record_end();
     match served {
         Err(error) if error.raw_os_error() == Some(Errno::CONNABORTED.raw_os_error()) => {
-            // Through the connection's abort file in /sys/fs/fuse: the mount was ended on purpose.
+            // Not a failure: a process aborted the connection deliberately, through its file in /sys/fs/fuse.
             log::warn!("the connection was aborted");
             Ok(())
         }
@@ -96,15 +96,15 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
     }
 }
 
-/// The opened layers that are only read, each with its lock.
-struct Layers {
+/// The opened lower layers, with their locks.
+struct LowerLayers {
     space: XattrSpace,
     lowers: Vec<Arc<Layer>>,
     data: Vec<Arc<Layer>>,
     locks: Vec<OwnedFd>,
 }
 
-impl Layers {
+impl LowerLayers {
     fn open(config: &Config) -> Result<Self, SetupError> {
         let mut layers = Self {
             space: config.space.unwrap_or_else(XattrSpace::detect),
@@ -117,8 +117,8 @@ impl Layers {
         if layers.lowers.is_empty() && config.upper.is_none() {
             return Err(SetupError::new(
                 SetupKind::Usage,
-                "there is no layer to mount",
-                "name at least one with -o lowerdir=PATH",
+                "no layer to mount",
+                "specify at least one with -o lowerdir=PATH",
             ));
         }
         Ok(layers)
@@ -151,45 +151,48 @@ impl Layers {
         let upper = match &config.upper {
             Some((upper, work)) => {
                 let layer = self.open_one(config, upper)?;
-                Some(Upper::of(config.mount.through(), layer, work)?)
+                Some(Upper::from_layer(config.mount.through(), layer, work)?)
             }
             None => None,
         };
         let cannot =
             |error| SetupError::at("cannot read the layers for", &config.mountpoint, error);
-        let make = || {
+        let build = || {
             let options = config.overlay.clone();
-            let made = Overlay::new(upper.clone(), self.lowers.clone(), options);
-            made.map(|overlay| overlay.with_data_layers(self.data.clone()))
+            let overlay = Overlay::new(upper.clone(), self.lowers.clone(), options);
+            overlay.map(|overlay| overlay.with_data_layers(self.data.clone()))
         };
-        let mut overlay = make().map_err(cannot)?;
-        if overlay.take_over_index().map_err(cannot)? {
-            overlay = make().map_err(cannot)?;
+        let mut overlay = build().map_err(cannot)?;
+        if overlay.adopt_kernel_index().map_err(cannot)? {
+            overlay = build().map_err(cannot)?;
         }
         // `upper` is dropped here: the overlay alone holds it, and releases its locks when it drops it.
         Ok((Arc::new(overlay), self.locks))
     }
 }
 
-/// How requests are served.
-fn serving(config: &Config, requests: &Arc<Requests>) -> Serving {
+/// Returns the settings of the session.
+fn session_settings(config: &Config, requests: &Arc<Requests>) -> SessionSettings {
     let threads = config.threads.unwrap_or_else(|| {
         let cpus = thread::available_parallelism().map_or(2, NonZeroUsize::get);
         cpus.clamp(4, 16)
     });
-    Serving {
+    SessionSettings {
         threads,
-        keep: config.keep,
-        keep_listings: config.keep >= KEEP,
-        lookout: config.lookout,
+        cache_timeout: config.cache_timeout,
+        cache_listings: config.cache_timeout >= CACHE_TIMEOUT,
+        busy_poll: config.busy_poll,
         awake: config.awake,
         requests: requests.clone(),
         passthrough: config.passthrough,
         coherence: config.coherence,
         // The kernel's condition for FUSE_DEV_IOC_BACKING_OPEN. Without passthrough, other file systems can be stacked
         // on the mount.
-        may_pass: sys::process::is_initial_admin(),
-        may_be_pushed: config.snapshots,
+        may_use_passthrough: sys::process::is_initial_admin(),
+        stack: match config.snapshots {
+            true => fuse::StackMode::Pushable,
+            false => fuse::StackMode::Fixed,
+        },
     }
 }
 
@@ -198,48 +201,50 @@ fn listen(socket: &Path) -> Result<UnixListener, SetupError> {
     control::listen(socket).map_err(cannot)
 }
 
-fn failed(what: String) -> SetupError {
-    SetupError::new(SetupKind::Host, what, "")
+fn failed(message: String) -> SetupError {
+    SetupError::new(SetupKind::Host, message, "")
 }
 
-/// Changes the flags of a mount that is there.
+/// Changes the flags of an existing mount.
 pub fn remount(config: &Config) -> Result<(), SetupError> {
-    let place = check_mountpoint(&config.mountpoint)?;
-    sys::mount::remount(&place, &config.mount).map_err(|error| {
-        let refused = SetupError::at("the kernel refuses to remount", &place, error);
+    let mountpoint = check_mountpoint(&config.mountpoint)?;
+    sys::mount::remount(&mountpoint, &config.mount).map_err(|error| {
+        let refused = SetupError::at("cannot remount", &mountpoint, error);
         match error.errno() {
             Errno::INVAL => refused
                 .kind(SetupKind::Usage)
-                .hint("nothing is mounted there"),
+                .hint("nothing is mounted there: check the path"),
             Errno::BUSY => refused
                 .kind(SetupKind::Busy)
-                .hint("a file is open for writing there"),
+                .hint("close the files that are open for writing"),
             _ => refused,
         }
     })
 }
 
-/// The mount point's absolute path: the daemon leaves the folder that it was started in.
+/// Returns the absolute path of the mount point, because the daemon changes its working directory.
 fn check_mountpoint(path: &Path) -> Result<PathBuf, SetupError> {
-    let told = |error: cowl_layers::Error| {
+    let cannot = |error: cowl_layers::Error| {
         let hint = match error.errno() {
-            Errno::NOENT => "make the folder first",
-            Errno::NOTDIR => "a mount point must be a folder",
-            Errno::NOTCONN => "a dead mount is in the way: umount it first",
+            Errno::NOENT => "create the directory first",
+            Errno::NOTDIR => "specify a directory",
+            Errno::NOTCONN => "a dead mount is in the way: unmount it first",
             _ => "",
         };
         SetupError::at("cannot use the mount point", path, error)
             .hint(hint)
             .kind(SetupKind::Usage)
     };
-    drop(sys::dir::open_root(path).map_err(told)?);
+    drop(sys::dir::open_root(path).map_err(cannot)?);
     path.canonicalize().map_err(|error| {
         let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-        told(errno.into())
+        cannot(errno.into())
     })
 }
 
-/// A lower inside the upper, or the other way round, would change under its own feet.
+/// Refuses a lower layer inside the upper layer or its work directory, and the other way round.
+///
+/// Such a lower layer would change while it is mounted.
 fn check_layers_apart(config: &Config) -> Result<(), SetupError> {
     let Some((upper, work)) = &config.upper else {
         return Ok(());
@@ -247,18 +252,18 @@ fn check_layers_apart(config: &Config) -> Result<(), SetupError> {
     for lower in config.lowers.iter().chain(&config.data_only) {
         for written in [upper, work] {
             let (Ok(one), Ok(two)) = (lower.canonicalize(), written.canonicalize()) else {
-                // Whatever is wrong with them is told when they are opened.
+                // The error is reported when they are opened.
                 continue;
             };
             if one.starts_with(&two) || two.starts_with(&one) {
                 return Err(SetupError::new(
                     SetupKind::Usage,
                     format!(
-                        "the layers {} and {} lie in one another",
+                        "one of {} and {} contains the other",
                         shown(lower),
                         shown(written)
                     ),
-                    "name separate folders",
+                    "specify separate directories",
                 ));
             }
         }
@@ -266,6 +271,7 @@ fn check_layers_apart(config: &Config) -> Result<(), SetupError> {
     Ok(())
 }
 
+/// Returns the error of a mount for an error of the session.
 fn explain(error: SessionError, mountpoint: &Path) -> SetupError {
     match error {
         SessionError::Device(error) => {
@@ -274,7 +280,7 @@ fn explain(error: SessionError, mountpoint: &Path) -> SetupError {
                     "load the module with 'modprobe fuse', or give the container the device"
                 }
                 Errno::ACCESS | Errno::PERM => {
-                    "run as root, or ask for read and write permission on /dev/fuse"
+                    "run as root, or grant this user read and write permission on /dev/fuse"
                 }
                 _ => "",
             };
@@ -283,21 +289,21 @@ fn explain(error: SessionError, mountpoint: &Path) -> SetupError {
         SessionError::Mount(error) => {
             let hint = match error.errno() {
                 Errno::PERM => "run as root, or in a user namespace of your own (unshare -Urm)",
-                Errno::INVAL => "is /dev/fuse the FUSE device?",
+                Errno::INVAL => "check that /dev/fuse is the FUSE device",
                 _ => "",
             };
-            SetupError::at("the kernel refuses the mount for", mountpoint, error).hint(hint)
+            SetupError::at("cannot mount at", mountpoint, error).hint(hint)
         }
-        SessionError::Greeting(error) => SetupError::new(
+        SessionError::Handshake(error) => SetupError::new(
             SetupKind::Host,
-            format!("the kernel and cowlfs can't agree on a protocol: {error}"),
+            format!("the kernel and cowlfs cannot agree on a protocol version: {error}"),
             "",
         ),
     }
 }
 
-/// Moves to a mount namespace that holds what this process still has to reach by a path: its own files in /proc
-/// and /dev, and what the configuration names for later.
+/// Moves to a mount namespace with only the mounts that this process still accesses by path: /proc, /sys and /dev, and
+/// the paths in the configuration.
 fn leave_namespace(config: &Config, device: Device) {
     let mut keep = vec![
         Path::new("/"),
@@ -310,6 +316,6 @@ fn leave_namespace(config: &Config, device: Device) {
         keep.extend(config.upper.iter().map(|(upper, _)| upper.as_path()));
     }
     if let Err(error) = sys::namespace::leave(&keep, device) {
-        log::info!("stays in the mount namespace that it was started in: {error}");
+        log::info!("cannot leave the mount namespace: {error}");
     }
 }

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refuses_what_is_no_name() {
+    fn refuses_invalid_names() {
         for bad in [&b""[..], b".", b"..", b"a/b", b"/", b"a\0b"] {
             assert_eq!(Name::new(bad).unwrap_err().errno(), Errno::INVAL);
         }
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_any_other_bytes() {
+    fn accepts_any_other_bytes() {
         for good in [&b"..."[..], b"\xff\xfe", b"a\nb", &[b'x'; 255], b" "] {
             assert_eq!(Name::new(good).unwrap().as_bytes(), good);
         }

@@ -21,7 +21,7 @@ pub enum SetupKind {
 /// An error that prevented a mount.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{what}{}{}",
+    "{message}{}{}",
     .source.map(|e| format!(": {e}")).unwrap_or_default(),
     if .hint.is_empty() { String::new() } else { format!(" ({})", .hint) }
 )]
@@ -29,7 +29,7 @@ pub struct SetupError {
     /// The category.
     pub kind: SetupKind,
     /// The failed step, with the path.
-    pub what: String,
+    pub message: String,
     /// The remedy, as an imperative sentence; may be empty.
     pub hint: String,
     /// The underlying error, if any.
@@ -39,17 +39,17 @@ pub struct SetupError {
 
 impl SetupError {
     /// Creates an error without an underlying one.
-    pub fn new(kind: SetupKind, what: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub fn new(kind: SetupKind, message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self {
             kind,
-            what: what.into(),
+            message: message.into(),
             hint: hint.into(),
             source: None,
         }
     }
 
-    /// Creates an error from a failed system call on `path`.
-    pub fn at(what: &str, path: &Path, source: impl Into<Error>) -> Self {
+    /// Creates an error from a failed system call: `step` (such as "cannot open"), and the `path` that it failed on.
+    pub fn at(step: &str, path: &Path, source: impl Into<Error>) -> Self {
         let source = source.into();
         let kind = match source {
             Error::Damaged(_) => SetupKind::Damaged,
@@ -57,7 +57,7 @@ impl SetupError {
         };
         Self {
             kind,
-            what: format!("{what} {}", path.shown()),
+            message: format!("{step} {}", path.shown()),
             hint: String::new(),
             source: Some(source),
         }

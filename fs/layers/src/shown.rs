@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_one_piece_of_plain_text() {
+    fn control_characters_in_names_are_escaped() {
         for (name, text) in [
             (&b"plain name"[..], "plain name"),
             ("caf\u{e9} \u{6f22}".as_bytes(), "caf\u{e9} \u{6f22}"),
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn every_character_is_either_seen_or_escaped() {
+    fn no_unsafe_character_remains_unescaped() {
         let all: String = (0..=0x10_ffff).filter_map(char::from_u32).collect();
         for text in [
             all.shown().to_string(),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_keep_what_is_allowed() {
+    fn messages_preserve_allowed_characters() {
         let allowed = |lines, colors| Allowed { lines, colors };
         let text = "\u{1b}[1;31merror:\u{1b}[0m a\tb\n\u{1b}[8mhidden \u{1b}[2J \u{1b}[m\u{1b}";
         for (how, expected) in [

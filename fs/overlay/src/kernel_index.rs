@@ -1,13 +1,15 @@
-//! The kernel's index. If kernel overlayfs (with `index=on`) copied up a file with several names, only the name
-//! that was used got the copy; the others find it by an entry in the work directory's `index`, named by the lower
-//! inode's handle. This overlay has no index, so a mount first gives the copy all names under which the file
-//! shows, and removes the entry. The kernel reads the result as any file with several names.
+//! Adoption of the hard link index of kernel overlayfs.
+//!
+//! With `index=on`, kernel overlayfs copies up a file with several names only under the name that was used. The other
+//! names find the copy through an entry in the `index` of the work directory, whose name is the file handle of the
+//! lower inode. This overlay has no index. A mount first links the copy under all visible names of the file and removes
+//! the entry. To the kernel, the result is an ordinary file with several hard links.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use crate::copy_up::{CopyUp, preserving_times};
+use crate::copy_up::{CopyUp, preserve_times};
 use crate::inode::Alias;
 use crate::names::Links;
 use crate::overlay::Overlay;
@@ -20,9 +22,11 @@ use cowl_layers::sys;
 use cowl_layers::sys::stat::{FileKind, Stat};
 
 impl Overlay {
-    /// Empties the upper's index of the kernel; false if there was none. To be called on an overlay that serves no
-    /// requests yet, and that must be made anew afterwards, because its inodes are out of date.
-    pub fn take_over_index(&self) -> Result<bool> {
+    /// Replaces the entries of the upper layer's kernel index by hard links; returns false if there are none.
+    ///
+    /// The overlay must not serve requests yet. If this returns true, it must be created again, because its inodes are
+    /// stale.
+    pub fn adopt_kernel_index(&self) -> Result<bool> {
         let op = self.begin();
         let services = op.services();
         let Some(upper) = services.cx.stack.writable().cloned() else {
@@ -33,7 +37,7 @@ impl Overlay {
         };
         let mut entries = Vec::new();
         for entry in sys::dir::entries(index.as_fd())? {
-            // Directories and whiteouts are for NFS exports, and not needed here.
+            // Entries of directories and whiteouts exist only for NFS exports.
             let stat = sys::stat::stat_at(index.as_fd(), &entry.name)?;
             if let Some(handle) = handle_of_entry(&entry.name)
                 && stat.kind() != FileKind::Directory
@@ -45,45 +49,46 @@ impl Overlay {
         if entries.is_empty() {
             return Ok(false);
         }
-        let takeover = TakeOver {
+        let adoption = IndexAdoption {
             cx: services.cx,
             links: services.links(),
             copy_up: services.copy_up(),
         };
-        let lowers = takeover.lower_handles()?;
+        let lowers = adoption.find_lower_files()?;
         for (entry, handle) in &entries {
             if let Some((layer, stat)) = lowers.get(handle) {
-                takeover.link_from_index(index.as_fd(), entry, layer, stat)?;
+                adoption.link_from_index(index.as_fd(), entry, layer, stat)?;
             }
-            // All its names exist: the entry is one link too many.
+            // All names are linked, so the link of the index entry is surplus.
             sys::node::unlink(index.as_fd(), entry)?;
         }
-        log::info!("took over {} entries of the kernel's index", entries.len());
+        log::info!("adopted {} entries of the kernel's index", entries.len());
         Ok(true)
     }
 }
 
-/// Lower files with several names: their layer and what lies there, by their handles.
-type ByHandle = HashMap<(i32, Vec<u8>), (Arc<Layer>, Stat)>;
+/// The layer and the attributes of each lower file with several names, by file handle.
+type LowerFilesByHandle = HashMap<(i32, Vec<u8>), (Arc<Layer>, Stat)>;
 
-/// Giving the names of an index entry to its copy.
+/// The adoption of index entries.
 #[derive(Clone, Copy)]
-struct TakeOver<'o> {
+struct IndexAdoption<'o> {
     cx: &'o Context<'o>,
     links: Links<'o>,
     copy_up: CopyUp<'o>,
 }
 
-impl TakeOver<'_> {
-    fn lower_handles(&self) -> Result<ByHandle> {
+impl IndexAdoption<'_> {
+    /// Returns all lower files with several names.
+    fn find_lower_files(&self) -> Result<LowerFilesByHandle> {
         let mut found = HashMap::new();
         for layer in self.cx.stack.view().layers() {
             if self.cx.stack.is_upper(layer) {
                 continue;
             }
             for path in self.links.scan_layer(layer)?.files() {
-                let fd = open_in(layer, path)?;
-                if let Some(handle) = sys::handle::of(fd.as_fd())? {
+                let fd = open_path_in(layer, path)?;
+                if let Some(handle) = sys::handle::from_fd(fd.as_fd())? {
                     found.insert(handle, (layer.clone(), sys::stat::stat_fd(&fd)?));
                 }
             }
@@ -91,7 +96,7 @@ impl TakeOver<'_> {
         Ok(found)
     }
 
-    /// Gives the entry's file every name under which the lower file still shows.
+    /// Links the file of an index entry under every name at which the lower file is visible.
     fn link_from_index(
         &self,
         index: BorrowedFd<'_>,
@@ -103,23 +108,23 @@ impl TakeOver<'_> {
         let scan = self.links.scan_layer(layer)?;
         for path in scan.paths(stat.ino) {
             self.links.for_each_visible(layer, path, |parent, last| {
-                let shows = match self.links.names.lookup(&parent, &last)? {
+                let is_visible = match self.links.names.lookup(&parent, &last)? {
                     Some(inode) if !inode.is_dir() => {
                         let file = inode.file()?;
                         Arc::ptr_eq(file.loc.dir.layer(), layer) && file.identity.ino == stat.ino
                     }
                     _ => false,
                 };
-                if shows {
+                if is_visible {
                     names.push(Alias { parent, name: last });
                 }
                 Ok(())
             })?;
         }
         for Alias { parent, name } in names {
-            let (_, up) = self.copy_up.dir_up(&parent)?;
+            let (_, up) = self.copy_up.copy_up_dir(&parent)?;
             let inodes = self.links.names.inodes;
-            preserving_times(self.cx, inodes, &parent, &up, |fd| {
+            preserve_times(self.cx, inodes, &parent, &up, |fd| {
                 sys::node::link(index, entry, fd, &name)
             })?;
         }
@@ -127,8 +132,8 @@ impl TakeOver<'_> {
     }
 }
 
-/// An O_PATH descriptor of what lies at `path` in a layer.
-fn open_in(layer: &Arc<Layer>, path: &[u8]) -> Result<std::os::fd::OwnedFd> {
+/// Opens an O_PATH descriptor of `path` in a layer.
+fn open_path_in(layer: &Arc<Layer>, path: &[u8]) -> Result<std::os::fd::OwnedFd> {
     let mut dir = layer.root_dir();
     let mut parts = path.split(|&byte| byte == b'/').peekable();
     loop {

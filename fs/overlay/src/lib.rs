@@ -34,7 +34,7 @@ mod reach;
 mod services;
 
 pub use change::RenameFlags;
-pub use content::{Close, FileHandle, SETID, SeekTo, Writer};
+pub use content::{Close, FileHandle, Opened, SETID, SeekTo, VersionedDescriptor, Writer};
 pub use inode::OpenOptions;
 pub use listing::{DirEntry, END, Listing};
 pub use metadata::{Attr, SetAttr};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::change::RenameFlags;
-use crate::content::{Close, FileHandle, SeekTo, Writer};
+use crate::content::{Close, FileHandle, Opened, SeekTo, Writer};
 use crate::inode::{Inode, OpenOptions};
 use crate::listing::{DirEntry, Listing};
 use crate::metadata::{Attr, SetAttr};
@@ -164,8 +164,8 @@ impl Op<'_> {
         mode: u32,
         options: OpenOptions,
     ) -> Result<(Arc<Inode>, Arc<FileHandle>)> {
-        let (inode, handle, _) = self.create_attr(caller, parent, name, mode, options)?;
-        Ok((inode, handle))
+        let (inode, opened, _) = self.create_attr(caller, parent, name, mode, options)?;
+        Ok((inode, opened.handle))
     }
 
     /// Creates a regular file, opens it, and returns its attributes as well.
@@ -176,7 +176,7 @@ impl Op<'_> {
         name: &Name,
         mode: u32,
         options: OpenOptions,
-    ) -> Result<(Arc<Inode>, Arc<FileHandle>, Attr)> {
+    ) -> Result<(Arc<Inode>, Opened, Attr)> {
         let create = self.services().create();
         create.create(caller, parent, name, mode, options)
     }
@@ -275,7 +275,8 @@ impl Op<'_> {
         inode: &Arc<Inode>,
         options: OpenOptions,
     ) -> Result<Arc<FileHandle>> {
-        self.open_lazily(caller, inode, options, |_| false)
+        let opened = self.open_lazily(caller, inode, options, |_| false)?;
+        Ok(opened.handle)
     }
 
     /// Opens a regular file, and defers opening its content on disk until a request on the handle needs it, where
@@ -289,7 +290,7 @@ impl Op<'_> {
         inode: &Arc<Inode>,
         options: OpenOptions,
         is_known: impl FnOnce(u32) -> bool,
-    ) -> Result<Arc<FileHandle>> {
+    ) -> Result<Opened> {
         self.services()
             .content()
             .open(caller, inode, options, is_known)

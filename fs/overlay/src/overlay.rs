@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU32;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::content::{FileHandle, OpenCounts};
+use crate::content::{ContentDescriptors, FileHandle, OpenCounts};
 use crate::inode::{DirState, Identity, Inode, InodeState, InodeTable, OnConflict};
 use crate::listing::{Cookies, Listings};
 use crate::names::LinkIndex;
@@ -34,6 +34,7 @@ pub struct Overlay {
     pub(crate) deep: DeepDirs,
     pub(crate) absent: LastAbsent,
     pub(crate) opens: OpenCounts,
+    pub(crate) descriptors: ContentDescriptors,
     /// The number of files that the kernel may write to without a request to the daemon (passthrough).
     pub(crate) passthrough_writers: Arc<AtomicU32>,
     /// Shared locks on the lower layers, held until the mount ends.
@@ -79,6 +80,7 @@ impl Overlay {
             deep: DeepDirs::default(),
             absent: LastAbsent::default(),
             opens: OpenCounts::default(),
+            descriptors: ContentDescriptors::default(),
             passthrough_writers: Arc::default(),
             locks: Mutex::default(),
         })
@@ -119,9 +121,16 @@ impl Overlay {
         &self.options
     }
 
+    /// Closes half of the cached content descriptors and returns their number; called when the process has no
+    /// descriptors left.
+    pub fn evict_descriptors(&self) -> usize {
+        self.descriptors.evict_half()
+    }
+
     /// Closes a file handle.
     pub fn close(&self, handle: &FileHandle) {
-        self.opens.close(handle);
+        self.descriptors.remove_user(handle);
+        self.opens.count_close(handle);
     }
 
     /// Returns the node ids of the files that a process has open for writing.

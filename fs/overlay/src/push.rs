@@ -1,4 +1,4 @@
-//! A snapshot of a mounted stack: a new, empty upper on top, the old one frozen.
+//! A new, empty upper layer on top of a mounted stack: this takes a snapshot, because the old upper layer is frozen.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -14,34 +14,37 @@ use cowl_layers::setup::{SetupError, SetupKind};
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
-use cowl_layers::view::{View, Xattrs, without_marks};
+use cowl_layers::view::{View, Xattrs, without_markers};
 
 /// The longest time that a push waits for running operations.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The longest time that operations wait for a push at a time: less than a long copy takes.
-const WAIT: Duration = Duration::from_millis(20);
+const PUSH_TIMEOUT: Duration = Duration::from_secs(10);
+/// The duration of one attempt to lock the stack.
+///
+/// New operations wait during an attempt, so it must be shorter than a long copy that holds the lock.
+const LOCK_ATTEMPT: Duration = Duration::from_millis(20);
 
-/// Reasons why a layer could not be pushed. Nothing was changed then.
+/// The reason why a layer was not pushed. The stack is unchanged.
 #[derive(Debug)]
 pub enum PushError {
-    /// Operations went on for too long.
+    /// Running operations did not end before the timeout.
     TooBusy,
-    /// This number of files may be written to without a request, and would be when they are frozen.
+    /// This number of files may be written to without a request (passthrough), which would change the frozen layer.
     Unattended(u32),
     /// The new layer cannot be used.
     Setup(SetupError),
 }
 
 impl Overlay {
-    /// Puts a new, empty upper on top; the old one is from then on a lower and never written again.
-    /// Nothing that the mount shows changes, so no cache must be invalidated; the cost does not depend on the
-    /// size of the tree. A file that is open for writing stays so: the next write copies it up first, as an open
-    /// does ([`crate::content`]).
+    /// Pushes a new, empty upper layer. The old one becomes a lower layer and is never written again.
+    ///
+    /// The merged tree does not change, so no cache must be invalidated. The cost does not depend on the size of the
+    /// tree. Files that are open for writing remain open: the next write copies the file up first, as an open does
+    /// ([`crate::content`]).
     pub fn push_layer(&self, upper: Arc<Upper>) -> Result<(), PushError> {
         self.check_new_upper(&upper).map_err(PushError::Setup)?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PUSH_TIMEOUT;
         let mut stack = loop {
-            if let Some(stack) = self.stack.try_write_for(WAIT) {
+            if let Some(stack) = self.stack.try_write_for(LOCK_ATTEMPT) {
                 break stack;
             }
             if Instant::now() > deadline {
@@ -57,8 +60,9 @@ impl Overlay {
         })
     }
 
-    /// Releases the upper and the locks on all layers: nothing can be written from here on. For an unmount. Fails
-    /// with the number of descriptors that are open for writing, if there are any.
+    /// Releases the upper layer and the locks of all layers before an unmount. All later writes fail.
+    ///
+    /// Returns the number of files that are open for writing as the error, if there are any.
     pub fn retire(&self) -> Result<(), u32> {
         let mut stack = self.stack.write();
         match self.opens.writers() {
@@ -71,18 +75,20 @@ impl Overlay {
         }
     }
 
-    /// Syncs the file system of the layer that is written.
+    /// Syncs the filesystem of the upper layer.
     pub fn sync_upper(&self) -> Result<()> {
         let upper = self.stack.read().writable().cloned();
         let Some(upper) = upper else { return Ok(()) };
         sys::dir::sync_fs(upper.layer.root_fd())
     }
 
-    /// Everything that can fail comes before the first change.
+    /// Replaces the stack by one with `upper` on top.
+    ///
+    /// All steps that can fail precede the first change, so that an error leaves the old stack in use.
     fn exchange_stack(&self, stack: &mut Stack, upper: &Arc<Upper>) -> Result<()> {
         let old_root = self.root.dir()?.top()?.clone();
-        // The topmost root directory gives the root its attributes. They are copied here, where nothing
-        // can change them meanwhile.
+        // The root's attributes come from the topmost root directory. Copy them under the exclusive lock, so that no
+        // operation can change them concurrently.
         copy_root(&old_root, &upper.layer.root_dir())?;
         let shown = self
             .root
@@ -108,16 +114,18 @@ impl Overlay {
         Ok(())
     }
 
-    /// Checks a new upper. It must be empty, or it would change the tree, and lie on the file system of the top
-    /// layer, or it would change all inode numbers.
+    /// Checks that a new upper layer can be pushed.
+    ///
+    /// It must be empty, or the merged tree would change. It must be on the filesystem of the top layer, or all inode
+    /// numbers would change.
     fn check_new_upper(&self, upper: &Upper) -> Result<(), SetupError> {
         let path = upper.layer.path();
-        let refused = |what: String, hint| Err(SetupError::new(SetupKind::Usage, what, hint));
+        let refused = |problem: String, hint| Err(SetupError::new(SetupKind::Usage, problem, hint));
         let entries = sys::dir::entries(upper.layer.root_fd())
             .map_err(|error| SetupError::at("cannot read", path, error))?;
         if !entries.is_empty() {
-            let what = format!("the new layer {} is not empty", path.shown());
-            return refused(what, "a snapshot begins with an empty layer");
+            let problem = format!("the new layer {} is not empty", path.shown());
+            return refused(problem, "use an empty directory");
         }
         let dev = upper.layer.dev();
         let stack = self.stack.read();
@@ -127,8 +135,8 @@ impl Overlay {
             .first()
             .is_some_and(|top| top.dev() != dev)
         {
-            let what = format!("the new layer {} is on another file system", path.shown());
-            return refused(what, "keep all layers of a container on one");
+            let problem = format!("the new layer {} is on another filesystem", path.shown());
+            return refused(problem, "keep all layers of a container on one filesystem");
         }
         Ok(())
     }
@@ -139,14 +147,14 @@ fn copy_root(from: &LayerDir, to: &LayerDir) -> Result<()> {
     let (source, target) = (from.fd()?, to.fd()?);
     let (source, target) = ((*source).as_fd(), (*target).as_fd());
     let stat = sys::stat::stat_fd(source)?;
-    let users = |dir: &LayerDir, fd| -> Result<Xattrs> {
+    let user_xattrs = |dir: &LayerDir, fd| -> Result<Xattrs> {
         let space = dir.layer().space();
-        Ok(without_marks(space, sys::xattr::all(fd)?))
+        Ok(without_markers(space, sys::xattr::all(fd)?))
     };
     sys::attr::chown(target, Some(stat.uid), Some(stat.gid))?;
-    let wanted = users(from, source)?;
-    for (name, _) in users(to, target)? {
-        if !wanted.iter().any(|(kept, _)| *kept == name) {
+    let wanted = user_xattrs(from, source)?;
+    for (name, _) in user_xattrs(to, target)? {
+        if !wanted.iter().any(|(other, _)| *other == name) {
             sys::xattr::remove(target, &name)?;
         }
     }

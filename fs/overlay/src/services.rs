@@ -55,6 +55,7 @@ impl<'o> Services<'o> {
             cx: self.cx,
             copy_up: self.copy_up(),
             opens: &self.overlay.opens,
+            descriptors: &self.overlay.descriptors,
         }
     }
 

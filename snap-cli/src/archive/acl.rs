@@ -1,15 +1,17 @@
-//! POSIX ACLs: between the text that tar archives carry and the binary form of the kernel's
-//! `system.posix_acl_*` attributes. Pure; names of users are looked up only where the text has no
-//! number.
+//! Converts POSIX ACLs between the text form of tar archives and the binary form of the `system.posix_acl_*` xattrs.
+//!
+//! No I/O, except that the names of users and groups are looked up where the text has no id.
 
 use super::limits;
 use crate::tree::error::{ErrorKind, Result, TreeError};
 
-/// One entry: tag, permissions (rwx as 4, 2, 1), and the id of a named user or group.
+/// An entry of an ACL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Entry {
+struct AclEntry {
     tag: u16,
+    /// The id of a named user or group, or [`NO_ID`].
     id: u32,
+    /// The permissions: r is 4, w is 2, x is 1.
     perm: u16,
 }
 
@@ -22,14 +24,16 @@ const OTHER: u16 = 0x20;
 const NO_ID: u32 = u32::MAX;
 const VERSION: u32 = 2;
 
-/// The binary form of an ACL that is written as text (short or long, by comma or by line, with
-/// star's fourth field or without). The error says what is wrong with it, and has no path yet.
+/// Converts an ACL from text to binary form.
+///
+/// Accepted are the short and the long form, commas or newlines as separators, and the fourth field that star adds.
+/// The error describes the syntax error, and has no path yet.
 pub(super) fn from_text(text: &[u8]) -> Result<Vec<u8>> {
-    parse(text).map_err(|what| match what {
-        Wrong::Damaged(what) => {
+    parse(text).map_err(|error| match error {
+        AclError::Damaged(what) => {
             TreeError::new(ErrorKind::Damaged, format!("damaged entry: {what}"))
         }
-        Wrong::TooMany => TreeError::new(
+        AclError::TooMany => TreeError::new(
             ErrorKind::Limit,
             format!(
                 "the ACL has more than {} entries, which is the limit",
@@ -39,33 +43,33 @@ pub(super) fn from_text(text: &[u8]) -> Result<Vec<u8>> {
     })
 }
 
-enum Wrong {
+enum AclError {
     Damaged(String),
     TooMany,
 }
 
-fn parse(text: &[u8]) -> Result<Vec<u8>, Wrong> {
+fn parse(text: &[u8]) -> Result<Vec<u8>, AclError> {
     let mut entries = Vec::new();
     for line in text.split(|&byte| byte == b',' || byte == b'\n') {
         let line = line.split(|&byte| byte == b'#').next().unwrap_or_default();
         let line = line.trim_ascii();
         if !line.is_empty() {
-            // One more may come: the mask.
+            // The mask may be added.
             if entries.len() + 1 >= limits::ACL_ENTRIES {
-                return Err(Wrong::TooMany);
+                return Err(AclError::TooMany);
             }
-            entries.push(entry(line).map_err(Wrong::Damaged)?);
+            entries.push(parse_entry(line).map_err(AclError::Damaged)?);
         }
     }
     if !entries.iter().any(|e| e.tag == MASK) && entries.iter().any(|e| e.tag & (USER | GROUP) != 0)
     {
-        // As setfacl does: the mask that takes nothing away.
+        // Like setfacl, add the mask that restricts nothing.
         let group_class = USER | GROUP | GROUP_OBJ;
         let perm = entries
             .iter()
             .filter(|e| e.tag & group_class != 0)
             .fold(0, |all, e| all | e.perm);
-        entries.push(Entry {
+        entries.push(AclEntry {
             tag: MASK,
             id: NO_ID,
             perm,
@@ -74,8 +78,8 @@ fn parse(text: &[u8]) -> Result<Vec<u8>, Wrong> {
     entries.sort_unstable();
     for required in [USER_OBJ, GROUP_OBJ, OTHER] {
         if entries.iter().filter(|e| e.tag == required).count() != 1 {
-            let what = "owner, group and others must each be there once";
-            return Err(Wrong::Damaged(what.to_owned()));
+            let what = "an ACL must have exactly one entry for owner, group and others each";
+            return Err(AclError::Damaged(what.to_owned()));
         }
     }
     let mut binary = VERSION.to_le_bytes().to_vec();
@@ -87,36 +91,36 @@ fn parse(text: &[u8]) -> Result<Vec<u8>, Wrong> {
     Ok(binary)
 }
 
-fn entry(line: &[u8]) -> Result<Entry, String> {
+fn parse_entry(line: &[u8]) -> Result<AclEntry, String> {
     let bad = || {
         let start = line.get(..80).unwrap_or(line);
-        format!("'{}' is no ACL entry", start.escape_ascii())
+        format!("'{}' is not an ACL entry", start.escape_ascii())
     };
     let mut fields = line.split(|&byte| byte == b':');
     let tag = fields.next().unwrap_or_default();
     let second = fields.next().ok_or_else(bad)?;
     let third = fields.next();
     let fourth = fields.next();
-    // "mask:rwx" and "other:rwx" may leave the empty qualifier out.
+    // The empty qualifier is optional in "mask:rwx" and "other:rwx".
     let (qualifier, perm) = match third {
         Some(perm) => (second, perm),
         None => (&b""[..], second),
     };
-    let perm = permissions(perm).ok_or_else(bad)?;
+    let perm = parse_permissions(perm).ok_or_else(bad)?;
     let named = !qualifier.is_empty();
     let (tag, id) = match (tag, named) {
         (b"user" | b"u", false) => (USER_OBJ, NO_ID),
         (b"group" | b"g", false) => (GROUP_OBJ, NO_ID),
         (b"mask" | b"m", false) => (MASK, NO_ID),
         (b"other" | b"o", false) => (OTHER, NO_ID),
-        (b"user" | b"u", true) => (USER, id(qualifier, fourth, user_id)?),
-        (b"group" | b"g", true) => (GROUP, id(qualifier, fourth, group_id)?),
+        (b"user" | b"u", true) => (USER, resolve_id(qualifier, fourth, user_id)?),
+        (b"group" | b"g", true) => (GROUP, resolve_id(qualifier, fourth, group_id)?),
         _ => return Err(bad()),
     };
-    Ok(Entry { tag, id, perm })
+    Ok(AclEntry { tag, id, perm })
 }
 
-fn permissions(text: &[u8]) -> Option<u16> {
+fn parse_permissions(text: &[u8]) -> Option<u16> {
     text.iter().try_fold(0, |perm, byte| match byte {
         b'r' => Some(perm | 4),
         b'w' => Some(perm | 2),
@@ -126,15 +130,15 @@ fn permissions(text: &[u8]) -> Option<u16> {
     })
 }
 
-fn id(
+fn resolve_id(
     name: &[u8],
     number: Option<&[u8]>,
     look_up: impl Fn(&str) -> nix::Result<Option<u32>>,
 ) -> Result<u32, String> {
-    let number_in = |bytes: &[u8]| str::from_utf8(bytes).map_or(None, |text| text.parse().ok());
+    let parse_number = |bytes: &[u8]| str::from_utf8(bytes).map_or(None, |text| text.parse().ok());
     let known = number
-        .and_then(number_in)
-        .or_else(|| number_in(name))
+        .and_then(parse_number)
+        .or_else(|| parse_number(name))
         .map_or_else(
             || str::from_utf8(name).map_or(Ok(None), look_up),
             |id| Ok(Some(id)),
@@ -143,11 +147,9 @@ fn id(
     match known {
         Ok(Some(id)) if id != NO_ID => Ok(id),
         Ok(_) => Err(format!(
-            "the ACL names '{name}', who is unknown here (pack with --numeric-owner)"
+            "the ACL contains the unknown user or group '{name}'; create the archive with --numeric-owner"
         )),
-        Err(error) => Err(format!(
-            "can't look up '{name}', whom the ACL names: {error}"
-        )),
+        Err(error) => Err(format!("cannot look up '{name}' of the ACL: {error}")),
     }
 }
 
@@ -159,7 +161,9 @@ fn group_id(name: &str) -> nix::Result<Option<u32>> {
     Ok(nix::unistd::Group::from_name(name)?.map(|group| group.gid.as_raw()))
 }
 
-/// The text form with numbers for names, one comma-separated line; `None` when `binary` is no ACL.
+/// Converts an ACL from binary to text form: one comma-separated line with numeric ids.
+///
+/// Returns `None` if `binary` is not a valid ACL.
 pub(super) fn to_text(binary: &[u8]) -> Option<Vec<u8>> {
     let (version, entries) = binary.split_first_chunk::<4>()?;
     if u32::from_le_bytes(*version) != VERSION || entries.len() % 8 != 0 {
@@ -171,7 +175,7 @@ pub(super) fn to_text(binary: &[u8]) -> Option<Vec<u8>> {
         let (perm, id) = rest.split_first_chunk::<2>()?;
         let id = u32::from_le_bytes(id.try_into().ok()?);
         let perm = u16::from_le_bytes(*perm);
-        let who = match u16::from_le_bytes(*tag) {
+        let qualified_tag = match u16::from_le_bytes(*tag) {
             USER_OBJ => "user:".to_owned(),
             USER => format!("user:{id}"),
             GROUP_OBJ => "group:".to_owned(),
@@ -182,7 +186,7 @@ pub(super) fn to_text(binary: &[u8]) -> Option<Vec<u8>> {
         };
         let bit = |mask, letter| if perm & mask != 0 { letter } else { '-' };
         lines.push(format!(
-            "{who}:{}{}{}",
+            "{qualified_tag}:{}{}{}",
             bit(4, 'r'),
             bit(2, 'w'),
             bit(1, 'x')
@@ -196,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_and_binary_are_the_same_thing() {
+    fn text_and_binary_round_trip() {
         let text =
             b"user::rwx,user:1000:r--,user:70000:rw-,group::r-x,group:5:--x,mask::rwx,other::r--";
         let binary = from_text(text).unwrap();
@@ -205,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn other_ways_of_writing_it() {
+    fn accepts_other_text_forms() {
         let want = from_text(b"user::rw-,user:0:r--,group::r--,mask::rw-,other::---").unwrap();
         for same in [
             &b"other:---\nmask:rw-\ngroup::r--\nuser:root:r--\nuser::rw-\n"[..],
@@ -217,14 +221,14 @@ mod tests {
     }
 
     #[test]
-    fn a_mask_is_made_where_one_is_needed() {
+    fn missing_mask_is_added() {
         let made = from_text(b"user::rw-,user:7:r-x,group::-w-,other::---").unwrap();
         let want = b"user::rw-,user:7:r-x,group::-w-,mask::rwx,other::---";
         assert_eq!(to_text(&made).unwrap(), want);
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_text_is_refused() {
         for bad in [
             &b"hello"[..],
             b"user::rwz,group::r--,other::r--",

@@ -1,10 +1,11 @@
-//! A whole container in one tar archive: a manifest, then its layers as they lie on the disk, each
-//! followed by the sum of everything before. docs/format.md has the layout.
+//! A whole container in one tar archive (a bundle). docs/format.md specifies the layout.
 //!
-//! What the manifest says is not known here, nor what a container is. Numbers that objects borrow from
-//! other layers (a file keeps its inode number over a copy-up) are said anew for the new layers: exported
-//! are the numbers that some mark names, and when all layers are there the marks are set to what those
-//! inodes have become.
+//! The archive contains a manifest, and then the layers in their on-disk form, each followed by the checksum of
+//! everything before. The module does not interpret the manifest.
+//!
+//! Objects can borrow inode numbers from other layers, because a file retains its number across copy-up. Those
+//! references are translated: the export records the numbers to which some marker xattr refers, and after all layers
+//! are imported the markers are set to the new numbers of those inodes.
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
@@ -23,63 +24,65 @@ use super::checksum::hex;
 use super::compress::{Compression, Encoder};
 use super::dir_map::DirMap;
 use super::limits;
-use super::member::{Member, What};
-use super::report::Report;
+use super::member::{EntryKind, Member};
+use super::report::TransferReport;
 use super::stream::Members;
-use super::unpack::{How, Numbers, Unpack};
-use super::writer::{Raw, Writer, cannot_write};
+use super::unpack::{NumberReferences, UnpackMode, Unpacker};
+use super::writer::{RawLayer, Writer, cannot_write};
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
 use crate::tree::path;
 use crate::tree::walk::{self, Item};
 
-/// The first entry, by which such an archive is known.
+/// The name of the first entry, which identifies the kind of archive.
 pub(super) const MANIFEST: &[u8] = b"cowl-container.json";
 
-/// A layer with the name that the archive gives it.
+/// A layer of a bundle.
 #[derive(Debug)]
-pub struct Part {
-    /// Letters, digits and hyphens.
+pub struct BundleLayer {
+    /// The name in the archive: letters, digits and hyphens.
     pub name: String,
     /// The layer.
     pub layer: Arc<Layer>,
 }
 
-fn folder_of(name: &str) -> Vec<u8> {
+fn dir_path(name: &str) -> Vec<u8> {
     format!("layers/{name}/").into_bytes()
 }
 
-fn sum_of(name: &str) -> Vec<u8> {
+fn checksum_path(name: &str) -> Vec<u8> {
     format!("layers/{name}.sum").into_bytes()
 }
 
-/// Writes the archive. The layers must not change meanwhile. Making it durable is the caller's.
+/// Writes a bundle.
+///
+/// The layers must not change during the call. The caller must sync the output.
 pub fn write(
     manifest: &[u8],
-    parts: &[Part],
+    layers: &[BundleLayer],
     output: impl Write,
     compression: Compression,
     progress: OnProgress<'_>,
-) -> Result<Report> {
-    // What could not be imported must not pass for a backup.
+) -> Result<TransferReport> {
+    // A bundle that exceeds the limits of the import would be a useless backup.
     let size = manifest.len() as u64;
-    limits::bytes(size, limits::MANIFEST, "the manifest of its snapshots", b"")?;
-    limit_values(manifest)?;
-    let mut named: HashMap<u64, HashSet<u64>> = HashMap::new();
-    for part in parts {
-        borrowed(&part.layer, &mut named)?;
+    limits::check_size(size, limits::MANIFEST, "the manifest of its snapshots", b"")?;
+    check_value_count(manifest)?;
+    let mut lent: HashMap<u64, HashSet<u64>> = HashMap::new();
+    for BundleLayer { layer, .. } in layers {
+        collect_borrowed_numbers(layer, &mut lent)?;
     }
     let encoder = Encoder::new(output, compression).map_err(cannot_write)?;
-    let mut writer = Writer::new(encoder, progress).summed();
-    writer.own_file(MANIFEST, 0o600, manifest)?;
-    for Part { name, layer } in parts {
-        let raw = Raw {
+    let mut writer = Writer::new(encoder, progress).with_checksum();
+    writer.write_own_file(MANIFEST, 0o600, manifest)?;
+    for BundleLayer { name, layer } in layers {
+        let raw = RawLayer {
             layer: layer.id(),
-            lends: named.remove(&layer.id()).unwrap_or_default(),
+            lent: lent.remove(&layer.id()).unwrap_or_default(),
         };
-        writer.begin_layer(folder_of(name), raw);
-        walk::plain(layer.path(), &mut |item: &Item<'_>| writer.item(item))?;
-        let sum = format!("sha256:{}\n", writer.sum());
-        writer.own_file(&sum_of(name), 0o600, sum.as_bytes())?;
+        writer.begin_layer(dir_path(name), raw);
+        walk::visit_dir(layer.path(), &mut |item: &Item<'_>| writer.write_item(item))?;
+        let sum = format!("sha256:{}\n", writer.checksum());
+        writer.write_own_file(&checksum_path(name), 0o600, sum.as_bytes())?;
     }
     let (encoder, result) = writer.finish()?;
     let mut output = encoder.finish().map_err(cannot_write)?;
@@ -87,8 +90,8 @@ pub fn write(
     Ok(result)
 }
 
-/// Refuses a manifest that would take far more memory than its bytes when it is parsed: before it is.
-fn limit_values(manifest: &[u8]) -> Result<()> {
+/// Refuses a manifest with too many JSON values, because parsing it would take far more memory than its size.
+fn check_value_count(manifest: &[u8]) -> Result<()> {
     let (mut values, mut in_string, mut escaped) = (1, false, false);
     for byte in manifest {
         match byte {
@@ -109,63 +112,65 @@ fn limit_values(manifest: &[u8]) -> Result<()> {
     Err(limits::exceeded(what, MANIFEST))
 }
 
-/// Adds the inodes whose numbers the objects of a layer borrow, by layer.
-fn borrowed(layer: &Layer, named: &mut HashMap<u64, HashSet<u64>>) -> Result<()> {
-    let mark = layer.space().ino().as_bytes();
-    walk::plain(layer.path(), &mut |item: &Item<'_>| {
+/// Adds the inodes from which the objects of a layer borrow their numbers to `lent`, by layer id.
+fn collect_borrowed_numbers(layer: &Layer, lent: &mut HashMap<u64, HashSet<u64>>) -> Result<()> {
+    let marker = layer.space().ino().as_bytes();
+    walk::visit_dir(layer.path(), &mut |item: &Item<'_>| {
         for (name, value) in item.xattrs()? {
-            if name == mark
+            if name == marker
                 && let Some(number) =
-                    NumberMark::parse(&value).context("can't read the mark", item.path)?
+                    NumberMark::parse(&value).context("cannot read the inode number", item.path)?
             {
-                named.entry(number.layer).or_default().insert(number.ino);
+                lent.entry(number.layer).or_default().insert(number.ino);
             }
         }
         Ok(())
     })
 }
 
-/// An archive of a whole container that is being read: the manifest was.
-pub struct Whole<'a> {
+/// A reader of a bundle. The manifest has been read.
+pub struct BundleReader<'a> {
     manifest: Vec<u8>,
     members: Members<ChecksumReader<'a>>,
-    read: Vec<(PathBuf, XattrSpace, Numbers)>,
+    /// The imported layers.
+    layers: Vec<(PathBuf, XattrSpace, NumberReferences)>,
     done: Progress,
 }
 
-impl std::fmt::Debug for Whole<'_> {
+impl std::fmt::Debug for BundleReader<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Whole").finish_non_exhaustive()
+        f.debug_struct("BundleReader").finish_non_exhaustive()
     }
 }
 
-impl<'a> Whole<'a> {
+impl<'a> BundleReader<'a> {
     pub(super) fn new(first: &Member, mut members: Members<ChecksumReader<'a>>) -> Result<Self> {
-        let manifest = small(first, &mut members, limits::MANIFEST)?;
-        limit_values(&manifest)?;
+        let manifest = read_own_file(first, &mut members, limits::MANIFEST)?;
+        check_value_count(&manifest)?;
         Ok(Self {
             manifest,
             members,
-            read: Vec::new(),
+            layers: Vec::new(),
             done: Progress::default(),
         })
     }
 
-    /// What the archive says of itself.
+    /// Returns the manifest.
     pub fn manifest(&self) -> &[u8] {
         &self.manifest
     }
 
-    /// Reads the next layer, which must be the one of this name, into the empty folder `target`. Marks
-    /// come from the space `from`, and go into the space `to`.
-    pub fn layer(
+    /// Unpacks the next layer, which must have this name, into the empty directory `target`.
+    ///
+    /// Marker xattrs are converted from the namespace `from` to the namespace `to`.
+    pub fn read_layer(
         &mut self,
         name: &str,
         target: &Path,
         (from, to): (XattrSpace, XattrSpace),
         progress: OnProgress<'_>,
     ) -> Result<()> {
-        let (folder, sum_file) = (folder_of(name), sum_of(name));
+        let (prefix, checksum_file) = (dir_path(name), checksum_path(name));
         let before = self.done;
         let mut progress = |done: Progress| {
             progress(Progress {
@@ -174,75 +179,78 @@ impl<'a> Whole<'a> {
                 total: None,
             });
         };
-        let mut unpack = Unpack::new(target, How::Raw(from, to), &mut progress)?;
+        let mut unpacker = Unpacker::new(target, UnpackMode::Raw(from, to), &mut progress)?;
         loop {
             self.members.skip_rest()?;
             let sum = self.members.input().sum.clone();
             let Some(mut member) = self.members.next()? else {
-                let what = format!("the archive ends before the layer {name} does");
+                let what = format!("the archive is truncated within the layer {name}");
                 return Err(TreeError::new(ErrorKind::Truncated, what));
             };
-            if member.path == sum_file && member.what == What::File {
-                let said = small(&member, &mut self.members, limits::SUM)?;
-                let found = format!("sha256:{}\n", sum.map_or_else(String::new, hex));
-                if said != found.as_bytes() {
-                    let what = "the archive is damaged: its sum is wrong up to this place";
-                    return Err(TreeError::new(ErrorKind::Damaged, what).at(sum_file));
+            if member.path == checksum_file && member.kind == EntryKind::File {
+                let recorded = read_own_file(&member, &mut self.members, limits::SUM)?;
+                let computed = format!("sha256:{}\n", sum.map_or_else(String::new, hex));
+                if recorded != computed.as_bytes() {
+                    let what =
+                        "the archive is damaged: wrong checksum of the data up to this entry";
+                    return Err(TreeError::new(ErrorKind::Damaged, what).at(checksum_file));
                 }
                 break;
             }
-            strip(&mut member.path, &folder)?;
-            if let What::HardLink(target) = &mut member.what {
-                strip(target, &folder)?;
+            strip_prefix(&mut member.path, &prefix)?;
+            if let EntryKind::HardLink(target) = &mut member.kind {
+                strip_prefix(target, &prefix)?;
             }
-            unpack.entry(member, &mut self.members)?;
+            unpacker.unpack_entry(member, &mut self.members)?;
         }
-        let (imported, numbers) = unpack.finish()?;
+        let (imported, numbers) = unpacker.finish()?;
         self.done.entries += imported.done.entries;
         self.done.bytes += imported.done.bytes;
-        self.read.push((target.to_owned(), to, numbers));
+        self.layers.push((target.to_owned(), to, numbers));
         Ok(())
     }
 
-    /// Ends: there must be nothing left. Sets the marks by which numbers are borrowed.
+    /// Completes the import: verifies that the archive ends here, and sets the marker xattrs of borrowed inode numbers.
     pub fn finish(mut self) -> Result<Progress> {
         if let Some(member) = self.members.next()? {
-            let what = "the archive has more in it than it says";
+            let what = "the archive has an entry that its manifest does not list";
             return Err(TreeError::new(ErrorKind::Refused, what).at(member.path));
         }
         let mut lent = HashMap::new();
-        for (target, space, numbers) in &self.read {
+        for (target, space, numbers) in &self.layers {
             let layer = Layer::open(target, *space).map_err(|error| {
-                TreeError::new(ErrorKind::Io, "can't open the new layer")
+                TreeError::new(ErrorKind::Io, "cannot open the new layer")
                     .at(target.as_os_str().as_bytes())
                     .because(error)
             })?;
-            if let Some(was) = numbers.layer {
+            if let Some(exported_layer) = numbers.layer {
                 for (old, new) in &numbers.lent {
                     let mark = NumberMark {
                         layer: layer.id(),
                         ino: *new,
                     };
-                    lent.insert((was, *old), mark);
+                    lent.insert((exported_layer, *old), mark);
                 }
             }
         }
-        for (target, space, numbers) in self.read {
-            borrow(&target, space, numbers.borrowed, &lent)?;
+        for (target, space, numbers) in self.layers {
+            set_borrowed_numbers(&target, space, numbers.borrowed, &lent)?;
         }
         Ok(self.done)
     }
 }
 
-/// Sets the marks of one layer. What lent a number and is not there means nothing any more.
-fn borrow(
+/// Sets the marker xattrs of the objects of a layer that borrow inode numbers.
+///
+/// A reference to an inode that the archive does not contain is dropped.
+fn set_borrowed_numbers(
     target: &Path,
     space: XattrSpace,
     borrowed: DirMap<Vec<(Box<[u8]>, NumberMark)>>,
     lent: &HashMap<(u64, u64), NumberMark>,
 ) -> Result<()> {
     let root = dir::open_root(target)
-        .context("can't open the new layer", target.as_os_str().as_bytes())?;
+        .context("cannot open the new layer", target.as_os_str().as_bytes())?;
     borrowed.visit(root.as_fd(), &mut |names, parent, parent_path| {
         for (name, mark) in names {
             let Some(mark) = lent.get(&(mark.layer, mark.ino)) else {
@@ -253,54 +261,54 @@ fn borrow(
                 b"" => dir::reopen_dir(parent),
                 name => dir::open_path(parent, name),
             };
-            let found = found.context("can't open", &path)?;
-            let kind = stat::stat_fd(&found).context("can't read", &path)?.kind();
+            let found = found.context("cannot open", &path)?;
+            let kind = stat::stat_fd(&found).context("cannot read", &path)?.kind();
             if space == XattrSpace::Trusted
                 || matches!(kind, FileKind::Directory | FileKind::Regular)
             {
                 xattr::set(found.as_fd(), space.ino().as_bytes(), &mark.to_value())
-                    .context("can't set the number of", &path)?;
+                    .context("cannot set the inode number of", &path)?;
             }
         }
         Ok(())
     })
 }
 
-/// The content of a small file of the archive's own.
-fn small(
+/// Reads a small file that is not part of a layer.
+fn read_own_file(
     member: &Member,
     members: &mut Members<ChecksumReader<'_>>,
     limit: u64,
 ) -> Result<Vec<u8>> {
-    limits::bytes(
+    limits::check_size(
         member.stored,
         limit,
-        "a file of the archive's own",
+        "a metadata file of the archive",
         &member.path,
     )?;
     if member.sparse.is_some() {
-        let what = "the archive has a file of its own that has holes";
+        let what = "the archive has a sparse metadata file";
         return Err(TreeError::new(ErrorKind::Refused, what).at(member.path.as_slice()));
     }
     let mut data = Vec::new();
-    // Not all at once: the size may be a lie.
+    // The size is untrusted, so memory is allocated only as data arrives.
     let mut left = usize::try_from(member.stored).unwrap_or_default();
     while left > 0 {
-        let mut part = vec![0; left.min(1 << 16)];
-        members.read_data(&mut part)?;
-        left -= part.len();
-        data.append(&mut part);
+        let mut chunk = vec![0; left.min(1 << 16)];
+        members.read_data(&mut chunk)?;
+        left -= chunk.len();
+        data.append(&mut chunk);
     }
     Ok(data)
 }
 
-/// Makes a path of the archive one of the layer.
-fn strip(path: &mut Vec<u8>, folder: &[u8]) -> Result<()> {
-    match path.strip_prefix(folder) {
+/// Converts a path in the archive to a path in the layer with this prefix.
+fn strip_prefix(path: &mut Vec<u8>, prefix: &[u8]) -> Result<()> {
+    match path.strip_prefix(prefix) {
         Some(b"") => *path = b"./".to_vec(),
         Some(inner) => *path = inner.to_vec(),
         None => {
-            let what = "the archive has an entry that belongs to no layer, or to another one";
+            let what = "the archive has an entry that does not belong to the current layer";
             return Err(TreeError::new(ErrorKind::Refused, what).at(path.as_slice()));
         }
     }

@@ -1,5 +1,5 @@
-//! Tests of archives of layers: what comes back lies on the disk as it lay, and what was cut, changed or
-//! made up is refused.
+//! Tests of bundles: imported layers have the same on-disk form as the exported ones, and truncated or damaged archives
+//! are refused.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use cowl_layers::sys::stat::FileKind;
 use cowl_layers::sys::xattr;
 use cowl_layers::view::View;
 
-use super::bundle::{self, Part};
+use super::bundle::{self, BundleLayer};
 use super::input::{self, Input};
 use super::{Compression, import};
 use crate::tree::digest;
@@ -26,8 +26,8 @@ fn open(path: &Path) -> Arc<Layer> {
     Layer::open(path, XattrSpace::Trusted).unwrap()
 }
 
-/// Two layers with every mark: the lower one first.
-fn layers(dir: &Path, large: bool) -> [PathBuf; 2] {
+/// Creates two layers with all kinds of markers; the lower one is first.
+fn create_layers(dir: &Path, large: bool) -> [PathBuf; 2] {
     let [lower, upper] = NAMES.map(|name| {
         fs::create_dir(dir.join(name)).unwrap();
         dir.join(name)
@@ -40,16 +40,16 @@ fn layers(dir: &Path, large: bool) -> [PathBuf; 2] {
     fs::write(lower.join("meta"), b"12345").unwrap();
     testing::mknod(&lower.join("socket"), FileKind::Socket, 0o640, 0);
     fs::create_dir(upper.join("new")).unwrap();
-    testing::set(&upper.join("new"), "trusted.overlay.redirect", b"/old");
+    testing::set_xattr(&upper.join("new"), "trusted.overlay.redirect", b"/old");
     testing::mknod(&upper.join("old"), FileKind::CharDevice, 0, 0);
     fs::File::create(upper.join("meta"))
         .unwrap()
         .set_len(5)
         .unwrap();
-    testing::set(&upper.join("meta"), "trusted.overlay.metacopy", b"");
+    testing::set_xattr(&upper.join("meta"), "trusted.overlay.metacopy", b"");
     fs::create_dir(upper.join("shut")).unwrap();
-    testing::set(&upper.join("shut"), "trusted.overlay.opaque", b"y");
-    testing::set(
+    testing::set_xattr(&upper.join("shut"), "trusted.overlay.opaque", b"y");
+    testing::set_xattr(
         &upper.join("shut"),
         "trusted.overlay.overlay.opaque",
         b"a user's",
@@ -60,7 +60,7 @@ fn layers(dir: &Path, large: bool) -> [PathBuf; 2] {
             layer: open(&lower).id(),
             ino: fs::metadata(lower.join(lender)).unwrap().ino(),
         };
-        testing::set(
+        testing::set_xattr(
             &upper.join(path),
             "trusted.overlay.cowl.ino",
             &mark.to_value(),
@@ -69,11 +69,11 @@ fn layers(dir: &Path, large: bool) -> [PathBuf; 2] {
     [lower, upper]
 }
 
-fn written(layers: &[PathBuf; 2], compression: Compression) -> Vec<u8> {
-    let parts: Vec<Part> = NAMES
+fn bundle_of(layers: &[PathBuf; 2], compression: Compression) -> Vec<u8> {
+    let bundle_layers: Vec<BundleLayer> = NAMES
         .iter()
         .zip(layers)
-        .map(|(name, path)| Part {
+        .map(|(name, path)| BundleLayer {
             name: (*name).to_owned(),
             layer: open(path),
         })
@@ -81,7 +81,7 @@ fn written(layers: &[PathBuf; 2], compression: Compression) -> Vec<u8> {
     let mut data = Vec::new();
     bundle::write(
         b"what is in it",
-        &parts,
+        &bundle_layers,
         &mut data,
         compression,
         &mut |_| {},
@@ -97,21 +97,21 @@ fn read(data: &[u8], space: XattrSpace) -> (tempfile::TempDir, Result<()>) {
 }
 
 fn read_into(data: &[u8], dir: &Path, space: XattrSpace) -> Result<()> {
-    let Input::Whole(mut whole) = input::open(data)? else {
+    let Input::Container(mut bundle) = input::open(data)? else {
         return Err(TreeError::new(ErrorKind::NotAnArchive, "a tree"));
     };
-    if whole.manifest() != b"what is in it" {
+    if bundle.manifest() != b"what is in it" {
         return Err(TreeError::new(ErrorKind::Damaged, "another manifest"));
     }
     for name in NAMES {
         fs::create_dir(dir.join(name)).unwrap();
         let spaces = (XattrSpace::Trusted, space);
-        whole.layer(name, &dir.join(name), spaces, &mut |_| {})?;
+        bundle.read_layer(name, &dir.join(name), spaces, &mut |_| {})?;
     }
-    whole.finish().map(drop)
+    bundle.finish().map(drop)
 }
 
-/// A tree's lines, without the marks whose values are other layers' numbers.
+/// Describes a tree, without the marker xattrs whose values refer to other layers.
 fn lines(tree: &Path) -> BTreeMap<String, String> {
     let without = |(path, line): (String, String)| {
         let at = tree.join(&path);
@@ -130,20 +130,20 @@ fn lines(tree: &Path) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn layers_come_back_as_they_lay() {
+fn layers_round_trip_in_their_on_disk_form() {
     if !is_root() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let old = layers(dir.path(), true);
+    let old = create_layers(dir.path(), true);
     for compression in [Compression::None, Compression::Zstd] {
-        let (new, got) = read(&written(&old, compression), XattrSpace::Trusted);
+        let (new, got) = read(&bundle_of(&old, compression), XattrSpace::Trusted);
         got.unwrap();
         for (name, old) in NAMES.iter().zip(&old) {
             let (got, want) = (lines(&new.path().join(name)), lines(old));
             assert_eq!(got, want, "{name}");
         }
-        // The numbers are borrowed from the new layer now.
+        // The objects borrow the numbers of the new layer.
         let [lower, upper] = NAMES.map(|name| open(&new.path().join(name)));
         let view = View::new(vec![upper, lower]);
         use std::os::unix::fs::MetadataExt as _;
@@ -161,13 +161,13 @@ fn layers_come_back_as_they_lay() {
 }
 
 #[test]
-fn layers_go_into_a_store_of_the_other_space() {
+fn layers_are_converted_to_the_other_xattr_namespace() {
     if !is_root() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let old = layers(dir.path(), false);
-    let (new, got) = read(&written(&old, Compression::None), XattrSpace::User);
+    let old = create_layers(dir.path(), false);
+    let (new, got) = read(&bundle_of(&old, Compression::None), XattrSpace::User);
     got.unwrap();
     let view = |layers: [PathBuf; 2], space| {
         let [lower, upper] = layers.map(|path| Layer::open(&path, space).unwrap());
@@ -193,18 +193,18 @@ fn layers_go_into_a_store_of_the_other_space() {
 }
 
 #[test]
-fn an_archive_that_is_cut_is_refused_wherever() {
+fn archive_truncated_anywhere_is_refused() {
     if !is_root() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let data = written(&layers(dir.path(), false), Compression::None);
-    // What follows the last sum is the end of the archive: two blocks of zeros, and padding.
+    let data = bundle_of(&create_layers(dir.path(), false), Compression::None);
+    // The end of the archive follows the last checksum: two blocks of zeros, and padding.
     let content = data.len() - data.iter().rev().take_while(|&&byte| byte == 0).count();
     let end = content.next_multiple_of(512) + 512;
     for length in (0..end).step_by(97).chain([end - 1, end - 512, content]) {
         let (_, got) = read(&data[..length], XattrSpace::Trusted);
-        let error = got.expect_err("it was cut");
+        let error = got.expect_err("a truncated archive was accepted");
         use ErrorKind::{Empty, NotAnArchive, Truncated};
         assert!(
             [Empty, NotAnArchive, Truncated].contains(&error.kind()),
@@ -214,26 +214,26 @@ fn an_archive_that_is_cut_is_refused_wherever() {
 }
 
 #[test]
-fn a_byte_that_changed_is_noticed_wherever() {
+fn changed_byte_anywhere_is_detected() {
     if !is_root() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let old = layers(dir.path(), false);
-    let data = written(&old, Compression::None);
+    let old = create_layers(dir.path(), false);
+    let data = bundle_of(&old, Compression::None);
     let want = NAMES
         .iter()
         .zip(&old)
         .map(|(_, path)| lines(path))
         .collect::<Vec<_>>();
-    let mut noticed = 0;
+    let mut detected = 0;
     for at in (0..data.len()).step_by(127) {
         let mut data = data.clone();
         data[at] ^= 1 << (at % 8);
         let (new, got) = read(&data, XattrSpace::Trusted);
         match got {
-            Err(_) => noticed += 1,
-            // In what says nothing: after the end, or in a header of a sum.
+            Err(_) => detected += 1,
+            // The byte has no meaning: it is after the end, or in the header of a checksum file.
             Ok(()) => {
                 for (name, want) in NAMES.iter().zip(&want) {
                     assert_eq!(&lines(&new.path().join(name)), want, "byte {at}");
@@ -242,21 +242,21 @@ fn a_byte_that_changed_is_noticed_wherever() {
         }
     }
     assert!(
-        noticed > data.len() / 127 / 3,
-        "{noticed} of {}",
+        detected > data.len() / 127 / 3,
+        "{detected} of {}",
         data.len() / 127
     );
 }
 
 #[test]
-fn a_whole_container_is_no_tree() {
+fn bundle_is_refused_as_a_tree() {
     if !is_root() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let data = written(&layers(dir.path(), false), Compression::None);
+    let data = bundle_of(&create_layers(dir.path(), false), Compression::None);
     let target = tempfile::tempdir().unwrap();
-    let got = import::tar(&*data, target.path(), XattrSpace::Trusted, &mut |_| {});
+    let got = import::from_stream(&*data, target.path(), XattrSpace::Trusted, &mut |_| {});
     assert_eq!(got.unwrap_err().kind(), ErrorKind::WholeContainer);
     assert_same(target.path(), &describe(target.path()), "untouched");
     assert_eq!(fs::read_dir(target.path()).unwrap().count(), 0);

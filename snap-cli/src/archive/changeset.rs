@@ -1,9 +1,10 @@
-//! Writing what leads from one state to another as a tar archive, in the form of the layers of container
-//! images (OCI): what is new or different is there whole, what is gone is an empty file `.wh.NAME`, and a
-//! folder that took the place of another holds `.wh..wh..opq`.
+//! Writes the difference between two states as a tar archive, in the form of a layer of a container image (OCI).
 //!
-//! Unpacked over the first state it gives the second to the last attribute. So the folders above
-//! everything that differs come too: unpacking changes their times.
+//! New and changed files are contained completely. A removed file is represented by an empty file `.wh.NAME`, and a
+//! directory that replaces another one contains `.wh..wh..opq`.
+//!
+//! Applied to the first state, the archive results in the second one, including all attributes. The directories above
+//! every difference are therefore contained, too, because unpacking changes their times.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
@@ -14,23 +15,23 @@ use cowl_layers::sys::stat::FileKind;
 use cowl_layers::view::{DirNode, FileNode, Found, View};
 
 use super::compress::{Compression, Encoder};
-use super::export::with_entries;
-use super::report::Report;
+use super::export::write_entries;
+use super::report::TransferReport;
 use super::writer::{Holes, Writer};
-use crate::tree::attrs::{self, space_of};
+use crate::tree::attrs::{self, marker_space};
 use crate::tree::content;
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
 use crate::tree::path::{join, split};
 use crate::tree::walk::{Item, open_content};
 
-/// Writes what leads from `old` (nothing, without one) to `new`.
+/// Writes the difference between `old` (an empty tree if `None`) and `new`.
 pub fn tar(
     old: Option<&View>,
     new: &View,
     output: impl Write,
     compression: Compression,
     progress: OnProgress<'_>,
-) -> Result<Report> {
+) -> Result<TransferReport> {
     let mut delta = Delta {
         old,
         new,
@@ -41,43 +42,45 @@ pub fn tar(
         linked: HashMap::new(),
         enters_all: false,
     };
-    // Looked at first: a file of which one name is new comes with all its names.
-    delta.run(&mut Out::<Vec<u8>>::Nowhere)?;
-    delta.enters_all = delta.linked.values().any(|(names, told)| told < names);
-    with_entries(output, compression, Holes::Filled, progress, |writer| {
+    // A first pass without output finds the hard links: if one name of a file is new, all its names are written.
+    delta.run(&mut Out::<Vec<u8>>::Discard)?;
+    delta.enters_all = delta.linked.values().any(|(names, found)| found < names);
+    write_entries(output, compression, Holes::Zeros, progress, |writer| {
         delta.run(&mut Out::Archive(writer))
     })
 }
 
-/// Where entries go.
+/// The output of a pass.
 enum Out<'w, 'p, W: Write> {
-    Nowhere,
+    Discard,
     Archive(&'w mut Writer<'p, Encoder<W>>),
 }
 
-/// Whether what lies in another layer than before was replaced; states that have no layer in common (one
-/// of them was merged) can only be compared by what they show.
-fn share_layers(one: &View, two: &View) -> bool {
-    let ids: Vec<u64> = one.layers().iter().map(|layer| layer.id()).collect();
-    two.layers().iter().any(|layer| ids.contains(&layer.id()))
+/// Returns whether two states have a layer in common.
+///
+/// Only then does an object in another layer than before mean a replacement. States without a common layer, for example
+/// after a flatten, can only be compared by their content.
+fn share_layers(left: &View, right: &View) -> bool {
+    let ids: Vec<u64> = left.layers().iter().map(|layer| layer.id()).collect();
+    right.layers().iter().any(|layer| ids.contains(&layer.id()))
 }
 
-/// A directory of the new state in which the walk is.
-struct Level {
+/// A directory of the current path in the new state.
+struct DeltaLevel {
     new: DirNode,
-    /// What the old state has there, where what is in it is compared.
+    /// The directory of the old state with which the content is compared.
     old: Option<DirNode>,
-    /// The names in it, each with whether the old state has it. The next one is taken from the end.
+    /// The remaining names, each with whether the old state has it. The next one is the last.
     names: Vec<(Name, bool)>,
     /// The length of its path.
-    path: usize,
+    path_length: usize,
 }
 
 /// Whether the entry of a directory was written.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum DirEntry {
+enum DirOutput {
     Written,
-    /// It is written if something below it is.
+    /// The entry is written as soon as an entry below it is.
     Pending,
 }
 
@@ -85,30 +88,29 @@ struct Delta<'a> {
     old: Option<&'a View>,
     new: &'a View,
     related: bool,
-    levels: Vec<Level>,
-    /// How many of them were written. The others do not differ themselves, and are written when something
-    /// below them is.
+    levels: Vec<DeltaLevel>,
+    /// The number of levels whose entries were written. The others do not differ themselves.
     written: usize,
-    /// Of the present entry.
+    /// The path of the current entry.
     path: Vec<u8>,
-    /// Files with several names that are written: how many they have, and how many were written.
+    /// The hard-linked files that must be written, by inode: the number of their names, and of the names found.
     linked: HashMap<(u64, u64), (u64, u64)>,
-    /// Names of such files may lie in folders in which nothing else differs.
+    /// Whether unchanged directories must be entered, too, because they may contain names of such files.
     enters_all: bool,
 }
 
 impl Delta<'_> {
     fn run<W: Write>(&mut self, out: &mut Out<'_, '_, W>) -> Result<()> {
-        let what = "can't read the root folder";
+        let what = "cannot read the root directory";
         let old = match self.old {
             Some(old) => Some(Found::Dir(old.root().context(what, b".")?)),
             None => None,
         };
         let new = Found::Dir(self.new.root().context(what, b".")?);
         self.path.clear();
-        self.pair(out, old, new)?;
+        self.compare_nodes(out, old, new)?;
         while let Some(level) = self.levels.last_mut() {
-            self.path.truncate(level.path);
+            self.path.truncate(level.path_length);
             let Some((name, in_old)) = level.names.pop() else {
                 level.new.leave();
                 level.old.iter().for_each(DirNode::leave);
@@ -121,20 +123,20 @@ impl Delta<'_> {
             }
             self.path.extend_from_slice(&name);
             let new = self.new.lookup(&level.new, &name);
-            let new = new.context("can't read", &self.path)?;
+            let new = new.context("cannot read", &self.path)?;
             let old = match (self.old, &level.old) {
                 (Some(view), Some(dir)) if in_old => {
                     let old = view.lookup(dir, &name);
-                    Some(old.context("can't read", &self.path)?)
+                    Some(old.context("cannot read", &self.path)?)
                 }
                 _ => None,
             };
-            self.pair(out, old, new)?;
+            self.compare_nodes(out, old, new)?;
         }
         Ok(())
     }
 
-    fn pair<W: Write>(
+    fn compare_nodes<W: Write>(
         &mut self,
         out: &mut Out<'_, '_, W>,
         old: Option<Found>,
@@ -142,59 +144,59 @@ impl Delta<'_> {
     ) -> Result<()> {
         match (old, new) {
             (Some(Found::File(old)), Found::File(new)) => {
-                if self.same_file(&old, &new, &self.path)? {
+                if self.is_same_file(&old, &new, &self.path)? {
                     return Ok(());
                 }
-                self.emit(out, &Found::File(new))
+                self.write_node(out, &Found::File(new))
             }
-            (Some(Found::Dir(old)), Found::Dir(new)) => self.folders(out, old, new),
+            (Some(Found::Dir(old)), Found::Dir(new)) => self.compare_dirs(out, old, new),
             (_, new) => {
-                self.emit(out, &new)?;
+                self.write_node(out, &new)?;
                 match new {
-                    Found::Dir(new) => self.enter(out, None, new, DirEntry::Written),
+                    Found::Dir(new) => self.enter(out, None, new, DirOutput::Written),
                     Found::Absent | Found::Whiteout | Found::File(_) => Ok(()),
                 }
             }
         }
     }
 
-    fn folders<W: Write>(
+    fn compare_dirs<W: Write>(
         &mut self,
         out: &mut Out<'_, '_, W>,
         old: DirNode,
         new: DirNode,
     ) -> Result<()> {
-        if new.same_place(&old) && !self.enters_all {
+        if new.is_same_location(&old) && !self.enters_all {
             return Ok(());
         }
-        let merges = |new: &DirNode| {
-            let known = |loc| old.locs.iter().any(|other| other.same_place(loc));
-            new.locs.iter().any(|loc| known(loc))
+        let merges_old = |new: &DirNode| {
+            let is_in_old = |loc| old.locs.iter().any(|other| other.is_same_location(loc));
+            new.locs.iter().any(|loc| is_in_old(loc))
         };
-        let opaque = self.related && !merges(&new);
-        let differs = opaque || self.folder_differs(&old, &new, &self.path)?;
+        let opaque = self.related && !merges_old(&new);
+        let differs = opaque || self.dir_differs(&old, &new, &self.path)?;
         if differs {
-            self.emit(out, &Found::Dir(new.clone()))?;
+            self.write_node(out, &Found::Dir(new.clone()))?;
         }
         if opaque {
-            self.mark(out, foreign::OPAQUE_NAME)?;
+            self.write_marker(out, foreign::OPAQUE_NAME)?;
         }
         let entry = match differs {
-            true => DirEntry::Written,
-            false => DirEntry::Pending,
+            true => DirOutput::Written,
+            false => DirOutput::Pending,
         };
         self.enter(out, Some(old).filter(|_| !opaque), new, entry)
     }
 
-    /// Goes into a directory: marks what is gone, and notes what is there now for later.
+    /// Enters a directory: writes whiteouts for removed names, and collects the present names.
     fn enter<W: Write>(
         &mut self,
         out: &mut Out<'_, '_, W>,
         old: Option<DirNode>,
         new: DirNode,
-        entry: DirEntry,
+        entry: DirOutput,
     ) -> Result<()> {
-        let what = "can't read the folder";
+        let what = "cannot read the directory";
         let mut before: BTreeSet<Name> = match (self.old, &old) {
             (Some(view), Some(old)) => {
                 let listed = view.list(old).context(what, &self.path)?;
@@ -209,42 +211,42 @@ impl Delta<'_> {
         };
         let mut names: Vec<_> = listed.into_iter().map(|e| e.name).map(with_old).collect();
         names.reverse();
-        if entry == DirEntry::Written {
+        if entry == DirOutput::Written {
             self.written = self.levels.len() + 1;
         }
-        self.levels.push(Level {
+        self.levels.push(DeltaLevel {
             new,
             old,
             names,
-            path: self.path.len(),
+            path_length: self.path.len(),
         });
-        for gone in before {
-            let mark = foreign::whiteout_name(&gone).ok_or_else(|| {
-                let what = "a layer archive can't say that a file of this name is gone";
-                TreeError::new(ErrorKind::Refused, what).at(join(&self.path, &gone))
+        for removed in before {
+            let whiteout = foreign::whiteout_name(&removed).ok_or_else(|| {
+                let what = "a layer archive cannot represent the removal of a file with this name";
+                TreeError::new(ErrorKind::Refused, what).at(join(&self.path, &removed))
             })?;
-            self.mark(out, &mark)?;
+            self.write_marker(out, &whiteout)?;
         }
         Ok(())
     }
 
-    /// Writes the directories of the way here that were not written.
-    fn write_above<W: Write>(&mut self, writer: &mut Writer<'_, Encoder<W>>) -> Result<()> {
+    /// Writes the pending directories of the current path.
+    fn write_pending_dirs<W: Write>(&mut self, writer: &mut Writer<'_, Encoder<W>>) -> Result<()> {
         for level in self.levels.iter().skip(self.written) {
-            let path = self.path.get(..level.path).unwrap_or_default();
+            let path = self.path.get(..level.path_length).unwrap_or_default();
             let dir = Found::Dir(level.new.clone());
-            if let Some(item) = Item::of(path, &dir, space_of(self.new))? {
-                writer.item(&item)?;
+            if let Some(item) = Item::from_found(path, &dir, marker_space(self.new))? {
+                writer.write_item(&item)?;
             }
         }
         self.written = self.levels.len();
         Ok(())
     }
 
-    fn emit<W: Write>(&mut self, out: &mut Out<'_, '_, W>, found: &Found) -> Result<()> {
-        if foreign::is_mark(split(&self.path).1) {
-            let what = "a layer archive can't hold a file whose name begins with .wh., for there it is a \
-                        deletion";
+    fn write_node<W: Write>(&mut self, out: &mut Out<'_, '_, W>, found: &Found) -> Result<()> {
+        if foreign::is_marker(split(&self.path).1) {
+            let what = "a layer archive cannot contain a file whose name begins with .wh., which denotes a \
+                        removal";
             return Err(TreeError::new(ErrorKind::Refused, what).at(self.path.as_slice()));
         }
         let Out::Archive(writer) = out else {
@@ -256,40 +258,45 @@ impl Delta<'_> {
             }
             return Ok(());
         };
-        self.write_above(writer)?;
-        match Item::of(&self.path, found, space_of(self.new))? {
-            Some(item) => writer.item(&item),
+        self.write_pending_dirs(writer)?;
+        match Item::from_found(&self.path, found, marker_space(self.new))? {
+            Some(item) => writer.write_item(&item),
             None => Ok(()),
         }
     }
 
-    /// Writes a mark into the directory with the present path.
-    fn mark<W: Write>(&mut self, out: &mut Out<'_, '_, W>, name: &[u8]) -> Result<()> {
+    /// Writes an empty marker file into the directory at the current path.
+    fn write_marker<W: Write>(&mut self, out: &mut Out<'_, '_, W>, name: &[u8]) -> Result<()> {
         let Out::Archive(writer) = out else {
             return Ok(());
         };
-        self.write_above(writer)?;
+        self.write_pending_dirs(writer)?;
         let path = join(&self.path, name);
-        writer.own_file(&[b"./", path.as_slice()].concat(), 0o600, b"")
+        writer.write_own_file(&[b"./", path.as_slice()].concat(), 0o600, b"")
     }
 
-    fn folder_differs(&self, old: &DirNode, new: &DirNode, path: &[u8]) -> Result<bool> {
+    fn dir_differs(&self, old: &DirNode, new: &DirNode, path: &[u8]) -> Result<bool> {
         let plain = |dir: &DirNode| (dir.stat.mode, dir.stat.uid, dir.stat.gid, dir.stat.mtime);
-        let what = "can't read the attributes";
+        let what = "cannot read the xattrs";
         Ok(plain(old) != plain(new)
-            || attrs::shown(
-                self.old.and_then(space_of),
+            || attrs::visible_xattrs(
+                self.old.and_then(marker_space),
                 old.xattrs().context(what, path)?,
-            ) != attrs::shown(space_of(self.new), new.xattrs().context(what, path)?))
+            ) != attrs::visible_xattrs(
+                marker_space(self.new),
+                new.xattrs().context(what, path)?,
+            ))
     }
 
-    /// Whether nothing of the file need be written. One that has other names, and lies elsewhere than
-    /// before, is written with all of them, so that they are one file again.
-    fn same_file(&self, old: &FileNode, new: &FileNode, path: &[u8]) -> Result<bool> {
+    /// Returns whether a file is unchanged and need not be written.
+    ///
+    /// A hard-linked file whose location changed is written with all its names, so that they are one file after
+    /// unpacking.
+    fn is_same_file(&self, old: &FileNode, new: &FileNode, path: &[u8]) -> Result<bool> {
         if self.linked.contains_key(&inode(new)) {
             return Ok(false);
         }
-        if old.loc.same_place(&new.loc) && old.data_loc().same_place(new.data_loc()) {
+        if old.loc.is_same_location(&new.loc) && old.data_loc().is_same_location(new.data_loc()) {
             return Ok(true);
         }
         let plain = |file: &FileNode| {
@@ -301,24 +308,26 @@ impl Delta<'_> {
         if old.stat.nlink > 1 || new.stat.nlink > 1 || plain(old) != plain(new) {
             return Ok(false);
         }
-        let what = "can't read the attributes";
-        if attrs::shown(
-            self.old.and_then(space_of),
+        let what = "cannot read the xattrs";
+        if attrs::visible_xattrs(
+            self.old.and_then(marker_space),
             old.loc.xattrs().context(what, path)?,
-        ) != attrs::shown(space_of(self.new), new.loc.xattrs().context(what, path)?)
-        {
+        ) != attrs::visible_xattrs(
+            marker_space(self.new),
+            new.loc.xattrs().context(what, path)?,
+        ) {
             return Ok(false);
         }
         let read = || match new.stat.kind() {
-            FileKind::Regular if old.data_loc().same_place(new.data_loc()) => Ok(true),
+            FileKind::Regular if old.data_loc().is_same_location(new.data_loc()) => Ok(true),
             FileKind::Regular => {
                 let (one, two) = (open_content(old.data_loc())?, open_content(new.data_loc())?);
-                content::same(one, two, new.stat.size)
+                content::is_same(one, two, new.stat.size)
             }
             FileKind::Symlink => Ok(old.loc.readlink()? == new.loc.readlink()?),
             _ => Ok(true),
         };
-        read().context("can't compare", path)
+        read().context("cannot compare", path)
     }
 }
 

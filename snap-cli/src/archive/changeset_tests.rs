@@ -1,5 +1,5 @@
-//! Tests of deltas: unpacked over the one state they give the other, to the last attribute. And of plain
-//! folders, which are what they are unpacked over here.
+//! Tests of changesets: applied to one state, they result in the other one, including all attributes. Also tests the
+//! export of plain directories, which is the base to which they are applied here.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::tree::error::{ErrorKind, TreeError};
 use crate::tree::testing::{self, assert_same, describe, is_root, one_of_everything, run};
 use crate::tree::{digest, digest_dir};
 
-fn written(old: Option<&View>, new: &View) -> Result<Vec<u8>, TreeError> {
+fn changeset_of(old: Option<&View>, new: &View) -> Result<Vec<u8>, TreeError> {
     let mut data = Vec::new();
     changeset::tar(old, new, &mut data, Compression::None, &mut |_| {})?;
     Ok(data)
@@ -29,24 +29,24 @@ fn names(data: &[u8]) -> Vec<String> {
     entries.map(name).collect()
 }
 
-/// Unpacked over the lower state, every delta gives the upper one.
-fn every_delta_is_right(stack: &Stack, what: &str) {
+/// Asserts for each pair of states that the changeset, applied to the lower state, results in the upper one.
+fn assert_all_changesets_apply(stack: &Stack, what: &str) {
     let count = stack.layers.len();
     for low in 1..count {
         for high in low + 1..=count {
             let name = format!("{what}-{low}-{high}");
             let (old, new) = (view(&stack.down(..low)), view(&stack.down(..high)));
-            let target = stack.folder(&format!("apply-{name}"));
+            let target = stack.create_dir(&format!("apply-{name}"));
             export_dir::fill(&old, &target, &mut |_| {}).unwrap();
             assert_eq!(
                 digest_dir(&target, &mut |_| {}).unwrap(),
                 digest(&old, &mut |_| {}).unwrap(),
-                "{name}: the folder"
+                "{name}: the directory"
             );
-            let data = written(Some(&old), &new).unwrap();
-            import::changes(&*data, &target, XattrSpace::Trusted, &mut |_| {})
+            let data = changeset_of(Some(&old), &new).unwrap();
+            import::apply_changeset(&*data, &target, XattrSpace::Trusted, &mut |_| {})
                 .unwrap_or_else(|error| panic!("{name}: {error}\n{:#?}", names(&data)));
-            let want = stack.folder(&format!("want-{name}"));
+            let want = stack.create_dir(&format!("want-{name}"));
             export_dir::fill(&new, &want, &mut |_| {}).unwrap();
             assert_same(&target, &describe(&want), &name);
             assert_eq!(
@@ -59,28 +59,28 @@ fn every_delta_is_right(stack: &Stack, what: &str) {
 }
 
 #[test]
-fn a_delta_over_a_random_state_gives_the_next_one() {
+fn changesets_of_random_states_apply() {
     if !is_root() {
         return;
     }
     for seed in seeds() {
-        every_delta_is_right(&random_stack(seed), &format!("seed{seed}"));
+        assert_all_changesets_apply(&random_stack(seed), &format!("seed{seed}"));
     }
 }
 
-fn everything_but_names_of_marks(at: &Path) {
+fn everything_but_whiteout_names(at: &Path) {
     one_of_everything(at);
     fs::remove_file(at.join(".wh.name")).unwrap();
 }
 
 #[test]
-fn a_delta_tells_what_was_done_in_the_words_of_image_layers() {
+fn changeset_has_the_entries_of_an_image_layer() {
     if !is_root() {
         return;
     }
     let mut stack = Stack::new();
     let base = stack.layer();
-    everything_but_names_of_marks(&base);
+    everything_but_whiteout_names(&base);
     for name in ["gone", "moved", "refilled", "quiet"] {
         fs::create_dir_all(base.join(name).join("inner")).unwrap();
         fs::write(base.join(name).join("inner/file"), name).unwrap();
@@ -97,14 +97,14 @@ fn a_delta_tells_what_was_done_in_the_words_of_image_layers() {
         fs::write(at.join("a-hard"), b"all three names").unwrap();
     });
     let (old, new) = (view(&stack.down(..1)), view(&stack.down(..)));
-    let told = names(&written(Some(&old), &new).unwrap());
+    let entries = names(&changeset_of(Some(&old), &new).unwrap());
     assert_eq!(
-        told,
+        entries,
         [
             "./",
             "./.wh.gone",
             "./.wh.moved",
-            // The kernel breaks hard links when it copies up.
+            // The kernel's copy-up breaks hard links.
             "./a-hard",
             "./dir/",
             "./dir/big",
@@ -118,16 +118,16 @@ fn a_delta_tells_what_was_done_in_the_words_of_image_layers() {
             "./refilled/new",
         ]
     );
-    every_delta_is_right(&stack, "hand");
-    // Nothing changed: nothing is told.
+    assert_all_changesets_apply(&stack, "hand");
+    // Without a change there are no entries.
     assert_eq!(
-        names(&written(Some(&new), &new).unwrap()),
+        names(&changeset_of(Some(&new), &new).unwrap()),
         Vec::<String>::new()
     );
-    // Against nothing everything is, in the same form as a plain archive.
-    let all = written(None, &old).unwrap();
-    let plain = stack.folder("plain");
-    let file = stack.folder("tar").join("all.tar");
+    // Without an old state the changeset contains everything, in the form of a plain archive.
+    let all = changeset_of(None, &old).unwrap();
+    let plain = stack.create_dir("plain");
+    let file = stack.create_dir("tar").join("all.tar");
     fs::write(&file, all).unwrap();
     let args = [
         "--numeric-owner",
@@ -137,17 +137,17 @@ fn a_delta_tells_what_was_done_in_the_words_of_image_layers() {
         "-xpf",
     ];
     let args: Vec<&std::ffi::OsStr> = args.iter().map(AsRef::as_ref).collect();
-    let place = [file.as_os_str(), "-C".as_ref(), plain.as_os_str()];
-    run("tar", &[&args[..], &place].concat());
+    let paths = [file.as_os_str(), "-C".as_ref(), plain.as_os_str()];
+    run("tar", &[&args[..], &paths].concat());
     assert_same(&plain, &describe(&base), "all of it");
 }
 
 #[test]
-fn a_name_that_means_a_deletion_is_refused() {
+fn file_with_a_whiteout_name_is_refused() {
     let mut stack = Stack::new();
     let base: PathBuf = stack.layer();
     fs::write(base.join(".wh.file"), b"").unwrap();
-    let error = written(None, &view(&stack.down(..))).unwrap_err();
+    let error = changeset_of(None, &view(&stack.down(..))).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused);
     let top = stack.layer();
     testing::mknod(
@@ -157,12 +157,15 @@ fn a_name_that_means_a_deletion_is_refused() {
         0,
     );
     let (old, new) = (view(&stack.down(..1)), view(&stack.down(..)));
-    // It was there before, so nothing need be said of it.
-    assert_eq!(names(&written(Some(&old), &new).unwrap()), ["./", "./x"]);
+    // An unchanged file of such a name needs no entry.
+    assert_eq!(
+        names(&changeset_of(Some(&old), &new).unwrap()),
+        ["./", "./x"]
+    );
 }
 
 #[test]
-fn one_of_everything_as_a_plain_folder() {
+fn exports_every_kind_of_file_to_a_directory() {
     if !is_root() {
         return;
     }
@@ -172,9 +175,9 @@ fn one_of_everything_as_a_plain_folder() {
     one_of_everything(&base);
     let socket = cowl_layers::sys::stat::FileKind::Socket;
     testing::mknod(&base.join("socket"), socket, 0o755, 0);
-    let target = stack.folder("target");
+    let target = stack.create_dir("target");
     export_dir::fill(&view(&stack.down(..)), &target, &mut |_| {}).unwrap();
-    assert_same(&target, &describe(&base), "a plain folder");
+    assert_same(&target, &describe(&base), "a plain directory");
     let sparse = |at: &Path| fs::metadata(at.join("sparse")).unwrap().blocks();
     assert!(sparse(&target) <= sparse(&base) + 16, "holes were filled");
 }

@@ -1,13 +1,13 @@
-//! SHA-256 checksums of archives while they are read or written.
+//! SHA-256 checksums of archives, computed while they are read or written.
 
 use std::io::{self, Read};
 
 use sha2::{Digest as _, Sha256};
 
-/// A reader that computes the checksum of what is read.
+/// A reader that computes the checksum of the bytes that pass through it.
 pub(super) struct ChecksumReader<'a> {
     input: Box<dyn Read + 'a>,
-    /// `None`: no checksum is computed.
+    /// The checksum so far; `None` if no checksum is computed.
     pub(super) sum: Option<Sha256>,
 }
 

@@ -1,5 +1,7 @@
-//! Which compression an archive has, told by its first bytes when it is read and by the end of its
-//! name when it is written. Must not know what is inside.
+//! Compression of archives.
+//!
+//! A reader detects the compression by the first bytes, a writer derives it from the suffix of the file name. The
+//! module does not depend on the content of the archive.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Chain, Cursor, Read, Write};
@@ -7,10 +9,10 @@ use std::io::{self, BufRead, BufReader, Chain, Cursor, Read, Write};
 use super::limits;
 use crate::tree::error::{ErrorKind, Result, TreeError};
 
-/// How an archive is compressed.
+/// The compression of an archive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     #[default]
     None,
     /// gzip.
@@ -22,14 +24,15 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// What the end of a file name asks for: `.tar`, `.tar.gz`, `.tgz`, `.tar.zst`, `.tzst`,
-    /// `.tar.xz`, `.txz`. `None` for any other end.
-    pub fn of_name(name: &[u8]) -> Option<Self> {
-        let ends = |end: &str| {
-            name.len() > end.len()
+    /// Returns the compression that the suffix of a file name implies, or `None` for an unknown suffix.
+    ///
+    /// Known are `.tar`, `.tar.gz`, `.tgz`, `.tar.zst`, `.tzst`, `.tar.xz` and `.txz`.
+    pub fn from_file_name(name: &[u8]) -> Option<Self> {
+        let has_suffix = |suffix: &str| {
+            name.len() > suffix.len()
                 && name
-                    .get(name.len() - end.len()..)
-                    .is_some_and(|tail| tail.eq_ignore_ascii_case(end.as_bytes()))
+                    .get(name.len() - suffix.len()..)
+                    .is_some_and(|tail| tail.eq_ignore_ascii_case(suffix.as_bytes()))
         };
         [
             (".tar", Self::None),
@@ -41,12 +44,12 @@ impl Compression {
             (".txz", Self::Xz),
         ]
         .into_iter()
-        .find_map(|(end, compression)| ends(end).then_some(compression))
+        .find_map(|(suffix, compression)| has_suffix(suffix).then_some(compression))
     }
 }
 
-/// What is known but not read here, with the first bytes that tell it.
-const FOREIGN: [(&[u8], &str); 7] = [
+/// The magic numbers of known but unsupported formats.
+const UNSUPPORTED: [(&[u8], &str); 7] = [
     (b"BZh", "bzip2"),
     (b"\x04\x22\x4d\x18", "lz4"),
     (b"PK\x03\x04", "a zip archive"),
@@ -58,21 +61,26 @@ const FOREIGN: [(&[u8], &str); 7] = [
 
 type Peeked<R> = BufReader<Chain<Cursor<Vec<u8>>, R>>;
 
-/// A reader of the uncompressed archive.
+/// Returns a reader of the uncompressed archive.
 pub(super) fn decode<'a>(mut input: impl Read + 'a) -> Result<Box<dyn Read + 'a>> {
     let mut head = Vec::new();
     input
         .by_ref()
         .take(8)
         .read_to_end(&mut head)
-        .map_err(|error| TreeError::io("can't read the archive", error))?;
+        .map_err(|error| TreeError::io("cannot read the archive", error))?;
     if head.is_empty() {
         return Err(TreeError::new(ErrorKind::Empty, "the archive is empty"));
     }
-    if let Some((_, name)) = FOREIGN.iter().find(|(magic, _)| head.starts_with(magic)) {
+    if let Some((_, name)) = UNSUPPORTED
+        .iter()
+        .find(|(magic, _)| head.starts_with(magic))
+    {
         return Err(TreeError::new(
             ErrorKind::NotAnArchive,
-            format!("this is {name}, not a tar that is plain or compressed with gzip, zstd or xz"),
+            format!(
+                "this is {name}, not a tar archive (plain or compressed with gzip, zstd or xz)"
+            ),
         ));
     }
     let kind = detect(&head);
@@ -80,8 +88,8 @@ pub(super) fn decode<'a>(mut input: impl Read + 'a) -> Result<Box<dyn Read + 'a>
     Ok(match kind {
         Compression::None => Box::new(input),
         Compression::Gzip => Box::new(Gzip::Member(flate2::bufread::GzDecoder::new(input))),
-        Compression::Zstd => Box::new(Limited(zstd_decoder(input)?)),
-        Compression::Xz => Box::new(Limited(xz_decoder(input)?)),
+        Compression::Zstd => Box::new(MemoryLimited(zstd_decoder(input)?)),
+        Compression::Xz => Box::new(MemoryLimited(xz_decoder(input)?)),
     })
 }
 
@@ -100,7 +108,7 @@ fn detect(head: &[u8]) -> Compression {
 }
 
 fn zstd_decoder<'a>(input: impl BufRead + 'a) -> Result<impl Read + 'a> {
-    let fail = |error| TreeError::io("can't start the zstd decoder", error);
+    let fail = |error| TreeError::io("cannot start the zstd decoder", error);
     let mut decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(fail)?;
     decoder.window_log_max(limits::WINDOW_LOG).map_err(fail)?;
     Ok(decoder)
@@ -109,11 +117,11 @@ fn zstd_decoder<'a>(input: impl BufRead + 'a) -> Result<impl Read + 'a> {
 fn xz_decoder<'a>(input: impl BufRead + 'a) -> Result<impl Read + 'a> {
     let flags = liblzma::stream::CONCATENATED;
     let stream = liblzma::stream::Stream::new_stream_decoder(limits::XZ_MEMORY, flags)
-        .map_err(|error| TreeError::io("can't start the xz decoder", error.into()))?;
+        .map_err(|error| TreeError::io("cannot start the xz decoder", error.into()))?;
     Ok(liblzma::bufread::XzDecoder::new_stream(input, stream))
 }
 
-/// A decoder needs more memory than it gets: the archive was made for a very large window or dictionary.
+/// The error of a decoder that needs more memory than the limit, because of a very large window or dictionary.
 #[derive(Debug)]
 pub(super) struct NeedsMemory;
 
@@ -122,26 +130,27 @@ impl fmt::Display for NeedsMemory {
         let mib = (1_u64 << limits::WINDOW_LOG) >> 20;
         write!(
             f,
-            "it was compressed with a window of more than {mib} MiB, which is the limit"
+            "it was compressed with a window larger than the limit of {mib} MiB"
         )
     }
 }
 
 impl std::error::Error for NeedsMemory {}
 
-/// What libzstd calls a window that is larger than it may be.
+/// The message of libzstd for a window that exceeds the limit. The error has no code that could be compared.
 const ZSTD_WINDOW_TOO_LARGE: &str = "Frame requires too much memory for decoding";
 
-/// A decoder whose error of a memory limit becomes [`NeedsMemory`].
-struct Limited<R>(R);
+/// A decoder that reports an exceeded memory limit as [`NeedsMemory`].
+struct MemoryLimited<R>(R);
 
-impl<R: Read> Read for Limited<R> {
+impl<R: Read> Read for MemoryLimited<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.0.read(buffer).map_err(|error| {
             let inner = error.get_ref();
             let xz = inner.and_then(|inner| inner.downcast_ref::<liblzma::stream::Error>());
-            let is_zstds = || inner.is_some_and(|inner| inner.to_string() == ZSTD_WINDOW_TOO_LARGE);
-            if xz == Some(&liblzma::stream::Error::MemLimit) || is_zstds() {
+            let is_zstd_limit =
+                || inner.is_some_and(|inner| inner.to_string() == ZSTD_WINDOW_TOO_LARGE);
+            if xz == Some(&liblzma::stream::Error::MemLimit) || is_zstd_limit() {
                 return io::Error::new(io::ErrorKind::OutOfMemory, NeedsMemory);
             }
             error
@@ -149,7 +158,7 @@ impl<R: Read> Read for Limited<R> {
     }
 }
 
-/// Reads gzip members, one after another. As for gzip(1), zeros may follow the last one.
+/// A reader of concatenated gzip members. Zeros may follow the last member, as gzip(1) permits.
 enum Gzip<R> {
     Member(flate2::bufread::GzDecoder<R>),
     Ended,
@@ -182,7 +191,7 @@ impl<R: BufRead> Read for Gzip<R> {
                     continue;
                 };
                 if zeros || first > 0 {
-                    let what = "something follows the zeros after its end";
+                    let what = "unexpected data after the padding at the end of the gzip stream";
                     return Err(io::Error::new(io::ErrorKind::InvalidData, what));
                 }
                 break;
@@ -192,7 +201,7 @@ impl<R: BufRead> Read for Gzip<R> {
     }
 }
 
-/// A writer that compresses; [`Encoder::finish`] must be called, or the archive is cut short.
+/// A compressing writer. Without a call of [`Encoder::finish`] the archive is truncated.
 pub(super) enum Encoder<W: Write> {
     Plain(W),
     Gzip(flate2::write::GzEncoder<W>),
@@ -252,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_tell_the_compression() {
+    fn file_name_suffix_selects_compression() {
         for (name, want) in [
             (&b"a.tar"[..], Some(Compression::None)),
             (b"a.tar.gz", Some(Compression::Gzip)),
@@ -263,7 +272,7 @@ mod tests {
             (b"x.zip", None),
             (b"x", None),
         ] {
-            assert_eq!(Compression::of_name(name), want);
+            assert_eq!(Compression::from_file_name(name), want);
         }
     }
 
@@ -279,12 +288,12 @@ mod tests {
             assert_eq!(back, data);
             let cut = &packed[..packed.len() - 5];
             let got = decode(cut).unwrap().read_to_end(&mut Vec::new());
-            assert!(got.is_err(), "{compression:?}: a cut was not seen");
+            assert!(got.is_err(), "{compression:?}: truncation was not detected");
         }
     }
 
     #[test]
-    fn gzip_members_follow_each_other_and_zeros_follow_the_last() {
+    fn concatenated_gzip_members_and_trailing_zeros_are_accepted() {
         let pack = |data: &[u8]| {
             let mut encoder = Encoder::new(Vec::new(), Compression::Gzip).unwrap();
             encoder.write_all(data).unwrap();
@@ -306,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_or_dictionary_beyond_the_limit_is_refused() {
+    fn window_or_dictionary_above_the_limit_is_refused() {
         let needs_memory = |packed: &[u8]| {
             let got = decode(packed).unwrap().read_to_end(&mut Vec::new());
             got.is_err_and(|error| {
@@ -323,7 +332,7 @@ mod tests {
         };
         assert!(!needs_memory(&zstd(limits::WINDOW_LOG)));
         assert!(needs_memory(&zstd(limits::WINDOW_LOG + 1)));
-        // One byte of the block header gives the dictionary's size; 40 is 4 GiB.
+        // One byte of the block header encodes the dictionary size; 40 means 4 GiB.
         let mut encoder = Encoder::new(Vec::new(), Compression::Xz).unwrap();
         encoder.write_all(b"data").unwrap();
         let mut packed = encoder.finish().unwrap();
@@ -341,10 +350,10 @@ mod tests {
     }
 
     #[test]
-    fn empty_and_foreign_inputs_are_refused() {
+    fn empty_and_unsupported_inputs_are_refused() {
         assert_eq!(decode(&b""[..]).err().unwrap().kind(), ErrorKind::Empty);
         let zip = decode(&b"PK\x03\x04 and more"[..]).err().unwrap();
         assert_eq!(zip.kind(), ErrorKind::NotAnArchive);
-        assert!(zip.what().contains("zip"));
+        assert!(zip.message().contains("zip"));
     }
 }

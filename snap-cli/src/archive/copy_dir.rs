@@ -1,6 +1,8 @@
-//! Copying a folder of this machine into a new tree, a layer's or a plain one, exactly: owners, modes, times, links, devices,
-//! attributes, holes. Stays on one file system. Works by folder descriptors, so that no path is too
-//! long and nobody can lead the copy astray by exchanging a folder for a link meanwhile.
+//! Copies a directory into a new tree, which is that of a layer or a plain directory.
+//!
+//! The copy is exact: owners, modes, times, hard links, devices, xattrs and holes. It stays on one filesystem. It works
+//! with directory descriptors, so that paths of any length work and a concurrent exchange of a directory for a symbolic
+//! link cannot redirect the copy.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -12,66 +14,68 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::sys::{content, copy, dir, node, stat, xattr};
 use rustix::fs::OFlags;
 
-use super::report::Report;
+use super::report::TransferReport;
 use crate::tree::attrs::{self, Attrs};
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
-use crate::tree::linked::Linked;
+use crate::tree::hard_links::HardLinks;
 use crate::tree::{create, position};
 
-/// How many folders of the present path are kept open on each side; those above are opened again,
-/// through "..", when the copy comes back to them.
-const KEPT: usize = 8;
+/// The number of directories of the current path that stay open on each side. Those above are reopened through ".."
+/// when the copy returns to them.
+const OPEN_LEVELS: usize = 8;
 
-/// A folder that is being copied.
-struct Level {
+/// A directory whose content is being copied.
+struct CopyLevel {
     stat: Stat,
     attrs: Attrs,
-    /// What is still to be copied, the next one last.
+    /// The names that remain to be copied; the next one is the last.
     todo: Vec<Vec<u8>>,
     source: Option<OwnedFd>,
     target: Option<OwnedFd>,
     target_id: (u64, u64),
-    /// The length of the path of the one above.
-    above: usize,
+    /// The length of the parent's path.
+    parent_length: usize,
 }
 
 struct Copy<'a> {
-    levels: Vec<Level>,
+    levels: Vec<CopyLevel>,
     /// The path of the deepest level.
     path: Vec<u8>,
-    /// The device that is not left.
+    /// The device of the source. Other filesystems are not copied.
     dev: u64,
-    linked: Linked,
-    /// Of the layer that is filled; `None` for a plain folder, in which nothing is a mark.
+    linked: HardLinks,
+    /// The xattr namespace of the layer; `None` for a plain directory, which has no marker xattrs.
     space: Option<XattrSpace>,
     progress: OnProgress<'a>,
-    out: Report,
+    out: TransferReport,
 }
 
-/// Copies everything in `source` into the empty folder `target`.
+/// Copies the content of the directory `source` into the empty directory `target`.
+///
+/// `space` is the xattr namespace of the layer that `target` belongs to, or `None` if it is a plain directory.
 pub(super) fn copy(
     source: &Path,
     target: &Path,
     space: Option<XattrSpace>,
     progress: OnProgress<'_>,
-) -> Result<Report> {
+) -> Result<TransferReport> {
     let name = source.as_os_str().as_bytes();
-    let from = dir::open_root(source).context("can't open the source folder", name)?;
+    let from = dir::open_root(source).context("cannot open the source directory", name)?;
     let to = dir::open_root(target).context(
-        "can't open the target folder",
+        "cannot open the target directory",
         target.as_os_str().as_bytes(),
     )?;
-    let from_stat = stat::stat_fd(&from).context("can't read the source folder", name)?;
+    let from_stat = stat::stat_fd(&from).context("cannot read the source directory", name)?;
     refuse_overlap(&from_stat, &to, name)?;
-    create::ready_root(to.as_fd())?;
+    create::prepare_root(to.as_fd())?;
     let mut copy = Copy {
         levels: Vec::new(),
         path: Vec::new(),
         dev: from_stat.dev,
-        linked: Linked::new(to.as_fd())?,
+        linked: HardLinks::new(to.as_fd())?,
         space,
         progress,
-        out: Report::default(),
+        out: TransferReport::default(),
     };
     copy.enter(0, from_stat, from, to, b".")?;
     while !copy.levels.is_empty() {
@@ -81,34 +85,38 @@ pub(super) fn copy(
     Ok(copy.out)
 }
 
-fn id(fd: &impl AsFd) -> Result<(u64, u64)> {
-    let stat = stat::stat_fd(fd).context("can't read a folder", b"")?;
+/// Returns the device and inode number of a directory.
+fn dir_id(fd: &impl AsFd) -> Result<(u64, u64)> {
+    let stat = stat::stat_fd(fd).context("cannot read a directory", b"")?;
     Ok((stat.dev, stat.ino))
 }
 
-/// Refuses a source that contains the target: the copy would copy itself. (A target that contains
-/// the source is not empty, and is refused for that.)
+/// Refuses a source that contains the target, because the copy would copy itself.
+///
+/// A target that contains the source needs no check here, because a target must be empty.
 fn refuse_overlap(source: &Stat, target: &OwnedFd, name: &[u8]) -> Result<()> {
     let mut at = target
         .try_clone()
-        .context("can't keep the target folder open", name)?;
-    let mut seen = None;
+        .context("cannot open the target directory", name)?;
+    let mut previous = None;
     loop {
-        let here = id(&at)?;
+        let here = dir_id(&at)?;
         if here == (source.dev, source.ino) {
-            let what = "the source contains the place where the copy would be made";
+            let what = "the source contains the target of the copy";
             return Err(TreeError::new(ErrorKind::Overlap, what).at(name));
         }
-        if seen == Some(here) {
+        // The root is its own parent.
+        if previous == Some(here) {
             return Ok(());
         }
-        seen = Some(here);
-        at = position::open_parent(&at).context("can't open the folder above the target", name)?;
+        previous = Some(here);
+        at = position::open_parent(&at)
+            .context("cannot open a parent directory of the target", name)?;
     }
 }
 
 impl Copy<'_> {
-    /// Copies the next entry of the deepest folder, or finishes that folder.
+    /// Copies the next entry of the deepest directory, or completes that directory.
     fn step(&mut self) -> Result<()> {
         let Some(level) = self.levels.last_mut() else {
             return Ok(());
@@ -116,29 +124,29 @@ impl Copy<'_> {
         let Some(name) = level.todo.pop() else {
             return self.leave();
         };
-        let (above, depth) = (self.path.len(), self.levels.len());
+        let (parent_length, depth) = (self.path.len(), self.levels.len());
         let mut path = std::mem::take(&mut self.path);
-        if above > 0 {
+        if parent_length > 0 {
             path.push(b'/');
         }
         path.extend_from_slice(&name);
-        let done = self.entry(&name, &path, above);
+        let result = self.copy_entry(&name, &path, parent_length);
         if self.levels.len() == depth {
-            path.truncate(above);
+            path.truncate(parent_length);
         }
         self.path = path;
-        done
+        result
     }
 
-    fn entry(&mut self, name: &[u8], path: &[u8], above: usize) -> Result<()> {
-        let (source, target) = self.here().ok_or_else(|| closed(path))?;
+    fn copy_entry(&mut self, name: &[u8], path: &[u8], parent_length: usize) -> Result<()> {
+        let (source, target) = self.open_dirs().ok_or_else(|| closed(path))?;
         let found = match dir::open_path(source, name) {
             Ok(fd) => fd,
-            // Removed since the folder was read: it is not part of the copy.
+            // The entry was removed after the directory was read.
             Err(error) if error.errno() == Errno::NOENT => return Ok(()),
-            Err(error) => return Err(error).context("can't open", path),
+            Err(error) => return Err(error).context("cannot open", path),
         };
-        let stat = stat::stat_fd(&found).context("can't read", path)?;
+        let stat = stat::stat_fd(&found).context("cannot read", path)?;
         let inner = match stat.kind() {
             FileKind::Directory => Some(create::dir(target, name, path)?),
             _ => None,
@@ -148,7 +156,7 @@ impl Copy<'_> {
             (self.progress)(self.out.done);
         }
         if let Some(inner) = inner {
-            return self.enter(above, stat, found, inner, path);
+            return self.enter(parent_length, stat, found, inner, path);
         }
         if stat.dev != self.dev {
             let why = "a mount point in the source: not copied";
@@ -156,24 +164,25 @@ impl Copy<'_> {
             return Ok(());
         }
         if let Some(first) = self.linked.find(&stat)? {
-            let (_, target) = self.here().ok_or_else(|| closed(path))?;
+            let (_, target) = self.open_dirs().ok_or_else(|| closed(path))?;
             return match self.space {
                 Some(space) => create::link(first.as_fd(), target, name, space, path),
                 None => node::link_fd(first.as_fd(), target, name)
-                    .context("can't make the hard link", path),
+                    .context("cannot create the hard link", path),
             };
         }
-        let (source, target) = self.here().ok_or_else(|| closed(path))?;
+        let (source, target) = self.open_dirs().ok_or_else(|| closed(path))?;
         let bytes = copy_one(source, target, name, &found, &stat, self.space, path)?;
-        let Some(Level {
+        let Some(CopyLevel {
             target: Some(target),
             ..
         }) = self.levels.last()
         else {
             return Err(closed(path));
         };
-        let place = (target.as_fd(), name);
-        self.linked.note(&stat, place, path, self.levels.len())?;
+        let location = (target.as_fd(), name);
+        self.linked
+            .record(&stat, location, path, self.levels.len())?;
         self.out.done.bytes = self.out.done.bytes.saturating_add(bytes);
         if bytes > 0 {
             (self.progress)(self.out.done);
@@ -181,7 +190,8 @@ impl Copy<'_> {
         Ok(())
     }
 
-    fn here(&self) -> Option<(BorrowedFd<'_>, BorrowedFd<'_>)> {
+    /// Returns the descriptors of the deepest directory in source and target.
+    fn open_dirs(&self) -> Option<(BorrowedFd<'_>, BorrowedFd<'_>)> {
         let level = self.levels.last()?;
         Some((
             level.source.as_ref()?.as_fd(),
@@ -189,31 +199,32 @@ impl Copy<'_> {
         ))
     }
 
-    /// Goes into a folder. One on another file system stays empty.
+    /// Enters a directory. The copy of a directory on another filesystem stays empty.
     fn enter(
         &mut self,
-        above: usize,
+        parent_length: usize,
         stat: Stat,
         source: OwnedFd,
         target: OwnedFd,
         path: &[u8],
     ) -> Result<()> {
-        let xattrs = xattr::all(source.as_fd()).context("can't read the attributes", path)?;
-        let xattrs = kept(self.space, xattrs);
+        let xattrs = xattr::all(source.as_fd()).context("cannot read the xattrs", path)?;
+        let xattrs = to_target_xattrs(self.space, xattrs);
         let mut todo = Vec::new();
         if stat.dev == self.dev {
-            let entries = dir::entries(source.as_fd()).context("can't read the folder", path)?;
+            let entries =
+                dir::entries(source.as_fd()).context("cannot read the directory", path)?;
             todo.extend(entries.into_iter().map(|entry| entry.name.into_vec()));
-            // The next one is taken from the end.
+            // `step` pops from the end.
             todo.sort_unstable_by(|a, b| b.cmp(a));
         } else {
-            let why = "a mount point in the source: an empty folder in the copy";
+            let why = "a mount point in the source: an empty directory in the copy";
             self.out.notes.push((path.to_vec(), why));
         }
-        let target_id = id(&target)?;
-        self.levels.push(Level {
-            above,
-            attrs: Attrs::of(&stat, xattrs),
+        let target_id = dir_id(&target)?;
+        self.levels.push(CopyLevel {
+            parent_length,
+            attrs: Attrs::from_stat(&stat, xattrs),
             stat,
             todo,
             source: Some(source),
@@ -221,8 +232,8 @@ impl Copy<'_> {
             target_id,
         });
         let depth = self.levels.len();
-        // The root's descriptors stay, those of the middle go.
-        if let Some(far) = depth.checked_sub(KEPT).filter(|&far| far > 0)
+        // The descriptors of the root stay open, and those of the intermediate directories are closed.
+        if let Some(far) = depth.checked_sub(OPEN_LEVELS).filter(|&far| far > 0)
             && let Some(level) = self.levels.get_mut(far)
         {
             level.source = None;
@@ -231,7 +242,7 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// Gives a folder whose content is complete its attributes, and goes back to the one above.
+    /// Sets the attributes of a directory whose content is complete, and returns to its parent.
     fn leave(&mut self) -> Result<()> {
         let path = std::mem::take(&mut self.path);
         let Some(level) = self.levels.pop() else {
@@ -241,45 +252,49 @@ impl Copy<'_> {
             .source
             .zip(level.target)
             .ok_or_else(|| closed(&path))?;
-        if let Some(above) = self.levels.last_mut()
-            && above.source.is_none()
+        if let Some(parent) = self.levels.last_mut()
+            && parent.source.is_none()
         {
-            // Before its owner may be shut out of the one that is left.
-            let what = "can't go back to the folder above";
+            // This precedes `apply`, whose mode may deny the owner a lookup of "..".
+            let what = "cannot return to the parent directory";
             let from = position::open_parent(&source).context(what, &path)?;
             let to = position::open_parent(&target).context(what, &path)?;
-            let same =
-                id(&from)? == (above.stat.dev, above.stat.ino) && id(&to)? == above.target_id;
-            if !same {
-                let what = "the folder was moved while it was copied";
+            let is_same = dir_id(&from)? == (parent.stat.dev, parent.stat.ino)
+                && dir_id(&to)? == parent.target_id;
+            if !is_same {
+                let what = "the directory was moved while it was copied";
                 return Err(TreeError::new(ErrorKind::Io, what).at(path));
             }
-            above.source = Some(from);
-            above.target = Some(to);
+            parent.source = Some(from);
+            parent.target = Some(to);
         }
         if self.levels.is_empty() {
             self.linked.finish()?;
         }
         attrs::apply(target.as_fd(), FileKind::Directory, &level.attrs, &path)?;
         self.path = path;
-        self.path.truncate(level.above);
+        self.path.truncate(level.parent_length);
         Ok(())
     }
 }
 
 fn closed(path: &[u8]) -> TreeError {
-    TreeError::new(ErrorKind::Io, "a folder was closed too early").at(path)
+    TreeError::new(
+        ErrorKind::Io,
+        "internal error: a directory was closed too early",
+    )
+    .at(path)
 }
 
-/// The attributes as the copy keeps them.
-fn kept(space: Option<XattrSpace>, xattrs: attrs::Xattrs) -> attrs::Xattrs {
+/// Returns the xattrs that the copy gets: in a layer, those that look like markers are escaped.
+fn to_target_xattrs(space: Option<XattrSpace>, xattrs: attrs::Xattrs) -> attrs::Xattrs {
     match space {
-        Some(space) => attrs::escaped(space, xattrs),
+        Some(space) => attrs::escape_markers(space, xattrs),
         None => xattrs,
     }
 }
 
-/// Copies anything but a folder, and says how many bytes of content it has.
+/// Copies anything but a directory, and returns the size of its content in bytes.
 fn copy_one(
     source: BorrowedFd<'_>,
     target: BorrowedFd<'_>,
@@ -289,27 +304,28 @@ fn copy_one(
     space: Option<XattrSpace>,
     path: &[u8],
 ) -> Result<u64> {
-    let xattrs = xattr::all(found.as_fd()).context("can't read the attributes", path)?;
-    let attrs = Attrs::of(stat, kept(space, xattrs));
+    let xattrs = xattr::all(found.as_fd()).context("cannot read the xattrs", path)?;
+    let attrs = Attrs::from_stat(stat, to_target_xattrs(space, xattrs));
     let kind = stat.kind();
     match kind {
         FileKind::Regular => {
-            let from = open_quietly(found).context("can't open the file", path)?;
+            let from = open_without_atime(found).context("cannot open the file", path)?;
             let to = create::file(target, name, path)?;
             copy::copy_data(from.as_fd(), to.as_fd(), stat.size)
-                .context("can't copy the content", path)?;
+                .context("cannot copy the content", path)?;
             attrs::apply(to.as_fd(), kind, &attrs, path)?;
             return Ok(stat.size);
         }
         FileKind::Symlink => {
-            let link = dir::readlink(source, name).context("can't read the symbolic link", path)?;
+            let link =
+                dir::readlink(source, name).context("cannot read the symbolic link", path)?;
             create::symlink(target, name, &link, &attrs, path)?;
         }
         FileKind::CharDevice | FileKind::BlockDevice | FileKind::Fifo | FileKind::Socket => {
-            let what = (kind, stat.rdev);
+            let node = (kind, stat.rdev);
             match space {
-                Some(space) => create::special(target, name, what, &attrs, space, path)?,
-                None => create::node(target, name, what, &attrs, path)?,
+                Some(space) => create::special(target, name, node, &attrs, space, path)?,
+                None => create::node(target, name, node, &attrs, path)?,
             }
         }
         FileKind::Directory => {}
@@ -317,8 +333,8 @@ fn copy_one(
     Ok(0)
 }
 
-/// Opens for reading, leaving the last-read time alone where that is allowed.
-fn open_quietly(found: &OwnedFd) -> cowl_layers::error::Result<OwnedFd> {
+/// Opens a file for reading, without an update of its atime where the caller has the permission (O_NOATIME).
+fn open_without_atime(found: &OwnedFd) -> cowl_layers::error::Result<OwnedFd> {
     match content::reopen(found.as_fd(), OFlags::RDONLY | OFlags::NOATIME) {
         Err(error) if error.errno() == Errno::PERM => {
             content::reopen(found.as_fd(), OFlags::RDONLY)

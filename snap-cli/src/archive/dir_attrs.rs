@@ -11,7 +11,7 @@ use cowl_layers::sys::attr::SetTime;
 
 use super::dir_map::DirMap;
 use super::limits;
-use crate::tree::attrs::{self, Attrs, Last};
+use crate::tree::attrs::{self, Attrs, FinalAttrs};
 use crate::tree::error::Result;
 
 /// The attributes that directories get at the end.
@@ -83,7 +83,7 @@ impl DirAttrs {
             let path = if path.is_empty() { b"." } else { path };
             let acls = pending.acls.unwrap_or_default();
             let acls = acls.iter().map(|(name, value)| (*name, &**value));
-            let last = Last {
+            let last = FinalAttrs {
                 perm: Some(pending.perm),
                 atime: pending.atime.map_or(pending.mtime, |atime| *atime),
                 mtime: pending.mtime,

@@ -18,7 +18,7 @@ type DirId = u32;
 
 const ROOT: DirId = 0;
 
-/// How many descriptors stay open during a visit.
+/// The number of descriptors that stay open during a visit.
 const OPEN: usize = 8;
 
 /// A callback that gets a value, its directory, and the path of the directory.
@@ -125,12 +125,12 @@ impl<T> DirMap<T> {
     pub(super) fn visit(mut self, root: BorrowedFd<'_>, visit: &mut Visit<'_, T>) -> Result<()> {
         let what = "cannot open the directory";
         // The current path. Only the last descriptors stay open; the others are reopened through "..".
-        let mut way: Vec<Level> = Vec::new();
+        let mut levels: Vec<DirLevel> = Vec::new();
         let mut last = None;
         let mut path = Vec::new();
         loop {
-            let (id, fd) = match way.last() {
-                Some(Level {
+            let (id, fd) = match levels.last() {
+                Some(DirLevel {
                     id, fd: Some(fd), ..
                 }) => (*id, fd.as_fd()),
                 _ => (ROOT, root),
@@ -141,16 +141,16 @@ impl<T> DirMap<T> {
                 }
                 path.extend_from_slice(&name);
                 let fd = Some(dir::open_dir(fd, &name).context(what, &path)?);
-                way.push(Level { id, name, fd });
-                if let Some(far) = way.len().checked_sub(OPEN + 1)
-                    && let Some(level) = way.get_mut(far)
+                levels.push(DirLevel { id, name, fd });
+                if let Some(far) = levels.len().checked_sub(OPEN + 1)
+                    && let Some(level) = levels.get_mut(far)
                 {
                     level.fd = None;
                 }
                 continue;
             }
-            let above = way.len().checked_sub(2);
-            let is_closed = |at: usize| way.get(at).is_some_and(|level| level.fd.is_none());
+            let above = levels.len().checked_sub(2);
+            let is_closed = |at: usize| levels.get(at).is_some_and(|level| level.fd.is_none());
             // Reopen it before `visit` may make this directory unsearchable for its owner.
             let reopened = match above.is_some_and(is_closed) {
                 true => Some(position::open_parent(fd).context(what, &path)?),
@@ -160,11 +160,11 @@ impl<T> DirMap<T> {
                 visit(value, fd, &path)?;
             }
             if let (Some(at), Some(fd)) = (above, reopened)
-                && let Some(level) = way.get_mut(at)
+                && let Some(level) = levels.get_mut(at)
             {
                 level.fd = Some(fd);
             }
-            let Some(level) = way.pop() else {
+            let Some(level) = levels.pop() else {
                 return Ok(());
             };
             path.truncate(path::split(&path).0.len());
@@ -173,7 +173,7 @@ impl<T> DirMap<T> {
     }
 }
 
-struct Level {
+struct DirLevel {
     id: DirId,
     name: Box<[u8]>,
     fd: Option<OwnedFd>,
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_are_visited_after_what_is_in_them_however_deep_they_are() {
+    fn directories_are_visited_after_their_subdirectories_at_any_depth() {
         let root = tempfile::tempdir().unwrap();
         let deep = vec!["d"; 300].join("/");
         for path in ["a/b", "a/c", "e", &deep] {
@@ -234,14 +234,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_forgotten_is_not_visited_and_its_memory_is_used_again() {
+    fn forgotten_directories_are_not_visited_and_their_memory_is_reused() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(root.path().join("a/b")).unwrap();
         let mut dirs = DirMap::default();
         for round in 0..100 {
             dirs.set(b"a/b", round).unwrap();
-            dirs.set(b"a/gone", round).unwrap();
-            dirs.forget(b"a/gone/further");
+            dirs.set(b"a/removed", round).unwrap();
+            dirs.forget(b"a/removed/further");
             dirs.forget(b"a");
             dirs.forget(b"missing");
         }

@@ -1,42 +1,42 @@
-//! Writing a state as a tar archive that GNU tar unpacks to the same tree.
+//! Writes a state as a tar archive that GNU tar unpacks to the same tree.
 //!
-//! Names start with "./" as `tar -C DIR .` writes them, and the same state always gives the same bytes:
-//! entries are sorted and nothing but the state goes in. Sockets can't be in a tar and are left out, with a
-//! note, as GNU tar does.
+//! Names begin with "./", as those of `tar -C DIR .` do. The output is deterministic: entries are sorted, and depend on
+//! nothing but the state. Sockets are skipped with a note, as by GNU tar, because the format cannot represent them.
 
 use std::io::Write;
 
 use cowl_layers::view::View;
 
 use super::compress::{Compression, Encoder};
-use super::report::Report;
+use super::report::TransferReport;
 use super::writer::{Holes, Writer, cannot_write};
 use crate::tree::error::{OnProgress, Result};
 use crate::tree::walk::{self, Item};
 
-/// Writes the state, with a comment on it if there is one. The writer is flushed; making it durable is the
-/// caller's.
+/// Writes a state as a tar archive, with an optional comment.
+///
+/// The writer is flushed. The caller must sync it.
 pub fn tar(
     view: &View,
     comment: Option<&str>,
     output: impl Write,
     compression: Compression,
     progress: OnProgress<'_>,
-) -> Result<Report> {
-    with_entries(output, compression, Holes::Left, progress, |writer| {
-        comment.map_or(Ok(()), |comment| writer.comment(comment))?;
-        walk::state(view, &mut |item: &Item<'_>| writer.item(item))
+) -> Result<TransferReport> {
+    write_entries(output, compression, Holes::Skipped, progress, |writer| {
+        comment.map_or(Ok(()), |comment| writer.write_comment(comment))?;
+        walk::visit_state(view, &mut |item: &Item<'_>| writer.write_item(item))
     })
 }
 
-/// Writes an archive of the entries that `entries` gives.
-pub(super) fn with_entries<W: Write>(
+/// Writes an archive of the entries that `entries` writes to the given [`Writer`].
+pub(super) fn write_entries<W: Write>(
     output: W,
     compression: Compression,
     holes: Holes,
     progress: OnProgress<'_>,
     entries: impl FnOnce(&mut Writer<'_, Encoder<W>>) -> Result<()>,
-) -> Result<Report> {
+) -> Result<TransferReport> {
     let encoder = Encoder::new(output, compression).map_err(cannot_write)?;
     let mut writer = Writer::new(encoder, progress).with_holes(holes);
     entries(&mut writer)?;

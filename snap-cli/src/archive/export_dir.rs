@@ -1,6 +1,6 @@
-//! Writing a state as a plain folder: what a container shows, without layers and without marks.
+//! Writes a state as a plain directory: the merged tree, without markers.
 //!
-//! The target is an empty folder. On an error it is left half filled: whoever made it removes it.
+//! The target is an empty directory. After an error it is incomplete, and the caller must remove it.
 
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -10,76 +10,77 @@ use cowl_layers::sys::stat::FileKind;
 use cowl_layers::sys::{copy, dir, node};
 use cowl_layers::view::View;
 
-use super::report::Report;
+use super::report::TransferReport;
 use crate::tree::attrs::{self, Attrs};
 use crate::tree::create;
 use crate::tree::dir_cursor::DirCursor;
 use crate::tree::error::{Context as _, OnProgress, Result};
-use crate::tree::linked::Linked;
+use crate::tree::hard_links::HardLinks;
 use crate::tree::walk::{self, Item, Visitor};
 
-/// Fills the empty folder `target` with what the view shows. Making it durable is the caller's.
-pub fn fill(view: &View, target: &Path, progress: OnProgress<'_>) -> Result<Report> {
+/// Copies the merged tree of a view into the empty directory `target`. The caller must sync it.
+pub fn fill(view: &View, target: &Path, progress: OnProgress<'_>) -> Result<TransferReport> {
     let root = dir::open_root(target).context(
-        "can't open the target folder",
+        "cannot open the target directory",
         target.as_os_str().as_bytes(),
     )?;
-    create::ready_root(root.as_fd())?;
+    create::prepare_root(root.as_fd())?;
     let mut fill = Fill {
-        linked: Linked::new(root.as_fd())?,
-        places: DirCursor::new(root),
+        linked: HardLinks::new(root.as_fd())?,
+        dirs: DirCursor::new(root),
         levels: Vec::new(),
-        out: Report::default(),
+        out: TransferReport::default(),
         progress,
     };
-    walk::state(view, &mut fill)?;
+    walk::visit_state(view, &mut fill)?;
     (fill.progress)(fill.out.done);
     Ok(fill.out)
 }
 
 struct Fill<'a> {
-    places: DirCursor,
-    /// Attributes of the directories in which the walk is: set last, because what is made inside changes them.
+    dirs: DirCursor,
+    /// The attributes of the directories of the current path. They are set last, because creating entries changes
+    /// them.
     levels: Vec<Attrs>,
-    linked: Linked,
-    out: Report,
+    linked: HardLinks,
+    out: TransferReport,
     progress: OnProgress<'a>,
 }
 
 impl Visitor for Fill<'_> {
-    fn item(&mut self, item: &Item<'_>) -> Result<()> {
+    fn visit(&mut self, item: &Item<'_>) -> Result<()> {
         let (path, name, kind) = (item.path, item.name(), item.kind());
         self.out.done.entries += u64::from(!path.is_empty());
         if let Some(first) = self.linked.find(&item.stat)? {
-            return node::link_fd(first.as_fd(), self.places.here(), name)
-                .context("can't make the hard link", path);
+            return node::link_fd(first.as_fd(), self.dirs.here(), name)
+                .context("cannot create the hard link", path);
         }
-        let attrs = Attrs::of(&item.stat, item.xattrs()?);
+        let attrs = Attrs::from_stat(&item.stat, item.xattrs()?);
         if kind == FileKind::Directory {
             if !path.is_empty() {
-                create::dir(self.places.here(), name, path)?;
-                self.places.enter(name, path)?;
+                create::dir(self.dirs.here(), name, path)?;
+                self.dirs.enter(name, path)?;
             }
             self.levels.push(attrs);
             return Ok(());
         }
-        let place = self.places.here();
+        let parent = self.dirs.here();
         match kind {
             FileKind::Regular => {
-                let to = create::file(place, name, path)?;
+                let to = create::file(parent, name, path)?;
                 let size = item.stat.size;
                 if size > 0 {
                     copy::copy_data(item.open()?.as_fd(), to.as_fd(), size)
-                        .context("can't copy the content", path)?;
+                        .context("cannot copy the content", path)?;
                 }
                 self.out.done.bytes = self.out.done.bytes.saturating_add(size);
                 attrs::apply(to.as_fd(), kind, &attrs, path)?;
             }
-            FileKind::Symlink => create::symlink(place, name, &item.target()?, &attrs, path)?,
-            _ => create::node(place, name, (kind, item.stat.rdev), &attrs, path)?,
+            FileKind::Symlink => create::symlink(parent, name, &item.target()?, &attrs, path)?,
+            _ => create::node(parent, name, (kind, item.stat.rdev), &attrs, path)?,
         }
         self.linked
-            .note(&item.stat, (place, name), path, item.depth)?;
+            .record(&item.stat, (parent, name), path, item.depth)?;
         (self.progress)(self.out.done);
         Ok(())
     }
@@ -89,7 +90,7 @@ impl Visitor for Fill<'_> {
         if self.levels.is_empty() {
             self.linked.finish()?;
         }
-        self.places.leave(path, |fd| match &attrs {
+        self.dirs.leave(path, |fd| match &attrs {
             Some(attrs) => attrs::apply(fd, FileKind::Directory, attrs, path),
             None => Ok(()),
         })

@@ -1,4 +1,4 @@
-//! Tests of export: what GNU tar and our own import make of it is the tree that went in.
+//! Tests of export: GNU tar and cowl's import unpack the exported tree.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -44,7 +44,7 @@ fn gnu_unpack(archive: &[u8], into: &Path) {
 }
 
 #[test]
-fn gnu_tar_unpacks_the_same_tree_and_so_do_we() {
+fn gnu_tar_and_import_unpack_the_same_tree() {
     if !is_root() {
         return;
     }
@@ -68,7 +68,7 @@ fn gnu_tar_unpacks_the_same_tree_and_so_do_we() {
             "not the same bytes again"
         );
         for unpack in [gnu_unpack, |data: &[u8], into: &Path| {
-            import::tar(data, into, XattrSpace::detect(), &mut |_| {}).unwrap();
+            import::from_stream(data, into, XattrSpace::detect(), &mut |_| {}).unwrap();
         }] {
             let target = tempfile::tempdir().unwrap();
             unpack(&archive, target.path());
@@ -81,7 +81,7 @@ fn gnu_tar_unpacks_the_same_tree_and_so_do_we() {
 }
 
 #[test]
-fn a_file_larger_than_the_old_format_can_say() {
+fn file_larger_than_the_old_format_supports() {
     use std::os::unix::fs::FileExt as _;
     let source = tempfile::tempdir().unwrap();
     let file = fs::File::create(source.path().join("huge")).unwrap();
@@ -90,7 +90,7 @@ fn a_file_larger_than_the_old_format_can_say() {
     let archive = pack(&view(&[source.path()]), Compression::None);
     let want = digest_dir(source.path(), &mut |_| {}).unwrap();
     for unpack in [gnu_unpack, |data: &[u8], into: &Path| {
-        import::tar(data, into, XattrSpace::detect(), &mut |_| {}).unwrap();
+        import::from_stream(data, into, XattrSpace::detect(), &mut |_| {}).unwrap();
     }] {
         let target = tempfile::tempdir().unwrap();
         unpack(&archive, target.path());
@@ -99,7 +99,7 @@ fn a_file_larger_than_the_old_format_can_say() {
 }
 
 #[test]
-fn sockets_are_left_out_with_a_note() {
+fn sockets_are_skipped_with_a_note() {
     let source = tempfile::tempdir().unwrap();
     testing::mknod(&source.path().join("socket"), FileKind::Socket, 0o755, 0);
     fs::write(source.path().join("file"), b"x").unwrap();
@@ -119,7 +119,7 @@ fn sockets_are_left_out_with_a_note() {
 }
 
 #[test]
-fn a_full_disk_is_an_error() {
+fn full_disk_is_an_error() {
     let source = tempfile::tempdir().unwrap();
     fs::write(source.path().join("file"), vec![1; 1 << 20]).unwrap();
     let full = fs::OpenOptions::new()

@@ -72,14 +72,14 @@ impl Extended {
     /// Parses the data of a header. The error describes the syntax error.
     pub(super) fn read(&mut self, data: &[u8]) -> Result<(), &'static str> {
         self.any = true;
-        pax::each(data, &mut |key, value| {
-            if let Err(error) = self.record(key, value) {
+        pax::for_each_record(data, &mut |key, value| {
+            if let Err(error) = self.add_record(key, value) {
                 self.bad.get_or_insert(error);
             }
         })
     }
 
-    fn record(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+    fn add_record(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
         match key {
             b"path" => self.path = text(value)?,
             b"linkpath" => self.link = text(value)?,
@@ -98,26 +98,26 @@ impl Extended {
             }
             b"GNU.volume.offset" => self.continues = decimal(value).is_some_and(|at| at > 0),
             b"RHT.security.selinux" if !value.is_empty() => {
-                self.xattr(b"security.selinux".to_vec(), value)?;
+                self.add_xattr(b"security.selinux".to_vec(), value)?;
             }
             _ if key == pax::SOCKET.as_bytes() => self.is_socket = !value.is_empty(),
-            _ if key == pax::LAYER.as_bytes() => self.layer = own(value, pax::LAYER)?,
-            _ if key == pax::INO.as_bytes() => self.ino = own(value, pax::INO)?,
+            _ if key == pax::LAYER.as_bytes() => self.layer = cowl_number(value, pax::LAYER)?,
+            _ if key == pax::INO.as_bytes() => self.ino = cowl_number(value, pax::INO)?,
             _ => {
                 if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
                     self.sparse.record(key, value)?;
-                } else if let Some(which) = key.strip_prefix(pax::ACL) {
-                    self.acl(which, value)?;
+                } else if let Some(kind) = key.strip_prefix(pax::ACL) {
+                    self.add_acl(kind, value)?;
                 } else if let Some(name) = key.strip_prefix(pax::XATTR) {
-                    self.xattr(pax::unescape_xattr(name), value)?;
+                    self.add_xattr(pax::unescape_xattr(name), value)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn acl(&mut self, which: &[u8], value: &[u8]) -> Result<()> {
-        let name = match which {
+    fn add_acl(&mut self, kind: &[u8], value: &[u8]) -> Result<()> {
+        let name = match kind {
             b"access" => ACL_ACCESS,
             b"default" => ACL_DEFAULT,
             other => {
@@ -134,7 +134,7 @@ impl Extended {
         Ok(())
     }
 
-    fn xattr(&mut self, name: Vec<u8>, value: &[u8]) -> Result<()> {
+    fn add_xattr(&mut self, name: Vec<u8>, value: &[u8]) -> Result<()> {
         // Either the archive contains the ACL itself, or it was removed.
         if is_alias(&name) {
             return Ok(());
@@ -163,7 +163,7 @@ impl Extended {
     }
 
     /// Returns the size of the retained xattrs in bytes.
-    pub(super) fn attribute_bytes(&self) -> u64 {
+    pub(super) fn xattr_bytes(&self) -> u64 {
         let xattrs = self
             .xattrs
             .iter()
@@ -192,7 +192,7 @@ fn damaged(what: &str) -> TreeError {
 }
 
 fn text(value: &[u8]) -> Result<Field<Vec<u8>>> {
-    limits::bytes(value.len() as u64, limits::PATH, "a path", b"")?;
+    limits::check_size(value.len() as u64, limits::PATH, "a path", b"")?;
     Ok(match value {
         b"" => Field::Revoked,
         value => Field::Set(value.to_vec()),
@@ -206,7 +206,7 @@ fn number(value: &[u8], key: &str) -> Result<Field<u64>> {
     }
 }
 
-fn own(value: &[u8], key: &str) -> Result<Option<u64>> {
+fn cowl_number(value: &[u8], key: &str) -> Result<Option<u64>> {
     Ok(match number(value, key)? {
         Field::Set(number) => Some(number),
         Field::Unset | Field::Revoked => None,
@@ -232,12 +232,12 @@ mod tests {
             all.push(key.as_bytes(), *value);
         }
         let mut extended = Extended::default();
-        extended.read(&all.write()).unwrap();
+        extended.read(&all.to_bytes()).unwrap();
         extended
     }
 
     #[test]
-    fn an_empty_value_takes_the_global_one_back() {
+    fn empty_value_revokes_the_global_one() {
         let global = read(&[("uid", b"7"), ("gid", b"8"), ("path", b"p")]);
         let local = read(&[("uid", b""), ("gid", b"9")]);
         assert_eq!(local.uid.over(&global.uid), None);
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_count_more_than_acls_and_local_ones_more_than_global_ones() {
+    fn xattrs_override_acls_and_local_records_override_global_ones() {
         let acl = "SCHILY.acl.access";
         let exact = "SCHILY.xattr.system.posix_acl_access";
         let text = &b"user::rw-,group::r--,other::---"[..];
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_exceeds_a_limit_is_an_error_of_the_entry() {
+    fn exceeding_a_limit_is_an_error_of_the_entry() {
         let long = vec![b'p'; limits::PATH as usize + 1];
         let value = vec![0; limits::XATTR_VALUE + 1];
         let names: Vec<String> = (0..600)
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn an_alias_of_an_acl_is_no_attribute() {
+    fn alias_of_an_acl_is_ignored() {
         let all = read(&[("SCHILY.xattr.trusted.SGI_ACL_FILE", b"x")]);
         assert_eq!(all.into_xattrs(&Extended::default()), []);
     }

@@ -1,4 +1,4 @@
-//! Tests of import: what GNU tar packs, what a folder holds, and bad archives made by hand.
+//! Tests of import: archives of GNU tar, directories, and handmade invalid archives.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,18 +14,18 @@ use tar::{EntryType, Header};
 
 use super::import;
 use super::pax::Records;
-use super::report::Report;
+use super::report::TransferReport;
 use crate::tree::error::{ErrorKind, Result, TreeError};
 use crate::tree::testing::{self, assert_same, describe, is_root, one_of_everything, run};
 
-pub(super) fn import_tar(data: &[u8]) -> (tempfile::TempDir, Result<Report>) {
+pub(super) fn import_tar(data: &[u8]) -> (tempfile::TempDir, Result<TransferReport>) {
     let target = tempfile::tempdir().unwrap();
-    let got = import::tar(data, target.path(), XattrSpace::detect(), &mut |_| {});
+    let got = import::from_stream(data, target.path(), XattrSpace::detect(), &mut |_| {});
     (target, got)
 }
 
-fn import_dir(source: &Path, target: &Path) -> Result<Report> {
-    import::path(source, target, XattrSpace::detect(), &mut |_| {})
+fn import_dir(source: &Path, target: &Path) -> Result<TransferReport> {
+    import::from_path(source, target, XattrSpace::detect(), &mut |_| {})
 }
 
 fn gnu_tar(source: &Path, options: &[&str]) -> Vec<u8> {
@@ -47,7 +47,7 @@ fn gnu_tar(source: &Path, options: &[&str]) -> Vec<u8> {
 }
 
 #[test]
-fn a_folder_comes_in_exactly() {
+fn directory_is_copied_exactly() {
     if !is_root() {
         return;
     }
@@ -61,21 +61,21 @@ fn a_folder_comes_in_exactly() {
         .accessed()
         .unwrap();
     let before = fs::metadata(source.path().join("sparse")).unwrap();
-    // A default ACL that the target got from the folder above must not reach what is made in it.
-    testing::set(target.path(), "system.posix_acl_default", testing::ACL);
+    // A default ACL that the target inherited must not affect the objects created in it.
+    testing::set_xattr(target.path(), "system.posix_acl_default", testing::ACL);
     let got = import_dir(source.path(), target.path()).unwrap();
     assert_eq!(got.notes, []);
     assert_eq!(got.done.entries as usize, want.len() - 1);
     let copied = fs::metadata(target.path().join("plain")).unwrap();
     assert_eq!(copied.accessed().unwrap(), atime);
-    assert_same(target.path(), &want, "a folder");
+    assert_same(target.path(), &want, "a directory");
     use std::os::unix::fs::MetadataExt as _;
     let sparse = fs::metadata(target.path().join("sparse")).unwrap();
     assert!(sparse.blocks() <= before.blocks() + 16, "holes were filled");
 }
 
 #[test]
-fn what_gnu_tar_packs_comes_in_exactly() {
+fn archives_of_gnu_tar_are_unpacked_exactly() {
     if !is_root() {
         return;
     }
@@ -107,17 +107,17 @@ fn what_gnu_tar_packs_comes_in_exactly() {
 }
 
 #[test]
-fn gnus_old_format_comes_in_with_whole_seconds() {
+fn old_gnu_format_is_unpacked_with_whole_seconds() {
     if !is_root() {
         return;
     }
     let source = tempfile::tempdir().unwrap();
     one_of_everything(source.path());
-    // Forty parts: more than the header and one extension block hold.
-    let file = fs::File::create(source.path().join("many-parts")).unwrap();
-    for part in 0..40 {
+    // 40 segments: more than the header and one extension block can contain.
+    let file = fs::File::create(source.path().join("many-segments")).unwrap();
+    for segment in 0..40 {
         use std::os::unix::fs::FileExt as _;
-        file.write_all_at(b"data", part << 20).unwrap();
+        file.write_all_at(b"data", segment << 20).unwrap();
     }
     drop(file);
     let args = [
@@ -146,7 +146,7 @@ fn gnus_old_format_comes_in_with_whole_seconds() {
     assert_eq!(plain(target.path()), plain(source.path()));
 }
 
-/// An archive made by hand.
+/// A builder of handmade archives.
 #[derive(Default)]
 pub(super) struct Tar(pub(super) Vec<u8>);
 
@@ -177,7 +177,7 @@ impl Tar {
         for (key, value) in records {
             all.push(*key, *value);
         }
-        let data = all.write();
+        let data = all.to_bytes();
         self.entry(EntryType::XHeader, b"pax", b"", &data)
     }
 
@@ -193,7 +193,7 @@ impl Tar {
 }
 
 #[test]
-fn archives_that_point_outside_are_refused_and_name_the_entry() {
+fn archives_that_escape_the_target_are_refused_and_the_error_names_the_entry() {
     let outside = tempfile::tempdir().unwrap();
     let out = outside.path().to_str().unwrap().as_bytes();
     let tar = Tar::default;
@@ -251,7 +251,7 @@ fn archives_that_point_outside_are_refused_and_name_the_entry() {
 }
 
 #[test]
-fn what_would_be_a_mark_is_stored_so_that_it_is_none() {
+fn xattrs_and_devices_that_look_like_markers_are_escaped() {
     let root = is_root();
     let space = XattrSpace::detect();
     let name = |mark: &str| [space.prefix(), mark].concat();
@@ -261,7 +261,7 @@ fn what_would_be_a_mark_is_stored_so_that_it_is_none() {
         let root = view.root().unwrap();
         let shown = view.list(&root).unwrap().into_iter().map(|entry| {
             let Found::File(file) = view.lookup(&root, &entry.name).unwrap() else {
-                panic!("{} is no file", entry.name);
+                panic!("{} is not a file", entry.name);
             };
             assert_eq!(file.stat.kind(), entry.kind, "{}", entry.name);
             let xattrs = user_xattrs(space, file.loc.xattrs().unwrap());
@@ -291,14 +291,14 @@ fn what_would_be_a_mark_is_stored_so_that_it_is_none() {
     testing::mknod(&source.path().join("a-device"), FileKind::CharDevice, 0, 0);
     for name in &names {
         fs::write(source.path().join(name), b"").unwrap();
-        testing::set(&source.path().join(name), name, b"y");
+        testing::set_xattr(&source.path().join(name), name, b"y");
     }
     import_dir(source.path(), target.path()).unwrap();
     assert_eq!(show(target.path()), expected);
 }
 
 #[test]
-fn what_is_no_tar_is_told_apart() {
+fn inputs_that_are_not_tar_archives_have_different_errors() {
     for (data, want) in [
         (&b""[..], ErrorKind::Empty),
         (&[0; 10240], ErrorKind::Empty),
@@ -321,7 +321,7 @@ fn what_is_no_tar_is_told_apart() {
 }
 
 #[test]
-fn a_cut_anywhere_is_seen() {
+fn truncation_anywhere_is_detected() {
     let noise: Vec<u8> = (0..5000_u32)
         .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
         .collect();
@@ -330,7 +330,7 @@ fn a_cut_anywhere_is_seen() {
         .entry(EntryType::Regular, b"last", b"", &noise)
         .end();
     let without_end = &whole[..whole.len() - 1024];
-    // Also between two entries, and where only the end is missing: who has half an archive must know.
+    // This includes truncation between two entries, and before the end marker.
     let first = 512 + noise.len().next_multiple_of(512);
     for cut in [
         100,
@@ -370,13 +370,13 @@ fn a_cut_anywhere_is_seen() {
         bad[middle] ^= 0x55;
         assert!(
             import_tar(&bad).1.is_err(),
-            "{compression:?}: damage was not seen"
+            "{compression:?}: damage was not detected"
         );
     }
 }
 
 #[test]
-fn later_entries_replace_earlier_ones_and_missing_folders_are_made() {
+fn later_entries_replace_earlier_ones_and_missing_directories_are_created() {
     let archive = Tar::default()
         .file(b"d/e/f")
         .entry(EntryType::Symlink, b"x", b"d", b"")
@@ -396,7 +396,7 @@ fn later_entries_replace_earlier_ones_and_missing_folders_are_made() {
 }
 
 #[test]
-fn a_target_in_use_and_a_source_around_the_target_are_refused() {
+fn nonempty_target_and_source_that_contains_the_target_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("store/layer");
     fs::create_dir_all(&target).unwrap();
@@ -408,14 +408,15 @@ fn a_target_in_use_and_a_source_around_the_target_are_refused() {
     );
     fs::write(target.join("x"), b"").unwrap();
     let archive = Tar::default().file(b"f").end();
-    let error = import::tar(&archive[..], &target, XattrSpace::detect(), &mut |_| {}).unwrap_err();
+    let error =
+        import::from_stream(&archive[..], &target, XattrSpace::detect(), &mut |_| {}).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused);
     let missing = import_dir(&dir.path().join("missing"), &target).unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotFound);
 }
 
 #[test]
-fn deep_trees_come_in() {
+fn deep_trees_are_imported() {
     let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut fd = cowl_layers::sys::dir::open_root(source.path()).unwrap();
     use std::os::fd::AsFd as _;
@@ -434,9 +435,9 @@ fn deep_trees_come_in() {
     drop(unpacked);
 }
 
-/// A file with several names deep down gets one more name in the root meanwhile.
+/// During the import, a hard-linked file in a deep directory temporarily has another name in the root.
 #[test]
-fn hard_links_deep_down_leave_the_roots_attributes_alone() {
+fn hard_links_in_deep_directories_do_not_change_attributes_of_the_root() {
     let source = tempfile::tempdir().unwrap();
     let deep = source.path().join(vec!["d"; 80].join("/"));
     fs::create_dir_all(&deep).unwrap();
@@ -466,7 +467,7 @@ fn hard_links_deep_down_leave_the_roots_attributes_alone() {
 }
 
 #[test]
-fn times_come_to_the_nanosecond() {
+fn times_have_nanosecond_precision() {
     use std::os::unix::fs::MetadataExt as _;
     let records: [(&[u8], &[u8]); 2] = [(b"mtime", b"-6.5"), (b"atime", b"7.000000009")];
     let archive = Tar::default().pax(&records).file(b"f").end();
@@ -512,7 +513,7 @@ fn damaged_archives_never_panic_nor_write_elsewhere() {
             let at = usize::try_from(number >> 33).unwrap() % bad.len();
             bad[at] = [b'/', b'.', b'9', 0, 0xff, b'\n'][usize::try_from(number >> 8).unwrap() % 6];
         }
-        // Headers with a right sum get further in.
+        // Headers with a valid checksum reach more of the code.
         for block in bad
             .chunks_exact_mut(512)
             .filter(|block| &block[257..262] == b"ustar")
@@ -524,8 +525,9 @@ fn damaged_archives_never_panic_nor_write_elsewhere() {
         }
         let target = around.path().join("target");
         fs::create_dir(&target).unwrap();
-        refused +=
-            usize::from(import::tar(&bad[..], &target, XattrSpace::detect(), &mut |_| {}).is_err());
+        refused += usize::from(
+            import::from_stream(&bad[..], &target, XattrSpace::detect(), &mut |_| {}).is_err(),
+        );
         assert_eq!(
             fs::read_dir(around.path()).unwrap().count(),
             1,

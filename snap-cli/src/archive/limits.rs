@@ -57,8 +57,8 @@ pub(super) fn exceeded(what: impl Into<String>, path: &[u8]) -> TreeError {
     }
 }
 
-/// Refuses a size above `limit`.
-pub(super) fn bytes(size: u64, limit: u64, what: &str, path: &[u8]) -> Result<()> {
+/// Returns an error if a size exceeds `limit`.
+pub(super) fn check_size(size: u64, limit: u64, what: &str, path: &[u8]) -> Result<()> {
     if size <= limit {
         return Ok(());
     }

@@ -1,6 +1,7 @@
-//! One entry of a tar archive as this crate understands it, put together from its header block and
-//! the PAX records and GNU long names before it. Pure. Names of owners and file flags (chattr) are
-//! not taken over: owners are numbers here. Knows nothing of where it will be unpacked.
+//! An entry of a tar archive, assembled from its header block and the PAX records and GNU long names before it.
+//!
+//! No I/O. Names of owners and file flags (chattr) are ignored: owners are numeric. The module does not depend on the
+//! target of the entries.
 
 use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::stat::Time;
@@ -11,41 +12,41 @@ use super::sparse::Sparse;
 use crate::tree::attrs::Attrs;
 use crate::tree::error::{ErrorKind, Result, TreeError};
 
-/// What an entry makes.
+/// The kind of object that an entry creates.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum What {
-    Folder,
+pub(super) enum EntryKind {
+    Directory,
     File,
-    /// Another name of the entry with this path.
+    /// A hard link to the entry with this path.
     HardLink(Vec<u8>),
     Symlink(Vec<u8>),
     CharDevice(u64),
     BlockDevice(u64),
     Fifo,
-    /// Only in archives of whole containers.
+    /// A socket, which only archives of whole containers can contain.
     Socket,
 }
 
-/// One entry.
+/// An entry of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Member {
-    /// The path as the archive has it.
+    /// The path as stored in the archive, not normalized.
     pub(super) path: Vec<u8>,
-    pub(super) what: What,
+    pub(super) kind: EntryKind,
     pub(super) attrs: Attrs,
-    /// Bytes in the archive.
+    /// The number of bytes of data in the archive.
     pub(super) stored: u64,
-    /// Where they go, for a sparse file.
+    /// The location of the data in a sparse file.
     pub(super) sparse: Option<Sparse>,
-    pub(super) own: Own,
+    pub(super) cowl: CowlRecords,
 }
 
-/// What only archives of whole containers say.
+/// The values of PAX records that cowl defines for archives of whole containers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Own {
-    /// The inode number that it had.
+pub(super) struct CowlRecords {
+    /// The inode number of the exported object.
     pub(super) ino: Option<u64>,
-    /// The number of the layer of which it is the root.
+    /// The id of the exported layer, on its root.
     pub(super) layer: Option<u64>,
 }
 
@@ -53,30 +54,32 @@ fn damaged(path: &[u8], what: impl std::fmt::Display) -> TreeError {
     TreeError::new(ErrorKind::Damaged, format!("damaged entry: {what}")).at(path)
 }
 
-/// Whether the sum in the header is that of its bytes, taken as unsigned numbers or, as old writers on some
-/// machines did, as signed ones. An all-zero block has none.
-pub(super) fn checksum_fits(header: &Header) -> bool {
+/// Returns whether the checksum of a header block is valid.
+///
+/// It is the sum of the bytes as unsigned numbers, or as signed numbers in archives of some old writers. A block of
+/// zeros is not valid.
+pub(super) fn has_valid_checksum(header: &Header) -> bool {
     let (mut unsigned, mut negative) = (0_u32, 0_u32);
     for byte in header.as_bytes() {
         unsigned += u32::from(*byte);
         negative += u32::from(*byte >> 7);
     }
-    // The sum itself counts as blanks.
+    // The checksum field itself counts as blanks.
     for byte in &header.as_old().cksum {
         unsigned = unsigned - u32::from(*byte) + u32::from(b' ');
         negative -= u32::from(*byte >> 7);
     }
     let unsigned = i128::from(unsigned);
     let signed = unsigned - 256 * i128::from(negative);
-    let sum = number(&header.as_old().cksum);
+    let sum = parse_number(&header.as_old().cksum);
     sum == Some(unsigned) || sum == Some(signed)
 }
 
-/// A number of a header: octal digits, or big-endian binary when the top bit is set.
-pub(super) fn number(field: &[u8]) -> Option<i128> {
+/// Parses a number of a header: octal digits, or big-endian binary if the top bit is set.
+pub(super) fn parse_number(field: &[u8]) -> Option<i128> {
     let (&first, rest) = field.split_first()?;
     if first & 0x80 != 0 {
-        // Two's complement: 0x40 is the sign once 0x80 only says "binary".
+        // Two's complement: 0x80 only marks binary, so 0x40 is the sign bit.
         let start = if first & 0x40 != 0 {
             -1
         } else {
@@ -94,21 +97,21 @@ pub(super) fn number(field: &[u8]) -> Option<i128> {
     i128::from_str_radix(str::from_utf8(digits).ok()?, 8).ok()
 }
 
-/// What came before an entry's own header.
+/// The extended headers that precede an entry's own header.
 #[derive(Debug, Default)]
-pub(super) struct Before {
+pub(super) struct PrecedingHeaders {
     pub(super) local: Extended,
     pub(super) long_name: Option<Vec<u8>>,
     pub(super) long_link: Option<Vec<u8>>,
 }
 
-impl Before {
-    /// Whether there is anything.
-    pub(super) fn any(&self) -> bool {
+impl PrecedingHeaders {
+    /// Returns whether there is any extended header.
+    pub(super) fn is_any(&self) -> bool {
         self.local.any || self.long_name.is_some() || self.long_link.is_some()
     }
 
-    /// The entry's path.
+    /// Returns the path of the entry.
     pub(super) fn path(&self, header: &Header, global: &Extended) -> Vec<u8> {
         let local = &self.local;
         (local.sparse_name.as_ref())
@@ -127,105 +130,124 @@ impl Before {
     }
 }
 
-/// Puts an entry together. `old_sparse` is what GNU's own sparse header says.
-pub(super) fn member(
+/// Assembles an entry. `gnu_sparse` is the content of GNU's own sparse header.
+pub(super) fn assemble(
     header: &Header,
-    mut before: Before,
+    mut preceding: PrecedingHeaders,
     global: &Extended,
-    old_sparse: Option<Sparse>,
+    gnu_sparse: Option<Sparse>,
 ) -> Result<Member> {
-    let path = before.path(header, global);
-    if let Some(bad) = before.local.bad.take() {
+    let path = preceding.path(header, global);
+    if let Some(bad) = preceding.local.bad.take() {
         return Err(bad.at(path));
     }
-    if before.local.continues || global.continues {
+    if preceding.local.continues || global.continues {
         return Err(continuation(&path));
     }
-    let stored = (before.local.size.over(&global.size).copied())
-        .or_else(|| number(&header.as_old().size).and_then(|size| u64::try_from(size).ok()))
-        .ok_or_else(|| damaged(&path, "its size is no number"))?;
-    let what = what(header, &before, global, &path)?;
-    let records = std::mem::take(&mut before.local.sparse);
-    let sparse = match old_sparse {
+    let stored = (preceding.local.size.over(&global.size).copied())
+        .or_else(|| parse_number(&header.as_old().size).and_then(|size| u64::try_from(size).ok()))
+        .ok_or_else(|| damaged(&path, "its size is not a number"))?;
+    let kind = entry_kind(header, &preceding, global, &path)?;
+    let records = std::mem::take(&mut preceding.local.sparse);
+    let sparse = match gnu_sparse {
         Some(sparse) => Some(sparse),
         None => records
             .sparse()
             .map_err(|error| error.at(path.as_slice()))?,
     };
-    let own = Own {
-        ino: before.local.ino,
-        layer: before.local.layer,
+    let cowl = CowlRecords {
+        ino: preceding.local.ino,
+        layer: preceding.local.layer,
     };
     Ok(Member {
-        attrs: attrs(header, before.local, global, &path)?,
+        attrs: attrs(header, preceding.local, global, &path)?,
         path,
-        what,
+        kind,
         stored,
         sparse,
-        own,
+        cowl,
     })
 }
 
 fn continuation(path: &[u8]) -> TreeError {
-    let what = "the archive has an entry that is the continuation of a file from another volume";
+    let what = "the archive has an entry that continues a file of another volume";
     TreeError::new(ErrorKind::Refused, what).at(path)
 }
 
-fn what(header: &Header, before: &Before, global: &Extended, path: &[u8]) -> Result<What> {
+fn entry_kind(
+    header: &Header,
+    preceding: &PrecedingHeaders,
+    global: &Extended,
+    path: &[u8],
+) -> Result<EntryKind> {
     Ok(match header.entry_type() {
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-            // Before 1988 a folder was a file whose name ends with a slash.
+            // In archives from before 1988 a directory is a file whose name ends with a slash.
             if path.ends_with(b"/") {
-                What::Folder
-            } else if before.local.is_socket {
-                What::Socket
+                EntryKind::Directory
+            } else if preceding.local.is_socket {
+                EntryKind::Socket
             } else {
-                What::File
+                EntryKind::File
             }
         }
-        EntryType::Directory => What::Folder,
-        EntryType::Link => What::HardLink(before.link(header, global)),
-        EntryType::Symlink => What::Symlink(before.link(header, global)),
-        EntryType::Char => What::CharDevice(device(header, before, global, path)?),
-        EntryType::Block => What::BlockDevice(device(header, before, global, path)?),
-        EntryType::Fifo => What::Fifo,
+        EntryType::Directory => EntryKind::Directory,
+        EntryType::Link => EntryKind::HardLink(preceding.link(header, global)),
+        EntryType::Symlink => EntryKind::Symlink(preceding.link(header, global)),
+        EntryType::Char => EntryKind::CharDevice(device(header, preceding, global, path)?),
+        EntryType::Block => EntryKind::BlockDevice(device(header, preceding, global, path)?),
+        EntryType::Fifo => EntryKind::Fifo,
         other => {
             let kind = match other.as_byte() {
-                b'D' => return Ok(What::Folder),
+                b'D' => return Ok(EntryKind::Directory),
                 b'M' => return Err(continuation(path)),
                 byte => byte.escape_ascii(),
             };
             return Err(TreeError::new(
                 ErrorKind::Refused,
-                format!("the archive has an entry that is of the unknown type '{kind}'"),
+                format!("the archive has an entry of the unknown type '{kind}'"),
             )
             .at(path));
         }
     })
 }
 
-/// Linux has 12 bits for the major and 20 for the minor number.
+/// The largest major number on Linux, which has 12 bits.
 const MAJOR_MAX: u32 = 0xfff;
+/// The largest minor number on Linux, which has 20 bits.
 const MINOR_MAX: u32 = 0xf_ffff;
 
-fn device(header: &Header, before: &Before, global: &Extended, path: &[u8]) -> Result<u64> {
+fn device(
+    header: &Header,
+    preceding: &PrecedingHeaders,
+    global: &Extended,
+    path: &[u8],
+) -> Result<u64> {
     let part = |pax: Option<&u64>, field: Option<i128>, max: u32| -> Result<u32> {
         pax.copied()
             .map(i128::from)
             .or(field)
             .and_then(|number| u32::try_from(number).ok())
             .filter(|&number| number <= max)
-            .ok_or_else(|| damaged(path, "its device number is no number of a device"))
+            .ok_or_else(|| damaged(path, "its device number is invalid"))
     };
-    // The two fields lie at the same place in both formats.
+    // The two fields have the same offsets in both formats.
     let fields = header.as_bytes();
-    let local = &before.local;
+    let local = &preceding.local;
     let (major, minor) = (
         local.major.over(&global.major),
         local.minor.over(&global.minor),
     );
-    let major = part(major, fields.get(329..337).and_then(number), MAJOR_MAX)?;
-    let minor = part(minor, fields.get(337..345).and_then(number), MINOR_MAX)?;
+    let major = part(
+        major,
+        fields.get(329..337).and_then(parse_number),
+        MAJOR_MAX,
+    )?;
+    let minor = part(
+        minor,
+        fields.get(337..345).and_then(parse_number),
+        MINOR_MAX,
+    )?;
     Ok(rustix::fs::makedev(major, minor))
 }
 
@@ -235,19 +257,19 @@ fn attrs(header: &Header, local: Extended, global: &Extended, path: &[u8]) -> Re
     let id = |key: &str, pax: Option<&u64>, field: &[u8]| -> Result<u32> {
         pax.copied()
             .map(i128::from)
-            .or_else(|| number(field))
+            .or_else(|| parse_number(field))
             .and_then(|id| u32::try_from(id).ok())
             .filter(|&id| id != u32::MAX)
-            .ok_or_else(|| damaged(path, format!("its {key} is no user or group number")))
+            .ok_or_else(|| damaged(path, format!("its {key} is not a user or group id")))
     };
-    let mode = number(&old.mode).ok_or_else(|| bad("its mode is no number"))?;
+    let mode = parse_number(&old.mode).ok_or_else(|| bad("its mode is not a number"))?;
     let time = |field: &Field<Time>, global: &Field<Time>| field.over(global).copied();
     let mtime = match time(&local.mtime, &global.mtime) {
         Some(time) => time,
         None => Time {
-            secs: number(&old.mtime)
+            secs: parse_number(&old.mtime)
                 .and_then(|secs| i64::try_from(secs).ok())
-                .ok_or_else(|| bad("its time is no number"))?,
+                .ok_or_else(|| bad("its mtime is not a number"))?,
             nanos: 0,
         },
     };
@@ -256,7 +278,7 @@ fn attrs(header: &Header, local: Extended, global: &Extended, path: &[u8]) -> Re
         perm: u32::try_from(mode & 0o7777).unwrap_or_default(),
         uid: id("uid", local.uid.over(&global.uid), &old.uid)?,
         gid: id("gid", local.gid.over(&global.gid), &old.gid)?,
-        // Without one, what was unpacked was last read when it was last written.
+        // Without an atime in the archive, the atime equals the mtime.
         atime: SetTime::At(atime.unwrap_or(mtime)),
         mtime: SetTime::At(mtime),
         xattrs: local.into_xattrs(global),
@@ -268,28 +290,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_of_headers() {
-        assert_eq!(number(b"0000644\0"), Some(0o644));
-        assert_eq!(number(b"   644 \0"), Some(0o644));
-        assert_eq!(number(b"\0\0\0\0\0\0\0\0"), Some(0));
-        assert_eq!(number(b"\x80\0\0\0\x02\0\0\0"), Some(0x0200_0000));
-        assert_eq!(number(b"\xff\xff\xff\xff\xff\xff\xff\xfe"), Some(-2));
-        assert_eq!(number(b"12a\0"), None);
-        assert_eq!(number(b"9\0"), None);
+    fn parses_numbers_of_headers() {
+        assert_eq!(parse_number(b"0000644\0"), Some(0o644));
+        assert_eq!(parse_number(b"   644 \0"), Some(0o644));
+        assert_eq!(parse_number(b"\0\0\0\0\0\0\0\0"), Some(0));
+        assert_eq!(parse_number(b"\x80\0\0\0\x02\0\0\0"), Some(0x0200_0000));
+        assert_eq!(parse_number(b"\xff\xff\xff\xff\xff\xff\xff\xfe"), Some(-2));
+        assert_eq!(parse_number(b"12a\0"), None);
+        assert_eq!(parse_number(b"9\0"), None);
     }
 
     #[test]
-    fn checksums_of_signed_and_unsigned_bytes_fit() {
+    fn checksums_over_signed_and_unsigned_bytes_are_valid() {
         let mut header = Header::new_ustar();
         header.as_old_mut().name[0] = 0xe9;
         header.set_cksum();
-        assert!(checksum_fits(&header));
-        let unsigned = number(&header.as_old().cksum).unwrap();
+        assert!(has_valid_checksum(&header));
+        let unsigned = parse_number(&header.as_old().cksum).unwrap();
         let signed = format!("{:06o}\0 ", unsigned - 256);
         header.as_old_mut().cksum.copy_from_slice(signed.as_bytes());
-        assert!(checksum_fits(&header));
+        assert!(has_valid_checksum(&header));
         header.as_old_mut().name[1] = b'x';
-        assert!(!checksum_fits(&header));
-        assert!(!checksum_fits(&Header::new_old()));
+        assert!(!has_valid_checksum(&header));
+        assert!(!has_valid_checksum(&Header::new_old()));
     }
 }

@@ -1,7 +1,7 @@
-//! Root filesystems in and out: tar archives and plain folders.
+//! Import and export of root filesystems: tar archives, image layers, images, plain directories.
 //!
-//! `import` fills the tree of a new layer, `export` writes a state as a tar that GNU tar unpacks to
-//! the same tree. Nothing here prints, and nothing here knows stores, containers or manifests.
+//! `import` fills the tree of a new layer. `export` writes a state as a tar archive that GNU tar unpacks to the same
+//! tree. The module does not print, and does not depend on stores, containers or manifests.
 
 mod acl;
 pub mod bundle;
@@ -11,6 +11,7 @@ mod compress;
 mod copy_dir;
 mod dir_attrs;
 mod dir_map;
+mod entry_path;
 pub mod export;
 pub mod export_dir;
 mod extended;
@@ -18,11 +19,10 @@ pub mod image;
 pub mod import;
 pub mod input;
 mod limits;
-mod marks;
+mod marker_xattrs;
 mod member;
 pub mod oci;
 mod pax;
-mod place;
 mod report;
 mod sparse;
 mod stream;
@@ -31,7 +31,7 @@ mod unpack;
 mod writer;
 
 pub use compress::Compression;
-pub use report::Report;
+pub use report::TransferReport;
 #[cfg(test)]
 mod bundle_tests;
 #[cfg(test)]

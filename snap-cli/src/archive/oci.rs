@@ -1,8 +1,9 @@
-//! Writing states as a container image: an OCI image layout, one layer for the first state and one for
-//! what leads to each further one.
+//! Writes states as a container image in the OCI image layout.
 //!
-//! The few JSON files that an image wants are written by hand here: the crates that know all of the
-//! standard bring more code than this whole program's archives have.
+//! The first state becomes one layer, and the difference to each further state another one.
+//!
+//! The few JSON files of an image are written without a library, because the crates that implement the complete standard
+//! are larger than this module's parent.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,30 +17,36 @@ use sha2::{Digest as _, Sha256};
 use super::changeset;
 use super::checksum::hex;
 use super::compress::{Compression, Encoder};
-use super::report::Report;
+use super::report::TransferReport;
 use super::writer::cannot_write;
 use crate::tree::error::{OnProgress, Progress, Result, TreeError};
 
-/// One state on the way to the last one.
+/// A state that becomes a layer of the image.
 #[derive(Debug)]
-pub struct Step {
-    /// What it shows.
+pub struct ImageState {
+    /// The merged tree of the state.
     pub view: View,
-    /// When it was taken (RFC 3339, UTC).
+    /// The creation time (RFC 3339, UTC).
     pub created: String,
-    /// What somebody said about it.
+    /// The comment that the user attached.
     pub comment: String,
 }
 
-/// Fills the empty folder `target` with an image of the last state; `name` is what it is called.
-/// Making it durable is the caller's.
-pub fn fill(steps: &[Step], name: &str, target: &Path, progress: OnProgress<'_>) -> Result<Report> {
+/// Fills the empty directory `target` with an image of the last state.
+///
+/// `name` becomes the reference name of the image. The caller must sync the directory.
+pub fn fill(
+    states: &[ImageState],
+    name: &str,
+    target: &Path,
+    progress: OnProgress<'_>,
+) -> Result<TransferReport> {
     let blobs = target.join("blobs/sha256");
-    std::fs::create_dir_all(&blobs).map_err(|error| lost(error, &blobs))?;
-    let mut all = Report::default();
+    std::fs::create_dir_all(&blobs).map_err(|error| write_error(error, &blobs))?;
+    let mut all = TransferReport::default();
     let (mut layers, mut sums, mut history) = (Vec::new(), Vec::new(), Vec::new());
     let mut old = None;
-    for step in steps {
+    for state in states {
         let before = all.done;
         let mut progress = |done: Progress| {
             progress(Progress {
@@ -48,20 +55,20 @@ pub fn fill(steps: &[Step], name: &str, target: &Path, progress: OnProgress<'_>)
                 total: None,
             });
         };
-        let (layer, sum, done) = layer(old, &step.view, &blobs, &mut progress)?;
+        let (layer, sum, done) = write_layer(old, &state.view, &blobs, &mut progress)?;
         layers.push(layer);
         sums.push(sum);
         history.push(json!({
-            "created": step.created,
+            "created": state.created,
             "created_by": "cowl",
-            "comment": step.comment,
+            "comment": state.comment,
         }));
         all.done.entries += done.done.entries;
         all.done.bytes += done.done.bytes;
         all.notes.extend(done.notes);
-        old = Some(&step.view);
+        old = Some(&state.view);
     }
-    let created = steps.last().map(|step| step.created.as_str());
+    let created = states.last().map(|state| state.created.as_str());
     let config = json!({
         "created": created,
         "architecture": architecture(),
@@ -73,61 +80,60 @@ pub fn fill(steps: &[Step], name: &str, target: &Path, progress: OnProgress<'_>)
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": blob(&blobs, "application/vnd.oci.image.config.v1+json", &config)?,
+        "config": write_blob(&blobs, "application/vnd.oci.image.config.v1+json", &config)?,
         "layers": layers,
     });
-    let mut described = blob(
+    let mut descriptor = write_blob(
         &blobs,
         "application/vnd.oci.image.manifest.v1+json",
         &manifest,
     )?;
-    if let Some(described) = described.as_object_mut() {
+    if let Some(descriptor) = descriptor.as_object_mut() {
         let annotations = json!({ "org.opencontainers.image.ref.name": name });
-        described.insert("annotations".to_owned(), annotations);
+        descriptor.insert("annotations".to_owned(), annotations);
     }
     let index = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": [described],
+        "manifests": [descriptor],
     });
-    put(&target.join("index.json"), index.to_string().as_bytes())?;
+    write_file(&target.join("index.json"), index.to_string().as_bytes())?;
     let version = json!({ "imageLayoutVersion": "1.0.0" });
-    put(&target.join("oci-layout"), version.to_string().as_bytes())?;
+    write_file(&target.join("oci-layout"), version.to_string().as_bytes())?;
     Ok(all)
 }
 
-/// Writes one layer under the name of its sum: its description, the sum of what is in it uncompressed,
-/// and what was written.
-fn layer(
+/// Writes a layer as a blob. Returns its descriptor, the digest of its uncompressed content, and the report.
+fn write_layer(
     old: Option<&View>,
     new: &View,
     blobs: &Path,
     progress: OnProgress<'_>,
-) -> Result<(Value, String, Report)> {
+) -> Result<(Value, String, TransferReport)> {
     let temporary = blobs.join("unfinished");
-    let file = File::create_new(&temporary).map_err(|error| lost(error, &temporary))?;
-    let packed = Summed::new(file);
+    let file = File::create_new(&temporary).map_err(|error| write_error(error, &temporary))?;
+    let packed = DigestWriter::new(file);
     let encoder = Encoder::new(packed, Compression::Gzip).map_err(cannot_write)?;
-    let mut plain = Summed::new(encoder);
+    let mut plain = DigestWriter::new(encoder);
     let done = changeset::tar(old, new, &mut plain, Compression::None, progress)?;
     let sum = format!("sha256:{}", hex(plain.sum));
     let packed = plain.output.finish().map_err(cannot_write)?;
     let (size, digest) = (packed.bytes, hex(packed.sum));
     let path = blobs.join(&digest);
-    std::fs::rename(&temporary, &path).map_err(|error| lost(error, &path))?;
-    let described = json!({
+    std::fs::rename(&temporary, &path).map_err(|error| write_error(error, &path))?;
+    let descriptor = json!({
         "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
         "digest": format!("sha256:{digest}"),
         "size": size,
     });
-    Ok((described, sum, done))
+    Ok((descriptor, sum, done))
 }
 
-/// Writes a JSON file under the name of its sum, and describes it.
-fn blob(blobs: &Path, media_type: &str, value: &Value) -> Result<Value> {
+/// Writes a JSON file as a blob, and returns its descriptor.
+fn write_blob(blobs: &Path, media_type: &str, value: &Value) -> Result<Value> {
     let data = value.to_string();
     let digest = hex(Sha256::new_with_prefix(data.as_bytes()));
-    put(&blobs.join(&digest), data.as_bytes())?;
+    write_file(&blobs.join(&digest), data.as_bytes())?;
     Ok(json!({
         "mediaType": media_type,
         "digest": format!("sha256:{digest}"),
@@ -135,15 +141,15 @@ fn blob(blobs: &Path, media_type: &str, value: &Value) -> Result<Value> {
     }))
 }
 
-fn put(path: &Path, data: &[u8]) -> Result<()> {
-    std::fs::write(path, data).map_err(|error| lost(error, path))
+fn write_file(path: &Path, data: &[u8]) -> Result<()> {
+    std::fs::write(path, data).map_err(|error| write_error(error, path))
 }
 
-fn lost(error: io::Error, path: &Path) -> TreeError {
-    TreeError::io("can't write", error).at(path.as_os_str().as_bytes())
+fn write_error(error: io::Error, path: &Path) -> TreeError {
+    TreeError::io("cannot write", error).at(path.as_os_str().as_bytes())
 }
 
-/// This machine's kind, in the words of images.
+/// Returns the architecture of this machine in the terms of the image specification.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -155,14 +161,14 @@ fn architecture() -> &'static str {
     }
 }
 
-/// A writer that sums and counts what goes through it.
-struct Summed<W> {
+/// A writer that counts the bytes that pass through it, and computes their digest.
+struct DigestWriter<W> {
     output: W,
     sum: Sha256,
     bytes: u64,
 }
 
-impl<W> Summed<W> {
+impl<W> DigestWriter<W> {
     fn new(output: W) -> Self {
         Self {
             output,
@@ -172,7 +178,7 @@ impl<W> Summed<W> {
     }
 }
 
-impl<W: Write> Write for Summed<W> {
+impl<W: Write> Write for DigestWriter<W> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let written = self.output.write(data)?;
         self.sum.update(data.get(..written).unwrap_or_default());

@@ -12,7 +12,7 @@ use tar::{EntryType, Header};
 use super::import_tests::{Tar, import_tar};
 use super::input::{self, Input};
 use super::stream::Members;
-use super::unpack::{How, Unpack};
+use super::unpack::{UnpackMode, Unpacker};
 use crate::tree::error::ErrorKind;
 use crate::tree::testing::{describe, is_root, run};
 
@@ -53,7 +53,7 @@ const WITHOUT_CONTENT: [EntryType; 6] = [
 ];
 
 #[test]
-fn a_size_without_data_takes_no_entry_along() {
+fn claimed_size_without_data_skips_no_entry() {
     if !is_root() {
         return;
     }
@@ -88,7 +88,7 @@ fn a_size_without_data_takes_no_entry_along() {
 }
 
 #[test]
-fn data_where_none_is_needed_is_skipped() {
+fn unexpected_data_is_skipped() {
     if !is_root() {
         return;
     }
@@ -113,7 +113,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn a_root_without_an_entry_has_the_mode_of_any_other_implied_directory() {
+fn root_without_an_entry_has_the_mode_of_any_other_implied_directory() {
     let (target, got) = import_tar(&Tar::default().file(b"etc/motd").end());
     got.unwrap();
     assert_eq!(mode(target.path()), 0o755);
@@ -127,7 +127,7 @@ fn a_root_without_an_entry_has_the_mode_of_any_other_implied_directory() {
 }
 
 /// Describes a tree without the times of implied directories, and without the root, whose times GNU tar does not set.
-fn told(tree: &Path) -> BTreeMap<String, String> {
+fn comparable(tree: &Path) -> BTreeMap<String, String> {
     let mut all = describe(tree);
     all.remove("");
     for line in all.values_mut() {
@@ -142,7 +142,7 @@ fn told(tree: &Path) -> BTreeMap<String, String> {
 }
 
 /// Describes the tree that GNU tar unpacks from an archive.
-fn gnus(archive: &[u8]) -> BTreeMap<String, String> {
+fn unpacked_by_gnu_tar(archive: &[u8]) -> BTreeMap<String, String> {
     let dir = tempfile::tempdir().unwrap();
     let (file, tree) = (dir.path().join("a.tar"), dir.path().join("tree"));
     fs::write(&file, archive).unwrap();
@@ -161,17 +161,21 @@ fn gnus(archive: &[u8]) -> BTreeMap<String, String> {
         file.as_os_str(),
     ]);
     run("tar", &args);
-    told(&tree)
+    comparable(&tree)
 }
 
-fn same_as_gnus(what: &str, archive: &[u8]) {
+fn assert_same_as_gnu_tar(what: &str, archive: &[u8]) {
     let (target, got) = import_tar(archive);
     got.unwrap_or_else(|error| panic!("{what}: {error}"));
-    assert_eq!(told(target.path()), gnus(archive), "{what}");
+    assert_eq!(
+        comparable(target.path()),
+        unpacked_by_gnu_tar(archive),
+        "{what}"
+    );
 }
 
 #[test]
-fn an_acl_has_the_last_word_over_the_mode() {
+fn acl_takes_precedence_over_the_mode() {
     if !is_root() {
         return;
     }
@@ -190,7 +194,7 @@ fn an_acl_has_the_last_word_over_the_mode() {
         .entry(EntryType::Directory, b"closed", b"", b"")
         .file(b"closed/inside")
         .end();
-    same_as_gnus("ACLs", &archive);
+    assert_same_as_gnu_tar("ACLs", &archive);
     let (target, got) = import_tar(&archive);
     got.unwrap();
     let all = describe(target.path());
@@ -200,7 +204,7 @@ fn an_acl_has_the_last_word_over_the_mode() {
 
 #[test]
 #[expect(clippy::too_many_lines, reason = "a table of cases")]
-fn gnu_tar_makes_the_same_of_odd_archives() {
+fn odd_archives_are_unpacked_as_by_gnu_tar() {
     if !is_root() {
         return;
     }
@@ -222,28 +226,28 @@ fn gnu_tar_makes_the_same_of_odd_archives() {
         archive.file(b"after").end()
     };
     let v7 = raw(&|header| header.as_mut_bytes()[156] = 0);
-    same_as_gnus("the type of the seventh edition", &v7);
+    assert_same_as_gnu_tar("the type of the seventh edition", &v7);
     let old = raw(&|header| header.as_mut_bytes()[257..].fill(0));
-    same_as_gnus("a header of the seventh edition", &old);
+    assert_same_as_gnu_tar("a header of the seventh edition", &old);
     let binary = raw(&|header| {
         let old = header.as_old_mut();
         old.uid = *b"\x80\0\0\0\xee\x6b\x28\0";
         old.mtime = [0xff; 12];
     });
-    same_as_gnus("binary numbers", &binary);
+    assert_same_as_gnu_tar("binary numbers", &binary);
     let blanks = raw(&|header| {
         header.as_old_mut().mode = *b"   640 \0";
         header.as_old_mut().uid = *b"    17 \0";
     });
-    same_as_gnus("blanks before numbers", &blanks);
+    assert_same_as_gnu_tar("blanks before numbers", &blanks);
     let contiguous = raw(&|header| header.set_entry_type(EntryType::Continuous));
-    same_as_gnus("a contiguous file", &contiguous);
+    assert_same_as_gnu_tar("a contiguous file", &contiguous);
     let prefix = raw(&|header| {
         let ustar = &mut header.as_mut_bytes()[257..];
         ustar[..8].copy_from_slice(b"ustar\x0000");
         ustar[88..95].copy_from_slice(b"one/two");
     });
-    same_as_gnus("a prefix", &prefix);
+    assert_same_as_gnu_tar("a prefix", &prefix);
     for (what, archive) in [
         (
             "a directory after its content",
@@ -311,12 +315,12 @@ fn gnu_tar_makes_the_same_of_odd_archives() {
                 .file(b"d/one"),
         ),
     ] {
-        same_as_gnus(what, &archive.end());
+        assert_same_as_gnu_tar(what, &archive.end());
     }
 }
 
 #[test]
-fn what_cannot_be_taken_over_exactly_is_refused() {
+fn entries_that_cannot_be_represented_are_refused() {
     let tar = Tar::default;
     let continued: (&[u8], &[u8]) = (b"GNU.volume.offset", b"512");
     for (archive, kind) in [
@@ -364,7 +368,7 @@ fn what_cannot_be_taken_over_exactly_is_refused() {
 }
 
 #[test]
-fn an_archive_after_the_archive_is_noted() {
+fn second_archive_in_the_stream_is_noted() {
     let one = Tar::default().file(b"one").end();
     let two = Tar::default().file(b"two").end();
     let (target, got) = import_tar(&[one.clone(), two].concat());
@@ -377,7 +381,7 @@ fn an_archive_after_the_archive_is_noted() {
 }
 
 #[test]
-fn a_layer_has_no_object_twice() {
+fn duplicate_entries_of_a_raw_layer_are_refused() {
     let space = XattrSpace::detect();
     let dir = EntryType::Directory;
     for archive in [
@@ -397,14 +401,15 @@ fn a_layer_has_no_object_twice() {
         let data = archive.end();
         let mut members = Members::new(&data[..]);
         let mut progress = |_| {};
-        let mut unpack = Unpack::new(target.path(), How::Raw(space, space), &mut progress).unwrap();
+        let mut unpacker =
+            Unpacker::new(target.path(), UnpackMode::Raw(space, space), &mut progress).unwrap();
         let error = loop {
             match members.next().unwrap() {
-                Some(member) => match unpack.entry(member, &mut members) {
+                Some(member) => match unpacker.unpack_entry(member, &mut members) {
                     Ok(()) => {}
                     Err(error) => break error,
                 },
-                None => panic!("it was taken"),
+                None => panic!("the duplicate was accepted"),
             }
         };
         assert_eq!(error.kind(), ErrorKind::Refused);
@@ -415,11 +420,11 @@ fn a_layer_has_no_object_twice() {
 /// Archives that were created on XFS contain the alias. It must not be set, because it does not follow later changes
 /// of the ACL.
 #[test]
-fn an_alias_of_an_acl_is_left_out() {
+fn alias_of_an_acl_is_skipped() {
     let alias: (&[u8], &[u8]) = (b"SCHILY.xattr.trusted.SGI_ACL_FILE", b"\0\0\0\x01");
     let data = Tar::default().pax(&[alias]).file(b"f").end();
     let Input::Tree(tree) = input::open(&data[..]).unwrap() else {
-        panic!("no tree");
+        panic!("not a tree");
     };
     assert_eq!(tree.first.unwrap().attrs.xattrs, []);
 }

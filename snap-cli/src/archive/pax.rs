@@ -1,36 +1,39 @@
-//! PAX extended headers: records of `LENGTH KEY=VALUE\n`, read by their length (a value may hold any
-//! byte, newlines too, as binary attributes do), and written. Pure.
+//! Parses and writes PAX extended headers. No I/O.
+//!
+//! A header is a sequence of records `LENGTH KEY=VALUE\n`. Records are delimited by their length, because a value can
+//! contain any byte, including newlines, as the values of binary xattrs do.
 
 use cowl_layers::sys::stat::Time;
 
-/// The records of one header to be written, in order.
+/// The records of a header to write, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Records(pub(super) Vec<(Vec<u8>, Vec<u8>)>);
 
-/// The prefix of attributes.
+/// The key prefix of xattrs.
 pub(super) const XATTR: &[u8] = b"SCHILY.xattr.";
-/// The prefix of ACLs as text: `access` and `default` follow.
+/// The key prefix of ACLs in text form; `access` or `default` follows.
 pub(super) const ACL: &[u8] = b"SCHILY.acl.";
-/// cowl's own, in archives of whole containers only: on an empty file, it is a socket.
+/// The key that declares an empty file to be a socket. cowl defines it, and uses it only in archives of whole
+/// containers.
 pub(super) const SOCKET: &str = "COWL.socket";
-/// On the root of a layer: the number by which other layers' marks name it.
+/// The key, on the root of a layer, of the layer id to which marker xattrs in other layers refer.
 pub(super) const LAYER: &str = "COWL.layer";
-/// The inode number, where such a mark names it.
+/// The key of the inode number, on objects to whose number a marker xattr refers.
 pub(super) const INO: &str = "COWL.ino";
 
 impl Records {
-    /// Adds a record.
+    /// Appends a record.
     pub(super) fn push(&mut self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
         self.0.push((key.into(), value.into()));
     }
 
-    /// The header's data.
-    pub(super) fn write(&self) -> Vec<u8> {
+    /// Returns the data of the header.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
         let mut data = Vec::new();
         for (key, value) in &self.0 {
             let rest = key.len() + value.len() + 3;
             let mut length = rest + 1;
-            // The length counts its own digits.
+            // The length includes its own digits.
             while length != rest + digits(length) {
                 length = rest + digits(length);
             }
@@ -44,12 +47,13 @@ impl Records {
     }
 }
 
-/// Digits of the longest record length that is read: no header is longer.
+/// The number of digits of the longest accepted record length. No header is longer.
 const LENGTH_DIGITS: usize = 20;
 
-/// Calls `record` with each key and value of a header's data, in order; a key may come more than once
-/// (GNU.sparse.offset does). Returns what is wrong with the data's form.
-pub(super) fn each(
+/// Calls `record` with each key and value of a header's data, in order.
+///
+/// A key can occur more than once, as GNU.sparse.offset does. The error describes the syntax error.
+pub(super) fn for_each_record(
     mut data: &[u8],
     record: &mut dyn FnMut(&[u8], &[u8]),
 ) -> Result<(), &'static str> {
@@ -64,17 +68,14 @@ pub(super) fn each(
             .get(..space)
             .and_then(|digits| str::from_utf8(digits).ok())
             .and_then(|digits| digits.parse().ok())
-            .ok_or("a length that is no number")?;
-        let whole = data
+            .ok_or("a length that is not a number")?;
+        let body = data
             .get(space + 1..length)
             .ok_or("a length beyond the end")?
             .strip_suffix(b"\n")
-            .ok_or("a record without its end")?;
-        let equals = whole
-            .iter()
-            .position(|&byte| byte == b'=')
-            .ok_or("no '='")?;
-        let (key, value) = whole.split_at(equals);
+            .ok_or("a record without a final newline")?;
+        let equals = body.iter().position(|&byte| byte == b'=').ok_or("no '='")?;
+        let (key, value) = body.split_at(equals);
         record(key, value.get(1..).unwrap_or_default());
         data = data.get(length..).unwrap_or_default();
     }
@@ -85,7 +86,7 @@ fn digits(number: usize) -> usize {
     number.checked_ilog10().map_or(1, |log| log as usize + 1)
 }
 
-/// A number in decimal digits only.
+/// Parses a number that consists of decimal digits only.
 pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     if !text.first()?.is_ascii_digit() {
         return None;
@@ -93,8 +94,9 @@ pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// Seconds since 1970 with a fraction; more than nine digits are cut. Python writes a small fraction as
-/// "1e-05".
+/// Parses seconds since 1970 with an optional fraction, which is truncated to nanoseconds.
+///
+/// Python writes a small fraction in exponential notation ("1e-05").
 pub(super) fn parse_time(text: &[u8]) -> Option<Time> {
     let text = str::from_utf8(text).ok()?;
     if text.len() < 32 && text.contains(['e', 'E']) {
@@ -107,7 +109,7 @@ pub(super) fn parse_time(text: &[u8]) -> Option<Time> {
     }
     let nanos: u32 = format!("{fraction:0<9.9}").parse().ok()?;
     let secs: i64 = whole.parse().ok()?;
-    // "-1.25" is a second and a quarter before 1970: 0.75 s after second -2.
+    // "-1.25" is 0.75 s after second -2.
     if whole.starts_with('-') && nanos > 0 {
         return Some(Time {
             secs: secs.checked_sub(1)?,
@@ -117,8 +119,8 @@ pub(super) fn parse_time(text: &[u8]) -> Option<Time> {
     Some(Time { secs, nanos })
 }
 
-/// The text of a moment, exact.
-pub(super) fn time_text(time: Time) -> String {
+/// Formats a time exactly, without trailing zeros.
+pub(super) fn format_time(time: Time) -> String {
     match (time.secs, time.nanos) {
         (secs, 0) => secs.to_string(),
         (secs @ ..0, nanos) => {
@@ -131,7 +133,7 @@ pub(super) fn time_text(time: Time) -> String {
     }
 }
 
-/// The name of an attribute as a key can hold it: GNU tar's way for '=' and '%'.
+/// Escapes '=' and '%' in the name of an xattr, as GNU tar does, so that it can be part of a key.
 pub(super) fn escape_xattr(name: &[u8]) -> Vec<u8> {
     let mut key = Vec::new();
     for &byte in name {
@@ -144,7 +146,7 @@ pub(super) fn escape_xattr(name: &[u8]) -> Vec<u8> {
     key
 }
 
-/// The reverse of [`escape_xattr`].
+/// Reverses [`escape_xattr`].
 pub(super) fn unescape_xattr(key: &[u8]) -> Vec<u8> {
     let mut name = Vec::new();
     let mut rest = key;
@@ -175,7 +177,7 @@ mod tests {
         records.push(*b"path", vec![b'p'; 90]);
         records.push(*b"empty", *b"");
         let mut read = Records::default();
-        each(&records.write(), &mut |key, value| read.push(key, value)).unwrap();
+        for_each_record(&records.to_bytes(), &mut |key, value| read.push(key, value)).unwrap();
         assert_eq!(read, records);
     }
 
@@ -193,7 +195,11 @@ mod tests {
             b"99999999999999999999999 a=b\n",
             b"18446744073709551615 a=b\n",
         ] {
-            assert!(each(bad, &mut |_, _| {}).is_err(), "{}", bad.escape_ascii());
+            assert!(
+                for_each_record(bad, &mut |_, _| {}).is_err(),
+                "{}",
+                bad.escape_ascii()
+            );
         }
     }
 
@@ -209,7 +215,7 @@ mod tests {
         ] {
             let time = Time { secs, nanos };
             assert_eq!(parse_time(text.as_bytes()), Some(time), "{text}");
-            assert_eq!(time_text(time), text);
+            assert_eq!(format_time(time), text);
         }
         assert_eq!(
             parse_time(b"1.0000000009"),
@@ -226,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn attribute_names_round_trip() {
+    fn xattr_names_round_trip() {
         for name in [&b"user.a=b"[..], b"user.100%", b"user.%3D", b"user.plain"] {
             let key = escape_xattr(name);
             assert!(!key.contains(&b'='));

@@ -4,9 +4,9 @@ use crate::tree::error::Progress;
 
 /// The result of an import or an export.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Entries and bytes.
+pub struct TransferReport {
+    /// The number of entries and bytes that were transferred.
     pub done: Progress,
-    /// Entries that were left out or changed: path (bytes) and reason.
+    /// Entries that were skipped or changed: path (bytes) and reason.
     pub notes: Vec<(Vec<u8>, &'static str)>,
 }

@@ -37,8 +37,8 @@ impl Map {
     }
 }
 
-fn refuse_more(runs: u64) -> Result<()> {
-    if runs <= limits::SEGMENTS as u64 {
+fn refuse_more(segments: u64) -> Result<()> {
+    if segments <= limits::SEGMENTS as u64 {
         return Ok(());
     }
     let limit = limits::SEGMENTS;
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bad_sparse_maps_are_refused() {
+    fn invalid_maps_are_refused() {
         let sparse = |segments| Sparse {
             size: 100,
             map: Map(segments),
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn records_in_every_format_give_the_same_map() {
+    fn all_formats_result_in_the_same_map() {
         let read = |records: &[(&str, &str)]| {
             let mut all = Records::default();
             for (key, value) in records {
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_of_too_many_parts_is_refused_before_it_is_read() {
+    fn map_with_too_many_segments_is_refused_early() {
         let mut data = MapInData::default();
         let error = data.block(b"18446744073709551615\n").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Limit);

@@ -1,8 +1,7 @@
-//! The entries of a tar stream, one after another, with their data.
+//! Reads the entries of a tar stream in order, with their data.
 //!
-//! The blocks are read here and not by the `tar` crate, whose headers are used: it splits PAX
-//! records at newlines, which binary attribute values may hold, and expands sparse files. Knows
-//! nothing of where entries will be unpacked.
+//! The module uses the header types of the `tar` crate but not its reader, because that splits PAX records at newlines,
+//! which binary xattrs can contain, and expands sparse files. It does not depend on the target of the entries.
 
 use std::io::{self, Read};
 
@@ -11,32 +10,32 @@ use tar::{EntryType, GnuExtSparseHeader, Header};
 use super::compress::NeedsMemory;
 use super::extended::Extended;
 use super::limits;
-use super::member::{self, Before, Member, What};
+use super::member::{self, EntryKind, Member, PrecedingHeaders};
 use super::sparse::{Map, MapInData, Sparse};
 use crate::tree::error::{ErrorKind, Result, TreeError};
 
 const BLOCK: usize = 512;
 
-/// Slots for runs in one extension block of GNU's sparse header.
+/// The number of segments in an extension block of GNU's sparse header.
 const SLOTS: usize = 21;
 
-/// Reads entries from an uncompressed stream.
+/// A reader of the entries of an uncompressed stream.
 pub(super) struct Members<R> {
     input: R,
-    /// A block that was read ahead.
+    /// A block that was read but not consumed.
     ahead: Option<[u8; BLOCK]>,
-    /// Whether the end of the stream is the end of the archive: its end marker was read.
+    /// Whether an end marker was read, so that the end of the stream is a valid end of the archive.
     may_end: bool,
     /// Whether another archive follows the end of this one.
     followed: bool,
-    /// Bytes of the present entry's data that were not read yet.
+    /// The unread bytes of the current entry's data.
     left: u64,
-    /// Bytes from there to the next block.
+    /// The number of padding bytes after the data.
     padding: u64,
     global: Extended,
-    /// How many headers were read.
+    /// The number of headers read so far.
     headers: u64,
-    /// The path of the present entry, for errors.
+    /// The path of the current entry, for errors.
     path: Vec<u8>,
 }
 
@@ -55,52 +54,54 @@ impl<R: Read> Members<R> {
         }
     }
 
-    /// What is read from.
+    /// Returns the underlying reader.
     pub(super) fn input(&mut self) -> &mut R {
         &mut self.input
     }
 
-    /// Whether another archive follows the end of this one. Known at the end.
+    /// Returns whether another archive follows the end of this one. Only valid after [`Self::next`] returned `None`.
     pub(super) fn is_followed(&self) -> bool {
         self.followed
     }
 
-    /// The next entry; `None` at the end, which has then been read up to the last byte, so that the
-    /// checksum of a compressed stream was compared too.
+    /// Returns the next entry, or `None` at the end of the archive.
+    ///
+    /// At the end the stream has been read up to its last byte, so that the decoder has verified the checksum of a
+    /// compressed stream.
     pub(super) fn next(&mut self) -> Result<Option<Member>> {
-        let mut before = Before::default();
+        let mut preceding = PrecedingHeaders::default();
         loop {
             self.skip_rest()?;
-            let Some(header) = self.header()? else {
-                if before.any() {
+            let Some(header) = self.read_header()? else {
+                if preceding.is_any() {
                     return Err(self.truncated());
                 }
                 return Ok(None);
             };
             match header.entry_type() {
-                EntryType::GNULongName => before.long_name = Some(self.long_text(&header)?),
-                EntryType::GNULongLink => before.long_link = Some(self.long_text(&header)?),
-                EntryType::XHeader => before.local = self.local(&header)?,
-                EntryType::XGlobalHeader => self.global(&header)?,
-                // 'X' is what Solaris wrote before the standard; 'V' names a volume.
+                EntryType::GNULongName => preceding.long_name = Some(self.read_long_text(&header)?),
+                EntryType::GNULongLink => preceding.long_link = Some(self.read_long_text(&header)?),
+                EntryType::XHeader => preceding.local = self.read_local(&header)?,
+                EntryType::XGlobalHeader => self.read_global(&header)?,
+                // 'X' is the type that Solaris used before the standard; 'V' is a volume label.
                 other => match other.as_byte() {
-                    b'X' => before.local = self.local(&header)?,
-                    b'V' => self.begin(member::number(&header.as_old().size), &[])?,
-                    _ => return self.entry(&header, before).map(Some),
+                    b'X' => preceding.local = self.read_local(&header)?,
+                    b'V' => self.begin(member::parse_number(&header.as_old().size), &[])?,
+                    _ => return self.read_entry(&header, preceding).map(Some),
                 },
             }
         }
     }
 
-    fn entry(&mut self, header: &Header, before: Before) -> Result<Member> {
-        self.path = before.path(header, &self.global);
-        let old_sparse = match header.entry_type() {
-            EntryType::GNUSparse => Some(self.old_sparse(header)?),
+    fn read_entry(&mut self, header: &Header, preceding: PrecedingHeaders) -> Result<Member> {
+        self.path = preceding.path(header, &self.global);
+        let gnu_sparse = match header.entry_type() {
+            EntryType::GNUSparse => Some(self.read_gnu_sparse(header)?),
             _ => None,
         };
-        let mut member = member::member(header, before, &self.global, old_sparse)?;
-        // The directories of incremental archives do hold data: a list of names.
-        let has_data = matches!(member.what, What::File | What::Socket)
+        let mut member = member::assemble(header, preceding, &self.global, gnu_sparse)?;
+        // Directories in incremental archives have data, too: a list of names.
+        let has_data = matches!(member.kind, EntryKind::File | EntryKind::Socket)
             || header.entry_type().as_byte() == b'D';
         if has_data {
             self.begin(Some(member.stored.into()), &member.path)?;
@@ -110,7 +111,7 @@ impl<R: Read> Members<R> {
         }
         if let Some(sparse) = &mut member.sparse {
             if sparse.map_in_data {
-                sparse.map = self.map_in_data()?;
+                sparse.map = self.read_map_in_data()?;
             }
             sparse
                 .check(self.left)
@@ -130,11 +131,11 @@ impl<R: Read> Members<R> {
         Ok(())
     }
 
-    /// Begins an entry that has no content, but may claim a size.
+    /// Begins an entry without content, whose header may nevertheless contain a size.
     ///
-    /// Old writers store the size of the file in the headers of its hard links, without data; POSIX allows data
-    /// there (`pax -o linkdata`), too. What comes next decides: a header means that there is no data. So
-    /// do blocks of zeros up to the end of the stream: that is the end of the archive.
+    /// Old writers store the size of the file in the headers of its hard links, without data; POSIX permits data
+    /// there (`pax -o linkdata`), too. The next block decides: if it is a valid header, there is no data. The same
+    /// holds for blocks of zeros up to the end of the stream, because those are the end of the archive.
     fn begin_claimed(&mut self, size: u64, path: &[u8]) -> Result<()> {
         self.begin(Some(size.into()), path)?;
         if size == 0 {
@@ -145,11 +146,11 @@ impl<R: Read> Members<R> {
         while rest > 0 {
             let mut header = Header::new_old();
             if self.fill(header.as_mut_bytes())? < BLOCK {
-                // What is missing is an error there, unless an end marker was read.
+                // The next read reports the truncation, unless an end marker was read.
                 return Ok(());
             }
             let zeros = is_zeros(header.as_bytes());
-            if !zeros && !self.may_end && member::checksum_fits(&header) {
+            if !zeros && !self.may_end && member::has_valid_checksum(&header) {
                 self.ahead = Some(*header.as_bytes());
                 return Ok(());
             }
@@ -164,8 +165,8 @@ impl<R: Read> Members<R> {
         Ok(())
     }
 
-    /// The next header block, its checksum compared; `None` at the end of the archive.
-    fn header(&mut self) -> Result<Option<Header>> {
+    /// Reads the next header block and verifies its checksum; returns `None` at the end of the archive.
+    fn read_header(&mut self) -> Result<Option<Header>> {
         let mut header = Header::new_old();
         let got = self.fill(header.as_mut_bytes())?;
         let first = self.headers == 0;
@@ -173,8 +174,8 @@ impl<R: Read> Members<R> {
             return Ok(None);
         }
         self.may_end = false;
-        // GNU tar takes an archive that ends between two entries, with a warning. A container made of half
-        // an archive (from a connection that broke, say) must not look like a whole one.
+        // GNU tar only warns about an archive that ends between two entries. Here it is an error: a container from a
+        // truncated archive, for example after a broken connection, must not pass for a complete one.
         if got < BLOCK {
             return Err(if first { not_a_tar() } else { self.truncated() });
         }
@@ -186,7 +187,7 @@ impl<R: Read> Members<R> {
             self.drain()?;
             return Ok(None);
         }
-        if !member::checksum_fits(&header) {
+        if !member::has_valid_checksum(&header) {
             return Err(if first {
                 not_a_tar()
             } else {
@@ -201,13 +202,13 @@ impl<R: Read> Members<R> {
         Ok(Some(header))
     }
 
-    fn old_sparse(&mut self, header: &Header) -> Result<Sparse> {
+    fn read_gnu_sparse(&mut self, header: &Header) -> Result<Sparse> {
         let gnu = header
             .as_gnu()
-            .ok_or_else(|| self.damaged("a sparse file without GNU's header"))?;
+            .ok_or_else(|| self.damaged("a sparse file without a GNU header"))?;
         let mut map = Map::default();
         for slot in &gnu.sparse {
-            self.slot(&mut map, &slot.offset, &slot.numbytes)?;
+            self.add_slot(&mut map, &slot.offset, &slot.numbytes)?;
         }
         let mut more = gnu.is_extended();
         let mut blocks = 0;
@@ -224,11 +225,11 @@ impl<R: Read> Members<R> {
                 return Err(limits::exceeded(what, &self.path));
             }
             for slot in extended.sparse() {
-                self.slot(&mut map, &slot.offset, &slot.numbytes)?;
+                self.add_slot(&mut map, &slot.offset, &slot.numbytes)?;
             }
             more = extended.is_extended();
         }
-        let size = member::number(&gnu.realsize);
+        let size = member::parse_number(&gnu.realsize);
         Ok(Sparse {
             size: size
                 .and_then(|size| u64::try_from(size).ok())
@@ -238,80 +239,83 @@ impl<R: Read> Members<R> {
         })
     }
 
-    fn slot(&self, map: &mut Map, offset: &[u8], length: &[u8]) -> Result<()> {
+    fn add_slot(&self, map: &mut Map, offset: &[u8], length: &[u8]) -> Result<()> {
         // An unused slot is all zeros.
         if length.first() == Some(&0) && offset.first() == Some(&0) {
             return Ok(());
         }
-        let number = |field: &[u8]| member::number(field).and_then(|n| u64::try_from(n).ok());
+        let number = |field: &[u8]| member::parse_number(field).and_then(|n| u64::try_from(n).ok());
         let (offset, length) = number(offset)
             .zip(number(length))
             .ok_or_else(|| self.damaged("its sparse map is not a list of numbers"))?;
-        map.push(offset, length).map_err(|error| self.here(error))
+        map.push(offset, length)
+            .map_err(|error| self.at_entry(error))
     }
 
-    fn map_in_data(&mut self) -> Result<Map> {
+    fn read_map_in_data(&mut self) -> Result<Map> {
         let mut map = MapInData::default();
         loop {
             let mut block = [0; BLOCK];
             self.read_data(&mut block)?;
-            if let Some(map) = map.block(&block).map_err(|error| self.here(error))? {
+            if let Some(map) = map.block(&block).map_err(|error| self.at_entry(error))? {
                 return Ok(map);
             }
         }
     }
 
-    /// An extended header for the next entry.
-    fn local(&mut self, header: &Header) -> Result<Extended> {
-        let data = self.extension(header, limits::EXTENDED, "the PAX header after this entry")?;
+    /// Reads an extended header that applies to the next entry.
+    fn read_local(&mut self, header: &Header) -> Result<Extended> {
+        let data =
+            self.read_extension(header, limits::EXTENDED, "the PAX header after this entry")?;
         let mut records = Extended::default();
         records.read(&data).map_err(|error| self.bad_pax(error))?;
         Ok(records)
     }
 
-    /// An extended header for all entries from here on.
-    fn global(&mut self, header: &Header) -> Result<()> {
+    /// Reads an extended header that applies to all following entries.
+    fn read_global(&mut self, header: &Header) -> Result<()> {
         let what = "the global PAX header after this entry";
-        let data = self.extension(header, limits::GLOBAL, what)?;
+        let data = self.read_extension(header, limits::GLOBAL, what)?;
         let read = self.global.read(&data);
         read.map_err(|error| self.bad_pax(error))?;
         if let Some(bad) = self.global.bad.take() {
-            return Err(self.here(bad));
+            return Err(self.at_entry(bad));
         }
-        limits::bytes(
-            self.global.attribute_bytes(),
+        limits::check_size(
+            self.global.xattr_bytes(),
             limits::GLOBAL,
-            "what the global PAX headers set",
+            "the set of global PAX records",
             &self.path,
         )
     }
 
     fn bad_pax(&self, error: &str) -> TreeError {
         let what = format!("damaged PAX header after this entry: {error}");
-        self.here(TreeError::new(ErrorKind::Damaged, what))
+        self.at_entry(TreeError::new(ErrorKind::Damaged, what))
     }
 
-    fn long_text(&mut self, header: &Header) -> Result<Vec<u8>> {
-        let mut text = self.extension(header, limits::PATH, "the long name after this entry")?;
+    fn read_long_text(&mut self, header: &Header) -> Result<Vec<u8>> {
+        let mut text =
+            self.read_extension(header, limits::PATH, "the long name after this entry")?;
         if let Some(end) = text.iter().position(|&byte| byte == 0) {
             text.truncate(end);
         }
         Ok(text)
     }
 
-    fn extension(&mut self, header: &Header, limit: u64, what: &str) -> Result<Vec<u8>> {
-        let size = member::number(&header.as_old().size);
+    fn read_extension(&mut self, header: &Header, limit: u64, what: &str) -> Result<Vec<u8>> {
+        let size = member::parse_number(&header.as_old().size);
         self.begin(size, b"")?;
-        limits::bytes(self.left, limit, what, &self.path)?;
+        limits::check_size(self.left, limit, what, &self.path)?;
         let mut data = vec![0; usize::try_from(self.left).unwrap_or_default()];
         self.read_data(&mut data)?;
         Ok(data)
     }
 
-    /// Fills the buffer from the present entry's data; an entry that ends earlier is an error.
+    /// Fills the buffer from the current entry's data. It is an error if less data remains.
     pub(super) fn read_data(&mut self, buffer: &mut [u8]) -> Result<()> {
         if buffer.len() as u64 > self.left {
-            return Err(self.damaged("its data is shorter than it says"));
+            return Err(self.damaged("its data is shorter than its size"));
         }
         if self.fill(buffer)? < buffer.len() {
             return Err(self.truncated());
@@ -320,7 +324,7 @@ impl<R: Read> Members<R> {
         Ok(())
     }
 
-    /// Reads over what is left of the present entry.
+    /// Skips the rest of the current entry.
     pub(super) fn skip_rest(&mut self) -> Result<()> {
         let rest = self.left + self.padding;
         let skipped = io::copy(&mut self.input.by_ref().take(rest), &mut io::sink())
@@ -328,7 +332,7 @@ impl<R: Read> Members<R> {
         if skipped < self.left {
             return Err(self.truncated());
         }
-        // Padding that is cut off at the very end costs nothing: GNU tar takes it too.
+        // Truncated padding at the end of the stream loses no data; GNU tar accepts it, too.
         self.left = 0;
         self.padding = 0;
         Ok(())
@@ -341,14 +345,14 @@ impl<R: Read> Members<R> {
             if self.fill(header.as_mut_bytes())? < BLOCK {
                 return Ok(());
             }
-            self.followed = self.followed || member::checksum_fits(&header);
+            self.followed = self.followed || member::has_valid_checksum(&header);
         }
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<usize> {
         let mut got = 0;
         if let Some(ahead) = self.ahead.take() {
-            // Only headers are read ahead, and a header is what is read next.
+            // Only headers are read ahead, and the next read is one of a header.
             for (to, from) in buffer.iter_mut().zip(ahead) {
                 *to = from;
                 got += 1;
@@ -366,21 +370,21 @@ impl<R: Read> Members<R> {
     }
 
     fn truncated(&self) -> TreeError {
-        self.here(TreeError::new(
+        self.at_entry(TreeError::new(
             ErrorKind::Truncated,
-            "the archive ends in the middle",
+            "the archive is truncated",
         ))
     }
 
     fn damaged(&self, what: &str) -> TreeError {
-        self.here(TreeError::new(
+        self.at_entry(TreeError::new(
             ErrorKind::Damaged,
             format!("damaged entry: {what}"),
         ))
     }
 
-    /// Says of an error at which entry it came up; before the first there is none to name.
-    fn here(&self, error: TreeError) -> TreeError {
+    /// Adds the path of the current entry to an error, if there is one yet.
+    fn at_entry(&self, error: TreeError) -> TreeError {
         if self.path.is_empty() {
             error
         } else {
@@ -400,16 +404,16 @@ fn not_a_tar() -> TreeError {
     )
 }
 
-/// An error of the reader: the input's own has an errno, a decoder's has none.
+/// Converts an error of the reader. One of the input has an errno, one of a decoder has none.
 fn read_error(error: io::Error, path: &[u8]) -> TreeError {
     if (error.get_ref()).is_some_and(|inner| inner.is::<NeedsMemory>()) {
-        return TreeError::new(ErrorKind::Limit, "can't unpack the archive").because(error);
+        return TreeError::new(ErrorKind::Limit, "cannot unpack the archive").because(error);
     }
     let (kind, what) = match (error.raw_os_error(), error.kind()) {
-        (Some(_), _) => return TreeError::io("can't read the archive", error),
+        (Some(_), _) => return TreeError::io("cannot read the archive", error),
         (None, io::ErrorKind::UnexpectedEof) => (
             ErrorKind::Truncated,
-            "the compressed archive ends in the middle, after",
+            "the compressed archive is truncated after",
         ),
         (None, _) => (
             ErrorKind::Damaged,

@@ -1,5 +1,7 @@
-//! Files and folders that get their names when they are complete: made beside their place, put on the
-//! disk, and renamed. Until then there is nothing under the name, or what was there before.
+//! Files and directories that appear atomically under their names.
+//!
+//! They are created under a temporary name in the same directory, synced, and renamed. Until then the final name does
+//! not exist, or refers to the previous file.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -13,7 +15,10 @@ use cowl_layers::sys;
 use crate::error::{Error, Result};
 use cowl_layers::shown::Show as _;
 
-/// A file. What is no regular file (a fifo, /dev/null) is written as it is.
+/// A file that gets its name when it is complete.
+///
+/// An existing object that is not a regular file (a fifo, /dev/null) is written in place. Without [`Self::finish`] the
+/// temporary file is removed on drop.
 #[derive(Debug)]
 pub struct UnfinishedFile<'p> {
     file: File,
@@ -22,13 +27,13 @@ pub struct UnfinishedFile<'p> {
 }
 
 impl<'p> UnfinishedFile<'p> {
-    /// Begins.
+    /// Creates the temporary file.
     pub fn new(path: &'p Path) -> Result<Self> {
         let at = |error| Error::at("write", path, error);
         match std::fs::metadata(path) {
             Ok(meta) if meta.is_dir() => {
-                return Err(Error::failed(format!("{} is a folder", path.shown()))
-                    .hint("name a file to write"));
+                return Err(Error::failed(format!("{} is a directory", path.shown()))
+                    .hint("give the path of a file"));
             }
             Ok(meta) if !meta.is_file() => {
                 let file = File::options().write(true).open(path).map_err(at)?;
@@ -42,7 +47,7 @@ impl<'p> UnfinishedFile<'p> {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(at(error)),
         }
-        let temporary = beside(path)?;
+        let temporary = temporary_path(path)?;
         let file = File::create_new(&temporary).map_err(at)?;
         Ok(Self {
             file,
@@ -51,12 +56,12 @@ impl<'p> UnfinishedFile<'p> {
         })
     }
 
-    /// What to write to.
+    /// Returns the file to write to.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Gives it its name.
+    /// Syncs the file, renames it to its final name, and syncs the parent directory.
     pub fn finish(mut self) -> Result<()> {
         let at = |error| Error::at("write", self.path, error);
         self.file.flush().map_err(at)?;
@@ -64,7 +69,7 @@ impl<'p> UnfinishedFile<'p> {
             self.file.sync_all().map_err(at)?;
             std::fs::rename(temporary, self.path).map_err(at)?;
             self.temporary = None;
-            // What it is a copy of may be removed as soon as this returns.
+            // The caller may remove the original as soon as this returns.
             sync_parent(self.path).map_err(at)?;
         }
         Ok(())
@@ -81,52 +86,56 @@ impl Drop for UnfinishedFile<'_> {
     }
 }
 
-/// A folder.
+/// A directory that gets its name when it is complete.
+///
+/// Without [`Self::finish`] the temporary directory is removed on drop.
 #[derive(Debug)]
-pub struct UnfinishedFolder<'p> {
+pub struct UnfinishedDir<'p> {
     path: &'p Path,
     temporary: Option<PathBuf>,
 }
 
-impl<'p> UnfinishedFolder<'p> {
-    /// Begins. There may be an empty folder of this name, and nothing else.
+impl<'p> UnfinishedDir<'p> {
+    /// Creates the temporary directory.
+    ///
+    /// The final name must not exist, except as an empty directory.
     pub fn new(path: &'p Path) -> Result<Self> {
-        let taken = || {
-            Error::failed(format!("{} is there already", path.shown()))
-                .hint("name a folder that is not there yet, or an empty one")
+        let exists = || {
+            Error::failed(format!("{} already exists", path.shown()))
+                .hint("give the path of a new or an empty directory")
         };
         match std::fs::read_dir(path) {
             Ok(mut entries) => {
                 if entries.next().is_some() {
-                    return Err(taken());
+                    return Err(exists());
                 }
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) if error.kind() == ErrorKind::NotADirectory => return Err(taken()),
+            Err(error) if error.kind() == ErrorKind::NotADirectory => return Err(exists()),
             Err(error) => return Err(Error::at("read", path, error)),
         }
-        let temporary = beside(path)?;
+        let temporary = temporary_path(path)?;
         std::fs::DirBuilder::new()
             .mode(0o700)
             .create(&temporary)
-            .map_err(|error| Error::at("make", path, error))?;
+            .map_err(|error| Error::at("create", path, error))?;
         Ok(Self {
             path,
             temporary: Some(temporary),
         })
     }
 
-    /// The folder to fill.
+    /// Returns the path of the directory to fill.
     pub fn path(&self) -> &Path {
         self.temporary.as_deref().unwrap_or(self.path)
     }
 
-    /// Puts everything on the disk and gives it its name.
+    /// Syncs the filesystem, renames the directory to its final name, and syncs the parent directory.
     pub fn finish(mut self) -> Result<()> {
-        let at = |error| Error::at("make", self.path, error);
+        let at = |error| Error::at("create", self.path, error);
         if let Some(temporary) = &self.temporary {
-            let folder = File::open(temporary).map_err(at)?;
-            rustix::fs::syncfs(&folder).map_err(|error| at(error.into()))?;
+            let dir = File::open(temporary).map_err(at)?;
+            rustix::fs::syncfs(&dir).map_err(|error| at(error.into()))?;
             std::fs::rename(temporary, self.path).map_err(at)?;
         }
         self.temporary = None;
@@ -134,13 +143,13 @@ impl<'p> UnfinishedFolder<'p> {
     }
 }
 
-impl Drop for UnfinishedFolder<'_> {
+impl Drop for UnfinishedDir<'_> {
     fn drop(&mut self) {
         let Some(temporary) = &self.temporary else {
             return;
         };
         let name = temporary.file_name().unwrap_or_default().as_bytes();
-        let removed = sys::dir::open_root(sys_parent(temporary))
+        let removed = sys::dir::open_root(parent_dir(temporary))
             .and_then(|parent| sys::remove::remove_tree(parent.as_fd(), name));
         if let Err(error) = removed {
             log::warn!("cannot remove {}: {error}", temporary.shown());
@@ -148,11 +157,11 @@ impl Drop for UnfinishedFolder<'_> {
     }
 }
 
-/// Makes a name durable, where its file system and the modes allow that.
+/// Syncs the parent directory of a path, where its filesystem and its mode permit that.
 fn sync_parent(path: &Path) -> std::io::Result<()> {
-    let parent = sys_parent(path);
+    let parent = parent_dir(path);
     match File::open(parent).and_then(|parent| parent.sync_all()) {
-        // Some file systems cannot sync a directory, and one that may be written need not be readable.
+        // Some filesystems cannot sync a directory, and a writable directory need not be readable.
         Err(error)
             if matches!(
                 error.kind(),
@@ -166,8 +175,8 @@ fn sync_parent(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// The folder that a path lies in.
-fn sys_parent(path: &Path) -> &Path {
+/// Returns the directory that contains a path.
+fn parent_dir(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
         Some(parent) => parent,
@@ -175,20 +184,21 @@ fn sys_parent(path: &Path) -> &Path {
     }
 }
 
-/// Puts everything that is in a folder into a plain tar archive.
-pub fn pack(folder: &Path, output: &File) -> Result<()> {
-    let packed = || {
+/// Writes the content of a directory as an uncompressed tar archive.
+pub fn pack_dir(dir: &Path, output: &File) -> Result<()> {
+    let pack = || {
         let mut archive = tar::Builder::new(std::io::BufWriter::new(output));
-        archive.append_dir_all("", folder)?;
+        archive.append_dir_all("", dir)?;
         archive.into_inner()?.flush()
     };
-    packed().map_err(|error| Error::failed("cannot pack the image").because(error))
+    pack().map_err(|error| Error::failed("cannot pack the image").because(error))
 }
 
-fn beside(path: &Path) -> Result<PathBuf> {
+/// Returns a temporary name in the same directory, unique to this process.
+fn temporary_path(path: &Path) -> Result<PathBuf> {
     let Some(name) = path.file_name() else {
         return Err(Error::usage(format!(
-            "{} names nothing that can be made",
+            "{} does not end in a file name",
             path.shown()
         )));
     };

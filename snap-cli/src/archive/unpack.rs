@@ -1,7 +1,10 @@
-//! Making the objects of an archive, one entry after another: in a tree that shows them, in a layer that
-//! is to lie on the disk as another one lay, or over a tree that they change (a layer of an image).
+//! Creates the objects of an archive, entry by entry.
 //!
-//! The target is never left: paths are followed component by component and through no link.
+//! The entries are a tree of files, an exported layer that is recreated exactly, or the changes of an image layer, which
+//! are applied to a tree.
+//!
+//! Paths are resolved component by component without following symbolic links, so that an entry cannot escape from the
+//! target.
 
 use std::io::Read;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -15,10 +18,10 @@ use cowl_layers::sys::{attr, copy, dir, node, remove, xattr};
 
 use super::dir_attrs::DirAttrs;
 use super::dir_map::DirMap;
-use super::marks;
-use super::member::{Member, What};
-use super::place::{self, NewEntry};
-use super::report::Report;
+use super::entry_path::{self, NewEntry};
+use super::marker_xattrs;
+use super::member::{EntryKind, Member};
+use super::report::TransferReport;
 use super::stream::Members;
 use crate::tree::attrs::{self, Attrs};
 use crate::tree::dir_cursor::DirCursor;
@@ -26,153 +29,156 @@ use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError}
 use crate::tree::path_map::PathMap;
 use crate::tree::{create, path};
 
-/// What the entries are.
+/// The interpretation of the entries of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum How {
-    /// Objects as they show; in a layer with the marks of this space.
-    Shown(XattrSpace),
-    /// Objects of a layer with its marks, from one space to another.
+pub(super) enum UnpackMode {
+    /// A tree of files, unpacked into a layer with markers in this xattr namespace.
+    Tree(XattrSpace),
+    /// An exported layer with its markers, converted from the first xattr namespace to the second.
     Raw(XattrSpace, XattrSpace),
-    /// Changes of what is there: marks are names, as in layers of images.
-    Changes(XattrSpace),
+    /// An image layer, whose whiteouts are file names, applied to an existing tree.
+    Changeset(XattrSpace),
 }
 
-/// What the marks of a layer say of numbers: who lends one, who borrowed one.
+/// The inode numbers of a layer to which marker xattrs refer, and the references in its own markers.
 #[derive(Debug, Default)]
-pub(super) struct Numbers {
-    /// The number that the layer had.
+pub(super) struct NumberReferences {
+    /// The id of the layer when it was exported.
     pub(super) layer: Option<u64>,
-    /// Inodes whose numbers others borrow: as they were, as they are.
+    /// The inodes to whose numbers markers refer: the exported number and the new one.
     pub(super) lent: Vec<(u64, u64)>,
-    /// What borrows, by directory: names in it, and an empty one for the directory itself.
+    /// The objects with a borrowed number, by directory: their names, or an empty name for the directory itself.
     pub(super) borrowed: DirMap<Vec<(Box<[u8]>, NumberMark)>>,
 }
 
-/// A tree that is being filled.
-pub(super) struct Unpack<'a> {
-    places: DirCursor,
-    /// Where the targets of hard links are looked for.
-    targets: DirCursor,
-    directories: DirAttrs,
+/// A tree that is being filled from an archive.
+pub(super) struct Unpacker<'a> {
+    dirs: DirCursor,
+    /// Opens the parent directories of the targets of hard links.
+    link_dirs: DirCursor,
+    dir_attrs: DirAttrs,
     has_root: bool,
-    how: How,
-    /// With [`How::Changes`]: what these entries made, which their own marks don't hide.
-    made: PathMap<()>,
-    /// Where nothing is any more but what these entries made.
+    mode: UnpackMode,
+    /// The paths that these entries created, which are not affected by whiteouts of the same archive. Only with
+    /// [`UnpackMode::Changeset`].
+    created: PathMap<()>,
+    /// The paths at or below which only objects remain that these entries created.
     cleared: PathMap<()>,
-    numbers: Numbers,
+    numbers: NumberReferences,
     progress: OnProgress<'a>,
-    out: Report,
+    out: TransferReport,
     buffer: Vec<u8>,
 }
 
-impl<'a> Unpack<'a> {
-    /// Begins in the folder `target`, which is empty but for [`How::Changes`].
-    pub(super) fn new(target: &Path, how: How, progress: OnProgress<'a>) -> Result<Self> {
+impl<'a> Unpacker<'a> {
+    /// Creates an unpacker for the directory `target`, which must be empty except with [`UnpackMode::Changeset`].
+    pub(super) fn new(target: &Path, mode: UnpackMode, progress: OnProgress<'a>) -> Result<Self> {
         let root = dir::open_root(target).context(
-            "can't open the target folder",
+            "cannot open the target directory",
             target.as_os_str().as_bytes(),
         )?;
-        if !matches!(how, How::Changes(_)) {
-            create::ready_root(root.as_fd())?;
+        if !matches!(mode, UnpackMode::Changeset(_)) {
+            create::prepare_root(root.as_fd())?;
         }
-        let again = root
+        let second_root = root
             .try_clone()
-            .context("can't keep the target folder open", b".")?;
+            .context("cannot open the target directory", b".")?;
         Ok(Self {
-            places: DirCursor::new(root),
-            targets: DirCursor::new(again),
-            directories: DirAttrs::default(),
+            dirs: DirCursor::new(root),
+            link_dirs: DirCursor::new(second_root),
+            dir_attrs: DirAttrs::default(),
             has_root: false,
-            how,
-            made: PathMap::default(),
+            mode,
+            created: PathMap::default(),
             cleared: PathMap::default(),
-            numbers: Numbers::default(),
+            numbers: NumberReferences::default(),
             progress,
-            out: Report::default(),
+            out: TransferReport::default(),
             buffer: vec![0; 256 << 10],
         })
     }
 
-    /// Gives the directories their attributes. Nothing comes after this.
-    pub(super) fn finish(self) -> Result<(Report, Numbers)> {
-        self.directories.finish(self.places.root())?;
-        // As any other directory that the archive leaves out.
-        if let (How::Shown(_), false) = (self.how, self.has_root) {
-            attr::chmod(self.places.root(), create::IMPLIED_PERM)
-                .context("can't set the mode", b".")?;
+    /// Sets the attributes of the directories, and returns the results.
+    pub(super) fn finish(self) -> Result<(TransferReport, NumberReferences)> {
+        self.dir_attrs.finish(self.dirs.root())?;
+        // Without an entry in the archive, the root gets the mode of any other implied directory.
+        if let (UnpackMode::Tree(_), false) = (self.mode, self.has_root) {
+            attr::chmod(self.dirs.root(), create::IMPLIED_PERM)
+                .context("cannot set the mode", b".")?;
         }
         (self.progress)(self.out.done);
         Ok((self.out, self.numbers))
     }
 
-    /// Makes what one entry says.
-    pub(super) fn entry<R: Read>(
+    /// Creates the object of an entry.
+    pub(super) fn unpack_entry<R: Read>(
         &mut self,
         mut member: Member,
         members: &mut Members<R>,
     ) -> Result<()> {
-        let path = place::clean(&member.path)?;
-        self.attributes(&mut member, &path)?;
+        let path = entry_path::normalize(&member.path)?;
+        self.convert_xattrs(&mut member, &path)?;
         self.out.done.entries += 1;
         if self.out.done.entries.is_multiple_of(64) {
             (self.progress)(self.out.done);
         }
-        if let How::Changes(_) = self.how
+        if let UnpackMode::Changeset(_) = self.mode
             && self.apply_marker(&member, &path)?
         {
             return Ok(());
         }
         if path.is_empty() {
-            if member.what != What::Folder {
-                let what = "the archive replaces its root by something that is no folder";
+            if member.kind != EntryKind::Directory {
+                let what = "the archive replaces its root by something that is not a directory";
                 return Err(TreeError::new(ErrorKind::Refused, what).at(member.path));
             }
-            if let How::Changes(_) = self.how {
-                only(self.places.root(), &member.attrs, b".")?;
+            if let UnpackMode::Changeset(_) = self.mode {
+                remove_other_xattrs(self.dirs.root(), &member.attrs, b".")?;
             }
-            if std::mem::replace(&mut self.has_root, true) && matches!(self.how, How::Raw(..)) {
-                return Err(second(b"."));
+            if std::mem::replace(&mut self.has_root, true)
+                && matches!(self.mode, UnpackMode::Raw(..))
+            {
+                return Err(duplicate_entry(b"."));
             }
-            return self.directories.set(self.places.root(), b"", member.attrs);
+            return self.dir_attrs.set(self.dirs.root(), b"", member.attrs);
         }
-        if let What::HardLink(target) = &member.what {
+        if let EntryKind::HardLink(target) = &member.kind {
             return self.hard_link(&path, target);
         }
         let (parent, name) = path::split(&path);
-        if member.what != What::Folder {
+        if member.kind != EntryKind::Directory {
             self.forget(&path)?;
         }
-        let parent = self.places.open_or_create(parent)?;
-        let is_folder = member.what == What::Folder;
-        let new = match is_folder {
+        let parent = self.dirs.open_or_create(parent)?;
+        let is_dir = member.kind == EntryKind::Directory;
+        let new = match is_dir {
             true => NewEntry::Directory,
             false => NewEntry::Other,
         };
-        self.how.refuse_second(parent, name, &path)?;
-        if place::make_room(parent, name, new, &path)? {
-            let folder = dir::open_dir(parent, name).context("can't open the folder", &path)?;
-            if let How::Changes(_) = self.how {
-                only(folder.as_fd(), &member.attrs, &path)?;
+        self.mode.refuse_duplicate(parent, name, &path)?;
+        if entry_path::remove_existing(parent, name, new, &path)? {
+            let dir = dir::open_dir(parent, name).context("cannot open the directory", &path)?;
+            if let UnpackMode::Changeset(_) = self.mode {
+                remove_other_xattrs(dir.as_fd(), &member.attrs, &path)?;
             }
-            return self.directories.set(folder.as_fd(), &path, member.attrs);
+            return self.dir_attrs.set(dir.as_fd(), &path, member.attrs);
         }
         self.create(&member, &path, members)?;
-        if member.own.ino.is_none() && !is_folder {
+        if member.cowl.ino.is_none() && !is_dir {
             return Ok(());
         }
         let (parent, name) = path::split(&path);
-        let place = self.places.open(parent)?;
-        let number = number(place, name, &member, &path)?;
-        self.numbers.lent.extend(number);
-        if is_folder {
-            let folder = dir::open_dir(place, name).context("can't open the folder", &path)?;
-            self.directories.set(folder.as_fd(), &path, member.attrs)?;
+        let parent = self.dirs.open(parent)?;
+        let numbers = exported_and_new_number(parent, name, &member, &path)?;
+        self.numbers.lent.extend(numbers);
+        if is_dir {
+            let dir = dir::open_dir(parent, name).context("cannot open the directory", &path)?;
+            self.dir_attrs.set(dir.as_fd(), &path, member.attrs)?;
         }
         Ok(())
     }
 
-    /// Creates the object of an entry whose name is free.
+    /// Creates the object of an entry whose name does not exist yet.
     fn create<R: Read>(
         &mut self,
         member: &Member,
@@ -180,37 +186,41 @@ impl<'a> Unpack<'a> {
         members: &mut Members<R>,
     ) -> Result<()> {
         let (parent, name) = path::split(path);
-        let parent = self.places.open(parent)?;
+        let parent = self.dirs.open(parent)?;
         let device = |kind, rdev| {
-            self.how
-                .node(parent, name, (kind, rdev), &member.attrs, path)
+            self.mode
+                .create_node(parent, name, (kind, rdev), &member.attrs, path)
         };
-        match &member.what {
-            What::Symlink(target) if target.is_empty() || target.contains(&0) => {
-                let what = "the archive has a symbolic link that points nowhere";
+        match &member.kind {
+            EntryKind::Symlink(target) if target.is_empty() || target.contains(&0) => {
+                let what = "the archive has a symbolic link with an empty or invalid target";
                 Err(TreeError::new(ErrorKind::Refused, what).at(path))
             }
-            What::Symlink(target) => create::symlink(parent, name, target, &member.attrs, path),
-            What::CharDevice(rdev) => device(FileKind::CharDevice, *rdev),
-            What::BlockDevice(rdev) => device(FileKind::BlockDevice, *rdev),
-            What::Fifo => device(FileKind::Fifo, 0),
-            What::HardLink(_) => Ok(()),
-            What::Socket => device(FileKind::Socket, 0),
-            What::Folder => create::dir(parent, name, path).map(drop),
-            What::File => {
+            EntryKind::Symlink(target) => {
+                create::symlink(parent, name, target, &member.attrs, path)
+            }
+            EntryKind::CharDevice(rdev) => device(FileKind::CharDevice, *rdev),
+            EntryKind::BlockDevice(rdev) => device(FileKind::BlockDevice, *rdev),
+            EntryKind::Fifo => device(FileKind::Fifo, 0),
+            EntryKind::HardLink(_) => Ok(()),
+            EntryKind::Socket => device(FileKind::Socket, 0),
+            EntryKind::Directory => create::dir(parent, name, path).map(drop),
+            EntryKind::File => {
                 let fd = create::file(parent, name, path)?;
-                self.content(&fd, member, path, members)?;
+                self.write_content(&fd, member, path, members)?;
                 attrs::apply(fd.as_fd(), FileKind::Regular, &member.attrs, path)
             }
         }
     }
 
-    /// Puts the attributes into the form that they have on the disk.
-    fn attributes(&mut self, member: &mut Member, path: &[u8]) -> Result<()> {
+    /// Converts the xattrs to their on-disk form, and records references to inode numbers.
+    fn convert_xattrs(&mut self, member: &mut Member, path: &[u8]) -> Result<()> {
         let xattrs = std::mem::take(&mut member.attrs.xattrs);
-        let (xattrs, borrowed) = match self.how {
-            How::Shown(space) | How::Changes(space) => (attrs::escaped(space, xattrs), None),
-            How::Raw(from, to) => marks::converted(from, to, member, xattrs)?,
+        let (xattrs, borrowed) = match self.mode {
+            UnpackMode::Tree(space) | UnpackMode::Changeset(space) => {
+                (attrs::escape_markers(space, xattrs), None)
+            }
+            UnpackMode::Raw(from, to) => marker_xattrs::convert(from, to, member, xattrs)?,
         };
         member.attrs.xattrs = xattrs;
         if let Some(mark) = borrowed {
@@ -221,17 +231,17 @@ impl<'a> Unpack<'a> {
             })?;
         }
         if path.is_empty() && self.numbers.layer.is_none() {
-            self.numbers.layer = member.own.layer;
+            self.numbers.layer = member.cowl.layer;
         }
         Ok(())
     }
 
-    /// Applies a marker of an image layer. Returns whether the entry is one.
+    /// Applies the entry if it is a marker of an image layer, and returns whether it is one.
     fn apply_marker(&mut self, member: &Member, path: &[u8]) -> Result<bool> {
         let (parent, name) = path::split(path);
-        if !foreign::is_mark(name) {
-            self.made.insert(path, ());
-            if member.what != What::Folder {
+        if !foreign::is_marker(name) {
+            self.created.insert(path, ());
+            if member.kind != EntryKind::Directory {
                 self.remove(path)?;
             }
             return Ok(false);
@@ -240,8 +250,8 @@ impl<'a> Unpack<'a> {
             if self.is_cleared(parent) {
                 return Ok(true);
             }
-            let names = match self.places.open(parent) {
-                Ok(place) => dir::entries(place).context("can't read the folder", parent)?,
+            let names = match self.dirs.open(parent) {
+                Ok(dir) => dir::entries(dir).context("cannot read the directory", parent)?,
                 Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
                 Err(error) => return Err(error),
             };
@@ -255,25 +265,25 @@ impl<'a> Unpack<'a> {
         Ok(true)
     }
 
-    /// Removes what was there before these entries.
+    /// Removes the objects at and below a path that these entries did not create.
     fn clear(&mut self, path: &[u8]) -> Result<()> {
         if self.is_cleared(path) {
             return Ok(());
         }
         let mut todo = vec![path.to_vec()];
         while let Some(path) = todo.pop() {
-            if !(self.made.has(&path) || self.made.has_below(&path)) {
+            if !(self.created.has(&path) || self.created.has_below(&path)) {
                 self.remove(&path)?;
                 continue;
             }
-            // Only what is not of this layer goes.
-            match self.places.open(&path) {
-                Ok(place) => {
-                    let names = dir::entries(place).context("can't read the folder", &path)?;
+            // Objects that this layer created are retained.
+            match self.dirs.open(&path) {
+                Ok(dir) => {
+                    let names = dir::entries(dir).context("cannot read the directory", &path)?;
                     let inner = names.iter().map(|entry| path::join(&path, &entry.name));
                     todo.extend(inner);
                 }
-                Err(error) if is_no_folder(&error) => {}
+                Err(error) if is_not_a_dir(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -281,8 +291,7 @@ impl<'a> Unpack<'a> {
         Ok(())
     }
 
-    /// Whether nothing is at a path, or below it, but what these entries made: what they remove once more
-    /// was removed before.
+    /// Returns whether [`Self::clear`] has no effect on a path, because an earlier marker covers it.
     fn is_cleared(&self, path: &[u8]) -> bool {
         self.cleared.has(b"") || self.cleared.covers(path)
     }
@@ -292,31 +301,33 @@ impl<'a> Unpack<'a> {
         self.cleared.insert(path, ());
     }
 
-    /// Removes what lies at a path, with everything below it.
+    /// Removes the object at a path recursively, if it exists.
     fn remove(&mut self, path: &[u8]) -> Result<()> {
         self.forget(path)?;
         let (parent, name) = path::split(path);
-        let place = match self.places.open(parent) {
-            Ok(place) => place,
+        let parent = match self.dirs.open(parent) {
+            Ok(parent) => parent,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        match remove::remove_tree(place, name) {
-            Err(error) if error.errno() != Errno::NOENT => Err(error).context("can't remove", path),
+        match remove::remove_tree(parent, name) {
+            Err(error) if error.errno() != Errno::NOENT => {
+                Err(error).context("cannot remove", path)
+            }
             Ok(()) | Err(_) => Ok(()),
         }
     }
 
-    /// Forgets what was known of a path that is about to be replaced.
+    /// Discards cached descriptors and recorded attributes of a path that is about to be replaced.
     fn forget(&mut self, path: &[u8]) -> Result<()> {
-        self.places.forget(path)?;
-        self.targets.forget(path)?;
-        self.directories.forget(path);
+        self.dirs.forget(path)?;
+        self.link_dirs.forget(path)?;
+        self.dir_attrs.forget(path);
         Ok(())
     }
 
-    /// Writes an entry's data: in one run, or in the parts that a sparse map names.
-    fn content<R: Read>(
+    /// Writes an entry's data, either contiguously or into the segments of a sparse map.
+    fn write_content<R: Read>(
         &mut self,
         fd: &impl std::os::fd::AsFd,
         member: &Member,
@@ -329,16 +340,16 @@ impl<'a> Unpack<'a> {
             None => (member.stored, whole.as_slice()),
         };
         if member.sparse.is_some() {
-            attr::truncate(fd, size).context("can't set the size", path)?;
+            attr::truncate(fd, size).context("cannot set the size", path)?;
         }
         for &(start, length) in segments {
             let mut done = 0;
             while done < length {
                 let want = usize::try_from(length - done).unwrap_or(usize::MAX);
                 let want = want.min(self.buffer.len());
-                let part = self.buffer.get_mut(..want).unwrap_or_default();
-                members.read_data(part)?;
-                copy::write_all(fd, part, start + done).context("can't write", path)?;
+                let chunk = self.buffer.get_mut(..want).unwrap_or_default();
+                members.read_data(chunk)?;
+                copy::write_all(fd, chunk, start + done).context("cannot write", path)?;
                 done += want as u64;
                 self.out.done.bytes += want as u64;
                 (self.progress)(self.out.done);
@@ -352,78 +363,80 @@ impl<'a> Unpack<'a> {
             let what = format!("{what} (to '{}')", target.escape_ascii());
             Err(TreeError::new(ErrorKind::Refused, what).at(path))
         };
-        let Ok(clean) = place::clean(target) else {
+        let Ok(target_path) = entry_path::normalize(target) else {
             return refuse("the archive has a hard link that points outside");
         };
-        if clean.is_empty() {
+        if target_path.is_empty() {
             return refuse("the archive has a hard link to its root");
         }
-        let (parent, name) = path::split(&clean);
-        let missing = "the archive has a hard link to what is not in it, or comes later";
-        let source = match self.targets.open(parent) {
-            Ok(place) => dir::open_path(place, name),
+        let (parent, name) = path::split(&target_path);
+        let missing = "the archive has a hard link to a file that no earlier entry contains";
+        let source = match self.link_dirs.open(parent) {
+            Ok(dir) => dir::open_path(dir, name),
             Err(error) if error.kind() == ErrorKind::NotFound => return refuse(missing),
             Err(error) => return Err(error),
         };
         let source = match source {
             Ok(source) => source,
             Err(error) if error.errno() == Errno::NOENT => return refuse(missing),
-            Err(error) => return Err(error).context("can't open a hard link's target", path),
+            Err(error) => return Err(error).context("cannot open a hard link's target", path),
         };
-        let kind = stat::stat_fd(&source).context("can't read", path)?.kind();
+        let kind = stat::stat_fd(&source).context("cannot read", path)?.kind();
         if kind == FileKind::Directory {
-            return refuse("the archive has a hard link to a folder");
+            return refuse("the archive has a hard link to a directory");
         }
-        // As tar writes it for a file that it is given twice.
-        if clean == path {
+        // tar writes such a link for a file that is specified twice.
+        if target_path == path {
             return Ok(());
         }
         self.forget(path)?;
         let (parent, name) = path::split(path);
-        let place = self.places.open_or_create(parent)?;
-        self.how.refuse_second(place, name, path)?;
-        place::make_room(place, name, NewEntry::Other, path)?;
-        self.how.link(source.as_fd(), place, name, path)
+        let parent = self.dirs.open_or_create(parent)?;
+        self.mode.refuse_duplicate(parent, name, path)?;
+        entry_path::remove_existing(parent, name, NewEntry::Other, path)?;
+        self.mode.create_link(source.as_fd(), parent, name, path)
     }
 }
 
-/// Whether an error says that a path leads to no directory.
-fn is_no_folder(error: &TreeError) -> bool {
+/// Returns whether an error means that a path is not a directory.
+fn is_not_a_dir(error: &TreeError) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Refused)
 }
 
-impl How {
-    /// Makes what is neither file nor folder nor link.
-    fn node(
+impl UnpackMode {
+    /// Creates a device, a fifo or a socket.
+    fn create_node(
         self,
         parent: BorrowedFd<'_>,
         name: &[u8],
-        what: (FileKind, u64),
+        node: (FileKind, u64),
         attrs: &Attrs,
         path: &[u8],
     ) -> Result<()> {
         match self {
-            Self::Shown(space) | Self::Changes(space) => {
-                create::special(parent, name, what, attrs, space, path)
+            Self::Tree(space) | Self::Changeset(space) => {
+                create::special(parent, name, node, attrs, space, path)
             }
-            Self::Raw(..) => create::node(parent, name, what, attrs, path),
+            Self::Raw(..) => create::node(parent, name, node, attrs, path),
         }
     }
 
-    /// Refuses a second entry for what is there in a layer: none has one, and what is remembered for each
-    /// entry must not grow while the layer does not.
-    fn refuse_second(self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<()> {
+    /// Refuses a second entry for an existing object of a raw layer.
+    ///
+    /// An exported layer has no duplicates, and the memory that is used for each entry must be bounded by the objects
+    /// on disk.
+    fn refuse_duplicate(self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<()> {
         if !matches!(self, Self::Raw(..)) {
             return Ok(());
         }
         match stat::stat_at(parent, name) {
             Err(error) if error.errno() == Errno::NOENT => Ok(()),
-            Err(error) => Err(error).context("can't read", path),
-            Ok(_) => Err(second(path)),
+            Err(error) => Err(error).context("cannot read", path),
+            Ok(_) => Err(duplicate_entry(path)),
         }
     }
 
-    fn link(
+    fn create_link(
         self,
         source: BorrowedFd<'_>,
         parent: BorrowedFd<'_>,
@@ -431,42 +444,44 @@ impl How {
         path: &[u8],
     ) -> Result<()> {
         match self {
-            Self::Shown(space) | Self::Changes(space) => {
+            Self::Tree(space) | Self::Changeset(space) => {
                 create::link(source, parent, name, space, path)
             }
             Self::Raw(..) => {
-                node::link_fd(source, parent, name).context("can't make the hard link", path)
+                node::link_fd(source, parent, name).context("cannot create the hard link", path)
             }
         }
     }
 }
 
-fn second(path: &[u8]) -> TreeError {
+fn duplicate_entry(path: &[u8]) -> TreeError {
     let what = "the archive has two entries for the same object of a layer";
     TreeError::new(ErrorKind::Refused, what).at(path)
 }
 
-/// Takes the attributes away that a folder is not to have any more.
-fn only(folder: BorrowedFd<'_>, attrs: &Attrs, path: &[u8]) -> Result<()> {
-    let what = "can't change the attributes";
-    for (name, _) in xattr::all(folder).context(what, path)? {
-        if !attrs.xattrs.iter().any(|(kept, _)| *kept == name) {
-            xattr::remove(folder, &name).context(what, path)?;
+/// Removes the xattrs of an existing directory that its new entry does not have.
+fn remove_other_xattrs(dir: BorrowedFd<'_>, attrs: &Attrs, path: &[u8]) -> Result<()> {
+    let what = "cannot change the xattrs";
+    for (name, _) in xattr::all(dir).context(what, path)? {
+        if !attrs.xattrs.iter().any(|(new, _)| *new == name) {
+            xattr::remove(dir, &name).context(what, path)?;
         }
     }
     Ok(())
 }
 
-/// The inode number that an entry had, if marks name it, and the one that it has.
-fn number(
+/// Returns the exported and the new inode number of an entry, if marker xattrs refer to it.
+fn exported_and_new_number(
     parent: BorrowedFd<'_>,
     name: &[u8],
     member: &Member,
     path: &[u8],
 ) -> Result<Option<(u64, u64)>> {
-    let Some(was) = member.own.ino else {
+    let Some(exported) = member.cowl.ino else {
         return Ok(None);
     };
-    let now = stat::stat_at(parent, name).context("can't read", path)?.ino;
-    Ok(Some((was, now)))
+    let new = stat::stat_at(parent, name)
+        .context("cannot read", path)?
+        .ino;
+    Ok(Some((exported, new)))
 }

@@ -1,8 +1,8 @@
-//! Writing entries of a tar archive: a header block, before it PAX records for what does not fit, after
-//! it the content.
+//! Writes the entries of a tar archive.
 //!
-//! The format is the POSIX one (ustar with PAX headers where something does not fit), and the same
-//! entries always give the same bytes. Which entries an archive has is not known here.
+//! The format is that of POSIX: a ustar header block, preceded by a PAX header for values that do not fit into it, and
+//! followed by the content. The output is deterministic: the same entries result in the same bytes. The caller
+//! chooses the entries.
 
 use std::collections::HashSet;
 use std::io::{BufWriter, Write};
@@ -17,57 +17,60 @@ use super::acl;
 use super::checksum::hex;
 use super::limits;
 use super::pax::{self, Records};
-use super::report::Report;
+use super::report::TransferReport;
 use crate::tree::content;
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
-use crate::tree::walk::{Item, Links};
+use crate::tree::walk::{Item, LinkMap};
 
-/// The largest number that fits a field of eight bytes, and one of twelve.
+/// The largest number that fits into a field of 8 bytes.
 const FIELD_8: u64 = 0o7_777_777;
+/// The largest number that fits into a field of 12 bytes.
 const FIELD_12: u64 = 0o77_777_777_777;
 
-/// GNU tar writes records of this size.
+/// The record size of GNU tar. An archive is padded to a multiple of it.
 const RECORD: u64 = 10240;
 
 pub(super) fn cannot_write(error: std::io::Error) -> TreeError {
-    TreeError::io("can't write the archive", error)
+    TreeError::io("cannot write the archive", error)
 }
 
-/// How a layer is written that is to come back as it lies on the disk, with its marks.
+/// A layer that is written in its on-disk form, with its marker xattrs.
 #[derive(Debug)]
-pub(super) struct Raw {
-    /// The number of the layer, by which marks of other layers name it.
+pub(super) struct RawLayer {
+    /// The layer id to which marker xattrs in other layers refer.
     pub(super) layer: u64,
-    /// The inodes whose numbers such marks name.
-    pub(super) lends: HashSet<u64>,
+    /// The inodes to whose numbers such xattrs refer.
+    pub(super) lent: HashSet<u64>,
 }
 
-/// What becomes of the holes of sparse files.
+/// The treatment of holes in sparse files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holes {
-    /// Only the data is written, with a map.
-    Left,
-    /// Zeros are written. Layers of images must not have sparse entries: podman and docker unpack a layer
-    /// and make it again from its files, and its bytes must be the same.
-    Filled,
+    /// Only the data segments are written, with a map.
+    Skipped,
+    /// Holes are written as zeros.
+    ///
+    /// Image layers must not contain sparse entries: podman and docker unpack a layer and recreate it from its files,
+    /// and the result must have the same bytes.
+    Zeros,
 }
 
-/// An archive that is being written.
+/// A writer of a tar archive.
 pub(super) struct Writer<'a, W: Write> {
     out: BufWriter<W>,
     written: u64,
     sum: Option<Sha256>,
-    /// Stands before every path.
+    /// The prefix of every path.
     prefix: Vec<u8>,
-    raw: Option<Raw>,
+    raw: Option<RawLayer>,
     holes: Holes,
-    links: Links<Vec<u8>>,
-    result: Report,
+    links: LinkMap<Vec<u8>>,
+    report: TransferReport,
     progress: OnProgress<'a>,
 }
 
 impl<'a, W: Write> Writer<'a, W> {
-    /// An archive whose names start with "./", as `tar -C DIR .` writes them.
+    /// Creates a writer whose entry names begin with "./", as those of `tar -C DIR .` do.
     pub(super) fn new(output: W, progress: OnProgress<'a>) -> Self {
         Self {
             out: BufWriter::with_capacity(256 << 10, output),
@@ -75,101 +78,103 @@ impl<'a, W: Write> Writer<'a, W> {
             sum: None,
             prefix: b"./".to_vec(),
             raw: None,
-            holes: Holes::Left,
-            links: Links::default(),
-            result: Report::default(),
+            holes: Holes::Skipped,
+            links: LinkMap::default(),
+            report: TransferReport::default(),
             progress,
         }
     }
 
-    /// The same, with this done about holes.
+    /// Sets the treatment of holes.
     pub(super) fn with_holes(mut self, holes: Holes) -> Self {
         self.holes = holes;
         self
     }
 
-    /// The same, with a sum of all its bytes.
-    pub(super) fn summed(mut self) -> Self {
+    /// Enables the checksum over all bytes.
+    pub(super) fn with_checksum(mut self) -> Self {
         self.sum = Some(Sha256::new());
         self
     }
 
-    /// The sum of everything so far, in hexadecimal digits.
-    pub(super) fn sum(&self) -> String {
+    /// Returns the checksum of all bytes so far in hexadecimal digits, or an empty string without [`Self::with_checksum`].
+    pub(super) fn checksum(&self) -> String {
         self.sum.clone().map_or_else(String::new, hex)
     }
 
-    /// From here on entries are those of the layer that lies at this path of the archive.
-    pub(super) fn begin_layer(&mut self, prefix: Vec<u8>, raw: Raw) {
+    /// Begins a layer: the following entries belong to it, and get `prefix` as the prefix of their paths.
+    pub(super) fn begin_layer(&mut self, prefix: Vec<u8>, raw: RawLayer) {
         self.prefix = prefix;
         self.raw = Some(raw);
-        self.links = Links::default();
+        self.links = LinkMap::default();
     }
 
-    /// Ends the archive, and gives the output back, flushed.
-    pub(super) fn finish(mut self) -> Result<(W, Report)> {
+    /// Writes the end of the archive, and returns the flushed output.
+    pub(super) fn finish(mut self) -> Result<(W, TransferReport)> {
         let end = (self.written + 1024).next_multiple_of(RECORD) - self.written;
-        self.zeros(end)?;
-        (self.progress)(self.result.done);
+        self.write_zeros(end)?;
+        (self.progress)(self.report.done);
         let mut output = self
             .out
             .into_inner()
             .map_err(|error| cannot_write(error.into_error()))?;
         output.flush().map_err(cannot_write)?;
-        Ok((output, self.result))
+        Ok((output, self.report))
     }
 
-    /// An entry that no tree has: a small file of the archive's own.
-    pub(super) fn own_file(&mut self, path: &[u8], mode: u32, data: &[u8]) -> Result<()> {
-        let mut entry = Entry::bare(path.to_vec(), EntryType::Regular, mode);
+    /// Writes a small file that is not part of a tree.
+    pub(super) fn write_own_file(&mut self, path: &[u8], mode: u32, data: &[u8]) -> Result<()> {
+        let mut entry = EntryHeader::bare(path.to_vec(), EntryType::Regular, mode);
         entry.size = data.len() as u64;
-        self.head(entry)?;
+        self.write_header(entry)?;
         self.write(data)?;
-        self.zeros((data.len() as u64).next_multiple_of(512) - data.len() as u64)
+        self.write_zeros((data.len() as u64).next_multiple_of(512) - data.len() as u64)
     }
 
-    /// An entry with its content, or as one more name of a file that was written before.
-    pub(super) fn item(&mut self, item: &Item<'_>) -> Result<()> {
+    /// Writes an entry with its content, or a hard link to an earlier entry of the same file.
+    ///
+    /// A socket is skipped with a note, except in a raw layer.
+    pub(super) fn write_item(&mut self, item: &Item<'_>) -> Result<()> {
         let kind = item.kind();
         if kind == FileKind::Socket && self.raw.is_none() {
-            let why = "a socket: a tar archive can't hold one";
-            self.result.notes.push((item.path.to_vec(), why));
+            let why = "a socket: a tar archive cannot contain sockets";
+            self.report.notes.push((item.path.to_vec(), why));
             return Ok(());
         }
-        self.result.done.entries += 1;
-        let mut entry = Entry::new(item, &self.prefix, self.raw.as_ref())?;
+        self.report.done.entries += 1;
+        let mut entry = EntryHeader::new(item, &self.prefix, self.raw.as_ref())?;
         if !(self.raw.is_some() && item.is_whiteout()?)
             && let Some(first) = self.links.first(&item.stat, || entry.path.clone())
         {
             entry.kind = EntryType::Link;
             entry.link.clone_from(first);
-            // The first name has brought the attributes.
+            // The entry of the first name has the xattrs.
             entry
                 .records
                 .0
                 .retain(|(key, _)| !key.starts_with(b"SCHILY."));
-            return self.head(entry);
+            return self.write_header(entry);
         }
         if kind == FileKind::Symlink {
             entry.link = item.target()?;
         }
         if kind == FileKind::Regular && item.stat.size > 0 {
-            self.file(item, entry)?;
+            self.write_file(item, entry)?;
         } else {
-            self.head(entry)?;
+            self.write_header(entry)?;
         }
-        (self.progress)(self.result.done);
+        (self.progress)(self.report.done);
         Ok(())
     }
 
-    fn file(&mut self, item: &Item<'_>, mut entry: Entry) -> Result<()> {
+    fn write_file(&mut self, item: &Item<'_>, mut entry: EntryHeader) -> Result<()> {
         let fd = item.open()?;
         let size = item.stat.size;
         let mut segments = vec![(0, size)];
         let mut map = Vec::new();
-        if self.holes == Holes::Left && item.stat.blocks * 512 < size {
-            let found = content::segments(fd.as_fd(), size).context("can't read", item.path)?;
-            let found = at_most(found, limits::SEGMENTS - 1);
+        if self.holes == Holes::Skipped && item.stat.blocks * 512 < size {
+            let found = content::segments(fd.as_fd(), size).context("cannot read", item.path)?;
+            let found = limit_segments(found, limits::SEGMENTS - 1);
             if found != segments {
                 segments = found;
                 map = entry.make_sparse(size, &segments);
@@ -177,7 +182,7 @@ impl<'a, W: Write> Writer<'a, W> {
         }
         entry.size = map.len() as u64 + segments.iter().map(|(_, length)| length).sum::<u64>();
         let padding = entry.size.next_multiple_of(512) - entry.size;
-        self.head(entry)?;
+        self.write_header(entry)?;
         self.write(&map)?;
         let mut buffer = vec![0; 256 << 10];
         for (start, length) in segments {
@@ -186,40 +191,40 @@ impl<'a, W: Write> Writer<'a, W> {
                 let want = usize::try_from(length - done)
                     .unwrap_or(buffer.len())
                     .min(buffer.len());
-                let part = buffer.get_mut(..want).unwrap_or_default();
-                let got = content::read_at(fd.as_fd(), part, start + done);
-                if got.context("can't read", item.path)? < want {
-                    let what = "the file got shorter while it was read";
+                let chunk = buffer.get_mut(..want).unwrap_or_default();
+                let got = content::read_at(fd.as_fd(), chunk, start + done);
+                if got.context("cannot read", item.path)? < want {
+                    let what = "the file was truncated while it was read";
                     return Err(TreeError::new(ErrorKind::Io, what).at(item.path));
                 }
-                self.write(part)?;
+                self.write(chunk)?;
                 done += want as u64;
-                self.result.done.bytes += want as u64;
-                (self.progress)(self.result.done);
+                self.report.done.bytes += want as u64;
+                (self.progress)(self.report.done);
             }
         }
-        self.zeros(padding)
+        self.write_zeros(padding)
     }
 
-    fn head(&mut self, entry: Entry) -> Result<()> {
+    fn write_header(&mut self, entry: EntryHeader) -> Result<()> {
         let (header, records) = entry.finish();
         if !records.0.is_empty() {
-            self.extended(&records, EntryType::XHeader)?;
+            self.write_extended(&records, EntryType::XHeader)?;
         }
         self.write(header.as_bytes())
     }
 
-    /// Writes a comment on the whole archive, which readers pass over. Comes first.
-    pub(super) fn comment(&mut self, text: &str) -> Result<()> {
+    /// Writes a comment on the archive, which readers ignore. It must precede all entries.
+    pub(super) fn write_comment(&mut self, text: &str) -> Result<()> {
         let mut records = Records::default();
         records.push(*b"comment", text);
-        self.extended(&records, EntryType::XGlobalHeader)
+        self.write_extended(&records, EntryType::XGlobalHeader)
     }
 
-    fn extended(&mut self, records: &Records, kind: EntryType) -> Result<()> {
-        let data = records.write();
+    fn write_extended(&mut self, records: &Records, kind: EntryType) -> Result<()> {
+        let data = records.to_bytes();
         let mut header = Header::new_ustar();
-        put(&mut header.as_old_mut().name, b"././@PaxHeader");
+        fill_field(&mut header.as_old_mut().name, b"././@PaxHeader");
         header.set_entry_type(kind);
         header.set_mode(0o644);
         header.set_uid(0);
@@ -229,7 +234,7 @@ impl<'a, W: Write> Writer<'a, W> {
         header.set_cksum();
         self.write(header.as_bytes())?;
         self.write(&data)?;
-        self.zeros((data.len() as u64).next_multiple_of(512) - data.len() as u64)
+        self.write_zeros((data.len() as u64).next_multiple_of(512) - data.len() as u64)
     }
 
     fn write(&mut self, data: &[u8]) -> Result<()> {
@@ -240,23 +245,22 @@ impl<'a, W: Write> Writer<'a, W> {
         self.out.write_all(data).map_err(cannot_write)
     }
 
-    fn zeros(&mut self, count: u64) -> Result<()> {
+    fn write_zeros(&mut self, count: u64) -> Result<()> {
         const ZEROS: [u8; 512] = [0; 512];
         let mut left = count;
         while left > 0 {
-            let part = usize::try_from(left).unwrap_or(512).min(512);
-            self.write(ZEROS.get(..part).unwrap_or_default())?;
-            left -= part as u64;
+            let length = usize::try_from(left).unwrap_or(512).min(512);
+            self.write(ZEROS.get(..length).unwrap_or_default())?;
+            left -= length as u64;
         }
         Ok(())
     }
 }
 
-/// Joins neighboring runs of data until there are no more than `most`: the smallest holes are written as
-/// zeros.
-fn at_most(mut segments: Vec<(u64, u64)>, most: usize) -> Vec<(u64, u64)> {
+/// Merges neighboring segments, across the smallest holes first, until there are at most `limit`.
+fn limit_segments(mut segments: Vec<(u64, u64)>, limit: usize) -> Vec<(u64, u64)> {
     let mut hole = 4096;
-    while segments.len() > most {
+    while segments.len() > limit {
         segments.dedup_by(|next, last| {
             let end = last.0 + last.1;
             let joined = next.0 - end <= hole;
@@ -270,8 +274,8 @@ fn at_most(mut segments: Vec<(u64, u64)>, most: usize) -> Vec<(u64, u64)> {
     segments
 }
 
-/// An entry's header in the making.
-struct Entry {
+/// The header of an entry, under construction.
+struct EntryHeader {
     header: Header,
     records: Records,
     path: Vec<u8>,
@@ -281,7 +285,7 @@ struct Entry {
     sparse: bool,
 }
 
-impl Entry {
+impl EntryHeader {
     fn bare(path: Vec<u8>, kind: EntryType, mode: u32) -> Self {
         let mut header = Header::new_ustar();
         header.set_mode(mode);
@@ -299,7 +303,7 @@ impl Entry {
         }
     }
 
-    fn new(item: &Item<'_>, prefix: &[u8], raw: Option<&Raw>) -> Result<Self> {
+    fn new(item: &Item<'_>, prefix: &[u8], raw: Option<&RawLayer>) -> Result<Self> {
         let mut path = [prefix, item.path].concat();
         if item.kind() == FileKind::Directory && !item.path.is_empty() {
             path.push(b'/');
@@ -313,7 +317,7 @@ impl Entry {
             FileKind::Regular | FileKind::Socket => EntryType::Regular,
         };
         let mut entry = Self::bare(path, kind, 0);
-        entry.attributes(item)?;
+        entry.set_attributes(item)?;
         if let Some(raw) = raw {
             if item.kind() == FileKind::Socket {
                 entry.records.push(pax::SOCKET, *b"1");
@@ -321,14 +325,14 @@ impl Entry {
             if item.path.is_empty() {
                 entry.records.push(pax::LAYER, raw.layer.to_string());
             }
-            if raw.lends.contains(&item.stat.ino) {
+            if raw.lent.contains(&item.stat.ino) {
                 entry.records.push(pax::INO, item.stat.ino.to_string());
             }
         }
         Ok(entry)
     }
 
-    fn attributes(&mut self, item: &Item<'_>) -> Result<()> {
+    fn set_attributes(&mut self, item: &Item<'_>) -> Result<()> {
         let stat = &item.stat;
         self.header.set_mode(stat.perm());
         let ids = [("uid", stat.uid), ("gid", stat.gid)];
@@ -344,11 +348,11 @@ impl Entry {
             other => {
                 self.header
                     .set_mtime(other.map_or(0, |secs| secs.min(FIELD_12)));
-                self.records.push(*b"mtime", pax::time_text(stat.mtime));
+                self.records.push(*b"mtime", pax::format_time(stat.mtime));
             }
         }
         if matches!(item.kind(), FileKind::CharDevice | FileKind::BlockDevice) {
-            let bad = |error| TreeError::io("can't write the device number", error).at(item.path);
+            let bad = |error| TreeError::io("cannot write the device number", error).at(item.path);
             self.header
                 .set_device_major(rustix::fs::major(stat.rdev))
                 .map_err(bad)?;
@@ -357,13 +361,13 @@ impl Entry {
                 .map_err(bad)?;
         }
         for (name, value) in item.xattrs()? {
-            let which = match name.as_slice() {
+            let acl_kind = match name.as_slice() {
                 ACL_ACCESS => Some(&b"access"[..]),
                 ACL_DEFAULT => Some(&b"default"[..]),
                 _ => None,
             };
-            match (which, acl::to_text(&value)) {
-                (Some(which), Some(text)) => self.records.push([pax::ACL, which].concat(), text),
+            match (acl_kind, acl::to_text(&value)) {
+                (Some(kind), Some(text)) => self.records.push([pax::ACL, kind].concat(), text),
                 _ => {
                     let key = [pax::XATTR, &pax::escape_xattr(&name)].concat();
                     self.records.push(key, value);
@@ -373,7 +377,7 @@ impl Entry {
         Ok(())
     }
 
-    /// Makes it a sparse file (PAX format 1.0) and gives the map that its data begins with.
+    /// Turns the entry into a sparse file (PAX format 1.0), and returns the map that must precede its data.
     fn make_sparse(&mut self, size: u64, segments: &[(u64, u64)]) -> Vec<u8> {
         self.records.push(*b"GNU.sparse.major", *b"1");
         self.records.push(*b"GNU.sparse.minor", *b"0");
@@ -381,7 +385,7 @@ impl Entry {
         self.records.push(*b"GNU.sparse.realsize", size.to_string());
         self.sparse = true;
         let mut all = segments.to_vec();
-        // A hole at the end is told by an empty part.
+        // An empty segment represents a hole at the end.
         if segments
             .last()
             .is_none_or(|(start, length)| start + length < size)
@@ -400,8 +404,8 @@ impl Entry {
     fn finish(mut self) -> (Header, Records) {
         let fits = |bytes: &[u8]| bytes.len() <= 100 && bytes.is_ascii();
         if self.sparse {
-            // What a reader that knows no sparse files unpacks must not have the file's name.
-            put(
+            // A reader without support for sparse files must not unpack the map and data under the file's name.
+            fill_field(
                 &mut self.header.as_old_mut().name,
                 b"./GNUSparseFile.0/sparse",
             );
@@ -409,12 +413,12 @@ impl Entry {
             if !fits(&self.path) {
                 self.records.push(*b"path", self.path.clone());
             }
-            put(&mut self.header.as_old_mut().name, &self.path);
+            fill_field(&mut self.header.as_old_mut().name, &self.path);
         }
         if !fits(&self.link) {
             self.records.push(*b"linkpath", self.link.clone());
         }
-        put(&mut self.header.as_old_mut().linkname, &self.link);
+        fill_field(&mut self.header.as_old_mut().linkname, &self.link);
         if self.size > FIELD_12 {
             self.records.push(*b"size", self.size.to_string());
         }
@@ -425,8 +429,8 @@ impl Entry {
     }
 }
 
-/// Puts as much of the bytes into a field as it takes; the rest stands in a record.
-fn put(field: &mut [u8], bytes: &[u8]) {
+/// Copies as many bytes as fit into a field of a header. A PAX record holds the complete value.
+fn fill_field(field: &mut [u8], bytes: &[u8]) {
     for (to, from) in field.iter_mut().zip(bytes) {
         *to = *from;
     }
@@ -437,13 +441,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_smallest_holes_go_when_a_map_has_too_many_parts() {
+    fn smallest_holes_are_merged_when_a_map_has_too_many_segments() {
         let runs = vec![(0, 10), (20, 10), (100_000, 5), (110_000, 5), (900_000, 1)];
-        assert_eq!(at_most(runs.clone(), 5), runs);
+        assert_eq!(limit_segments(runs.clone(), 5), runs);
         let four = vec![(0, 30), (100_000, 5), (110_000, 5), (900_000, 1)];
-        assert_eq!(at_most(runs.clone(), 4), four);
+        assert_eq!(limit_segments(runs.clone(), 4), four);
         let three = vec![(0, 30), (100_000, 10_005), (900_000, 1)];
-        assert_eq!(at_most(runs.clone(), 3), three);
-        assert_eq!(at_most(runs, 1), [(0, 900_001)]);
+        assert_eq!(limit_segments(runs.clone(), 3), three);
+        assert_eq!(limit_segments(runs, 1), [(0, 900_001)]);
     }
 }

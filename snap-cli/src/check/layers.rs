@@ -1,11 +1,11 @@
-//! Whether the layers that are named are there, are written by nobody, and are what they were.
+//! Verification of the referenced layers: each exists, is unchanged, and is not written by a mount unless it is a head.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::fd::AsFd;
 
 use cowl_layers::sys;
 
-use super::report::{Depth, Fix, Known, Level, Options, Report};
+use super::report::{CheckReport, Depth, Fix, Options, ReadableContainer, Severity};
 use crate::container::durability::epoch;
 use crate::error::{Error, Result};
 use crate::store::manifest::{LayerId, LayerKind, LayerManifest, Settling};
@@ -18,117 +18,136 @@ use crate::tree::error::OnProgress;
 
 const LAYER: &str = "layer";
 
-/// What the manifests say of layers.
+/// The references of the manifests to layers.
 #[derive(Default)]
-struct Named {
-    /// Those that are written, with the container that does.
+struct LayerReferences {
+    /// The layers that are written, each with its container.
     heads: HashMap<LayerId, ContainerName>,
-    /// Those that never change any more, each with what lies below it in some stack.
+    /// The immutable layers, each with the layers below it in some stack.
     frozen: BTreeMap<LayerId, Vec<LayerId>>,
-    /// The containers that stand on each.
-    by: HashMap<LayerId, BTreeSet<ContainerName>>,
-    /// Those of which a power cut may have taken a part.
-    lost: HashSet<LayerId>,
+    /// The containers that depend on each layer.
+    users: HashMap<LayerId, BTreeSet<ContainerName>>,
+    /// The layers that a power cut may have left incomplete.
+    incomplete: HashSet<LayerId>,
 }
 
-impl Named {
-    fn add(&mut self, stack: &[LayerId], by: &ContainerName) {
+impl LayerReferences {
+    fn add_stack(&mut self, stack: &[LayerId], user: &ContainerName) {
         for (at, layer) in stack.iter().enumerate() {
             let below = stack.get(at + 1..).unwrap_or_default();
             self.frozen.entry(*layer).or_insert_with(|| below.to_vec());
-            self.by.entry(*layer).or_default().insert(by.clone());
+            self.users.entry(*layer).or_default().insert(user.clone());
         }
     }
 
-    fn of(known: &[Known], epoch: &str) -> Self {
-        let loses = |mark: Option<&Settling>| mark.is_some_and(|mark| !mark.is_pending(epoch));
-        let mut named = Self::default();
-        for known in known {
-            let manifest = &known.manifest;
+    fn from_containers(containers: &[ReadableContainer], epoch: &str) -> Self {
+        let is_incomplete =
+            |marker: Option<&Settling>| marker.is_some_and(|marker| !marker.is_pending(epoch));
+        let mut references = Self::default();
+        for container in containers {
+            let manifest = &container.manifest;
             let name = &manifest.name;
-            named.heads.insert(manifest.head, manifest.name.clone());
-            named
-                .by
+            references
+                .heads
+                .insert(manifest.head, manifest.name.clone());
+            references
+                .users
                 .entry(manifest.head)
                 .or_default()
                 .insert(name.clone());
-            named.add(manifest.below_head(), name);
-            named.add(&manifest.origin, name);
-            if loses(manifest.settling.as_ref()) {
-                named.lost.extend(manifest.below_head().first());
-                named.lost.extend(manifest.origin.first());
+            references.add_stack(manifest.below_head(), name);
+            references.add_stack(&manifest.origin, name);
+            if is_incomplete(manifest.settling.as_ref()) {
+                references.incomplete.extend(manifest.below_head().first());
+                references.incomplete.extend(manifest.origin.first());
             }
             for snapshot in &manifest.snapshots {
-                if loses(snapshot.settling.as_ref()) {
-                    named.lost.insert(snapshot.layer);
+                if is_incomplete(snapshot.settling.as_ref()) {
+                    references.incomplete.insert(snapshot.layer);
                 }
-                if let Some(state) = known.snapshots.get(&snapshot.id) {
-                    named.add(&state.stack, name);
+                if let Some(state) = container.snapshots.get(&snapshot.id) {
+                    references.add_stack(&state.stack, name);
                 }
             }
         }
-        named
+        references
     }
 
-    /// "db, web stand"
-    fn by(&self, layer: LayerId) -> String {
-        let by: Vec<_> = self.by.get(&layer).into_iter().flatten().collect();
-        let verb = if by.len() == 1 { "stands" } else { "stand" };
-        let names: Vec<_> = by.iter().take(5).map(|name| name.as_str()).collect();
-        match by.len().saturating_sub(names.len()) {
+    /// Returns the beginning of a clause, such as "db, web depend".
+    fn describe_users(&self, layer: LayerId) -> String {
+        let users: Vec<_> = self.users.get(&layer).into_iter().flatten().collect();
+        let verb = if users.len() == 1 {
+            "depends"
+        } else {
+            "depend"
+        };
+        let names: Vec<_> = users.iter().take(5).map(|name| name.as_str()).collect();
+        match users.len().saturating_sub(names.len()) {
             0 => format!("{} {verb}", names.join(", ")),
             more => format!("{} and {more} more {verb}", names.join(", ")),
         }
     }
 }
 
-pub(super) fn look(
+/// Verifies the layers that the containers reference.
+pub(super) fn check(
     store: &Store,
     options: &Options,
-    known: &[Known],
-    report: &mut Report,
+    containers: &[ReadableContainer],
+    report: &mut CheckReport,
     progress: OnProgress<'_>,
 ) -> Result<()> {
-    let named = Named::of(known, &epoch(store)?);
-    for (head, container) in &named.heads {
-        if named.frozen.contains_key(head) {
+    let references = LayerReferences::from_containers(containers, &epoch(store)?);
+    for (head, container) in &references.heads {
+        if references.frozen.contains_key(head) {
             let what = format!(
                 "{container} writes to the layer {head}, on which {}",
-                named.by(*head)
+                references.describe_users(*head)
             );
             report.add(
-                Level::Damaged,
+                Severity::Damaged,
                 LAYER,
                 store.paths().layer_dir(*head),
                 what,
                 None,
             );
         }
-        if let Err(error) = self::head(store, *head, container, report) {
-            unreadable(store, *head, &error, report);
+        if let Err(error) = check_head(store, *head, container, report) {
+            report_unreadable(store, *head, &error, report);
         }
     }
-    for (layer, below) in &named.frozen {
+    for (layer, below) in &references.frozen {
         report.layers += 1;
-        let checked = frozen(store, options, (*layer, below), &named, report, progress);
-        // One that cannot be read hides nothing of the others.
+        let checked = check_frozen(
+            store,
+            options,
+            (*layer, below),
+            &references,
+            report,
+            progress,
+        );
+        // An unreadable layer must not hide problems of the others.
         if let Err(error) = checked {
-            unreadable(store, *layer, &error, report);
+            report_unreadable(store, *layer, &error, report);
         }
     }
-    let frozen: BTreeSet<_> = named.frozen.keys().collect();
-    for head in named.heads.keys().filter(|head| !frozen.contains(head)) {
+    let frozen: BTreeSet<_> = references.frozen.keys().collect();
+    for head in references
+        .heads
+        .keys()
+        .filter(|head| !frozen.contains(head))
+    {
         report.layers += 1;
-        if let Err(error) = is_there(store, *head, &named, report) {
-            unreadable(store, *head, &error, report);
+        if let Err(error) = check_exists(store, *head, &references, report) {
+            report_unreadable(store, *head, &error, report);
         }
     }
     Ok(())
 }
 
-fn unreadable(store: &Store, id: LayerId, error: &Error, report: &mut Report) {
+fn report_unreadable(store: &Store, id: LayerId, error: &Error, report: &mut CheckReport) {
     report.add(
-        Level::Damaged,
+        Severity::Damaged,
         LAYER,
         store.paths().layer_dir(id),
         error.to_string(),
@@ -136,65 +155,88 @@ fn unreadable(store: &Store, id: LayerId, error: &Error, report: &mut Report) {
     );
 }
 
-fn frozen(
+fn check_frozen(
     store: &Store,
     options: &Options,
     (layer, below): (LayerId, &[LayerId]),
-    named: &Named,
-    report: &mut Report,
+    references: &LayerReferences,
+    report: &mut CheckReport,
     progress: OnProgress<'_>,
 ) -> Result<()> {
-    if is_there(store, layer, named, report)? && !named.heads.contains_key(&layer) {
-        sealed(store, layer, named, report)?;
-        if file(store, layer, below, report)? {
-            compare(store, options, layer, named, report, progress)?;
+    if check_exists(store, layer, references, report)? && !references.heads.contains_key(&layer) {
+        check_not_written(store, layer, references, report)?;
+        if check_file(store, layer, below, report)? {
+            check_content(store, options, layer, references, report, progress)?;
         }
     }
     Ok(())
 }
 
-fn is_there(store: &Store, id: LayerId, named: &Named, report: &mut Report) -> Result<bool> {
+fn check_exists(
+    store: &Store,
+    id: LayerId,
+    references: &LayerReferences,
+    report: &mut CheckReport,
+) -> Result<bool> {
     let tree = store.paths().layer_tree(id);
     if disk::is_dir(&tree)? {
         return Ok(true);
     }
-    let what = format!("the layer {id} is missing; {} on it", named.by(id));
-    report.add(Level::Damaged, LAYER, tree, what, None);
+    let what = format!(
+        "the layer {id} is missing; {} on it",
+        references.describe_users(id)
+    );
+    report.add(Severity::Damaged, LAYER, tree, what, None);
     Ok(false)
 }
 
-fn head(store: &Store, id: LayerId, of: &ContainerName, report: &mut Report) -> Result<()> {
+fn check_head(
+    store: &Store,
+    id: LayerId,
+    container: &ContainerName,
+    report: &mut CheckReport,
+) -> Result<()> {
     let work = store.paths().layer_work(id);
-    if disk::is_there(&store.paths().layer_tree(id))? && !disk::is_there(&work)? {
-        let what = format!("the work folder of {of} is missing");
-        report.add(Level::Damaged, LAYER, work, what, Some(Fix::Work(id)));
+    if disk::exists(&store.paths().layer_tree(id))? && !disk::exists(&work)? {
+        let what = format!("the work directory of {container} is missing");
+        report.add(Severity::Damaged, LAYER, work, what, Some(Fix::Work(id)));
     }
     Ok(())
 }
 
-/// Nobody writes to it: a mount that does has it locked alone.
-fn sealed(store: &Store, id: LayerId, named: &Named, report: &mut Report) -> Result<()> {
+/// Verifies that no mount writes to a frozen layer. A mount that does holds an exclusive lock on it.
+fn check_not_written(
+    store: &Store,
+    id: LayerId,
+    references: &LayerReferences,
+    report: &mut CheckReport,
+) -> Result<()> {
     let tree = store.paths().layer_tree(id);
     let shared = sys::dir::open_root(&tree)
         .and_then(|root| Ok(sys::dir::lock_shared(root.as_fd())?.is_some()))
-        .map_err(|error| Error::at("look at the lock of", &tree, error))?;
+        .map_err(|error| Error::at("check the lock of", &tree, error))?;
     if !shared {
         let what = format!(
-            "some mount writes to the layer {id}, on which {}",
-            named.by(id)
+            "a mount writes to the layer {id}, on which {}",
+            references.describe_users(id)
         );
-        report.add(Level::Damaged, LAYER, tree, what, None);
+        report.add(Severity::Damaged, LAYER, tree, what, None);
     }
     Ok(())
 }
 
-/// Its own file can be read.
-fn file(store: &Store, id: LayerId, below: &[LayerId], report: &mut Report) -> Result<bool> {
+/// Verifies that the file of a layer is readable, and returns whether it is.
+fn check_file(
+    store: &Store,
+    id: LayerId,
+    below: &[LayerId],
+    report: &mut CheckReport,
+) -> Result<bool> {
     let path = store.paths().layer_file(id);
     let Err(error) = disk::read::<LayerManifest>(&path) else {
         return Ok(true);
     };
-    // Of a newer version it is no damage, and nothing is to be done about it.
+    // A file in a newer format is not damaged, and must not be repaired.
     if error.kind != crate::error::Kind::Damaged {
         return Err(error);
     }
@@ -203,38 +245,40 @@ fn file(store: &Store, id: LayerId, below: &[LayerId], report: &mut Report) -> R
         _ => LayerKind::Delta,
     };
     let fix = Some(Fix::Layer(id, kind, below.to_vec()));
-    report.add(Level::Damaged, LAYER, path, error.to_string(), fix);
+    report.add(Severity::Damaged, LAYER, path, error.to_string(), fix);
     Ok(false)
 }
 
-/// It is what it was when it was measured; its content as well if that is asked for.
-fn compare(
+/// Compares a layer with its recorded measurements, and with its recorded digest if `options` request that.
+///
+/// Values that are not recorded yet are recorded.
+fn check_content(
     store: &Store,
     options: &Options,
     id: LayerId,
-    named: &Named,
-    report: &mut Report,
+    references: &LayerReferences,
+    report: &mut CheckReport,
     progress: OnProgress<'_>,
 ) -> Result<()> {
     let path = store.paths().layer_file(id);
     let tree = store.paths().layer_tree(id);
     let record = disk::read::<LayerManifest>(&path)?;
-    // What it lost is reported with the snapshot. It is recorded as it is once that is accepted.
-    if record.body.unsynced || named.lost.contains(&id) {
+    // The loss is reported with the snapshot. The measurements are recorded when the loss is accepted.
+    if record.body.unsynced || references.incomplete.contains(&id) {
         return Ok(());
     }
     let changed = |what: &str| {
         format!(
-            "the layer {id}, on which {}, was written behind cowl's back: {what}",
-            named.by(id)
+            "the layer {id}, on which {}, was modified by another program: {what}",
+            references.describe_users(id)
         )
     };
     let (measured, looks) = measure::measure_like(store, id, record.body.looks.as_deref())?;
     let mut next = record.body.clone();
     match &record.body.looks {
         Some(known) if *known != looks => {
-            let what = changed("its files have other sizes, modes, owners or times");
-            report.add(Level::Damaged, LAYER, tree, what, None);
+            let what = changed("sizes, modes, owners or times of its files differ");
+            report.add(Severity::Damaged, LAYER, tree, what, None);
             return Ok(());
         }
         Some(_) => {}
@@ -247,8 +291,8 @@ fn compare(
         let found = digest_layer(&tree, known, progress)?.to_string();
         match &record.body.digest {
             Some(known) if *known != found => {
-                let what = changed("it has another content");
-                report.add(Level::Damaged, LAYER, tree, what, None);
+                let what = changed("its content differs");
+                report.add(Severity::Damaged, LAYER, tree, what, None);
                 return Ok(());
             }
             Some(_) => {}
@@ -257,13 +301,13 @@ fn compare(
     }
     if next != record.body {
         report.new += 1;
-        note(store, &record, next, id);
+        record_values(store, &record, next, id);
     }
     Ok(())
 }
 
-fn note(store: &Store, record: &Record<LayerManifest>, next: LayerManifest, id: LayerId) {
+fn record_values(store: &Store, record: &Record<LayerManifest>, next: LayerManifest, id: LayerId) {
     if let Err(error) = disk::replace(&store.paths().layer_file(id), &record.next(next)) {
-        log::warn!("{error}; the next check knows nothing to compare with");
+        log::warn!("{error}; the next check has no values to compare with");
     }
 }

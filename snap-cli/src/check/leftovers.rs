@@ -1,8 +1,8 @@
-//! What lies about that nothing needs, and what was left by daemons that died.
+//! Detection of leftovers: unreferenced objects, unknown files, and the state of dead daemons.
 
 use std::path::{Path, PathBuf};
 
-use super::report::{Fix, Known, Level, Report};
+use super::report::{CheckReport, Fix, ReadableContainer, Severity};
 use crate::container::state;
 use crate::error::Result;
 use crate::host;
@@ -15,15 +15,20 @@ use crate::store::survey;
 use crate::store::{Store, disk};
 use cowl_layers::shown::Show as _;
 
-const LEFT: &str = "leftover";
+const LEFTOVER: &str = "leftover";
 
-pub(super) fn look(store: &Store, known: &[Known], report: &mut Report) -> Result<()> {
-    deleted(store, report)?;
-    for id in survey::lost_containers(store)? {
-        let what = "the file of a container is missing: bring it back from a backup (what the container was \
-                    made of is still there, and is not collected)";
+/// Reports the leftovers in a store.
+pub(super) fn check(
+    store: &Store,
+    containers: &[ReadableContainer],
+    report: &mut CheckReport,
+) -> Result<()> {
+    check_deleted(store, report)?;
+    for id in survey::containers_without_manifest(store)? {
+        let what = "the manifest of a container is missing: restore it from a backup (the layers of the \
+                    container still exist, and are not collected)";
         report.add(
-            Level::Damaged,
+            Severity::Damaged,
             "container",
             store.paths().container_file(id),
             what,
@@ -34,52 +39,61 @@ pub(super) fn look(store: &Store, known: &[Known], report: &mut Report) -> Resul
         Ok(left) => {
             let mut add = |paths: Vec<PathBuf>, what: &str| {
                 for path in paths {
-                    report.add(Level::Loose, LEFT, path, what, Some(Fix::Collect));
+                    report.add(Severity::Loose, LEFTOVER, path, what, Some(Fix::Collect));
                 }
             };
             let expired = left.expired.into_iter().map(|deleted| deleted.dir);
-            add(
-                expired.collect(),
-                "a destroyed container whose time is over",
-            );
+            add(expired.collect(), "an expired destroyed container");
             let layers = left.layers.iter().map(|id| store.paths().layer_dir(*id));
-            add(layers.collect(), "a layer that nothing names");
+            add(layers.collect(), "a layer that is not referenced");
             let half = left
-                .half_made
+                .unfinished
                 .iter()
                 .map(|id| store.paths().container_dir(*id));
-            add(half.collect(), "a container whose making was cut off");
-            add(left.files, "a file that nothing names");
-            add(left.folders, "of a container that is gone");
-            add(left.locks, "a lock that nobody needs");
-            add(left.trash, "on its way out");
+            add(half.collect(), "a container whose creation was interrupted");
+            add(left.files, "a file that is not referenced");
+            add(left.dirs, "a directory of a removed container");
+            add(left.locks, "an unused lock file");
+            add(left.trash, "an object in the trash");
             for id in left.held {
-                let what = "a layer that nothing names, but that is mounted";
-                report.add(Level::Loose, LEFT, store.paths().layer_dir(id), what, None);
+                let what = "a layer that is mounted, but not referenced";
+                report.add(
+                    Severity::Loose,
+                    LEFTOVER,
+                    store.paths().layer_dir(id),
+                    what,
+                    None,
+                );
             }
         }
-        // What that is was told with the container.
+        // The cause is reported with the container.
         Err(error) => {
-            let what = format!("nothing can be collected before this is put in order: {error}");
-            report.add(Level::Loose, LEFT, store.root().to_path_buf(), what, None);
+            let what = format!("garbage cannot be collected before this is repaired: {error}");
+            report.add(
+                Severity::Loose,
+                LEFTOVER,
+                store.root().to_path_buf(),
+                what,
+                None,
+            );
         }
     }
-    // A list that can not be read was told by whoever looked for the stores.
+    // An unreadable list was reported by the search for stores.
     for (path, why) in family::list_problems(store).unwrap_or_default() {
-        // Its disk may only not be mounted.
-        report.add(Level::Loose, "family", path, why, None);
+        // Not damage: the disk of the store may just not be mounted.
+        report.add(Severity::Loose, "family", path, why, None);
     }
-    strangers(store, report)?;
-    for known in known {
-        daemon(store, known, report)?;
+    check_unknown_files(store, report)?;
+    for container in containers {
+        check_daemon(store, container, report)?;
     }
     Ok(())
 }
 
-/// Destroyed containers that could not be brought back.
-fn deleted(store: &Store, report: &mut Report) -> Result<()> {
+/// Reports destroyed containers that cannot be restored.
+fn check_deleted(store: &Store, report: &mut CheckReport) -> Result<()> {
     for deleted in deleted::list(store)? {
-        let whole = || -> Result<()> {
+        let open_all = || -> Result<()> {
             let manifest = deleted::manifest(store, &deleted)?.body;
             store.open_layers(&manifest.stack)?;
             for snapshot in &manifest.snapshots {
@@ -87,61 +101,71 @@ fn deleted(store: &Store, report: &mut Report) -> Result<()> {
             }
             Ok(())
         };
-        if let Err(error) = whole() {
-            let what = format!("a container in the trash can't come back: {error}");
-            report.add(Level::Damaged, "deleted", deleted.dir.clone(), what, None);
+        if let Err(error) = open_all() {
+            let what = format!("a container in the trash cannot be restored: {error}");
+            report.add(
+                Severity::Damaged,
+                "deleted",
+                deleted.dir.clone(),
+                what,
+                None,
+            );
         }
     }
     Ok(())
 }
 
-/// What cowl did not put there is told and left alone.
-fn strangers(store: &Store, report: &mut Report) -> Result<()> {
-    let mut stranger = |folder: &str, ours: &dyn Fn(&str) -> bool| -> Result<()> {
-        let folder = store.root().join(folder);
-        for name in disk::names(&folder)? {
-            if !ours(&name) {
-                let path = folder.join(name);
+/// Reports files that cowl did not create. They are never removed.
+fn check_unknown_files(store: &Store, report: &mut CheckReport) -> Result<()> {
+    let mut check_dir = |dir: &str, is_valid: &dyn Fn(&str) -> bool| -> Result<()> {
+        let dir = store.root().join(dir);
+        for name in disk::names(&dir)? {
+            if !is_valid(&name) {
+                let path = dir.join(name);
                 report.add(
-                    Level::Loose,
+                    Severity::Loose,
                     "stranger",
                     path,
-                    "cowl did not make this",
+                    "not created by cowl",
                     None,
                 );
             }
         }
         Ok(())
     };
-    stranger("layers", &|name| LayerId::parse(name).is_some())?;
-    stranger("containers", &|name| ContainerId::parse(name).is_some())
+    check_dir("layers", &|name| LayerId::parse(name).is_some())?;
+    check_dir("containers", &|name| ContainerId::parse(name).is_some())
 }
 
-/// State of a mount without a daemon.
-fn daemon(store: &Store, known: &Known, report: &mut Report) -> Result<()> {
-    let dir = store.run().dir(known.id);
+/// Reports the state of a mount whose daemon is dead.
+fn check_daemon(
+    store: &Store,
+    container: &ReadableContainer,
+    report: &mut CheckReport,
+) -> Result<()> {
+    let dir = store.run().dir(container.id);
     let path = dir.join("state.json");
-    if !disk::is_there(&path)? {
+    if !disk::exists(&path)? {
         return Ok(());
     }
-    let name = &known.manifest.name;
-    let what = match peek(&path) {
-        None => format!("what is noted of the mount of {name} can't be read"),
+    let name = &container.manifest.name;
+    let what = match read_state(&path) {
+        None => format!("the state of the mount of {name} is unreadable"),
         Some(state) if state.boot != host::boot_id()? => {
-            format!("{name} was mounted before the machine was started anew")
+            format!("{name} was mounted before the machine was rebooted")
         }
-        Some(state) if !Lock::is_held(&state::daemon_lock(store, known.id, state.daemon))? => {
-            format!("the daemon of {name} (pid {}) had died", state.pid)
+        Some(state) if !Lock::is_held(&state::daemon_lock(store, container.id, state.daemon))? => {
+            format!("the daemon of {name} (pid {}) died", state.pid)
         }
         Some(_) => return Ok(()),
     };
     let fix = Some(Fix::Settle(name.clone()));
-    report.add(Level::Loose, "mount", path, what, fix);
+    report.add(Severity::Loose, "mount", path, what, fix);
     Ok(())
 }
 
 /// Reads it as it is: [`state::read`] takes away what can't be read.
-fn peek(path: &Path) -> Option<state::RunState> {
+fn read_state(path: &Path) -> Option<state::RunState> {
     match disk::read_bytes(path) {
         Ok(bytes) => match serde_json::from_slice(&bytes) {
             Ok(state) => Some(state),

@@ -1,11 +1,11 @@
-//! What the files say of containers and snapshots, and whether that can be true.
+//! Verification of the manifests of containers and snapshots.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::report::{Fix, Known, Level, Options, Report};
+use super::report::{CheckReport, Fix, Options, ReadableContainer, Severity};
 use crate::container::durability::epoch;
 use crate::error::Result;
-use crate::snapshot::loss;
+use crate::snapshot::describe_loss;
 use crate::store::manifest::{
     ContainerId, ContainerManifest, LayerManifest, SnapshotManifest, SnapshotRef,
 };
@@ -15,16 +15,21 @@ use crate::store::{Store, disk};
 const CONTAINER: &str = "container";
 const SNAPSHOT: &str = "snapshot";
 
-pub(super) fn look(store: &Store, options: &Options, report: &mut Report) -> Result<Vec<Known>> {
+/// Verifies the manifests, and returns the readable containers.
+pub(super) fn check(
+    store: &Store,
+    options: &Options,
+    report: &mut CheckReport,
+) -> Result<Vec<ReadableContainer>> {
     let mut found = Vec::new();
     let mut names = HashMap::new();
     for (id, record) in store.containers()? {
         let path = store.paths().container_file(id);
         let manifest = match record {
             Ok(record) => record.body,
-            // It may be the one that was asked for.
+            // Its name is unknown, so it is reported even if only one container is checked.
             Err(error) => {
-                report.add(Level::Damaged, CONTAINER, path, error.to_string(), None);
+                report.add(Severity::Damaged, CONTAINER, path, error.to_string(), None);
                 continue;
             }
         };
@@ -33,17 +38,17 @@ pub(super) fn look(store: &Store, options: &Options, report: &mut Report) -> Res
                 "two containers are named {}: {other} and {id}",
                 manifest.name
             );
-            report.add(Level::Damaged, CONTAINER, path, what, None);
+            report.add(Severity::Damaged, CONTAINER, path, what, None);
         }
-        let wanted = options
+        let is_selected = options
             .only
             .as_ref()
             .is_none_or(|only| *only == manifest.name);
-        if wanted {
+        if is_selected {
             report.containers += 1;
-            container(store, id, &manifest, report)?;
-            let snapshots = snapshots(store, id, &manifest, report)?;
-            found.push(Known {
+            check_container(store, id, &manifest, report)?;
+            let snapshots = check_snapshots(store, id, &manifest, report)?;
+            found.push(ReadableContainer {
                 id,
                 manifest,
                 snapshots,
@@ -53,46 +58,48 @@ pub(super) fn look(store: &Store, options: &Options, report: &mut Report) -> Res
     Ok(found)
 }
 
-fn container(
+fn check_container(
     store: &Store,
     id: ContainerId,
     manifest: &ContainerManifest,
-    report: &mut Report,
+    report: &mut CheckReport,
 ) -> Result<()> {
     let name = &manifest.name;
     let path = store.paths().container_file(id);
     let (mut ids, mut names) = (HashSet::new(), HashSet::new());
     for snapshot in &manifest.snapshots {
         if !ids.insert(snapshot.id) || !names.insert(&snapshot.name) {
-            let what = format!("{name} names the snapshot {} twice", snapshot.name);
-            report.add(Level::Damaged, CONTAINER, path.clone(), what, None);
+            let what = format!("{name} lists the snapshot {} twice", snapshot.name);
+            report.add(Severity::Damaged, CONTAINER, path.clone(), what, None);
         }
     }
-    for problem in wrong_numbers(manifest)
+    for problem in counter_problems(manifest)
         .into_iter()
-        .chain(lost_parents(manifest))
+        .chain(parent_problems(manifest))
     {
         let fix = Some(Fix::Container(name.clone()));
-        report.add(Level::Damaged, CONTAINER, path.clone(), problem, fix);
+        report.add(Severity::Damaged, CONTAINER, path.clone(), problem, fix);
     }
     let epoch = epoch(store)?;
-    let marks = manifest.snapshots.iter().map(|snapshot| {
+    let markers = manifest.snapshots.iter().map(|snapshot| {
         let address = format!("{name}@{}", snapshot.name);
         (address, snapshot.settling.as_ref(), Some(snapshot.id))
     });
     let basis = (name.to_string(), manifest.settling.as_ref(), None);
-    for (address, mark, of) in marks.chain([basis]) {
-        if let Some(why) = loss(&address, mark, &epoch) {
+    for (address, mark, of) in markers.chain([basis]) {
+        if let Some(why) = describe_loss(&address, mark, &epoch) {
             let about = if of.is_some() { SNAPSHOT } else { CONTAINER };
             let fix = Some(Fix::Accept(name.clone(), of));
-            report.add(Level::Loose, about, path.clone(), why, fix);
+            report.add(Severity::Loose, about, path.clone(), why, fix);
         }
     }
-    if disk::is_there(&store.paths().pending_file(id))? {
-        let what = format!("a change of {name} was cut off; the next command on it finishes that");
+    if disk::exists(&store.paths().pending_file(id))? {
+        let what = format!(
+            "a change of {name} was interrupted; the next command on it completes it or rolls it back"
+        );
         let fix = Some(Fix::Settle(name.clone()));
         report.add(
-            Level::Loose,
+            Severity::Loose,
             CONTAINER,
             store.paths().pending_file(id),
             what,
@@ -102,58 +109,58 @@ fn container(
     Ok(())
 }
 
-/// The number after a counter's word.
-fn number(name: &SnapshotName, word: &str) -> Option<u64> {
-    let digits = name.as_str().strip_prefix(word)?;
+/// Returns the number of an automatic snapshot name with this prefix.
+fn number(name: &SnapshotName, prefix: &str) -> Option<u64> {
+    let digits = name.as_str().strip_prefix(prefix)?;
     digits
         .bytes()
         .all(|byte| byte.is_ascii_digit())
         .then(|| digits.parse().ok())?
 }
 
-/// The counters that would give a number twice.
-fn wrong_numbers(manifest: &ContainerManifest) -> Vec<String> {
+/// Describes the counters that would assign a number a second time.
+fn counter_problems(manifest: &ContainerManifest) -> Vec<String> {
     let next = counters(manifest);
-    let mut wrong = Vec::new();
-    for (word, says, least) in [
+    let mut problems = Vec::new();
+    for (prefix, counter, minimum) in [
         ("snap", manifest.next_snap, next.0),
         ("auto", manifest.next_auto, next.1),
     ] {
-        if says < least {
-            wrong.push(format!(
-                "the next number of {} would be {word}{says}, which was given already",
+        if counter < minimum {
+            problems.push(format!(
+                "the next number of {} would be {prefix}{counter}, which is already assigned",
                 manifest.name
             ));
         }
     }
-    wrong
+    problems
 }
 
-/// What the counters must be at least: for `snap` and for `auto`.
+/// Returns the minimal values of the counters for `snap` and `auto`.
 pub(super) fn counters(manifest: &ContainerManifest) -> (u64, u64) {
-    let least = |word: &str, says: u64| {
-        let given = manifest.snapshots.iter();
-        let given = given.filter_map(|snapshot| number(&snapshot.name, word));
-        given
-            .map(|given| given.saturating_add(1))
-            .fold(says, u64::max)
+    let minimum = |prefix: &str, counter: u64| {
+        let snapshots = manifest.snapshots.iter();
+        let numbers = snapshots.filter_map(|snapshot| number(&snapshot.name, prefix));
+        numbers
+            .map(|number| number.saturating_add(1))
+            .fold(counter, u64::max)
     };
     (
-        least("snap", manifest.next_snap),
-        least("auto", manifest.next_auto),
+        minimum("snap", manifest.next_snap),
+        minimum("auto", manifest.next_auto),
     )
 }
 
-fn lost_parents(manifest: &ContainerManifest) -> Vec<String> {
+fn parent_problems(manifest: &ContainerManifest) -> Vec<String> {
     let known: HashSet<_> = manifest.snapshots.iter().map(|s| s.id).collect();
-    let mut lost = Vec::new();
+    let mut problems = Vec::new();
     for snapshot in &manifest.snapshots {
         if snapshot
             .parent
             .is_some_and(|parent| !known.contains(&parent))
         {
-            lost.push(format!(
-                "{}@{} was made from a snapshot that is not there",
+            problems.push(format!(
+                "the parent snapshot of {}@{} does not exist",
                 manifest.name, snapshot.name
             ));
         }
@@ -162,19 +169,20 @@ fn lost_parents(manifest: &ContainerManifest) -> Vec<String> {
         .parent
         .is_some_and(|parent| !known.contains(&parent))
     {
-        lost.push(format!(
-            "{} was made from a snapshot that is not there",
+        problems.push(format!(
+            "the parent snapshot of {} does not exist",
             manifest.name
         ));
     }
-    lost
+    problems
 }
 
-fn snapshots(
+/// Verifies the files of the snapshots, and returns the readable ones.
+fn check_snapshots(
     store: &Store,
     id: ContainerId,
     manifest: &ContainerManifest,
-    report: &mut Report,
+    report: &mut CheckReport,
 ) -> Result<BTreeMap<crate::store::manifest::SnapshotId, SnapshotManifest>> {
     let mut found = BTreeMap::new();
     for snapshot in &manifest.snapshots {
@@ -183,30 +191,33 @@ fn snapshots(
         match store.snapshot(id, snapshot.id) {
             Ok(body) => {
                 if body.stack.first() != Some(&snapshot.layer) {
-                    let what = format!("the list and the file of {address} tell of two states");
-                    // A merge that was cut off: the next command on the container finishes it.
+                    let what = format!(
+                        "the manifest and the snapshot file of {address} reference different states"
+                    );
+                    // An interrupted flatten. The next command on the container completes it.
                     let (level, fix) = match manifest.merged {
-                        Some(_) => (Level::Loose, Some(Fix::Settle(manifest.name.clone()))),
-                        None => (Level::Damaged, None),
+                        Some(_) => (Severity::Loose, Some(Fix::Settle(manifest.name.clone()))),
+                        None => (Severity::Damaged, None),
                     };
                     report.add(level, SNAPSHOT, path, what, fix);
                 }
                 found.insert(snapshot.id, body);
             }
             Err(error) => {
-                let fix =
-                    rebuilt(store, snapshot)?.map(|stack| Fix::Snapshot(id, snapshot.id, stack));
+                let fix = rebuild_stack(store, snapshot)?
+                    .map(|stack| Fix::Snapshot(id, snapshot.id, stack));
                 let what = format!("{address}: {error}");
-                report.add(Level::Damaged, SNAPSHOT, path, what, fix);
+                report.add(Severity::Damaged, SNAPSHOT, path, what, fix);
             }
         }
     }
     Ok(found)
 }
 
-/// The layers of a snapshot whose file is lost: its top layer, and what that was made over. Nothing when a
-/// part of that is gone, merged with others since, say.
-fn rebuilt(
+/// Returns the stack of a snapshot whose file is lost: its top layer, and the layers below which that was created.
+///
+/// Returns `None` if one of them does not exist any more, for example because it was flattened.
+fn rebuild_stack(
     store: &Store,
     snapshot: &SnapshotRef,
 ) -> Result<Option<Vec<crate::store::manifest::LayerId>>> {
@@ -216,7 +227,7 @@ fn rebuilt(
     let mut stack = vec![snapshot.layer];
     stack.extend(layer.body.over);
     for layer in &stack {
-        if !disk::is_there(&store.paths().layer_tree(*layer))? {
+        if !disk::exists(&store.paths().layer_tree(*layer))? {
             return Ok(None);
         }
     }

@@ -1,4 +1,4 @@
-//! Putting in order what can be. What can't be read is moved to `damaged` in the store, never removed.
+//! Repairs of a store. An unreadable file is moved to `damaged` in the store, never removed.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Map;
 
 use super::manifests::counters;
-use super::report::{Fix, Report};
+use super::report::{CheckReport, Fix};
 use crate::container::{Swap, durability};
 use crate::error::{Error, Result};
 use crate::recover;
@@ -19,14 +19,15 @@ use crate::store::record::Record;
 use crate::store::{Store, disk};
 use cowl_layers::shown::Show as _;
 
-/// Does what can be done about what was found, and notes with each finding what that was. What could not
-/// be put in order is told, and keeps nothing else from it.
-pub fn repair(store: &Store, report: &mut Report) {
-    // Collection comes last: what was rebuilt names what must not be collected.
-    let collects = |fix: &Option<Fix>| *fix == Some(Fix::Collect);
-    for last in [false, true] {
+/// Performs the possible repairs of all findings, and records them in the findings.
+///
+/// A failed repair is logged, and does not prevent the others.
+pub fn repair(store: &Store, report: &mut CheckReport) {
+    // Garbage collection is last, because rebuilt files reference objects that must not be collected.
+    let is_collection = |fix: &Option<Fix>| *fix == Some(Fix::Collect);
+    for collecting in [false, true] {
         for finding in &mut report.findings {
-            if collects(&finding.fix) != last {
+            if is_collection(&finding.fix) != collecting {
                 continue;
             }
             let Some(fix) = &finding.fix else {
@@ -34,7 +35,7 @@ pub fn repair(store: &Store, report: &mut Report) {
             };
             match apply(store, fix) {
                 Ok(done) => finding.done = done,
-                Err(error) => log::warn!("cannot put in order {}: {error}", finding.path.shown()),
+                Err(error) => log::warn!("cannot repair {}: {error}", finding.path.shown()),
             }
         }
     }
@@ -46,7 +47,7 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
             let path = store.paths().snapshot_file(*container, *snapshot);
             let name = name_of(store, *container)?;
             let _alone = recover::open(store, &name)?;
-            let kept = set_aside(store, &path)?;
+            let saved = set_aside(store, &path)?;
             let body = SnapshotManifest {
                 stack: stack.clone(),
                 settings: Map::new(),
@@ -54,37 +55,41 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
                 extra: Map::new(),
             };
             disk::replace(&path, &Record::first(body))?;
-            Ok(Some(format!("made anew from its top layer{kept}")))
+            Ok(Some(format!("rebuilt from its top layer{saved}")))
         }
         Fix::Layer(id, kind, below) => {
-            let _reading = store.share()?;
+            let _reading = store.lock_shared()?;
             let path = store.paths().layer_file(*id);
-            let kept = set_aside(store, &path)?;
+            let saved = set_aside(store, &path)?;
             let body = LayerManifest {
                 unsynced: true,
                 ..LayerManifest::new(*kind, below, &[])
             };
             disk::replace(&path, &Record::first(body))?;
-            Ok(Some(format!("made anew from a stack that names it{kept}")))
+            Ok(Some(format!(
+                "rebuilt from a stack that contains it{saved}"
+            )))
         }
-        Fix::Container(name) => set_right(store, name),
+        Fix::Container(name) => correct_container(store, name),
         Fix::Settle(name) => {
             drop(recover::open(store, name)?);
-            Ok(Some("put in order, as the next command would".to_owned()))
+            Ok(Some(
+                "the interrupted operation was completed or rolled back".to_owned(),
+            ))
         }
         Fix::Work(id) => {
-            let _reading = store.share()?;
+            let _reading = store.lock_shared()?;
             disk::ensure_dir(&store.paths().layer_work(*id))?;
-            Ok(Some("made anew, empty".to_owned()))
+            Ok(Some("created, empty".to_owned()))
         }
         Fix::Accept(name, snapshot) => {
             durability::accept(&mut recover::open(store, name)?, *snapshot)?;
             Ok(Some("accepted as it is".to_owned()))
         }
         Fix::Collect => {
-            let alone = store.alone()?;
+            let alone = store.lock_exclusive()?;
             let left = leftovers::find(store, Expiry::Respected)?;
-            collect::clear(store, alone, &left)?;
+            collect::remove_leftovers(store, alone, &left)?;
             Ok(Some("removed".to_owned()))
         }
     }
@@ -93,12 +98,14 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
 fn name_of(store: &Store, id: ContainerId) -> Result<ContainerName> {
     match store.container(id)? {
         Some(record) => Ok(record.body.name),
-        None => Err(Error::not_found(format!("the container {id} is gone"))),
+        None => Err(Error::not_found(format!(
+            "the container {id} was removed meanwhile"
+        ))),
     }
 }
 
-/// Counters past all numbers that were given, and no parent that is not there.
-fn set_right(store: &Store, name: &ContainerName) -> Result<Option<String>> {
+/// Raises the counters above all assigned numbers, and clears references to missing parents.
+fn correct_container(store: &Store, name: &ContainerName) -> Result<Option<String>> {
     let mut container = recover::open(store, name)?;
     let mut next = container.manifest().clone();
     (next.next_snap, next.next_auto) = counters(&next);
@@ -111,32 +118,32 @@ fn set_right(store: &Store, name: &ContainerName) -> Result<Option<String>> {
         let making = Making::begin(store)?;
         container.commit(next, Some(making), |_| Ok(Swap::Done))?;
     }
-    Ok(Some("set right".to_owned()))
+    Ok(Some("corrected".to_owned()))
 }
 
-/// Moves a file that can't be read out of the way; says where it went.
+/// Moves an unreadable file to `damaged`. Returns a description of its new path, or an empty string if there is no file.
 fn set_aside(store: &Store, path: &Path) -> Result<String> {
-    if !disk::is_there(path)? {
+    if !disk::exists(path)? {
         return Ok(String::new());
     }
-    let folder = store.paths().damaged();
-    disk::ensure_private_dir(&folder)?;
-    // The folder's name tells which layer or container it was; the number keeps several apart.
-    let parts = path.iter().rev().take(2).collect::<Vec<_>>();
-    let mut name = OsString::new();
-    for part in parts.into_iter().rev() {
-        name.push("-");
-        name.push(part);
+    let dir = store.paths().damaged();
+    disk::ensure_private_dir(&dir)?;
+    // The parent's name identifies the layer or container; the number makes the name unique.
+    let components = path.iter().rev().take(2).collect::<Vec<_>>();
+    let mut suffix = OsString::new();
+    for component in components.into_iter().rev() {
+        suffix.push("-");
+        suffix.push(component);
     }
-    let mut to = folder.join("x");
+    let mut to = dir.join("x");
     for number in 0_u32.. {
-        let mut own = OsString::from(number.to_string());
-        own.push(&name);
-        to = folder.join(own);
-        if !disk::is_there(&to)? {
+        let mut name = OsString::from(number.to_string());
+        name.push(&suffix);
+        to = dir.join(name);
+        if !disk::exists(&to)? {
             break;
         }
     }
     disk::rename(path, &to)?;
-    Ok(format!("; what was there is now {}", to.shown()))
+    Ok(format!("; the unreadable file was moved to {}", to.shown()))
 }

@@ -1,4 +1,4 @@
-//! What a verification finds.
+//! The result of a verification.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,17 +8,17 @@ use crate::store::manifest::{
 };
 use crate::store::name::ContainerName;
 
-/// How bad something is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// Something is not what was written there, or not there.
+pub enum Severity {
+    /// An object is missing, or not as it was written.
     Damaged,
-    /// Something is left over, or waits for the next command. Nothing is lost.
+    /// An object is a leftover, or waits for the next command. No data is lost.
     Loose,
 }
 
-impl Level {
-    /// The word that is printed.
+impl Severity {
+    /// Returns the name that is printed.
     pub fn name(self) -> &'static str {
         match self {
             Self::Damaged => "damaged",
@@ -27,84 +27,84 @@ impl Level {
     }
 }
 
-/// What can be done about something.
+/// A possible repair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fix {
-    /// A snapshot's file can be written anew: what its top layer was made over is known.
+    /// Rewrite the file of a snapshot with this stack, which is known from its top layer.
     Snapshot(ContainerId, SnapshotId, Vec<LayerId>),
-    /// A layer's file can be written anew: what lies below it is known from a stack.
+    /// Rewrite the file of a layer. The layers below it are known from a stack that contains it.
     Layer(LayerId, LayerKind, Vec<LayerId>),
-    /// The counters and parents of a container can be set right.
+    /// Correct the counters and parents of a container.
     Container(ContainerName),
-    /// The next command on the container puts it in order.
+    /// Complete or roll back an interrupted operation, as the next command on the container would.
     Settle(ContainerName),
-    /// A head's work folder can be made.
+    /// Create the missing work directory of a head.
     Work(LayerId),
-    /// What is left of a state can be accepted: a snapshot's, or what the container stands on.
+    /// Accept an incomplete state as it is: of a snapshot, or of the layers below the head (`None`).
     Accept(ContainerName, Option<SnapshotId>),
-    /// Collection removes it.
+    /// Collect the object as garbage.
     Collect,
 }
 
-/// Something that is not as it should be.
+/// A problem that a verification found.
 #[derive(Clone, Debug)]
 pub struct Finding {
-    /// How bad it is.
-    pub level: Level,
-    /// A word for programs: "container", "snapshot", "layer", ...
+    /// The severity.
+    pub level: Severity,
+    /// The kind of the affected object, for programs: "container", "snapshot", "layer", ...
     pub about: &'static str,
-    /// What is wrong.
+    /// A description of the problem.
     pub what: String,
-    /// Where.
+    /// The path of the affected object.
     pub path: PathBuf,
-    /// What can be done.
+    /// The possible repair, if any.
     pub fix: Option<Fix>,
-    /// What was done.
+    /// A description of the repair that was performed, if any.
     pub done: Option<String>,
 }
 
-/// How much of the layers is read.
+/// The extent to which layers are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Depth {
-    /// Names and attributes.
+    /// Read names and attributes.
     #[default]
     Metadata,
-    /// All contents too.
+    /// Read all contents, too.
     Content,
 }
 
 /// The extent of a verification.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Only this container, and nothing that lies about.
+    /// Verify only this container, and no leftovers.
     pub only: Option<ContainerName>,
-    /// How much of the layers is read.
+    /// The extent to which layers are read.
     pub depth: Depth,
 }
 
-/// What was found in a store.
+/// The result of the verification of a store.
 #[derive(Debug, Default)]
-pub struct Report {
-    /// What is wrong.
+pub struct CheckReport {
+    /// The problems found.
     pub findings: Vec<Finding>,
-    /// How many containers were looked at.
+    /// The number of containers that were checked.
     pub containers: usize,
-    /// How many layers were looked at.
+    /// The number of layers that were checked.
     pub layers: usize,
-    /// Of how many of them nothing had been known to compare with: from now on it is.
+    /// The number of these layers without recorded values to compare with. This verification recorded them.
     pub new: usize,
 }
 
-impl Report {
-    /// Whether something is damaged that was not put right.
+impl CheckReport {
+    /// Returns whether there is damage that was not repaired.
     pub fn is_damaged(&self) -> bool {
-        let bad = |finding: &Finding| finding.level == Level::Damaged && finding.done.is_none();
+        let bad = |finding: &Finding| finding.level == Severity::Damaged && finding.done.is_none();
         self.findings.iter().any(bad)
     }
 
     pub(super) fn add(
         &mut self,
-        level: Level,
+        level: Severity,
         about: &'static str,
         path: PathBuf,
         what: impl Into<String>,
@@ -121,11 +121,11 @@ impl Report {
     }
 }
 
-/// A container whose manifest could be read.
+/// A container with a readable manifest.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct ReadableContainer {
     pub(super) id: ContainerId,
     pub(super) manifest: ContainerManifest,
-    /// The snapshots whose files could be read.
+    /// The snapshots with readable files.
     pub(super) snapshots: BTreeMap<SnapshotId, SnapshotManifest>,
 }

@@ -1,13 +1,13 @@
-//! `cowl adopt` and `cowl release`
+//! The commands `cowl adopt` and `cowl release`.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use super::{Context, Verb, output};
+use super::{CliCommand, Context, output};
 use crate::error::{Error, Result};
-use crate::lifecycle::adopt::{Candidate, What, adopt, known, renew};
-use crate::lifecycle::release::{How, Snapshots, plan, release};
+use crate::lifecycle::adopt::{AdoptSource, Candidate, adopt, find_adopted, update_config};
+use crate::lifecycle::release::{ReleaseMethod, Snapshots, plan, release};
 use crate::lxc::{self as tools, LxcContainer};
 use crate::recover;
 use crate::shell::quoted;
@@ -15,127 +15,128 @@ use crate::store::family;
 use crate::store::name::ContainerName;
 use cowl_layers::shown::Show as _;
 
-/// Take over an LXC container, or any folder with a root file system, where it stands
+/// Adopt an LXC container or a directory with a root filesystem, in place
 ///
-/// Nothing is copied: the folder becomes a layer of a store on the same file system. LXC's config is
-/// changed in one line, and four are added at its end; lxc-start, lxc-stop and the like go on as
-/// before. `cowl release` gives all of it back. Refused while the container runs. For a container
-/// that was taken over already, its lines in LXC's config are put right where they are not.
+/// Copies nothing: the directory becomes a layer of a store on the same filesystem. In LXC's config,
+/// one line is changed and four are appended; lxc-start, lxc-stop and the like work as before.
+/// `cowl release` reverts all of it. Refused while the container runs. If the container is adopted
+/// already, cowl's lines in LXC's config are repaired.
 #[derive(Debug, clap::Args)]
 pub(super) struct AdoptArgs {
-    /// An LXC container's name, or a folder (anything with a '/')
+    /// The name of an LXC container, or a directory (anything with a '/')
     #[arg(value_name = "NAME|DIR")]
-    what: OsString,
-    /// The container's name in cowl [default: LXC's]
+    source: OsString,
+    /// The container's name in cowl [default: the name in LXC]
     #[arg(long)]
     name: Option<OsString>,
-    /// The folder of LXC's containers [default: what lxc-config lxc.lxcpath says]
+    /// The directory of LXC's containers [default: the output of `lxc-config lxc.lxcpath`]
     #[arg(long, short = 'P', value_name = "DIR")]
     lxcpath: Option<PathBuf>,
-    /// Where a store is to be made when none is on that file system [default: .cowl at its mount point]
+    /// Create a store here if the filesystem has none [default: .cowl at its mount point]
     #[arg(long, value_name = "DIR")]
     store_at: Option<PathBuf>,
-    /// Only say what would be done
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
 impl AdoptArgs {
-    fn what(&self) -> Result<(What, ContainerName)> {
-        let is_path = self.what.as_bytes().contains(&b'/') || self.what == "." || self.what == "..";
-        let asked = self.name.as_ref().map(ContainerName::parse).transpose()?;
+    /// Returns what to adopt, and the name that it gets in cowl.
+    fn source(&self) -> Result<(AdoptSource, ContainerName)> {
+        let source = &self.source;
+        let is_path = source.as_bytes().contains(&b'/') || source == "." || source == "..";
+        let name = self.name.as_ref().map(ContainerName::parse).transpose()?;
         if is_path {
-            let name = asked.ok_or_else(|| {
-                Error::usage("a folder has no name in cowl yet").hint(format!(
-                    "give it one: cowl adopt {} --name NAME",
-                    quoted(&self.what)
+            let name = name.ok_or_else(|| {
+                Error::usage("a directory needs a name in cowl").hint(format!(
+                    "name it: cowl adopt {} --name NAME",
+                    quoted(source)
                 ))
             })?;
-            return Ok((What::Folder(PathBuf::from(&self.what)), name));
+            return Ok((AdoptSource::Directory(PathBuf::from(source)), name));
         }
-        let lxc = ContainerName::parse(&self.what)?;
+        let lxc = ContainerName::parse(source)?;
         let container = LxcContainer {
             lxcpath: tools::lxcpath(self.lxcpath.as_deref())?,
             name: lxc.to_string(),
         };
-        Ok((What::Lxc(container), asked.unwrap_or(lxc)))
+        Ok((AdoptSource::Lxc(container), name.unwrap_or(lxc)))
     }
 }
 
-impl Verb for AdoptArgs {
+impl CliCommand for AdoptArgs {
     fn run(&self, context: &Context) -> Result<u8> {
-        let (what, name) = self.what()?;
-        let home = context.store_or_new()?;
-        if let What::Lxc(container) = &what
-            && let Some((store, known)) = known(&home, container)?
+        let (source, name) = self.source()?;
+        let home = context.open_or_create_store()?;
+        if let AdoptSource::Lxc(container) = &source
+            && let Some((store, known)) = find_adopted(&home, container)?
             && !self.dry_run
-            && renew(&store, &known)?
+            && update_config(&store, &known)?
         {
-            output::note(&format!(
-                "the lines of {known}'s LXC config are as they are to be again"
+            output::print_note(&format!(
+                "repaired cowl's lines in the LXC config of {known}"
             ));
             return Ok(0);
         }
-        let candidate = Candidate::look(&home, &what)?;
+        let candidate = Candidate::inspect(&home, &source)?;
         if self.dry_run {
             family::claim(&home, &name)?.remove()?;
-            output::note(&format!("would take over {} as {name}", candidate.rootfs()));
+            output::print_note(&format!("would adopt {} as {name}", candidate.rootfs()));
             return Ok(0);
         }
         let store = candidate.store(&home, self.store_at.as_deref())?;
         for note in adopt(&store, &candidate, &name)? {
-            output::note(&note);
+            output::print_note(&note);
         }
-        output::note(&format!(
-            "{name} is cowl's now, in the store {}; to give it back: cowl release {name}",
+        output::print_note(&format!(
+            "adopted {name} into the store {}; to revert this: cowl release {name}",
             store.root().shown()
         ));
         Ok(0)
     }
 }
 
-/// Give back what was adopted: a plain folder in its place, and LXC's config as it was
+/// Turn an adopted container back into a plain directory
 ///
-/// A root file system that nothing was written to since moves back; else what the container shows is
-/// written into a plain folder beside it first. Snapshots can't come along: refused while there are
-/// any, unless --yes gives them up. Refused while the container runs.
+/// LXC's config is restored, too. A root filesystem that was not changed since the adoption is moved
+/// back; otherwise the container's current state is copied to a plain directory first. Snapshots
+/// cannot be kept: refused if there are any, unless --yes is given. Refused while the container runs.
 #[derive(Debug, clap::Args)]
 pub(super) struct ReleaseArgs {
     /// The container
     name: OsString,
-    /// Give up its snapshots
+    /// Remove its snapshots
     #[arg(long, short)]
     yes: bool,
-    /// Only say what would be done
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
-impl Verb for ReleaseArgs {
+impl CliCommand for ReleaseArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
-        let store = context.store_of(&name)?;
+        let store = context.store_for(&name)?;
         let (container, _) = recover::open_to_unmount(&store, &name)?;
         let snapshots = match self.yes {
             true => Snapshots::Drop,
             false => Snapshots::Refuse,
         };
-        let how = plan(&container, snapshots)?;
-        let said = match how {
-            How::Back => "the root file system as it was taken over",
-            How::Copy => "a plain copy of what the container shows",
+        let result = match plan(&container, snapshots)? {
+            ReleaseMethod::Move => "the original root filesystem",
+            ReleaseMethod::Copy => "a plain copy of the container's current state",
         };
         if self.dry_run {
-            output::note(&format!("would give back {said}"));
+            output::print_note(&format!("would release {result}"));
             return Ok(0);
         }
         let mut bar = output::Bar::new("copying");
-        let notes = release(container, snapshots, &mut |done| bar.tell(done))?;
+        let notes = release(container, snapshots, &mut |done| bar.update(done))?;
         drop(bar);
         for note in notes {
-            output::note(&note);
+            output::print_note(&note);
         }
-        output::note(&format!("given back: {said}"));
+        output::print_note(&format!("released {result}"));
         Ok(0)
     }
 }

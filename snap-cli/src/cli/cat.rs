@@ -1,39 +1,40 @@
-//! `cowl cat`
+//! The command `cowl cat`.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
 
-use super::{Context, Verb, output, read_state};
+use super::{CliCommand, Context, output, read_state};
 use crate::error::{Error, Result};
-use crate::store::name::Place;
+use crate::store::name::StatePath;
 use crate::tree::{ErrorKind, TreeError, inspect};
 
-/// Print files of a state, without mounting it
+/// Print files of a state without mounting it
 ///
-/// Symbolic links lead where they would lead a program in the container.
+/// Symbolic links are resolved inside the container.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The files
+    /// The files to print
     #[arg(value_name = "NAME[@SNAP]:PATH", required = true)]
     files: Vec<OsString>,
 }
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
-        let places = self
+        // All are parsed before the first is printed.
+        let files = self
             .files
             .iter()
-            .map(|raw| Place::parse(raw).map(|place| (raw, place)));
-        let places: Vec<_> = places.collect::<Result<_>>()?;
-        for (raw, place) in places {
-            let Some(path) = &place.path else {
-                return Err(Error::usage(format!("{} names no file", place.address))
-                    .hint(format!("say which: cowl cat {}:PATH", place.address)));
+            .map(|raw| StatePath::parse(raw).map(|parsed| (raw, parsed)));
+        let files: Vec<_> = files.collect::<Result<_>>()?;
+        for (raw, parsed) in files {
+            let Some(path) = &parsed.path else {
+                return Err(Error::usage(format!("{} names no file", parsed.address))
+                    .hint(format!("name one: cowl cat {}:PATH", parsed.address)));
             };
-            let (store, state, _reading) = read_state(context, &place.address)?;
+            let (store, state, _reading) = read_state(context, &parsed.address)?;
             let view = store.view(&state.stack)?;
             let file = inspect::open(&view, path);
-            let (file, size) = file.map_err(|error| told(&error, raw, &place))?;
+            let (file, size) = file.map_err(|error| describe(&error, raw, &parsed))?;
             print(&mut file.take(size), raw)?;
         }
         Ok(0)
@@ -45,21 +46,21 @@ fn print(file: &mut dyn Read, raw: &OsString) -> Result<()> {
     let mut buffer = vec![0; 128 << 10];
     loop {
         let length = match file.read(&mut buffer) {
-            Ok(0) => return out.flush().map_err(output::stdout_lost),
+            Ok(0) => return out.flush().map_err(output::stdout_error),
             Ok(length) => length,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(Error::at("read", raw.as_ref(), error)),
         };
         out.write_all(buffer.get(..length).unwrap_or_default())
-            .map_err(output::stdout_lost)?;
+            .map_err(output::stdout_error)?;
     }
 }
 
-/// A failure to find a place, with its whole name.
-pub(super) fn told(error: &TreeError, raw: &OsString, place: &Place) -> Error {
+/// Converts an error of a path in a state; `raw` is the argument that it was parsed from.
+pub(super) fn describe(error: &TreeError, raw: &OsString, parsed: &StatePath) -> Error {
     use std::os::unix::ffi::OsStrExt;
-    let what = format!("{}: {}", output::shown(raw.as_bytes()), error.what());
-    let hint = format!("`cowl ls {}:PATH` shows what is there", place.address);
+    let what = format!("{}: {}", output::shown(raw.as_bytes()), error.message());
+    let hint = format!("list a directory: cowl ls {}:PATH", parsed.address);
     match error.kind() {
         ErrorKind::NotFound => Error::not_found(what).hint(hint),
         ErrorKind::Refused => Error::failed(what).hint(hint),

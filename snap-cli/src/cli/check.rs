@@ -1,32 +1,31 @@
-//! `cowl check`
+//! The command `cowl check`.
 
 use std::ffi::OsString;
 
 use serde_json::{Value, json};
 
-use super::{Context, Verb, output};
-use crate::check::{Depth, Finding, Options, Report, check, repair::repair};
+use super::{CliCommand, Context, output};
+use crate::check::{CheckReport, Depth, Finding, Options, check, repair::repair};
 use crate::error::{Kind, Result};
 use crate::store::Store;
 use crate::store::family;
 use crate::store::name::ContainerName;
 use cowl_layers::shown::Show as _;
 
-/// Look whether everything is there, unchanged, and holds together
+/// Verify the integrity of the store
 ///
-/// Every file is read, and every layer that no container writes to is compared with what it looked
-/// like when it was measured: names, types, modes, owners, sizes, times. With --deep contents are
-/// compared as well; what was never read through before is from then on. Ends with 5 when something
-/// is damaged.
+/// All files of the store are read, and the metadata of each frozen layer (names, types, modes, owners,
+/// sizes, times) is compared with the record of its first check. With --deep, contents are compared as
+/// well; the first deep check of a layer records them. The exit code is 5 if something is damaged.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Only this container
+    /// Check only this container
     name: Option<OsString>,
-    /// Read all contents and compare them, too
+    /// Read and compare all contents
     #[arg(long)]
     deep: bool,
-    /// Put in order what can be, and say how. Nothing is ever thrown away that is not a copy: what
-    /// can't be read is moved to the folder `damaged` of the store
+    /// Repair the damage that can be repaired. Removes only copies: unreadable files are moved to the
+    /// directory `damaged` of the store
     #[arg(long)]
     repair: bool,
     /// Print JSON
@@ -34,19 +33,19 @@ pub(super) struct Args {
     json: bool,
 }
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let only = self.name.as_ref().map(ContainerName::parse).transpose()?;
         let mut list = Vec::new();
         let mut damaged = false;
-        // As they are: others clean up when they open a store.
+        // Opened without the cleanup of other commands, which would change what is checked.
         let stores = match &only {
             Some(name) => vec![family::holding(&context.root, &context.session, name)?],
             None => match family::stores(&context.root, &context.session) {
-                // The list of the others is damaged: this one can be looked at all the same.
+                // The list of stores is damaged; the home store can be checked without it.
                 Err(error) if error.kind == Kind::Damaged => {
                     let home = Store::open(&context.root, context.session.clone());
-                    output::complain(&error, self.json);
+                    output::print_error(&error, output::Format::from_option(self.json));
                     damaged = true;
                     vec![home?]
                 }
@@ -62,74 +61,71 @@ impl Verb for Args {
         };
         for store in &stores {
             let mut bar = super::progress::Bar::new("reading");
-            let mut report = check(store, &options, &mut |done| bar.tell(done))?;
+            let mut report = check(store, &options, &mut |done| bar.update(done))?;
             drop(bar);
             if self.repair {
                 repair(store, &mut report);
             }
             damaged |= report.is_damaged();
             if !self.json {
-                self.tell(store, &report)?;
+                self.print(store, &report)?;
             }
             list.push(report_json(store, &report));
         }
         if self.json {
-            output::data(&json!({ "stores": list }))?;
+            output::print_json(&json!({ "stores": list }))?;
         }
         Ok(if damaged { Kind::Damaged.code() } else { 0 })
     }
 
-    fn json(&self) -> bool {
+    fn is_json(&self) -> bool {
         self.json
     }
 }
 
 impl Args {
-    fn tell(&self, store: &Store, report: &Report) -> Result<()> {
+    fn print(&self, store: &Store, report: &CheckReport) -> Result<()> {
         for finding in &report.findings {
-            output::line(&line(finding))?;
+            output::print_line(&line(finding))?;
         }
-        output::note(&format!(
+        output::print_note(&format!(
             "{}: {} containers, {} layers: {}",
             store.root().shown(),
             report.containers,
             report.layers,
             match (report.findings.len(), report.is_damaged()) {
-                (0, _) => "all in order",
+                (0, _) => "no problems",
                 (_, true) => "DAMAGED",
                 (_, false) => "nothing is damaged",
             }
         ));
         if report.new > 0 {
-            let what = if self.deep {
-                "read through"
-            } else {
-                "measured"
-            };
-            output::note(&format!(
-                "{} layers were {what} for the first time: there was nothing to compare them with",
+            let recorded = if self.deep { "contents" } else { "metadata" };
+            output::print_note(&format!(
+                "recorded the {recorded} of {} layers for the first time: nothing to compare with yet",
                 report.new
             ));
         }
-        let can_be = |finding: &&Finding| finding.fix.is_some() && finding.done.is_none();
-        if !self.repair && report.findings.iter().any(|finding| can_be(&finding)) {
-            output::note("`cowl check --repair` puts in order what can be");
+        let is_repairable = |finding: &Finding| finding.fix.is_some() && finding.done.is_none();
+        if !self.repair && report.findings.iter().any(is_repairable) {
+            output::print_note("some of this can be repaired: cowl check --repair");
         }
         if report.is_damaged() {
-            output::note(
-                "what can't be put in order comes back from a backup; what stands on other layers is whole",
+            output::print_note(
+                "restore the rest from a backup; states that do not use the damaged layers are intact",
             );
         }
         Ok(())
     }
 }
 
+/// Formats a finding; the path is left out if the message contains it.
 fn line(finding: &Finding) -> String {
     let Finding {
         level, what, path, ..
     } = finding;
     let shown = output::shown(path.as_os_str().as_encoded_bytes());
-    let place = match what.contains(shown.as_str()) {
+    let path = match what.contains(shown.as_str()) {
         true => String::new(),
         false => format!(": {shown}"),
     };
@@ -137,10 +133,10 @@ fn line(finding: &Finding) -> String {
         Some(done) => format!(" ({done})"),
         None => String::new(),
     };
-    format!("{}: {what}{place}{done}", level.name())
+    format!("{}: {what}{path}{done}", level.name())
 }
 
-fn report_json(store: &Store, report: &Report) -> Value {
+fn report_json(store: &Store, report: &CheckReport) -> Value {
     let path = |path: &std::path::Path| output::json_path(path.as_os_str().as_encoded_bytes());
     let findings: Vec<_> = report
         .findings

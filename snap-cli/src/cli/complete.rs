@@ -1,9 +1,11 @@
-//! Completion in the shell: the script that a shell asks for, and the answers to it, with the names of
-//! containers and snapshots that there are. It only reads, takes no lock, and where it can't read there is
-//! nothing to offer: a completion is not the place for an error.
+//! Shell completion: the scripts for the shells, and the candidates that the scripts request, with the names of
+//! containers and snapshots.
 //!
-//! Which argument takes which names is told by how the help calls it (`NAME`, `NAME[@SNAP]`, `SNAP`), so
-//! that a verb gets completion without doing anything for it.
+//! Completion only reads and takes no locks. If it cannot read something, it offers no candidates: an error message
+//! would disturb the command line that the user is editing.
+//!
+//! The value name of an argument in the help (`NAME`, `NAME[@SNAP]`, `SNAP`) determines its candidates, so that
+//! commands need no code for completion.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -15,23 +17,23 @@ use clap_complete::CompleteEnv;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 use clap_complete::env::{Bash, EnvCompleter, Fish, Shells, Zsh};
 
-use super::{Cli, Context, Verb, output};
-use crate::config::{Asked, Config};
+use super::{Cli, CliCommand, Context, output};
+use crate::config::{Config, Overrides};
 use crate::error::{Error, Result};
 use crate::store::family;
 use crate::store::name::ContainerName;
 use crate::store::{Session, Store};
 
-/// Set by the script when it asks.
+/// The environment variable that a script sets to request candidates.
 const VARIABLE: &str = "COWL_COMPLETE";
 
 const SHELLS: Shells<'_> = Shells(&[&OwnBash, &Zsh, &Fish]);
 
-/// Print the script that lets a shell complete cowl's verbs, options and names
+/// Print a shell's completion script
 ///
-/// bash: cowl completions bash > /etc/bash_completion.d/cowl; zsh: cowl completions zsh into a file
-/// _cowl in a folder of $fpath; fish: cowl completions fish > ~/.config/fish/completions/cowl.fish.
-/// `cargo xtask install` does it for all three.
+/// bash: cowl completions bash > /etc/bash_completion.d/cowl; zsh: cowl completions zsh > _cowl in a
+/// directory of $fpath; fish: cowl completions fish > ~/.config/fish/completions/cowl.fish.
+/// `cargo xtask install` installs all three.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The shell
@@ -45,7 +47,7 @@ enum Shell {
     Fish,
 }
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, _context: &Context) -> Result<u8> {
         let mut script = Vec::new();
         let shell: &dyn EnvCompleter = match self.shell {
@@ -55,26 +57,29 @@ impl Verb for Args {
         };
         shell
             .write_registration(VARIABLE, "cowl", "cowl", "cowl", &mut script)
-            .map_err(|error| Error::failed("cannot make the script").because(error))?;
+            .map_err(|error| Error::failed("cannot generate the script").because(error))?;
         if matches!(self.shell, Shell::Zsh) {
-            script.extend_from_slice(ZSH_FIRST.as_bytes());
+            script.extend_from_slice(ZSH_FIRST_CALL.as_bytes());
         }
-        output::result(script.trim_ascii())?;
+        output::write_line(script.trim_ascii())?;
         Ok(0)
     }
 
-    fn configured(&self) -> bool {
+    fn reads_config(&self) -> bool {
         false
     }
 }
 
-/// Found in $fpath, the script is run as the completion itself the first time: then it has to complete, too.
-const ZSH_FIRST: &str =
+/// The end of the script for zsh.
+///
+/// zsh runs a script that it finds in $fpath as the completion function on its first call, so that the script must
+/// complete, too.
+const ZSH_FIRST_CALL: &str =
     "if [[ $funcstack[1] == _cowl ]]; then\n    _clap_dynamic_completer_cowl \"$@\"\nfi\n";
 
-/// Answers a shell that asks what could stand at the cursor; does nothing otherwise.
+/// Prints the candidates and exits if a completion script called this process.
 pub(super) fn answer() {
-    CompleteEnv::with_factory(|| with_names(Cli::command()))
+    CompleteEnv::with_factory(|| with_completers(Cli::command()))
         .var(VARIABLE)
         .bin("cowl")
         .completer("cowl")
@@ -82,68 +87,68 @@ pub(super) fn answer() {
         .complete();
 }
 
-/// What an argument takes.
+/// The kind of an argument's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Takes {
+enum ValueKind {
     Container,
     /// NAME or NAME@SNAP.
     Address,
-    /// NAME and then its SNAPs, or NAME@SNAPs.
+    /// NAME followed by SNAPs, or NAME@SNAPs.
     Either,
-    /// SNAP, of the container that is named before it.
+    /// SNAP, of the container that an earlier word names.
     Snapshot,
-    /// A..B, of the container that is named before it.
+    /// A..B, of the container that an earlier word names.
     Range,
     Path,
     Other,
 }
 
-/// What an argument takes, by how the help calls it.
-fn takes(verb: &str, arg: &Arg) -> Takes {
+/// Determines the kind of an argument's value from its value name.
+fn value_kind(command: &str, arg: &Arg) -> ValueKind {
     if !arg.get_action().takes_values() {
-        return Takes::Other;
+        return ValueKind::Other;
     }
     let names = arg.get_value_names().unwrap_or_default();
     let name = names.first().map_or("", |name| name.as_str());
-    // New names, and those of containers that are not here yet.
-    let new = matches!(verb, "create" | "adopt" | "import" | "undelete");
+    // These take names of containers that do not exist yet.
+    let new = matches!(command, "create" | "adopt" | "import" | "undelete");
     let has = |word: &str| name.split(['|', ':']).any(|part| part == word);
     if arg.is_positional() && !new {
         if name.contains('@') && name.contains(' ') {
-            return Takes::Either;
+            return ValueKind::Either;
         }
         if name.contains('@') {
-            return Takes::Address;
+            return ValueKind::Address;
         }
         if name.contains("..") {
-            return Takes::Range;
+            return ValueKind::Range;
         }
         if name == "SNAP" {
-            return Takes::Snapshot;
+            return ValueKind::Snapshot;
         }
         if name == "NAME" {
-            return Takes::Container;
+            return ValueKind::Container;
         }
     }
     if has("DIR") || has("FILE") || has("PATH") {
-        return Takes::Path;
+        return ValueKind::Path;
     }
-    Takes::Other
+    ValueKind::Other
 }
 
-/// The command line with what completes each argument.
-fn with_names(cli: Command) -> Command {
-    cli.mut_subcommands(|verb| {
-        let name = verb.get_name().to_owned();
-        verb.mut_args(|arg| {
-            let completer = match takes(&name, &arg) {
-                Takes::Container => ArgValueCompleter::new(containers),
-                Takes::Address => ArgValueCompleter::new(addresses),
-                Takes::Either => ArgValueCompleter::new(either),
-                Takes::Snapshot => ArgValueCompleter::new(snapshots),
-                Takes::Range => ArgValueCompleter::new(ranges),
-                Takes::Path => return arg.value_hint(ValueHint::AnyPath),
-                Takes::Other => return arg,
+/// Adds a completer to each argument.
+fn with_completers(cli: Command) -> Command {
+    cli.mut_subcommands(|command| {
+        let name = command.get_name().to_owned();
+        command.mut_args(|arg| {
+            let completer = match value_kind(&name, &arg) {
+                ValueKind::Container => ArgValueCompleter::new(containers),
+                ValueKind::Address => ArgValueCompleter::new(addresses),
+                ValueKind::Either => ArgValueCompleter::new(either),
+                ValueKind::Snapshot => ArgValueCompleter::new(snapshots),
+                ValueKind::Range => ArgValueCompleter::new(ranges),
+                ValueKind::Path => return arg.value_hint(ValueHint::AnyPath),
+                ValueKind::Other => return arg,
             };
             arg.add(completer)
         })
@@ -151,44 +156,44 @@ fn with_names(cli: Command) -> Command {
 }
 
 fn containers(current: &OsStr) -> Vec<CompletionCandidate> {
-    let known = Known::look();
-    offer(current, known.containers())
+    let request = Request::read();
+    offer(current, request.containers())
 }
 
 fn addresses(current: &OsStr) -> Vec<CompletionCandidate> {
-    let known = Known::look();
+    let request = Request::read();
     let Some(typed) = current.to_str() else {
         return Vec::new();
     };
     if let Some((container, _)) = typed.split_once('@') {
-        return offer(current, known.addresses(container));
+        return offer(current, request.addresses(container));
     }
-    let mut names = known.containers();
+    let mut names = request.containers();
     names.retain(|(name, _)| name.starts_with(typed));
-    // The only one it can be: its snapshots are what there is to choose from.
+    // If only one container matches, its snapshots are offered as well.
     if let [(name, _)] = names.as_slice() {
-        let snapshots = known.addresses(name);
+        let snapshots = request.addresses(name);
         names.extend(snapshots);
     }
     offer(current, names)
 }
 
 fn snapshots(current: &OsStr) -> Vec<CompletionCandidate> {
-    let known = Known::look();
-    offer(current, known.snapshots_before())
+    let request = Request::read();
+    offer(current, request.snapshots_before())
 }
 
 fn either(current: &OsStr) -> Vec<CompletionCandidate> {
-    let known = Known::look();
-    match known.container_before() {
-        Some(container) => offer(current, known.snapshots(&container)),
+    let request = Request::read();
+    match request.container_before() {
+        Some(container) => offer(current, request.snapshots(&container)),
         None => addresses(current),
     }
 }
 
 fn ranges(current: &OsStr) -> Vec<CompletionCandidate> {
-    let known = Known::look();
-    let snapshots = known.snapshots_before();
+    let request = Request::read();
+    let snapshots = request.snapshots_before();
     let from = current.to_str().and_then(|text| text.split_once(".."));
     let ranges = snapshots.into_iter().map(|(name, help)| match from {
         Some((from, _)) => (format!("{from}..{name}"), help),
@@ -197,9 +202,10 @@ fn ranges(current: &OsStr) -> Vec<CompletionCandidate> {
     offer(current, ranges.collect())
 }
 
-/// Names with a remark each.
+/// Names, each with a description that may be empty.
 type Names = Vec<(String, String)>;
 
+/// Converts the names that begin with the word at the cursor to candidates.
 fn offer(current: &OsStr, names: Names) -> Vec<CompletionCandidate> {
     let fits = |name: &str| {
         current
@@ -216,27 +222,28 @@ fn offer(current: &OsStr, names: Names) -> Vec<CompletionCandidate> {
         .collect()
 }
 
-/// What there is in the stores, as far as it can be read, and what is typed already.
-struct Known {
+/// A request of a completion script: the words of the command line, and the stores that can be read.
+struct Request {
     stores: Vec<Store>,
     words: Vec<OsString>,
 }
 
-impl Known {
-    fn look() -> Self {
-        let asked_with = std::env::args_os().skip_while(|word| word != "--").skip(1);
-        let words: Vec<OsString> = asked_with.collect();
-        let asked = Asked {
+impl Request {
+    /// Reads the request from this process's command line.
+    fn read() -> Self {
+        let words = std::env::args_os().skip_while(|word| word != "--").skip(1);
+        let words: Vec<OsString> = words.collect();
+        let overrides = Overrides {
             config: option(&words, "--config"),
             store: option(&words, "--store"),
-            ..Asked::default()
+            ..Overrides::default()
         };
         let session = Session {
-            who: "cowl (completion)".to_owned(),
+            command: "cowl (completion)".to_owned(),
             patience: Duration::ZERO,
             mounts: Default::default(),
         };
-        let stores = Config::load(asked)
+        let stores = Config::load(overrides)
             .and_then(|config| Store::locate(config.store))
             .and_then(|root| family::stores(&root, &session));
         Self {
@@ -258,7 +265,7 @@ impl Known {
         names
     }
 
-    /// The snapshots of a container, oldest first, with their comments.
+    /// Returns the snapshots of a container, oldest first, with their comments.
     fn snapshots(&self, container: &str) -> Names {
         let Ok(name) = ContainerName::parse(container) else {
             return Names::new();
@@ -281,24 +288,24 @@ impl Known {
             .collect()
     }
 
-    /// The container that is typed already, before the word at the cursor.
+    /// Returns the first container that is named before the word at the cursor.
     fn container_before(&self) -> Option<String> {
         let containers = self.containers();
         let (_, before) = self.words.split_last()?;
         before.iter().skip(1).find_map(|word| {
-            let known = containers.iter().find(|(name, _)| word == name.as_str())?;
-            Some(known.0.clone())
+            let (name, _) = containers.iter().find(|(name, _)| word == name.as_str())?;
+            Some(name.clone())
         })
     }
 
-    /// The snapshots of that container.
+    /// Returns the snapshots of the container that is named before the word at the cursor.
     fn snapshots_before(&self) -> Names {
         let container = self.container_before();
         container.map_or_else(Names::new, |name| self.snapshots(&name))
     }
 }
 
-/// The value of an option among words.
+/// Returns the value of an option on a command line, in either form: `--name=value` or `--name value`.
 fn option(words: &[OsString], name: &str) -> Option<PathBuf> {
     let given = words.iter().find_map(|word| {
         let value = word.to_str()?.strip_prefix(name)?.strip_prefix('=')?;
@@ -311,8 +318,11 @@ fn option(words: &[OsString], name: &str) -> Option<PathBuf> {
     given.or_else(next)
 }
 
-/// bash cuts words at the characters of COMP_WORDBREAKS, `@`, `:` and `=` among them, and replaces only
-/// what stands after the last one (an `@` with it): its script joins the words again and cuts the answers.
+/// Completion for bash, with a script of our own.
+///
+/// bash splits words at the characters of COMP_WORDBREAKS, which include `@`, `:` and `=`, and replaces only the part
+/// after the last of them (for `@`, including it). The script joins the words again, and cuts that prefix from the
+/// candidates.
 struct OwnBash;
 
 const BASH: &str = r#"# Completion of cowl for bash.
@@ -388,36 +398,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_argument_that_names_something_is_completed() {
-        with_names(Cli::command()).debug_assert();
-        let cli = with_names(Cli::command());
-        for verb in cli.get_subcommands().filter(|verb| !verb.is_hide_set()) {
-            for arg in verb.get_positionals() {
-                let name = format!("{} {}", verb.get_name(), arg.get_id());
+    fn names_of_existing_objects_are_completed() {
+        with_completers(Cli::command()).debug_assert();
+        let cli = with_completers(Cli::command());
+        for command in cli
+            .get_subcommands()
+            .filter(|command| !command.is_hide_set())
+        {
+            for arg in command.get_positionals() {
+                let name = format!("{} {}", command.get_name(), arg.get_id());
                 let completed = arg.get::<ArgValueCompleter>().is_some();
                 if arg.get_id() == "name" || arg.get_id() == "source" {
-                    let new = matches!(verb.get_name(), "create" | "adopt" | "import" | "undelete");
+                    let new = matches!(
+                        command.get_name(),
+                        "create" | "adopt" | "import" | "undelete"
+                    );
                     assert!(completed != new, "{name}");
                 }
             }
         }
-        let of = |verb: &str, id: &str| {
-            let verb = cli.find_subcommand(verb).unwrap();
-            let arg = verb.get_arguments().find(|arg| arg.get_id() == id).unwrap();
-            takes(verb.get_name(), arg)
+        let kind = |command: &str, id: &str| {
+            let command = cli.find_subcommand(command).unwrap();
+            let mut args = command.get_arguments();
+            let arg = args.find(|arg| arg.get_id() == id).unwrap();
+            value_kind(command.get_name(), arg)
         };
-        assert_eq!(of("mount", "address"), Takes::Address);
-        assert_eq!(of("diff", "from"), Takes::Address);
-        assert_eq!(of("restore", "snapshot"), Takes::Snapshot);
-        assert_eq!(of("flatten", "range"), Takes::Range);
-        assert_eq!(of("rm", "what"), Takes::Either);
-        assert_eq!(of("create", "name"), Takes::Other);
-        assert_eq!(of("create", "from"), Takes::Path);
-        assert_eq!(of("clone", "new"), Takes::Other);
+        assert_eq!(kind("mount", "address"), ValueKind::Address);
+        assert_eq!(kind("diff", "from"), ValueKind::Address);
+        assert_eq!(kind("restore", "snapshot"), ValueKind::Snapshot);
+        assert_eq!(kind("flatten", "range"), ValueKind::Range);
+        assert_eq!(kind("rm", "targets"), ValueKind::Either);
+        assert_eq!(kind("create", "name"), ValueKind::Other);
+        assert_eq!(kind("create", "from"), ValueKind::Path);
+        assert_eq!(kind("clone", "new"), ValueKind::Other);
     }
 
     #[test]
-    fn options_are_found_in_both_forms() {
+    fn options_are_recognized_in_both_forms() {
         let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
         let store = |text| option(&words(text), "--store");
         assert_eq!(store("cowl --store /a list"), Some(PathBuf::from("/a")));

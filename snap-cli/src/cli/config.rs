@@ -1,18 +1,18 @@
-//! `cowl config`
+//! The command `cowl config`.
 
-use cowlfs::config::{Awake, Coherence, Passthrough, name_of};
+use cowlfs::config::{Awake, Coherence, Passthrough, choice_name};
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Context, Verb, output};
+use super::{CliCommand, Context, output};
 use crate::config::Origin;
 use crate::error::Result;
 
-/// Show the settings in force, and where each comes from
+/// Show the settings in force and the origin of each
 ///
-/// An option of the command line comes before the environment, that before the configuration file,
-/// that before what is built in.
+/// An option of the command line takes precedence over the environment, the environment over the
+/// configuration file, and the file over the default.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -22,7 +22,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let config = &context.config;
         let settings = settings(context);
@@ -34,7 +34,7 @@ impl Verb for Args {
                 })
                 .collect();
             let file = config.file().map(json_path);
-            output::data(&json!({ "file": file, "settings": list }))?;
+            output::print_json(&json!({ "file": file, "settings": list }))?;
             return Ok(0);
         }
         let rows = settings.into_iter().map(|(key, value)| {
@@ -46,7 +46,7 @@ impl Verb for Args {
         Ok(0)
     }
 
-    fn json(&self) -> bool {
+    fn is_json(&self) -> bool {
         self.json
     }
 }
@@ -60,13 +60,16 @@ fn settings(context: &Context) -> Vec<(String, Value)> {
         ("depth_limit", config.depth_limit.into()),
         (
             "passthrough",
-            name_of(&Passthrough::NAMES, &config.mounts.passthrough).into(),
+            choice_name(&Passthrough::NAMES, &config.mounts.passthrough).into(),
         ),
         (
             "coherence",
-            name_of(&Coherence::NAMES, &config.mounts.coherence).into(),
+            choice_name(&Coherence::NAMES, &config.mounts.coherence).into(),
         ),
-        ("awake", name_of(&Awake::NAMES, &config.mounts.awake).into()),
+        (
+            "awake",
+            choice_name(&Awake::NAMES, &config.mounts.awake).into(),
+        ),
         ("color", json!(config.color)),
         ("lxcpath", json_path(&config.lxcpath)),
         ("hooks.dir", json_path(&config.hooks.dir)),

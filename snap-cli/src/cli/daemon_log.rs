@@ -1,4 +1,4 @@
-//! Bounds the size of a daemon's log, which may be in memory (`/run`) and which a container's activity can fill.
+//! A bound on the size of a daemon's log, which may be in memory (`/run`) and which a container's activity can fill.
 
 use std::io::Result;
 use std::os::fd::AsFd;
@@ -10,10 +10,11 @@ use rustix::fs::FileType;
 
 use crate::container::mount::LOG_LIMIT;
 
-/// Starts a new log if the one that standard error goes to is too long. The old one is renamed to `log.old`.
-pub(super) fn bound() -> Result<()> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let Ok(_alone) = ONE_AT_A_TIME.try_lock() else {
+/// Rotates the log that standard error refers to if it is longer than [`LOG_LIMIT`]. The old log is renamed to
+/// `log.old`.
+pub(super) fn rotate_if_long() -> Result<()> {
+    static ROTATING: Mutex<()> = Mutex::new(());
+    let Ok(_guard) = ROTATING.try_lock() else {
         return Ok(());
     };
     let stderr = std::io::stderr();
@@ -23,22 +24,22 @@ pub(super) fn bound() -> Result<()> {
         return Ok(());
     }
     let path = std::fs::read_link("/proc/self/fd/2")?;
-    let Some(next) = begin_anew(&path)? else {
+    let Some(next) = rotate(&path)? else {
         return Ok(());
     };
     Ok(rustix::stdio::dup2_stderr(&next)?)
 }
 
-/// Moves the log at `path` aside and creates a new one; returns `None` if `path` is not a log of cowl.
-fn begin_anew(path: &Path) -> Result<Option<std::fs::File>> {
+/// Renames the log at `path` and creates a new one; returns `None` if `path` is not a log of cowl.
+fn rotate(path: &Path) -> Result<Option<std::fs::File>> {
     if path.file_name() != Some("log".as_ref()) {
         return Ok(None);
     }
     let old: PathBuf = path.with_extension("old");
     std::fs::rename(path, old)?;
-    let mut how = std::fs::File::options();
-    how.create_new(true).append(true).mode(0o600);
-    how.open(path).map(Some)
+    let mut options = std::fs::File::options();
+    options.create_new(true).append(true).mode(0o600);
+    options.open(path).map(Some)
 }
 
 #[cfg(test)]
@@ -46,20 +47,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_log_is_put_aside() {
+    fn rotation_retains_the_last_log() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
         for text in ["one", "two"] {
             std::fs::write(&log, text).unwrap();
-            assert_eq!(
-                begin_anew(&log).unwrap().unwrap().metadata().unwrap().len(),
-                0
-            );
+            assert_eq!(rotate(&log).unwrap().unwrap().metadata().unwrap().len(), 0);
             assert_eq!(
                 std::fs::read_to_string(dir.path().join("log.old")).unwrap(),
                 text
             );
         }
-        assert!(begin_anew(&dir.path().join("other")).unwrap().is_none());
+        assert!(rotate(&dir.path().join("other")).unwrap().is_none());
     }
 }

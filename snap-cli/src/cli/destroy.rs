@@ -1,10 +1,10 @@
-//! `cowl destroy`
+//! The command `cowl destroy`.
 
 use std::ffi::OsString;
 
 use jiff::Span;
 
-use super::{Context, Verb, confirm, output, text};
+use super::{CliCommand, Context, confirm, output, text};
 use crate::container::{dead, destroy};
 use crate::error::Result;
 use crate::host::hooks::Event;
@@ -16,62 +16,62 @@ use crate::store::span;
 
 /// Remove a container with all its snapshots
 ///
-/// Asks first. It can be brought back for 7 days (`cowl undelete`); its space is free after that.
-/// Containers cloned from it stay whole. Refused while somebody uses it, and while it has protected
-/// snapshots.
+/// Asks for confirmation. The container can be recovered for 7 days (`cowl undelete`); then its space
+/// is freed. Clones of it are not affected. Refused while a process uses it, and while it has
+/// protected snapshots.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container
     name: OsString,
-    /// Remove it for good, and free its space at once
+    /// Remove it permanently, and free its space immediately
     #[arg(long, conflicts_with = "keep")]
     now: bool,
-    /// How long it can be brought back: 12h, 30d [default: 7d, or trash_days of the
-    /// configuration file]
+    /// Keep it in the trash for this time: 12h, 30d [default: 7d, or trash_days of the configuration
+    /// file]
     #[arg(long, value_name = "SPAN")]
     keep: Option<OsString>,
-    /// Its protected snapshots go as well
+    /// Remove it even if it has protected snapshots
     #[arg(long)]
     protected: bool,
-    /// Don't ask
+    /// Do not ask for confirmation
     #[arg(long, short)]
     yes: bool,
-    /// Stop the LXC container first, if it runs
+    /// Stop the LXC container first if it runs
     #[arg(long)]
     stop: bool,
-    /// Only say what would be done
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
-impl Verb for Args {
-    fn frees(&self) -> bool {
+impl CliCommand for Args {
+    fn frees_space(&self) -> bool {
         true
     }
 
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let keep = match &self.keep {
-            Some(word) => span::parse(&text::plain(word)?)?,
+            Some(word) => span::parse(&text::parse(word)?)?,
             None => Span::new().days(context.config.trash_days),
         };
-        let store = context.store_of(&name)?;
+        let store = context.store_for(&name)?;
         let (_, record) = store.find(&name)?;
         let snapshots = match record.body.snapshots.len() {
             0 => String::new(),
             1 => " and its snapshot".to_owned(),
             n => format!(" and its {n} snapshots"),
         };
-        let for_good = if self.now { " for good" } else { "" };
+        let permanently = if self.now { " permanently" } else { "" };
         if self.dry_run {
-            output::note(&format!("would remove {name}{snapshots}{for_good}"));
+            output::print_note(&format!("would remove {name}{snapshots}{permanently}"));
             return Ok(0);
         }
         if !self.yes {
-            // Not locked meanwhile: nobody is to wait for an answer at a terminal.
-            confirm(&format!("Remove {name}{snapshots}{for_good}?"))?;
+            // The container is not locked here: other commands must not wait for an answer at a terminal.
+            confirm(&format!("Remove {name}{snapshots}{permanently}?"))?;
         }
-        context.hooked(Event::Destroy, &store, &name, None, |_| {
+        context.run_with_hooks(Event::Destroy, &store, &name, None, |_| {
             self.destroy(&store, &name, &keep)
         })?;
         Ok(0)
@@ -92,10 +92,10 @@ impl Args {
             destroy::destroy_now(container)?;
             return Ok(());
         }
-        destroy::destroy_keeping(container, keep)?;
-        output::note(&format!(
-            "{name} is in the trash until {}: `cowl undelete {name}` brings it back",
-            output::local_second(span::until(keep))
+        destroy::destroy_with_retention(container, keep)?;
+        output::print_note(&format!(
+            "{name} is in the trash until {}; to recover it: cowl undelete {name}",
+            output::format_local_second(span::until(keep))
         ));
         Ok(())
     }

@@ -1,29 +1,29 @@
-//! `cowl du`
+//! The command `cowl du`.
 
 use std::ffi::OsString;
 
 use serde_json::{Value, json};
 
-use super::rm::{frees, space_json};
+use super::rm::{describe_freed, space_json};
 use super::table::Style;
-use super::{Context, Verb, output};
+use super::{CliCommand, Context, output};
 use crate::error::Result;
 use crate::recover;
 use crate::snapshot::du::{self, ContainerSpace};
 use crate::snapshot::remove;
 use crate::store::Store;
-use crate::store::name::{Chosen, ContainerName};
+use crate::store::name::{ContainerName, SnapshotChoice};
 use crate::store::usage::{References, Space};
 
-/// Show what containers, or the states of one, take on the disk
+/// Show the disk usage of containers, or of the states of one
 ///
-/// UNIQUE is what nothing else uses, and what is free once the container or snapshot is gone; SHARED
-/// is what others use as well. Both are told in bytes and in inodes.
+/// UNIQUE is used by nothing else, and is freed when the container or snapshot is removed. SHARED is
+/// used by others as well. Both are in bytes and in inodes.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Only this container, state by state
+    /// Show only this container, state by state
     name: Option<OsString>,
-    /// Tell what removing these snapshots together would free
+    /// Show how much space removing these snapshots together would free
     #[arg(long, value_name = "SNAP|A..B", num_args = 1.., requires = "name")]
     remove: Vec<OsString>,
     #[command(flatten)]
@@ -33,13 +33,13 @@ pub(super) struct Args {
     json: bool,
 }
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         match &self.name {
             None => return self.all(context),
             Some(name) => {
                 let name = ContainerName::parse(name)?;
-                let store = context.store_of(&name)?;
+                let store = context.store_for(&name)?;
                 match self.remove.is_empty() {
                     true => self.one(&store, &name)?,
                     false => self.removal(&store, &name)?,
@@ -49,7 +49,7 @@ impl Verb for Args {
         Ok(0)
     }
 
-    fn json(&self) -> bool {
+    fn is_json(&self) -> bool {
         self.json
     }
 }
@@ -59,19 +59,19 @@ impl Args {
         let (mut broken, mut rows) = (None, Vec::new());
         let mut list = Vec::new();
         for store in context.stores()? {
-            let _reading = store.share()?;
-            let named = self.named(&store)?;
+            let _reading = store.lock_shared()?;
+            let references = self.references(&store)?;
             for (id, record) in store.containers()? {
                 let counted = record.and_then(|record| {
                     let manifest = record.body;
-                    let space = du::container(&store, id, &manifest, &named)?;
+                    let space = du::measure_container(&store, id, &manifest, &references)?;
                     Ok((manifest, space))
                 });
                 let (manifest, space) = match counted {
                     Ok(counted) => counted,
-                    // One that cannot be measured hides none of the others.
+                    // The other containers are shown even if one cannot be measured.
                     Err(error) => {
-                        output::complain(&error, self.json);
+                        output::print_error(&error, output::Format::from_option(self.json));
                         broken = Some(error);
                         continue;
                     }
@@ -83,29 +83,30 @@ impl Args {
                     "total": space_json(space.total),
                 }));
                 let name = manifest.name.to_string();
-                rows.push(row(name, space.unique, less(space.total, space.unique)));
+                let shared = subtract(space.total, space.unique);
+                rows.push(row(name, space.unique, shared));
             }
         }
         self.print("CONTAINER", rows, &json!({ "containers": list }))?;
         broken.map_or(Ok(0), Err)
     }
 
-    /// What names each layer, where that can be read.
-    fn named(&self, store: &Store) -> Result<References> {
-        let (named, unread) = References::of_readable(store)?;
+    /// Returns the references to each layer, from all manifests that can be read.
+    fn references(&self, store: &Store) -> Result<References> {
+        let (references, unread) = References::from_readable(store)?;
         for error in unread {
-            log::warn!("{error}; what only this one shares counts as not shared");
+            log::warn!("{error}; layers that only this container shares count as unique");
         }
-        Ok(named)
+        Ok(references)
     }
 
     fn one(&self, store: &Store, name: &ContainerName) -> Result<()> {
         let container = recover::open(store, name)?;
         let (id, manifest) = (container.id(), container.manifest().clone());
         drop(container);
-        let _reading = store.share()?;
-        let named = self.named(store)?;
-        let found = du::container(store, id, &manifest, &named)?;
+        let _reading = store.lock_shared()?;
+        let references = self.references(store)?;
+        let found = du::measure_container(store, id, &manifest, &references)?;
         let mut rows = Vec::new();
         for state in &found.states {
             let name = match &state.snapshot {
@@ -114,54 +115,56 @@ impl Args {
             };
             rows.push(row(name, state.unique, state.shared));
         }
-        let rest = less(found.total, found.unique);
-        rows.push(row("(all)".to_owned(), found.unique, rest));
+        let shared = subtract(found.total, found.unique);
+        rows.push(row("(all)".to_owned(), found.unique, shared));
         self.print("STATE", rows, &one_json(name, &found))
     }
 
     fn removal(&self, store: &Store, name: &ContainerName) -> Result<()> {
-        let choice = self.remove.iter().map(Chosen::parse);
+        let choice = self.remove.iter().map(SnapshotChoice::parse);
         let choice = choice.collect::<Result<Vec<_>>>()?;
         let container = recover::open(store, name)?;
-        let going = remove::chosen(container.manifest(), &choice)?;
-        let _reading = store.share()?;
+        let going = remove::select_snapshots(container.manifest(), &choice)?;
+        let _reading = store.lock_shared()?;
         let mut stacks = Vec::new();
         for snapshot in &going {
             stacks.push(store.snapshot(container.id(), snapshot.id)?.stack);
         }
-        let space = remove::frees(store, container.id(), &stacks)?;
+        let space = remove::measure_freed(store, container.id(), &stacks)?;
         if self.json {
             let names: Vec<_> = going.iter().map(|snapshot| &snapshot.name).collect();
             let freed = space_json(space);
-            return output::data(&json!({ "name": name, "snapshots": names, "freed": freed }));
+            return output::print_json(
+                &json!({ "name": name, "snapshots": names, "freed": freed }),
+            );
         }
         let count = match going.len() {
             1 => "removing 1 snapshot".to_owned(),
             count => format!("removing {count} snapshots"),
         };
-        output::line(&format!("{count} {}", frees(space)))
+        output::print_line(&format!("{count} {}", describe_freed(space)))
     }
 
-    fn print(&self, what: &str, rows: Vec<Vec<String>>, value: &Value) -> Result<()> {
+    fn print(&self, first_column: &str, rows: Vec<Vec<String>>, value: &Value) -> Result<()> {
         if self.json {
-            return output::data(value);
+            return output::print_json(value);
         }
-        let heads = [what, "UNIQUE", "INODES", "SHARED", "INODES"];
-        self.style.print(&heads, rows, &[1, 2, 3, 4])
+        let header = [first_column, "UNIQUE", "INODES", "SHARED", "INODES"];
+        self.style.print(&header, rows, &[1, 2, 3, 4])
     }
 }
 
 fn row(name: String, unique: Space, shared: Space) -> Vec<String> {
     vec![
         name,
-        output::size(unique.bytes),
+        output::format_size(unique.bytes),
         unique.inodes.to_string(),
-        output::size(shared.bytes),
+        output::format_size(shared.bytes),
         shared.inodes.to_string(),
     ]
 }
 
-fn less(all: Space, part: Space) -> Space {
+fn subtract(all: Space, part: Space) -> Space {
     Space {
         bytes: all.bytes.saturating_sub(part.bytes),
         inodes: all.inodes.saturating_sub(part.inodes),

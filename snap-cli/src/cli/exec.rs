@@ -1,28 +1,28 @@
-//! `cowl exec`, and `cowl enter`, its inner half
+//! The command `cowl exec`, and `cowl enter`, the process that it starts.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use super::snapshot::{Sync, take_hooked};
-use super::{Context, Verb, output};
+use super::snapshot::{Sync, take_with_hooks};
+use super::{CliCommand, Context, output};
 use crate::error::{Kind, Result};
 use crate::lifecycle::{enter, exec};
 use crate::recover;
 use crate::shell::quoted;
-use crate::snapshot::take::Wish;
+use crate::snapshot::take::SnapshotRequest;
 use crate::store::name::ContainerName;
 
 /// Run a command in a container
 ///
-/// Its root directory is the container, with /proc, /dev and (read-only) /sys of this machine, in a
-/// mount namespace of its own. The container is mounted for it, and unmounted afterwards, unless it
-/// was mounted before. The exit code is the command's; 128 and the signal's number when a signal
-/// ended it; 125 when cowl failed, 126 when the command can't be run, 127 when it is not there.
+/// The container is the root directory, with /proc, /dev and (read-only) /sys of this machine, in a
+/// mount namespace of its own. If the container is not mounted, it is mounted for this command. The
+/// exit code is the command's; 128 plus the number of the signal that ended it; 125 if cowl failed,
+/// 126 if the command cannot be executed, 127 if it does not exist.
 #[derive(Debug, clap::Args)]
 pub(super) struct ExecArgs {
     /// The container
     name: OsString,
-    /// Take a snapshot first, with the command as its comment; `cowl prune` may remove it again
+    /// Take a snapshot first, with the command as its comment; `cowl prune` may remove it
     #[arg(long)]
     snapshot: bool,
     /// The command and its arguments
@@ -30,62 +30,63 @@ pub(super) struct ExecArgs {
     command: Vec<OsString>,
 }
 
-impl Verb for ExecArgs {
+impl CliCommand for ExecArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
-        let store = context.store_of(&name)?;
+        let store = context.store_for(&name)?;
         if self.snapshot {
-            take_hooked(
+            take_with_hooks(
                 context,
                 &store,
                 &name,
-                (&self.wish(), Sync::Background),
+                (&self.options(), Sync::Background),
                 |taken| {
-                    output::note(&format!(
-                        "cowl restore {name} {taken} takes back what the command does"
+                    output::print_note(&format!(
+                        "to revert the changes of the command: cowl restore {name} {taken}"
                     ));
                     Ok(())
                 },
             )?;
         }
-        context.keep_depth(&mut recover::open(&store, &name)?);
+        context.limit_depth(&mut recover::open(&store, &name)?);
         exec::exec(&store, &name, &self.command)
     }
 
-    fn code(&self, _kind: Kind) -> u8 {
+    fn exit_code(&self, _kind: Kind) -> u8 {
         enter::FAILED
     }
 }
 
 impl ExecArgs {
-    fn wish(&self) -> Wish {
+    /// Returns the options of the snapshot that `--snapshot` takes.
+    fn options(&self) -> SnapshotRequest {
         let words: Vec<String> = self.command.iter().map(quoted).collect();
-        Wish {
+        SnapshotRequest {
             comment: words.join(" "),
             scheduled: true,
-            ..Wish::default()
+            ..SnapshotRequest::default()
         }
     }
 }
 
-/// Become a command inside a mounted container (for cowl's own use: `exec` starts it)
+/// Execute a command inside a mounted container (internal: started by `exec`)
 #[derive(Debug, clap::Args)]
 pub(super) struct EnterArgs {
-    /// Where the container is mounted
-    place: PathBuf,
+    /// The container's mount point
+    mountpoint: PathBuf,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
-impl Verb for EnterArgs {
+impl CliCommand for EnterArgs {
     fn run(&self, _context: &Context) -> Result<u8> {
-        let (code, error) = enter::enter(&self.place, &self.command);
-        output::complain(&error, false);
+        let (code, error) = enter::enter(&self.mountpoint, &self.command);
+        output::print_error(&error, output::Format::Text);
         Ok(code)
     }
 
-    fn configured(&self) -> bool {
+    fn reads_config(&self) -> bool {
         false
     }
 }

@@ -1,18 +1,18 @@
-//! `cowl export`
+//! The command `cowl export`.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::losses::losses;
-use super::{Context, Verb, output, read_state};
-use crate::archive::oci::{self, Step};
-use crate::archive::unfinished::{UnfinishedFile, UnfinishedFolder, pack};
-use crate::archive::{Compression, Report, changeset, export, export_dir};
+use super::{CliCommand, Context, output, read_state};
+use crate::archive::oci::{self, ImageState};
+use crate::archive::unfinished::{UnfinishedDir, UnfinishedFile, pack_dir};
+use crate::archive::{Compression, TransferReport, changeset, export, export_dir};
 use crate::container::durability::epoch;
 use crate::error::{Error, Result};
 use crate::lifecycle::whole::Outgoing;
-use crate::snapshot::{Losses, State, loss, resolve};
+use crate::snapshot::{Losses, ResolvedState, describe_loss, resolve};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::LayerId;
@@ -21,53 +21,56 @@ use crate::store::name::{Address, Range, SnapshotName};
 use crate::tree::error::{OnProgress, Progress};
 use cowl_layers::shown::Show as _;
 
-/// Write a state as a tar archive, a folder, an image, or a whole container as one file
+/// Export a state as a tar archive, directory or image, or a whole container
 ///
-/// Without an option a plain tar: hard links, extended attributes and ACLs are kept; GNU tar unpacks it
-/// with `tar --numeric-owner --acls --xattrs --xattrs-include='*' -xpf FILE`. For a container that is
-/// being written to, export a snapshot.
+/// Without an option, writes a tar archive with hard links, extended attributes and ACLs; unpack it
+/// with `tar --numeric-owner --acls --xattrs --xattrs-include='*' -xpf FILE`. If the container is in
+/// use, export a snapshot.
+///
+/// A file TARGET that exists is replaced, but only when the new file is complete and synced: if the
+/// export fails, the old file remains. A directory TARGET (--dir, or --oci without .tar) must be empty
+/// or not exist.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The state; with --delta also NAME@A..B
     #[arg(value_name = "NAME[@SNAP]")]
     source: OsString,
-    /// The archive: .tar, .tar.gz, .tar.zst or .tar.xz; or - for a plain one on standard output; or
-    /// with --dir a folder. What is there is replaced when the new one is complete.
+    /// A file that ends in .tar, .tar.gz, .tar.zst or .tar.xz; or - for a plain tar on standard output;
+    /// or a directory
     #[arg(value_name = "TARGET")]
     target: OsString,
-    /// Only what changed since the state's parent, or from A to B: a layer as container images have
-    /// them, with deletions as .wh.NAME
+    /// Export only the changes since the state's parent, or from A to B, as a layer of a container image,
+    /// with deletions as .wh.NAME
     #[arg(long, group = "form")]
     delta: bool,
-    /// Make a plain folder
+    /// Write a plain directory
     #[arg(long, group = "form")]
     dir: bool,
-    /// Make a container image of the state: an OCI image layout, as a folder or (for a TARGET that ends
-    /// in .tar) in a file, as `podman load -i` takes it. It has a layer for what the container began
-    /// with and one for each snapshot since
+    /// Write a container image: an OCI image layout, as a directory or, if TARGET ends in .tar, as a file
+    /// for `podman load -i`. It has one layer for the container's base and one for each snapshot since
     #[arg(long, group = "form")]
     oci: bool,
-    /// The whole container with all its snapshots, for `cowl import`
+    /// Export the container with all its snapshots, for `cowl import`
     #[arg(long, group = "form")]
     with_snapshots: bool,
-    /// Export a state of which a part may be lost, as it is
+    /// Export a state even if a crash may have lost a part of it
     #[arg(long)]
     force: bool,
 }
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         if self.with_snapshots {
             return self.whole(context);
         }
         if self.dir {
-            return self.folder(context);
+            return self.directory(context);
         }
         if self.oci {
             return self.image(context);
         }
-        let sink = Sink::of(&self.target)?;
-        let done = if self.delta {
+        let sink = Sink::from_target(&self.target)?;
+        let report = if self.delta {
             let (states, _reading) = self.states(context)?;
             let old = states.store.view(&states.old)?;
             let new = states.store.view(&states.new)?;
@@ -82,7 +85,7 @@ impl Verb for Args {
             })?
         } else {
             let (store, state, _reading) = self.state(context)?;
-            let loss = state.loss(&store)?;
+            let loss = state.describe_loss(&store)?;
             let view = store.view(&state.stack)?;
             sink.write(
                 measure::known_size(&store, &state.stack)?,
@@ -92,12 +95,12 @@ impl Verb for Args {
                 },
             )?
         };
-        tell(&done);
+        print_notes(&report);
         Ok(0)
     }
 }
 
-/// The two states of a delta.
+/// The two states of a delta: their stacks of layers in one store.
 struct States {
     store: Store,
     old: Vec<LayerId>,
@@ -105,8 +108,8 @@ struct States {
 }
 
 impl Args {
-    fn folder(&self, context: &Context) -> Result<u8> {
-        write_folder(
+    fn directory(&self, context: &Context) -> Result<u8> {
+        write_directory(
             context,
             &Address::parse(&self.source)?,
             Path::new(&self.target),
@@ -115,8 +118,8 @@ impl Args {
         Ok(0)
     }
 
-    /// The state to export, refused if a part of it may be lost.
-    fn state(&self, context: &Context) -> Result<(Store, State, Lock)> {
+    /// Resolves the state to export; fails if a part of it may be lost, unless `--force` is given.
+    fn state(&self, context: &Context) -> Result<(Store, ResolvedState, Lock)> {
         let found = read_state(context, &Address::parse(&self.source)?)?;
         found.1.refuse_loss(&found.0, losses(self.force))?;
         Ok(found)
@@ -127,12 +130,12 @@ impl Args {
         let (store, state, _reading) = self.state(context)?;
         let mut steps = Vec::new();
         let epoch = epoch(&store)?;
-        for (snapshot, stack) in state.line(&store)? {
+        for (snapshot, stack) in state.ancestry(&store)? {
             let address = |name| format!("{}@{name}", source.container);
             let lost = snapshot
                 .as_ref()
-                .and_then(|s| loss(&address(&s.name), s.settling.as_ref(), &epoch));
-            steps.push(Step {
+                .and_then(|s| describe_loss(&address(&s.name), s.settling.as_ref(), &epoch));
+            steps.push(ImageState {
                 view: store.view(&stack)?,
                 created: snapshot
                     .as_ref()
@@ -147,7 +150,7 @@ impl Args {
             .snapshot
             .as_ref()
             .map_or("latest", SnapshotName::as_str);
-        // What images are called is in small letters.
+        // Names of images are in lower case.
         let name = format!(
             "{}:{snapshot}",
             source.container.as_str().to_ascii_lowercase()
@@ -155,37 +158,40 @@ impl Args {
         let total = measure::known_size(&store, &state.stack)?;
         let target = Path::new(&self.target);
         let mut bar = output::Bar::new("exporting");
-        let mut progress = |done| bar.tell(Progress { total, ..done });
-        let packed = Compression::of_name(target.as_os_str().as_bytes());
-        let done = match packed {
+        let mut progress = |done| bar.update(Progress { total, ..done });
+        let compression = Compression::from_file_name(target.as_os_str().as_bytes());
+        let report = match compression {
             Some(Compression::None) => {
                 let unfinished = UnfinishedFile::new(target)?;
-                let beside = match target.parent() {
+                let parent = match target.parent() {
                     Some(parent) if !parent.as_os_str().is_empty() => parent,
                     Some(_) | None => Path::new("."),
                 };
-                let folder = tempfile::Builder::new()
+                let layout = tempfile::Builder::new()
                     .prefix(".cowl-image-")
-                    .tempdir_in(beside)
-                    .map_err(|error| Error::at("make a folder in", beside, error))?;
-                let done = oci::fill(&steps, &name, folder.path(), &mut progress)?;
-                pack(folder.path(), unfinished.file())?;
+                    .tempdir_in(parent)
+                    .map_err(|error| Error::at("create a directory in", parent, error))?;
+                let report = oci::fill(&steps, &name, layout.path(), &mut progress)?;
+                pack_dir(layout.path(), unfinished.file())?;
                 unfinished.finish()?;
-                done
+                report
             }
             Some(_) => {
-                return Err(Error::usage("an image is a folder, or a plain .tar")
-                    .hint("its layers are compressed as they are"));
+                return Err(Error::usage(format!(
+                    "cannot write an image to {}: a compressed archive",
+                    target.shown()
+                ))
+                .hint("name a directory or a .tar file; the layers in it are compressed"));
             }
             None => {
-                let unfinished = UnfinishedFolder::new(target)?;
-                let done = oci::fill(&steps, &name, unfinished.path(), &mut progress)?;
+                let unfinished = UnfinishedDir::new(target)?;
+                let report = oci::fill(&steps, &name, unfinished.path(), &mut progress)?;
                 unfinished.finish()?;
-                done
+                report
             }
         };
         drop(bar);
-        tell(&done);
+        print_notes(&report);
         Ok(0)
     }
 
@@ -193,18 +199,18 @@ impl Args {
         let source = Address::parse(&self.source)?;
         if source.snapshot.is_some() {
             return Err(Error::usage(
-                "--with-snapshots exports a container with all its snapshots",
+                "--with-snapshots exports a whole container, not one snapshot",
             )
-            .hint(format!("name the container alone: {}", source.container)));
+            .hint(format!("name only the container: {}", source.container)));
         }
-        let sink = Sink::of(&self.target)?;
-        let store = context.store_of(&source.container)?;
-        whole_losses(&store, &source, losses(self.force))?;
+        let sink = Sink::from_target(&self.target)?;
+        let store = context.store_for(&source.container)?;
+        refuse_losses(&store, &source, losses(self.force))?;
         let outgoing = Outgoing::prepare(&store, &source.container)?;
         context.settle(&store, &source.container);
         sink.write(outgoing.total, |out, compression, progress| {
             let done = outgoing.write(out, compression, progress)?;
-            Ok(Report {
+            Ok(TransferReport {
                 done,
                 notes: Vec::new(),
             })
@@ -212,7 +218,7 @@ impl Args {
         Ok(0)
     }
 
-    /// The states that `NAME@A..B` or a state and its parent are.
+    /// Resolves `NAME@A..B`, or a state and its parent.
     fn states(&self, context: &Context) -> Result<(States, Lock)> {
         let text = self.source.to_str().and_then(|text| text.split_once('@'));
         let range = match text {
@@ -235,15 +241,15 @@ impl Args {
         new.refuse_loss(&store, losses(self.force))?;
         let old = match range.from {
             Some(from) => crate::snapshot::resolve(&store, &at(Some(from))?)?.stack,
-            None => new.beginning(),
+            None => new.origin_stack(),
         };
         let new = new.stack;
         Ok((States { store, old, new }, reading))
     }
 }
 
-/// Refuses a container with any state of which a part may be lost.
-fn whole_losses(store: &Store, source: &Address, losses: Losses) -> Result<()> {
+/// Fails if a part of the container's current state or of one of its snapshots may be lost.
+fn refuse_losses(store: &Store, source: &Address, losses: Losses) -> Result<()> {
     let state = resolve(store, source)?;
     state.refuse_loss(store, losses)?;
     for snapshot in &state.manifest.snapshots {
@@ -258,63 +264,72 @@ fn whole_losses(store: &Store, source: &Address, losses: Losses) -> Result<()> {
     Ok(())
 }
 
-/// Writes a state as a plain folder, which gets its name when it is complete.
-pub(super) fn write_folder(
+/// Writes a state to a plain directory, which gets its name when it is complete.
+///
+/// `activity` is the label of the progress bar.
+pub(super) fn write_directory(
     context: &Context,
     source: &Address,
     target: &Path,
-    (doing, losses): (&'static str, Losses),
+    (activity, losses): (&'static str, Losses),
 ) -> Result<()> {
     let (store, state, _reading) = read_state(context, source)?;
     state.refuse_loss(&store, losses)?;
     let view = store.view(&state.stack)?;
     let total = measure::known_size(&store, &state.stack)?;
-    let mut bar = output::Bar::new(doing);
-    let unfinished = UnfinishedFolder::new(target)?;
-    let mut progress = |done| bar.tell(Progress { total, ..done });
-    let done = export_dir::fill(&view, unfinished.path(), &mut progress)?;
+    let mut bar = output::Bar::new(activity);
+    let unfinished = UnfinishedDir::new(target)?;
+    let mut progress = |done| bar.update(Progress { total, ..done });
+    let report = export_dir::fill(&view, unfinished.path(), &mut progress)?;
     unfinished.finish()?;
     drop(bar);
-    tell(&done);
+    print_notes(&report);
     Ok(())
 }
 
-fn tell(done: &Report) {
-    for (path, why) in &done.notes {
-        output::note(&format!("{}: {why}", output::shown(path)));
+fn print_notes(report: &TransferReport) {
+    for (path, why) in &report.notes {
+        output::print_note(&format!("{}: {why}", output::shown(path)));
     }
 }
 
-/// Where an archive goes.
+/// The destination of an archive.
 enum Sink<'p> {
     Stdout,
     File(&'p Path, Compression),
 }
 
 impl<'p> Sink<'p> {
-    fn of(target: &'p OsString) -> Result<Self> {
+    fn from_target(target: &'p OsString) -> Result<Self> {
         if target == "-" {
             return Ok(Self::Stdout);
         }
         let path = Path::new(target);
-        let compression = Compression::of_name(path.as_os_str().as_bytes()).ok_or_else(|| {
-            Error::usage(format!(
-                "the end of the name {} tells no kind of archive",
-                path.shown()
-            ))
-            .hint("end it in .tar, .tar.gz, .tar.zst or .tar.xz, or write - for standard output")
-        })?;
+        let compression =
+            Compression::from_file_name(path.as_os_str().as_bytes()).ok_or_else(|| {
+                Error::usage(format!(
+                    "unknown kind of archive: {}",
+                    path.shown()
+                ))
+                .hint(
+                    "use a name that ends in .tar, .tar.gz, .tar.zst or .tar.xz, or - for standard output",
+            )
+            })?;
         Ok(Self::File(path, compression))
     }
 
-    /// Has the archive written; it gets its name when it is complete.
+    /// Calls `write` to write the archive; a file gets its name when it is complete.
     fn write(
         &self,
         total: Option<u64>,
-        write: impl FnOnce(&mut dyn std::io::Write, Compression, OnProgress<'_>) -> Result<Report>,
-    ) -> Result<Report> {
+        write: impl FnOnce(
+            &mut dyn std::io::Write,
+            Compression,
+            OnProgress<'_>,
+        ) -> Result<TransferReport>,
+    ) -> Result<TransferReport> {
         let mut bar = output::Bar::new("exporting");
-        let mut progress = |done| bar.tell(Progress { total, ..done });
+        let mut progress = |done| bar.update(Progress { total, ..done });
         match self {
             Self::Stdout => {
                 let mut out = std::io::stdout().lock();

@@ -1,76 +1,75 @@
-//! `cowl flatten`
+//! The command `cowl flatten`.
 
 use std::ffi::OsString;
 
 use super::pause::Pause;
-use super::{Context, Verb, output};
+use super::{CliCommand, Context, output};
 use crate::error::Result;
 use crate::recover;
 use crate::snapshot::depth::shrink;
-use crate::snapshot::flatten::{Which, flatten, plan};
+use crate::snapshot::flatten::{FlattenRequest, flatten, plan};
 use crate::store::name::{ContainerName, Range};
 
 /// Merge the layers of a container into one
 ///
-/// Without a range everything between the base and what is being written now. A..B: what was
-/// written after snapshot A was taken, up to B; either may be left out. What the container and its
-/// snapshots show stays the same, and so do other containers that use the merged layers. A mounted
-/// container is mounted anew at the same place; refused while somebody uses it.
+/// Without a range, merges all layers between the base and the top layer. A..B: the layers written
+/// after snapshot A up to snapshot B; either may be omitted. The content of the container, of its
+/// snapshots and of other containers on these layers does not change. A mounted container is
+/// remounted at the same mount point; refused while a process uses it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container
     name: OsString,
-    /// Which layers
+    /// The layers to merge
     #[arg(value_name = "A..B")]
     range: Option<OsString>,
-    /// Merge the base too: what comes out is a new base
+    /// Merge the base, too; the result is a new base
     #[arg(long)]
     base: bool,
-    /// Merge only as much as brings the stack down to so many layers, the cheapest first. (Snapshots and
-    /// mounts do so by themselves: see depth_limit in the configuration file)
+    /// Merge the cheapest layers until this number is left. (Snapshots and mounts do this automatically:
+    /// see depth_limit in the configuration file)
     #[arg(long, value_name = "LAYERS", conflicts_with_all = ["range", "base", "dry_run"])]
     depth: Option<usize>,
     #[command(flatten)]
     pause: Pause,
-    /// Only say what would be done
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let range = match &self.range {
             Some(range) => Range::parse(range)?,
             None => Range::default(),
         };
-        let which = Which {
+        let which = FlattenRequest {
             range,
             base: self.base,
         };
-        let store = context.store_of(&name)?;
+        let store = context.store_for(&name)?;
         let mut bar = output::Bar::new("merging");
         let (merged, depth) = if self.dry_run {
             let done = plan(&recover::open(&store, &name)?, &which)?;
             (done.merged, done.depth)
         } else {
-            self.pause.round(&store, &name, || {
+            self.pause.around(&store, &name, || {
                 let mut container = recover::open(&store, &name)?;
-                let mut tell = |done| bar.tell(done);
+                let mut update = |done| bar.update(done);
                 if let Some(limit) = self.depth {
-                    let merged = shrink(&mut container, limit, &mut tell)?;
+                    let merged = shrink(&mut container, limit, &mut update)?;
                     return Ok((merged, container.manifest().stack.len()));
                 }
-                let done = flatten(&mut container, &which, &mut tell)?;
+                let done = flatten(&mut container, &which, &mut update)?;
                 Ok((done.merged, done.depth))
             })?
         };
         drop(bar);
-        let would = if self.dry_run { "would be " } else { "" };
-        output::note(&if merged < 2 {
-            format!("nothing to merge: {depth} layers in all")
-        } else {
-            format!("{merged} layers {would}merged; {depth} in all now")
+        output::print_note(&match (merged, self.dry_run) {
+            (0..2, _) => format!("nothing to merge: {depth} layers in total"),
+            (_, true) => format!("would merge {merged} layers; {depth} would remain"),
+            (_, false) => format!("merged {merged} layers; {depth} remain"),
         });
         Ok(0)
     }

@@ -1,9 +1,9 @@
-//! `cowl gc`
+//! The command `cowl gc`.
 
 use serde_json::{Value, json};
 
 use super::rm::space_json;
-use super::{Context, Verb, output};
+use super::{CliCommand, Context, output};
 use crate::container::durability::make_all_durable;
 use crate::error::{Error, Result};
 use crate::store::collect;
@@ -13,17 +13,17 @@ use crate::store::measure;
 use crate::store::{Store, usage::Space};
 use cowl_layers::shown::Show as _;
 
-/// Remove what nothing needs any more
+/// Collect garbage: remove layers and files that nothing refers to
 ///
-/// Commands do this by themselves. Here it waits for others that are at work, and says what it did.
-/// What a mount still holds stays until it is unmounted. Also frees the space of destroyed containers
-/// whose time is over (`cowl undelete --list` shows them).
+/// Other commands do this automatically; this one waits for running commands and reports what it
+/// removed. Layers that a mount uses remain until it is unmounted. Also frees the space of destroyed
+/// containers whose time in the trash has expired (`cowl undelete --list` shows them).
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Destroyed containers go for good now, whatever their time
+    /// Remove all destroyed containers permanently, even before their time in the trash has expired
     #[arg(long)]
     empty_trash: bool,
-    /// Only say what would be done
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
     /// Print JSON
@@ -31,90 +31,91 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// What is done in one store.
-struct Found {
+/// The garbage of one store, and the space that it takes.
+struct Garbage {
     left: Leftovers,
     space: Space,
 }
 
-impl Verb for Args {
-    fn frees(&self) -> bool {
+impl CliCommand for Args {
+    fn frees_space(&self) -> bool {
         true
     }
 
     fn run(&self, context: &Context) -> Result<u8> {
         let mut list = Vec::new();
         let mut broken = None;
-        // As they are: others clean up when they open a store.
+        // Opened without the cleanup of other commands, so that all garbage is reported here.
         for store in family::stores(&context.root, &context.session)? {
-            match self.one(&store) {
-                Ok(found) => list.push(self.tell(&store, &found)),
+            match self.collect(&store) {
+                Ok(garbage) => list.push(self.report(&store, &garbage)),
                 Err(error) => {
-                    output::complain(&error, self.json);
+                    output::print_error(&error, output::Format::from_option(self.json));
                     broken = Some(error);
                 }
             }
         }
         if self.json {
-            output::data(&json!({ "stores": list, "dry_run": self.dry_run }))?;
+            output::print_json(&json!({ "stores": list, "dry_run": self.dry_run }))?;
         }
         broken.map_or(Ok(0), Err)
     }
 
-    fn json(&self) -> bool {
+    fn is_json(&self) -> bool {
         self.json
     }
 }
 
 impl Args {
-    fn one(&self, store: &Store) -> Result<Found> {
+    fn collect(&self, store: &Store) -> Result<Garbage> {
         if !self.dry_run
             && let Err(error) = make_all_durable(store, None)
         {
-            log::warn!("snapshots stay settling: {error}");
+            log::warn!("cannot sync settling snapshots: {error}");
         }
-        let alone = store.alone()?;
+        let alone = store.lock_exclusive()?;
         let expiry = match self.empty_trash {
             true => Expiry::Ignored,
             false => Expiry::Respected,
         };
         let left = leftovers::find(store, expiry).map_err(|error| {
             if !self.dry_run {
-                collect::empty_trash_besides(store, &error);
+                collect::empty_trash_only(store, &error);
             }
-            let hint = "nothing is collected while a file of the store can't be read: \
-                        `cowl check` tells more";
+            let hint = "nothing is collected while a file of the store cannot be read; \
+                        inspect the store: cowl check";
             Error {
                 hint: error.hint.or_else(|| Some(hint.to_owned())),
                 ..error
             }
         })?;
-        let space = measure::space_of(store, &left.layers);
+        let space = measure::total_space(store, &left.layers);
         if !self.dry_run {
-            collect::clear(store, alone, &left)?;
+            collect::remove_leftovers(store, alone, &left)?;
         }
-        Ok(Found { left, space })
+        Ok(Garbage { left, space })
     }
 
-    fn tell(&self, store: &Store, found: &Found) -> Value {
-        let Found { left, space } = found;
+    /// Prints a note unless `--json` is given, and returns the report for JSON.
+    fn report(&self, store: &Store, garbage: &Garbage) -> Value {
+        let Garbage { left, space } = garbage;
         if !self.json {
-            let would = if self.dry_run { "would free" } else { "freed" };
-            let said = match (left.is_empty(), self.dry_run) {
-                (true, _) => "nothing to remove".to_owned(),
-                (false, _) => format!(
-                    "{would} {} in {} inodes: {} layers, {} containers, {} files",
-                    output::size(space.bytes),
+            let verb = if self.dry_run { "would free" } else { "freed" };
+            let summary = match left.is_empty() {
+                true => "nothing to remove".to_owned(),
+                false => format!(
+                    "{verb} {} in {} inodes: {} layers, {} containers, {} files",
+                    output::format_size(space.bytes),
                     space.inodes,
                     left.layers.len(),
-                    left.expired.len() + left.half_made.len(),
-                    left.files.len() + left.folders.len() + left.locks.len() + left.trash.len(),
+                    left.expired.len() + left.unfinished.len(),
+                    left.files.len() + left.dirs.len() + left.locks.len() + left.trash.len(),
                 ),
             };
-            output::note(&format!("{}: {said}", store.root().shown()));
+            output::print_note(&format!("{}: {summary}", store.root().shown()));
             if !left.held.is_empty() {
-                output::note(&format!(
-                    "{} more layers go once they are not mounted any more",
+                output::print_note(&format!(
+                    "{} more layers can be removed when they are unmounted",
                     left.held.len()
                 ));
             }
@@ -122,8 +123,8 @@ impl Args {
         json!({
             "store": output::json_path(store.root().as_os_str().as_encoded_bytes()),
             "freed": space_json(*space),
-            "containers": left.expired.len() + left.half_made.len(),
-            "files": left.files.len() + left.folders.len() + left.locks.len() + left.trash.len(),
+            "containers": left.expired.len() + left.unfinished.len(),
+            "files": left.files.len() + left.dirs.len() + left.locks.len() + left.trash.len(),
             "held_layers": left.held.len(),
         })
     }

@@ -1,10 +1,10 @@
-//! `cowl hook`: what LXC calls by the lines that `cowl adopt` puts into a config
+//! The command `cowl hook`, which LXC calls: `cowl adopt` adds it to the container's config.
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 
-use super::{Context, Verb};
+use super::{CliCommand, Context};
 use crate::error::{Error, Result};
 use crate::lifecycle::hook::{Caller, destroy, post_stop, pre_start};
 use crate::recover::complete_all;
@@ -12,40 +12,41 @@ use crate::store::Store;
 use crate::store::manifest::ContainerId;
 use cowl_layers::shown::{Allowed, plain};
 
-/// Mount, unmount or destroy the files of an LXC container (for LXC's use: its config calls it)
+/// Mount, unmount or destroy the files of an LXC container (internal: called by LXC)
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// When
-    kind: Kind,
+    /// The event
+    event: HookEvent,
     /// The container's id
     id: String,
-    /// What LXC adds: the container's name, "lxc", and the hook's name
+    /// The arguments that LXC adds: the container's name, "lxc", and the hook's name
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     more: Vec<OsString>,
 }
 
+/// An event of LXC for which it calls cowl.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Kind {
+enum HookEvent {
     PreStart,
     PostStop,
     Destroy,
 }
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let id = ContainerId::parse(&self.id)
-            .ok_or_else(|| Error::usage(format!("{:?} is no container's id", self.id)))?;
+            .ok_or_else(|| Error::usage(format!("invalid container id: {:?}", self.id)))?;
         let store = Store::open(&context.root, context.session.clone())?;
         if let Err(error) = complete_all(&store) {
             log::warn!("{error}");
         }
         let done = self.act(&store, id, context.config.depth_limit);
         if let Err(error) = &done {
-            self.tell(&store, id, error);
+            self.append_to_log(&store, id, error);
         }
-        match (self.kind, done) {
-            // The container has stopped, whatever becomes of its mount.
-            (Kind::PostStop, Err(error)) => {
+        match (self.event, done) {
+            // The container has stopped in any case, so its stop must not fail.
+            (HookEvent::PostStop, Err(error)) => {
                 log::warn!("{error}");
                 Ok(0)
             }
@@ -53,8 +54,8 @@ impl Verb for Args {
         }
     }
 
-    /// What starts, stops and is destroyed is mounted and unmounted.
-    fn frees(&self) -> bool {
+    /// Containers have to start, stop and be destroyed on a full disk.
+    fn frees_space(&self) -> bool {
         true
     }
 }
@@ -62,17 +63,17 @@ impl Verb for Args {
 impl Args {
     fn act(&self, store: &Store, id: ContainerId, limit: usize) -> Result<()> {
         let caller = self.caller()?;
-        match self.kind {
-            Kind::PreStart => pre_start(store, id, &caller, limit),
-            Kind::PostStop => post_stop(store, id, &caller),
-            Kind::Destroy => destroy(store, id, &caller),
+        match self.event {
+            HookEvent::PreStart => pre_start(store, id, &caller, limit),
+            HookEvent::PostStop => post_stop(store, id, &caller),
+            HookEvent::Destroy => destroy(store, id, &caller),
         }
     }
 
     fn caller(&self) -> Result<Caller> {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let missing =
-            || Error::usage("this is for LXC to call: LXC_NAME or LXC_CONFIG_FILE is not set");
+            || Error::usage("only LXC calls this command: LXC_NAME or LXC_CONFIG_FILE is not set");
         let name = variable("LXC_NAME").or_else(|| self.more.first().cloned());
         let name = name
             .and_then(|name| name.into_string().ok())
@@ -83,13 +84,15 @@ impl Args {
         Ok(Caller { name, config })
     }
 
-    /// LXC shows what a hook says only to those who ask it for a log: it goes into the mount's log as well.
-    fn tell(&self, store: &Store, id: ContainerId, error: &Error) {
+    /// Appends an error to the log of the container's mount.
+    ///
+    /// LXC shows the output of a hook only with its own logging enabled.
+    fn append_to_log(&self, store: &Store, id: ContainerId, error: &Error) {
         let hint = error.hint.as_deref().unwrap_or_default();
-        let what = format!("{:?}: {error}; {hint}", self.kind);
-        let what = plain(&what, Allowed::default());
-        let line = format!("{} {what}\n", crate::store::now());
-        let written = store.run().make(id).and_then(|dir| {
+        let message = format!("{:?}: {error}; {hint}", self.event);
+        let message = plain(&message, Allowed::default());
+        let line = format!("{} {message}\n", crate::store::now());
+        let written = store.run().create(id).and_then(|dir| {
             let path = dir.join("log");
             let log = std::fs::File::options()
                 .create(true)

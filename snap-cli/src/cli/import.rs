@@ -1,4 +1,4 @@
-//! `cowl import`
+//! The command `cowl import`.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 use super::create::images;
-use super::{Context, Verb, output};
+use super::{CliCommand, Context, output};
 use crate::archive::input::{self, Input};
 use crate::archive::unfinished::UnfinishedFile;
 use crate::error::{Error, Result};
@@ -15,27 +15,27 @@ use crate::lifecycle::whole::{self, Incoming};
 use crate::store::Store;
 use crate::store::name::ContainerName;
 
-/// Bring a container back from what `cowl export` wrote
+/// Import a container that `cowl export` wrote
 ///
-/// A file of `cowl export --with-snapshots` becomes the container that it was, with all its snapshots.
-/// A plain tar archive or a folder becomes a new container, as by `cowl create --from`; a name is wanted
-/// then.
+/// A file of `cowl export --with-snapshots` becomes the original container, with all its snapshots. A
+/// plain tar archive or a directory becomes a new container, as with `cowl create --from`, and needs
+/// a NAME.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The archive, - for one on standard input, or a folder
+    /// The archive, - for an archive on standard input, or a directory
     #[arg(value_name = "FILE|DIR|-")]
     source: OsString,
-    /// The container's name [default: the one that it had]
+    /// The container's name [default: its original name]
     name: Option<OsString>,
-    /// Write the config of the LXC container that it was to this file
+    /// Write the container's LXC config, if it has one, to this file
     #[arg(long, value_name = "FILE")]
     lxc_config: Option<OsString>,
-    /// Take the files of a container image (OCI, docker save) as they are, instead of refusing it
+    /// Import a container image (OCI, docker save) as plain files instead of refusing it
     #[arg(long)]
     force: bool,
 }
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = self.name.as_ref().map(ContainerName::parse).transpose()?;
         let path = Path::new(&self.source);
@@ -45,8 +45,8 @@ impl Verb for Args {
         let at = |error| Error::at("read", path, error);
         let file = File::open(path).map_err(at)?;
         if file.metadata().map_err(at)?.is_dir() {
-            let name = self.wanted(name.as_ref())?;
-            return self.made(&context.store_or_new()?, name, Source::Path(path));
+            let name = self.required(name.as_ref())?;
+            return self.create(&context.open_or_create_store()?, name, Source::Path(path));
         }
         self.stream(context, name.as_ref(), file)
     }
@@ -61,34 +61,35 @@ impl Args {
     ) -> Result<u8> {
         match input::open(input)? {
             Input::Tree(tree) => {
-                let name = self.wanted(name)?;
+                let name = self.required(name)?;
                 let source = Source::Tree(Box::new(tree));
-                self.made(&context.store_or_new()?, name, source)
+                self.create(&context.open_or_create_store()?, name, source)
             }
-            Input::Whole(archive) => {
-                let store = context.store_or_new()?;
+            Input::Container(archive) => {
+                let store = context.open_or_create_store()?;
                 let mut bar = output::Bar::new("importing");
-                let done = whole::import(&store, name, archive, &mut |done| bar.tell(done))?;
+                let done = whole::import(&store, name, archive, &mut |done| bar.update(done))?;
                 drop(bar);
-                self.config(&done)?;
+                self.write_config(&done)?;
                 let snapshots = match done.snapshots {
                     0 => "no snapshots".to_owned(),
-                    1 => "its snapshot".to_owned(),
-                    n => format!("its {n} snapshots"),
+                    1 => "1 snapshot".to_owned(),
+                    n => format!("{n} snapshots"),
                 };
-                output::note(&format!("{} is there, with {snapshots}", done.name));
+                output::print_note(&format!("imported {} with {snapshots}", done.name));
                 Ok(0)
             }
         }
     }
 
-    fn config(&self, done: &Incoming) -> Result<()> {
+    /// Writes the imported container's LXC config to the file of `--lxc-config`.
+    fn write_config(&self, done: &Incoming) -> Result<()> {
         let Some(config) = &done.config else {
             return Ok(());
         };
         let Some(path) = &self.lxc_config else {
-            output::note(&format!(
-                "{} was an LXC container; its config is in the archive: --lxc-config FILE writes it",
+            output::print_note(&format!(
+                "{} was an LXC container; the option --lxc-config FILE extracts its config",
                 done.name
             ));
             return Ok(());
@@ -100,23 +101,23 @@ impl Args {
         unfinished.finish()
     }
 
-    fn wanted<'n>(&self, name: Option<&'n ContainerName>) -> Result<&'n ContainerName> {
+    fn required<'n>(&self, name: Option<&'n ContainerName>) -> Result<&'n ContainerName> {
         name.ok_or_else(|| {
-            Error::usage("a tree of files has no name that its container could have").hint(format!(
-                "cowl import {} NAME",
+            Error::usage("a plain archive or directory needs a container name").hint(format!(
+                "name it: cowl import {} NAME",
                 crate::shell::quoted(&self.source)
             ))
         })
     }
 
-    fn made(&self, store: &Store, name: &ContainerName, source: Source<'_>) -> Result<u8> {
+    fn create(&self, store: &Store, name: &ContainerName, source: Source<'_>) -> Result<u8> {
         let mut bar = output::Bar::new("importing");
         let notes = create(store, name, source, images(self.force), &mut |done| {
-            bar.tell(done);
+            bar.update(done);
         })?;
         drop(bar);
         for note in notes {
-            output::note(&note);
+            output::print_note(&note);
         }
         Ok(0)
     }

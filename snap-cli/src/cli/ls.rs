@@ -1,30 +1,30 @@
-//! `cowl ls`
+//! The command `cowl ls`.
 
 use std::ffi::OsString;
 
 use cowl_layers::sys::stat::FileKind;
 use serde_json::{Value, json};
 
-use super::output::Colour;
-use super::{Context, Verb, cat, output, read_state};
+use super::output::Color;
+use super::{CliCommand, Context, cat, output, read_state};
 use crate::error::{Error, Result};
-use crate::store::name::Place;
+use crate::store::name::StatePath;
 use crate::tree::TreeError;
 use crate::tree::find::LastLink;
-use crate::tree::inspect::{self, Depth, Entry};
+use crate::tree::inspect::{self, Depth, ListedEntry};
 
-/// List a folder of a state, without mounting it
+/// List a directory of a state without mounting it
 ///
-/// Symbolic links on the way lead where they would lead a program in the container.
+/// Symbolic links in PATH are resolved inside the container.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The state, and the folder (or anything else) in it
+    /// The state, and the path of a directory or another file in it
     #[arg(value_name = "NAME[@SNAP][:PATH]")]
-    place: OsString,
-    /// Type and mode, owner, size, time and target of each
+    location: OsString,
+    /// Print type and mode, owner, size, time and target of each entry
     #[arg(short, long)]
     long: bool,
-    /// Everything below, too
+    /// List subdirectories recursively
     #[arg(short = 'R', long)]
     recursive: bool,
     /// Print JSON; a path that is not UTF-8 is an array of bytes
@@ -32,27 +32,27 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// Why a listing ended early.
-enum Ended {
+/// An error of a listing: of the tree, or of standard output.
+enum ListError {
     Tree(TreeError),
     Output(Error),
 }
 
-impl From<TreeError> for Ended {
+impl From<TreeError> for ListError {
     fn from(error: TreeError) -> Self {
         Self::Tree(error)
     }
 }
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
-        let place = Place::parse(&self.place)?;
-        let (store, state, _reading) = read_state(context, &place.address)?;
+        let location = StatePath::parse(&self.location)?;
+        let (store, state, _reading) = read_state(context, &location.address)?;
         let view = store.view(&state.stack)?;
-        let path = place.path.clone().unwrap_or_default();
+        let path = location.path.clone().unwrap_or_default();
         let (mut rows, mut values) = (Vec::new(), Vec::new());
         let last = match self.long {
-            true => LastLink::Keep,
+            true => LastLink::NoFollow,
             false => LastLink::Follow,
         };
         let depth = match self.recursive {
@@ -65,38 +65,38 @@ impl Verb for Args {
             } else if self.long {
                 rows.push(row(&entry));
             } else {
-                output::line(&name(&entry)).map_err(Ended::Output)?;
+                output::print_line(&name(&entry)).map_err(ListError::Output)?;
             }
             Ok(())
         })
-        .map_err(|ended| match ended {
-            Ended::Tree(error) => cat::told(&error, &self.place, &place),
-            Ended::Output(error) => error,
+        .map_err(|error| match error {
+            ListError::Tree(error) => cat::describe(&error, &self.location, &location),
+            ListError::Output(error) => error,
         })?;
         if self.json {
-            output::data(&json!({ "entries": values }))?;
+            output::print_json(&json!({ "entries": values }))?;
         }
-        output::table(&[], rows, &[1, 2])?;
+        output::print_table(&[], rows, &[1, 2])?;
         Ok(0)
     }
 
-    fn json(&self) -> bool {
+    fn is_json(&self) -> bool {
         self.json
     }
 }
 
-fn name(entry: &Entry) -> String {
+fn name(entry: &ListedEntry) -> String {
     let shown = output::shown(&entry.path);
     match entry.stat.kind() {
-        FileKind::Directory => output::paint(Colour::Blue, &shown),
-        FileKind::Symlink => output::paint(Colour::Cyan, &shown),
-        FileKind::Regular if entry.stat.mode & 0o111 != 0 => output::paint(Colour::Green, &shown),
+        FileKind::Directory => output::paint(Color::Blue, &shown),
+        FileKind::Symlink => output::paint(Color::Cyan, &shown),
+        FileKind::Regular if entry.stat.mode & 0o111 != 0 => output::paint(Color::Green, &shown),
         FileKind::Regular => shown,
-        _ => output::paint(Colour::Yellow, &shown),
+        _ => output::paint(Color::Yellow, &shown),
     }
 }
 
-fn row(entry: &Entry) -> Vec<String> {
+fn row(entry: &ListedEntry) -> Vec<String> {
     let stat = &entry.stat;
     let size = match stat.kind() {
         FileKind::CharDevice | FileKind::BlockDevice => {
@@ -111,7 +111,7 @@ fn row(entry: &Entry) -> Vec<String> {
         mode(stat.kind(), stat.perm()),
         format!("{}:{}", stat.uid, stat.gid),
         size,
-        output::local_second(stat.mtime.secs),
+        output::format_local_second(stat.mtime.secs),
         match target {
             Some(target) => format!("{} -> {target}", name(entry)),
             None => name(entry),
@@ -119,7 +119,7 @@ fn row(entry: &Entry) -> Vec<String> {
     ]
 }
 
-/// The type's letter and the permissions, as ls(1) writes them.
+/// Formats the type and the permissions in the manner of ls(1).
 fn mode(kind: FileKind, perm: u32) -> String {
     let mut text = String::from(match kind {
         FileKind::Regular => '-',
@@ -144,7 +144,7 @@ fn mode(kind: FileKind, perm: u32) -> String {
     text
 }
 
-fn as_json(entry: &Entry) -> Value {
+fn as_json(entry: &ListedEntry) -> Value {
     let stat = &entry.stat;
     let kind = match stat.kind() {
         FileKind::Regular => "file",
@@ -161,7 +161,7 @@ fn as_json(entry: &Entry) -> Value {
         "mode": format!("{:04o}", stat.perm()),
         "uid": stat.uid,
         "gid": stat.gid,
-        "modified": output::utc_second(stat.mtime.secs),
+        "modified": output::format_utc(stat.mtime.secs),
     });
     let mut put = |key: &str, inner: Value| {
         if let Some(object) = value.as_object_mut() {
@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn modes_are_written_as_ls_writes_them() {
+    fn modes_are_formatted_as_by_ls() {
         for (kind, perm, text) in [
             (FileKind::Regular, 0o644, "-rw-r--r--"),
             (FileKind::Directory, 0o1777, "drwxrwxrwt"),

@@ -1,5 +1,4 @@
-//! The manual, written from the same text as the help, with what the help leaves out: exit codes, the
-//! environment, files.
+//! The manual pages: the help texts, and sections about exit codes, the environment and files.
 
 use std::path::PathBuf;
 
@@ -7,39 +6,40 @@ use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 use roff::{Roff, bold, roman};
 
-use super::{Cli, Context, Verb, output};
+use super::groups::{GROUPS, summaries};
+use super::{Cli, CliCommand, Context, output};
 use crate::error::{Error, Result};
 use cowl_layers::shown::Show as _;
 
-/// Write the manual pages into a folder (for those who build and install cowl)
+/// Write the manual pages to a directory (internal: for building and installing cowl)
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The folder
+    /// The directory
     #[arg(value_name = "DIR")]
-    folder: PathBuf,
+    dir: PathBuf,
 }
 
-/// A section of the manual: terms with what each means.
+/// A section of a manual page: a title, and terms with their descriptions.
 type Section = (&'static str, &'static [(&'static str, &'static str)]);
 
 const EXIT_STATUS: Section = (
     "EXIT STATUS",
     &[
-        ("0", "Done."),
+        ("0", "Success."),
         (
             "1",
-            "Something failed; or a hook after the command did, and the command is done.",
+            "The command failed; or it succeeded, and a hook after it failed.",
         ),
         (
             "2",
-            "The command line, the environment or the configuration file can't be used like this.",
+            "Usage error: the command line, the environment or the configuration file is invalid.",
         ),
-        ("3", "There is no such container, snapshot or store."),
-        ("4", "Somebody uses it, or holds its lock."),
+        ("3", "The container, snapshot or store does not exist."),
+        ("4", "A process uses the container or holds its lock."),
         ("5", "The store is damaged."),
         (
             "125, 126, 127",
-            "`exec` only: cowl itself failed; the program can't be run; it is not there. Any other code is the program's own, or 128 and the number of the signal that ended it.",
+            "`exec` only: cowl failed; the program cannot be executed; it does not exist. Any other code is the program's own, or 128 plus the number of the signal that ended it.",
         ),
     ],
 );
@@ -47,10 +47,10 @@ const EXIT_STATUS: Section = (
 const ENVIRONMENT: Section = (
     "ENVIRONMENT",
     &[
-        ("COWL_CONFIG", "The configuration file, as --config."),
+        ("COWL_CONFIG", "The configuration file, as with --config."),
         (
             "COWL_STORE, COWL_WAIT, COWL_COLOR",
-            "As --store, --wait and --color. An option comes before its variable, a variable before the configuration file.",
+            "As --store, --wait and --color. An option takes precedence over its variable, and a variable over the configuration file.",
         ),
         (
             "COWL_TRASH_DAYS, COWL_DEPTH_LIMIT, COWL_PASSTHROUGH, COWL_COHERENCE, COWL_AWAKE, COWL_LXCPATH, COWL_HOOKS_DIR, COWL_HOOKS_TIMEOUT",
@@ -58,15 +58,15 @@ const ENVIRONMENT: Section = (
         ),
         (
             "NO_COLOR",
-            "Set to anything: nothing is coloured, unless --color or COWL_COLOR says otherwise.",
+            "If not empty, output is not colored, except with --color or COWL_COLOR.",
         ),
         (
             "COWL_IN_HOOK",
-            "Set for hooks: a cowl that is called by one runs no hooks.",
+            "Set in the environment of hooks. A cowl that a hook calls runs no hooks.",
         ),
         (
             "XDG_DATA_HOME, XDG_CONFIG_HOME, HOME",
-            "Where the store, the configuration file and the hooks of a user who is not root are.",
+            "The directories of the store, the configuration file and the hooks of users other than root.",
         ),
     ],
 );
@@ -77,35 +77,35 @@ const CONFIGURATION: Section = (
         ("store, wait, color", "As the options."),
         (
             "trash_days = 7",
-            "Days that a destroyed container can be brought back.",
+            "The number of days for which a destroyed container can be recovered.",
         ),
         (
             "depth_limit = 128",
-            "A container with more layers than this is flattened; from 2 to 500.",
+            "The number of layers above which a container is flattened, from 2 to 500.",
         ),
         (
             "passthrough = \"auto\"",
-            "Which files of a container the kernel reads and writes by itself: `read`: programs and libraries of the layers below, for reading, which is what `auto` means; `all`: those that were written to as well, and then no snapshot is taken while one is open for writing; `off`. It counts from the next mount.",
+            "The files of a container that the kernel reads and writes without the daemon. `read`, the meaning of `auto`: programs and libraries in lower layers, for reading. `all`: files in the top layer as well; no snapshot can be taken while such a file is open for writing. `off`: none. Takes effect at the next mount.",
         ),
         (
             "coherence = \"posix\"",
-            "`overlay`: the kernel reads all files below the top by itself; a descriptor that was opened before such a file was written to keeps what it had.",
+            "With `overlay`, the kernel reads all files in lower layers without the daemon; a descriptor that was opened before a write to such a file continues to read the old content.",
         ),
         (
             "awake = \"auto\"",
-            "Whether idle CPUs are kept from sleeping while a mount has requests in numbers: `auto`: on virtual machines of at most 8 CPUs where they halt; `on`; `off`.",
+            "Whether idle CPUs are prevented from sleeping while a mount has many requests. `auto`: on virtual machines with at most 8 CPUs on which idle CPUs halt; `on`; `off`.",
         ),
         (
             "lxcpath = \"/var/lib/lxc\"",
-            "Where LXC keeps its containers.",
+            "The directory of LXC's containers.",
         ),
         (
             "[hooks] dir, timeout = 60",
-            "The folder of the hooks; seconds that one script may take, 0 for no limit.",
+            "The directory of the hooks; the time limit of one script in seconds, 0 for none.",
         ),
         (
             "[prune] keep_last, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly, keep_within, keep_tag",
-            "What `cowl prune` keeps where neither the command nor the container says anything: numbers, a span (\"14d\"), a list of tags.",
+            "The snapshots that `cowl prune` keeps if neither the command line nor the container has rules: numbers, a span (\"14d\"), a list of tags.",
         ),
     ],
 );
@@ -115,25 +115,25 @@ const HOOKS: Section = (
     &[
         (
             "pre-EVENT.d/*, post-EVENT.d/*",
-            "Executables of the hooks' folder, run in the order of their names before and after `snapshot`, `restore`, `rm` and `destroy`. They must belong to root or the user, and nobody else may write them. One before that fails stops the command before anything is changed. One after that fails is told, with exit code 1; nothing is undone. When one before has run, those after run whatever became of the command.",
+            "Executables in the hooks directory, run in the order of their names before and after `snapshot`, `restore`, `rm` and `destroy`. They must belong to root or the user, and no other user may have write permission. A pre hook that fails stops the command before it changes anything. If a post hook fails, the exit code is 1, and nothing is rolled back. If any pre hook has run, the post hooks run, even if the command fails.",
         ),
         ("COWL_HOOK", "pre-EVENT or post-EVENT."),
         (
             "COWL_CONTAINER, COWL_SNAPSHOT",
-            "The container; the snapshot, or several with blanks between, or nothing where it is not known yet.",
+            "The container; the snapshots, separated by blanks, or empty if not known yet.",
         ),
         (
             "COWL_STORE, COWL_CONFIG",
-            "So that a cowl that is called finds the same.",
+            "The store and the configuration file, for a cowl that the hook calls.",
         ),
         (
             "COWL_MOUNTPOINT",
-            "Where the container is mounted; empty when it is not.",
+            "The container's mount point; empty if it is not mounted.",
         ),
         ("COWL_COMMAND", "The command line."),
         (
             "COWL_RESULT",
-            "For those after: `done`, `failed`, or `stopped` (by a hook before).",
+            "In post hooks: `done`, `failed`, or `stopped` (by a pre hook).",
         ),
     ],
 );
@@ -143,18 +143,18 @@ const FILES: Section = (
     &[
         (
             "/etc/cowl/config.toml, $XDG_CONFIG_HOME/cowl/config.toml",
-            "The configuration file of root; of everybody else. It need not be there.",
+            "The configuration file of root, and of other users. Optional.",
         ),
         ("/etc/cowl/hooks.d, $XDG_CONFIG_HOME/cowl/hooks.d", "Hooks."),
         (
             "/etc/cowl/apt-snapshot",
-            "Containers, one a line, of which the APT hook takes a snapshot before dpkg changes this machine.",
+            "The containers, one per line, of which the APT hook takes a snapshot before dpkg changes this machine.",
         ),
         ("/var/lib/cowl, $XDG_DATA_HOME/cowl", "The store."),
         (
             "/run/cowl/<store>/<id>",
-            "Socket, log and state of a mount that root made; of everybody else run/<id> in the store. \
-             `cowl status NAME --json` names the log.",
+            "Socket, log and state of a mount of root; those of other users are in run/<id> in the store. \
+             `cowl status NAME --json` prints the path of the log.",
         ),
     ],
 );
@@ -164,28 +164,28 @@ const OF_COWLFS: Section = (
     &[
         ("0", "Mounted; with -f, served until it was unmounted."),
         ("1", "The mount failed."),
-        ("2", "An option is wrong."),
+        ("2", "An option is invalid."),
         ("4", "A layer or the mount point is in use."),
         ("5", "A layer is damaged."),
     ],
 );
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, _context: &Context) -> Result<u8> {
         for (name, text) in pages()? {
-            let path = self.folder.join(name);
+            let path = self.dir.join(name);
             std::fs::write(&path, text).map_err(|error| Error::at("write", &path, error))?;
-            output::note(&path.shown().to_string());
+            output::print_note(&path.shown().to_string());
         }
         Ok(0)
     }
 
-    fn configured(&self) -> bool {
+    fn reads_config(&self) -> bool {
         false
     }
 }
 
-/// Every page with its file's name.
+/// Returns all pages, each with the name of its file.
 fn pages() -> Result<Vec<(String, Vec<u8>)>> {
     let cli = Cli::command().disable_help_subcommand(true);
     let mut pages = vec![page(
@@ -194,12 +194,14 @@ fn pages() -> Result<Vec<(String, Vec<u8>)>> {
         &[EXIT_STATUS, ENVIRONMENT, CONFIGURATION, HOOKS, FILES],
         "cowlfs(1), lxc(7)",
     )?];
-    for verb in cli.get_subcommands().filter(|verb| !verb.is_hide_set()) {
-        let name = verb.get_name();
-        let verb = verb.clone().bin_name(format!("cowl {name}"));
-        let see =
-            "cowl(1), which has the options of every command, exit codes, environment and files";
-        pages.push(page(verb, &format!("cowl-{name}"), &[], see)?);
+    for command in cli
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set())
+    {
+        let name = command.get_name();
+        let command = command.clone().bin_name(format!("cowl {name}"));
+        let see_also = "cowl(1), for global options, exit codes, environment and files";
+        pages.push(page(command, &format!("cowl-{name}"), &[], see_also)?);
     }
     let overlay = cowlfs::cli::Args::command();
     pages.push(page(overlay, "cowlfs", &[OF_COWLFS], "cowl(1), mount(8)")?);
@@ -210,11 +212,17 @@ fn page(
     command: Command,
     name: &str,
     sections: &[Section],
-    see: &str,
+    see_also: &str,
 ) -> Result<(String, Vec<u8>)> {
     let mut text = Vec::new();
-    write(command.display_name(name), name, sections, see, &mut text)
-        .map_err(|error| Error::failed("cannot make a manual page").because(error))?;
+    write(
+        command.display_name(name),
+        name,
+        sections,
+        see_also,
+        &mut text,
+    )
+    .map_err(|error| Error::failed("cannot generate a manual page").because(error))?;
     Ok((format!("{name}.1"), text))
 }
 
@@ -222,11 +230,10 @@ fn write(
     command: Command,
     name: &str,
     sections: &[Section],
-    see: &str,
+    see_also: &str,
     out: &mut Vec<u8>,
 ) -> std::io::Result<()> {
-    let verbs = command.has_subcommands();
-    let man = Man::new(command)
+    let man = Man::new(command.clone())
         .title(name.to_uppercase())
         .source("cowl")
         .manual("cowl");
@@ -235,10 +242,10 @@ fn write(
     man.render_synopsis_section(out)?;
     man.render_description_section(out)?;
     man.render_options_section(out)?;
-    if verbs {
-        man.render_subcommands_section(out)?;
-    }
     let mut roff = Roff::new();
+    if command.has_subcommands() {
+        write_commands(&command, &mut roff);
+    }
     for (title, terms) in sections {
         roff.control("SH", [*title]);
         for (term, meaning) in *terms {
@@ -248,8 +255,21 @@ fn write(
         }
     }
     roff.control("SH", ["SEE ALSO"]);
-    roff.text([roman(see)]);
+    roff.text([roman(see_also)]);
     roff.to_writer(out)
+}
+
+/// Writes the section of subcommands, in the groups of the help text.
+fn write_commands(command: &Command, roff: &mut Roff) {
+    roff.control("SH", ["COMMANDS"]);
+    for (title, names) in &GROUPS {
+        roff.control("SS", [*title]);
+        for (name, about) in summaries(command, names) {
+            roff.control("TP", []);
+            roff.text([bold(format!("cowl-{name}")), roman("(1)")]);
+            roff.text([roman(about)]);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -260,9 +280,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_manual_says_what_the_help_says() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/man");
-        let written: BTreeMap<_, _> = std::fs::read_dir(folder)
+    fn the_manual_agrees_with_the_help() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/man");
+        let written: BTreeMap<_, _> = std::fs::read_dir(dir)
             .unwrap()
             .map(|entry| {
                 let entry = entry.unwrap();
@@ -270,23 +290,37 @@ mod tests {
                 (name, std::fs::read(entry.path()).unwrap())
             })
             .collect();
-        let meant: BTreeMap<_, _> = pages().unwrap().into_iter().collect();
-        let stale: Vec<_> = meant
+        let current: BTreeMap<_, _> = pages().unwrap().into_iter().collect();
+        let stale: Vec<_> = current
             .keys()
             .chain(written.keys())
-            .filter(|name| meant.get(*name) != written.get(*name))
+            .filter(|name| current.get(*name) != written.get(*name))
             .collect();
         assert!(
             stale.is_empty(),
-            "type `cargo xtask man`; it renews {stale:?}"
+            "run `cargo xtask man` to update {stale:?}"
         );
     }
 
     #[test]
-    fn every_setting_and_every_exit_code_is_in_the_manual() {
+    fn the_manual_lists_each_visible_command_once() {
+        let pages = pages().unwrap();
+        let (_, main) = pages.iter().find(|(name, _)| name == "cowl.1").unwrap();
+        let main = std::str::from_utf8(main).unwrap();
+        for (name, _) in &pages {
+            if let Some(command) = name.strip_prefix("cowl-") {
+                let command = command.strip_suffix(".1").unwrap().replace('-', "\\-");
+                let item = format!("\\fBcowl\\-{command}\\fR(1)");
+                assert_eq!(main.matches(&item).count(), 1, "{item}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_manual_lists_all_settings_and_exit_codes() {
         let (_, terms) = EXIT_STATUS;
-        let of_exec = [125, 126, 127].map(|code| code.to_string()).join(", ");
-        assert!(terms.iter().any(|(code, _)| *code == of_exec));
+        let exec = [125, 126, 127].map(|code| code.to_string()).join(", ");
+        assert!(terms.iter().any(|(code, _)| *code == exec));
         for kind in ["failed", "usage", "not-found", "busy", "damaged"] {
             let code = crate::error::Kind::from_name(kind)
                 .unwrap()

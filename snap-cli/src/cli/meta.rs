@@ -1,17 +1,17 @@
-//! `cowl comment`, `cowl tag` and `cowl protect`: what people say about a snapshot
+//! The commands `cowl comment`, `cowl tag` and `cowl protect`, which change a snapshot's metadata.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::text::{self, edited, read_text};
-use super::{Context, Verb, tags};
+use super::text::{self, edit, read_text};
+use super::{CliCommand, Context, parse_tags};
 use crate::error::{Error, Result};
 use crate::recover;
 use crate::snapshot::meta;
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
-/// The container and the snapshot that an address names; one without a snapshot is refused.
-fn both(raw: &OsString) -> Result<(ContainerName, SnapshotName)> {
+/// Parses `NAME@SNAP`; fails if there is no snapshot in it.
+fn parse_snapshot_address(raw: &OsString) -> Result<(ContainerName, SnapshotName)> {
     let Address {
         container,
         snapshot,
@@ -20,120 +20,124 @@ fn both(raw: &OsString) -> Result<(ContainerName, SnapshotName)> {
         Some(snapshot) => Ok((container, snapshot)),
         None => Err(
             Error::usage(format!("{container} names no snapshot")).hint(format!(
-                "write {container}@SNAP; `cowl list {container}` shows its snapshots"
+                "write {container}@SNAP; to list its snapshots: cowl list {container}"
             )),
         ),
     }
 }
 
-/// Say something about a snapshot, or change what was said
+/// Set or edit the comment of a snapshot
 ///
-/// Without a text an editor is opened ($VISUAL, $EDITOR, else vi) with what was said until now.
+/// Without a text, opens the current comment in an editor ($VISUAL, $EDITOR, else vi).
 #[derive(Debug, clap::Args)]
 pub(super) struct CommentArgs {
     /// The snapshot
     #[arg(value_name = "NAME@SNAP")]
     snapshot: OsString,
-    /// The remark; an empty one takes it away
+    /// The comment; an empty text removes it
     #[arg(conflicts_with = "file")]
     text: Option<OsString>,
-    /// Take the remark from a file, or from standard input
+    /// Read the comment from a file, or from standard input
     #[arg(short = 'c', long, value_name = "FILE|-")]
     file: Option<PathBuf>,
 }
 
-impl Verb for CommentArgs {
+impl CliCommand for CommentArgs {
     fn run(&self, context: &Context) -> Result<u8> {
-        let (name, snapshot) = both(&self.snapshot)?;
-        let store = context.store_of(&name)?;
-        let said = match (&self.text, &self.file) {
-            (Some(said), _) => text::plain(said)?,
+        let (name, snapshot) = parse_snapshot_address(&self.snapshot)?;
+        let store = context.store_for(&name)?;
+        let comment = match (&self.text, &self.file) {
+            (Some(word), _) => text::parse(word)?,
             (None, Some(file)) => read_text(file)?,
             (None, None) => {
-                // Not locked meanwhile: nobody is to wait for somebody's typing.
-                let known = recover::open(&store, &name)?.snapshot(&snapshot)?.0;
-                edited(&known.comment)?
+                // The container is not locked here: other commands must not wait for the editor.
+                let current = recover::open(&store, &name)?.snapshot(&snapshot)?.0;
+                edit(&current.comment)?
             }
         };
         let mut container = recover::open(&store, &name)?;
-        meta::comment(&mut container, &snapshot, &said)?;
+        meta::set_comment(&mut container, &snapshot, &comment)?;
         Ok(0)
     }
 }
 
-/// Put tags on a snapshot, or take them off
+/// Add tags to a snapshot or remove them
 ///
-/// `cowl list --tag` and `cowl prune --keep-tag` go by them.
+/// `cowl list --tag` and `cowl prune --keep-tag` select snapshots by tags.
 #[derive(Debug, clap::Args)]
 pub(super) struct TagArgs {
     /// The snapshot
     #[arg(value_name = "NAME@SNAP")]
     snapshot: OsString,
-    /// Tags to put on: a key with a value, or a key alone
+    /// The tags to add: a key with a value, or a key alone
     #[arg(value_name = "KEY[=VALUE]", required_unless_present = "remove")]
     tags: Vec<OsString>,
-    /// Keys of tags to take off; may be given several times
+    /// Remove the tag with this key; may be given several times
     #[arg(short, long, value_name = "KEY")]
     remove: Vec<OsString>,
 }
 
-impl Verb for TagArgs {
+impl CliCommand for TagArgs {
     fn run(&self, context: &Context) -> Result<u8> {
-        let (name, snapshot) = both(&self.snapshot)?;
-        let with = tags(&self.tags)?;
-        let without: Vec<String> = tags(&self.remove)?.into_keys().collect();
-        let store = context.store_of(&name)?;
+        let (name, snapshot) = parse_snapshot_address(&self.snapshot)?;
+        let added = parse_tags(&self.tags)?;
+        let removed: Vec<String> = parse_tags(&self.remove)?.into_keys().collect();
+        let store = context.store_for(&name)?;
         let mut container = recover::open(&store, &name)?;
-        let (known, _) = container.snapshot(&snapshot)?;
-        if let Some(key) = without.iter().find(|key| !known.tags.contains_key(*key)) {
-            let there: Vec<_> = known.tags.keys().map(String::as_str).collect();
+        let (current, _) = container.snapshot(&snapshot)?;
+        if let Some(key) = removed.iter().find(|key| !current.tags.contains_key(*key)) {
+            let keys: Vec<_> = current.tags.keys().map(String::as_str).collect();
             return Err(
                 Error::failed(format!("{name}@{snapshot} has no tag {key}")).hint(
-                    match there.is_empty() {
+                    match keys.is_empty() {
                         true => "it has no tags".to_owned(),
-                        false => format!("it has: {}", there.join(", ")),
+                        false => format!("its tags are: {}", keys.join(", ")),
                     },
                 ),
             );
         }
-        meta::tag(&mut container, &snapshot, &with, &without)?;
+        meta::edit_tags(&mut container, &snapshot, &added, &removed)?;
         Ok(0)
     }
 }
 
-/// Keep a snapshot from being removed
+/// Protect snapshots from removal
 ///
-/// `cowl rm`, `cowl prune` and `cowl destroy` refuse to remove it until `cowl protect --off`.
+/// `cowl rm`, `cowl prune` and `cowl destroy` refuse to remove them until `cowl protect --off`.
 #[derive(Debug, clap::Args)]
 pub(super) struct ProtectArgs {
     /// The snapshots
     #[arg(value_name = "NAME@SNAP", required = true)]
     snapshots: Vec<OsString>,
-    /// Allow its removal again
+    /// Allow their removal again
     #[arg(long)]
     off: bool,
 }
 
-impl Verb for ProtectArgs {
+impl CliCommand for ProtectArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let named = self
             .snapshots
             .iter()
-            .map(both)
+            .map(parse_snapshot_address)
             .collect::<Result<Vec<_>>>()?;
+        let protection = match self.off {
+            true => meta::Protection::Off,
+            false => meta::Protection::On,
+        };
         for (name, snapshot) in named {
-            let store = context.store_of(&name)?;
+            let store = context.store_for(&name)?;
             let mut container = recover::open(&store, &name)?;
-            meta::protect(&mut container, &snapshot, !self.off)?;
+            meta::set_protection(&mut container, &snapshot, protection)?;
         }
         Ok(0)
     }
 }
 
-/// The remark of `cowl snapshot`: from the words, or from a file.
-pub(super) fn remark(message: Option<&OsString>, file: Option<&Path>) -> Result<String> {
+/// Returns the comment for `cowl snapshot`, from the option `--message` or from a file.
+pub(super) fn read_comment(message: Option<&OsString>, file: Option<&Path>) -> Result<String> {
     match (message, file) {
-        (Some(said), _) => text::plain(said),
+        (Some(word), _) => text::parse(word),
         (None, Some(file)) => read_text(file),
         (None, None) => Ok(String::new()),
     }

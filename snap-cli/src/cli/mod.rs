@@ -1,5 +1,6 @@
-//! The command line: one file a verb, each a few lines over the library; output as tables or JSON;
-//! errors and exit codes. The doc comments of the argument types are the help.
+//! The command line: one file for each command, output as tables or JSON, errors and exit codes.
+//!
+//! Each command is a few lines over the library. The doc comments of the argument types are the help texts.
 
 mod adopt;
 mod cat;
@@ -10,11 +11,13 @@ mod create;
 mod daemon_log;
 mod destroy;
 mod diff;
+mod diff_stat;
 mod du;
 mod exec;
 mod export;
 mod flatten;
 mod gc;
+mod groups;
 mod hook;
 mod hooks;
 mod import;
@@ -49,15 +52,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{Asked, Config, When};
+use crate::config::{ColorChoice, Config, Overrides};
 use crate::container::Container;
 use crate::container::durability;
 use crate::error::{Error, Kind, Result};
 use crate::recover::{self, complete_all};
 use crate::shell::quoted;
-use crate::snapshot::{State, depth, resolve};
+use crate::snapshot::{ResolvedState, depth, resolve};
 use crate::store::collect;
 use crate::store::family;
 use crate::store::lock::Lock;
@@ -66,85 +69,105 @@ use crate::store::name::{Address, ContainerName};
 use crate::store::reserve;
 use crate::store::{Session, Store};
 
-/// Snapshots for containers: taken, restored under the same name and compared in milliseconds.
+/// Take snapshots of containers, restore them under the same name, and compare them, in milliseconds
 ///
-/// A state is named NAME (what the container is now) or NAME@SNAP (what it was then).
+/// A state is named NAME (the container's current state) or NAME@SNAP (a snapshot).
 ///
-/// Exit codes: 0 done, 1 failed, 2 wrong use, 3 no such container or snapshot, 4 busy or locked,
-/// 5 the store is damaged. `exec` passes the program's own code on; cowl's own failure there is
-/// 125, a program that can't be run 126, one that is not there 127.
+/// Exit codes: 0 success, 1 failure, 2 usage error, 3 no such container or snapshot, 4 busy or locked,
+/// 5 the store is damaged. `exec` returns the exit code of the program; there, 125 is a failure of
+/// cowl, 126 a program that cannot be executed, and 127 a program that does not exist.
 #[derive(Debug, Parser)]
 #[command(name = "cowl", version, max_term_width = 100)]
 struct Cli {
-    /// The folder that holds everything [default: /var/lib/cowl for root, else
-    /// $XDG_DATA_HOME/cowl; the environment's COWL_STORE comes before that]
-    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "DIR")]
+    /// Use the store in this directory [default: $COWL_STORE, else /var/lib/cowl for root and
+    /// $XDG_DATA_HOME/cowl for other users]
+    #[arg(long, global = true, help_heading = GLOBAL_OPTIONS, value_name = "DIR")]
     store: Option<PathBuf>,
 
-    /// How long to wait for another command that is at work on the same container [default: 10]
-    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "SECONDS")]
+    /// Wait up to this time for another command on the same container [default: 10]
+    #[arg(long, global = true, help_heading = GLOBAL_OPTIONS, value_name = "SECONDS")]
     wait: Option<u64>,
 
-    /// The configuration file [default: /etc/cowl/config.toml for root, else
-    /// $XDG_CONFIG_HOME/cowl/config.toml; the environment's COWL_CONFIG comes before that]
-    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "FILE")]
+    /// Read this configuration file [default: $COWL_CONFIG, else /etc/cowl/config.toml for root and
+    /// $XDG_CONFIG_HOME/cowl/config.toml for other users]
+    #[arg(long, global = true, help_heading = GLOBAL_OPTIONS, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// When to colour what is printed [default: auto, on a terminal without NO_COLOR]
-    #[arg(long, global = true, help_heading = EVERYWHERE, value_name = "WHEN")]
-    color: Option<When>,
+    /// Color the output [default: auto, which means on a terminal unless NO_COLOR is set]
+    #[arg(long, global = true, help_heading = GLOBAL_OPTIONS, value_name = "WHEN")]
+    color: Option<ColorChoice>,
 
-    /// Print nothing but data and errors: no notes, no bars
-    #[arg(short, long, global = true, help_heading = EVERYWHERE, conflicts_with = "verbose")]
+    /// Print only data and errors, neither notes nor progress bars
+    #[arg(short, long, global = true, help_heading = GLOBAL_OPTIONS, conflicts_with = "verbose")]
     quiet: bool,
 
-    /// Tell what is done; twice: every detail
-    #[arg(short, long, global = true, help_heading = EVERYWHERE, action = clap::ArgAction::Count)]
+    /// Print informational messages; twice: debugging messages, too
+    #[arg(short, long, global = true, help_heading = GLOBAL_OPTIONS, action = clap::ArgAction::Count)]
     verbose: u8,
 
     #[command(subcommand)]
-    verb: Verbs,
+    command: CliCommands,
 }
 
-const EVERYWHERE: &str = "Options of every command";
+/// The heading of the options that every command accepts.
+const GLOBAL_OPTIONS: &str = "Global options";
 
-/// One verb of the command line.
-trait Verb {
-    /// Does it, and answers with the exit code.
+/// A command of the command line.
+trait CliCommand {
+    /// Runs the command and returns the exit code.
     fn run(&self, context: &Context) -> Result<u8>;
 
-    /// Whether errors are printed as JSON too.
-    fn json(&self) -> bool {
+    /// Returns whether the command prints JSON; its errors are printed as JSON, too.
+    fn is_json(&self) -> bool {
         false
     }
 
-    /// Whether the configuration file is read: not by what cowl starts itself, whose parent has read it.
-    fn configured(&self) -> bool {
+    /// Returns whether the command reads the configuration file. Internal commands do not: their parent process has
+    /// read it.
+    fn reads_config(&self) -> bool {
         true
     }
 
-    /// Whether it frees space, or is needed to free some, and so is to work on a full disk as well. It may be
-    /// run twice then.
-    fn frees(&self) -> bool {
+    /// Returns whether the command frees space or is needed to free space, so that it has to work on a full disk.
+    ///
+    /// If the disk is full, such a command runs a second time, with the store's reserve released.
+    fn frees_space(&self) -> bool {
         false
     }
 
-    /// The exit code of a failure of cowl itself.
-    fn code(&self, kind: Kind) -> u8 {
+    /// Returns the exit code for an error of cowl itself.
+    fn exit_code(&self, kind: Kind) -> u8 {
         kind.code()
     }
 }
 
-/// The verbs: the name of each with its arguments; the help lists them in this order.
-macro_rules! verbs {
+/// Whether a command changes something or only prints what it would change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RunMode {
+    Run,
+    DryRun,
+}
+
+impl RunMode {
+    /// Returns the mode that the option `--dry-run` selects.
+    fn from_option(dry_run: bool) -> Self {
+        match dry_run {
+            true => Self::DryRun,
+            false => Self::Run,
+        }
+    }
+}
+
+/// Declares the commands, each with the type of its arguments.
+macro_rules! commands {
     ($($(#[$attr:meta])* $name:ident($args:ty),)+) => {
         #[derive(Debug, Subcommand)]
-        enum Verbs {
+        enum CliCommands {
             $($(#[$attr])* $name($args),)+
         }
 
-        impl Verbs {
-            fn verb(&self) -> &dyn Verb {
+        impl CliCommands {
+            fn command(&self) -> &dyn CliCommand {
                 match self {
                     $(Self::$name(args) => args,)+
                 }
@@ -153,7 +176,7 @@ macro_rules! verbs {
     };
 }
 
-verbs! {
+commands! {
     Create(create::Args),
     Adopt(adopt::AdoptArgs),
     Release(adopt::ReleaseArgs),
@@ -201,7 +224,7 @@ verbs! {
     Enter(exec::EnterArgs),
 }
 
-/// What every verb gets.
+/// The environment of a command: the home store's path, the session and the settings.
 #[derive(Debug)]
 struct Context {
     root: PathBuf,
@@ -210,118 +233,128 @@ struct Context {
 }
 
 impl Context {
-    /// The store that holds the container `name`; what killed commands left behind is cleaned up.
-    fn store_of(&self, name: &ContainerName) -> Result<Store> {
-        self.cleaned(family::holding(&self.root, &self.session, name)?)
+    /// Opens the store of the container `name` and cleans it up.
+    fn store_for(&self, name: &ContainerName) -> Result<Store> {
+        self.clean_up(family::holding(&self.root, &self.session, name)?)
     }
 
-    /// All stores of the family, the home first; none where nothing was ever made.
+    /// Opens all stores of the family, the home store first, and cleans them up. Returns none if no store exists.
     fn stores(&self) -> Result<Vec<Store>> {
         let found = match family::stores(&self.root, &self.session) {
             Err(error) if error.kind == Kind::NotFound => {
-                output::note(&error.to_string());
+                output::print_note(&error.to_string());
                 return Ok(Vec::new());
             }
             other => other?,
         };
-        found.into_iter().map(|store| self.cleaned(store)).collect()
+        found
+            .into_iter()
+            .map(|store| self.clean_up(store))
+            .collect()
     }
 
-    /// The home store, made if need be.
-    fn store_or_new(&self) -> Result<Store> {
-        self.cleaned(Store::open_or_make(&self.root, self.session.clone())?)
+    /// Opens the home store, creates it if necessary, and cleans it up.
+    fn open_or_create_store(&self) -> Result<Store> {
+        self.clean_up(Store::open_or_make(&self.root, self.session.clone())?)
     }
 
+    /// Completes or rolls back interrupted operations of a store, collects garbage, and renews the reserve.
     #[allow(
         clippy::unused_self,
-        reason = "it is a rule of how every verb opens a store"
+        reason = "every command opens stores through the context"
     )]
-    fn cleaned(&self, store: Store) -> Result<Store> {
-        // Not being allowed to clean up, or a damaged container, need not keep this command from its work.
+    fn clean_up(&self, store: Store) -> Result<Store> {
+        // A missing permission or a damaged container does not prevent the command.
         if let Err(error) = complete_all(&store) {
             log::warn!("{error}");
         }
         if let Err(error) = collect::collect(&store) {
-            log::info!("cleaning up: {error}");
+            log::info!("cannot collect garbage: {error}");
         }
-        if let Err(error) = reserve::keep(&store) {
-            log::debug!("no space is set aside: {error}");
+        if let Err(error) = reserve::ensure(&store) {
+            log::debug!("cannot reserve space: {error}");
         }
         Ok(store)
     }
 
-    /// Gives up what is set aside for the day when the disk is full; false where nothing was.
-    fn give_up_reserves(&self) -> Result<bool> {
-        let mut given = false;
+    /// Releases the space that the stores reserve for a full disk; returns whether any was reserved.
+    fn release_reserves(&self) -> Result<bool> {
+        let mut released = false;
         for store in family::stores(&self.root, &self.session)? {
-            given |= reserve::give_up(&store)?;
+            released |= reserve::release(&store)?;
         }
-        Ok(given)
+        Ok(released)
     }
 
-    /// Starts making a container's states durable in the background.
+    /// Starts a background sync of a container's settling states.
     #[allow(
         clippy::unused_self,
-        reason = "it is a rule of how every verb ends that freezes a state"
+        reason = "every command that freezes a state ends through the context"
     )]
     fn settle(&self, store: &Store, name: &ContainerName) {
         let begun = store
             .find_id(name)
-            .and_then(|id| durability::begin(store, id));
-        // What the command was asked for is done, and listed as settling.
+            .and_then(|id| durability::start(store, id));
+        // The command has succeeded, and its state is listed as settling.
         if let Err(error) = begun {
-            log::warn!("what is settling of {name} is synced by a later command: {error}");
+            log::warn!("cannot sync {name} now, a later command syncs it: {error}");
         }
     }
 
-    /// Returns whether a container with this manifest has more layers than are to be kept.
+    /// Returns whether a container with this manifest has more layers than the limit.
     fn is_too_deep(&self, manifest: &ContainerManifest) -> bool {
         depth::is_over(manifest, self.config.depth_limit)
     }
 
-    /// Merges layers of a container that has too many of them and is not mounted.
-    fn keep_depth(&self, container: &mut Container<'_>) {
+    /// Merges layers of a container that exceeds the limit and is not mounted.
+    fn limit_depth(&self, container: &mut Container<'_>) {
         let mut bar = output::Bar::new("merging old layers");
-        depth::keep(container, self.config.depth_limit, &mut |done| {
-            bar.tell(done)
+        depth::enforce_limit(container, self.config.depth_limit, &mut |done| {
+            bar.update(done)
         });
     }
 }
 
-/// The state that an address names, ready to be read: what a killed command or a dead daemon left of its
-/// container is put in order, what programs wrote is in the layers, and nothing of it is collected while the
-/// lock is held.
-fn read_state(context: &Context, address: &Address) -> Result<(Store, State, Lock)> {
-    let store = context.store_of(&address.container)?;
+/// Resolves an address to a state that can be read.
+///
+/// Interrupted operations on the container are completed or rolled back first, and the daemon's cached writes are
+/// flushed to the layers. The layers are not collected while the returned lock is held.
+fn read_state(context: &Context, address: &Address) -> Result<(Store, ResolvedState, Lock)> {
+    let store = context.store_for(&address.container)?;
     drop(recover::open(&store, &address.container)?);
-    let reading = store.share()?;
+    let reading = store.lock_shared()?;
     let state = resolve(&store, address)?;
     state.flush(&store)?;
-    if let Some(why) = state.loss(&store)? {
+    if let Some(why) = state.describe_loss(&store)? {
         log::warn!("{why}");
     }
     Ok((store, state, reading))
 }
 
-/// The tags that words of the command line spell: KEY=VALUE, or a key alone.
-fn tags(words: &[OsString]) -> Result<BTreeMap<String, String>> {
+/// Parses tags of the command line: KEY=VALUE or KEY.
+fn parse_tags(words: &[OsString]) -> Result<BTreeMap<String, String>> {
     let pair = |word: &OsString| {
         let text = word
             .to_str()
             .filter(|text| !text.chars().any(char::is_control))
-            .ok_or_else(|| Error::usage(format!("{word:?} can't be a tag: it is no plain text")))?;
+            .ok_or_else(|| {
+                Error::usage(format!(
+                    "invalid tag \"{}\": must be printable UTF-8",
+                    output::shown(word.as_encoded_bytes())
+                ))
+            })?;
         let (key, value) = text.split_once('=').unwrap_or((text, ""));
         match key {
             "" => Err(Error::usage(format!("the tag \"{text}\" has no key"))
-                .hint("a tag is KEY=VALUE, or a key alone")),
+                .hint("write a tag as KEY=VALUE or KEY")),
             key => Ok((key.to_owned(), value.to_owned())),
         }
     };
     words.iter().map(pair).collect()
 }
 
-/// The command as somebody would type it again.
-fn typed(args: &[OsString]) -> String {
+/// Returns the command line, quoted for a shell; `args` begins with the name of the program.
+fn command_line(args: &[OsString]) -> String {
     let words = args.iter().skip(1).map(quoted);
     std::iter::once("cowl".to_owned())
         .chain(words)
@@ -329,89 +362,103 @@ fn typed(args: &[OsString]) -> String {
         .join(" ")
 }
 
+/// Parses a command line; `--help` lists the commands in groups.
+fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
+    let mut command = groups::with_grouped_help(Cli::command());
+    let mut matches = command.try_get_matches_from_mut(args)?;
+    Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     complete::answer();
     let args: Vec<OsString> = std::env::args_os().collect();
-    output::start_log();
+    output::init_log();
     if lxc::snapshot::is_called(&args) {
         return lxc::snapshot::main(&args);
     }
-    let cli = match Cli::try_parse_from(&args) {
+    let cli = match parse(&args) {
         Ok(cli) => cli,
-        Err(error) => return output::usage(error),
+        Err(error) => return output::print_clap_output(error),
     };
-    output::loudness(cli.quiet, cli.verbose);
-    output::colour(cli.color.unwrap_or_default());
-    let run = || {
-        let asked = Asked {
-            config: cli.config.clone(),
-            store: cli.store.clone(),
-            wait: cli.wait,
-            color: cli.color,
-        };
-        let config = match cli.verb.verb().configured() {
-            true => Config::load(asked)?,
-            false => Config::without_file(asked)?,
-        };
-        output::colour(config.color);
-        let context = Context {
-            root: Store::locate(config.store.clone())?,
-            session: Session {
-                who: typed(&args),
-                patience: Duration::from_secs(config.wait.min(24 * 3600)),
-                mounts: config.mounts,
-            },
-            config,
-        };
-        let verb = cli.verb.verb();
-        match verb.run(&context) {
-            Err(error) if error.is_no_space() && verb.frees() && context.give_up_reserves()? => {
-                output::note("the disk is full: using the space that was set aside for this");
-                verb.run(&context)
-            }
-            Err(error) if error.is_no_space() && error.hint.is_none() => Err(error
-                .hint("make room on the disk (`cowl rm` works all the same); nothing was changed")),
-            done => done,
-        }
-    };
-    match run() {
+    output::set_verbosity(cli.quiet, cli.verbose);
+    output::set_color(cli.color.unwrap_or_default());
+    let command = cli.command.command();
+    match run(&cli, command, &args) {
         Ok(code) => ExitCode::from(code),
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            output::complain(&error, cli.verb.verb().json());
-            ExitCode::from(cli.verb.verb().code(error.kind))
+            output::print_error(&error, output::Format::from_option(command.is_json()));
+            ExitCode::from(command.exit_code(error.kind))
         }
     }
 }
 
-/// Whether a yes is given at the terminal. Without one, `--yes` must say it.
+/// Runs a command; if the disk is full and the command frees space, runs it again with the reserves released.
+fn run(cli: &Cli, command: &dyn CliCommand, args: &[OsString]) -> Result<u8> {
+    let overrides = Overrides {
+        config: cli.config.clone(),
+        store: cli.store.clone(),
+        wait: cli.wait,
+        color: cli.color,
+    };
+    let config = match command.reads_config() {
+        true => Config::load(overrides)?,
+        false => Config::without_file(overrides)?,
+    };
+    output::set_color(config.color);
+    let context = Context {
+        root: Store::locate(config.store.clone())?,
+        session: Session {
+            command: command_line(args),
+            patience: Duration::from_secs(config.wait.min(24 * 3600)),
+            mounts: config.mounts,
+        },
+        config,
+    };
+    match command.run(&context) {
+        Err(error)
+            if error.is_no_space() && command.frees_space() && context.release_reserves()? =>
+        {
+            output::print_note(
+                "the disk is full: using the space that is reserved for this command",
+            );
+            command.run(&context)
+        }
+        Err(error) if error.is_no_space() && error.hint.is_none() => {
+            Err(error.hint("nothing was changed; free some space (`cowl rm` works on a full disk)"))
+        }
+        done => done,
+    }
+}
+
+/// Asks a question at the terminal and fails unless the answer is yes. Without a terminal, `--yes` is required.
 fn confirm(question: &str) -> Result<()> {
     use std::io::{BufRead, IsTerminal, Write};
     use std::sync::OnceLock;
-    // A command that runs a second time on a full disk is not to ask twice.
-    static GIVEN: OnceLock<String> = OnceLock::new();
-    if GIVEN.get().is_some_and(|given| given == question) {
+    // A command that runs a second time on a full disk must not ask twice.
+    static CONFIRMED: OnceLock<String> = OnceLock::new();
+    if CONFIRMED.get().is_some_and(|asked| asked == question) {
         return Ok(());
     }
     let stdin = std::io::stdin();
-    let lost = |e: std::io::Error| Error::failed("cannot ask").because(e);
+    let failed = |e: std::io::Error| Error::failed("cannot ask for confirmation").because(e);
     if !stdin.is_terminal() {
-        return Err(
-            Error::usage(format!("{question} There is no terminal to ask at"))
-                .hint("add --yes if you mean it"),
-        );
+        return Err(Error::usage(format!(
+            "cannot ask for confirmation without a terminal: {question}"
+        ))
+        .hint("add --yes to confirm"));
     }
     let mut err = std::io::stderr();
     let plain = cowl_layers::shown::plain(question, Default::default());
     write!(err, "{plain} [y/N] ")
         .and_then(|()| err.flush())
-        .map_err(lost)?;
+        .map_err(failed)?;
     let mut answer = String::new();
-    stdin.lock().read_line(&mut answer).map_err(lost)?;
+    stdin.lock().read_line(&mut answer).map_err(failed)?;
     match answer.trim().to_ascii_lowercase().as_str() {
         "y" | "yes" => {
-            GIVEN.get_or_init(|| question.to_owned());
+            CONFIRMED.get_or_init(|| question.to_owned());
             Ok(())
         }
         _ => Err(Error::failed("nothing was done: the answer was not yes")),
@@ -420,28 +467,26 @@ fn confirm(question: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
-    fn the_grammar_holds_together() {
+    fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn units_call_what_there_is() {
+    fn installed_units_contain_valid_command_lines() {
         let dist = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("dist");
         let mut calls = 0;
-        for folder in ["systemd", "apt"] {
-            for entry in std::fs::read_dir(dist.join(folder)).unwrap() {
+        for dir in ["systemd", "apt"] {
+            for entry in std::fs::read_dir(dist.join(dir)).unwrap() {
                 let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
                 for call in text.split("@bindir@/").skip(1) {
-                    // Up to the end of the line, or of the shell's condition.
+                    // The command ends at the end of the line, or at a semicolon of the shell.
                     let call = call.lines().next().unwrap();
                     let call = call.split(';').next().unwrap();
                     let words = call.replace("\"$name\"", "web").replace("%i", "web");
-                    let words = words.replace("\"before ${what% }\"", "before");
+                    let words = words.replace("\"before ${command% }\"", "before");
                     Cli::try_parse_from(words.split_whitespace()).unwrap();
                     calls += 1;
                 }
@@ -451,8 +496,8 @@ mod tests {
     }
 
     #[test]
-    fn a_command_can_be_typed_again() {
+    fn command_lines_are_quoted() {
         let args = ["/usr/bin/cowl", "snapshot", "web", "-m", "a b"].map(OsString::from);
-        assert_eq!(typed(&args), "cowl snapshot web -m $'a b'");
+        assert_eq!(command_line(&args), "cowl snapshot web -m $'a b'");
     }
 }

@@ -1,12 +1,12 @@
-//! `cowl mount` and `cowl umount`
+//! The commands `cowl mount` and `cowl umount`.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::{Context, Verb, output};
-use crate::container::durability::{filesystem, make_durable};
-use crate::container::mount::{Privileges, Then};
+use super::{CliCommand, Context, output};
+use crate::container::durability::{make_durable, open_filesystem};
+use crate::container::mount::{AfterUnmount, Privileges};
 use crate::container::state::Lifetime;
 use crate::container::state::{self, Mounted};
 use crate::container::{browse, detach, find_snapshot_ref};
@@ -16,53 +16,54 @@ use crate::shell::quoted;
 use crate::snapshot::resolve;
 use crate::store::name::{Address, ContainerName};
 
-/// Mount a container, or a snapshot to browse in it, and print where
+/// Mount a container or a snapshot, and print the mount point
 ///
-/// The daemon runs in the background and outlives the shell; `cowl status NAME --json` names its log. On a full
-/// disk, the space that the store has set aside is used.
-/// A container that is mounted already stays as it is, and the place is printed. A snapshot is mounted
-/// read-only, at as many places as you like, whatever becomes of the container; while it is, it can't
-/// be removed. What a container is now can't be mounted read-only beside itself: snapshot it first, and
-/// mount that.
+/// The daemon runs in the background and outlives the shell; `cowl status NAME --json` prints the path of
+/// its log. On a full disk, the space that the store reserves is used. If the container is mounted
+/// already, only the mount point is printed.
 ///
-/// Set-user-ID programs and device nodes have no effect in a snapshot, nor in a container that is mounted at a
-/// DIR that other users can reach, unless --suid says so: the container's root may leave such programs for
-/// users of this machine. `cowl exec` runs commands with them in any case.
+/// A snapshot is mounted read-only, at any number of mount points, independently of the container. It
+/// cannot be removed while it is mounted. A container itself cannot be mounted read-only: mount a
+/// snapshot of it.
+///
+/// Set-user-ID programs and device nodes have no effect in a snapshot, nor in a container at a DIR that
+/// other users can reach, unless --suid is given: the container's root could leave such programs for users
+/// of this machine. They always work in `cowl exec`.
 #[derive(Debug, clap::Args)]
 pub(super) struct MountArgs {
-    /// The container, or the snapshot
+    /// The container or the snapshot
     #[arg(value_name = "NAME[@SNAP]")]
     address: OsString,
-    /// An empty folder to mount it at [default: a place in the store]
+    /// The mount point, an empty directory [default: a directory in the store]
     #[arg(value_name = "DIR", conflicts_with = "at")]
     dir: Option<PathBuf>,
-    /// The same
+    /// The mount point, as DIR
     #[arg(long, value_name = "DIR")]
     at: Option<PathBuf>,
-    /// Let set-user-ID programs and device nodes work at a DIR that other users can reach
+    /// Enable set-user-ID programs and device nodes at a DIR that other users can reach
     #[arg(long)]
     suid: bool,
-    /// Read-only, as snapshots always are
+    /// Mount read-only; always the case for a snapshot
     #[arg(long, visible_alias = "read-only")]
     ro: bool,
 }
 
-impl Verb for MountArgs {
+impl CliCommand for MountArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let address = Address::parse(&self.address)?;
         let name = &address.container;
         let at = self.dir.as_deref().or(self.at.as_deref());
-        let store = context.store_of(name)?;
+        let store = context.store_for(name)?;
         let mut container = recover::open(&store, name)?;
-        let place = match &address.snapshot {
+        let mountpoint = match &address.snapshot {
             Some(_) if self.suid => {
-                return Err(
-                    Error::usage("set-user-ID programs never work in a mounted snapshot")
-                        .hint("leave --suid out"),
-                );
+                return Err(Error::usage(
+                    "cannot enable set-user-ID programs in a mounted snapshot",
+                )
+                .hint("omit --suid"));
             }
             Some(snapshot) => {
-                if let Some(why) = resolve(&store, &address)?.loss(&store)? {
+                if let Some(why) = resolve(&store, &address)?.describe_loss(&store)? {
                     log::warn!("{why}");
                 }
                 browse::open(&container, snapshot, at)?
@@ -70,81 +71,81 @@ impl Verb for MountArgs {
             None if self.ro => {
                 let dir = at.map(|at| format!(" {}", quoted(at))).unwrap_or_default();
                 return Err(Error::usage(format!(
-                    "{name} itself is not mounted read-only: it may be written to meanwhile"
+                    "cannot mount {name} read-only: only snapshots are mounted read-only"
                 ))
                 .hint(format!(
                     "mount a snapshot of it: cowl mount {name}@$(cowl snapshot {name}){dir}"
                 )));
             }
             None => {
-                context.keep_depth(&mut container);
+                context.limit_depth(&mut container);
                 let privileges = match self.suid {
                     true => Privileges::Honored,
                     false => Privileges::WherePrivate,
                 };
-                let place =
+                let mountpoint =
                     container.mount(at.map(|at| (at, privileges)), Lifetime::UntilUnmounted)?;
                 let nosuid = matches!(container.mounted()?, Mounted::Alive(state) if state.nosuid);
                 if nosuid && self.suid {
                     return Err(Error::busy(format!(
-                        "{name} is mounted at {} already, without set-user-ID programs",
-                        quoted(&place)
+                        "{name} is already mounted at {} without set-user-ID programs",
+                        quoted(&mountpoint)
                     ))
                     .hint(format!("unmount it first: cowl umount {name}")));
                 }
                 if nosuid {
-                    output::note(&format!(
+                    output::print_note(&format!(
                         "other users can reach {}: set-user-ID programs and device nodes have no effect \
-                         there (--suid mounts without this protection)",
-                        quoted(&place)
+                         there (--suid enables them)",
+                        quoted(&mountpoint)
                     ));
                 }
-                place
+                mountpoint
             }
         };
-        output::place(&place)?;
+        output::print_path(&mountpoint)?;
         Ok(0)
     }
 
-    /// Files are removed through a mount, too.
-    fn frees(&self) -> bool {
+    /// A mount is needed to remove files in a container.
+    fn frees_space(&self) -> bool {
         true
     }
 }
 
-/// Unmount a container, or what was mounted of a snapshot
+/// Unmount a container or a snapshot
 ///
-/// Refused while anything in it is in use; the message names who uses it.
+/// Refused while a process uses the mount; the message names the processes.
 #[derive(Debug, clap::Args)]
 pub(super) struct UmountArgs {
-    /// The container; or the snapshot, wherever it is mounted; or a mount point, with a slash in it
+    /// The container; or the snapshot, at all its mount points; or a mount point, with a slash in it
     #[arg(value_name = "NAME[@SNAP]|DIR")]
-    what: OsString,
-    /// Kill a daemon that does not answer: what programs do in the mount fails from then on, and what
-    /// they stored through mappings may be lost. One that answers unmounts as without this option
+    target: OsString,
+    /// Kill the daemon if it does not respond: accesses of programs to the mount fail from then on, and
+    /// data written through memory mappings may be lost
     #[arg(long)]
     force: bool,
 }
 
-impl Verb for UmountArgs {
+impl CliCommand for UmountArgs {
     fn run(&self, context: &Context) -> Result<u8> {
-        if self.what.as_bytes().contains(&b'/') {
-            return by_place(context, Path::new(&self.what), self.force);
+        if self.target.as_bytes().contains(&b'/') {
+            return umount_path(context, Path::new(&self.target), self.force);
         }
-        let address = Address::parse(&self.what)?;
+        let address = Address::parse(&self.target)?;
         let name = &address.container;
         let Some(snapshot) = &address.snapshot else {
-            return head(context, name, self.force);
+            return umount_container(context, name, self.force);
         };
-        let store = context.store_of(name)?;
+        let store = context.store_for(name)?;
         let (container, _) = recover::open_to_unmount(&store, name)?;
         let id = find_snapshot_ref(container.manifest(), snapshot)?.id;
-        let meant = |browse: &browse::Browse| browse.snapshot == id;
+        let matches = |browse: &browse::SnapshotMount| browse.snapshot == id;
         let killed = match self.force {
-            true => browse::kill_silent(&container, meant)?,
+            true => browse::kill_silent(&container, matches)?,
             false => 0,
         };
-        if browse::close(&container, meant)? + killed == 0 {
+        if browse::close(&container, matches)? + killed == 0 {
             return Err(Error::failed(format!("{address} is not mounted"))
                 .hint(format!("mount it with: cowl mount {address} DIR")));
         }
@@ -152,26 +153,26 @@ impl Verb for UmountArgs {
     }
 }
 
-fn head(context: &Context, name: &ContainerName, force: bool) -> Result<u8> {
-    let store = context.store_of(name)?;
+fn umount_container(context: &Context, name: &ContainerName, force: bool) -> Result<u8> {
+    let store = context.store_for(name)?;
     let (mut container, mut dead) = recover::open_to_unmount(&store, name)?;
     if force && detach::kill_silent_daemon(&container)? {
         drop(container);
         (container, dead) = recover::open_to_unmount(&store, name)?;
     }
-    let unmounted = container.unmount(Then::StayUnmounted)?;
+    let unmounted = container.unmount(AfterUnmount::StayUnmounted)?;
     if unmounted.is_none() && dead == DeadMount::Absent {
         return Err(Error::failed(format!("{name} is not mounted"))
             .hint(format!("mount it with: cowl mount {name}")));
     }
     let id = container.id();
     if recover::end_if_ephemeral(container)? {
-        output::note(&format!("{name} was there for one mount, and is gone"));
+        output::print_note(&format!("removed {name}, which existed for one mount"));
         return Ok(0);
     }
-    // Its daemon can no more, and the disk may be unmounted next.
-    if let Err(error) = filesystem(&store).and_then(|fs| make_durable(&store, id, &fs)) {
-        log::warn!("snapshots of {name} stay settling: {error}");
+    // The daemon has ended and cannot sync, and the disk may be unmounted next.
+    if let Err(error) = open_filesystem(&store).and_then(|fs| make_durable(&store, id, &fs)) {
+        log::warn!("cannot sync settling snapshots of {name}: {error}");
     }
     if let Some(state) = unmounted {
         detach::wait_for_exit(state.pid);
@@ -179,40 +180,40 @@ fn head(context: &Context, name: &ContainerName, force: bool) -> Result<u8> {
     Ok(0)
 }
 
-/// Unmounts whatever of ours is mounted at a place.
-fn by_place(context: &Context, at: &Path, force: bool) -> Result<u8> {
-    // Where a daemon died the place itself can't be looked at any more.
-    let place = match at.canonicalize() {
-        Ok(place) => place,
-        Err(_) => std::path::absolute(at).map_err(|e| Error::at("find", at, e))?,
+/// Unmounts the container or snapshot that is mounted at `path`.
+fn umount_path(context: &Context, path: &Path, force: bool) -> Result<u8> {
+    // The mount point of a dead daemon cannot be resolved: every access fails.
+    let mountpoint = match path.canonicalize() {
+        Ok(resolved) => resolved,
+        Err(_) => std::path::absolute(path).map_err(|e| Error::at("resolve", path, e))?,
     };
     for store in context.stores()? {
         for (id, record) in store.containers()? {
-            // A damaged one is told by other commands.
+            // Other commands report damaged manifests.
             let Ok(record) = record else { continue };
             let name = &record.body.name;
-            let mounted = match state::look(&store, id)? {
-                Mounted::Alive(state) | Mounted::Dead(state) => state.mountpoint == place,
+            let mounted = match state::probe(&store, id)? {
+                Mounted::Alive(state) | Mounted::Dead(state) => state.mountpoint == mountpoint,
                 Mounted::No => false,
             };
             if mounted {
-                return head(context, name, force);
+                return umount_container(context, name, force);
             }
             let browsed = browse::mounts(&store, id)?;
-            if browsed.iter().any(|browse| browse.mountpoint == place) {
+            let matches = |browse: &browse::SnapshotMount| browse.mountpoint == mountpoint;
+            if browsed.iter().any(matches) {
                 let (container, _) = recover::open_to_unmount(&store, name)?;
-                let meant = |browse: &browse::Browse| browse.mountpoint == place;
                 if force {
-                    browse::kill_silent(&container, meant)?;
+                    browse::kill_silent(&container, matches)?;
                 }
-                browse::close(&container, meant)?;
+                browse::close(&container, matches)?;
                 return Ok(0);
             }
         }
     }
     Err(Error::not_found(format!(
-        "nothing of this store is mounted at {}",
-        output::shown(OsStr::as_bytes(at.as_os_str()))
+        "no container or snapshot is mounted at {}",
+        output::shown(OsStr::as_bytes(path.as_os_str()))
     ))
-    .hint("`cowl status` shows what is mounted where"))
+    .hint("list all mounts: cowl status"))
 }

@@ -1,8 +1,7 @@
-//! How things are printed: data to standard output, everything else to standard error.
+//! Output: data to standard output, everything else to standard error.
 //!
-//! Text for people goes through [`plain`] here, whatever it was made of: names, comments and messages come from
-//! containers, archives and configs, and must not be able to speak to the terminal. Only what is a result as
-//! bytes ([`result`]) is written as it is.
+//! All text for people passes through [`plain`] here. Names, comments and messages come from containers, archives and
+//! configs, and must not control the terminal. Only [`write_line`] writes bytes without escaping.
 
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
@@ -13,27 +12,28 @@ use log::{LevelFilter, Log, Metadata, Record};
 use serde_json::{Value, json};
 
 use super::daemon_log;
-use crate::config::When;
+use crate::config::ColorChoice;
 use crate::error::{Error, Result};
 /// Returns a path for JSON, exact for any bytes.
 pub(super) use crate::store::bytes::to_value as json_path;
 
 pub(super) use super::progress::Bar;
-pub(super) use super::table::table;
+pub(super) use super::table::print_table;
 
-struct Notes;
+/// The logger: prints records as notes, and in a daemon bounds the log file.
+struct NoteLogger;
 
-impl Log for Notes {
+impl Log for NoteLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.level() <= log::max_level()
     }
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            say("note", "33", &record.args().to_string());
+            print_message("note", "33", &record.args().to_string());
             if IS_DAEMON.load(Ordering::Relaxed) {
-                // Said nowhere: this is where it would be said.
-                let _unchanged = daemon_log::bound();
+                // An error cannot be logged here: it would log recursively.
+                let _unchanged = daemon_log::rotate_if_long();
             }
         }
     }
@@ -41,31 +41,31 @@ impl Log for Notes {
     fn flush(&self) {}
 }
 
-/// Lets the library's warnings be seen.
-pub(super) fn start_log() {
-    // Fails only when a log was started before, which is then as good.
+/// Installs the logger, which prints the library's warnings, and the panic hook.
+pub(super) fn init_log() {
     cowl_layers::shown::plain_panics();
-    if log::set_logger(&Notes).is_ok() {
+    // Fails only if a logger is installed already, which then prints the warnings.
+    if log::set_logger(&NoteLogger).is_ok() {
         log::set_max_level(LevelFilter::Warn);
     }
 }
 
-/// Lets everything that the library tells be seen: for a daemon, whose standard error is its log, which is
-/// bounded from here on.
-pub(super) fn log_everything() {
+/// Configures the logger for a daemon, whose standard error is its log: prints informational records, too, and bounds
+/// the size of the log.
+pub(super) fn log_as_daemon() {
     IS_DAEMON.store(true, Ordering::Relaxed);
     log::set_max_level(LevelFilter::Info);
 }
 
-/// This process is a daemon.
+/// Whether this process is a daemon.
 static IS_DAEMON: AtomicBool = AtomicBool::new(false);
-/// Neither notes nor bars are wanted.
+/// Whether notes and progress bars are suppressed.
 static QUIET: AtomicBool = AtomicBool::new(false);
-/// A [`When`]: this process prints for one command line.
-static COLOUR: AtomicU8 = AtomicU8::new(When::Auto as u8);
+/// A [`ColorChoice`], global because a process runs one command line.
+static COLOR: AtomicU8 = AtomicU8::new(ColorChoice::Auto as u8);
 
-/// Sets what `--quiet` and `--verbose` ask for.
-pub(super) fn loudness(quiet: bool, verbose: u8) {
+/// Applies `--quiet` and the count of `--verbose`.
+pub(super) fn set_verbosity(quiet: bool, verbose: u8) {
     QUIET.store(quiet, Ordering::Relaxed);
     log::set_max_level(match (quiet, verbose) {
         (true, _) => LevelFilter::Error,
@@ -75,28 +75,29 @@ pub(super) fn loudness(quiet: bool, verbose: u8) {
     });
 }
 
-/// Whether nothing but data and errors is to be seen.
-pub(super) fn quiet() -> bool {
+/// Returns whether notes and progress bars are suppressed.
+pub(super) fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
 }
 
-/// Sets when output is coloured.
-pub(super) fn colour(when: When) {
-    COLOUR.store(when as u8, Ordering::Relaxed);
+/// Sets the conditions under which output is colored.
+pub(super) fn set_color(choice: ColorChoice) {
+    COLOR.store(choice as u8, Ordering::Relaxed);
 }
 
-fn coloured(terminal: bool) -> bool {
-    match COLOUR.load(Ordering::Relaxed) {
-        when if when == When::Always as u8 => true,
-        when if when == When::Never as u8 => false,
-        _ => terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+/// Returns whether output to a stream is colored; `is_terminal` is about that stream.
+fn is_colored(is_terminal: bool) -> bool {
+    match COLOR.load(Ordering::Relaxed) {
+        choice if choice == ColorChoice::Always as u8 => true,
+        choice if choice == ColorChoice::Never as u8 => false,
+        _ => is_terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
     }
 }
 
-/// How a piece of text looks where colours are wanted.
+/// A color or weight of text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code, reason = "the palette; verbs take from it what they need")]
-pub(super) enum Colour {
+#[allow(dead_code, reason = "the complete palette for commands")]
+pub(super) enum Color {
     Bold,
     Dim,
     Red,
@@ -107,7 +108,7 @@ pub(super) enum Colour {
     Cyan,
 }
 
-impl Colour {
+impl Color {
     fn code(self) -> &'static str {
         match self {
             Self::Bold => "1",
@@ -122,42 +123,59 @@ impl Colour {
     }
 }
 
-/// Text for standard output, coloured if that is wanted there. Cells of a table may be painted too.
-pub(super) fn paint(colour: Colour, text: &str) -> String {
-    if text.is_empty() || !coloured(std::io::stdout().is_terminal()) {
+/// Colors text for standard output, or a table's cell, if standard output is colored.
+pub(super) fn paint(color: Color, text: &str) -> String {
+    if text.is_empty() || !is_colored(std::io::stdout().is_terminal()) {
         return text.to_owned();
     }
-    format!("\u{1b}[{}m{text}\u{1b}[0m", colour.code())
+    format!("\u{1b}[{}m{text}\u{1b}[0m", color.code())
 }
 
-/// A line on standard error.
-fn say(label: &str, colour: &str, text: &str) {
-    // A line of its own begins with a label; what is in the text cannot look like one.
+/// Prints a message with a label on standard error; `color` is the code of the label's color.
+fn print_message(label: &str, color: &str, text: &str) {
+    // Further lines are indented, so that the text cannot forge a line that begins with a label.
     let text = text.trim_end().replace('\n', "\n  ");
     let lines = Allowed {
         lines: true,
         colors: false,
     };
     let text = plain(&text, lines);
-    let line = if coloured(std::io::stderr().is_terminal()) {
-        format!("\u{1b}[1;{colour}m{label}:\u{1b}[0m {text}\n")
+    let line = if is_colored(std::io::stderr().is_terminal()) {
+        format!("\u{1b}[1;{color}m{label}:\u{1b}[0m {text}\n")
     } else {
         format!("{label}: {text}\n")
     };
-    // There is nowhere left to tell that standard error can't be written.
+    // If standard error fails, there is nowhere to report it.
     drop(std::io::stderr().write_all(line.as_bytes()));
 }
 
-/// A remark that is no data.
-pub(super) fn note(text: &str) {
-    if !quiet() {
-        say("note", "33", text);
+/// Prints a note on standard error, unless `--quiet` is given.
+pub(super) fn print_note(text: &str) {
+    if !is_quiet() {
+        print_message("note", "33", text);
     }
 }
 
-/// Prints an error.
-pub(super) fn complain(error: &Error, as_json: bool) {
-    if as_json {
+/// The format of a command's output and errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    Text,
+    Json,
+}
+
+impl Format {
+    /// Returns the format that the option `--json` selects.
+    pub(super) fn from_option(json: bool) -> Self {
+        match json {
+            true => Self::Json,
+            false => Self::Text,
+        }
+    }
+}
+
+/// Prints an error on standard error.
+pub(super) fn print_error(error: &Error, format: Format) {
+    if format == Format::Json {
         let source = error.source.as_ref().map(ToString::to_string);
         let value = json!({"error": {
             "kind": error.kind.name(),
@@ -168,40 +186,44 @@ pub(super) fn complain(error: &Error, as_json: bool) {
         drop(std::io::stderr().write_all(format!("{value}\n").as_bytes()));
         return;
     }
-    say("error", "31", &error.to_string());
+    print_message("error", "31", &error.to_string());
     if let Some(hint) = &error.hint {
-        say("hint", "36", hint);
+        print_message("hint", "36", hint);
     }
 }
 
-/// Prints what clap has to say: help to standard output, mistakes to standard error.
-pub(super) fn usage(error: clap::Error) -> ExitCode {
+/// Prints a result of clap: help on standard output, usage errors on standard error. Returns the exit code.
+pub(super) fn print_clap_output(error: clap::Error) -> ExitCode {
     let code = u8::try_from(error.exit_code()).unwrap_or(2);
-    let is_mistake = error.use_stderr();
-    let colors = coloured(match is_mistake {
+    let is_usage_error = error.use_stderr();
+    let colors = is_colored(match is_usage_error {
         true => std::io::stderr().is_terminal(),
         false => std::io::stdout().is_terminal(),
     });
-    let text = cowlfs::cli::explanation(error, colors);
-    let written = match is_mistake {
+    let colors = match colors {
+        true => cowlfs::cli::Colors::On,
+        false => cowlfs::cli::Colors::Off,
+    };
+    let text = cowlfs::cli::render_error(error, colors);
+    let written = match is_usage_error {
         true => std::io::stderr().write_all(text.as_bytes()),
         false => std::io::stdout().write_all(text.as_bytes()),
     };
     match written {
         Ok(()) => ExitCode::from(code),
-        Err(lost) if lost.kind() == ErrorKind::BrokenPipe => ExitCode::from(code),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::from(code),
         Err(_) => ExitCode::FAILURE,
     }
 }
 
 const STDOUT: &str = "cannot write to standard output";
 
-/// An error of writing standard output.
-pub(super) fn stdout_lost(error: std::io::Error) -> Error {
+/// Converts an error of writing to standard output.
+pub(super) fn stdout_error(error: std::io::Error) -> Error {
     Error::failed(STDOUT).because(error)
 }
 
-/// Whether the reader of our output went away, which is its right (`cowl diff web | head`).
+/// Returns whether the reader of standard output has closed the pipe, which is not an error (`cowl diff web | head`).
 pub(super) fn is_closed_pipe(error: &Error) -> bool {
     error.what == STDOUT
         && error
@@ -211,58 +233,58 @@ pub(super) fn is_closed_pipe(error: &Error) -> bool {
             .is_some_and(|source| source.kind() == ErrorKind::BrokenPipe)
 }
 
-/// What besides visible characters may be in text for people on standard output.
+/// Returns the control characters that may be in text on standard output.
 fn allowed(lines: bool) -> Allowed {
     Allowed {
         lines,
-        colors: coloured(std::io::stdout().is_terminal()),
+        colors: is_colored(std::io::stdout().is_terminal()),
     }
 }
 
-/// A piece of one line on standard output, as it is printed: the cells of tables are measured so.
-pub(super) fn piece(text: &str) -> String {
+/// Escapes a part of a line for standard output. The width of a table's cell is that of the escaped text.
+pub(super) fn escape_cell(text: &str) -> String {
     plain(text, allowed(false)).into_owned()
 }
 
-/// Prints one line for people.
-pub(super) fn line(text: &str) -> Result<()> {
-    result(plain(text, allowed(false)).as_bytes())
+/// Prints one line of text, escaped.
+pub(super) fn print_line(text: &str) -> Result<()> {
+    write_line(plain(text, allowed(false)).as_bytes())
 }
 
-/// Prints text of any number of lines for people.
-pub(super) fn text(text: &str) -> Result<()> {
-    result(plain(text, allowed(true)).as_bytes())
+/// Prints text of any number of lines, escaped except for line breaks.
+pub(super) fn print_text(text: &str) -> Result<()> {
+    write_line(plain(text, allowed(true)).as_bytes())
 }
 
-/// Prints a path, for programs as it is, for people on a terminal as one line of plain text.
-pub(super) fn place(path: &std::path::Path) -> Result<()> {
+/// Prints a path: escaped on a terminal, unchanged for programs.
+pub(super) fn print_path(path: &std::path::Path) -> Result<()> {
     match std::io::stdout().is_terminal() {
-        true => line(&path.shown().to_string()),
-        false => result(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str())),
+        true => print_line(&path.shown().to_string()),
+        false => write_line(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str())),
     }
 }
 
-/// Prints a result as it is, and ends the line.
-pub(super) fn result(bytes: &[u8]) -> Result<()> {
+/// Writes bytes and a line break to standard output, without escaping.
+pub(super) fn write_line(bytes: &[u8]) -> Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(bytes)
         .and_then(|()| out.write_all(b"\n"))
         .and_then(|()| out.flush())
-        .map_err(stdout_lost)
+        .map_err(stdout_error)
 }
 
-/// Prints JSON.
-pub(super) fn data(value: &Value) -> Result<()> {
-    result(format!("{value:#}").as_bytes())
+/// Prints JSON on standard output.
+pub(super) fn print_json(value: &Value) -> Result<()> {
+    write_line(format!("{value:#}").as_bytes())
 }
 
-/// A name or path as one line of text: as it is where it is plain text, else with escapes.
+/// Returns the displayable form of a name or path; see [`Show::shown`].
 pub(super) fn shown(bytes: &[u8]) -> String {
     bytes.shown().to_string()
 }
 
-/// A size for people.
-pub(super) fn size(bytes: u64) -> String {
+/// Formats a size with a binary unit.
+pub(super) fn format_size(bytes: u64) -> String {
     let mut unit = "B";
     let mut value = bytes;
     let mut tenth = 0;
@@ -281,8 +303,8 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
-/// A moment of a manifest in this machine's time zone.
-pub(super) fn local_time(stored: &str) -> String {
+/// Formats a timestamp of a manifest in this machine's time zone. Returns an invalid one unchanged.
+pub(super) fn format_local_time(stored: &str) -> String {
     match stored.parse::<jiff::Timestamp>() {
         Ok(time) => {
             let zoned = time.to_zoned_datetime(jiff::tz::TimeZone::system());
@@ -292,16 +314,16 @@ pub(super) fn local_time(stored: &str) -> String {
     }
 }
 
-/// A second since 1970 in this machine's time zone.
-pub(super) fn local_second(second: i64) -> String {
+/// Formats seconds since 1970 in this machine's time zone; seconds out of range mean an unlimited time.
+pub(super) fn format_local_second(second: i64) -> String {
     match jiff::Timestamp::from_second(second) {
-        Ok(time) => local_time(&time.to_string()),
+        Ok(time) => format_local_time(&time.to_string()),
         Err(_) => "always".to_owned(),
     }
 }
 
-/// A second since 1970 as manifests tell times.
-pub(super) fn utc_second(second: i64) -> Option<String> {
+/// Formats seconds since 1970 as a timestamp of a manifest, in UTC.
+pub(super) fn format_utc(second: i64) -> Option<String> {
     let time = jiff::Timestamp::from_second(second);
     time.map(|time| time.to_string()).ok()
 }
@@ -311,7 +333,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes() {
+    fn sizes_have_binary_units() {
         for (bytes, text) in [
             (0, "0 B"),
             (1023, "1023 B"),
@@ -320,12 +342,12 @@ mod tests {
             (200 << 20, "200 MiB"),
             (u64::MAX, "16383 PiB"),
         ] {
-            assert_eq!(size(bytes), text);
+            assert_eq!(format_size(bytes), text);
         }
     }
 
     #[test]
-    fn names_stay_one_line() {
+    fn names_are_escaped_to_one_line() {
         assert_eq!(shown("caf\u{e9}".as_bytes()), "caf\u{e9}");
         assert_eq!(shown(b"a\nb"), "a\\nb");
         assert_eq!(shown(b"\xff"), "\\xff");
@@ -338,9 +360,9 @@ mod tests {
     }
 
     #[test]
-    fn only_our_own_output_may_be_closed() {
+    fn only_a_closed_standard_output_is_a_closed_pipe() {
         let pipe = || std::io::Error::from(ErrorKind::BrokenPipe);
-        assert!(is_closed_pipe(&stdout_lost(pipe())));
+        assert!(is_closed_pipe(&stdout_error(pipe())));
         assert!(!is_closed_pipe(&Error::failed("x").because(pipe())));
     }
 }

@@ -1,25 +1,25 @@
-//! `--stop` and `--start`: an LXC container's life round a change of what it stands on
+//! The options `--stop` and `--start`, which stop an LXC container during a change of its layers.
 
 use crate::error::{Error, Result};
 use crate::lxc::binding;
 use crate::store::Store;
 use crate::store::name::ContainerName;
 
-/// What is done with the LXC container.
+/// Options that stop and start the LXC container.
 #[derive(Debug, clap::Args)]
 pub(super) struct Pause {
-    /// Stop the LXC container first, if it runs
+    /// Stop the LXC container first if it runs
     #[arg(long)]
     stop: bool,
-    /// Start it again afterwards, if it ran
+    /// Start it again afterwards if it ran
     #[arg(long, requires = "stop")]
     start: bool,
 }
 
 impl Pause {
-    /// Does it with the container stopped, if that was asked for. Started again is what ran, whatever became
-    /// of the change.
-    pub(super) fn round<T>(
+    /// Runs `act` with the container stopped, if `--stop` is given. With `--start`, a container that ran is started
+    /// again, even if `act` fails.
+    pub(super) fn around<T>(
         &self,
         store: &Store,
         name: &ContainerName,
@@ -38,11 +38,11 @@ impl Pause {
             (Ok(done), Ok(())) => Ok(done),
             (Err(error), Ok(())) => Err(error),
             (Ok(_), Err(error)) => {
-                let what = format!("the change is done, but {name} could not be started again");
+                let what = format!("cannot start {name} again; the change itself succeeded");
                 Err(Error::failed(what).because(error))
             }
             (Err(error), Err(second)) => {
-                log::warn!("{name} could not be started again: {second}");
+                log::warn!("cannot start {name} again: {second}");
                 Err(error)
             }
         }

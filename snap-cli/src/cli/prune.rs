@@ -1,24 +1,24 @@
-//! `cowl prune`
+//! The command `cowl prune`.
 
 use std::ffi::OsString;
 
 use serde_json::{Value, json};
 
-use super::rm::{removal_json, remove_hooked, sentence};
+use super::rm::{removal_json, remove_with_hooks, summarize};
 use super::table::Style;
-use super::{Context, Verb, output, text};
+use super::{CliCommand, Context, RunMode, output, text};
 use crate::error::{Error, Result};
 use crate::recover;
-use crate::snapshot::prune::{Plan, plan, protected, save, saved};
+use crate::snapshot::prune::{Plan, load_rules, plan, protected_policy, save_rules};
 use crate::store::Store;
 use crate::store::name::ContainerName;
 use crate::store::retention::{Counts, Rules};
 
-/// Remove old snapshots, and keep some of each hour, day, week, month or year
+/// Remove old snapshots, keeping some per hour, day, week, month or year
 ///
-/// Of each of the latest N days (hours, ...) that have any, the newest snapshot stays. Only what a
-/// timer, a hook or a restore made is removed; what people asked for stays, and what is protected.
-/// Without rules those of the container are used (--save), else those of the configuration file.
+/// Keeps the newest snapshot of each of the last N days (hours, ...) that have any. Removes only
+/// snapshots that a timer, a hook or a restore took, and no protected ones. Without rules on the command
+/// line, the container's saved rules apply (--save), else those of the configuration file.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container
@@ -27,21 +27,21 @@ pub(super) struct Args {
         conflicts_with = "all_containers"
     )]
     name: Option<OsString>,
-    /// Every container by its own saved rules; those without any are left alone
+    /// Prune each container by its own rules, and skip containers without rules
     #[arg(long)]
     all_containers: bool,
     #[command(flatten)]
     keep: Keep,
-    /// Keep these rules with the container, and do nothing else
+    /// Save these rules in the container, without pruning
     #[arg(long, conflicts_with_all = ["all_containers", "show_settings", "forget"])]
     save: bool,
-    /// Forget the container's rules, and do nothing else
+    /// Delete the container's saved rules, without pruning
     #[arg(long, conflicts_with_all = ["all_containers", "show_settings"])]
     forget: bool,
-    /// Show the container's rules, and do nothing else
+    /// Print the container's rules, without pruning
     #[arg(long, conflicts_with = "all_containers")]
     show_settings: bool,
-    /// Only show what would be done
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -51,51 +51,53 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// The rules of the command line.
+/// The rules on the command line.
 #[derive(Debug, clap::Args)]
 struct Keep {
     #[command(flatten)]
     counts: Counts,
-    /// Keep all that are younger: 36h, 7d, 2w
+    /// Keep all snapshots younger than this: 36h, 7d, 2w
     #[arg(long, value_name = "SPAN")]
     keep_within: Option<OsString>,
-    /// Keep all with this tag; may be given several times
+    /// Keep all snapshots with this tag; may be given several times
     #[arg(long, value_name = "KEY[=VALUE]")]
     keep_tag: Vec<OsString>,
-    /// What people asked for may go, too
+    /// Remove manually taken snapshots, too
     #[arg(long)]
     manual: bool,
-    /// Protected ones may go, too
+    /// Remove protected snapshots, too
     #[arg(long)]
     protected: bool,
 }
 
-impl Verb for Args {
-    fn frees(&self) -> bool {
+impl CliCommand for Args {
+    fn frees_space(&self) -> bool {
         true
     }
 
     fn run(&self, context: &Context) -> Result<u8> {
-        let asked = self.keep.rules()?;
+        let given = self.keep.rules()?;
         let Some(name) = &self.name else {
-            return self.all(context, &asked);
+            return self.all(context, &given);
         };
         let name = ContainerName::parse(name)?;
-        let store = context.store_of(&name)?;
+        let store = context.store_for(&name)?;
         if self.save || self.forget {
             let mut container = recover::open(&store, &name)?;
-            save(&mut container, self.save.then_some(&asked))?;
+            save_rules(&mut container, self.save.then_some(&given))?;
             return Ok(0);
         }
-        let rules = match asked.is_empty() {
-            true => self.rules_of(context, &store, &name)?,
-            // Which snapshots are meant is one thing, what is kept of them another.
-            false if asked.says_only_which() => Some(Rules {
-                manual: asked.manual,
-                protected: asked.protected,
-                ..self.rules_of(context, &store, &name)?.unwrap_or_default()
+        let rules = match given.is_empty() {
+            true => self.configured_rules(context, &store, &name)?,
+            // --manual and --protected only extend the candidates; what to keep comes from the saved rules.
+            false if given.has_only_scope() => Some(Rules {
+                manual: given.manual,
+                protected: given.protected,
+                ..self
+                    .configured_rules(context, &store, &name)?
+                    .unwrap_or_default()
             }),
-            false => Some(asked),
+            false => Some(given),
         };
         if self.show_settings {
             return self.show(&name, rules.as_ref());
@@ -103,38 +105,38 @@ impl Verb for Args {
         let rules = rules.unwrap_or_default();
         let value = self.one(context, &store, &name, &rules)?;
         if self.json {
-            output::data(&value)?;
+            output::print_json(&value)?;
         }
         Ok(0)
     }
 
-    fn json(&self) -> bool {
+    fn is_json(&self) -> bool {
         self.json
     }
 }
 
 impl Args {
-    /// The container's own rules, else those of the configuration file.
-    fn rules_of(
+    /// Returns the container's saved rules, else those of the configuration file.
+    fn configured_rules(
         &self,
         context: &Context,
         store: &Store,
         name: &ContainerName,
     ) -> Result<Option<Rules>> {
-        if let Some(rules) = saved(&store.find(name)?.1.body)? {
+        if let Some(rules) = load_rules(&store.find(name)?.1.body)? {
             return Ok(Some(rules));
         }
         let file = &context.config.prune;
         Ok((!file.is_empty()).then(|| file.clone()))
     }
 
-    fn all(&self, context: &Context, asked: &Rules) -> Result<u8> {
-        if !asked.is_empty() {
+    fn all(&self, context: &Context, given: &Rules) -> Result<u8> {
+        if !given.is_empty() {
             return Err(Error::usage(
-                "--all-containers goes by the rules that each container keeps",
+                "--all-containers uses the rules of each container, not of the command line",
             )
             .hint(
-                "keep them with `cowl prune NAME --keep-daily 7 --save`, or in the \
+                "save rules with `cowl prune NAME --keep-daily 7 --save`, or in the \
                      configuration file",
             ));
         }
@@ -143,23 +145,23 @@ impl Args {
             for (_, record) in store.containers()? {
                 let pruned = record.and_then(|record| {
                     let name = record.body.name;
-                    let rules = self.rules_of(context, &store, &name)?;
+                    let rules = self.configured_rules(context, &store, &name)?;
                     rules
                         .map(|rules| self.one(context, &store, &name, &rules))
                         .transpose()
                 });
                 match pruned {
                     Ok(value) => done.extend(value),
-                    // One that can't be pruned hides none of the others.
+                    // The other containers are pruned even if this one cannot be.
                     Err(error) => {
-                        output::complain(&error, self.json);
+                        output::print_error(&error, output::Format::from_option(self.json));
                         broken = Some(error);
                     }
                 }
             }
         }
         if self.json {
-            output::data(&json!({ "containers": done }))?;
+            output::print_json(&json!({ "containers": done }))?;
         }
         broken.map_or(Ok(0), Err)
     }
@@ -180,13 +182,20 @@ impl Args {
             } else {
                 "removing"
             };
-            output::note(&format!("{name}: {}", sentence(would, &planned.removal)));
+            output::print_note(&format!("{name}: {}", summarize(would, &planned.removal)));
         }
         if !self.dry_run && !planned.removal.going.is_empty() {
             let removal = &mut planned.removal;
-            remove_hooked(context, store, name, removal, protected(rules), |_| Ok(()))?;
+            remove_with_hooks(
+                context,
+                store,
+                name,
+                removal,
+                protected_policy(rules),
+                |_| Ok(()),
+            )?;
         }
-        let mut value = removal_json(name, &planned.removal, self.dry_run);
+        let mut value = removal_json(name, &planned.removal, RunMode::from_option(self.dry_run));
         let kept = planned.verdicts.iter().filter(|(_, why)| !why.is_empty());
         let kept: Vec<_> = kept
             .map(|(snapshot, why)| json!({ "name": snapshot.name, "why": why }))
@@ -202,7 +211,7 @@ impl Args {
             let plan = if why.is_empty() { "remove" } else { "keep" };
             vec![
                 format!("{name}@{}", snapshot.name),
-                output::local_time(&snapshot.created),
+                output::format_local_time(&snapshot.created),
                 snapshot.kind.name().to_owned(),
                 plan.to_owned(),
                 why.join(", "),
@@ -214,12 +223,12 @@ impl Args {
 
     fn show(&self, name: &ContainerName, rules: Option<&Rules>) -> Result<u8> {
         if self.json {
-            output::data(&json!({ "name": name, "rules": rules }))?;
+            output::print_json(&json!({ "name": name, "rules": rules }))?;
             return Ok(0);
         }
         match rules {
-            Some(rules) => output::line(&rules.typed())?,
-            None => output::note(&format!("{name} has no rules")),
+            Some(rules) => output::print_line(&rules.typed())?,
+            None => output::print_note(&format!("{name} has no rules")),
         }
         Ok(0)
     }
@@ -227,10 +236,10 @@ impl Args {
 
 impl Keep {
     fn rules(&self) -> Result<Rules> {
-        let tags = self.keep_tag.iter().map(text::plain);
+        let tags = self.keep_tag.iter().map(text::parse);
         Ok(Rules {
             counts: self.counts.clone(),
-            within: self.keep_within.as_ref().map(text::plain).transpose()?,
+            within: self.keep_within.as_ref().map(text::parse).transpose()?,
             tags: tags.collect::<Result<_>>()?,
             manual: self.manual,
             protected: self.protected,

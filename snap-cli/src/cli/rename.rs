@@ -1,39 +1,39 @@
-//! `cowl rename`
+//! The command `cowl rename`.
 
 use std::ffi::OsString;
 
-use super::{Context, Verb};
+use super::{CliCommand, Context};
 use crate::error::Result;
 use crate::lifecycle::rename::rename;
 use crate::recover;
 use crate::snapshot::meta;
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
-/// Give a container, or a snapshot, another name
+/// Rename a container or a snapshot
 ///
-/// A mounted container stays mounted where it is.
+/// A mounted container remains mounted at the same mount point.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container or snapshot
     #[arg(value_name = "NAME[@SNAP]")]
     old: OsString,
-    /// Its new name: for a snapshot the part after the @
+    /// The new name; for a snapshot, only the part after the @
     new: OsString,
 }
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let old = Address::parse(&self.old)?;
         match &old.snapshot {
             Some(snapshot) => {
                 let new = SnapshotName::parse(&self.new)?;
-                let store = context.store_of(&old.container)?;
+                let store = context.store_for(&old.container)?;
                 let mut container = recover::open(&store, &old.container)?;
                 meta::rename(&mut container, snapshot, &new)?;
             }
             None => {
                 let new = ContainerName::parse(&self.new)?;
-                rename(&context.store_of(&old.container)?, &old.container, &new)?;
+                rename(&context.store_for(&old.container)?, &old.container, &new)?;
             }
         }
         Ok(0)

@@ -1,67 +1,66 @@
-//! `cowl restore` and `cowl clone`
+//! The commands `cowl restore` and `cowl clone`.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::export::write_folder;
+use super::export::write_directory;
 use super::losses::losses;
+use super::output::Format;
 use super::pause::Pause;
-use super::undo::{Chosen, put_back};
-use super::{Context, Verb, output};
+use super::undo::{Selection, revert};
+use super::{CliCommand, Context, RunMode, output};
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::lifecycle::clone::{clone, clone_for_one_mount, copy};
 use crate::recover;
-use crate::snapshot::paths::Only;
-use crate::snapshot::restore::{before_last, plan, restore};
+use crate::snapshot::paths::AllowedPaths;
+use crate::snapshot::restore::{find_before_last, plan, restore};
 use crate::snapshot::{Losses, resolve};
 use crate::store::Store;
 use crate::store::family;
 use crate::store::name::{Address, ContainerName, SnapshotName};
 use cowl_layers::shown::Show as _;
 
-/// Make a container what it was at a snapshot
+/// Restore a container to a snapshot, under the same name
 ///
-/// What it is now stays as an automatic snapshot, so that a restore can itself be undone. A mounted
-/// container is mounted anew at the same place; refused while somebody uses it. With a third name, a
-/// new container is made from the snapshot instead, as by `cowl clone NAME@SNAP NEW`.
+/// The previous state is retained as an automatic snapshot, so that a restore can be undone. A mounted
+/// container is remounted at the same mount point; refused while a process uses it. With NEW, creates
+/// a new container from the snapshot instead, as `cowl clone NAME@SNAP NEW` does.
 #[derive(Debug, clap::Args)]
 pub(super) struct RestoreArgs {
     /// The container
     name: OsString,
-    /// The snapshot to go back to
+    /// The snapshot to restore
     #[arg(value_name = "SNAP", required_unless_present = "undo")]
     snapshot: Option<OsString>,
-    /// A name for a new container; the old one is left as it is
+    /// Create a new container with this name, and do not change NAME
     #[arg(value_name = "NEW")]
     new: Option<OsString>,
-    /// Bring the LXC container's config back too, as it was at the snapshot
+    /// Restore the LXC container's config from the snapshot, too
     #[arg(long, conflicts_with = "new")]
     with_config: bool,
     #[command(flatten)]
     pause: Pause,
-    /// Copy everything: to a new folder DIR, or with NEW to a container that shares nothing with the
-    /// old one
+    /// Copy all data: to a new directory DIR, or with NEW to a container that shares no layers
     #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with_all = ["with_config", "undo"])]
     #[allow(
         clippy::option_option,
-        reason = "clap's way of an option with a value or without"
+        reason = "clap's type for an option with an optional value"
     )]
     copy: Option<Option<PathBuf>>,
-    /// Take the last restore back: make it what it was before. Undone once more, that is taken back
+    /// Undo the last restore; a second --undo reverts the first
     #[arg(long, conflicts_with_all = ["snapshot", "new"])]
     undo: bool,
-    /// With paths: those that the snapshot does not have are removed
+    /// With paths: remove those that do not exist in the snapshot
     #[arg(long, requires = "paths")]
     delete: bool,
-    /// Use a snapshot of which a part may be lost, as it is
+    /// Use the snapshot even if a crash may have lost a part of it
     #[arg(long)]
     force: bool,
-    /// Only say what would be done
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Put only these paths back, into what the container is now: mounted or not, and while programs
-    /// run in it
+    /// Restore only these paths in the current state; works while the container is mounted and in use
     #[arg(
         last = true,
         value_name = "PATH",
@@ -70,25 +69,26 @@ pub(super) struct RestoreArgs {
     paths: Vec<OsString>,
 }
 
-impl Verb for RestoreArgs {
+impl CliCommand for RestoreArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let snapshot = match &self.snapshot {
             Some(snapshot) => SnapshotName::parse(snapshot)?,
-            None => before_last(&recover::open(&context.store_of(&name)?, &name)?)?,
+            None => find_before_last(&recover::open(&context.store_for(&name)?, &name)?)?,
         };
         if !self.paths.is_empty() {
-            let chosen = Chosen {
+            let selection = Selection {
                 losses: losses(self.force),
                 name: &name,
                 snapshot: Some(snapshot),
                 paths: &self.paths,
-                only: match self.delete {
-                    true => Only::WhatIsThereNow,
-                    false => Only::WhatWasThere,
+                allowed: match self.delete {
+                    true => AllowedPaths::InEither,
+                    false => AllowedPaths::InSnapshot,
                 },
             };
-            put_back(context, chosen, self.dry_run, false)?;
+            let mode = RunMode::from_option(self.dry_run);
+            revert(context, selection, mode, Format::Text)?;
             return Ok(0);
         }
         if self.new.is_some() || self.copy.is_some() {
@@ -96,10 +96,10 @@ impl Verb for RestoreArgs {
                 container: name,
                 snapshot: Some(snapshot),
             };
-            self.elsewhere(context, &source)?;
+            self.restore_elsewhere(context, &source)?;
             return Ok(0);
         }
-        let store = context.store_of(&name)?;
+        let store = context.store_for(&name)?;
         let target = Address {
             container: name.clone(),
             snapshot: Some(snapshot.clone()),
@@ -107,23 +107,25 @@ impl Verb for RestoreArgs {
         resolve(&store, &target)?.refuse_loss(&store, losses(self.force))?;
         if self.dry_run {
             let kept = plan(&recover::open(&store, &name)?, &snapshot)?;
-            output::note(&format!("would make {name} what it was at {snapshot}"));
-            output::note(&match kept {
-                Some(auto) => format!("what it is now would stay as {auto}"),
-                None => "nothing was written since, so nothing need be kept".to_owned(),
+            output::print_note(&format!("would restore {name} to {snapshot}"));
+            output::print_note(&match kept {
+                Some(auto) => format!("the current state would be retained as {auto}"),
+                None => "nothing was written since, so no state would be retained".to_owned(),
             });
             return Ok(0);
         }
         let to = Some(snapshot.as_str());
-        let done = context.hooked(Event::Restore, &store, &name, to, |_| {
-            self.pause.round(&store, &name, || {
+        let done = context.run_with_hooks(Event::Restore, &store, &name, to, |_| {
+            self.pause.around(&store, &name, || {
                 let mut container = recover::open(&store, &name)?;
-                if self.undo && before_last(&container)? != snapshot {
-                    return Err(Error::busy(format!("{name} was restored a moment ago"))
-                        .hint("look what it is now, and undo that if you mean it"));
+                if self.undo && find_before_last(&container)? != snapshot {
+                    return Err(Error::busy(format!(
+                        "cannot undo the last restore of {name}: another command restored it meanwhile"
+                    ))
+                    .hint("inspect its current state, and run the command again to undo that restore"));
                 }
                 if self.with_config {
-                    container.with_config_of(&snapshot)?;
+                    container.restore_config_from(&snapshot)?;
                 }
                 let restored = restore(&mut container, &snapshot)?;
                 recover::complete_outside(container)?;
@@ -131,9 +133,9 @@ impl Verb for RestoreArgs {
             })
         })?;
         context.settle(&store, &name);
-        if let Some(auto) = done.kept_as {
-            output::note(&format!(
-                "what {name} was until now stays as {auto}: cowl restore {name} --undo takes this back"
+        if let Some(auto) = done.auto_snapshot {
+            output::print_note(&format!(
+                "the previous state of {name} is retained as {auto}; to undo: cowl restore {name} --undo"
             ));
         }
         Ok(0)
@@ -141,99 +143,113 @@ impl Verb for RestoreArgs {
 }
 
 impl RestoreArgs {
-    /// The state somewhere else; the container stays as it is.
-    fn elsewhere(&self, context: &Context, source: &Address) -> Result<()> {
+    /// Creates a container or a directory from a snapshot; the source container does not change.
+    fn restore_elsewhere(&self, context: &Context, source: &Address) -> Result<()> {
         match (&self.new, &self.copy) {
             (Some(_), Some(Some(dir))) => Err(Error::usage(format!(
-                "a container or a folder: NEW and --copy {} are two places",
+                "cannot restore to a container and a directory at once: NEW and --copy {}",
                 dir.shown()
             ))
-            .hint("for a container write --copy last; for a folder leave NEW out")),
+            .hint("for a container, write --copy last; for a directory, omit NEW")),
             (Some(new), copy) => {
                 let new = ContainerName::parse(new)?;
-                let how = How {
-                    copies: copy.is_some(),
+                let options = CloneOptions {
+                    data: match copy {
+                        Some(_) => CloneData::Copied,
+                        None => CloneData::Shared,
+                    },
                     dry_run: self.dry_run,
                     losses: losses(self.force),
                 };
-                make(context, source, &new, &how)
+                clone_state(context, source, &new, &options)
             }
-            (None, Some(Some(dir))) => self.folder(context, source, dir),
-            (None, _) => Err(Error::usage("--copy needs to know where to")
-                .hint("name a new folder, --copy DIR, or a new container: NAME SNAP NEW --copy")),
+            (None, Some(Some(dir))) => self.copy_to_directory(context, source, dir),
+            (None, _) => Err(Error::usage("--copy needs a destination").hint(
+                "name a new directory, --copy DIR, or a new container: NAME SNAP NEW --copy",
+            )),
         }
     }
 
-    fn folder(&self, context: &Context, source: &Address, dir: &Path) -> Result<()> {
+    fn copy_to_directory(&self, context: &Context, source: &Address, dir: &Path) -> Result<()> {
         match std::fs::symlink_metadata(dir) {
             Ok(_) => {
-                return Err(Error::failed(format!("{} is there already", dir.shown()))
-                    .hint("name a folder that is not there yet"));
+                return Err(Error::failed(format!("{} exists already", dir.shown()))
+                    .hint("name a directory that does not exist"));
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::at("look at", dir, error)),
+            Err(error) => return Err(Error::at("stat", dir, error)),
         }
         if self.dry_run {
-            let store = context.store_of(&source.container)?;
+            let store = context.store_for(&source.container)?;
             resolve(&store, source)?.refuse_loss(&store, losses(self.force))?;
-            output::note(&format!("would copy {source} to {}", dir.shown()));
+            output::print_note(&format!("would copy {source} to {}", dir.shown()));
             return Ok(());
         }
-        write_folder(context, source, dir, ("copying", losses(self.force)))
+        write_directory(context, source, dir, ("copying", losses(self.force)))
     }
 }
 
-/// Make a new container that begins as another one, or as a snapshot, is
+/// Create a container from another container or a snapshot
 ///
-/// Copies nothing: both stand on the same layers, and neither sees what is written to the other.
+/// Copies nothing: both use the same layers, and a write to one does not appear in the other.
 #[derive(Debug, clap::Args)]
 pub(super) struct CloneArgs {
-    /// What the new container is to be
+    /// The state to clone
     #[arg(value_name = "NAME[@SNAP]")]
     source: OsString,
     /// The new container's name
     new: OsString,
-    /// Copy everything, so that the two share nothing
+    /// Copy all data, so that the two share no layers
     #[arg(long)]
     copy: bool,
-    /// The new container is there for one mount: when it is unmounted, or its daemon ends, it is removed
-    /// for good, with what was written in it and with its snapshots. Not for LXC containers.
+    /// Remove the new container permanently, with its snapshots, when it is unmounted or its daemon ends.
+    /// Not for LXC containers
     #[arg(long, conflicts_with = "copy")]
     ephemeral: bool,
-    /// Begin with a state of which a part may be lost, as it is
+    /// Use the state even if a crash may have lost a part of it
     #[arg(long)]
     force: bool,
 }
 
-impl Verb for CloneArgs {
+impl CliCommand for CloneArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let source = Address::parse(&self.source)?;
         let new = ContainerName::parse(&self.new)?;
         if self.ephemeral {
-            let store = context.store_of(&source.container)?;
+            let store = context.store_for(&source.container)?;
             resolve(&store, &source)?.refuse_loss(&store, losses(self.force))?;
             clone_for_one_mount(&store, &source, &new)?;
             settle_both(context, &store, &source, &new);
             return Ok(0);
         }
-        let how = How {
-            copies: self.copy,
+        let options = CloneOptions {
+            data: match self.copy {
+                true => CloneData::Copied,
+                false => CloneData::Shared,
+            },
             dry_run: false,
             losses: losses(self.force),
         };
-        make(context, &source, &new, &how)?;
+        clone_state(context, &source, &new, &options)?;
         Ok(0)
     }
 }
 
-/// How a container is made from a state.
-struct How {
-    copies: bool,
+/// Whether a clone uses the layers of its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CloneData {
+    Copied,
+    Shared,
+}
+
+/// Options for creating a container from a state.
+struct CloneOptions {
+    data: CloneData,
     dry_run: bool,
     losses: Losses,
 }
 
-/// A clone of what a container is now froze that; the clone stands on it.
+/// Starts background syncs of a clone, and of its source if the clone froze the source's current state.
 fn settle_both(context: &Context, store: &Store, source: &Address, new: &ContainerName) {
     if source.snapshot.is_none() {
         context.settle(store, &source.container);
@@ -241,35 +257,40 @@ fn settle_both(context: &Context, store: &Store, source: &Address, new: &Contain
     context.settle(store, new);
 }
 
-fn make(context: &Context, source: &Address, new: &ContainerName, how: &How) -> Result<()> {
-    let store = context.store_of(&source.container)?;
+fn clone_state(
+    context: &Context,
+    source: &Address,
+    new: &ContainerName,
+    options: &CloneOptions,
+) -> Result<()> {
+    let store = context.store_for(&source.container)?;
     let state = resolve(&store, source)?;
-    state.refuse_loss(&store, how.losses)?;
-    if how.dry_run {
+    state.refuse_loss(&store, options.losses)?;
+    if options.dry_run {
         family::claim(&store, new)?.remove()?;
-        output::note(&format!("would make {new} from {source}"));
+        output::print_note(&format!("would create {new} from {source}"));
         return Ok(());
     }
     if source.container == *new {
-        // Found by the claim as well; this says it without waiting for the container's own lock.
+        // The claim of the name would find this, too, but only after waiting for the container's own lock.
         return Err(
             Error::failed(format!("a container named {new} exists already"))
                 .hint("choose another name"),
         );
     }
-    let notes = match how.copies {
-        true => {
+    let notes = match options.data {
+        CloneData::Copied => {
             let mut bar = output::Bar::new("copying");
-            copy(&store, source, new, &mut |done| bar.tell(done))?
+            copy(&store, source, new, &mut |done| bar.update(done))?
         }
-        false => clone(&store, source, new)?,
+        CloneData::Shared => clone(&store, source, new)?,
     };
     settle_both(context, &store, source, new);
-    if let Some(why) = state.loss(&store)? {
-        output::note(&format!("{new} is marked: {why}"));
+    if let Some(why) = state.describe_loss(&store)? {
+        output::print_note(&format!("{new} inherits the loss of its source: {why}"));
     }
     for note in notes {
-        output::note(&note);
+        output::print_note(&note);
     }
     Ok(())
 }

@@ -1,39 +1,39 @@
-//! `cowl rm`
+//! The command `cowl rm`.
 
 use std::ffi::{OsStr, OsString};
 
 use serde_json::{Value, json};
 
-use super::{Context, Verb, confirm, output};
+use super::{CliCommand, Context, RunMode, confirm, output};
 use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::recover;
-use crate::snapshot::remove::{Protected, Removal, chosen, plan, remove};
+use crate::snapshot::remove::{Protected, Removal, plan, remove, select_snapshots};
 use crate::store::Store;
-use crate::store::name::{Chosen, ContainerName};
+use crate::store::name::{ContainerName, SnapshotChoice};
 use crate::store::usage::Space;
 
 /// Remove snapshots
 ///
-/// `cowl rm web snap1 snap4..snap6`, or `cowl rm web@snap1 web@snap4`. A range holds both its ends
-/// and all between them in the list. What the container is now and its other snapshots stay as they
-/// are. If one of them may not be removed (it is protected, or mounted to be read), none is.
+/// `cowl rm web snap1 snap4..snap6`, or `cowl rm web@snap1 web@snap4`. A range includes both ends and
+/// all snapshots between them in the list. The container's current state and its other snapshots do
+/// not change. If one of the snapshots cannot be removed (it is protected or mounted), none is.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container and its snapshots, or addresses
     #[arg(value_name = "NAME SNAP|NAME@SNAP", required = true)]
-    what: Vec<OsString>,
-    /// All snapshots of the container; asks first
+    targets: Vec<OsString>,
+    /// Remove all snapshots of the container; asks for confirmation
     #[arg(long)]
     all: bool,
-    /// Leave out what may not be removed, and remove the rest
+    /// Skip snapshots that cannot be removed, and remove the others
     #[arg(long)]
     skip_refused: bool,
-    /// Don't ask
+    /// Do not ask for confirmation
     #[arg(long, short)]
     yes: bool,
-    /// Only say what would be done
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
     /// Print JSON
@@ -41,69 +41,70 @@ pub(super) struct Args {
     json: bool,
 }
 
-impl Verb for Args {
-    fn frees(&self) -> bool {
+impl CliCommand for Args {
+    fn frees_space(&self) -> bool {
         true
     }
 
     fn run(&self, context: &Context) -> Result<u8> {
         let (name, choice) = self.parse()?;
-        let store = context.store_of(&name)?;
-        let look = || -> Result<(Container<'_>, Removal)> {
+        let store = context.store_for(&name)?;
+        let open_and_plan = || -> Result<(Container<'_>, Removal)> {
             let container = recover::open(&store, &name)?;
             let manifest = container.manifest();
             let found = match self.all {
                 true => manifest.snapshots.iter().collect(),
-                false => chosen(manifest, &choice)?,
+                false => select_snapshots(manifest, &choice)?,
             };
             let ids: Vec<_> = found.iter().map(|snapshot| snapshot.id).collect();
             let removal = plan(&container, &ids, Protected::Refuse)?;
             Ok((container, removal))
         };
-        let (mut container, mut removal) = look()?;
-        self.judge(&removal)?;
+        let (mut container, mut removal) = open_and_plan()?;
+        self.check_refused(&removal)?;
         if self.all && !self.yes && !self.dry_run && !removal.going.is_empty() {
-            // Not locked meanwhile: nobody is to wait for an answer at a terminal.
+            // The container is not locked here: other commands must not wait for an answer at a terminal.
             drop(container);
-            confirm(&format!("{}?", sentence("Remove", &removal)))?;
-            (container, removal) = look()?;
-            self.judge(&removal)?;
+            confirm(&format!("{}?", summarize("Remove", &removal)))?;
+            (container, removal) = open_and_plan()?;
+            self.check_refused(&removal)?;
         }
         if !self.json {
-            let would = if self.dry_run {
+            let verb = if self.dry_run {
                 "would remove"
             } else {
                 "removing"
             };
-            output::note(&sentence(would, &removal));
+            output::print_note(&summarize(verb, &removal));
         }
         if !self.dry_run && !removal.going.is_empty() {
             drop(container);
-            remove_hooked(
+            remove_with_hooks(
                 context,
                 &store,
                 &name,
                 &mut removal,
                 Protected::Refuse,
-                |now| self.judge(now),
+                |current| self.check_refused(current),
             )?;
         }
         if self.json {
-            output::data(&removal_json(&name, &removal, self.dry_run))?;
+            let mode = RunMode::from_option(self.dry_run);
+            output::print_json(&removal_json(&name, &removal, mode))?;
         }
         Ok(0)
     }
 
-    fn json(&self) -> bool {
+    fn is_json(&self) -> bool {
         self.json
     }
 }
 
 impl Args {
-    /// Nothing is guessed here: what is no plain name of a snapshot is wrong use.
-    fn parse(&self) -> Result<(ContainerName, Vec<Chosen>)> {
-        let Some((first, rest)) = self.what.split_first() else {
-            return Err(Error::usage("which container?"));
+    /// Parses the container and its snapshots. This is strict: an ambiguous list is a usage error.
+    fn parse(&self) -> Result<(ContainerName, Vec<SnapshotChoice>)> {
+        let Some((first, rest)) = self.targets.split_first() else {
+            return Err(Error::usage("no container is named"));
         };
         let (name, mut choice) = match split(first)? {
             Some((name, one)) => (name, vec![one]),
@@ -114,90 +115,99 @@ impl Args {
                 (Some((other, one)), true) if other == name => choice.push(one),
                 (Some((other, _)), true) => {
                     return Err(Error::usage(format!(
-                        "snapshots of {name} and of {other} can't be removed at once"
+                        "cannot remove snapshots of {name} and of {other} in one command"
                     ))
-                    .hint("type a command for each container"));
+                    .hint("run one command for each container"));
                 }
-                (None, false) => choice.push(Chosen::parse(word)?),
+                (None, false) => choice.push(SnapshotChoice::parse(word)?),
                 (Some(_), false) | (None, true) => {
-                    return Err(Error::usage("addresses and names are mixed")
-                        .hint("type `cowl rm NAME SNAP...` or `cowl rm NAME@SNAP NAME@SNAP...`"));
+                    return Err(Error::usage("cannot mix addresses and names")
+                        .hint("write `cowl rm NAME SNAP...` or `cowl rm NAME@SNAP NAME@SNAP...`"));
                 }
             }
         }
         match (self.all, choice.is_empty()) {
-            (true, false) => Err(Error::usage("--all and names of snapshots can't go together")),
-            (false, true) => Err(Error::usage(format!("which snapshots of {name}?")).hint(
-                format!("`cowl list {name}` shows them; --all removes them all; `cowl destroy {name}` removes the container"),
-            )),
+            (true, false) => Err(Error::usage("cannot combine --all with names of snapshots")),
+            (false, true) => Err(
+                Error::usage(format!("no snapshot of {name} is named")).hint(format!(
+                    "list them with `cowl list {name}`; --all removes all of them; \
+                     `cowl destroy {name}` removes the container"
+                )),
+            ),
             _ => Ok((name, choice)),
         }
     }
 
-    fn judge(&self, removal: &Removal) -> Result<()> {
+    /// Fails if any snapshot cannot be removed; with `--skip-refused`, prints notes instead.
+    fn check_refused(&self, removal: &Removal) -> Result<()> {
         if self.skip_refused {
             if !self.json {
                 for refused in &removal.refused {
-                    output::note(&format!("{} stays: {}", refused.name, refused.why));
+                    output::print_note(&format!("skipped {}: {}", refused.name, refused.reason));
                 }
             }
             return Ok(());
         }
         match removal.refused.as_slice() {
             [] => Ok(()),
-            [one] => Err(one.error()),
+            [one] => Err(one.to_error()),
             [first, more @ ..] => {
-                let mut error = first.error();
+                let mut error = first.to_error();
                 for other in more {
-                    error.what = format!("{}; {}: {}", error.what, other.name, other.why);
+                    error.what = format!("{}; {}: {}", error.what, other.name, other.reason);
                 }
-                Err(error.hint("nothing was removed; --skip-refused removes the others"))
+                Err(error.hint("nothing was removed; to remove the others, add --skip-refused"))
             }
         }
     }
 }
 
-/// Removes what was planned, with hooks around it: those snapshots and no others, whatever came or went
-/// since. `judge` says whether the rest may go when some of them may not any more.
-pub(super) fn remove_hooked(
+/// Removes the snapshots of a plan, between hooks.
+///
+/// The plan is made again under the lock, for the same snapshots: others that were taken since are not removed. If
+/// some can no longer be removed, `check` decides whether the rest is removed.
+pub(super) fn remove_with_hooks(
     context: &Context,
     store: &Store,
     name: &ContainerName,
     removal: &mut Removal,
     protected: Protected,
-    judge: impl Fn(&Removal) -> Result<()>,
+    check: impl Fn(&Removal) -> Result<()>,
 ) -> Result<()> {
     let ids: Vec<_> = removal.going.iter().map(|snapshot| snapshot.id).collect();
     let names: Vec<_> = removal.going.iter().map(|s| s.name.as_str()).collect();
     let names = names.join(" ");
-    let now = context.hooked(Event::Rm, store, name, Some(&names), |_| {
+    let done = context.run_with_hooks(Event::Rm, store, name, Some(&names), |_| {
         let mut container = recover::open(store, name)?;
-        let now = plan(&container, &ids, protected)?;
-        judge(&now)?;
-        remove(&mut container, &now.going)?;
-        Ok(now)
+        let current = plan(&container, &ids, protected)?;
+        check(&current)?;
+        remove(&mut container, &current.going)?;
+        Ok(current)
     })?;
-    removal.going = now.going;
-    removal.frees = now.frees;
-    removal.refused.extend(now.refused);
+    removal.going = done.going;
+    removal.frees = done.frees;
+    removal.refused.extend(done.refused);
     Ok(())
 }
 
-/// `NAME@SNAP` or `NAME@A..B`.
-fn split(word: &OsStr) -> Result<Option<(ContainerName, Chosen)>> {
+/// Parses `NAME@SNAP` or `NAME@A..B`; returns `None` if there is no `@`.
+fn split(word: &OsStr) -> Result<Option<(ContainerName, SnapshotChoice)>> {
     let Some((name, chosen)) = word.to_str().and_then(|text| text.split_once('@')) else {
         return Ok(None);
     };
-    Ok(Some((ContainerName::parse(name)?, Chosen::parse(chosen)?)))
+    Ok(Some((
+        ContainerName::parse(name)?,
+        SnapshotChoice::parse(chosen)?,
+    )))
 }
 
-/// "removing snap1, snap2: frees 12 KiB in 3 inodes"
-pub(super) fn sentence(doing: &str, removal: &Removal) -> String {
-    const SHOWN: usize = 10;
+/// Formats a removal: "removing snap1, snap2: frees 12 KiB in 3 inodes".
+pub(super) fn summarize(verb: &str, removal: &Removal) -> String {
+    const MAX_NAMES: usize = 10;
     let names: Vec<_> = removal.going.iter().map(|s| s.name.as_str()).collect();
-    let what = match names.len() {
+    let list = match names.len() {
         0 => return "nothing to remove".to_owned(),
-        count if count > SHOWN => {
+        count if count > MAX_NAMES => {
             let (first, last) = (names.first(), names.last());
             format!(
                 "{count} snapshots, {} to {}",
@@ -207,39 +217,39 @@ pub(super) fn sentence(doing: &str, removal: &Removal) -> String {
         }
         _ => names.join(", "),
     };
-    format!("{doing} {what}: {}", frees(removal.frees))
+    format!("{verb} {list}: {}", describe_freed(removal.frees))
 }
 
-/// What becomes free, for people.
-pub(super) fn frees(space: Space) -> String {
+/// Formats the space that a removal frees.
+pub(super) fn describe_freed(space: Space) -> String {
     match space.layers {
         0 => "frees nothing, others use the same layers".to_owned(),
         _ => format!(
             "frees {} in {} inodes",
-            output::size(space.bytes),
+            output::format_size(space.bytes),
             space.inodes
         ),
     }
 }
 
-/// The same for programs.
+/// Returns space for JSON.
 pub(super) fn space_json(space: Space) -> Value {
     json!({ "bytes": space.bytes, "inodes": space.inodes, "layers": space.layers })
 }
 
-/// A removal for programs.
-pub(super) fn removal_json(name: &ContainerName, removal: &Removal, dry_run: bool) -> Value {
+/// Returns a removal for JSON.
+pub(super) fn removal_json(name: &ContainerName, removal: &Removal, mode: RunMode) -> Value {
     let going: Vec<_> = removal.going.iter().map(|s| &s.name).collect();
     let refused: Vec<_> = removal
         .refused
         .iter()
-        .map(|refused| json!({ "name": refused.name, "why": refused.why }))
+        .map(|refused| json!({ "name": refused.name, "why": refused.reason }))
         .collect();
     json!({
         "name": name,
         "removed": going,
         "refused": refused,
         "freed": space_json(removal.frees),
-        "dry_run": dry_run,
+        "dry_run": mode == RunMode::DryRun,
     })
 }

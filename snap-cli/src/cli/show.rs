@@ -1,24 +1,24 @@
-//! `cowl show`
+//! The command `cowl show`.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
 use serde_json::{Value, json};
 
-use super::{Context, Verb, output, read_state};
+use super::{CliCommand, Context, output, read_state};
 use crate::container::durability::epoch;
-use crate::container::state::{Mounted, look};
+use crate::container::state::{Mounted, probe};
 use crate::error::Result;
-use crate::snapshot::State;
+use crate::snapshot::ResolvedState;
 use crate::store::Store;
 use crate::store::manifest::{Durability, SnapshotManifest, SnapshotRef};
 use crate::store::measure;
 use crate::store::name::Address;
 
-/// Show everything that is known of a container or a snapshot
+/// Show all details of a container or a snapshot
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The container, or the snapshot
+    /// The container or the snapshot
     #[arg(value_name = "NAME[@SNAP]")]
     address: OsString,
     /// Print JSON
@@ -26,7 +26,7 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// The fields as people want them: what they ask for most comes first.
+/// The fields of the text output, the most useful first.
 const CONTAINER: &[&str] = &[
     "name",
     "created",
@@ -63,37 +63,37 @@ const SNAPSHOT: &[&str] = &[
     "store",
 ];
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let address = Address::parse(&self.address)?;
         let (store, state, _reading) = read_state(context, &address)?;
-        let (shown, order) = match &state.snapshot {
-            Some((known, snapshot)) => (of_snapshot(&store, &state, known, snapshot)?, SNAPSHOT),
-            None => (of_container(&store, &state)?, CONTAINER),
+        let (details, order) = match &state.snapshot {
+            Some((entry, snapshot)) => (snapshot_json(&store, &state, entry, snapshot)?, SNAPSHOT),
+            None => (container_json(&store, &state)?, CONTAINER),
         };
         if self.json {
-            output::data(&shown)?;
+            output::print_json(&details)?;
             return Ok(0);
         }
         let rows = order.iter().filter_map(|key| {
-            let value = shown
+            let value = details
                 .get(*key)
                 .filter(|value| !value.is_null() && **value != "")?;
             Some(vec![key.replace('_', " "), text(key, value)])
         });
-        output::table(&[], rows.collect(), &[])?;
+        output::print_table(&[], rows.collect(), &[])?;
         Ok(0)
     }
 
-    fn json(&self) -> bool {
+    fn is_json(&self) -> bool {
         self.json
     }
 }
 
 fn text(key: &str, value: &Value) -> String {
     match (key, value) {
-        ("created", Value::String(time)) => output::local_time(time),
-        ("size", Value::Number(bytes)) => output::size(bytes.as_u64().unwrap_or_default()),
+        ("created", Value::String(time)) => output::format_local_time(time),
+        ("size", Value::Number(bytes)) => output::format_size(bytes.as_u64().unwrap_or_default()),
         (_, Value::String(text)) => output::shown(text.as_bytes()),
         (_, Value::Array(list)) => {
             let list: Vec<_> = list.iter().map(|one| text("", one)).collect();
@@ -110,7 +110,7 @@ fn text(key: &str, value: &Value) -> String {
     }
 }
 
-fn of_container(store: &Store, state: &State) -> Result<Value> {
+fn container_json(store: &Store, state: &ResolvedState) -> Result<Value> {
     let manifest = &state.manifest;
     let name_of = |id| {
         manifest
@@ -120,7 +120,7 @@ fn of_container(store: &Store, state: &State) -> Result<Value> {
             .map(|s| &s.name)
     };
     let (mark, epoch) = (manifest.settling.as_ref(), epoch(store)?);
-    let place = match look(store, state.container)? {
+    let mountpoint = match probe(store, state.container)? {
         Mounted::Alive(run) => Some(output::json_path(run.mountpoint.as_os_str().as_bytes())),
         Mounted::No | Mounted::Dead(_) => None,
     };
@@ -128,14 +128,14 @@ fn of_container(store: &Store, state: &State) -> Result<Value> {
         "name": manifest.name,
         "id": state.container,
         "created": manifest.created,
-        // Of what it stands on; what was written since is the file system's to keep.
-        "state": mark.map(|mark| Durability::of(Some(mark), &epoch).name()),
+        // The durability of the frozen layers. The filesystem writes back the top layer, as any other files.
+        "state": mark.map(|mark| Durability::from_settling(Some(mark), &epoch).name()),
         "sync_error": mark.and_then(|mark| mark.failed.as_deref()),
         "cloned_from": mark.and_then(|mark| mark.source.as_deref()),
         "made_from": manifest.parent.and_then(name_of),
         "snapshots": manifest.snapshots.len(),
         "next_number": manifest.next_snap,
-        "mountpoint": place,
+        "mountpoint": mountpoint,
         "settings": (!manifest.settings.is_empty()).then_some(&manifest.settings),
         "layers": state.stack,
         "head": store.paths().layer_tree(manifest.head),
@@ -143,30 +143,30 @@ fn of_container(store: &Store, state: &State) -> Result<Value> {
     }))
 }
 
-fn of_snapshot(
+fn snapshot_json(
     store: &Store,
-    state: &State,
-    known: &SnapshotRef,
+    state: &ResolvedState,
+    entry: &SnapshotRef,
     snapshot: &SnapshotManifest,
 ) -> Result<Value> {
-    let parent = known.parent.and_then(|id| {
+    let parent = entry.parent.and_then(|id| {
         let found = state.manifest.snapshots.iter().find(|s| s.id == id)?;
         Some(&found.name)
     });
-    let (_, measured) = measure::measured(store, known.layer)?;
-    let mark = known.settling.as_ref();
+    let (_, measured) = measure::measured(store, entry.layer)?;
+    let mark = entry.settling.as_ref();
     Ok(json!({
-        "state": Durability::of(mark, &epoch(store)?).name(),
+        "state": Durability::from_settling(mark, &epoch(store)?).name(),
         "sync_error": mark.and_then(|mark| mark.failed.as_deref()),
-        "name": known.name,
+        "name": entry.name,
         "container": state.manifest.name,
-        "id": known.id,
-        "kind": known.kind,
-        "created": known.created,
+        "id": entry.id,
+        "kind": entry.kind,
+        "created": entry.created,
         "parent": parent,
-        "comment": known.comment,
-        "tags": (!known.tags.is_empty()).then_some(&known.tags),
-        "protected": known.protected,
+        "comment": entry.comment,
+        "tags": (!entry.tags.is_empty()).then_some(&entry.tags),
+        "protected": entry.protected,
         "size": measured.bytes,
         "files": measured.files,
         "layers": state.stack,

@@ -1,32 +1,32 @@
-//! `cowl snapshot`
+//! The command `cowl snapshot`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use super::meta::remark;
-use super::{Context, Verb, output, tags};
-use crate::container::durability::{filesystem, make_durable};
+use super::meta::read_comment;
+use super::{CliCommand, Context, output, parse_tags};
+use crate::container::durability::{make_durable, open_filesystem};
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::recover;
 use crate::snapshot::resolve;
-use crate::snapshot::take::{Wish, take};
+use crate::snapshot::take::{SnapshotRequest, take};
 use crate::store::Store;
 use crate::store::disk::Filesystem;
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
-/// Take a snapshot of what a container is now, and print its name
+/// Take a snapshot of a container's current state, and print its name
 ///
-/// Copies nothing, and works while programs run in the container: a file that one of them is writing is in
-/// the snapshot as it is at that moment.
+/// Copies nothing, and works while programs run in the container: the snapshot has the content of each
+/// file at that moment, even if a program is writing it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container
     name: OsString,
-    /// A remark, shown by `cowl list`
+    /// Set the comment that `cowl list` shows
     #[arg(short, long, value_name = "TEXT")]
     message: Option<OsString>,
-    /// Take the remark from a file, or from standard input
+    /// Read the comment from a file, or from standard input
     #[arg(
         short = 'c',
         long = "comment-file",
@@ -34,39 +34,39 @@ pub(super) struct Args {
         conflicts_with = "message"
     )]
     comment_file: Option<PathBuf>,
-    /// A name of your own [default: snap0, snap1, ...; no number is used twice]
+    /// Set the snapshot's name [default: snap0, snap1, ...; no number is used twice]
     #[arg(long = "name", value_name = "SNAP")]
     snapshot: Option<OsString>,
-    /// Something to sort it by; may be given several times
+    /// Attach a tag; may be given several times
     #[arg(long, value_name = "KEY=VALUE")]
     tag: Vec<OsString>,
-    /// Have it kept until `cowl protect --off` says otherwise
+    /// Protect the snapshot from removal until `cowl protect --off`
     #[arg(long)]
     protect: bool,
-    /// A timer or a hook takes it: `cowl prune` may remove it
+    /// Mark it as taken by a timer or a hook, so that `cowl prune` may remove it
     #[arg(long)]
     scheduled: bool,
-    /// Print the name only when the snapshot is durable: a power cut takes nothing of it. Else it settles
-    /// in the background, within seconds, and is incomplete when the machine goes down before
+    /// Wait until the snapshot is durable, so that a power cut loses nothing of it. By default it is
+    /// synced in the background within seconds, and is incomplete if the machine crashes before
     #[arg(long)]
     sync: bool,
-    /// Leave the writing to the kernel: the snapshot stays settling until another command syncs it
+    /// Leave the writeback to the kernel: the snapshot is settling until another command syncs it
     #[arg(long, conflicts_with = "sync")]
     no_sync: bool,
 }
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
-        let comment = remark(self.message.as_ref(), self.comment_file.as_deref())?;
-        let wish = Wish {
+        let comment = read_comment(self.message.as_ref(), self.comment_file.as_deref())?;
+        let options = SnapshotRequest {
             name: self
                 .snapshot
                 .as_ref()
                 .map(SnapshotName::parse)
                 .transpose()?,
             comment,
-            tags: tags(&self.tag)?,
+            tags: parse_tags(&self.tag)?,
             protected: self.protect,
             scheduled: self.scheduled,
         };
@@ -75,49 +75,50 @@ impl Verb for Args {
             (_, true) => Sync::Leave,
             _ => Sync::Background,
         };
-        let store = context.store_of(&name)?;
-        take_hooked(context, &store, &name, (&wish, sync), |taken| {
-            output::line(taken.as_str())
+        let store = context.store_for(&name)?;
+        take_with_hooks(context, &store, &name, (&options, sync), |taken| {
+            output::print_line(taken.as_str())
         })?;
         Ok(0)
     }
 }
 
-/// When the data of a snapshot is synced.
+/// The time at which a snapshot is synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sync {
-    /// Before it is acknowledged.
+    /// Before the snapshot is acknowledged.
     Wait,
     /// In the background.
     Background,
-    /// When the kernel, or another command, does it.
+    /// When the kernel, or another command, syncs it.
     Leave,
 }
 
-/// Takes a snapshot with its hooks around it, and keeps the number of layers low afterwards: when those that
-/// the hooks may have stopped run again.
-pub(super) fn take_hooked(
+/// Takes a snapshot between hooks, calls `report` with its name, and limits the number of layers.
+///
+/// Layers are merged after the last hook, because hooks may have stopped programs until then.
+pub(super) fn take_with_hooks(
     context: &Context,
     store: &Store,
     name: &ContainerName,
-    (wish, sync): (&Wish, Sync),
-    told: impl FnOnce(&SnapshotName) -> Result<()>,
+    (options, sync): (&SnapshotRequest, Sync),
+    report: impl FnOnce(&SnapshotName) -> Result<()>,
 ) -> Result<()> {
-    let chosen = wish.name.as_ref().map(SnapshotName::as_str);
-    context.hooked(Event::Snapshot, store, name, chosen, |facts| {
-        // Before the freeze: its sync reports every error of writing since.
-        let filesystem = filesystem(store)?;
-        let taken = take(&mut recover::open(store, name)?, wish)?;
-        facts.tell("COWL_SNAPSHOT", taken.as_str());
+    let chosen = options.name.as_ref().map(SnapshotName::as_str);
+    context.run_with_hooks(Event::Snapshot, store, name, chosen, |env| {
+        // Opened before the freeze, so that its sync reports all write errors since then.
+        let filesystem = open_filesystem(store)?;
+        let taken = take(&mut recover::open(store, name)?, options)?;
+        env.set("COWL_SNAPSHOT", taken.as_str());
         if sync == Sync::Wait {
-            wait(store, name, &taken, &filesystem)?;
+            sync_now(store, name, &taken, &filesystem)?;
         }
-        told(&taken)
+        report(&taken)
     })?;
     if sync == Sync::Background {
         context.settle(store, name);
     }
-    // Opened again only if layers are to be merged: no lock is held while hooks run.
+    // No lock is held while hooks run, so the container is opened again, but only if it has too many layers.
     let deep = store
         .find(name)
         .and_then(|(_, found)| match context.is_too_deep(&found.body) {
@@ -125,16 +126,16 @@ pub(super) fn take_hooked(
             false => Ok(None),
         });
     match deep {
-        Ok(Some(mut container)) => context.keep_depth(&mut container),
+        Ok(Some(mut container)) => context.limit_depth(&mut container),
         Ok(None) => {}
-        // The next snapshot does it.
-        Err(error) => log::info!("the layers are not counted now: {error}"),
+        // The next snapshot merges the layers.
+        Err(error) => log::info!("cannot check the number of layers: {error}"),
     }
     Ok(())
 }
 
-/// Makes a snapshot durable that was taken a moment ago.
-fn wait(
+/// Syncs a snapshot that was just taken.
+fn sync_now(
     store: &Store,
     name: &ContainerName,
     taken: &SnapshotName,
@@ -146,13 +147,13 @@ fn wait(
     };
     let failed = |why: &dyn std::fmt::Display| {
         Error::failed(format!("{address} was taken, but is not durable: {why}")).hint(format!(
-            "it stays, and is listed as settling; cowl check {name} syncs it again"
+            "the snapshot is retained, and listed as settling; to sync it again: cowl check {name}"
         ))
     };
     let id = store.find_id(name)?;
     make_durable(store, id, filesystem).map_err(|error| failed(&error))?;
-    // On layers of which an earlier sync lost a part, it stays.
-    match resolve(store, &address)?.loss(store)? {
+    // An earlier sync may have lost a part of lower layers; this sync cannot restore it.
+    match resolve(store, &address)?.describe_loss(store)? {
         Some(why) => Err(failed(&why)),
         None => Ok(()),
     }

@@ -1,20 +1,20 @@
-//! `cowl stats`
+//! The command `cowl stats`.
 
 use std::ffi::OsString;
 
 use cowlfs::control::Stats;
 use serde_json::json;
 
-use super::{Context, Verb, output};
+use super::{CliCommand, Context, output};
 use crate::container::query;
 use crate::error::{Error, Result};
 use crate::recover;
 use crate::store::name::ContainerName;
 
-/// Show what a mounted container's daemon has done, and what it takes
+/// Show request counts and resource usage of a mounted container's daemon
 ///
-/// The kernel's requests are counted by kind, from the moment of the mount. SIGUSR1 has the daemon write
-/// the same to its log.
+/// The kernel's requests are counted by kind, since the mount. On SIGUSR1, the daemon writes the same to
+/// its log.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container
@@ -24,17 +24,17 @@ pub(super) struct Args {
     json: bool,
 }
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
-        let store = context.store_of(&name)?;
+        let store = context.store_for(&name)?;
         let container = recover::open(&store, &name)?;
         let Some(stats) = query::stats(&store, container.id())? else {
             return Err(Error::failed(format!("{name} is not mounted"))
                 .hint(format!("mount it with: cowl mount {name}")));
         };
         if self.json {
-            output::data(&json!({
+            output::print_json(&json!({
                 "name": name,
                 "pid": stats.pid,
                 "uptime": stats.uptime,
@@ -51,7 +51,7 @@ impl Verb for Args {
         Ok(0)
     }
 
-    fn json(&self) -> bool {
+    fn is_json(&self) -> bool {
         self.json
     }
 }
@@ -60,27 +60,27 @@ fn print(stats: &Stats) -> Result<()> {
     let open = u64::from(stats.open_files) + u64::from(stats.open_for_write);
     let facts = [
         ("daemon", stats.pid.to_string()),
-        ("mounted for", lasted(stats.uptime)),
-        ("memory", output::size(stats.memory)),
+        ("mounted for", format_duration(stats.uptime)),
+        ("memory", output::format_size(stats.memory)),
         ("known inodes", stats.inodes.to_string()),
         ("open files", open.to_string()),
         ("for writing", stats.open_for_write.to_string()),
         ("requests", stats.total().to_string()),
     ];
     let facts = facts.map(|(what, value)| vec![what.to_owned(), value]);
-    output::table(&[], facts.into(), &[])?;
+    output::print_table(&[], facts.into(), &[])?;
     if stats.requests.is_empty() {
         return Ok(());
     }
-    output::line("")?;
+    output::print_line("")?;
     let kinds = stats.by_count().into_iter();
     let rows = kinds.map(|(kind, count)| vec![kind.to_owned(), count.to_string()]);
-    output::table(&["REQUEST", "COUNT"], rows.collect(), &[1])
+    output::print_table(&["REQUEST", "COUNT"], rows.collect(), &[1])
 }
 
-/// A time as people say it: its two largest units.
-fn lasted(seconds: f64) -> String {
-    // Never negative, and rounded down: a mount has not lasted a minute before it has.
+/// Formats a duration in its two largest units, rounded down.
+fn format_duration(seconds: f64) -> String {
+    // `from_secs_f64` panics for negative values.
     let seconds = std::time::Duration::from_secs_f64(seconds.max(0.0)).as_secs();
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_told_by_their_two_largest_units() {
+    fn durations_have_their_two_largest_units() {
         for (seconds, text) in [
             (0.9, "0 s"),
             (59.99, "59 s"),
@@ -104,7 +104,7 @@ mod tests {
             (3_600.0 * 5.0 + 120.0, "5 h 2 min"),
             (86_400.0 * 3.0 + 3_600.0, "3 d 1 h"),
         ] {
-            assert_eq!(lasted(seconds), text);
+            assert_eq!(format_duration(seconds), text);
         }
     }
 }

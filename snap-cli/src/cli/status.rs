@@ -1,64 +1,68 @@
-//! `cowl status`
+//! The command `cowl status`.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
 use serde_json::{Map, Value, json};
 
-use super::{Context, Verb, output};
-use crate::container::browse::{self, Browse};
+use super::{CliCommand, Context, output};
+use crate::container::browse::{self, SnapshotMount};
 use crate::container::durability::epoch;
 use crate::container::state::Mounted;
 use crate::container::{Container, dead, detach, query};
 use crate::error::{Kind, Result};
 use crate::host::users::{Hold, User};
 use crate::recover;
-use crate::snapshot::loss;
+use crate::snapshot::describe_loss;
 use crate::store::manifest::Durability;
 use crate::store::name::ContainerName;
 
-/// Show which containers are mounted, where, and who uses them
+/// Show the containers' mounts, and the processes that use them
 ///
-/// STATE is "mounted", "not mounted", "mounted elsewhere" (in another mount namespace than this one), or "silent":
-/// the daemon lives and does not answer, and a note says why. Processes on the mount of a daemon that died are
+/// STATE is "mounted", "not mounted", "mounted elsewhere" (in another mount namespace), or "silent" (the
+/// daemon runs but does not respond; a note gives the reason). Processes on the mount of a dead daemon are
 /// listed as such until they end.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Only this container
+    /// Show only this container
     name: Option<OsString>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let mut found = Vec::new();
-        // A damaged container hides none of the others.
+        // The other containers are shown even if one is damaged.
         let mut broken = None;
         if let Some(name) = &self.name {
             let name = ContainerName::parse(name)?;
-            found.push(one(&recover::open(&context.store_of(&name)?, &name)?)?);
+            let store = context.store_for(&name)?;
+            found.push(inspect(&recover::open(&store, &name)?)?);
         } else {
             for store in context.stores()? {
                 for (_, record) in store.containers()? {
                     match record {
                         Ok(record) => {
                             let container = recover::open(&store, &record.body.name);
-                            match container.and_then(|container| one(&container)) {
-                                Ok(shown) => found.push(shown),
-                                // Gone meanwhile, or with the mount that it was there for.
+                            match container.and_then(|container| inspect(&container)) {
+                                Ok(details) => found.push(details),
+                                // Removed since the store was read, for example an ephemeral clone.
                                 Err(error) if error.kind == Kind::NotFound => {
-                                    output::note(&error.to_string());
+                                    output::print_note(&error.to_string());
                                 }
                                 Err(error) => {
-                                    output::complain(&error, self.json);
+                                    output::print_error(
+                                        &error,
+                                        output::Format::from_option(self.json),
+                                    );
                                     broken = Some(error);
                                 }
                             }
                         }
                         Err(error) => {
-                            output::complain(&error, self.json);
+                            output::print_error(&error, output::Format::from_option(self.json));
                             broken = Some(error);
                         }
                     }
@@ -69,7 +73,7 @@ impl Verb for Args {
         broken.map_or(Ok(0), Err)
     }
 
-    fn json(&self) -> bool {
+    fn is_json(&self) -> bool {
         self.json
     }
 }
@@ -78,8 +82,8 @@ impl Args {
     fn print(&self, found: &[Value]) -> Result<()> {
         if self.json {
             return match (&self.name, found.first()) {
-                (Some(_), Some(one)) => output::data(one),
-                _ => output::data(&json!({ "containers": found })),
+                (Some(_), Some(one)) => output::print_json(one),
+                _ => output::print_json(&json!({ "containers": found })),
             };
         }
         let text = |value: &Value| match value {
@@ -124,12 +128,12 @@ impl Args {
             std::iter::once(own).chain(browsed).collect::<Vec<_>>()
         });
         let header = ["NAME", "STATE", "MOUNTED AT", "DAEMON", "LAYERS", "USED BY"];
-        output::table(&header, rows.collect(), &[3, 4])
+        output::print_table(&header, rows.collect(), &[3, 4])
     }
 }
 
-/// Everything known of one container's mount.
-fn one(container: &Container<'_>) -> Result<Value> {
+/// Returns the details of one container's mount.
+fn inspect(container: &Container<'_>) -> Result<Value> {
     let manifest = container.manifest();
     let mut value = json!({
         "name": manifest.name,
@@ -144,30 +148,30 @@ fn one(container: &Container<'_>) -> Result<Value> {
         object.extend(counts);
     }
     for line in failed {
-        output::note(&line);
+        output::print_note(&line);
     }
     let browsed = browsed(container)?;
     if let (false, Some(object)) = (browsed.is_empty(), value.as_object_mut()) {
         object.insert("browsed".to_owned(), browsed.into());
     }
-    let stranded = dead::stranded(container.store(), container.id())?;
+    let stranded = dead::list_stranded(container.store(), container.id())?;
     let Some(object) = value.as_object_mut() else {
         return Ok(value);
     };
     for one in &stranded {
-        output::note(&dead::describe_stranded(container, one.daemon, &one.users));
+        output::print_note(&dead::describe_stranded(container, one.daemon, &one.users));
     }
     if !stranded.is_empty() {
         let dead = stranded.iter();
-        let dead = dead.map(|one| json!({ "pid": one.daemon, "users": shown_users(&one.users) }));
+        let dead = dead.map(|one| json!({ "pid": one.daemon, "users": users_json(&one.users) }));
         object.insert("dead_mounts".to_owned(), dead.collect());
     }
     let Mounted::Alive(state) = container.mounted()? else {
         return Ok(value);
     };
-    let place = state.mountpoint.as_os_str().as_bytes();
-    object.insert("mountpoint".to_owned(), output::json_path(place));
-    object.insert("mounted_at".to_owned(), output::shown(place).into());
+    let mountpoint = state.mountpoint.as_os_str().as_bytes();
+    object.insert("mountpoint".to_owned(), output::json_path(mountpoint));
+    object.insert("mounted_at".to_owned(), output::shown(mountpoint).into());
     object.insert("pid".to_owned(), state.pid.into());
     let log = container.store().run().dir(container.id()).join("log");
     object.insert(
@@ -175,35 +179,35 @@ fn one(container: &Container<'_>) -> Result<Value> {
         output::json_path(log.as_os_str().as_bytes()),
     );
     let users = detach::users(state.pid, state.device()?)?;
-    object.insert("users".to_owned(), shown_users(&users));
-    let known = match query::ask(container.store(), container.id()) {
-        Ok(known) => known,
-        // It hides neither what is known without it nor the other containers.
+    object.insert("users".to_owned(), users_json(&users));
+    let answer = match query::query_status(container.store(), container.id()) {
+        Ok(answer) => answer,
+        // The details that are known without the daemon are shown, and so are the other containers.
         Err(error) if error.kind == Kind::Busy => {
-            output::note(&format!("{}: {error}", container.name()));
+            output::print_note(&format!("{}: {error}", container.name()));
             if let Some(hint) = &error.hint {
-                output::note(&format!("hint: {hint}"));
+                output::print_note(&format!("hint: {hint}"));
             }
             object.insert("state".to_owned(), "silent".into());
             return Ok(value);
         }
         Err(error) => return Err(error),
     };
-    if let Some((_, daemon)) = known {
+    if let Some((_, daemon)) = answer {
         object.insert("open_files".to_owned(), daemon.open_files.into());
         object.insert("open_for_write".to_owned(), daemon.open_for_write.into());
         object.insert("inodes".to_owned(), daemon.inodes.into());
     }
-    let shown = match state.is_here()? {
+    let name = match state.is_here()? {
         true => "mounted",
-        // In another mount namespace, or in none any more.
+        // In another mount namespace, or in none that exists.
         false => "mounted-elsewhere",
     };
-    object.insert("state".to_owned(), shown.into());
+    object.insert("state".to_owned(), name.into());
     Ok(value)
 }
 
-fn shown_users(users: &[User]) -> Value {
+fn users_json(users: &[User]) -> Value {
     let shown = users.iter().map(|user| {
         let holds: Vec<_> = user.holds.iter().map(Hold::name).collect();
         json!({ "pid": user.pid, "command": user.command, "holds": holds })
@@ -211,37 +215,37 @@ fn shown_users(users: &[User]) -> Value {
     shown.collect()
 }
 
-/// How many snapshots are not durable, as fields; and the failures of their syncs, for people.
+/// Returns the numbers of snapshots that are not durable, as fields, and messages about their failed syncs.
 fn settling(container: &Container<'_>) -> Result<(Map<String, Value>, Vec<String>)> {
     let epoch = epoch(container.store())?;
     let (mut counts, mut failed) = (Map::new(), Vec::new());
     for state in [Durability::Settling, Durability::Incomplete] {
         let snapshots = container.manifest().snapshots.iter();
         let found: Vec<_> = snapshots
-            .filter(|s| Durability::of(s.settling.as_ref(), &epoch) == state)
+            .filter(|s| Durability::from_settling(s.settling.as_ref(), &epoch) == state)
             .collect();
         counts.insert(state.name().to_owned(), found.len().into());
         for snapshot in found {
             let address = format!("{}@{}", container.name(), snapshot.name);
-            failed.extend(loss(&address, snapshot.settling.as_ref(), &epoch));
+            failed.extend(describe_loss(&address, snapshot.settling.as_ref(), &epoch));
         }
     }
     Ok((counts, failed))
 }
 
-/// The mounts of its snapshots.
+/// Returns the mounts of the container's snapshots.
 fn browsed(container: &Container<'_>) -> Result<Vec<Value>> {
     let snapshots = &container.manifest().snapshots;
-    let told = |browse: &Browse| {
-        let place = browse.mountpoint.as_os_str().as_bytes();
-        let known = snapshots.iter().find(|s| s.id == browse.snapshot);
+    let as_json = |browse: &SnapshotMount| {
+        let mountpoint = browse.mountpoint.as_os_str().as_bytes();
+        let snapshot = snapshots.iter().find(|s| s.id == browse.snapshot);
         json!({
-            "snapshot": known.map(|known| &known.name),
-            "mountpoint": output::json_path(place),
-            "mounted_at": output::shown(place),
+            "snapshot": snapshot.map(|snapshot| &snapshot.name),
+            "mountpoint": output::json_path(mountpoint),
+            "mounted_at": output::shown(mountpoint),
             "pid": browse.pid,
         })
     };
     let mounts = browse::mounts(container.store(), container.id())?;
-    Ok(mounts.iter().map(told).collect())
+    Ok(mounts.iter().map(as_json).collect())
 }

@@ -1,42 +1,43 @@
-//! Tables: columns side by side, as wide as they need be, whatever is painted in them.
+//! Tables with aligned columns. Colors in cells have no width.
 
 use console::measure_text_width;
 
-use super::output::{Colour, line, paint, piece};
+use super::output::{Color, escape_cell, paint, print_line};
 use crate::error::Result;
 
-/// How a list is printed; for the arguments of every verb that prints a table.
+/// Options of commands that print a table.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub(super) struct Style {
-    /// Leave the line with the columns' names out
+    /// Omit the header line
     #[arg(long)]
     pub(super) no_header: bool,
 }
 
 impl Style {
-    /// Prints a table; the columns named in `right` are numbers.
+    /// Prints a table; the columns with an index in `right` are right-aligned.
     pub(super) fn print(
         self,
         header: &[&str],
         rows: Vec<Vec<String>>,
         right: &[usize],
     ) -> Result<()> {
-        table(if self.no_header { &[] } else { header }, rows, right)
+        print_table(if self.no_header { &[] } else { header }, rows, right)
     }
 }
 
-/// Prints a table; the columns named in `right` are numbers. With no header there is no line for it.
-pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> Result<()> {
-    let head = header.iter().map(|name| paint(Colour::Bold, name));
-    let head: Option<Vec<String>> = (!header.is_empty()).then(|| head.collect());
-    let rows = head.into_iter().chain(rows);
-    let rows = rows.map(|row| row.iter().map(|cell| piece(cell)).collect());
-    lay_out(&rows.collect::<Vec<_>>(), right)
+/// Prints a table; the columns with an index in `right` are right-aligned. Without names, `header` prints no line.
+pub(super) fn print_table(header: &[&str], rows: Vec<Vec<String>>, right: &[usize]) -> Result<()> {
+    let names = header.iter().map(|name| paint(Color::Bold, name));
+    let first: Option<Vec<String>> = (!header.is_empty()).then(|| names.collect());
+    let rows = first.into_iter().chain(rows);
+    let rows = rows.map(|row| row.iter().map(|cell| escape_cell(cell)).collect());
+    align(&rows.collect::<Vec<_>>(), right)
         .iter()
-        .try_for_each(|text| line(text))
+        .try_for_each(|text| print_line(text))
 }
 
-fn lay_out(rows: &[Vec<String>], right: &[usize]) -> Vec<String> {
+/// Formats each row as a line.
+fn align(rows: &[Vec<String>], right: &[usize]) -> Vec<String> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
@@ -72,24 +73,24 @@ mod tests {
     }
 
     #[test]
-    fn columns_stand_below_one_another() {
+    fn columns_are_aligned() {
         let table = rows(&[
             &["NAME", "SIZE", "X"],
             &["a", "1000 B", ""],
             &["longer", "1 B", "x"],
         ]);
         assert_eq!(
-            lay_out(&table, &[1]),
+            align(&table, &[1]),
             ["NAME      SIZE  X", "a       1000 B", "longer     1 B  x"]
         );
-        assert!(lay_out(&[], &[]).is_empty());
+        assert!(align(&[], &[]).is_empty());
     }
 
     #[test]
-    fn colours_and_wide_letters_take_the_room_that_is_seen() {
+    fn cells_are_as_wide_as_they_are_displayed() {
         let table = rows(&[&["\u{1b}[31mred\u{1b}[0m", "1"], &["\u{6f22}\u{5b57}", "2"]]);
         assert_eq!(
-            lay_out(&table, &[]),
+            align(&table, &[]),
             ["\u{1b}[31mred\u{1b}[0m   1", "\u{6f22}\u{5b57}  2"]
         );
     }

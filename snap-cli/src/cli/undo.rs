@@ -1,158 +1,160 @@
-//! `cowl undo`, and `cowl restore` of single paths
+//! The command `cowl undo`, and `cowl restore` of single paths.
 
 use std::ffi::OsString;
 
 use serde_json::{Value, json};
 
 use super::losses::losses;
-use super::{Context, Verb, output};
-use crate::delta::put_back::{Step, What};
+use super::output::Format;
+use super::{CliCommand, Context, RunMode, output};
+use crate::delta::revert::{RevertAction, RevertStep};
 use crate::error::Result;
 use crate::host::hooks::Event;
 use crate::recover;
-use crate::snapshot::paths::{self, Only};
-use crate::snapshot::undo::{Undone, Wish, plan, undo};
+use crate::snapshot::paths::{self, AllowedPaths};
+use crate::snapshot::undo::{UndoRequest, Undone, plan, undo};
 use crate::snapshot::{Losses, resolve};
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
-/// Take back what changed since a snapshot
+/// Revert the changes since a snapshot
 ///
-/// What was added goes, what was removed comes back, what was changed is again what it was, what was renamed
-/// gets its old name; all of it, or only at the given paths and below. Works while the container is mounted
-/// and programs run in it: each file is replaced at once. What the container was until now is kept by a
-/// snapshot first: `cowl restore NAME --undo` brings it back.
+/// Reverts additions, deletions, modifications and renames in the whole container, or only in the given
+/// paths. Works while the container is mounted and in use; each file is replaced atomically. The current
+/// state is retained as a snapshot first: `cowl restore NAME --undo` restores it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container
     name: OsString,
-    /// Since when [default: the snapshot that was last taken or restored]
+    /// Revert the changes since this snapshot [default: the last one that was taken or restored]
     #[arg(value_name = "SNAP")]
     snapshot: Option<OsString>,
-    /// Use a snapshot of which a part may be lost, as it is
+    /// Use the snapshot even if a crash may have lost a part of it
     #[arg(long)]
     force: bool,
-    /// Only say what would be done
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
     /// Print JSON; a path that is not UTF-8 is an array of bytes
     #[arg(long)]
     json: bool,
-    /// Only what changed at these paths and below
+    /// Revert only changes of these paths and below them
     #[arg(last = true, value_name = "PATH")]
     paths: Vec<OsString>,
 }
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let snapshot = self.snapshot.as_ref().map(SnapshotName::parse);
-        let chosen = Chosen {
+        let selection = Selection {
             losses: losses(self.force),
             name: &name,
             snapshot: snapshot.transpose()?,
             paths: &self.paths,
-            only: Only::WhatIsThereNow,
+            allowed: AllowedPaths::InEither,
         };
-        put_back(context, chosen, self.dry_run, self.json)?;
+        let mode = RunMode::from_option(self.dry_run);
+        revert(context, selection, mode, Format::from_option(self.json))?;
         Ok(0)
     }
 
-    fn json(&self) -> bool {
+    fn is_json(&self) -> bool {
         self.json
     }
 }
 
-/// What is to be put back.
-pub(super) struct Chosen<'a> {
+/// The changes to revert.
+pub(super) struct Selection<'a> {
     pub(super) losses: Losses,
     pub(super) name: &'a ContainerName,
     pub(super) snapshot: Option<SnapshotName>,
     pub(super) paths: &'a [OsString],
-    pub(super) only: Only,
+    pub(super) allowed: AllowedPaths,
 }
 
-/// Puts it back, or says what would be done.
-pub(super) fn put_back(
+/// Reverts the selected changes and prints them.
+pub(super) fn revert(
     context: &Context,
-    chosen: Chosen<'_>,
-    dry_run: bool,
-    json: bool,
+    selection: Selection<'_>,
+    mode: RunMode,
+    format: Format,
 ) -> Result<()> {
-    let name = chosen.name;
-    let wish = Wish {
-        since: chosen.snapshot,
-        scope: paths::scope(chosen.paths)?,
-        only: chosen.only,
+    let name = selection.name;
+    let request = UndoRequest {
+        since: selection.snapshot,
+        scope: paths::parse_scope(selection.paths)?,
+        allowed: selection.allowed,
     };
-    let store = context.store_of(name)?;
-    if let Some(since) = &wish.since {
+    let store = context.store_for(name)?;
+    if let Some(since) = &request.since {
         let address = Address {
             container: name.clone(),
             snapshot: Some(since.clone()),
         };
-        resolve(&store, &address)?.refuse_loss(&store, chosen.losses)?;
+        resolve(&store, &address)?.refuse_loss(&store, selection.losses)?;
     }
-    if dry_run {
-        let planned = plan(&recover::open(&store, name)?, &wish)?;
-        return tell(name, &planned, true, json);
+    if mode == RunMode::DryRun {
+        let planned = plan(&recover::open(&store, name)?, &request)?;
+        return print(name, &planned, mode, format);
     }
-    let to = wish.since.as_ref().map(SnapshotName::as_str);
-    let done = context.hooked(Event::Restore, &store, name, to, |_| {
+    let to = request.since.as_ref().map(SnapshotName::as_str);
+    let done = context.run_with_hooks(Event::Restore, &store, name, to, |_| {
         let mut container = recover::open(&store, name)?;
-        let mut bar = output::Bar::new("putting back");
-        let done = undo(&mut container, &wish, &mut |done| bar.tell(done))?;
+        let mut bar = output::Bar::new("restoring");
+        let done = undo(&mut container, &request, &mut |done| bar.update(done))?;
         drop(bar);
-        context.keep_depth(&mut container);
+        context.limit_depth(&mut container);
         Ok(done)
     })?;
     context.settle(&store, name);
-    tell(name, &done, false, json)
+    print(name, &done, mode, format)
 }
 
-fn tell(name: &ContainerName, done: &Undone, planned: bool, json: bool) -> Result<()> {
-    if json {
+fn print(name: &ContainerName, done: &Undone, mode: RunMode, format: Format) -> Result<()> {
+    let dry_run = mode == RunMode::DryRun;
+    if format == Format::Json {
         let steps: Vec<Value> = done.steps.iter().map(as_json).collect();
-        let kept = done.kept_as.as_ref().map(SnapshotName::as_str);
-        return output::data(&json!({ "changes": steps, "kept_as": kept, "dry_run": planned }));
+        let kept = done.auto_snapshot.as_ref().map(SnapshotName::as_str);
+        return output::print_json(
+            &json!({ "changes": steps, "kept_as": kept, "dry_run": dry_run }),
+        );
     }
     for step in &done.steps {
-        output::line(&text(step))?;
+        output::print_line(&text(step))?;
     }
     if done.steps.is_empty() {
-        output::note("nothing changed there since then, so nothing is done");
-    } else if !planned {
-        let kept = done
-            .kept_as
-            .as_ref()
-            .map(|auto| format!(" stays as {auto}"));
-        output::note(&format!(
-            "what {name} was until now{}: cowl restore {name} --undo takes this back",
-            kept.unwrap_or_else(|| " stays as a snapshot".to_owned())
+        output::print_note("nothing to revert: there are no changes since the snapshot");
+    } else if !dry_run {
+        let kept = done.auto_snapshot.as_ref().map(ToString::to_string);
+        output::print_note(&format!(
+            "the previous state of {name} is retained as {}; to undo: cowl restore {name} --undo",
+            kept.unwrap_or_else(|| "a snapshot".to_owned())
         ));
     }
     Ok(())
 }
 
-fn word(what: What) -> &'static str {
-    match what {
-        What::Remove => "remove",
-        What::BringBack => "bring back",
-        What::PutBack => "put back",
-        What::RenameBack => "rename back",
+/// Returns the name of an action in text and in JSON.
+fn word(action: RevertAction) -> &'static str {
+    match action {
+        RevertAction::Remove => "remove",
+        RevertAction::Recreate => "bring back",
+        RevertAction::Revert => "put back",
+        RevertAction::RenameBack => "rename back",
     }
 }
 
-fn text(step: &Step) -> String {
-    let (word, path) = (word(step.what), output::shown(&step.path));
+fn text(step: &RevertStep) -> String {
+    let (word, path) = (word(step.action), output::shown(&step.path));
     match &step.from {
         Some(from) => format!("{word} /{} -> /{path}", output::shown(from)),
         None => format!("{word} /{path}"),
     }
 }
 
-fn as_json(step: &Step) -> Value {
+fn as_json(step: &RevertStep) -> Value {
     let mut value = json!({
-        "action": word(step.what),
+        "action": word(step.action),
         "path": output::json_path(&step.path),
     });
     if let (Some(from), Some(object)) = (&step.from, value.as_object_mut()) {

@@ -1,27 +1,28 @@
-//! The configuration file: read strictly, so that a mistyped key is told and not passed over. What is
-//! wrong is told with the file, the line and the key.
+//! The configuration file.
+//!
+//! Parsing is strict: a misspelled key is an error, not ignored. Errors name the file, the line and the key.
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use cowlfs::config::{Awake, Coherence, Passthrough, named};
+use cowlfs::config::{Awake, Coherence, Passthrough, find_choice};
 use serde::{Deserialize, Deserializer, de};
 
-use super::When;
+use super::ColorChoice;
 use crate::error::{Error, Result};
 use crate::store::name::nearest;
 use crate::store::retention::{Counts, Rules};
 use cowl_layers::shown::Show as _;
 
-/// How many layers a container may be kept at: the kernel's own overlayfs mounts no more than 500.
+/// The valid limits of a container's layers: kernel overlayfs mounts at most 500.
 pub(super) const DEPTHS: RangeInclusive<usize> = 2..=500;
 
-/// What is wrong with another value.
+/// The messages for invalid values.
 pub(super) const PASSTHROUGH: &str = "it must be auto, all, read or off";
 pub(super) const COHERENCE: &str = "it must be posix or overlay";
 pub(super) const AWAKE: &str = "it must be auto, on or off";
 
-/// The keys of no table.
+/// The keys outside tables, and the names of the tables.
 const TOP: [&str; 11] = [
     "store",
     "wait",
@@ -39,7 +40,7 @@ const TOP: [&str; 11] = [
 /// The prefix of the keys of the table `[prune]`.
 const KEEP: &str = "keep_";
 
-/// The tables with their keys; the first are those of no table.
+/// Returns the tables with their keys; the first element has the keys outside tables.
 fn keys() -> [(&'static str, Vec<String>); 3] {
     let owned = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect();
     let counts = Counts::default();
@@ -52,7 +53,7 @@ fn keys() -> [(&'static str, Vec<String>); 3] {
     ]
 }
 
-/// What a file says.
+/// The content of a configuration file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Settings {
@@ -68,7 +69,7 @@ pub(super) struct Settings {
     pub(super) coherence: Option<Coherence>,
     #[serde(default, deserialize_with = "awake")]
     pub(super) awake: Option<Awake>,
-    pub(super) color: Option<When>,
+    pub(super) color: Option<ColorChoice>,
     #[serde(default, deserialize_with = "absolute")]
     pub(super) lxcpath: Option<PathBuf>,
     #[serde(default)]
@@ -81,7 +82,7 @@ pub(super) struct Settings {
 #[derive(Debug, Default)]
 pub(super) struct Prune {
     pub(super) rules: Rules,
-    /// The keys that are in the file.
+    /// The keys that the file sets.
     pub(super) keys: Vec<String>,
 }
 
@@ -118,7 +119,7 @@ impl<'de> de::Visitor<'de> for PruneVisitor {
     }
 }
 
-/// A key of the table. An unknown one is refused here, so that the error has its place in the file.
+/// A key of the table `[prune]`. Unknown keys are rejected here, so that the error has a position in the file.
 struct PruneKey(String);
 
 impl<'de> Deserialize<'de> for PruneKey {
@@ -146,7 +147,7 @@ fn absolute<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Er
     if path.is_absolute() {
         return Ok(Some(path));
     }
-    Err(de::Error::custom("it must be a path from the root on"))
+    Err(de::Error::custom("it must be an absolute path"))
 }
 
 fn depth<'de, D: Deserializer<'de>>(from: D) -> Result<Option<usize>, D::Error> {
@@ -158,27 +159,40 @@ fn depth<'de, D: Deserializer<'de>>(from: D) -> Result<Option<usize>, D::Error> 
 }
 
 fn passthrough<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Passthrough>, D::Error> {
-    let found = named(&Passthrough::NAMES, &String::deserialize(from)?);
+    let found = find_choice(&Passthrough::NAMES, &String::deserialize(from)?);
     found.map(Some).ok_or(de::Error::custom(PASSTHROUGH))
 }
 
 fn coherence<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Coherence>, D::Error> {
-    let found = named(&Coherence::NAMES, &String::deserialize(from)?);
+    let found = find_choice(&Coherence::NAMES, &String::deserialize(from)?);
     found.map(Some).ok_or(de::Error::custom(COHERENCE))
 }
 
 fn awake<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Awake>, D::Error> {
-    let found = named(&Awake::NAMES, &String::deserialize(from)?);
+    let found = find_choice(&Awake::NAMES, &String::deserialize(from)?);
     found.map(Some).ok_or(de::Error::custom(AWAKE))
 }
 
-/// Reads a file; `None` where there is none and none is wanted.
-pub(super) fn read(path: &Path, wanted: bool) -> Result<Option<Settings>> {
+/// Whether a configuration file must exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Presence {
+    /// The user named the file.
+    Required,
+    /// The path is the default.
+    Optional,
+}
+
+/// Reads a configuration file; returns `None` if it is optional and does not exist.
+pub(super) fn read(path: &Path, presence: Presence) -> Result<Option<Settings>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !wanted => return Ok(None),
+        Err(error)
+            if error.kind() == std::io::ErrorKind::NotFound && presence == Presence::Optional =>
+        {
+            return Ok(None);
+        }
         Err(error) => {
-            let hint = "--config and COWL_CONFIG name the configuration file";
+            let hint = "name a readable file with --config or COWL_CONFIG";
             return Err(Error::usage(format!(
                 "cannot read the configuration file {}",
                 path.shown()
@@ -192,11 +206,11 @@ pub(super) fn read(path: &Path, wanted: bool) -> Result<Option<Settings>> {
     })?;
     toml::from_str(&text)
         .map(Some)
-        .map_err(|error| told(path, &text, &error))
+        .map_err(|error| locate(path, &text, &error))
 }
 
-/// The error with file, line and key.
-fn told(path: &Path, text: &str, error: &toml::de::Error) -> Error {
+/// Converts an error of the parser into one that names the file, the line and the key.
+fn locate(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     let (at, length) = error.span().map_or((0, 0), |s| (s.start, s.len()));
     let before = text.get(..at).unwrap_or_default();
     let number = before.matches('\n').count() + 1;
@@ -215,7 +229,7 @@ fn told(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     if message.starts_with("unknown field") {
         key = text.get(at..at + length).unwrap_or(&key).to_owned();
         message = "there is no such key".to_owned();
-        if let Some(near) = meant(table, &key) {
+        if let Some(near) = nearest_key(table, &key) {
             hint = format!("did you mean {near}?");
         }
     }
@@ -226,8 +240,8 @@ fn told(path: &Path, text: &str, error: &toml::de::Error) -> Error {
     Error::usage(format!("{}, line {number}{key}: {message}", path.shown())).hint(hint)
 }
 
-/// The key that may have been meant: of the same table, else of another one.
-fn meant(table: &str, key: &str) -> Option<String> {
+/// Returns the most similar known key of the same table, or else of another one.
+fn nearest_key(table: &str, key: &str) -> Option<String> {
     let in_table = |(name, keys): &(&str, Vec<String>)| {
         let near = nearest(key, keys.iter().map(String::as_str))?;
         Some(match *name {
@@ -251,18 +265,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
         std::fs::write(&path, text).unwrap();
-        let error = read(&path, true).unwrap_err();
+        let error = read(&path, Presence::Required).unwrap_err();
         assert_eq!(error.kind, crate::error::Kind::Usage);
-        let said = error.to_string();
-        assert!(said.contains("config.toml, line"), "{said}");
-        assert!(said.contains(what), "no {what:?} in {said}");
-        assert!(!said.contains('\n'), "{said}");
-        let told = error.hint.unwrap_or_default();
-        assert!(told.contains(hint), "no {hint:?} in {told}");
+        let message = error.to_string();
+        assert!(message.contains("config.toml, line"), "{message}");
+        assert!(message.contains(what), "no {what:?} in {message}");
+        assert!(!message.contains('\n'), "{message}");
+        let actual = error.hint.unwrap_or_default();
+        assert!(actual.contains(hint), "no {hint:?} in {actual}");
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_line_and_key() {
+    fn errors_name_the_line_and_the_key() {
         refused(
             "# x\n\ntrahs_days = 3\n",
             "line 3: trahs_days: there is no such key",
@@ -298,31 +312,35 @@ mod tests {
         refused("x\n", "line 1", "");
         refused("\n\nstore = [1\n", "line ", "");
         refused("color = \"pink\"\n", "line 1: color: unknown variant", "");
-        refused("store = \"here\"\n", "line 1: store: it must be a path", "");
+        refused(
+            "store = \"here\"\n",
+            "line 1: store: it must be an absolute path",
+            "",
+        );
         refused("depth_limit = 1\n", "line 1: depth_limit: it must", "");
         refused("zebra = 1\n", "line 1: zebra", "man cowl");
     }
 
     #[test]
-    fn only_a_file_that_was_asked_for_must_be_there() {
+    fn only_a_required_file_must_exist() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("none.toml");
-        assert!(read(&path, false).unwrap().is_none());
-        let error = read(&path, true).unwrap_err();
+        assert!(read(&path, Presence::Optional).unwrap().is_none());
+        let error = read(&path, Presence::Required).unwrap_err();
         assert!(error.to_string().contains("none.toml"), "{error}");
-        // A folder is never a file.
-        read(dir.path(), false).unwrap_err();
+        // A directory is an error, even at the default path.
+        read(dir.path(), Presence::Optional).unwrap_err();
     }
 
     #[test]
-    fn the_file_that_is_installed_changes_nothing_and_names_every_key() {
+    fn the_installed_file_sets_no_key_and_lists_every_key() {
         let sample = include_str!("../../dist/config.toml");
         let settings: Settings = toml::from_str(sample).unwrap();
         assert_eq!(
             format!("{settings:?}"),
             format!("{:?}", Settings::default())
         );
-        // With every # taken away each line is a right one, and says what is built in.
+        // Without its # signs, each line is valid and has the default.
         let bare = |line: &str| match line.strip_prefix('#') {
             Some(rest) if !rest.starts_with(' ') => rest.to_owned(),
             _ => line.to_owned(),

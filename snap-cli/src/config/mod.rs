@@ -1,8 +1,8 @@
-//! What somebody set once for all commands: the command line comes before the environment, that before
-//! the configuration file, that before what is built in. Where each value comes from is kept, so that
-//! `cowl config` can tell.
+//! Settings of all commands.
 //!
-//! It knows nothing of stores or verbs: those ask it.
+//! An option of the command line takes precedence over the environment, the environment over the configuration file,
+//! and the file over the default. The origin of each value is recorded for `cowl config`. This module does not depend
+//! on stores or commands.
 
 mod file;
 
@@ -12,18 +12,19 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cowlfs::config::{Awake, Coherence, Passthrough, named};
+use cowlfs::config::{Awake, Coherence, Passthrough, find_choice};
 use serde::{Deserialize, Serialize};
 
+use self::file::Presence;
 use crate::error::{Error, Result};
 use crate::store::Mounts;
 use crate::store::retention::Rules;
 use cowl_layers::shown::Show as _;
 
-/// When output is coloured.
+/// The conditions under which output is colored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum When {
+pub enum ColorChoice {
     /// On a terminal, unless NO_COLOR is set.
     #[default]
     Auto,
@@ -36,22 +37,22 @@ pub enum When {
 /// Scripts that run before and after commands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hooks {
-    /// The folder with one folder for each event.
+    /// The directory with one subdirectory for each event.
     pub dir: PathBuf,
-    /// How long one script may take.
+    /// The time limit of one script; zero means no limit.
     pub timeout: Duration,
 }
 
-/// Where a value comes from.
+/// The origin of a setting's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// An option of the command line.
     CommandLine,
-    /// A variable of the environment.
+    /// The environment variable of this name.
     Environment(&'static str),
-    /// The configuration file.
+    /// The configuration file at this path.
     File(PathBuf),
-    /// Nobody set it.
+    /// The default.
     BuiltIn,
 }
 
@@ -69,32 +70,32 @@ impl fmt::Display for Origin {
 /// The settings in force.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The home store, if somebody chose one.
+    /// The home store, unless it is the default.
     pub store: Option<PathBuf>,
-    /// Seconds to wait for other commands.
+    /// The time to wait for locks of other commands, in seconds.
     pub wait: u64,
-    /// Days that a destroyed container stays in the trash.
+    /// The number of days that a destroyed container stays in the trash.
     pub trash_days: u32,
-    /// A container with more layers than this is flattened.
+    /// The number of layers above which a container is flattened.
     pub depth_limit: usize,
-    /// How containers are mounted.
+    /// Mount options of containers.
     pub mounts: Mounts,
-    /// When output is coloured.
-    pub color: When,
-    /// Where LXC keeps its containers.
+    /// The conditions under which output is colored.
+    pub color: ColorChoice,
+    /// The directory of LXC's containers.
     pub lxcpath: PathBuf,
-    /// Scripts before and after commands.
+    /// Scripts that run before and after commands.
     pub hooks: Hooks,
-    /// What pruning keeps of containers without rules of their own.
+    /// The retention rules of containers without rules of their own.
     pub prune: Rules,
-    /// The file that was read.
+    /// The configuration file that was read.
     file: Option<PathBuf>,
     origins: BTreeMap<String, Origin>,
 }
 
-/// What the command line says.
+/// The settings on the command line.
 #[derive(Clone, Debug, Default)]
-pub struct Asked {
+pub struct Overrides {
     /// `--config`
     pub config: Option<PathBuf>,
     /// `--store`
@@ -102,21 +103,27 @@ pub struct Asked {
     /// `--wait`
     pub wait: Option<u64>,
     /// `--color`
-    pub color: Option<When>,
+    pub color: Option<ColorChoice>,
 }
 
-/// A variable's value, by name: the environment, or a test's.
+/// A function that returns the value of an environment variable; tests replace it.
 type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 impl Config {
-    /// What the command line, this process's environment and the configuration file say together.
-    pub fn load(asked: Asked) -> Result<Self> {
+    /// Merges the command line, this process's environment and the configuration file.
+    pub fn load(overrides: Overrides) -> Result<Self> {
         let environment = |name: &str| std::env::var_os(name);
-        Self::merge(asked, &environment, rustix::process::geteuid().is_root())
+        Self::merge(
+            overrides,
+            &environment,
+            rustix::process::geteuid().is_root(),
+        )
     }
 
-    /// The same without any file, for cowl's own inner commands: whoever started them has read it.
-    pub fn without_file(asked: Asked) -> Result<Self> {
+    /// Merges the command line and the environment, without a configuration file.
+    ///
+    /// This is for internal commands: the command that started them has read the file.
+    pub fn without_file(overrides: Overrides) -> Result<Self> {
         let environment = |name: &str| std::env::var_os(name);
         let root = rustix::process::geteuid().is_root();
         Sources {
@@ -125,22 +132,21 @@ impl Config {
             path: None,
             origins: BTreeMap::new(),
         }
-        .merge(asked, root)
+        .merge(overrides, root)
     }
 
-    fn merge(asked: Asked, environment: Environment<'_>, root: bool) -> Result<Self> {
+    fn merge(overrides: Overrides, environment: Environment<'_>, root: bool) -> Result<Self> {
         let set = |name: &str| environment(name).filter(|value| !value.is_empty());
-        // A file that was asked for must be there; one at its usual place need not.
-        let chosen = asked
+        let chosen = overrides
             .config
             .clone()
             .or_else(|| set("COWL_CONFIG").map(PathBuf::from));
-        let (path, wanted) = match chosen {
-            Some(path) => (Some(path), true),
-            None => (usual_file(environment, root), false),
+        let (path, presence) = match chosen {
+            Some(path) => (Some(path), Presence::Required),
+            None => (default_file(environment, root), Presence::Optional),
         };
         let found = match &path {
-            Some(path) => file::read(path, wanted)?,
+            Some(path) => file::read(path, presence)?,
             None => None,
         };
         Sources {
@@ -149,36 +155,39 @@ impl Config {
             file: found.unwrap_or_default(),
             origins: BTreeMap::new(),
         }
-        .merge(asked, root)
+        .merge(overrides, root)
     }
 
-    /// The configuration file that was read.
+    /// Returns the path of the configuration file that was read.
     pub fn file(&self) -> Option<&Path> {
         self.file.as_deref()
     }
 
-    /// Where the value of a key comes from.
+    /// Returns the origin of the value of a key.
     pub fn origin(&self, key: &str) -> &Origin {
         self.origins.get(key).unwrap_or(&Origin::BuiltIn)
     }
 }
 
-/// Where the file is when nobody says otherwise.
-fn usual_file(environment: Environment<'_>, root: bool) -> Option<PathBuf> {
+/// Returns the default path of the configuration file.
+fn default_file(environment: Environment<'_>, root: bool) -> Option<PathBuf> {
     if root {
         return Some(PathBuf::from("/etc/cowl/config.toml"));
     }
-    folder(environment, "XDG_CONFIG_HOME")
-        .or_else(|| folder(environment, "HOME").map(|home| home.join(".config")))
+    absolute_dir(environment, "XDG_CONFIG_HOME")
+        .or_else(|| absolute_dir(environment, "HOME").map(|home| home.join(".config")))
         .map(|config| config.join("cowl/config.toml"))
 }
 
-fn folder(environment: Environment<'_>, name: &str) -> Option<PathBuf> {
+/// Returns the value of a variable if it is an absolute path. A relative one is ignored, as the XDG specification
+/// demands.
+fn absolute_dir(environment: Environment<'_>, name: &str) -> Option<PathBuf> {
     environment(name)
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())
 }
 
+/// The sources of settings besides the command line.
 struct Sources<'a> {
     environment: Environment<'a>,
     path: Option<PathBuf>,
@@ -187,71 +196,83 @@ struct Sources<'a> {
 }
 
 impl Sources<'_> {
-    fn merge(mut self, asked: Asked, root: bool) -> Result<Config> {
+    fn merge(mut self, overrides: Overrides, root: bool) -> Result<Config> {
         let mut file = std::mem::take(&mut self.file);
-        let color = self.color(asked.color, file.color)?;
+        let color = self.color(overrides.color, file.color)?;
         let mounts = self.mounts(&mut file)?;
         let hooks = self.hooks(&mut file, root)?;
         let lxcpath = self.in_home(".local/share/lxc", "/var/lib/lxc", root);
         let config = Config {
-            store: self.pick("store", "COWL_STORE", asked.store, file.store, path)?,
+            store: self.pick("store", "COWL_STORE", overrides.store, file.store, to_path)?,
             wait: self
-                .pick("wait", "COWL_WAIT", asked.wait, file.wait, number)?
+                .pick("wait", "COWL_WAIT", overrides.wait, file.wait, parse_number)?
                 .unwrap_or(10),
             trash_days: {
                 let set = file.trash_days;
-                self.pick("trash_days", "COWL_TRASH_DAYS", None, set, number)?
+                self.pick("trash_days", "COWL_TRASH_DAYS", None, set, parse_number)?
                     .unwrap_or(7)
             },
             depth_limit: {
                 let set = file.depth_limit;
-                self.pick("depth_limit", "COWL_DEPTH_LIMIT", None, set, depth)?
+                self.pick("depth_limit", "COWL_DEPTH_LIMIT", None, set, parse_depth)?
                     .unwrap_or(128)
             },
             mounts,
             color,
             lxcpath: self
-                .pick("lxcpath", "COWL_LXCPATH", None, file.lxcpath, path)?
+                .pick("lxcpath", "COWL_LXCPATH", None, file.lxcpath, to_path)?
                 .unwrap_or(lxcpath),
             hooks,
             prune: file.prune.rules,
             file: self.path.clone(),
             origins: BTreeMap::new(),
         };
-        self.note_prune(file.prune.keys);
+        self.record_prune_origins(file.prune.keys);
         Ok(Config {
             origins: self.origins,
             ..config
         })
     }
 
-    /// A path below the home directory, or another one for root.
+    /// Returns a path below the home directory, or `of_root` for root.
     fn in_home(&self, below: &str, of_root: &str, root: bool) -> PathBuf {
-        let home = folder(self.environment, "HOME").filter(|_| !root);
+        let home = absolute_dir(self.environment, "HOME").filter(|_| !root);
         home.map_or_else(|| PathBuf::from(of_root), |home| home.join(below))
     }
 
+    /// Merges the settings of colors.
+    ///
     /// NO_COLOR takes precedence over the file, but not over `--color` and COWL_COLOR.
-    fn color(&mut self, asked: Option<When>, set: Option<When>) -> Result<When> {
-        let plain = (self.environment)("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let color = self.pick("color", "COWL_COLOR", asked, set, colour)?;
+    fn color(
+        &mut self,
+        option: Option<ColorChoice>,
+        set: Option<ColorChoice>,
+    ) -> Result<ColorChoice> {
+        let no_color = (self.environment)("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let color = self.pick("color", "COWL_COLOR", option, set, parse_color)?;
         let color = match color {
-            Some(_) if plain && matches!(self.origins.get("color"), Some(Origin::File(_))) => None,
+            Some(_) if no_color && matches!(self.origins.get("color"), Some(Origin::File(_))) => {
+                None
+            }
             other => other,
         };
-        if color.is_none() && plain {
+        if color.is_none() && no_color {
             self.origins
                 .insert("color".to_owned(), Origin::Environment("NO_COLOR"));
         }
-        Ok(color.unwrap_or(if plain { When::Never } else { When::Auto }))
+        Ok(color.unwrap_or(match no_color {
+            true => ColorChoice::Never,
+            false => ColorChoice::Auto,
+        }))
     }
 
     fn mounts(&mut self, file: &mut file::Settings) -> Result<Mounts> {
         let (set, name) = (file.passthrough.take(), "COWL_PASSTHROUGH");
-        let passthrough = self.pick("passthrough", name, None, set, passthrough)?;
+        let passthrough = self.pick("passthrough", name, None, set, parse_passthrough)?;
         let (set, name) = (file.coherence.take(), "COWL_COHERENCE");
-        let coherence = self.pick("coherence", name, None, set, coherence)?;
-        let awake = self.pick("awake", "COWL_AWAKE", None, file.awake.take(), awake)?;
+        let coherence = self.pick("coherence", name, None, set, parse_coherence)?;
+        let set = file.awake.take();
+        let awake = self.pick("awake", "COWL_AWAKE", None, set, parse_awake)?;
         Ok(Mounts {
             passthrough: passthrough.unwrap_or_default(),
             coherence: coherence.unwrap_or_default(),
@@ -261,40 +282,41 @@ impl Sources<'_> {
 
     fn hooks(&mut self, file: &mut file::Settings, root: bool) -> Result<Hooks> {
         let default = self.in_home(".config/cowl/hooks.d", "/etc/cowl/hooks.d", root);
-        let default = match folder(self.environment, "XDG_CONFIG_HOME").filter(|_| !root) {
+        let config = absolute_dir(self.environment, "XDG_CONFIG_HOME").filter(|_| !root);
+        let default = match config {
             Some(config) => config.join("cowl/hooks.d"),
             None => default,
         };
         let set = file.hooks.dir.take();
-        let dir = self.pick("hooks.dir", "COWL_HOOKS_DIR", None, set, path)?;
+        let dir = self.pick("hooks.dir", "COWL_HOOKS_DIR", None, set, to_path)?;
         let (set, name) = (file.hooks.timeout.take(), "COWL_HOOKS_TIMEOUT");
-        let timeout = self.pick("hooks.timeout", name, None, set, number)?;
+        let timeout = self.pick("hooks.timeout", name, None, set, parse_number)?;
         Ok(Hooks {
             dir: dir.unwrap_or(default),
             timeout: timeout.map_or(Duration::from_secs(60), Duration::from_secs),
         })
     }
 
-    /// The first of them that says something of `key`.
+    /// Returns the value of `key` from the source with the highest precedence that sets it, and records the origin.
     fn pick<T>(
         &mut self,
         key: &'static str,
         variable: &'static str,
-        asked: Option<T>,
+        option: Option<T>,
         file: Option<T>,
         parse: fn(OsString) -> Result<T, &'static str>,
     ) -> Result<Option<T>> {
-        if asked.is_some() {
+        if option.is_some() {
             self.origins.insert(key.to_owned(), Origin::CommandLine);
-            return Ok(asked);
+            return Ok(option);
         }
         if let Some(value) = (self.environment)(variable) {
             let shown = value.as_encoded_bytes().escape_ascii().to_string();
             let value = parse(value).map_err(|why| {
                 Error::usage(format!(
-                    "the environment's {variable} is \"{shown}\": {why}"
+                    "invalid value of the environment variable {variable}: \"{shown}\": {why}"
                 ))
-                .hint(format!("unset {variable}, or set it to something else"))
+                .hint(format!("unset {variable}, or set another value"))
             })?;
             self.origins
                 .insert(key.to_owned(), Origin::Environment(variable));
@@ -308,8 +330,8 @@ impl Sources<'_> {
         Ok(None)
     }
 
-    /// Pruning is set by the file alone, and by each container's own settings.
-    fn note_prune(&mut self, keys: Vec<String>) {
+    /// Records the origin of the retention rules: no option and no variable sets them.
+    fn record_prune_origins(&mut self, keys: Vec<String>) {
         let Some(path) = &self.path else { return };
         for key in keys {
             self.origins
@@ -318,20 +340,20 @@ impl Sources<'_> {
     }
 }
 
-fn path(value: OsString) -> Result<PathBuf, &'static str> {
-    // An empty one, and one relative to here, are for the one who uses it to judge.
+fn to_path(value: OsString) -> Result<PathBuf, &'static str> {
+    // The user of the path rejects an empty one, and a relative one if it has to.
     Ok(PathBuf::from(value))
 }
 
-fn number<N: std::str::FromStr>(value: OsString) -> Result<N, &'static str> {
+fn parse_number<N: std::str::FromStr>(value: OsString) -> Result<N, &'static str> {
     value
         .to_str()
         .and_then(|text| text.parse().ok())
         .ok_or("it must be a whole number")
 }
 
-fn depth(value: OsString) -> Result<usize, &'static str> {
-    number(value).and_then(|depth| {
+fn parse_depth(value: OsString) -> Result<usize, &'static str> {
+    parse_number(value).and_then(|depth| {
         if file::DEPTHS.contains(&depth) {
             Ok(depth)
         } else {
@@ -340,30 +362,32 @@ fn depth(value: OsString) -> Result<usize, &'static str> {
     })
 }
 
-fn passthrough(value: OsString) -> Result<Passthrough, &'static str> {
+fn parse_passthrough(value: OsString) -> Result<Passthrough, &'static str> {
     let found = value
         .to_str()
-        .and_then(|text| named(&Passthrough::NAMES, text));
+        .and_then(|text| find_choice(&Passthrough::NAMES, text));
     found.ok_or(file::PASSTHROUGH)
 }
 
-fn coherence(value: OsString) -> Result<Coherence, &'static str> {
+fn parse_coherence(value: OsString) -> Result<Coherence, &'static str> {
     let found = value
         .to_str()
-        .and_then(|text| named(&Coherence::NAMES, text));
+        .and_then(|text| find_choice(&Coherence::NAMES, text));
     found.ok_or(file::COHERENCE)
 }
 
-fn awake(value: OsString) -> Result<Awake, &'static str> {
-    let found = value.to_str().and_then(|text| named(&Awake::NAMES, text));
+fn parse_awake(value: OsString) -> Result<Awake, &'static str> {
+    let found = value
+        .to_str()
+        .and_then(|text| find_choice(&Awake::NAMES, text));
     found.ok_or(file::AWAKE)
 }
 
-fn colour(value: OsString) -> Result<When, &'static str> {
+fn parse_color(value: OsString) -> Result<ColorChoice, &'static str> {
     match value.to_str() {
-        Some("auto") => Ok(When::Auto),
-        Some("always") => Ok(When::Always),
-        Some("never") => Ok(When::Never),
+        Some("auto") => Ok(ColorChoice::Auto),
+        Some("always") => Ok(ColorChoice::Always),
+        Some("never") => Ok(ColorChoice::Never),
         _ => Err("it must be auto, always or never"),
     }
 }
@@ -372,7 +396,7 @@ fn colour(value: OsString) -> Result<When, &'static str> {
 mod tests {
     use super::*;
 
-    fn merged(file: &str, variables: &[(&str, &str)], asked: Asked) -> Result<Config> {
+    fn merged(file: &str, variables: &[(&str, &str)], overrides: Overrides) -> Result<Config> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.toml");
         std::fs::write(&path, file).unwrap();
@@ -380,21 +404,22 @@ mod tests {
             let found = variables.iter().find(|(known, _)| *known == name);
             found.map(|(_, value)| OsString::from(value))
         };
-        let asked = Asked {
+        let overrides = Overrides {
             config: Some(path),
-            ..asked
+            ..overrides
         };
-        Config::merge(asked, &environment, true)
+        Config::merge(overrides, &environment, true)
     }
 
     #[test]
-    fn the_command_line_then_the_environment_then_the_file_then_what_is_built_in() {
+    fn sources_have_the_documented_precedence() {
         let text = "wait = 1\ntrash_days = 3\nstore = \"/s\"\n[prune]\nkeep_last = 2\n";
-        let asked = || Asked {
+        let overrides = Overrides {
             wait: Some(30),
-            ..Asked::default()
+            ..Overrides::default()
         };
-        let config = merged(text, &[("COWL_WAIT", "20"), ("COWL_STORE", "/e")], asked()).unwrap();
+        let variables = [("COWL_WAIT", "20"), ("COWL_STORE", "/e")];
+        let config = merged(text, &variables, overrides).unwrap();
         assert_eq!(config.wait, 30);
         assert_eq!(*config.origin("wait"), Origin::CommandLine);
         assert_eq!(config.store.as_deref(), Some(Path::new("/e")));
@@ -405,64 +430,62 @@ mod tests {
         assert_eq!(*config.origin("depth_limit"), Origin::BuiltIn);
         assert_eq!(config.prune.counts.last, Some(2));
         assert!(matches!(config.origin("prune.keep_last"), Origin::File(_)));
-        let config = merged(text, &[("COWL_WAIT", "20")], Asked::default()).unwrap();
+        let config = merged(text, &[("COWL_WAIT", "20")], Overrides::default()).unwrap();
         assert_eq!(config.wait, 20);
         assert_eq!(config.store.as_deref(), Some(Path::new("/s")));
     }
 
     #[test]
-    fn how_containers_are_mounted() {
+    fn mount_options_come_from_the_file_and_the_environment() {
         let text = "passthrough = \"off\"\ncoherence = \"overlay\"\nawake = \"off\"\n";
-        let config = merged(text, &[("COWL_PASSTHROUGH", "all")], Asked::default()).unwrap();
+        let config = merged(text, &[("COWL_PASSTHROUGH", "all")], Overrides::default()).unwrap();
         assert_eq!(config.mounts.passthrough, Passthrough::All);
         assert_eq!(config.mounts.coherence, Coherence::Overlay);
         assert_eq!(config.mounts.awake, Awake::Off);
-        let config = merged("", &[], Asked::default()).unwrap();
+        let config = merged("", &[], Overrides::default()).unwrap();
         assert_eq!(config.mounts, Mounts::default());
     }
 
     #[test]
-    fn what_is_built_in() {
-        let config = Config::merge(Asked::default(), &|_| None, false).unwrap();
+    fn defaults_depend_on_the_user() {
+        let config = Config::merge(Overrides::default(), &|_| None, false).unwrap();
         assert_eq!((config.wait, config.trash_days), (10, 7));
-        assert_eq!(config.color, When::Auto);
+        assert_eq!(config.color, ColorChoice::Auto);
         assert_eq!(config.store, None);
         assert_eq!(config.file(), None);
         let home = |name: &str| (name == "HOME").then(|| OsString::from("/home/u"));
-        let config = Config::merge(Asked::default(), &home, false).unwrap();
+        let config = Config::merge(Overrides::default(), &home, false).unwrap();
         assert_eq!(config.lxcpath, Path::new("/home/u/.local/share/lxc"));
         assert_eq!(config.hooks.dir, Path::new("/home/u/.config/cowl/hooks.d"));
-        let config = merged("", &[("HOME", "/root")], Asked::default()).unwrap();
+        let config = merged("", &[("HOME", "/root")], Overrides::default()).unwrap();
         assert_eq!(config.lxcpath, Path::new("/var/lib/lxc"));
         assert_eq!(config.hooks.dir, Path::new("/etc/cowl/hooks.d"));
     }
 
     #[test]
-    fn no_color_comes_before_the_file_and_after_the_command_line() {
+    fn no_color_overrides_the_file_but_not_the_command_line() {
         let never = [("NO_COLOR", "1")];
         let file = "color = \"always\"";
-        let color = |variables: &[(&str, &str)], asked| {
-            merged(
-                file,
-                variables,
-                Asked {
-                    color: asked,
-                    ..Asked::default()
-                },
-            )
-            .unwrap()
-            .color
+        let color = |variables: &[(&str, &str)], color| {
+            let overrides = Overrides {
+                color,
+                ..Overrides::default()
+            };
+            merged(file, variables, overrides).unwrap().color
         };
-        assert_eq!(color(&[], None), When::Always);
-        assert_eq!(color(&never, None), When::Never);
-        assert_eq!(color(&[("NO_COLOR", "")], None), When::Always);
-        assert_eq!(color(&never, Some(When::Always)), When::Always);
+        assert_eq!(color(&[], None), ColorChoice::Always);
+        assert_eq!(color(&never, None), ColorChoice::Never);
+        assert_eq!(color(&[("NO_COLOR", "")], None), ColorChoice::Always);
+        assert_eq!(
+            color(&never, Some(ColorChoice::Always)),
+            ColorChoice::Always
+        );
         let both = [("NO_COLOR", "1"), ("COWL_COLOR", "always")];
-        assert_eq!(color(&both, None), When::Always);
+        assert_eq!(color(&both, None), ColorChoice::Always);
     }
 
     #[test]
-    fn a_variable_that_is_wrong_is_named() {
+    fn an_error_names_the_invalid_variable() {
         for (name, value) in [
             ("COWL_WAIT", "soon"),
             ("COWL_TRASH_DAYS", "-1"),
@@ -472,7 +495,7 @@ mod tests {
             ("COWL_COHERENCE", "none"),
             ("COWL_AWAKE", "never"),
         ] {
-            let error = merged("", &[(name, value)], Asked::default()).unwrap_err();
+            let error = merged("", &[(name, value)], Overrides::default()).unwrap_err();
             assert_eq!(error.kind, crate::error::Kind::Usage);
             assert!(error.what.contains(name) && error.what.contains(value));
         }

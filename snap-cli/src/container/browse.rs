@@ -1,9 +1,9 @@
-//! Snapshots that are mounted to be read, any number of them at once.
+//! Read-only mounts of snapshots, any number at once.
 //!
-//! Each has a daemon and a folder `<uuid>.ro` of its own in the container's run directory: `lock`, which the daemon holds for
-//! life, `state.json`, which it writes before the mount is there, and `log`. What the daemon reads is kept
-//! from collection by the file system's own locks on the layers; nothing is written anywhere, so a daemon
-//! that dies leaves nothing but the folder and a dead mount, which the next command takes away.
+//! Each mount has its own daemon and its own directory `<uuid>.ro` in the container's run directory. The directory
+//! contains `lock`, which the daemon holds during its lifetime, `state.json`, which it writes before it mounts, and
+//! `log`. The daemon's locks on the layers protect them from garbage collection. The daemon writes to no layer, so one
+//! that dies leaves only the directory and a dead mount, which the next command removes.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -26,80 +26,80 @@ use crate::store::{Store, disk};
 use crate::wait::wait_until;
 use cowl_layers::shown::Show as _;
 
-/// So long an unmount waits for its daemon to end; one that still serves another mount namespace does not.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// The time that an unmount waits for the daemon to exit. A daemon that serves another mount namespace does not exit.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The interval between checks of whether a daemon has exited.
 const PAUSE: Duration = Duration::from_millis(10);
-/// The name of its socket.
+/// The name of a daemon's socket.
 const SOCKET: &str = "sock";
 
 /// A mount of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Browse {
-    /// Names its folder.
+pub struct SnapshotMount {
+    /// The id of the mount, which names its directory.
     pub mount: Uuid,
     /// The daemon's process id.
     pub pid: u32,
-    /// The boot in which it was mounted.
+    /// The boot id when it was mounted.
     boot: String,
-    /// Where.
+    /// The mount point.
     #[serde(
         serialize_with = "state::to_json",
         deserialize_with = "state::from_json"
     )]
     pub mountpoint: PathBuf,
-    /// What.
+    /// The mounted snapshot.
     pub snapshot: SnapshotId,
-    /// The mount's file system; written when it is mounted.
+    /// The mount's file system. Recorded once it is mounted.
     #[serde(default)]
     device: Option<users::Device>,
 }
 
-fn folder_in(run: &Path, mount: Uuid) -> PathBuf {
+/// Returns the directory of a mount in a run directory.
+fn dir_in(run: &Path, mount: Uuid) -> PathBuf {
     run.join(format!("{mount}.ro"))
 }
 
-/// The folder of a mount that there is.
-fn folder(store: &Store, id: ContainerId, mount: Uuid) -> PathBuf {
-    let folders = store.run().dirs(id).into_iter();
-    let existing = folders
-        .map(|run| folder_in(&run, mount))
-        .find(|it| it.is_dir());
-    existing.unwrap_or_else(|| folder_in(&store.run().dir(id), mount))
+/// Returns the directory of a mount: the existing one, else the one to create.
+fn find_dir(store: &Store, id: ContainerId, mount: Uuid) -> PathBuf {
+    let dirs = store.run().dirs(id).into_iter();
+    let existing = dirs.map(|run| dir_in(&run, mount)).find(|it| it.is_dir());
+    existing.unwrap_or_else(|| dir_in(&store.run().dir(id), mount))
 }
 
-/// The mounts of a container's snapshots of which something is there: each with its folder's id, its state
-/// if there is one, and whether its daemon lives.
-fn look(store: &Store, id: ContainerId) -> Result<Vec<(Uuid, Option<Browse>, bool)>> {
-    let mut folders = Vec::new();
+/// Returns all mounts of a container's snapshots that have a directory, dead ones included: the mount's id, its state
+/// if it can be read, and whether its daemon is alive.
+fn read_all(store: &Store, id: ContainerId) -> Result<Vec<(Uuid, Option<SnapshotMount>, bool)>> {
+    let mut dirs = Vec::new();
     for run in store.run().dirs(id) {
         for name in disk::names(&run)? {
             let mount = name.strip_suffix(".ro");
             if let Some(mount) = mount.and_then(|id| Uuid::try_parse(id).ok()) {
-                folders.push((mount, folder_in(&run, mount)));
+                dirs.push((mount, dir_in(&run, mount)));
             }
         }
     }
     let mut found = Vec::new();
-    for (mount, folder) in folders {
-        let state: Option<Browse> = match disk::read_bytes(&folder.join("state.json")) {
+    for (mount, dir) in dirs {
+        let state: Option<SnapshotMount> = match disk::read_bytes(&dir.join("state.json")) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                // Cut short by a crash, it says nothing.
-                log::info!("{}: {error}", folder.shown());
+                // A partial write, left by a crash.
+                log::info!("{}: {error}", dir.shown());
                 None
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => return Err(Error::at("read", &folder, error)),
+            Err(error) => return Err(Error::at("read", &dir, error)),
         };
-        // Whatever boot the state names: no lock outlives one.
-        let alive = daemon::lives(&folder.join("lock"), &folder.join(SOCKET))?;
+        // The boot id in the state need not be checked: no lock outlives a boot.
+        let alive = daemon::is_alive(&dir.join("lock"), &dir.join(SOCKET))?;
         found.push((mount, state, alive));
     }
     Ok(found)
 }
 
-/// The mounts of a container's snapshots, by place.
-pub fn mounts(store: &Store, id: ContainerId) -> Result<Vec<Browse>> {
-    let mut alive: Vec<_> = look(store, id)?
+/// Returns the live mounts of a container's snapshots, sorted by mount point.
+pub fn mounts(store: &Store, id: ContainerId) -> Result<Vec<SnapshotMount>> {
+    let mut alive: Vec<_> = read_all(store, id)?
         .into_iter()
         .filter_map(|(_, state, alive)| state.filter(|_| alive))
         .collect();
@@ -107,8 +107,9 @@ pub fn mounts(store: &Store, id: ContainerId) -> Result<Vec<Browse>> {
     Ok(alive)
 }
 
-fn write(folder: &Path, browse: &Browse) -> Result<()> {
-    let file = folder.join("state.json");
+/// Writes the state of a mount atomically, without a sync.
+fn write(dir: &Path, browse: &SnapshotMount) -> Result<()> {
+    let file = dir.join("state.json");
     let at = |error: std::io::Error| Error::at("write", &file, error);
     let bytes = serde_json::to_vec(browse).map_err(|e| at(e.into()))?;
     let temporary = file.with_extension("tmp");
@@ -116,42 +117,45 @@ fn write(folder: &Path, browse: &Browse) -> Result<()> {
     std::fs::rename(&temporary, &file).map_err(at)
 }
 
-/// Takes away what dead daemons, killed commands and earlier boots left. The caller has locked the container.
+/// Removes the mounts and directories that dead daemons, killed commands and earlier boots left.
+///
+/// The caller must hold the container's lock.
 pub(crate) fn tidy(store: &Store, id: ContainerId) -> Result<()> {
-    for (mount, state, alive) in look(store, id)? {
+    for (mount, state, alive) in read_all(store, id)? {
         if alive {
             continue;
         }
         if let Some(state) = &state {
-            // Only what answers that its daemon is gone: there may be another mount by now.
+            // Unmount only if the mount reports ENOTCONN: another file system may be mounted there by now.
             let dead = std::fs::symlink_metadata(&state.mountpoint)
                 .is_err_and(|error| error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()));
             if dead {
                 cowl_layers::sys::mount::unmount_lazily(&state.mountpoint)
                     .map_err(|e| Error::at("unmount the dead mount at", &state.mountpoint, e))?;
             }
-            remove_place(store, &state.mountpoint);
+            remove_mount_point(store, &state.mountpoint);
         }
-        remove_tree(&folder(store, id, mount))?;
+        remove_tree(&find_dir(store, id, mount))?;
     }
     Ok(())
 }
 
-/// Removes a mount point of the store's own.
-fn remove_place(store: &Store, place: &Path) {
-    if place.parent() != Some(&store.root().join("mnt")) {
+/// Removes a mount point if it is in the store.
+fn remove_mount_point(store: &Store, mount_point: &Path) {
+    if mount_point.parent() != Some(&store.root().join("mnt")) {
         return;
     }
-    match std::fs::remove_dir(place) {
+    match std::fs::remove_dir(mount_point) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            log::info!("cannot remove {}: {error}", place.shown());
+            log::info!("cannot remove {}: {error}", mount_point.shown());
         }
         Ok(()) | Err(_) => {}
     }
 }
 
-/// Mounts a snapshot to be read: at `at`, else at a place in the store that is the snapshot's own. Already
-/// mounted there, it stays as it is.
+/// Mounts a snapshot read-only at `at`, or at the snapshot's own mount point in the store. Returns the mount point.
+///
+/// A snapshot that is already mounted there stays mounted.
 pub fn open(
     container: &Container<'_>,
     snapshot: &SnapshotName,
@@ -159,65 +163,76 @@ pub fn open(
 ) -> Result<PathBuf> {
     let (store, id) = (container.store, container.id());
     let snapshot = super::find_snapshot_ref(container.manifest(), snapshot)?.id;
-    let place = match at {
+    let mount_point = match at {
         Some(at) => at.canonicalize().unwrap_or_else(|_| at.to_owned()),
         None => store.root().join("mnt").join(format!("{snapshot}.ro")),
     };
     let there = mounts(store, id)?;
-    match there.iter().find(|browse| browse.mountpoint == place) {
-        Some(browse) if browse.snapshot == snapshot && is_mounted(browse)? => return Ok(place),
+    match there.iter().find(|browse| browse.mountpoint == mount_point) {
+        Some(browse) if browse.snapshot == snapshot && is_mounted(browse)? => {
+            return Ok(mount_point);
+        }
         Some(browse) if is_mounted(browse)? => {
-            return Err(
-                Error::busy(format!("another snapshot is mounted at {}", place.shown()))
-                    .hint(format!("unmount it: cowl umount {}", quoted(&place))),
-            );
+            return Err(Error::busy(format!(
+                "another snapshot is mounted at {}",
+                mount_point.shown()
+            ))
+            .hint(format!("unmount it: cowl umount {}", quoted(&mount_point))));
         }
         _ => {}
     }
-    let place = match at {
-        Some(at) => mount::own_place(at, store.root())?,
+    let mount_point = match at {
+        Some(at) => mount::check_mount_point(at, store.root())?,
         None => {
-            disk::ensure_dir(&place)?;
-            mount::check_empty(&place)?;
-            place
+            disk::ensure_dir(&mount_point)?;
+            mount::check_empty(&mount_point)?;
+            mount_point
         }
     };
     let own = Uuid::new_v4();
-    let folder = folder_in(&state::ensure_run_dir(store, id)?, own);
-    disk::ensure_dir(&folder)?;
-    let started = mount::launch(store, &folder.join("log"), |command| {
+    let dir = dir_in(&state::ensure_run_dir(store, id)?, own);
+    disk::ensure_dir(&dir)?;
+    let started = mount::launch(store, &dir.join("log"), |command| {
         command.arg("--snapshot").arg(snapshot.to_string());
         command.arg("--mount").arg(own.to_string());
-        command.arg(id.to_string()).arg(&place);
+        command.arg(id.to_string()).arg(&mount_point);
     });
     if started.is_err() {
         tidy(store, id)?;
     }
-    started.map(|()| place)
+    started.map(|()| mount_point)
 }
 
-/// Unmounts those mounts of snapshots that are meant. Refused while somebody uses one. Says how many.
-pub fn close(container: &Container<'_>, meant: impl Fn(&Browse) -> bool) -> Result<usize> {
-    let mut ended = 0;
+/// Unmounts the snapshots that `selected` returns true for. Returns their number.
+///
+/// Fails if a process uses one of them.
+pub fn close(
+    container: &Container<'_>,
+    selected: impl Fn(&SnapshotMount) -> bool,
+) -> Result<usize> {
+    let mut unmounted = 0;
     for browse in mounts(container.store, container.id())? {
-        if meant(&browse) {
-            end(container, &browse)?;
-            ended += 1;
+        if selected(&browse) {
+            unmount_one(container, &browse)?;
+            unmounted += 1;
         }
     }
-    Ok(ended)
+    Ok(unmounted)
 }
 
-/// Kills those daemons of mounted snapshots that are meant and do not answer, and takes their mounts away;
-/// says how many.
-pub fn kill_silent(container: &Container<'_>, meant: impl Fn(&Browse) -> bool) -> Result<usize> {
+/// Kills the daemons of mounted snapshots that do not answer and that `selected` returns true for, and removes their
+/// mounts. Returns their number.
+pub fn kill_silent(
+    container: &Container<'_>,
+    selected: impl Fn(&SnapshotMount) -> bool,
+) -> Result<usize> {
     let mut killed = 0;
     for browse in mounts(container.store, container.id())?
         .iter()
-        .filter(|one| meant(one))
+        .filter(|one| selected(one))
     {
-        let folder = folder(container.store, container.id(), browse.mount);
-        let done = detach::kill_if_silent(container, &folder.join(SOCKET), &folder.join("lock"))?;
+        let dir = find_dir(container.store, container.id(), browse.mount);
+        let done = detach::kill_if_silent(container, &dir.join(SOCKET), &dir.join("lock"))?;
         killed += usize::from(done);
     }
     if killed > 0 {
@@ -226,62 +241,67 @@ pub fn kill_silent(container: &Container<'_>, meant: impl Fn(&Browse) -> bool) -
     Ok(killed)
 }
 
-fn end(container: &Container<'_>, browse: &Browse) -> Result<()> {
-    let place = &browse.mountpoint;
-    let socket = folder(container.store, container.id(), browse.mount).join(SOCKET);
-    if disk::is_there(&socket)? {
+/// Unmounts a snapshot and waits for its daemon to exit.
+fn unmount_one(container: &Container<'_>, browse: &SnapshotMount) -> Result<()> {
+    let mount_point = &browse.mountpoint;
+    let socket = find_dir(container.store, container.id(), browse.mount).join(SOCKET);
+    if disk::exists(&socket)? {
         detach::unmount(
             container,
-            &detach::Target {
+            &detach::UnmountTarget {
                 socket,
                 pid: browse.pid,
-                mountpoint: place,
+                mountpoint: mount_point,
                 device: browse.device,
             },
         )?;
     } else if is_mounted(browse)? {
-        // A daemon of an earlier version listens nowhere.
-        cowl_layers::sys::mount::unmount(place).map_err(|error| match error.errno() {
-            Errno::BUSY => Error::busy(format!("{} is in use", place.shown())),
-            _ => Error::at("unmount", place, error),
+        // A daemon of an earlier version has no socket.
+        cowl_layers::sys::mount::unmount(mount_point).map_err(|error| match error.errno() {
+            Errno::BUSY => Error::busy(format!("{} is in use", mount_point.shown())),
+            _ => Error::at("unmount", mount_point, error),
         })?;
     }
-    let lock = folder(container.store(), container.id(), browse.mount).join("lock");
+    let lock = find_dir(container.store(), container.id(), browse.mount).join("lock");
     let ended = || Ok::<_, Error>(!Lock::is_held(&lock)?);
-    if !wait_until(Instant::now() + PATIENCE, PAUSE, ended)? {
-        log::info!("pid {} serves it in another mount namespace", browse.pid);
+    if !wait_until(Instant::now() + EXIT_TIMEOUT, PAUSE, ended)? {
+        log::info!(
+            "the daemon (pid {}) still serves the snapshot in another mount namespace",
+            browse.pid
+        );
         return Ok(());
     }
     tidy(container.store, container.id())
 }
 
-fn is_mounted(browse: &Browse) -> Result<bool> {
+/// Returns whether the topmost mount at the mount point is this one.
+fn is_mounted(browse: &SnapshotMount) -> Result<bool> {
     let mounts = mountinfo::read()?;
     Ok(mountinfo::topmost(&mounts, &browse.mountpoint)
         .is_some_and(|mount| state::is_mount_of(mount, browse.device)))
 }
 
-/// The daemon's side: mounts the snapshot at `place` and serves it until it is unmounted.
+/// Runs the daemon: mounts the snapshot at `mount_point` and serves it until it is unmounted.
 pub fn serve(
     store: &Store,
     id: ContainerId,
     (snapshot, mount): (SnapshotId, Uuid),
-    place: &Path,
+    mount_point: &Path,
 ) -> Result<()> {
     let session = store.session();
-    let folder = folder(store, id, mount);
-    // The command that made the folder waits, and keeps others from the container meanwhile.
-    let path = folder.join("lock");
-    let alive = Lock::take(&path, Mode::Exclusive, &session.who, session.patience)?;
-    let mut browse = Browse {
+    let dir = find_dir(store, id, mount);
+    // The command that created the directory waits for this daemon and holds the container's lock meanwhile.
+    let path = dir.join("lock");
+    let alive = Lock::take(&path, Mode::Exclusive, &session.command, session.patience)?;
+    let mut browse = SnapshotMount {
         mount,
         pid: std::process::id(),
         boot: host::boot_id()?,
-        mountpoint: place.to_owned(),
+        mountpoint: mount_point.to_owned(),
         snapshot,
         device: None,
     };
-    write(&folder, &browse)?;
+    write(&dir, &browse)?;
     let Some(record) = store.container(id)? else {
         return Err(Error::not_found(format!("there is no container {id}")));
     };
@@ -289,26 +309,30 @@ pub fn serve(
     let name = known.map_or_else(|| snapshot.to_string(), |known| known.name.to_string());
     let stack = store.snapshot(id, snapshot)?.stack;
     let lowers = store.layer_trees(&stack)?;
-    let mut config = Config::new(lowers, None, place.to_owned());
+    let mut config = Config::new(lowers, None, mount_point.to_owned());
     store.session().mounts.apply(&mut config);
     config.space = Some(store.space());
-    config.control = Some(folder.join(SOCKET));
-    config.reach = vec![store.root().to_path_buf(), folder.clone()];
+    config.control = Some(dir.join(SOCKET));
+    config.reach = vec![store.root().to_path_buf(), dir.clone()];
     config.mount.source = format!("{}@{name}", record.body.name);
-    // It is for reading: nobody needs the rights that a container's root gave to programs in it.
+    // The mount is only for reading files: set-user-ID programs and device nodes must not have an effect.
     config.mount.nosuid = true;
     config.mount.nodev = true;
-    log::info!("mounting {} at {}", config.mount.source, place.shown());
+    log::info!(
+        "mounting {} at {}",
+        config.mount.source,
+        mount_point.shown()
+    );
     let served = cowlfs::serve(config, |device| {
         browse.device = Some(device);
-        if let Err(error) = write(&folder, &browse).and_then(|()| mount::say_ready()) {
+        if let Err(error) = write(&dir, &browse).and_then(|()| mount::report_ready()) {
             log::error!("{error}");
         }
     });
-    remove_place(store, place);
-    // Its folder goes with the lock in it, which nobody waits for.
-    let gone = remove_tree(&folder);
+    remove_mount_point(store, mount_point);
+    // This removes the lock file as well. No process waits for that lock.
+    let removed = remove_tree(&dir);
     drop(alive);
     served?;
-    gone
+    removed
 }

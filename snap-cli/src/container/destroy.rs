@@ -1,11 +1,13 @@
-//! Destroying containers. For a while they can be brought back; then their layers go with them, unless
-//! another container stands on them.
+//! Destruction of containers.
+//!
+//! A destroyed container can be undeleted for some days. After that, garbage collection removes its layers, unless
+//! another container uses them.
 
 use jiff::Span;
 
 use super::external::{self, Leftover};
 use super::{Container, Swap, browse, lxc};
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::error::{Error, Result};
 use crate::store::collect;
 use crate::store::deleted;
@@ -13,62 +15,69 @@ use crate::store::manifest::ContainerId;
 use crate::store::orphans;
 use crate::store::span;
 
-/// How many days a destroyed container can be brought back when nobody says otherwise.
-pub const KEPT_DAYS: i64 = 7;
+/// The default number of days during which a destroyed container can be undeleted.
+pub const RETENTION_DAYS: i64 = 7;
 
-/// Refuses if somebody uses the container; else unmounts it and takes it out of the store, with its
-/// snapshots, to be kept for the usual time.
+/// Unmounts a container and removes it and its snapshots; they can be undeleted for [`RETENTION_DAYS`] days.
+///
+/// Fails if a process uses the container.
 pub fn destroy(container: Container<'_>) -> Result<ContainerId> {
-    destroy_keeping(container, &Span::new().days(KEPT_DAYS))
+    destroy_with_retention(container, &Span::new().days(RETENTION_DAYS))
 }
 
-/// The same, to be kept for a span of time.
-pub fn destroy_keeping(mut container: Container<'_>, keep: &Span) -> Result<ContainerId> {
-    container.unmount(Then::StayUnmounted)?;
+/// Like [`destroy`], with another retention period.
+pub fn destroy_with_retention(
+    mut container: Container<'_>,
+    retention: &Span,
+) -> Result<ContainerId> {
+    container.unmount(AfterUnmount::StayUnmounted)?;
     browse::close(&container, |_| true)?;
     let (store, id) = (container.store, container.id());
     let left = leave_outside(&mut container)?;
-    deleted::delete(store, id, span::until(keep))?;
-    orphans::remove_of(store, id);
+    deleted::delete(store, id, span::until(retention))?;
+    orphans::remove_for(store, id);
     left.remove(store, id)?;
     container.into_lock().remove()?;
-    collect::collect_after(store);
+    collect::collect_or_warn(store);
     Ok(id)
 }
 
-/// The same for good: what it took on the disk is free when this returns, unless another command is at
-/// work.
+/// Unmounts a container and removes it permanently.
+///
+/// Its disk space is free when this returns, unless another command prevents garbage collection at the moment.
 pub fn destroy_now(mut container: Container<'_>) -> Result<ContainerId> {
-    container.unmount(Then::StayUnmounted)?;
+    container.unmount(AfterUnmount::StayUnmounted)?;
     browse::close(&container, |_| true)?;
     let (store, id) = (container.store, container.id());
     let left = leave_outside(&mut container)?;
     deleted::discard(store, id)?;
     left.remove(store, id)?;
     drop(container);
-    collect::collect_after(store);
+    collect::collect_or_warn(store);
     Ok(id)
 }
 
-/// Prepares what is to be removed outside the store once the container is gone: whoever comes next
-/// finishes that. LXC's config as it is now goes with the container.
+/// Records the files outside the store that are removed after the container, and stores LXC's current config in the
+/// manifest.
+///
+/// If the command is interrupted, the next command completes the removal.
 fn leave_outside(container: &mut Container<'_>) -> Result<Leftover> {
-    let left = Leftover::of(container.manifest());
+    let left = Leftover::from_manifest(container.manifest());
     if left.is_none() {
         return Ok(left);
     }
-    if let Some(now) = lxc::config_copy(container) {
+    if let Some(now) = lxc::read_config_copy(container) {
         let mut next = container.manifest().clone();
         if let Some(link) = &mut next.lxc {
             link.written = now;
         }
         container.commit(next, None, |_| Ok(Swap::Done))?;
     }
-    external::mark(container.store, container.id(), &left)?;
+    external::write_marker(container.store, container.id(), &left)?;
     Ok(left)
 }
 
-/// Refuses while it has protected snapshots.
+/// Returns an error if the container has protected snapshots.
 pub fn refuse_protected(container: &Container<'_>) -> Result<()> {
     let protected: Vec<_> = container
         .manifest()
@@ -89,6 +98,6 @@ pub fn refuse_protected(container: &Container<'_>) -> Result<()> {
         }
     ))
     .hint(format!(
-        "if they are to go as well, type: cowl destroy {name} --protected"
+        "to remove them as well, type: cowl destroy {name} --protected"
     )))
 }

@@ -1,4 +1,4 @@
-//! Ending a mount: the daemon unmounts it, unless something uses it; then the refusal names what does.
+//! Unmounting: the daemon unmounts itself unless the mount is in use; then the error names the users.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -19,90 +19,100 @@ use crate::store::lock::Lock;
 use crate::wait::wait_until;
 use cowl_layers::shown::Show as _;
 
-/// How often it is tried.
-const TRIES: u32 = 9;
-/// After so many tries what uses the mount is not about to let go of it. (A child of another program holds its
-/// parent's files until it has become a program itself.)
-const SURE_AFTER: u32 = 4;
-/// The pause after the first tries, and the longest: less than two seconds for all.
+/// The number of attempts to unmount.
+const ATTEMPTS: u32 = 9;
+/// The number of attempts while the obstacle is not transient.
+///
+/// Retry: a child that has forked but not yet exec'd inherits its parent's descriptors.
+const ATTEMPTS_IF_LASTING: u32 = 4;
+/// The first and the longest pause between attempts. All pauses together take less than two seconds.
 const PAUSE: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_millis(400);
 
-/// A mount that is to be ended.
-pub(super) struct Target<'a> {
-    /// Where its daemon listens.
+/// A mount to be unmounted.
+pub(super) struct UnmountTarget<'a> {
+    /// The daemon's socket.
     pub(super) socket: PathBuf,
-    /// The daemon's process.
+    /// The daemon's process id.
     pub(super) pid: u32,
-    /// Where it is.
+    /// The mount point.
     pub(super) mountpoint: &'a Path,
-    /// Its file system, where that is known.
+    /// The mount's file system, if known.
     pub(super) device: Option<Device>,
 }
 
-/// What a mount is not ended for.
+/// The reason why a mount cannot be unmounted.
 struct Obstacle {
     error: Error,
-    /// It may be there only for as long as a mount namespace is set up or taken down.
-    passing: bool,
+    /// Whether it may disappear as soon as another process has set up or left a mount namespace.
+    transient: bool,
 }
 
-/// Has the daemon unmount. When it answers, it writes to no layer any more.
-pub(super) fn unmount(container: &Container<'_>, target: &Target<'_>) -> Result<()> {
+/// Asks the daemon to unmount. After this succeeds, the daemon writes to no layer any more.
+pub(super) fn unmount(container: &Container<'_>, target: &UnmountTarget<'_>) -> Result<()> {
     let mut client = daemon::connect_at(&target.socket)?;
     let mut pause = PAUSE;
-    for tried in 1..=TRIES {
+    for tried in 1..=ATTEMPTS {
         let obstacle = match client.detach() {
             Ok(()) => return Ok(()),
-            Err(ControlError::InUse { pids, binds }) => obstacle(container, target, &pids, &binds)?,
-            Err(ControlError::Busy { writers, readers }) => obstacle(container, target, &[], &[])?
-                .or(Some(Obstacle {
-                    error: held_unseen(container, readers + writers),
-                    passing: false,
-                })),
-            Err(error) => return Err(daemon::told(&error)),
+            Err(ControlError::InUse { pids, binds }) => {
+                find_obstacle(container, target, &pids, &binds)?
+            }
+            Err(ControlError::Busy { writers, readers }) => {
+                find_obstacle(container, target, &[], &[])?.or(Some(Obstacle {
+                    error: open_without_process(container, readers + writers),
+                    transient: false,
+                }))
+            }
+            Err(error) => return Err(daemon::to_error(&error)),
         };
         match obstacle {
-            Some(Obstacle { error, passing })
-                if tried == TRIES || (!passing && tried >= SURE_AFTER) =>
+            Some(Obstacle { error, transient })
+                if tried == ATTEMPTS || (!transient && tried >= ATTEMPTS_IF_LASTING) =>
             {
                 return Err(error);
             }
-            // What was in the way is gone.
+            // Retry. `None`: the obstacle has disappeared.
             Some(_) | None => {}
         }
         std::thread::sleep(pause);
-        if tried > SURE_AFTER {
+        if tried > ATTEMPTS_IF_LASTING {
             pause = (pause * 2).min(LONGEST);
         }
     }
-    Err(Error::busy(format!("{} is in use", container.name()))
-        .hint(format!("try again: {}", container.store().session().who)))
+    Err(
+        Error::busy(format!("{} is in use", container.name())).hint(format!(
+            "try again: {}",
+            container.store().session().command
+        )),
+    )
 }
 
-/// Finds what is in the way. `pids` hold copies of the mount in namespaces of theirs.
-fn obstacle(
+/// Finds the obstacle that keeps the daemon from unmounting.
+///
+/// `pids` are processes whose mount namespaces contain copies of the mount.
+fn find_obstacle(
     container: &Container<'_>,
-    target: &Target<'_>,
+    target: &UnmountTarget<'_>,
     pids: &[u32],
     binds: &[Bind],
 ) -> Result<Option<Obstacle>> {
     let mut users = users(target.pid, target.device)?;
     for pid in pids {
         if users.iter().all(|user| user.pid != *pid) {
-            users.extend(User::of_namespace(*pid));
+            users.extend(User::from_namespace(*pid));
         }
     }
     if !users.is_empty() {
         return Ok(Some(Obstacle {
-            passing: users.iter().all(User::has_only_a_copy),
+            transient: users.iter().all(User::has_only_a_copy),
             error: in_use(container, &users),
         }));
     }
     if let Some(error) = mounted_elsewhere(container, binds) {
         return Ok(Some(Obstacle {
             error,
-            passing: true,
+            transient: true,
         }));
     }
     let mounts = mountinfo::read()?;
@@ -110,21 +120,21 @@ fn obstacle(
         .map(|mount| mount.at.shown().to_string())
         .collect();
     Ok(inner.last().map(|last| Obstacle {
-        passing: false,
+        transient: false,
         error: Error::busy(format!(
-            "{} is in use: mounted inside it: {}",
+            "{} is in use: other file systems are mounted in it, at {}",
             container.name(),
             inner.join(", ")
         ))
         .hint(format!(
-            "unmount that first (umount {}), then type: {}",
+            "unmount them first (umount {}), then type: {}",
             quoted(last),
-            container.store().session().who
+            container.store().session().command
         )),
     }))
 }
 
-/// The refusal that names mounts of the same file system at other places.
+/// Returns the error that names other mounts of the same file system.
 fn mounted_elsewhere(container: &Container<'_>, binds: &[Bind]) -> Option<Error> {
     let own = std::fs::read_link("/proc/container/ns/mnt").ok();
     let first = binds.first()?;
@@ -132,31 +142,31 @@ fn mounted_elsewhere(container: &Container<'_>, binds: &[Bind]) -> Option<Error>
         let namespace = std::fs::read_link(format!("/proc/{}/ns/mnt", bind.pid)).ok();
         namespace.is_some() && namespace == own
     };
-    let places: Vec<_> = binds
+    let mounts: Vec<_> = binds
         .iter()
         .map(|bind| {
             let at = match bind.overlay {
-                true => format!("as a layer of the overlay at {}", bind.at.escape_ascii()),
-                false => format!("at {}", bind.at.escape_ascii()),
+                true => format!("as a layer of the overlay at {}", bind.at.shown()),
+                false => format!("at {}", bind.at.shown()),
             };
             if is_here(bind) {
                 return at;
             }
             let proc = PathBuf::from(format!("/proc/{}", bind.pid));
-            let command = cowl_layers::sys::users::command(&proc);
+            let program = cowl_layers::sys::users::command(&proc);
             format!(
-                "{at} in the mount namespace of pid {} ({command})",
+                "{at} in the mount namespace of pid {} ({program})",
                 bind.pid
             )
         })
         .collect();
-    let who = &container.store.session().who;
+    let command = &container.store.session().command;
     let unmount = format!("umount {}", quoted(OsStr::from_bytes(&first.at)));
-    let hint = match lxc::how_to_stop(container, who) {
+    let hint = match lxc::stop_hint(container, command) {
         Some(how) => how,
-        None if is_here(first) => format!("unmount it there ({unmount}), then type: {who}"),
+        None if is_here(first) => format!("unmount it there ({unmount}), then type: {command}"),
         None => format!(
-            "unmount it there (nsenter -t {} -m {unmount}), then type: {who}",
+            "unmount it there (nsenter -t {} -m {unmount}), then type: {command}",
             first.pid
         ),
     };
@@ -164,75 +174,77 @@ fn mounted_elsewhere(container: &Container<'_>, binds: &[Bind]) -> Option<Error>
         Error::busy(format!(
             "{} is in use: mounted {}",
             container.name(),
-            places.join(", ")
+            mounts.join(", ")
         ))
         .hint(hint),
     )
 }
 
-/// The refusal for files that are open in no process.
-fn held_unseen(container: &Container<'_>, files: u32) -> Error {
+/// Returns the error for open files that belong to no visible process.
+fn open_without_process(container: &Container<'_>, files: u32) -> Error {
     Error::busy(format!(
-        "{} is in use: {files} file(s) are open in it, by no process that is visible here",
+        "{} is in use: {files} file(s) are open in it, but by no process that is visible here",
         container.name()
     ))
     .hint(format!(
-        "a loop device or swap space may lie on them (losetup -l, swapon); then type: {}",
-        container.store().session().who
+        "detach loop devices and swap files that use them (losetup -l, swapon), then type: {}",
+        container.store().session().command
     ))
 }
 
-/// Lists the processes that use a mount, other than its daemon and this command.
+/// Returns the processes that use a mount, except for its daemon and this command.
 pub fn users(daemon: u32, device: Option<Device>) -> Result<Vec<User>> {
     match device {
-        Some(device) => users::of(device, &[daemon, std::process::id()]),
+        Some(device) => users::list(device, &[daemon, std::process::id()]),
         None => Ok(Vec::new()),
     }
 }
 
-/// Returns the error that names the processes that use the mount, and what to type.
+/// Returns the error that names the processes that use the mount, with a hint.
 pub fn in_use(container: &Container<'_>, users: &[User]) -> Error {
     let users_named = users::describe(users);
     let error = Error::busy(format!("{} is in use by {users_named}", container.name()));
-    error.hint(how_to_end(container, users))
+    error.hint(unmount_hint(container, users))
 }
 
-/// Says what to type against processes that use the mount.
-pub(super) fn how_to_end(container: &Container<'_>, users: &[User]) -> String {
-    let who = &container.store.session().who;
-    if let Some(how) = lxc::how_to_stop(container, who) {
+/// Returns the hint for a mount that processes use.
+pub(super) fn unmount_hint(container: &Container<'_>, users: &[User]) -> String {
+    let command = &container.store.session().command;
+    if let Some(how) = lxc::stop_hint(container, command) {
         return how;
     }
     let pids: Vec<_> = users.iter().map(|user| user.pid.to_string()).collect();
     format!(
-        "end what uses it (kill {}), then type: {who}",
+        "end these processes (kill {}), then type: {command}",
         pids.join(" ")
     )
 }
 
-/// Waits a moment for the daemon `pid` to end: until then the file systems that its descriptors lie on cannot
-/// be unmounted. One that still syncs may take longer and is not waited for. The container's lock must be
-/// free: a daemon that records a sync at its end takes it.
+/// Waits up to two seconds for the daemon `pid` to exit.
+///
+/// Until it exits, the file systems of its descriptors cannot be unmounted. A daemon that is still syncing may take
+/// longer. The caller must not hold the container's lock, because a daemon acquires it at its end to record a sync.
 pub fn wait_for_exit(pid: u32) {
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    // One that has ended, or that is not visible here, is not waited for.
+    // The daemon has exited, or is not visible in this pid namespace.
     let Some(Ok(process)) = process.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
         return;
     };
-    let until = Timespec {
+    let timeout = Timespec {
         tv_sec: 2,
         tv_nsec: 0,
     };
-    let mut asked = [PollFd::new(&process, PollFlags::IN)];
-    match poll(&mut asked, Some(&until)) {
+    let mut polled = [PollFd::new(&process, PollFlags::IN)];
+    match poll(&mut polled, Some(&timeout)) {
         Ok(0) => log::info!("the daemon (pid {pid}) has not ended yet"),
         Ok(_) => {}
         Err(error) => log::info!("cannot wait for the daemon (pid {pid}): {error}"),
     }
 }
 
-/// Kills the daemon if it lives and does not answer; whether it did. What programs do in the mount fails
-/// from then on.
+/// Kills the daemon if it is alive and does not answer. Returns whether it was killed.
+///
+/// Every access to the mount fails from then on.
 pub fn kill_silent_daemon(container: &Container<'_>) -> Result<bool> {
     let Mounted::Alive(state) = container.mounted()? else {
         return Ok(false);
@@ -242,7 +254,7 @@ pub fn kill_silent_daemon(container: &Container<'_>) -> Result<bool> {
     kill_if_silent(container, &socket, &lock)
 }
 
-/// Kills the daemon that listens at `socket` and holds `lock` for life if it does not answer.
+/// Kills the daemon that listens at `socket` and holds `lock` if it does not answer. Returns whether it was killed.
 pub(super) fn kill_if_silent(
     container: &Container<'_>,
     socket: &Path,
@@ -256,10 +268,10 @@ pub(super) fn kill_if_silent(
         Error::failed(format!("cannot kill the daemon (pid {pid})"))
             .because(std::io::Error::from(error))
     };
-    let unseen = || Error::failed("the daemon's process is not visible here");
+    let unseen = || Error::failed("cannot kill the daemon: its process is not visible here");
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let process = pidfd_open(process.ok_or_else(unseen)?, PidfdFlags::empty()).map_err(failed)?;
-    // Its lock shows that the process is still the one that did not answer.
+    // The held lock proves that the pid was not reused since.
     if Lock::is_held(lock)? {
         pidfd_send_signal(&process, Signal::KILL).map_err(failed)?;
     }
@@ -269,9 +281,10 @@ pub(super) fn kill_if_silent(
     })? {
         return Err(Error::busy(format!(
             "the daemon (pid {pid}) was killed and has not ended yet: it waits for a disk"
-        )));
+        ))
+        .hint("try again when the disk answers"));
     }
     let name = container.name();
-    log::warn!("the daemon of {name} (pid {pid}) did not answer: killed");
+    log::warn!("killed the daemon of {name} (pid {pid}), which did not answer");
     Ok(true)
 }

@@ -1,13 +1,13 @@
-//! Making acknowledged states durable.
+//! Durability of acknowledged states.
 //!
-//! A snapshot is acknowledged once the manifest that names it is durable; the data of its layers may then
-//! still be in memory. Its entry says so ([`Settling`]) until one syncfs(2) that began after the freeze has
-//! ended without an error. Order: the freeze is in force, the file system is synced, the entry is removed.
-//! So an entry without it never loses a byte, and one with it, found in another epoch, may have.
+//! A snapshot is acknowledged once the manifest that names it is durable; the data of its layers may then still be in
+//! memory. Its entry carries a [`Settling`] mark until a syncfs(2) that started after the freeze has succeeded. Order:
+//! the freeze takes effect, the file system is synced, the mark is removed. So a snapshot without the mark never loses
+//! data, and a snapshot with the mark of an earlier epoch may have lost some.
 //!
-//! Who syncs: the daemon of a mounted container, a detached `cowl settle` for one that is not mounted, the
-//! command itself where it acknowledges durable states. No lock is held while the disk works. Each round
-//! covers all that is pending, so that no state becomes durable before those below it.
+//! The daemon syncs for a mounted container, a detached `cowl settle` for an unmounted one, and the command itself if
+//! it acknowledges only durable states. No lock is held during a sync. Each sync covers all pending states, so that no
+//! state becomes durable before the states below it.
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
@@ -29,28 +29,32 @@ use crate::store::outside::Moving;
 use crate::store::synced;
 use crate::store::{Store, disk};
 
-/// How long a command stays for the sync that it started: what is quick has ended with it, so that the disk
-/// can be unmounted.
-const STAY: Duration = Duration::from_millis(50);
-/// How often the background asks for a container's lock while a command holds it.
-const AGAIN: Duration = Duration::from_secs(1);
-const TRIES: u32 = 600;
+/// The time that a command waits for the sync that it started.
+///
+/// A quick sync thus ends before the command, and the disk can be unmounted right after.
+const FOREGROUND_WAIT: Duration = Duration::from_millis(50);
+/// The interval at which a background process retries to lock a container that a command holds.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// The number of attempts to lock a container.
+const LOCK_ATTEMPTS: u32 = 600;
 
 /// The parts of a container that one sync makes durable.
 #[derive(Debug, Default)]
 struct Pending {
     epoch: String,
     snapshots: BTreeSet<SnapshotId>,
-    /// The mark of what the container stands on.
+    /// The mark of the state below the container's head.
     basis: Option<Settling>,
     layers: Vec<LayerId>,
-    /// Snapshots on layers of which an earlier sync has lost a part, with its error.
-    spoilt: Vec<(SnapshotId, String)>,
+    /// Snapshots on layers that lost data in an earlier sync, with the sync's error.
+    incomplete: Vec<(SnapshotId, String)>,
 }
 
 impl Pending {
-    /// Reads what is pending, without a lock: all that a manifest in force names below its head is frozen.
-    fn of(store: &Store, id: ContainerId) -> Result<Option<Self>> {
+    /// Reads the pending parts of a container.
+    ///
+    /// Needs no lock: all layers that a committed manifest names below its head are frozen.
+    fn read(store: &Store, id: ContainerId) -> Result<Option<Self>> {
         let Some(record) = store.container(id)? else {
             return Ok(None);
         };
@@ -79,7 +83,7 @@ impl Pending {
         let own = stacks.iter().map(|(s, stack)| (s.settling.as_ref(), stack));
         let basis = (manifest.settling.as_ref(), &manifest.origin);
         for (mark, stack) in own.chain([basis]) {
-            let mark = mark.filter(|mark| mark.is_of(&found.epoch));
+            let mark = mark.filter(|mark| mark.is_in_epoch(&found.epoch));
             let Some(why) = mark.and_then(|mark| mark.failed.as_ref()) else {
                 continue;
             };
@@ -89,7 +93,7 @@ impl Pending {
             for (snapshot, stack) in &stacks {
                 if found.snapshots.contains(&snapshot.id) && spoils(stack) {
                     found.snapshots.remove(&snapshot.id);
-                    found.spoilt.push((snapshot.id, why.clone()));
+                    found.incomplete.push((snapshot.id, why.clone()));
                 }
             }
             unsynced.retain(|id| !lost(id));
@@ -102,7 +106,7 @@ impl Pending {
         self.basis.is_none()
             && self.snapshots.is_empty()
             && self.layers.is_empty()
-            && self.spoilt.is_empty()
+            && self.incomplete.is_empty()
     }
 }
 
@@ -110,10 +114,11 @@ fn is_pending(settling: Option<&Settling>, epoch: &str) -> bool {
     settling.is_some_and(|settling| settling.is_pending(epoch))
 }
 
-/// Returns the epoch of a store: what is in memory only lasts as long as the boot, as long as the disk is attached,
-/// and as long as the file system stays mounted (one that was shut down by an error loses it when it is mounted
-/// again). So it is the id of the boot and, after slashes, the sequence numbers of the disk and of the mounted file
-/// system, where the kernel shows them.
+/// Returns the current epoch of a store: the period in which unsynced data in memory survives.
+///
+/// Such data is lost at a reboot, when the disk is detached, and when the file system is unmounted (after it was shut
+/// down by an error). The epoch consists of the boot id and, separated by slashes, the sequence numbers of the disk and
+/// of the mounted file system if the kernel reports them.
 pub fn epoch(store: &Store) -> Result<String> {
     let (boot, layers) = (host::boot_id()?, store.root().join("layers"));
     let text = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
@@ -122,58 +127,67 @@ pub fn epoch(store: &Store) -> Result<String> {
     Ok(format!("{boot}/{disk}/{mounted}"))
 }
 
-/// Opens the file system that holds the layers of a store. Errors of writing that happens from here on are
-/// reported by its sync.
-pub fn filesystem(store: &Store) -> Result<Filesystem> {
+/// Opens the file system that holds the layers of a store.
+///
+/// Its sync reports all write-back errors that occur after this call.
+pub fn open_filesystem(store: &Store) -> Result<Filesystem> {
     Filesystem::open(&store.root().join("layers"))
 }
 
-/// Syncs what is pending of a container and records that it is durable. A failed sync is recorded as well:
-/// what the kernel could not write once it does not write again.
+/// Syncs the pending states of a container and records the result.
+///
+/// A failure is recorded as well: the kernel does not write a page again after a write-back error.
 pub fn make_durable(store: &Store, id: ContainerId, filesystem: &Filesystem) -> Result<()> {
     let Some((pending, synced)) = sync(store, id, filesystem)? else {
         return Ok(());
     };
-    record(store, id, &pending, synced.as_ref().err())?;
+    record_result(store, id, &pending, synced.as_ref().err())?;
     synced
 }
 
+/// Reads the pending states of a container and syncs the file system; `None` if there are none.
 fn sync(
     store: &Store,
     id: ContainerId,
     filesystem: &Filesystem,
 ) -> Result<Option<(Pending, Result<()>)>> {
-    let Some(pending) = Pending::of(store, id)? else {
+    let Some(pending) = Pending::read(store, id)? else {
         return Ok(None);
     };
     let synced = filesystem.sync();
     Ok(Some((pending, synced)))
 }
 
-/// Records how a sync of `pending` ended.
-fn record(store: &Store, id: ContainerId, pending: &Pending, failed: Option<&Error>) -> Result<()> {
+/// Records the result of a sync of `pending`.
+fn record_result(
+    store: &Store,
+    id: ContainerId,
+    pending: &Pending,
+    failed: Option<&Error>,
+) -> Result<()> {
     let lock = store.lock_container(id)?;
     let Some(record) = store.container(id)? else {
         return lock.remove();
     };
     let mut container = Container::from_locked(store, id, record, lock);
-    // An interrupted change comes first: the commit below would drop it.
+    // Resolve an interrupted change first: the commit below would overwrite it.
     container.resolve_pending()?;
     if failed.is_none() {
-        // Nothing is collected meanwhile.
-        let _reading = store.share()?;
+        // Excludes garbage collection.
+        let _reading = store.lock_shared()?;
         for layer in &pending.layers {
-            synced::note_synced(store, *layer)?;
+            synced::record_synced(store, *layer)?;
         }
     }
-    let next = recorded(container.manifest(), pending, failed);
+    let next = with_result(container.manifest(), pending, failed);
     if next == *container.manifest() {
         return Ok(());
     }
     container.commit(next, None, |_| Ok(Swap::Done))
 }
 
-fn recorded(
+/// Returns the manifest after a sync of `pending` that succeeded, or `failed`.
+fn with_result(
     manifest: &ContainerManifest,
     pending: &Pending,
     failed: Option<&Error>,
@@ -192,56 +206,60 @@ fn recorded(
         if pending.snapshots.contains(&snapshot.id) {
             settle(&mut snapshot.settling);
         }
-        let spoilt = pending.spoilt.iter().find(|(id, _)| *id == snapshot.id);
-        if let (Some((_, why)), Some(settling)) = (spoilt, snapshot.settling.as_mut()) {
+        let incomplete = pending.incomplete.iter().find(|(id, _)| *id == snapshot.id);
+        if let (Some((_, why)), Some(settling)) = (incomplete, snapshot.settling.as_mut()) {
             settling.failed = Some(why.clone());
         }
     }
-    // Restored during the sync, it stands on another state by now, which the sync may not have reached.
+    // A race with a restore: the head may be over another state by now, which the sync may not have covered.
     if pending.basis.is_some() && pending.basis == next.settling {
         settle(&mut next.settling);
     }
     next
 }
 
-/// Makes durable what is pending of the containers of a store, or of one of them. What fails is logged:
-/// it stays as it is, and is listed so.
+/// Makes the pending states of all containers of a store, or of one container, durable.
+///
+/// Failures are logged; the states concerned are still listed as settling.
 pub fn make_all_durable(store: &Store, only: Option<&ContainerName>) -> Result<()> {
-    let filesystem = filesystem(store)?;
+    let filesystem = open_filesystem(store)?;
     for (id, found) in store.containers()? {
-        // One that cannot be read is reported by the caller.
+        // The caller reports manifests that cannot be read.
         let Ok(found) = found else { continue };
         let name = &found.body.name;
         if only.is_some_and(|only| only != name) {
             continue;
         }
         if let Err(error) = make_durable(store, id, &filesystem) {
-            log::warn!("snapshots of {name} stay settling: {error}");
+            log::warn!("cannot make snapshots of {name} durable: {error}");
         }
     }
     Ok(())
 }
 
-/// Starts making a container's states durable in the background: by its daemon, or by a process of its own
-/// where it is not mounted.
-pub fn begin(store: &Store, id: ContainerId) -> Result<()> {
-    if let Mounted::Alive(_) = state::look(store, id)? {
+/// Starts to make a container's states durable in the background.
+///
+/// The daemon does so if the container is mounted, otherwise a detached process.
+pub fn start(store: &Store, id: ContainerId) -> Result<()> {
+    if let Mounted::Alive(_) = state::probe(store, id)? {
         match daemon::connect(store, id)?.settle() {
             Ok(()) => return Ok(()),
-            // Of an older version.
+            // The daemon is of an older version.
             Err(ControlError::NotUnderstood(why)) => log::debug!("{why}"),
-            Err(error) => log::info!("{}", daemon::told(&error)),
+            Err(error) => log::info!("{}", daemon::to_error(&error)),
         }
     }
-    match Pending::of(store, id)? {
+    match Pending::read(store, id)? {
         Some(_) => start_process(store, id),
         None => Ok(()),
     }
 }
 
+/// Starts a detached `cowl settle` and waits briefly for it.
 fn start_process(store: &Store, id: ContainerId) -> Result<()> {
-    // Not the one that removes unfinished files: no lock is held, and a daemon may be writing its state.
-    store.run().make(id)?;
+    // `ensure_run_dir` would remove temporary files, but the caller holds no lock, and a daemon may be writing its
+    // state.
+    store.run().create(id)?;
     let program = std::env::current_exe()
         .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
     let mut child = Command::new(&program)
@@ -259,23 +277,24 @@ fn start_process(store: &Store, id: ContainerId) -> Result<()> {
     };
     let (ended, wait) = channel();
     std::thread::spawn(move || {
-        // It writes nothing: its end is the end of the pipe.
+        // The process writes nothing, so the end of the pipe is its end.
         let read = std::io::copy(&mut out, &mut std::io::sink());
         if let (Err(error), _) | (_, Err(error)) = (read, child.wait().map(|_| 0)) {
             log::debug!("cannot wait for the sync of a snapshot: {error}");
         }
         if ended.send(()).is_err() {
-            log::debug!("a snapshot was synced after the command had gone on");
+            log::debug!("a snapshot was synced after the command stopped waiting");
         }
     });
-    if wait.recv_timeout(STAY).is_err() {
+    if wait.recv_timeout(FOREGROUND_WAIT).is_err() {
         log::debug!("a snapshot is synced in the background");
     }
     Ok(())
 }
 
-/// Makes a container's states durable, and waits while other commands hold its lock. For processes in the
-/// background: errors go to their log.
+/// Makes a container's states durable, and retries while other commands hold its lock.
+///
+/// Background processes call this; errors go to their log.
 pub fn make_durable_patiently(store: &Store, id: ContainerId, filesystem: &Filesystem) {
     let done = sync(store, id, filesystem).and_then(|found| {
         let Some((pending, synced)) = found else {
@@ -283,35 +302,44 @@ pub fn make_durable_patiently(store: &Store, id: ContainerId, filesystem: &Files
         };
         let mut tried = 0;
         loop {
-            match record(store, id, &pending, synced.as_ref().err()) {
-                Err(error) if error.kind == Kind::Busy && tried < TRIES => tried += 1,
+            match record_result(store, id, &pending, synced.as_ref().err()) {
+                Err(error) if error.kind == Kind::Busy && tried < LOCK_ATTEMPTS => tried += 1,
                 Err(error) => return Err(error),
                 Ok(()) => return synced,
             }
-            std::thread::sleep(AGAIN);
+            std::thread::sleep(RETRY_INTERVAL);
         }
     });
     if let Err(error) = done {
-        log::error!("snapshots stay settling: {error}");
+        log::error!("cannot make snapshots durable: {error}");
     }
 }
 
-/// The thread of a daemon that makes its container's states durable: those that it finds, and those that it
-/// is told of. It ends with the daemon.
-pub(crate) fn serve(store: &Store, id: ContainerId, filesystem: &Filesystem, told: &Receiver<()>) {
+/// Runs the thread of a daemon that makes its container's states durable.
+///
+/// It handles the states that are pending at its start and then one round for each request. It returns when the
+/// daemon drops the sender.
+pub(crate) fn serve(
+    store: &Store,
+    id: ContainerId,
+    filesystem: &Filesystem,
+    requests: &Receiver<()>,
+) {
     loop {
         make_durable_patiently(store, id, filesystem);
-        if told.recv().is_err() {
+        if requests.recv().is_err() {
             return;
         }
-        // One round covers all who asked before it began.
-        while told.try_recv().is_ok() {}
+        // One sync covers all requests that arrived before it.
+        while requests.try_recv().is_ok() {}
     }
 }
 
-/// Says of a state whose layers are `stack` whether it is durable, for the manifest that is about to
-/// name it. The head counts as written to until now.
-pub(crate) fn settling_of(
+/// Returns the mark for a manifest that is about to name the state with the layers `stack`; `None` if the state is
+/// durable.
+///
+/// The container's head counts as unsynced.
+pub(crate) fn settling_for(
     container: &Container<'_>,
     stack: &[LayerId],
 ) -> Result<Option<Settling>> {
@@ -324,15 +352,14 @@ pub(crate) fn settling_of(
     epoch(container.store).map(Settling::since).map(Some)
 }
 
-/// The mark of what the container stands on, if a part of that is lost.
-pub(crate) fn loss<'c>(container: &'c Container<'_>) -> Result<Option<&'c Settling>> {
+/// Returns the mark of the state below the container's head, if that state has lost data.
+pub(crate) fn find_loss<'c>(container: &'c Container<'_>) -> Result<Option<&'c Settling>> {
     let epoch = epoch(container.store)?;
     let mark = container.manifest().settling.as_ref();
     Ok(mark.filter(|mark| !mark.is_pending(&epoch)))
 }
 
-/// Accepts a state as it is, with all that was lost of it: of one snapshot, or of what the container
-/// stands on.
+/// Accepts a state with its lost data: that of a snapshot, or the state below the container's head.
 pub fn accept(container: &mut Container<'_>, snapshot: Option<SnapshotId>) -> Result<()> {
     let store = container.store();
     let mut next = container.manifest().clone();
@@ -353,19 +380,19 @@ pub fn accept(container: &mut Container<'_>, snapshot: Option<SnapshotId>) -> Re
             layers
         }
     };
-    filesystem(store)?.sync()?;
+    open_filesystem(store)?.sync()?;
     {
-        let _reading = store.share()?;
+        let _reading = store.lock_shared()?;
         let unsynced = synced::unsynced(store, &stack)?;
         let origin = next.origin.first();
         for layer in &stack {
             let topmost = stack.first() == Some(layer) || origin == Some(layer);
             if topmost || unsynced.contains(layer) {
-                measure::measure_again(store, *layer)?;
+                measure::remeasure(store, *layer)?;
             }
         }
     }
-    disk::remove_if_there(&store.paths().cache_file(container.id))?;
+    disk::remove_if_exists(&store.paths().cache_file(container.id))?;
     container.commit(next, None, |_| Ok(Swap::Done))
 }
 
@@ -392,9 +419,9 @@ mod tests {
             ..Pending::default()
         };
         manifest.settling = Some(mark("web@a"));
-        assert_eq!(recorded(&manifest, &pending, None).settling, None);
+        assert_eq!(with_result(&manifest, &pending, None).settling, None);
         manifest.settling = Some(mark("web@b"));
-        let next = recorded(&manifest, &pending, None);
+        let next = with_result(&manifest, &pending, None);
         assert_eq!(next.settling, Some(mark("web@b")));
     }
 }

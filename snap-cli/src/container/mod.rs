@@ -1,9 +1,11 @@
-//! One container: its lock, its manifest, its mount. A command that changes a container holds a [`Container`],
-//! which is its lock and its manifest.
+//! One container: its lock, its manifest, its mount.
 //!
-//! Every change is one rename: the next manifest is written to `container.json.next`, whole and durable, and
-//! then replaces `container.json`. If the head of a mounted container changes, its daemon switches between the
-//! two (docs/decisions/0003). Opening a container after an interrupted operation is `crate::recover`'s.
+//! A command that changes a container holds a [`Container`], which owns the lock and caches the manifest.
+//!
+//! Every change is committed by one rename: the next manifest is written to `container.json.next`, synced, and then
+//! renamed over `container.json`. If the head of a mounted container changes, its daemon switches to the new head
+//! after the write and before the rename (docs/decisions/0003). `crate::recover` opens containers after interrupted
+//! operations.
 
 pub mod browse;
 pub mod daemon;
@@ -33,23 +35,25 @@ use crate::wait::wait_until;
 use cowl_layers::shown::Show as _;
 use state::Mounted;
 
-/// How long a daemon that was unmounted may take to release its layers.
-const UNSEEN: Duration = Duration::from_secs(1);
+/// The time within which an unmounted daemon must release its layers.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A locked container: no other command changes it while this lives.
+/// A locked container: no other command changes it while this value exists.
 #[derive(Debug)]
 pub struct Container<'s> {
     store: &'s Store,
     id: ContainerId,
     record: Record<ContainerManifest>,
-    /// LXC's config as it is to be once the next change is committed.
+    /// The LXC config that the next commit writes.
     config: Option<Blob>,
     lock: Lock,
 }
 
 impl<'s> Container<'s> {
-    /// Locks the container `name` and reads its manifest. An interrupted operation on it is left as it is:
-    /// commands open containers with `crate::recover::open`.
+    /// Locks the container `name` and reads its manifest.
+    ///
+    /// Neither completes nor rolls back an interrupted operation: commands open containers with
+    /// `crate::recover::open`.
     pub(crate) fn lock(store: &'s Store, name: &ContainerName) -> Result<Self> {
         let id = store.find_id(name)?;
         let lock = store.lock_container(id)?;
@@ -61,13 +65,13 @@ impl<'s> Container<'s> {
             Some(_) | None => {
                 lock.remove()?;
                 Err(Error::not_found(format!(
-                    "the container {name} was destroyed a moment ago"
+                    "another command has just destroyed or renamed the container {name}"
                 )))
             }
         }
     }
 
-    /// Makes a handle of a container whose lock the caller has taken before it read the manifest.
+    /// Creates a handle from a lock that the caller acquired before it read the manifest.
     pub(crate) fn from_locked(
         store: &'s Store,
         id: ContainerId,
@@ -83,106 +87,108 @@ impl<'s> Container<'s> {
         }
     }
 
-    /// Gives up the handle, and keeps the lock.
+    /// Returns the lock and drops the rest of the handle.
     pub(crate) fn into_lock(self) -> Lock {
         self.lock
     }
 
-    /// Its store.
+    /// Returns the store.
     pub fn store(&self) -> &'s Store {
         self.store
     }
 
-    /// Its id.
+    /// Returns the id.
     pub fn id(&self) -> ContainerId {
         self.id
     }
 
-    /// What its manifest says.
+    /// Returns the manifest.
     pub fn manifest(&self) -> &ContainerManifest {
         &self.record.body
     }
 
-    /// Its name.
+    /// Returns the name.
     pub fn name(&self) -> &ContainerName {
         &self.record.body.name
     }
 
-    /// Returns whether it is mounted. After recovery never [`Mounted::Dead`].
+    /// Returns whether the container is mounted. After recovery, this is never [`Mounted::Dead`].
     pub fn mounted(&self) -> Result<Mounted> {
-        state::look(self.store, self.id)
+        state::probe(self.store, self.id)
     }
 
-    /// Has the next commit write LXC's config as well: `config`, as the change outside the store that the manifest
-    /// names.
+    /// Makes the next commit also record `config` as the LXC config to be written.
+    ///
+    /// The manifest names this as a pending change outside the store; the caller completes it after the commit.
     pub(crate) fn write_config_with_next(&mut self, config: Blob) {
         self.config = Some(config);
     }
 
-    /// Completes or drops a change that was interrupted before its commit.
+    /// Completes or rolls back a change that was interrupted before its commit.
     ///
-    /// With a daemon alive, the daemon decides: what it writes to is the head. Without one, going on is
-    /// always right: a daemon that had been told may have written to the new head before it died, and
-    /// one that had not been told wrote to the old head, which is whole below the new, empty one.
+    /// If a daemon is alive, the layer that it writes to is the head. Without a daemon, completing is always correct:
+    /// a daemon that had switched may have written to the new head before it died, and one that had not switched wrote
+    /// to the old head, which is intact below the new, empty one.
     pub(crate) fn resolve_pending(&mut self) -> Result<()> {
         let path = self.store.paths().pending_file(self.id);
-        if !disk::is_there(&path)? {
+        if !disk::exists(&path)? {
             return Ok(());
         }
         let next = match self.store.container_at(&path) {
             Ok(Some(next)) => next,
-            // Torn: its writer died before it was whole, so before anything relied on it. A daemon that
-            // writes to another layer than the head says that it was whole once.
+            // A partial write: the writer died before the file was complete, so nothing relies on it yet. If a daemon
+            // writes to a layer other than the head, the file must have been complete once.
             Ok(None)
             | Err(Error {
                 kind: Kind::Damaged,
                 ..
             }) if self.writes_to_head()? => {
-                disk::remove_if_there(&path)?;
-                collect::collect_after(self.store);
+                disk::remove_if_exists(&path)?;
+                collect::collect_or_warn(self.store);
                 return Ok(());
             }
             Ok(None) => {
                 return Err(Error::damaged(format!(
-                    "the change under way in {} is lost, and the mount writes to its layer",
+                    "{} is missing, and the daemon writes to a layer that only this file named",
                     path.shown()
                 ))
-                .hint("save what is in the mount before anything else"));
+                .hint("copy the files out of the mount before anything else"));
             }
-            // It may be whole, and the only one that names what a daemon writes to.
+            // The file may be intact, and the only one that names the layer that the daemon writes to.
             Err(error) => return Err(error),
         };
         let fits = next.generation == self.record.generation.saturating_add(1);
         let layers = next.body.stack.iter();
-        let whole = layers
-            .map(|id| disk::is_there(&self.store.paths().layer_tree(*id)))
+        let has_all_layers = layers
+            .map(|id| disk::exists(&self.store.paths().layer_tree(*id)))
             .collect::<Result<Vec<_>>>()?
             .into_iter()
-            .all(|there| there);
+            .all(|exists| exists);
         let written = query::written_layer(self.store, self.id)?;
-        let goes_on = fits && whole && written.is_none_or(|layer| layer == next.body.head);
-        if goes_on {
-            // Its writer may not have come to that. Rare enough for the plainest way.
+        let completes =
+            fits && has_all_layers && written.is_none_or(|layer| layer == next.body.head);
+        if completes {
+            // The interrupted writer may not have synced. This is rare, so sync the whole file system.
             disk::sync_all(self.store.root())?;
-            self.put_in_force(next)?;
+            self.install_pending(next)?;
         } else {
-            disk::remove_if_there(&path)?;
+            disk::remove_if_exists(&path)?;
         }
-        // What the other of the two named is nobody's now.
-        collect::collect_after(self.store);
+        // Layers that only the other manifest named are unreferenced now.
+        collect::collect_or_warn(self.store);
         Ok(())
     }
 
-    /// Whether a living daemon, if there is one, writes to the head that the manifest names.
+    /// Returns false if a living daemon writes to a layer other than the manifest's head.
     fn writes_to_head(&self) -> Result<bool> {
         let written = query::written_layer(self.store, self.id)?;
         Ok(written.is_none_or(|layer| layer == self.record.body.head))
     }
 
-    /// Changes the manifest. `making` has made what the new one names.
+    /// Commits `body` as the new manifest. `making` has created the layers and snapshots that it names.
     ///
-    /// `between` runs when the change is on the disk and not yet in force. When it fails without knowing
-    /// what became of it, this finds out as the next command would.
+    /// `between` runs after the new manifest is durable and before it takes effect. If `between` fails and its outcome
+    /// is unknown, this method completes the change or rolls it back, as recovery by the next command would.
     pub fn commit(
         &mut self,
         mut body: ContainerManifest,
@@ -191,34 +197,33 @@ impl<'s> Container<'s> {
     ) -> Result<()> {
         self.refuse_unseen_daemon(&body)?;
         let path = self.store.paths().pending_file(self.id);
-        disk::remove_if_there(&path)?;
+        disk::remove_if_exists(&path)?;
         if let Some(config) = self.config.take() {
             body.moving = Some(external::begin_writing(self.store, self.id, config)?);
         }
         let next = self.record.next(body);
         let mut making = making;
-        // All is made first and then synced, what is named before what names it: one commit of the
-        // journal takes it all.
+        // Create everything first and then sync, references last: one journal commit covers all of it.
         let written = disk::write_new(&path, &next)
             .and_then(|()| making.as_mut().map_or(Ok(()), Making::sync))
             .and_then(|()| disk::sync_file(&path));
         if let Err(error) = written {
-            disk::remove_if_there(&path)?;
+            disk::remove_if_exists(&path)?;
             return Err(error);
         }
         let before = self.record.generation;
         let done = match between(self) {
             Ok(Swap::Refused(error)) => {
-                disk::remove_if_there(&path)?;
+                disk::remove_if_exists(&path)?;
                 return Err(error);
             }
-            Ok(Swap::Done) => self.put_in_force(next),
+            Ok(Swap::Done) => self.install_pending(next),
             Err(error) => Err(error),
         };
         if let Err(error) = done {
-            // From here on what was made may be named by a manifest, or written to by a daemon.
+            // From here on, a manifest may name the new layers, or a daemon may write to them.
             if let Some(making) = making {
-                making.leave();
+                making.abandon();
             }
             if self.record.generation != before {
                 return Err(error);
@@ -227,70 +232,73 @@ impl<'s> Container<'s> {
             if self.record.generation == before {
                 return Err(error);
             }
-            log::warn!("{error}; the command was finished all the same");
+            log::warn!("{error}; the change was completed nevertheless");
             return Ok(());
         }
-        making.map_or(Ok(()), Making::done)
+        making.map_or(Ok(()), Making::finish)
     }
 
-    /// Renames the change that waits in `container.json.next` over the manifest. Where only the sync of the
-    /// directory fails, the change is in force all the same, and what it names must stay.
-    fn put_in_force(&mut self, next: Record<ContainerManifest>) -> Result<()> {
+    /// Renames `container.json.next` over the manifest.
+    ///
+    /// If only the sync of the directory fails, the change is in effect nevertheless, and the layers that it names
+    /// must be retained.
+    fn install_pending(&mut self, next: Record<ContainerManifest>) -> Result<()> {
         let path = self.store.paths().container_file(self.id);
         disk::rename_unsynced(&self.store.paths().pending_file(self.id), &path)?;
         self.record = next;
         disk::sync_parent(&path).map_err(|error| {
             let name = self.name();
             error.hint(format!(
-                "the change of {name} is in force, but a power cut may take it back: inspect the disk"
+                "the change of {name} is in effect, but a power cut may revert it: check the disk"
             ))
         })
     }
 
-    /// Refuses to freeze a layer that a daemon writes to whose run-time files are not visible here: another
-    /// `/run` is mounted, or they were removed.
+    /// Refuses to freeze a layer that an unknown daemon writes to.
+    ///
+    /// The run-time files of a daemon are invisible if another `/run` is mounted here or if they were removed.
     fn refuse_unseen_daemon(&self, next: &ContainerManifest) -> Result<()> {
         let head = self.record.body.head;
         if next.head == head || self.mounted()? != Mounted::No {
             return Ok(());
         }
-        // A daemon that was unmounted a moment ago may not have released it yet.
-        let deadline = Instant::now() + UNSEEN;
+        // A daemon that was just unmounted may not have released the layer yet.
+        let deadline = Instant::now() + RELEASE_TIMEOUT;
         let released = || Ok::<_, Error>(!layers::is_written(self.store, head)?);
         if wait_until(deadline, daemon::PAUSE, released)? {
             return Ok(());
         }
         let name = self.name();
         Err(Error::busy(format!(
-            "a mount that is not known here writes to {name} (layer {head})"
+            "{name} is in use by a mount whose run-time files are not visible here (layer {head})"
         ))
         .hint(format!(
             "unmount it where it was mounted (umount PATH), then type: {}",
-            self.store.session().who
+            self.store.session().command
         )))
     }
 
-    /// Puts the change that waits in `container.json.next` on the disk with its name.
+    /// Syncs the directory entry of `container.json.next`.
     pub fn sync_pending(&self) -> Result<()> {
         disk::sync_dir(&self.store.paths().container_dir(self.id))
     }
 
-    /// The snapshot of this name, with its file.
+    /// Returns the snapshot `name` and its manifest.
     pub fn snapshot(&self, name: &SnapshotName) -> Result<(SnapshotRef, SnapshotManifest)> {
         find_snapshot(self.store, self.id, &self.record.body, name)
     }
 }
 
-/// What became of the step between writing a change and putting it in force.
+/// The outcome of the step between writing a new manifest and renaming it into place.
 #[derive(Debug)]
 pub enum Swap {
-    /// It is done, or there was nothing to do.
+    /// The step succeeded, or there was nothing to do.
     Done,
-    /// Nothing was changed, for sure.
+    /// The step failed and certainly changed nothing.
     Refused(Error),
 }
 
-/// The snapshot of this name of a container.
+/// Returns the snapshot `name` of a container and its manifest.
 pub fn find_snapshot(
     store: &Store,
     id: ContainerId,
@@ -301,7 +309,7 @@ pub fn find_snapshot(
     Ok((found.clone(), store.snapshot(id, found.id)?))
 }
 
-/// The same without its file.
+/// Returns the entry of the snapshot `name` in a container's manifest.
 pub fn find_snapshot_ref<'m>(
     manifest: &'m ContainerManifest,
     name: &SnapshotName,

@@ -1,8 +1,7 @@
-//! Mounting: starting the daemon in the background, and ending it.
+//! Mounting and unmounting containers: the daemon's start in the background and its end.
 
-use cowlfs::config::{Awake, Coherence, Passthrough, name_of};
+use cowlfs::config::{Awake, Coherence, Passthrough, choice_name};
 use std::io::{Read, Write as _};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -21,119 +20,129 @@ use crate::store::reserve;
 use crate::wait::poll_until;
 use cowl_layers::shown::Show as _;
 
-/// A log longer than this is put aside.
+/// The size in bytes from which a log is rotated.
 pub const LOG_LIMIT: u64 = 1 << 20;
 
-/// What the daemon says when the mount is there.
+/// The daemon's message to its parent when the mount is ready.
 const READY: &str = "ready";
 
-/// Whether set-user-ID programs and device nodes have an effect in a mount at a place that the caller chose.
+/// Whether set-user-ID programs and device nodes have an effect in a mount at a path that the caller chose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Privileges {
-    /// They have.
+    /// They have an effect.
     Honored,
-    /// Where no other user reaches the place: such a user would be root by what the container's root left there.
+    /// They have an effect only if no other user can reach the mount point.
+    ///
+    /// Such a user would become root through set-user-ID programs that the container's root created.
     WherePrivate,
 }
 
-/// What follows an unmount.
+/// The caller's intention after an unmount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Then {
-    /// It stays unmounted.
+pub enum AfterUnmount {
+    /// The container stays unmounted.
     StayUnmounted,
-    /// The caller mounts it again at once. If the caller is killed in between, the next command does.
+    /// The caller mounts it again immediately. If the caller is killed in between, the next command does.
     MountAgain,
 }
 
-/// Whether a daemon whose mount is gone has ended.
+/// The state of a daemon whose mount is not visible any more.
 #[derive(PartialEq, Eq)]
-enum Ended {
-    Yes,
+enum UnseenDaemon {
+    Ended,
     /// It serves the mount in another mount namespace.
-    No,
+    Serving,
 }
 
 impl Container<'_> {
-    /// Mounts it: at `at`, else at a place in the store. Already mounted there, it stays as it is.
+    /// Mounts the container at `at`, or at its own mount point in the store. Returns the mount point.
+    ///
+    /// A container that is already mounted there stays mounted.
     pub fn mount(
         &mut self,
         at: Option<(&Path, Privileges)>,
         lifetime: Lifetime,
     ) -> Result<PathBuf> {
-        self.note_mount(Ephemeral::Mounted)?;
-        let mounted = self.mount_noted(at, lifetime);
+        self.record_mount(Ephemeral::Mounted)?;
+        let mounted = self.mount_unrecorded(at, lifetime);
         if mounted.is_err() && self.mounted()? == Mounted::No {
-            self.note_mount(Ephemeral::Waiting)?;
+            self.record_mount(Ephemeral::Waiting)?;
         }
         mounted
     }
 
-    /// Records, for a container that exists for one mount only, that it is about to be mounted, or that it was not
-    /// after all.
-    fn note_mount(&mut self, is: Ephemeral) -> Result<()> {
-        if self.manifest().ephemeral.is_none_or(|was| was == is) {
+    /// Records that an ephemeral container is about to be mounted, or that its mount failed.
+    fn record_mount(&mut self, phase: Ephemeral) -> Result<()> {
+        if self.manifest().ephemeral.is_none_or(|was| was == phase) {
             return Ok(());
         }
         let next = ContainerManifest {
-            ephemeral: Some(is),
+            ephemeral: Some(phase),
             ..self.manifest().clone()
         };
         self.commit(next, None, |_| Ok(Swap::Done))
     }
 
-    /// Like [`Container::mount`], for a container that does not exist for one mount only.
-    pub(crate) fn mount_noted(
+    /// Like [`Container::mount`], but does not record the mount of an ephemeral container.
+    pub(crate) fn mount_unrecorded(
         &self,
         at: Option<(&Path, Privileges)>,
         lifetime: Lifetime,
     ) -> Result<PathBuf> {
         if let Mounted::Alive(state) = self.mounted()? {
-            if let Some(place) = self.already(&state, at.map(|(at, _)| at), lifetime)? {
-                return Ok(place);
+            if let Some(mount_point) =
+                self.existing_mount(&state, at.map(|(at, _)| at), lifetime)?
+            {
+                return Ok(mount_point);
             }
-            // It was unmounted from outside, and its daemon is about to end.
-            self.wait_for_end(&state)?;
+            // Another program unmounted it, and its daemon is about to exit.
+            self.wait_for_exit(&state)?;
             state::remove(self.store, self.id)?;
         }
-        let (place, nosuid) = match at {
+        let (mount_point, nosuid) = match at {
             Some((at, privileges)) => {
-                let place = own_place(at, self.store.root())?;
-                let nosuid = privileges == Privileges::WherePrivate && !reach::is_private(&place)?;
-                (place, nosuid)
+                let mount_point = check_mount_point(at, self.store.root())?;
+                let nosuid =
+                    privileges == Privileges::WherePrivate && !reach::is_private(&mount_point)?;
+                (mount_point, nosuid)
             }
-            None => (self.make_place()?, false),
+            None => (self.create_mount_point()?, false),
         };
-        self.start(&place, lifetime, nosuid)?;
-        Ok(place)
+        self.start(&mount_point, lifetime, nosuid)?;
+        Ok(mount_point)
     }
 
-    /// Where it is mounted when nobody says otherwise.
-    pub(crate) fn place(&self) -> Result<PathBuf> {
+    /// Returns the default mount point.
+    pub(crate) fn mount_point(&self) -> Result<PathBuf> {
         Ok(match &self.manifest().lxc {
             Some(link) => binding::mount_point(self.store, self.id, &binding::read_config(link)?),
             None => self.store.paths().mount_dir(self.id),
         })
     }
 
-    fn make_place(&self) -> Result<PathBuf> {
-        // Without its config it is none that LXC could start.
-        let place = self.place().unwrap_or_else(|error| {
+    /// Creates the default mount point and returns its path.
+    fn create_mount_point(&self) -> Result<PathBuf> {
+        // LXC cannot start a container without its config, so any mount point will do.
+        let mount_point = self.mount_point().unwrap_or_else(|error| {
             log::info!("{error}");
             self.store.paths().mount_dir(self.id)
         });
         let root = match &self.manifest().lxc {
-            Some(link) if place != self.store.paths().mount_dir(self.id) => {
+            Some(link) if mount_point != self.store.paths().mount_dir(self.id) => {
                 binding::mapped_root(link, &binding::read_config(link)?)?
             }
             _ => None,
         };
         let group = root.map(|(_, group)| group);
-        mount_points::create(self.store.paths(), self.id, &place, group)?;
-        check_empty(&place)?;
-        Ok(place)
+        mount_points::create(self.store.paths(), self.id, &mount_point, group)?;
+        check_empty(&mount_point)?;
+        Ok(mount_point)
     }
 
-    fn already(
+    /// Returns the mount point if the container is mounted where the caller wants it.
+    ///
+    /// Extends the lifetime of a mount that a command made for itself, if `lifetime` is longer.
+    fn existing_mount(
         &self,
         state: &RunState,
         at: Option<&Path>,
@@ -143,18 +152,18 @@ impl Container<'_> {
         if !state.is_here()? {
             return Ok(None);
         }
-        // It is where it was, and every program that enters it hangs until its daemon goes on.
+        // Fails if the daemon is stopped: every program that accesses the mount would hang.
         daemon::connect(self.store, self.id)?;
         if let Some(at) = at {
-            let asked = at
+            let requested = at
                 .canonicalize()
                 .map_err(|e| Error::at("mount at", at, e))?;
-            if asked != state.mountpoint {
+            if requested != state.mountpoint {
                 return Err(Error::busy(format!(
                     "{name} is mounted at {} already",
                     state.mountpoint.shown()
                 ))
-                .hint(format!("unmount it there first: cowl umount {name}")));
+                .hint(format!("unmount it first: cowl umount {name}")));
             }
         }
         if state.transient && lifetime == Lifetime::UntilUnmounted {
@@ -167,39 +176,42 @@ impl Container<'_> {
         Ok(Some(state.mountpoint.clone()))
     }
 
-    /// Starts a daemon and waits until the mount is there.
-    fn start(&self, place: &Path, lifetime: Lifetime, nosuid: bool) -> Result<()> {
-        reserve::make_room_to_remove(self.store)?;
+    /// Starts a daemon and waits until its mount is ready.
+    fn start(&self, mount_point: &Path, lifetime: Lifetime, nosuid: bool) -> Result<()> {
+        reserve::release_if_full(self.store)?;
         let log = state::ensure_run_dir(self.store, self.id)?.join("log");
-        // Until it has noted that it is there: were we killed before, others would take the container for
-        // one that nobody has mounted, and freeze the layer that it is about to write to.
-        let held = self.lock.for_child()?;
+        // The daemon holds the container's lock until it has written its state. Otherwise, if this process were
+        // killed before that, another command would consider the container unmounted and freeze the layer that the
+        // daemon is about to write to.
+        let lock = self.lock.for_child()?;
         launch(self.store, &log, |command| {
-            command.stdin(held);
+            command.stdin(lock);
             if lifetime == Lifetime::OfCommand {
                 command.arg("--transient");
             }
             if nosuid {
                 command.arg("--nosuid");
             }
-            command.arg(self.id.to_string()).arg(place);
+            command.arg(self.id.to_string()).arg(mount_point);
         })
     }
 
-    /// Unmounts it; returns `None` if it is not mounted. Refused while a process uses it, in any mount namespace.
-    /// When this returns, the daemon writes to no layer any more.
-    pub fn unmount(&self, then: Then) -> Result<Option<RunState>> {
+    /// Unmounts the container. Returns the state of the ended mount; `None` if the container was not mounted.
+    ///
+    /// Fails if a process uses the mount, in any mount namespace. When this returns, the daemon writes to no layer any
+    /// more.
+    pub fn unmount(&self, then: AfterUnmount) -> Result<Option<RunState>> {
         let Mounted::Alive(state) = self.mounted()? else {
             return Ok(None);
         };
-        if then == Then::MountAgain {
+        if then == AfterUnmount::MountAgain {
             let replacing = RunState {
                 replacing: true,
                 ..state.clone()
             };
             state::write(self.store, self.id, &replacing)?;
         }
-        let target = detach::Target {
+        let target = detach::UnmountTarget {
             socket: daemon::socket(self.store, self.id),
             pid: state.pid,
             mountpoint: &state.mountpoint,
@@ -207,14 +219,14 @@ impl Container<'_> {
         };
         match detach::unmount(self, &target) {
             Ok(()) => {
-                if then == Then::StayUnmounted {
+                if then == AfterUnmount::StayUnmounted {
                     state::remove(self.store, self.id)?;
                     self.remove_mount_point();
                 }
                 Ok(Some(state))
             }
             Err(error) => {
-                if then == Then::MountAgain {
+                if then == AfterUnmount::MountAgain {
                     state::write(self.store, self.id, &state)?;
                 }
                 Err(error)
@@ -222,7 +234,9 @@ impl Container<'_> {
         }
     }
 
-    /// LXC's own tools would take an empty folder for the root file system, and snapshot that.
+    /// Removes the mount point of an LXC container.
+    ///
+    /// LXC's tools would otherwise use the empty directory as the root file system, and snapshot it.
     fn remove_mount_point(&self) {
         if self.manifest().lxc.is_some()
             && let Err(error) = mount_points::remove(self.store.paths(), self.id)
@@ -231,33 +245,33 @@ impl Container<'_> {
         }
     }
 
-    /// Waits until a daemon whose mount is gone has ended.
-    fn wait_for_end(&self, state: &RunState) -> Result<()> {
-        /// How long a copy in another mount namespace may take to go.
-        const PASSING: Duration = Duration::from_secs(2);
+    /// Waits until a daemon whose mount is not visible any more has exited.
+    fn wait_for_exit(&self, state: &RunState) -> Result<()> {
+        /// The time in which copies of the mount in other mount namespaces may disappear.
+        const GRACE_PERIOD: Duration = Duration::from_secs(2);
         let start = Instant::now();
         let patience = self.store.session().patience;
-        // It ends at once if only unused copies in other mount namespaces are left.
-        let asked = daemon::connect(self.store, self.id)
+        // The daemon then exits immediately if only unused copies in other mount namespaces are left.
+        let request = daemon::connect(self.store, self.id)
             .map(|client| cowl_layers::sys::process::ask_to_check(client.pid()));
-        if let Ok(Err(error)) = asked {
+        if let Ok(Err(error)) = request {
             log::info!("cannot ask the daemon whether its mount is in use: {error}");
         }
         let path = state::daemon_lock(self.store, self.id, state.daemon);
         let mut checked = false;
-        // Mounted nowhere any more, it drops its caches, however long that takes.
-        let ended = poll_until(start + patience, Duration::from_millis(1), || {
+        // A daemon without any mount may take long to exit, because it drops its caches.
+        let daemon = poll_until(start + patience, Duration::from_millis(1), || {
             if !Lock::is_held(&path)? {
-                return Ok(Some(Ended::Yes));
+                return Ok(Some(UnseenDaemon::Ended));
             }
-            if checked || start.elapsed() < PASSING {
+            if checked || start.elapsed() < GRACE_PERIOD {
                 return Ok::<_, Error>(None);
             }
             checked = true;
             let mounted = state.device.map(cowl_layers::sys::namespace::is_mounted);
-            Ok(matches!(mounted, Some(Ok(true))).then_some(Ended::No))
+            Ok(matches!(mounted, Some(Ok(true))).then_some(UnseenDaemon::Serving))
         })?;
-        if ended == Some(Ended::Yes) {
+        if daemon == Some(UnseenDaemon::Ended) {
             return Ok(());
         }
         let name = self.name();
@@ -271,8 +285,9 @@ impl Container<'_> {
         )))
     }
 
-    /// Mounts it again where it was before [`Container::unmount`], or before its daemon died. The state is removed
-    /// only if that fails: if this command is killed meanwhile, the next one tries again.
+    /// Mounts the container again where it was before [`Container::unmount`], or before its daemon died.
+    ///
+    /// The state is removed only if that fails: if this command is killed before, the next one tries again.
     pub fn mount_again(&self, was: &RunState) -> Result<()> {
         let started = self.start(&was.mountpoint, was.lifetime(), was.nosuid);
         if started.is_err() {
@@ -282,25 +297,25 @@ impl Container<'_> {
     }
 }
 
-/// Starts a daemon with these arguments and waits until its mount is there.
+/// Starts a daemon and waits until its mount is ready. `fill` adds arguments to its command.
 pub(super) fn launch(store: &Store, log: &Path, fill: impl FnOnce(&mut Command)) -> Result<()> {
     let program = std::env::current_exe()
         .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
     let mut command = Command::new(&program);
     command.stdin(Stdio::null());
     command.arg("--store").arg(store.root()).arg("serve");
-    // It reads no configuration file: what this command has read, or was told, holds.
+    // The daemon reads no configuration file: this command's settings apply.
     let mounts = store.session().mounts;
     for (variable, value) in [
         (
             "COWL_PASSTHROUGH",
-            name_of(&Passthrough::NAMES, &mounts.passthrough),
+            choice_name(&Passthrough::NAMES, &mounts.passthrough),
         ),
         (
             "COWL_COHERENCE",
-            name_of(&Coherence::NAMES, &mounts.coherence),
+            choice_name(&Coherence::NAMES, &mounts.coherence),
         ),
-        ("COWL_AWAKE", name_of(&Awake::NAMES, &mounts.awake)),
+        ("COWL_AWAKE", choice_name(&Awake::NAMES, &mounts.awake)),
     ] {
         command.env(variable, value);
     }
@@ -312,85 +327,91 @@ pub(super) fn launch(store: &Store, log: &Path, fill: impl FnOnce(&mut Command))
     let mut child = command
         .spawn()
         .map_err(|error| Error::at("start", &program, error))?;
-    let mut said = String::new();
+    let mut reply = String::new();
     if let Some(mut out) = child.stdout.take() {
-        out.read_to_string(&mut said)
-            .map_err(|e| Error::failed("cannot hear from the daemon").because(e))?;
+        out.read_to_string(&mut reply)
+            .map_err(|e| Error::failed("cannot read the daemon's reply").because(e))?;
     }
-    if said.trim() == READY {
+    if reply.trim() == READY {
         return Ok(());
     }
     child
         .wait()
         .map_err(|e| Error::failed("cannot wait for the daemon").because(e))?;
-    Err(failure(&said, log))
+    Err(start_error(&reply, log))
 }
 
-/// Reports to the command that waits in [`launch`] that the mount is there, and closes the pipe to it.
-pub(crate) fn say_ready() -> Result<()> {
-    let lost =
-        |error: std::io::Error| Error::failed("cannot tell that the mount is there").because(error);
+/// Reports to the command that waits in [`launch`] that the mount is ready, and closes the pipe to it.
+pub(crate) fn report_ready() -> Result<()> {
+    let failed = |error: std::io::Error| {
+        Error::failed("cannot report that the mount is ready").because(error)
+    };
     let mut out = std::io::stdout();
     out.write_all(READY.as_bytes())
         .and_then(|()| out.flush())
-        .map_err(lost)?;
+        .map_err(failed)?;
     let null = std::fs::File::options()
         .write(true)
         .open("/dev/null")
-        .map_err(lost)?;
-    rustix::stdio::dup2_stdout(&null).map_err(|e| lost(e.into()))
+        .map_err(failed)?;
+    rustix::stdio::dup2_stdout(&null).map_err(|e| failed(e.into()))
 }
 
-pub(super) fn own_place(at: &Path, store: &Path) -> Result<PathBuf> {
+/// Checks that a container can be mounted at `at`, and returns the canonical path.
+///
+/// The directory must be empty, and must not hide a part of the store.
+pub(super) fn check_mount_point(at: &Path, store: &Path) -> Result<PathBuf> {
     let refused = |why: &str| {
         Err(Error::failed(format!(
             "cannot mount at {}: {why}",
             at.shown()
         )))
     };
-    let place = match at.canonicalize() {
-        Ok(place) => place,
+    let mount_point = match at.canonicalize() {
+        Ok(mount_point) => mount_point,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(
                 Error::failed(format!("the mount point {} does not exist", at.shown()))
-                    .hint(format!("make it first: mkdir -p {}", quoted(at))),
+                    .hint(format!("create it first: mkdir -p {}", quoted(at))),
             );
         }
         Err(error) => return Err(Error::at("mount at", at, error)),
     };
-    if !place.is_dir() {
-        return refused("it is not a folder");
+    if !mount_point.is_dir() {
+        return refused("it is not a directory");
     }
     let store = store
         .canonicalize()
         .map_err(|e| Error::at("use the store", store, e))?;
-    if store.starts_with(&place)
+    if store.starts_with(&mount_point)
         || ["layers", "containers"]
             .iter()
-            .any(|f| place.starts_with(store.join(f)))
+            .any(|f| mount_point.starts_with(store.join(f)))
     {
-        return refused("that would hide a part of the store");
+        return refused("the mount would hide a part of the store");
     }
-    check_empty(&place)?;
-    Ok(place)
+    check_empty(&mount_point)?;
+    Ok(mount_point)
 }
 
-pub(super) fn check_empty(place: &Path) -> Result<()> {
-    let at = |error| Error::at("look into the mount point", place, error);
-    match std::fs::read_dir(place).map_err(at)?.next() {
+/// Returns an error if a mount point is not empty.
+pub(super) fn check_empty(mount_point: &Path) -> Result<()> {
+    let at = |error| Error::at("list the mount point", mount_point, error);
+    match std::fs::read_dir(mount_point).map_err(at)?.next() {
         None => Ok(()),
         Some(entry) => {
             let name = entry.map_err(at)?.file_name();
             Err(Error::failed(format!(
                 "the mount point {} is not empty: it holds {}",
-                place.shown(),
-                name.as_bytes().escape_ascii()
+                mount_point.shown(),
+                name.shown()
             ))
-            .hint("name an empty folder: what lies in it would be hidden"))
+            .hint("specify an empty directory: the mount would hide its content"))
         }
     }
 }
 
+/// Opens a log for appending; rotates it first if it is longer than [`LOG_LIMIT`].
 pub(super) fn open_log(path: &Path) -> Result<std::fs::File> {
     let at = |error| Error::at("open the log", path, error);
     match std::fs::metadata(path) {
@@ -408,12 +429,12 @@ pub(super) fn open_log(path: &Path) -> Result<std::fs::File> {
         .map_err(at)
 }
 
-/// The daemon's last words as an error.
-fn failure(said: &str, log: &Path) -> Error {
+/// Converts the reply of a daemon that failed to start, an error in JSON, to an error.
+fn start_error(reply: &str, log: &Path) -> Error {
     let field = |value: &serde_json::Value, key: &str| {
         value.get(key).and_then(|v| v.as_str()).map(str::to_owned)
     };
-    if let Ok(value) = serde_json::from_str::<serde_json::Value>(said)
+    if let Ok(value) = serde_json::from_str::<serde_json::Value>(reply)
         && let Some(what) = field(&value, "what")
     {
         let kind = field(&value, "kind").and_then(|kind| Kind::from_name(&kind));
@@ -423,8 +444,8 @@ fn failure(said: &str, log: &Path) -> Error {
             None => error,
         };
     }
-    Error::failed("the daemon ended before the mount was there")
-        .hint(format!("its log says why: {}", log.shown()))
+    Error::failed("the daemon ended before the mount was ready")
+        .hint(format!("read its log: {}", log.shown()))
 }
 
 #[cfg(test)]
@@ -432,20 +453,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_daemons_last_words() {
+    fn the_reply_of_a_failed_daemon_becomes_an_error() {
         let log = Path::new("/log");
-        let error = failure(r#"{"kind":"busy","what":"in use","hint":"wait"}"#, log);
+        let error = start_error(r#"{"kind":"busy","what":"in use","hint":"wait"}"#, log);
         assert_eq!((error.kind, error.what.as_str()), (Kind::Busy, "in use"));
         assert_eq!(error.hint.as_deref(), Some("wait"));
-        for said in ["", "read", "{}", "[1]"] {
-            let error = failure(said, log);
+        for reply in ["", "read", "{}", "[1]"] {
+            let error = start_error(reply, log);
             assert_eq!(error.kind, Kind::Failed);
             assert!(error.hint.unwrap().contains("/log"));
         }
     }
 
     #[test]
-    fn places_that_can_not_be() {
+    fn unsuitable_mount_points_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let store = dir.path().join("store");
         let layers = store.join("layers/x");
@@ -453,18 +474,18 @@ mod tests {
         std::fs::create_dir_all(&layers).unwrap();
         std::fs::create_dir(&full).unwrap();
         std::fs::write(full.join("file\n"), b"").unwrap();
-        for (place, word) in [
+        for (mount_point, word) in [
             (dir.path().join("absent"), "does not exist"),
-            (full.join("file\n"), "not a folder"),
+            (full.join("file\n"), "not a directory"),
             (full.clone(), "not empty"),
             (layers, "hide"),
             (dir.path().to_path_buf(), "hide"),
         ] {
-            let error = own_place(&place, &store).unwrap_err();
+            let error = check_mount_point(&mount_point, &store).unwrap_err();
             assert!(error.what.contains(word), "{error}");
         }
         let good = dir.path().join("good");
         std::fs::create_dir(&good).unwrap();
-        own_place(&good, &store).unwrap();
+        check_mount_point(&good, &store).unwrap();
     }
 }

@@ -1,9 +1,9 @@
-//! What is known of a running mount: `state.json` in its run directory ([`crate::store::run`]), and the lock
-//! that its daemon holds for life.
+//! The state of a running mount: `state.json` in its run directory ([`crate::store::run`]), and the lock that its
+//! daemon holds during its lifetime.
 //!
-//! The daemon writes the state when the mount is there; whoever ends the mount in good order removes it.
-//! State without a daemon therefore means that the daemon died. Each daemon has a lock of its own, because
-//! one that was unmounted may still be busy with dropping its caches when the next one serves already.
+//! The daemon writes the state when the mount is ready, and the command or daemon that ends the mount regularly
+//! removes it. So a state without a daemon means that the daemon died. Each daemon has its own lock, because an
+//! unmounted daemon may still be dropping its caches while the next one already serves.
 
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -24,7 +24,7 @@ use crate::store::{Store, disk};
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys::dir;
 
-/// A path in JSON: text where it is text, else its bytes.
+/// A path in JSON: a string if it is valid UTF-8, otherwise an array of bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 enum JsonPath {
@@ -32,6 +32,7 @@ enum JsonPath {
     Bytes(Vec<u8>),
 }
 
+/// Serializes a path as a [`JsonPath`].
 pub(super) fn to_json<S: serde::Serializer>(path: &Path, out: S) -> Result<S::Ok, S::Error> {
     match path.to_str() {
         Some(text) => JsonPath::Text(text.to_owned()),
@@ -40,6 +41,7 @@ pub(super) fn to_json<S: serde::Serializer>(path: &Path, out: S) -> Result<S::Ok
     .serialize(out)
 }
 
+/// Deserializes a path from a [`JsonPath`].
 pub(super) fn from_json<'de, D: serde::Deserializer<'de>>(input: D) -> Result<PathBuf, D::Error> {
     Ok(match JsonPath::deserialize(input)? {
         JsonPath::Text(text) => PathBuf::from(text),
@@ -47,51 +49,52 @@ pub(super) fn from_json<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Pa
     })
 }
 
-/// How long a mount stays.
+/// The lifetime of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
     /// Until it is unmounted.
     UntilUnmounted,
-    /// While a command runs in it.
+    /// Until the command that runs in it ends.
     OfCommand,
 }
 
-/// What the daemon tells of itself.
+/// The state that a daemon records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunState {
-    /// Its process id.
+    /// The daemon's process id.
     pub pid: u32,
-    /// Where it mounted the container.
+    /// The mount point.
     #[serde(serialize_with = "to_json", deserialize_with = "from_json")]
     pub mountpoint: PathBuf,
-    /// Names the lock that it holds for life.
+    /// The id of the daemon, which is part of its lock's name.
     pub daemon: Uuid,
-    /// The boot in which it did.
+    /// The boot id when the daemon started.
     pub boot: String,
-    /// Nobody asked for the mount but a command that ran in it.
+    /// Whether the mount ends with the command that runs in it.
     pub transient: bool,
-    /// Set-user-ID programs and device nodes have no effect in it.
+    /// Whether set-user-ID programs and device nodes have no effect in the mount.
     #[serde(default)]
     pub nosuid: bool,
-    /// It is being taken down only to be mounted anew: the state outlives the daemon.
+    /// Whether a command unmounts it only to mount it again: the state remains after the daemon has exited.
     pub replacing: bool,
-    /// The mount's file system; daemons of earlier versions did not note it.
+    /// The mount's file system. Daemons of earlier versions did not record it.
     #[serde(default)]
     pub device: Option<Device>,
-    /// The store of the container, as [`RunDirs::key`](crate::store::run::RunDirs::key) names it; daemons of earlier versions did not note it.
+    /// The store of the container, as [`RunDirs::key`](crate::store::run::RunDirs::key) names it. Daemons of earlier
+    /// versions did not record it.
     #[serde(default)]
     pub store: Option<String>,
 }
 
 impl RunState {
-    /// Whether what is mounted at its place, in the mount namespace of this process, is its mount.
+    /// Returns whether the topmost mount at the mount point, in the caller's mount namespace, is this mount.
     pub fn is_here(&self) -> Result<bool> {
         let mounts = mountinfo::read()?;
         Ok(mountinfo::topmost(&mounts, &self.mountpoint)
             .is_some_and(|mount| is_mount_of(mount, self.device)))
     }
 
-    /// Returns how long the mount stays.
+    /// Returns the lifetime of the mount.
     pub fn lifetime(&self) -> Lifetime {
         match self.transient {
             true => Lifetime::OfCommand,
@@ -99,7 +102,7 @@ impl RunState {
         }
     }
 
-    /// Returns the mount's file system, by the table of mounts where the state does not name it.
+    /// Returns the mount's file system. If the state does not contain it, the mount table is read.
     pub fn device(&self) -> Result<Option<Device>> {
         match self.device {
             Some(device) => Ok(Some(device)),
@@ -107,38 +110,40 @@ impl RunState {
         }
     }
 
-    /// Has what programs wrote and the kernel still keeps handed to the daemon, and with it to the layers.
+    /// Writes dirty pages that the kernel caches for the mount back to the daemon, and so to the layers.
     pub fn flush(&self, store: &Store, id: ContainerId) -> Result<()> {
         let mut client = super::daemon::connect(store, id)?;
         match client.status() {
-            // Only what is open for writing can be kept.
+            // Only files that are open for writing have dirty pages.
             Ok(status) if status.open_for_write == 0 => return Ok(()),
             Ok(_) => {}
-            Err(error) => return Err(super::daemon::told(&error)),
+            Err(error) => return Err(super::daemon::to_error(&error)),
         }
-        // Begun for all files at once; the daemon then waits for one after the other.
+        // This starts the write-back of all files at once; the daemon then waits for each file.
         let at = |error: std::io::Error| Error::at("flush", &self.mountpoint, error);
-        // Whatever may have taken the mount's place: only a directory is opened.
+        // Another object may have replaced the mount; only a directory is opened.
         let root = dir::open_root(&self.mountpoint).and_then(|root| dir::reopen_dir(root.as_fd()));
         let root = root.map_err(|error| at(error.errno().into()))?;
         rustix::fs::syncfs(root).map_err(|error| at(error.into()))?;
-        client.flush().map_err(|error| super::daemon::told(&error))
+        client
+            .flush()
+            .map_err(|error| super::daemon::to_error(&error))
     }
 }
 
-/// Whether a mount is that of a daemon of ours, whose file system is `device` where that is known.
+/// Returns whether a mount belongs to a cowlfs daemon and, if `device` is known, has that device number.
 pub(super) fn is_mount_of(mount: &mountinfo::Mount, device: Option<Device>) -> bool {
     mount.kind == b"fuse.cowlfs" && device.is_none_or(|device| device == mount.device)
 }
 
-/// Whether a container is mounted.
+/// The mount state of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mounted {
-    /// No.
+    /// The container is not mounted.
     No,
-    /// Yes, and its daemon lives.
+    /// The container is mounted, and its daemon is alive.
     Alive(RunState),
-    /// It was, and its daemon died.
+    /// The container was mounted, and its daemon died.
     Dead(RunState),
 }
 
@@ -146,19 +151,21 @@ fn state_file(store: &Store, id: ContainerId) -> PathBuf {
     store.run().dir(id).join(STATE)
 }
 
-/// The lock that a daemon holds for life.
+/// Returns the path of the lock that a daemon holds during its lifetime.
 pub fn daemon_lock(store: &Store, id: ContainerId, daemon: Uuid) -> PathBuf {
     store.run().dir(id).join(format!("{daemon}.lock"))
 }
 
-/// The lock that every `exec` shares while its command runs.
+/// Returns the path of the lock that every `exec` shares while its command runs.
 pub fn exec_lock(store: &Store, id: ContainerId) -> PathBuf {
     store.run().dir(id).join("exec.lock")
 }
 
-/// Determines whether the container is mounted. State of an earlier boot is removed, and that of the original
-/// in a copy of a store: its mount is none of the copy's.
-pub fn look(store: &Store, id: ContainerId) -> Result<Mounted> {
+/// Determines whether the container is mounted.
+///
+/// Removes the state of an earlier boot and, in a copy of a store, the state of the original: its mount does not belong
+/// to the copy.
+pub fn probe(store: &Store, id: ContainerId) -> Result<Mounted> {
     let Some(state) = read(store, id)? else {
         return Ok(Mounted::No);
     };
@@ -168,28 +175,28 @@ pub fn look(store: &Store, id: ContainerId) -> Result<Mounted> {
         .as_ref()
         .is_some_and(|of| of != store.run().key());
     let is_of_other_boot = state.boot != host::boot_id()?;
-    // No lock outlives a boot. Some container managers give each container a boot id of its own, so that one
-    // boot has several.
+    // No lock outlives a boot. Some container managers give each container its own boot id, so that a different boot id
+    // alone proves nothing.
     if (is_of_copy || is_of_other_boot) && !Lock::is_held(&path)? {
         remove(store, id)?;
         return Ok(Mounted::No);
     }
-    if daemon::lives(&path, &daemon::socket(store, id))? {
+    if daemon::is_alive(&path, &daemon::socket(store, id))? {
         return Ok(Mounted::Alive(state));
     }
-    disk::remove_if_there(&path)?;
+    disk::remove_if_exists(&path)?;
     Ok(Mounted::Dead(state))
 }
 
-/// Reads the state; what can't be read was left by a crash and says nothing.
+/// Reads the state. A state that cannot be parsed was left by a crash: it is removed.
 pub fn read(store: &Store, id: ContainerId) -> Result<Option<RunState>> {
     let path = state_file(store, id);
     match disk::read_bytes(&path) {
         Ok(bytes) => match serde_json::from_slice(&bytes) {
             Ok(state) => Ok(Some(state)),
             Err(error) => {
-                log::warn!("{}: {error}; removed", path.shown());
-                disk::remove_if_there(&path)?;
+                log::warn!("removed {}: {error}", path.shown());
+                disk::remove_if_exists(&path)?;
                 Ok(None)
             }
         },
@@ -198,7 +205,7 @@ pub fn read(store: &Store, id: ContainerId) -> Result<Option<RunState>> {
     }
 }
 
-/// Writes the state. It need not outlive a power cut, so nothing is synced.
+/// Writes the state, without a sync: it is meaningless after a power cut.
 pub fn write(store: &Store, id: ContainerId, state: &RunState) -> Result<()> {
     let path = state_file(store, id);
     let temporary = path.with_extension(format!("{}{}", std::process::id(), disk::TEMPORARY));
@@ -206,33 +213,33 @@ pub fn write(store: &Store, id: ContainerId, state: &RunState) -> Result<()> {
     let written =
         std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, &path));
     written.map_err(|error| {
-        if let Err(left) = disk::remove_if_there(&temporary) {
+        if let Err(left) = disk::remove_if_exists(&temporary) {
             log::warn!("{left}");
         }
         Error::at("write", &path, error)
     })
 }
 
-/// Removes what killed commands left of states that they were writing. The caller has locked the container.
+/// Removes temporary files of states that killed commands were writing. The caller must hold the container's lock.
 pub fn remove_unfinished(dir: &Path) -> Result<()> {
     for name in disk::names(dir)? {
         if name.starts_with("state.") && name.ends_with(disk::TEMPORARY) {
-            disk::remove_if_there(&dir.join(name))?;
+            disk::remove_if_exists(&dir.join(name))?;
         }
     }
     Ok(())
 }
 
-/// Makes the directory for the run-time files of a container that the caller has locked.
+/// Creates the directory for the run-time files of a container. The caller must hold the container's lock.
 pub fn ensure_run_dir(store: &Store, id: ContainerId) -> Result<PathBuf> {
-    let dir = store.run().make(id)?;
+    let dir = store.run().create(id)?;
     remove_unfinished(&dir)?;
     Ok(dir)
 }
 
-/// Forgets the state.
+/// Removes the state.
 pub fn remove(store: &Store, id: ContainerId) -> Result<()> {
-    disk::remove_if_there(&state_file(store, id))
+    disk::remove_if_exists(&state_file(store, id))
 }
 
 #[cfg(test)]
@@ -255,39 +262,39 @@ mod tests {
     }
 
     #[test]
-    fn what_state_and_lock_mean() {
+    fn state_and_lock_determine_whether_a_container_is_mounted() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = ContainerId::fresh();
         ensure_run_dir(&store, id).unwrap();
-        assert_eq!(look(&store, id).unwrap(), Mounted::No);
+        assert_eq!(probe(&store, id).unwrap(), Mounted::No);
 
         let odd = PathBuf::from(std::ffi::OsString::from_vec(b"/a\xff\nb".to_vec()));
         let now = state(odd, host::boot_id().unwrap());
         write(&store, id, &now).unwrap();
-        assert_eq!(look(&store, id).unwrap(), Mounted::Dead(now.clone()));
+        assert_eq!(probe(&store, id).unwrap(), Mounted::Dead(now.clone()));
 
         let mode = crate::store::lock::Mode::Exclusive;
         let lock = Lock::try_take(&daemon_lock(&store, id, now.daemon), mode, "serve").unwrap();
-        assert_eq!(look(&store, id).unwrap(), Mounted::Alive(now.clone()));
+        assert_eq!(probe(&store, id).unwrap(), Mounted::Alive(now.clone()));
 
-        // Killed: the socket is closed, the lock is not yet let go of.
+        // The daemon was killed: its socket is closed, its lock is not released yet.
         drop(std::os::unix::net::UnixListener::bind(daemon::socket(&store, id)).unwrap());
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 std::thread::sleep(daemon::ENDING / 10);
                 drop(lock);
             });
-            assert_eq!(look(&store, id).unwrap(), Mounted::Dead(now));
+            assert_eq!(probe(&store, id).unwrap(), Mounted::Dead(now));
         });
 
         write(&store, id, &state("/x".into(), "another boot".to_owned())).unwrap();
-        assert_eq!(look(&store, id).unwrap(), Mounted::No);
+        assert_eq!(probe(&store, id).unwrap(), Mounted::No);
         assert!(read(&store, id).unwrap().is_none());
     }
 
     #[test]
-    fn a_daemon_that_holds_its_lock_lives_whatever_the_boot_id_says() {
+    fn a_daemon_that_holds_its_lock_is_alive_despite_another_boot_id() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = ContainerId::fresh();
@@ -296,13 +303,13 @@ mod tests {
         write(&store, id, &now).unwrap();
         let mode = crate::store::lock::Mode::Exclusive;
         let lock = Lock::try_take(&daemon_lock(&store, id, now.daemon), mode, "serve").unwrap();
-        assert_eq!(look(&store, id).unwrap(), Mounted::Alive(now));
+        assert_eq!(probe(&store, id).unwrap(), Mounted::Alive(now));
         drop(lock);
-        assert_eq!(look(&store, id).unwrap(), Mounted::No);
+        assert_eq!(probe(&store, id).unwrap(), Mounted::No);
     }
 
     #[test]
-    fn the_state_of_another_store_is_none_of_a_copy() {
+    fn the_state_of_the_original_is_removed_in_a_copy_of_a_store() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = ContainerId::fresh();
@@ -313,9 +320,9 @@ mod tests {
         };
         let own = of(store.run().key());
         write(&store, id, &own).unwrap();
-        assert_eq!(look(&store, id).unwrap(), Mounted::Dead(own));
+        assert_eq!(probe(&store, id).unwrap(), Mounted::Dead(own));
         write(&store, id, &of("another")).unwrap();
-        assert_eq!(look(&store, id).unwrap(), Mounted::No);
+        assert_eq!(probe(&store, id).unwrap(), Mounted::No);
         assert!(read(&store, id).unwrap().is_none());
     }
 }

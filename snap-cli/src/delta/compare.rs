@@ -1,35 +1,35 @@
-//! In what two objects of two states differ: the one place that says what counts as a difference.
+//! Comparison of two objects of two states. Only this module defines which differences count.
 
 use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{DirNode, FileNode, LayerPath, View};
 
-use crate::tree::attrs::{self, space_of};
+use crate::tree::attrs::{self, marker_space};
 use crate::tree::content;
 use crate::tree::error::{Context as _, Result};
 use crate::tree::walk::open_content;
 
-/// What of an object differs.
+/// The differences between two objects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct What {
-    /// The content, the link's target or the device's number.
+pub struct Differences {
+    /// The content of a file, the target of a symbolic link, or the number of a device.
     pub content: bool,
     /// The permission bits.
     pub mode: bool,
     /// The user or the group.
     pub owner: bool,
-    /// The modification time; of no meaning for folders.
+    /// The modification time; never set for directories.
     pub time: bool,
-    /// An extended attribute or an ACL.
+    /// An xattr or an ACL.
     pub xattrs: bool,
 }
 
-impl What {
-    /// Whether anything differs.
-    pub fn any(self) -> bool {
-        self != Self::default()
+impl Differences {
+    /// Returns whether there is no difference.
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
     }
 
-    /// The words for it.
+    /// Returns the words for the differences, as output shows them.
     pub fn words(self) -> Vec<&'static str> {
         [
             (self.content, "content"),
@@ -43,7 +43,8 @@ impl What {
         .collect()
     }
 
-    fn of(a: &Stat, b: &Stat) -> Self {
+    /// Compares the stat fields that count for all types of objects.
+    fn from_stats(a: &Stat, b: &Stat) -> Self {
         Self {
             mode: a.perm() != b.perm(),
             owner: (a.uid, a.gid) != (b.uid, b.gid),
@@ -56,61 +57,75 @@ impl What {
 pub(super) struct Pair<'a> {
     pub(super) a: &'a View,
     pub(super) b: &'a View,
-    /// Whether everything that differs is wanted, or only whether anything does.
+    /// Whether all differences are determined; otherwise a comparison may stop at the first one.
     pub(super) thorough: bool,
 }
 
 impl Pair<'_> {
-    /// In what two folders differ, apart from what is in them.
-    pub(super) fn folders(&self, a: &DirNode, b: &DirNode, path: &LayerPath) -> Result<What> {
-        if a.same_place(b) {
-            return Ok(What::default());
+    /// Compares two directories, without their entries.
+    pub(super) fn compare_dirs(
+        &self,
+        a: &DirNode,
+        b: &DirNode,
+        path: &LayerPath,
+    ) -> Result<Differences> {
+        if a.is_same_location(b) {
+            return Ok(Differences::default());
         }
-        let mut what = What::of(&a.stat, &b.stat);
-        if what.any() && !self.thorough {
-            return Ok(what);
+        let mut differences = Differences::from_stats(&a.stat, &b.stat);
+        if !differences.is_empty() && !self.thorough {
+            return Ok(differences);
         }
-        let tried = "can't read the attributes";
-        let one = attrs::shown(space_of(self.a), a.xattrs().context_at(tried, path)?);
-        what.xattrs = one != attrs::shown(space_of(self.b), b.xattrs().context_at(tried, path)?);
-        Ok(what)
+        let message = "cannot read the xattrs";
+        let (old, new) = (a.xattrs(), b.xattrs());
+        let old = attrs::visible_xattrs(marker_space(self.a), old.context_at(message, path)?);
+        let new = attrs::visible_xattrs(marker_space(self.b), new.context_at(message, path)?);
+        differences.xattrs = old != new;
+        Ok(differences)
     }
 
-    /// In what two files of one type differ.
-    pub(super) fn files(&self, a: &FileNode, b: &FileNode, path: &LayerPath) -> Result<What> {
-        if a.loc.same_place(&b.loc) && a.data_loc().same_place(b.data_loc()) {
-            return Ok(What::default());
+    /// Compares two files of the same type.
+    pub(super) fn compare_files(
+        &self,
+        a: &FileNode,
+        b: &FileNode,
+        path: &LayerPath,
+    ) -> Result<Differences> {
+        if a.loc.is_same_location(&b.loc) && a.data_loc().is_same_location(b.data_loc()) {
+            return Ok(Differences::default());
         }
-        let mut what = What {
+        let mut differences = Differences {
             time: a.stat.mtime != b.stat.mtime,
             content: a.stat.rdev != b.stat.rdev,
-            ..What::of(&a.stat, &b.stat)
+            ..Differences::from_stats(&a.stat, &b.stat)
         };
-        if what.any() && !self.thorough {
-            return Ok(what);
+        if !differences.is_empty() && !self.thorough {
+            return Ok(differences);
         }
-        let tried = "can't read the attributes";
-        let one = attrs::shown(space_of(self.a), a.loc.xattrs().context_at(tried, path)?);
-        what.xattrs =
-            one != attrs::shown(space_of(self.b), b.loc.xattrs().context_at(tried, path)?);
-        if !what.xattrs || self.thorough {
-            what.content |= self.contents(a, b).context_at("can't compare", path)?;
+        let message = "cannot read the xattrs";
+        let (old, new) = (a.loc.xattrs(), b.loc.xattrs());
+        let old = attrs::visible_xattrs(marker_space(self.a), old.context_at(message, path)?);
+        let new = attrs::visible_xattrs(marker_space(self.b), new.context_at(message, path)?);
+        differences.xattrs = old != new;
+        if !differences.xattrs || self.thorough {
+            differences.content |=
+                is_content_different(a, b).context_at("cannot compare the content", path)?;
         }
-        Ok(what)
+        Ok(differences)
     }
+}
 
-    #[allow(clippy::unused_self, reason = "one of three that are asked alike")]
-    fn contents(&self, a: &FileNode, b: &FileNode) -> cowl_layers::error::Result<bool> {
-        match a.stat.kind() {
-            FileKind::Regular if a.stat.size != b.stat.size => Ok(true),
-            FileKind::Regular if a.data_loc().same_place(b.data_loc()) => Ok(false),
-            FileKind::Regular => {
-                let one = open_content(a.data_loc())?;
-                let two = open_content(b.data_loc())?;
-                content::same(one, two, a.stat.size).map(|same| !same)
-            }
-            FileKind::Symlink => Ok(a.loc.readlink()? != b.loc.readlink()?),
-            _ => Ok(false),
+/// Returns whether the contents of two files, or the targets of two symbolic links, differ.
+fn is_content_different(a: &FileNode, b: &FileNode) -> cowl_layers::error::Result<bool> {
+    match a.stat.kind() {
+        FileKind::Regular if a.stat.size != b.stat.size => Ok(true),
+        FileKind::Regular if a.data_loc().is_same_location(b.data_loc()) => Ok(false),
+        FileKind::Regular => {
+            let old = open_content(a.data_loc())?;
+            let new = open_content(b.data_loc())?;
+            content::is_same(old, new, a.stat.size).map(|is_same| !is_same)
         }
+        FileKind::Symlink => Ok(a.loc.readlink()? != b.loc.readlink()?),
+        _ => Ok(false),
     }
 }

@@ -1,4 +1,4 @@
-//! Tests of diff, digest and measure, on what kernel overlayfs wrote and on plain trees.
+//! Tests of diff, digest and measure, on layers that kernel overlayfs wrote and on plain trees.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,9 +9,9 @@ use super::{Change, diff};
 use crate::tree::testing::{self, is_root, one_of_everything};
 use crate::tree::{digest_dir, measure};
 
-/// A diff, applied in thought to the paths of the first state, gives those of the second; and what
-/// it does not name is equal in both.
-pub(super) fn every_diff_is_right(stack: &Stack) {
+/// Verifies the diffs between all states of a stack: applied to the paths of the first state they yield those of the
+/// second one, and paths that they do not list are equal in both.
+pub(super) fn check_diff_of_every_pair(stack: &Stack) {
     let count = stack.layers.len();
     for (a, b) in (1..=count).flat_map(|a| (1..=count).map(move |b| (a, b))) {
         let (one, two) = (stack.down(..a), stack.down(..b));
@@ -24,7 +24,7 @@ pub(super) fn every_diff_is_right(stack: &Stack) {
 
 fn check_diff(changes: &[Change], old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) {
     let text = |path: &[u8]| path.escape_ascii().to_string();
-    // Where a path of the new state was in the old one, as the renames say.
+    // Returns the path in the old state of a path in the new state, according to the renames.
     let origin = |path: &str| -> String {
         let renames = changes
             .iter()
@@ -44,21 +44,21 @@ fn check_diff(changes: &[Change], old: &BTreeMap<String, String>, new: &BTreeMap
             .collect()
     };
     let (added, changed) = (with("A"), with("MTR"));
-    let mut left: std::collections::BTreeSet<&String> = old.keys().collect();
+    let mut remaining: std::collections::BTreeSet<&String> = old.keys().collect();
     for (path, line) in new {
         if added.contains(path) {
             continue;
         }
         let from = origin(path);
         let Some(before) = old.get(&from) else {
-            panic!("{path} is neither new nor was it {from}: {changes:?}");
+            panic!("{path} was not added, and {from} did not exist: {changes:?}");
         };
-        left.remove(&from);
-        let folder = line.starts_with('4') && before.starts_with('4');
+        remaining.remove(&from);
+        let is_dir = line.starts_with('4') && before.starts_with('4');
         let same = |line: &str| {
             let line = line.split(" same as ").next().unwrap().to_owned();
             let mut words: Vec<&str> = line.split(' ').collect();
-            if folder {
+            if is_dir {
                 words.remove(2);
             }
             words.join(" ")
@@ -67,8 +67,13 @@ fn check_diff(changes: &[Change], old: &BTreeMap<String, String>, new: &BTreeMap
             assert_eq!(same(line), same(before), "{path} (was {from}): {changes:?}");
         }
     }
-    let gone: std::collections::BTreeSet<String> = left.into_iter().cloned().collect();
-    assert_eq!(gone, with("D"), "{:#?}\n{old:#?}\n{new:#?}", lines(changes));
+    let removed: std::collections::BTreeSet<String> = remaining.into_iter().cloned().collect();
+    assert_eq!(
+        removed,
+        with("D"),
+        "{:#?}\n{old:#?}\n{new:#?}",
+        lines(changes)
+    );
 }
 
 fn lines(changes: &[Change]) -> Vec<String> {
@@ -91,7 +96,7 @@ fn lines(changes: &[Change]) -> Vec<String> {
 
 #[test]
 #[expect(clippy::too_many_lines, reason = "a table of cases")]
-fn a_diff_says_what_happened() {
+fn a_diff_lists_every_change_and_no_copy_up() {
     if !is_root() {
         return;
     }
@@ -135,7 +140,7 @@ fn a_diff_says_what_happened() {
             .unwrap()
             .set_modified(before)
             .unwrap();
-        // Copied up, and nothing else.
+        // Only copied up.
         drop(
             fs::File::options()
                 .append(true)
@@ -146,8 +151,8 @@ fn a_diff_says_what_happened() {
     });
     let (a, b) = (view(&stack.down(..1)), view(&stack.down(..)));
     let got = lines(&diff(&a, &b).unwrap());
-    // The kernel leaves no mark by which a renamed file with copied content could be recognised: its
-    // metadata-only copy can.
+    // The kernel stores no marker by which a renamed file with copied data could be recognized. This file is a
+    // metadata-only copy, which can be recognized.
     assert_eq!(
         got,
         [
@@ -180,7 +185,7 @@ fn a_diff_says_what_happened() {
 }
 
 #[test]
-fn digests_see_every_difference_and_no_other() {
+fn digests_change_with_every_relevant_difference() {
     if !is_root() {
         return;
     }
@@ -191,7 +196,7 @@ fn digests_see_every_difference_and_no_other() {
     let first = now();
     assert_eq!(now(), first);
     assert_eq!(first.to_string().len(), "2:".len() + 64);
-    // Reading, and another name in between, change nothing that counts.
+    // Reading does not change the digest.
     fs::read(root.join("dir/big")).unwrap();
     let keep_times = |path: &str, change: &dyn Fn(&Path)| {
         let path = root.join(path);
@@ -200,28 +205,31 @@ fn digests_see_every_difference_and_no_other() {
         fs::File::open(&path).unwrap().set_modified(before).unwrap();
     };
     assert_eq!(now(), first);
-    let mut seen = vec![first];
-    let mut differs = |what: &str| {
+    let mut digests = vec![first];
+    let mut assert_differs = |change: &str| {
         let digest = now();
-        assert!(!seen.contains(&digest), "{what} was not seen");
-        seen.push(digest);
+        assert!(
+            !digests.contains(&digest),
+            "{change} did not change the digest"
+        );
+        digests.push(digest);
     };
     keep_times("empty", &|path| fs::write(path, b"1").unwrap());
-    differs("content");
+    assert_differs("content");
     keep_times("empty", &|path| testing::chmod(path, 0o1755));
-    differs("a mode");
+    assert_differs("a mode");
     keep_times("empty", &|path| testing::chown(path, 12, 35));
-    differs("a group");
-    keep_times("empty", &|path| testing::set(path, "user.a", b""));
-    differs("an attribute");
+    assert_differs("a group");
+    keep_times("empty", &|path| testing::set_xattr(path, "user.a", b""));
+    assert_differs("an xattr");
     testing::set_times(&root.join("empty"), 5, 6);
-    differs("a time");
+    assert_differs("a time");
     testing::set_times(&root.join("empty"), 5, 7);
-    differs("a nanosecond");
+    assert_differs("a nanosecond");
     keep_times("dir", &|path| {
         fs::rename(path.join("hard"), path.join("hard2")).unwrap()
     });
-    differs("a name");
+    assert_differs("a name");
     keep_times("dir", &|path| {
         let from = path.join("hard2");
         let time = fs::metadata(&from).unwrap().modified().unwrap();
@@ -233,15 +241,15 @@ fn digests_see_every_difference_and_no_other() {
             ("user.eq=uals%3D", b"a\n9 b=c\n\0\xff"),
             ("user.none", b""),
         ] {
-            testing::set(&from, name, value);
+            testing::set_xattr(&from, name, value);
         }
         fs::File::open(&from).unwrap().set_modified(time).unwrap();
     });
-    differs("a hard link that became a copy");
+    assert_differs("a hard link that became a copy");
 }
 
 #[test]
-fn a_layer_is_measured_once_an_inode() {
+fn measure_counts_each_inode_once() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a"), vec![1; 100_000]).unwrap();
     let one = measure(dir.path()).unwrap();
@@ -249,7 +257,7 @@ fn a_layer_is_measured_once_an_inode() {
     let two = measure(dir.path()).unwrap();
     assert_eq!(two.entries, one.entries + 1);
     assert_eq!((two.bytes, two.inodes), (one.bytes, 2));
-    assert_ne!(two.looks, one.looks);
+    assert_ne!(two.metadata_digest, one.metadata_digest);
     assert_eq!(one.entries, 1);
     assert!(one.bytes >= 100_000 && one.bytes < 120_000, "{}", one.bytes);
 }

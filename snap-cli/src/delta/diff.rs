@@ -1,14 +1,14 @@
-//! What differs between two states.
+//! The list of paths that differ between two states.
 //!
-//! Every path that differs is listed, those below a folder that was removed or added too. A folder
-//! that both states have at the same places of the same layers is not entered. A file is changed when
-//! its type, mode, owner, modification time, link target, device number, content or attributes differ:
-//! that it was copied up is no change. A folder is changed when its mode, owner or attributes differ;
-//! its time changes with what is in it, which is listed anyway.
+//! Every path that differs is listed, including those below a directory that was removed or added. A directory that
+//! consists of the same directories of the same layers in both states is not entered. A file is modified if its type,
+//! mode, owner, modification time, link target, device number, content or xattrs differ; a copy-up alone is not a
+//! modification. A directory is modified if its mode, owner or xattrs differ. Its modification time is ignored, because
+//! it changes with the entries, which are listed themselves.
 //!
-//! Renamed is what is gone at one path, new at another, and the same object: it shows the same inode
-//! number, or the new folder's redirect (or the new file's content) lies where the old one lay. A
-//! renamed folder is one line; below it only what differs within. A renamed thing may be changed too.
+//! A removed path and an added path are reported as a rename if they are the same object: both show the same inode
+//! number, or the redirect of the new directory (or the data of the new file) refers to the location of the old one.
+//! A renamed directory is one change, and only differences are listed below it. A renamed object may also be modified.
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
@@ -18,27 +18,27 @@ use cowl_layers::name::Name;
 use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{DirNode, Found, LayerPath, View};
 
-use super::compare::{Pair, What};
+use super::compare::{Differences, Pair};
 use crate::tree::error::{Context as _, ErrorKind, Result, TreeError};
 use crate::tree::find;
 
-/// What happened to a path.
+/// The kind of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Status {
-    /// It is new.
+    /// The path was added.
     Added,
-    /// It is there in both and differs.
+    /// The object exists in both states and differs.
     Modified,
-    /// It is gone.
+    /// The path was removed.
     Deleted,
-    /// It is of another type.
+    /// The file type is different.
     TypeChanged,
-    /// It had another path.
+    /// The object had another path.
     Renamed,
 }
 
 impl Status {
-    /// The one letter that stands for it: A, M, D, T or R.
+    /// Returns the letter for the kind: A, M, D, T or R.
     pub fn letter(self) -> char {
         match self {
             Self::Added => 'A',
@@ -56,119 +56,122 @@ impl fmt::Display for Status {
     }
 }
 
-/// One path that differs.
+/// A path that differs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Change {
-    /// The path (bytes, no leading slash; `.` is the root): in the second state, or in the first when it
-    /// is gone.
+    /// The path in the second state, or in the first one if it was removed. Bytes without a leading slash; `.` is the
+    /// root.
     pub path: Vec<u8>,
-    /// What happened.
+    /// The kind of the change.
     pub status: Status,
-    /// The path in the first state of what was renamed.
+    /// The path of a renamed object in the first state.
     pub from: Option<Vec<u8>>,
-    /// Its size in the first state: of a file its content's, of a symbolic link its target's.
+    /// The size in the first state: that of a file's content or of a symbolic link's target.
     pub old_size: Option<u64>,
-    /// The same in the second state.
+    /// The size in the second state: that of a file's content or of a symbolic link's target.
     pub new_size: Option<u64>,
-    /// What of it differs, where it is of one type in both. Not everything, unless that was asked for.
-    pub what: What,
+    /// The differences, if the type is the same. They are complete only with [`DiffOptions::thorough`].
+    pub differences: Differences,
 }
 
-/// How two states are compared.
+/// Options of a comparison of two states.
 #[derive(Clone, Debug, Default)]
-pub struct Wish {
-    /// Only these paths ([`find::plain`]) with what is below them; none: everything. Nothing else is read.
+pub struct DiffOptions {
+    /// The paths ([`find::normalize`]) to which the comparison is restricted, with everything below them; if empty, it is
+    /// not restricted. Other paths are not read.
     pub paths: Vec<Vec<u8>>,
-    /// Everything that differs is said of each path, not only that something does: contents are read
-    /// also of files whose times differ.
+    /// Whether all differences of each path are determined. This reads the contents of files even if another
+    /// difference is already known.
     pub thorough: bool,
-    /// What was renamed is told as gone and new.
+    /// Whether renames are reported as a removal and an addition.
     pub no_renames: bool,
 }
 
-/// What leads from the state `a` to the state `b`, sorted by path.
+/// Returns the changes that lead from the state `a` to the state `b`, sorted by path.
 pub fn diff(a: &View, b: &View) -> Result<Vec<Change>> {
-    diff_of(a, b, &Wish::default())
+    diff_with(a, b, &DiffOptions::default())
 }
 
-/// The same, as it is wished.
-pub fn diff_of(a: &View, b: &View, wish: &Wish) -> Result<Vec<Change>> {
+/// Returns the changes that lead from the state `a` to the state `b`, sorted by path, as `options` request them.
+pub fn diff_with(a: &View, b: &View, options: &DiffOptions) -> Result<Vec<Change>> {
     let mut diff = Diff {
         pair: Pair {
             a,
             b,
-            thorough: wish.thorough,
+            thorough: options.thorough,
         },
         changes: Vec::new(),
-        gone: Vec::new(),
-        new: Vec::new(),
+        removed: Vec::new(),
+        added: Vec::new(),
         keys: HashMap::new(),
         levels: Vec::new(),
     };
-    if wish.paths.is_empty() {
-        diff.roots()?;
+    if options.paths.is_empty() {
+        diff.compare_roots()?;
     }
-    for path in find::topmost(wish.paths.clone()) {
-        diff.only(&path)?;
+    for path in find::topmost(options.paths.clone()) {
+        diff.compare_path(&path)?;
     }
-    if !wish.no_renames {
+    if !options.no_renames {
         diff.match_renames()?;
     }
-    for node in std::mem::take(&mut diff.new) {
-        if node.open {
-            diff.change(&node.path, Status::Added, (None, Some(&node.found)));
+    for node in std::mem::take(&mut diff.added) {
+        if node.is_unmatched {
+            diff.push_change(&node.path, Status::Added, (None, Some(&node.found)));
         }
     }
-    for node in std::mem::take(&mut diff.gone) {
-        if node.open {
-            diff.change(&node.path, Status::Deleted, (Some(&node.found), None));
+    for node in std::mem::take(&mut diff.removed) {
+        if node.is_unmatched {
+            diff.push_change(&node.path, Status::Deleted, (Some(&node.found), None));
         }
     }
     diff.changes.sort_unstable();
     Ok(diff.changes)
 }
 
-/// Two names of one object have a key in common.
+/// A key by which an object is recognized at another path. Two names of one object have at least one key in common.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Key {
-    /// The inode number that it shows.
-    Shown(FileKind, u64),
-    /// A layer's id and the inode there.
-    Place(FileKind, u64, u64),
+    /// The visible inode number.
+    VisibleInode(FileKind, u64),
+    /// The id of a layer and the inode number in it.
+    LayerInode(FileKind, u64, u64),
 }
 
-/// What only one of the two has, in a list in which a directory comes before what is in it.
-struct Node {
+/// An object that only one of the states has. In a list, a directory precedes its entries.
+struct OneSided {
     path: LayerPath,
     found: Found,
-    /// What is in it, sorted by name.
-    below: Vec<usize>,
-    /// What became of it is not known yet.
-    open: bool,
+    /// The indexes of the directory's entries, sorted by name.
+    entries: Vec<usize>,
+    /// Whether no counterpart in the other state was found so far.
+    is_unmatched: bool,
 }
 
-/// A directory that both have, in which the comparison is.
-struct Level {
+/// A directory of both states whose entries are being compared.
+struct CommonDir {
     a: DirNode,
     b: DirNode,
     path: LayerPath,
-    /// The names in it, each with whether `a` and `b` have it. The next one is taken from the end.
+    /// The remaining names, each with whether `a` and `b` contain it. The next one is last.
     names: Vec<(Name, bool, bool)>,
 }
 
 struct Diff<'a> {
     pair: Pair<'a>,
     changes: Vec<Change>,
-    /// What only `a` has, and what only `b` has, with everything below.
-    gone: Vec<Node>,
-    new: Vec<Node>,
-    /// Which of what only `a` has.
+    /// The objects that only `a` has, including everything below them.
+    removed: Vec<OneSided>,
+    /// The objects that only `b` has, including everything below them.
+    added: Vec<OneSided>,
+    /// The indexes of the objects in `removed` that have a key.
     keys: HashMap<Key, VecDeque<usize>>,
-    levels: Vec<Level>,
+    levels: Vec<CommonDir>,
 }
 
 impl Diff<'_> {
-    fn change(
+    /// Records the change of a path.
+    fn push_change(
         &mut self,
         path: &LayerPath,
         status: Status,
@@ -180,52 +183,53 @@ impl Diff<'_> {
             from: None,
             old_size: sides.0.and_then(size),
             new_size: sides.1.and_then(size),
-            what: What::default(),
+            differences: Differences::default(),
         });
     }
 
-    /// Adds what is in both, if it differs.
-    fn modified(&mut self, path: Vec<u8>, what: What, sides: (&Found, &Found)) {
-        if what.any() {
+    /// Records the modification of an object that both states have, if there are differences.
+    fn push_modified(&mut self, path: Vec<u8>, differences: Differences, sides: (&Found, &Found)) {
+        if !differences.is_empty() {
             self.changes.push(Change {
                 path,
                 status: Status::Modified,
                 from: None,
                 old_size: size(sides.0),
                 new_size: size(sides.1),
-                what,
+                differences,
             });
         }
     }
 
-    fn roots(&mut self) -> Result<()> {
-        let root = |view: &View| view.root().context("can't read the root folder", b".");
+    /// Compares the whole states.
+    fn compare_roots(&mut self) -> Result<()> {
+        let root = |view: &View| view.root().context("cannot read the root directory", b".");
         let (a, b) = (root(self.pair.a)?, root(self.pair.b)?);
         let path = LayerPath::default();
-        let what = self.pair.folders(&a, &b, &path)?;
+        let differences = self.pair.compare_dirs(&a, &b, &path)?;
         let (old, new) = (Found::Dir(a.clone()), Found::Dir(b.clone()));
-        self.modified(b".".to_vec(), what, (&old, &new));
+        self.push_modified(b".".to_vec(), differences, (&old, &new));
         self.enter(path, a, b)?;
         self.walk()
     }
 
-    /// One path of both states.
-    fn only(&mut self, path: &[u8]) -> Result<()> {
+    /// Compares one path of both states, with everything below it.
+    fn compare_path(&mut self, path: &[u8]) -> Result<()> {
         if path.is_empty() {
-            return self.roots();
+            return self.compare_roots();
         }
-        let old = find::at(self.pair.a, path)?;
-        let new = find::at(self.pair.b, path)?;
-        let none = |found: &Found| matches!(found, Found::Absent | Found::Whiteout);
-        if none(&old) && none(&new) {
-            let what = "neither state has this path";
-            return Err(TreeError::new(ErrorKind::NotFound, what).at(path));
+        let old = find::find(self.pair.a, path)?;
+        let new = find::find(self.pair.b, path)?;
+        let is_absent = |found: &Found| matches!(found, Found::Absent | Found::Whiteout);
+        if is_absent(&old) && is_absent(&new) {
+            let message = "neither state has this path";
+            return Err(TreeError::new(ErrorKind::NotFound, message).at(path));
         }
-        self.both(LayerPath::from(path), old, new)?;
+        self.compare_found(LayerPath::from(path), old, new)?;
         self.walk()
     }
 
-    /// Compares what is in the directories that were entered.
+    /// Compares the entries of the directories that were entered.
     fn walk(&mut self) -> Result<()> {
         while let Some(level) = self.levels.last_mut() {
             let Some((name, in_a, in_b)) = level.names.pop() else {
@@ -236,48 +240,51 @@ impl Diff<'_> {
             };
             let path = level.path.join(&name);
             let found = |view: &View, dir: &DirNode, is_in: bool| match is_in {
-                true => view.lookup(dir, &name).context_at("can't read", &path),
+                true => view.lookup(dir, &name).context_at("cannot read", &path),
                 false => Ok(Found::Absent),
             };
             let old = found(self.pair.a, &level.a, in_a)?;
             let new = found(self.pair.b, &level.b, in_b)?;
-            self.both(path, old, new)?;
+            self.compare_found(path, old, new)?;
         }
         Ok(())
     }
 
-    /// Goes into a directory of both, unless it is the same one.
+    /// Enters a directory of both states, unless it is the same in the layers.
     fn enter(&mut self, path: LayerPath, a: DirNode, b: DirNode) -> Result<()> {
-        if a.same_place(&b) {
+        if a.is_same_location(&b) {
             return Ok(());
         }
         let names = |view: &View, dir: &DirNode| -> Result<Vec<Name>> {
-            let listed = view.list(dir).context_at("can't read the folder", &path)?;
+            let listed = view
+                .list(dir)
+                .context_at("cannot read the directory", &path)?;
             Ok(listed.into_iter().map(|entry| entry.name).collect())
         };
         let (old, new) = (names(self.pair.a, &a)?, names(self.pair.b, &b)?);
-        let mut names = joined(old, new, Ord::cmp);
+        let mut names = merge_sorted(old, new, Ord::cmp);
         names.reverse();
         let names = names.into_iter().filter_map(|(old, new)| {
             let both = (old.is_some(), new.is_some());
             Some((old.or(new)?, both.0, both.1))
         });
         let names = names.collect();
-        self.levels.push(Level { a, b, path, names });
+        self.levels.push(CommonDir { a, b, path, names });
         Ok(())
     }
 
-    fn both(&mut self, path: LayerPath, old: Found, new: Found) -> Result<()> {
+    /// Compares two objects at one path, with everything below them.
+    fn compare_found(&mut self, path: LayerPath, old: Found, new: Found) -> Result<()> {
         match (&old, &new) {
             (Found::Absent | Found::Whiteout, Found::Absent | Found::Whiteout) => {}
-            (Found::Absent | Found::Whiteout, _) => self.add(Side::New, path, new)?,
-            (_, Found::Absent | Found::Whiteout) => self.add(Side::Gone, path, old)?,
+            (Found::Absent | Found::Whiteout, _) => self.add_one_sided(Side::Added, path, new)?,
+            (_, Found::Absent | Found::Whiteout) => self.add_one_sided(Side::Removed, path, old)?,
             _ => {
                 self.compare(&path, &old, &new)?;
                 match (old, new) {
                     (Found::Dir(one), Found::Dir(two)) => self.enter(path, one, two)?,
-                    (Found::Dir(one), _) => self.add_below(Side::Gone, &path, one)?,
-                    (_, Found::Dir(two)) => self.add_below(Side::New, &path, two)?,
+                    (Found::Dir(one), _) => self.add_below(Side::Removed, &path, one)?,
+                    (_, Found::Dir(two)) => self.add_below(Side::Added, &path, two)?,
                     _ => {}
                 }
             }
@@ -285,64 +292,63 @@ impl Diff<'_> {
         Ok(())
     }
 
-    /// In what two objects at one path differ, apart from what is in them.
+    /// Compares two objects at one path, without the entries of directories.
     fn compare(&mut self, path: &LayerPath, old: &Found, new: &Found) -> Result<()> {
-        let what = match (old, new) {
-            (Found::Dir(one), Found::Dir(two)) => self.pair.folders(one, two, path)?,
+        let differences = match (old, new) {
+            (Found::Dir(one), Found::Dir(two)) => self.pair.compare_dirs(one, two, path)?,
             (Found::File(one), Found::File(two)) if one.stat.kind() == two.stat.kind() => {
-                self.pair.files(one, two, path)?
+                self.pair.compare_files(one, two, path)?
             }
             _ => {
-                self.change(path, Status::TypeChanged, (Some(old), Some(new)));
+                self.push_change(path, Status::TypeChanged, (Some(old), Some(new)));
                 return Ok(());
             }
         };
-        if what.any() {
-            self.modified(path.to_bytes(), what, (old, new));
-        }
+        self.push_modified(path.to_bytes(), differences, (old, new));
         Ok(())
     }
 
-    /// Notes what only one of the two has, with everything below it.
-    fn add(&mut self, side: Side, path: LayerPath, found: Found) -> Result<()> {
-        let inside = match &found {
+    /// Records an object that only one of the states has, with everything below it.
+    fn add_one_sided(&mut self, side: Side, path: LayerPath, found: Found) -> Result<()> {
+        let dir = match &found {
             Found::Dir(dir) => Some(dir.clone()),
             Found::Absent | Found::Whiteout | Found::File(_) => None,
         };
-        let top = self.note(side, path.clone(), found)?;
-        match inside {
-            Some(dir) => self.fill(side, Some(top), path, dir),
+        let top = self.record(side, path.clone(), found)?;
+        match dir {
+            Some(dir) => self.add_entries(side, Some(top), path, dir),
             None => Ok(()),
         }
     }
 
-    /// Notes everything in a directory in whose place the other has something else.
+    /// Records everything in a directory at whose path the other state has an object of another type.
     fn add_below(&mut self, side: Side, path: &LayerPath, dir: DirNode) -> Result<()> {
-        self.fill(side, None, path.clone(), dir)
+        self.add_entries(side, None, path.clone(), dir)
     }
 
-    fn note(&mut self, side: Side, path: LayerPath, found: Found) -> Result<usize> {
+    /// Records one object that only one of the states has, and returns its index.
+    fn record(&mut self, side: Side, path: LayerPath, found: Found) -> Result<usize> {
         let nodes = match side {
-            Side::Gone => &mut self.gone,
-            Side::New => &mut self.new,
+            Side::Removed => &mut self.removed,
+            Side::Added => &mut self.added,
         };
         let at = nodes.len();
-        if side == Side::Gone {
+        if side == Side::Removed {
             for key in keys(&found, &path)? {
                 self.keys.entry(key).or_default().push_back(at);
             }
         }
-        nodes.push(Node {
+        nodes.push(OneSided {
             path,
             found,
-            below: Vec::new(),
-            open: true,
+            entries: Vec::new(),
+            is_unmatched: true,
         });
         Ok(at)
     }
 
-    /// Notes everything in a directory; `node` is its own.
-    fn fill(
+    /// Records everything in a directory, whose own index is `node` if it is recorded.
+    fn add_entries(
         &mut self,
         side: Side,
         node: Option<usize>,
@@ -350,11 +356,13 @@ impl Diff<'_> {
         dir: DirNode,
     ) -> Result<()> {
         let view = match side {
-            Side::Gone => self.pair.a,
-            Side::New => self.pair.b,
+            Side::Removed => self.pair.a,
+            Side::Added => self.pair.b,
         };
         let list = |dir: &DirNode, path: &LayerPath| -> Result<Vec<Name>> {
-            let listed = view.list(dir).context_at("can't read the folder", path)?;
+            let listed = view
+                .list(dir)
+                .context_at("cannot read the directory", path)?;
             Ok(listed.into_iter().rev().map(|entry| entry.name).collect())
         };
         let names = list(&dir, &path)?;
@@ -366,21 +374,21 @@ impl Diff<'_> {
                 continue;
             };
             let inner = path.join(&name);
-            let found = view.lookup(dir, &name).context_at("can't read", &inner)?;
-            let inside = match &found {
+            let found = view.lookup(dir, &name).context_at("cannot read", &inner)?;
+            let inner_dir = match &found {
                 Found::Absent | Found::Whiteout => continue,
                 Found::Dir(dir) => Some(dir.clone()),
                 Found::File(_) => None,
             };
-            let at = self.note(side, inner.clone(), found)?;
+            let at = self.record(side, inner.clone(), found)?;
             let nodes = match side {
-                Side::Gone => &mut self.gone,
-                Side::New => &mut self.new,
+                Side::Removed => &mut self.removed,
+                Side::Added => &mut self.added,
             };
             if let Some(above) = node.and_then(|node| nodes.get_mut(node)) {
-                above.below.push(at);
+                above.entries.push(at);
             }
-            if let Some(dir) = inside {
+            if let Some(dir) = inner_dir {
                 let names = list(&dir, &inner)?;
                 levels.push((Some(at), inner, dir, names));
             }
@@ -388,24 +396,24 @@ impl Diff<'_> {
         Ok(())
     }
 
-    /// Finds what was renamed, folders before what is in them; what is left was added.
+    /// Finds renames: directories before their entries.
     fn match_renames(&mut self) -> Result<()> {
-        for at in 0..self.new.len() {
-            let Some(node) = self.new.get(at).filter(|node| node.open) else {
+        for at in 0..self.added.len() {
+            let Some(node) = self.added.get(at).filter(|node| node.is_unmatched) else {
                 continue;
             };
             let (path, found) = (node.path.clone(), node.found.clone());
-            let Some(old_at) = self.find_gone(&found, &path)? else {
+            let Some(old_at) = self.find_removed(&found, &path)? else {
                 continue;
             };
-            let Some(old) = self.gone.get(old_at) else {
+            let Some(old) = self.removed.get(old_at) else {
                 continue;
             };
             let (old_path, old) = (old.path.clone(), old.found.clone());
-            let what = match (&old, &found) {
-                (Found::Dir(one), Found::Dir(two)) => self.pair.folders(one, two, &path)?,
-                (Found::File(one), Found::File(two)) => self.pair.files(one, two, &path)?,
-                _ => What::default(),
+            let differences = match (&old, &found) {
+                (Found::Dir(one), Found::Dir(two)) => self.pair.compare_dirs(one, two, &path)?,
+                (Found::File(one), Found::File(two)) => self.pair.compare_files(one, two, &path)?,
+                _ => Differences::default(),
             };
             self.changes.push(Change {
                 path: path.to_bytes(),
@@ -413,93 +421,96 @@ impl Diff<'_> {
                 from: Some(old_path.to_bytes()),
                 old_size: size(&old),
                 new_size: size(&found),
-                what,
+                differences,
             });
-            self.settle(old_at, at);
-            self.pair_below(old_at, at)?;
+            self.set_matched(old_at, at);
+            self.match_below(old_at, at)?;
         }
         Ok(())
     }
 
-    fn settle(&mut self, old: usize, new: usize) {
-        if let Some(node) = self.gone.get_mut(old) {
-            node.open = false;
+    /// Marks a removed and an added object as one renamed object.
+    fn set_matched(&mut self, old: usize, new: usize) {
+        if let Some(node) = self.removed.get_mut(old) {
+            node.is_unmatched = false;
         }
-        if let Some(node) = self.new.get_mut(new) {
-            node.open = false;
+        if let Some(node) = self.added.get_mut(new) {
+            node.is_unmatched = false;
         }
     }
 
-    /// What lies below a renamed directory is compared as below one that both have. What was found again
-    /// elsewhere, or has no counterpart, is left as it was noted.
-    fn pair_below(&mut self, old: usize, new: usize) -> Result<()> {
-        let mut todo = vec![(old, new)];
-        while let Some((old, new)) = todo.pop() {
-            let (Some(one), Some(two)) = (self.gone.get(old), self.new.get(new)) else {
+    /// Compares the entries of a renamed directory, as those of a directory that has the same path in both states.
+    ///
+    /// Entries that were matched with another path, or have no counterpart, remain as they were recorded.
+    fn match_below(&mut self, old: usize, new: usize) -> Result<()> {
+        let mut pending = vec![(old, new)];
+        while let Some((old, new)) = pending.pop() {
+            let (Some(one), Some(two)) = (self.removed.get(old), self.added.get(new)) else {
                 continue;
             };
             let (Found::Dir(dir_one), Found::Dir(dir_two)) = (&one.found, &two.found) else {
                 continue;
             };
-            let same = dir_one.same_place(dir_two);
-            let (one, two) = (one.below.clone(), two.below.clone());
-            let name = |nodes: &[Node], at: usize| {
+            let is_same = dir_one.is_same_location(dir_two);
+            let (one, two) = (one.entries.clone(), two.entries.clone());
+            let name = |nodes: &[OneSided], at: usize| {
                 let node = nodes.get(at).and_then(|node| node.path.split_last());
                 node.map(|(_, name)| name.to_vec())
             };
-            let pairs = joined(one, two, |a, b| {
-                name(&self.gone, *a).cmp(&name(&self.new, *b))
+            let pairs = merge_sorted(one, two, |a, b| {
+                name(&self.removed, *a).cmp(&name(&self.added, *b))
             });
             for (old, new) in pairs {
                 let (Some(old), Some(new)) = (old, new) else {
                     continue;
                 };
-                let (Some(one), Some(two)) = (self.gone.get(old), self.new.get(new)) else {
+                let (Some(one), Some(two)) = (self.removed.get(old), self.added.get(new)) else {
                     continue;
                 };
-                if !(same || one.open && two.open) {
+                if !(is_same || one.is_unmatched && two.is_unmatched) {
                     continue;
                 }
-                if !same {
+                if !is_same {
                     let path = two.path.clone();
                     let (one, two) = (one.found.clone(), two.found.clone());
                     self.compare(&path, &one, &two)?;
                 }
-                self.settle(old, new);
-                todo.push((old, new));
+                self.set_matched(old, new);
+                pending.push((old, new));
             }
         }
         Ok(())
     }
 
-    fn find_gone(&mut self, found: &Found, path: &LayerPath) -> Result<Option<usize>> {
+    /// Returns the index of an unmatched removed object that is the same object as `found`.
+    fn find_removed(&mut self, found: &Found, path: &LayerPath) -> Result<Option<usize>> {
         for key in keys(found, path)? {
-            let Some(known) = self.keys.get_mut(&key) else {
+            let Some(candidates) = self.keys.get_mut(&key) else {
                 continue;
             };
-            // What is settled stays so.
-            while let Some(at) = known.front() {
-                if self.gone.get(*at).is_some_and(|node| node.open) {
+            // Matched objects remain matched, so they can be dropped from the queue.
+            while let Some(at) = candidates.front() {
+                if self.removed.get(*at).is_some_and(|node| node.is_unmatched) {
                     return Ok(Some(*at));
                 }
-                known.pop_front();
+                candidates.pop_front();
             }
         }
         Ok(None)
     }
 }
 
-/// Which of the two states has an object that the other lacks.
+/// The state that has an object which the other lacks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
-    /// The old one.
-    Gone,
-    /// The new one.
-    New,
+    /// The old state.
+    Removed,
+    /// The new state.
+    Added,
 }
 
-/// Two sorted lists as one: equal ones together.
-fn joined<T>(
+/// Merges two sorted lists into one in which equal elements are paired.
+fn merge_sorted<T>(
     one: Vec<T>,
     two: Vec<T>,
     order: impl Fn(&T, &T) -> Ordering,
@@ -521,29 +532,29 @@ fn joined<T>(
     }
 }
 
-/// The size that is told of an object.
+/// Returns the reported size of an object; `None` for a type that has none.
 fn size(found: &Found) -> Option<u64> {
-    let told = |stat: &Stat| match stat.kind() {
+    let reported = |stat: &Stat| match stat.kind() {
         FileKind::Regular | FileKind::Symlink => Some(stat.size),
         _ => None,
     };
     match found {
-        Found::File(file) => told(&file.stat),
+        Found::File(file) => reported(&file.stat),
         Found::Absent | Found::Whiteout | Found::Dir(_) => None,
     }
 }
 
-/// By what an object is recognised under another name.
+/// Returns the keys by which an object is recognized at another path.
 fn keys(found: &Found, path: &LayerPath) -> Result<Vec<Key>> {
     Ok(match found {
         Found::Absent | Found::Whiteout => Vec::new(),
         Found::Dir(dir) => {
             let kind = FileKind::Directory;
-            let mut keys = vec![Key::Shown(kind, dir.ino)];
+            let mut keys = vec![Key::VisibleInode(kind, dir.ino)];
             keys.extend(
                 dir.locs
                     .iter()
-                    .map(|loc| Key::Place(kind, loc.layer().id(), loc.ino())),
+                    .map(|loc| Key::LayerInode(kind, loc.layer().id(), loc.ino())),
             );
             keys
         }
@@ -551,12 +562,12 @@ fn keys(found: &Found, path: &LayerPath) -> Result<Vec<Key>> {
             let kind = file.stat.kind();
             let layer = |loc: &cowl_layers::view::Loc| loc.dir.layer().id();
             let mut keys = vec![
-                Key::Shown(kind, file.ino),
-                Key::Place(kind, layer(&file.loc), file.stat.ino),
+                Key::VisibleInode(kind, file.ino),
+                Key::LayerInode(kind, layer(&file.loc), file.stat.ino),
             ];
             if let Some(data) = &file.data {
-                let ino = data.stat().context_at("can't read", path)?.ino;
-                keys.push(Key::Place(kind, layer(data), ino));
+                let ino = data.stat().context_at("cannot read", path)?.ino;
+                keys.push(Key::LayerInode(kind, layer(data), ino));
             }
             keys
         }

@@ -1,4 +1,4 @@
-//! Differences between states: comparing, patches, merging layers, and restoring what changed.
+//! Differences between states: comparison, patches, merging of layers, and reverting of changes.
 //!
 //! Works on states (stacks of layers, read through `cowl_layers::view`). Never prints, and never writes to a layer that it
 //! reads.
@@ -7,12 +7,12 @@ pub mod compare;
 pub mod diff;
 pub mod flatten;
 pub mod patch;
-pub mod put_back;
-mod put_back_work;
+pub mod revert;
+mod revert_work;
 pub mod scope;
 
-pub use compare::What;
-pub use diff::{Change, Status, Wish, diff, diff_of};
+pub use compare::Differences;
+pub use diff::{Change, DiffOptions, Status, diff, diff_with};
 pub use flatten::flatten;
 
 #[cfg(test)]

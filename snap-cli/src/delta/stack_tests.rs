@@ -1,5 +1,4 @@
-//! Tests of flatten on stacks of layers that kernel overlayfs itself wrote, and on
-//! layers whose marks are made by hand.
+//! Tests of flatten on stacks of layers that kernel overlayfs wrote, and on layers with markers set by the test.
 
 use cowl_layers::shown::Show as _;
 use std::collections::BTreeMap;
@@ -13,16 +12,16 @@ use cowl_layers::layer::Layer;
 use cowl_layers::sys::stat::FileKind;
 use cowl_layers::view::View;
 
-use super::compare_tests::every_diff_is_right;
+use super::compare_tests::check_diff_of_every_pair;
 use super::flatten;
 use crate::tree::digest;
 use crate::tree::testing::{self, assert_same, describe, is_root, one_of_everything, run};
 
-/// A kernel overlay mount that ends with its value.
+/// A mount of kernel overlayfs, which is unmounted on drop.
 struct Mount(PathBuf);
 
 impl Mount {
-    /// Mounts the layers, topmost first; the first one is written when there is a work folder.
+    /// Mounts the layers, topmost first. The first one is the upper layer if there is a work directory.
     fn new(layers: &[PathBuf], work: Option<&Path>, at: &Path) -> Self {
         let (upper, lowers) = match work {
             Some(_) => layers
@@ -49,13 +48,13 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // A child that another test just started may hold a descriptor up to its exec.
+        // Retry: a child that another test has forked but not yet exec'd inherits the descriptors.
         for _ in 0..100 {
-            let got = std::process::Command::new("umount")
+            let output = std::process::Command::new("umount")
                 .arg(&self.0)
                 .output()
                 .unwrap();
-            if got.status.success() {
+            if output.status.success() {
                 return;
             }
             std::thread::sleep(std::time::Duration::from_millis(20));
@@ -64,7 +63,7 @@ impl Drop for Mount {
     }
 }
 
-/// Folders for a stack, topmost last.
+/// The directories of a stack of layers, topmost last.
 pub(crate) struct Stack {
     dir: tempfile::TempDir,
     pub(crate) layers: Vec<PathBuf>,
@@ -78,30 +77,30 @@ impl Stack {
         }
     }
 
-    pub(crate) fn folder(&self, name: &str) -> PathBuf {
+    pub(crate) fn create_dir(&self, name: &str) -> PathBuf {
         let path = self.dir.path().join(name);
         fs::create_dir(&path).unwrap();
         path
     }
 
-    /// One more layer on top.
+    /// Adds an empty layer on top.
     pub(crate) fn layer(&mut self) -> PathBuf {
-        let path = self.folder(&format!("l{}", self.layers.len()));
+        let path = self.create_dir(&format!("l{}", self.layers.len()));
         self.layers.push(path.clone());
         path
     }
 
-    /// One more layer on top, written through a kernel mount.
+    /// Adds a layer on top, which `change` writes through a kernel mount.
     pub(crate) fn write(&mut self, change: impl FnOnce(&Path)) {
         self.layer();
-        let at = self.folder(&format!("m{}", self.layers.len()));
-        let work = self.folder(&format!("w{}", self.layers.len()));
+        let at = self.create_dir(&format!("m{}", self.layers.len()));
+        let work = self.create_dir(&format!("w{}", self.layers.len()));
         let mount = Mount::new(&self.down(..), Some(&work), &at);
         change(&at);
         drop(mount);
     }
 
-    /// The layers of a range, topmost first.
+    /// Returns the layers of a range, topmost first.
     pub(crate) fn down(
         &self,
         range: impl std::slice::SliceIndex<[PathBuf], Output = [PathBuf]>,
@@ -126,24 +125,24 @@ pub(super) fn kernel_shows(
     layers: &[PathBuf],
     name: &str,
 ) -> BTreeMap<String, String> {
-    let at = stack.folder(name);
+    let at = stack.create_dir(name);
     // A read-only overlay needs two layers.
-    let empty = stack.folder(&format!("{name}-empty"));
+    let empty = stack.create_dir(&format!("{name}-empty"));
     let layers = [layers, &[empty]].concat();
     let _mount = Mount::new(&layers, None, &at);
     describe(&at)
 }
 
-/// Every range of the stack, flattened, shows the same: to the kernel and to us.
-fn every_range_flattens(stack: &Stack, what: &str) {
+/// Flattens every range of the stack, and verifies that the result is unchanged for the kernel and for `View`.
+fn check_flatten_of_every_range(stack: &Stack, prefix: &str) {
     let all = stack.down(..);
-    let want = kernel_shows(stack, &all, &format!("{what}-whole"));
+    let want = kernel_shows(stack, &all, &format!("{prefix}-whole"));
     let want_digest = digest(&view(&all), &mut |_| {}).unwrap();
     let count = stack.layers.len();
     for low in 0..count {
         for high in low + 1..=count {
-            let name = format!("{what}-{low}-{high}");
-            let target = stack.folder(&name);
+            let name = format!("{prefix}-{low}-{high}");
+            let target = stack.create_dir(&name);
             let range = open(&stack.down(low..high));
             let (part, beneath) = if low > 0 {
                 (View::part(range), Some(view(&stack.down(..low))))
@@ -153,8 +152,8 @@ fn every_range_flattens(stack: &Stack, what: &str) {
             flatten(&part, beneath.as_ref(), &target, &mut |_| {})
                 .unwrap_or_else(|error| panic!("{name}: {error}"));
             let layers = [stack.down(high..), vec![target.clone()], stack.down(..low)].concat();
-            let at = stack.folder(&format!("{name}-m"));
-            let empty = stack.folder(&format!("{name}-e"));
+            let at = stack.create_dir(&format!("{name}-m"));
+            let empty = stack.create_dir(&format!("{name}-e"));
             let mount = Mount::new(&[&layers[..], &[empty]].concat(), None, &at);
             assert_same(&at, &want, &name);
             drop(mount);
@@ -164,13 +163,13 @@ fn every_range_flattens(stack: &Stack, what: &str) {
                 "{name}"
             );
             if low == 0 {
-                no_marks(&target);
+                assert_no_markers(&target);
             }
         }
     }
 }
 
-fn no_marks(tree: &Path) {
+fn assert_no_markers(tree: &Path) {
     for (path, line) in describe(tree) {
         assert!(!line.contains(".overlay."), "{path}: {line}");
         assert!(
@@ -181,7 +180,7 @@ fn no_marks(tree: &Path) {
 }
 
 #[test]
-fn what_the_kernel_wrote_flattens_to_the_same_tree() {
+fn layers_of_the_kernel_flatten_to_the_same_tree() {
     if !is_root() {
         return;
     }
@@ -225,10 +224,10 @@ fn what_the_kernel_wrote_flattens_to_the_same_tree() {
         fs::write(at.join("back/gone/inner/file"), b"written").unwrap();
         fs::remove_file(at.join("h1")).unwrap();
     });
-    every_range_flattens(&stack, "hand");
+    check_flatten_of_every_range(&stack, "hand");
 }
 
-/// A small generator of numbers, the same in every run.
+/// A pseudorandom number generator with a fixed sequence for each seed.
 struct Random(u64);
 
 impl Random {
@@ -241,25 +240,25 @@ impl Random {
     }
 }
 
-/// Changes something; what can't be done is passed over.
-fn random_change(at: &Path, random: &mut Random) {
+/// Performs a random change. A change that is impossible in the current tree is skipped.
+fn apply_random_change(at: &Path, random: &mut Random) {
     let mut paths: Vec<PathBuf> = testing::walk(at)
         .into_iter()
         .map(|path| at.join(OsString::from(String::from_utf8(path).unwrap())))
         .collect();
     paths.sort();
-    let folders: Vec<PathBuf> = paths
+    let dirs: Vec<PathBuf> = paths
         .iter()
         .filter(|path| path.is_dir() && !path.is_symlink())
         .cloned()
         .collect();
-    let mut folders = folders;
-    folders.push(at.to_owned());
+    let mut dirs = dirs;
+    dirs.push(at.to_owned());
     let any = paths
         .get(random.below(paths.len().max(1)))
         .cloned()
         .unwrap_or(at.join("none"));
-    let new = folders[random.below(folders.len())].join(["a", "b", "c", "d", "e"][random.below(5)]);
+    let new = dirs[random.below(dirs.len())].join(["a", "b", "c", "d", "e"][random.below(5)]);
     let done = match random.below(11) {
         0 | 1 => fs::create_dir(&new),
         2 => fs::write(&new, format!("content {}", random.below(1000))),
@@ -290,26 +289,26 @@ fn random_change(at: &Path, random: &mut Random) {
     }
 }
 
-/// Which random stacks are tried: a few, and those that found something; more in a long run.
+/// Returns the seeds of the random stacks: a few, and those that found an error; COWL_TEST_SEEDS sets how many.
 pub(crate) fn seeds() -> impl Iterator<Item = u64> {
     let count = std::env::var("COWL_TEST_SEEDS").map_or(4, |count| count.parse().unwrap());
-    // 2: names of one metacopy in two folders; 22: a redirect below an opaque folder.
+    // 2: names of one metacopy in two directories; 22: a redirect below an opaque directory.
     (0..count).chain([2, 22])
 }
 
-/// Four layers with random content, the upper three written through the kernel.
+/// Returns a stack of four layers with random content, of which the kernel wrote the upper three.
 pub(crate) fn random_stack(seed: u64) -> Stack {
     let mut random = Random(seed);
     let mut stack = Stack::new();
     let base = stack.layer();
     for _ in 0..40 {
-        random_change(&base, &mut random);
+        apply_random_change(&base, &mut random);
     }
     for _ in 0..3 {
         let mut inner = Random(random.below(1 << 20) as u64);
         stack.write(|at| {
             for _ in 0..15 {
-                random_change(at, &mut inner);
+                apply_random_change(at, &mut inner);
             }
         });
     }
@@ -323,13 +322,13 @@ fn random_stacks_of_the_kernel_flatten_to_the_same_tree() {
     }
     for seed in seeds() {
         let stack = random_stack(seed);
-        every_range_flattens(&stack, &format!("seed{seed}"));
-        every_diff_is_right(&stack);
+        check_flatten_of_every_range(&stack, &format!("seed{seed}"));
+        check_diff_of_every_pair(&stack);
     }
 }
 
 #[test]
-fn marks_by_hand_and_kinds_that_meet() {
+fn manually_set_markers_and_type_changes_flatten() {
     if !is_root() {
         return;
     }
@@ -340,8 +339,8 @@ fn marks_by_hand_and_kinds_that_meet() {
     fs::write(base.join("f"), b"f").unwrap();
     let middle = stack.layer();
     fs::create_dir(middle.join("d")).unwrap();
-    testing::set(&middle.join("d"), "trusted.overlay.opaque", b"y");
-    testing::set(
+    testing::set_xattr(&middle.join("d"), "trusted.overlay.opaque", b"y");
+    testing::set_xattr(
         &middle.join("d"),
         "trusted.overlay.overlay.opaque",
         b"a user's own",
@@ -352,16 +351,17 @@ fn marks_by_hand_and_kinds_that_meet() {
     let top = stack.layer();
     fs::create_dir_all(top.join("d/sub")).unwrap();
     fs::create_dir(top.join("f")).unwrap();
-    every_range_flattens_for_us(&stack);
+    check_view_of_every_range(&stack);
 }
 
-/// The same without the kernel, which hides escaped attributes otherwise than by name.
-fn every_range_flattens_for_us(stack: &Stack) {
+/// Flattens every range of the stack, and verifies that the result is unchanged for `View` only: the kernel treats
+/// escaped xattrs differently.
+fn check_view_of_every_range(stack: &Stack) {
     let want = digest(&view(&stack.down(..)), &mut |_| {}).unwrap();
     let count = stack.layers.len();
     for low in 0..count {
         for high in low + 1..=count {
-            let target = stack.folder(&format!("us-{low}-{high}"));
+            let target = stack.create_dir(&format!("us-{low}-{high}"));
             let range = open(&stack.down(low..high));
             let (part, beneath) = if low > 0 {
                 (View::part(range), Some(view(&stack.down(..low))))
@@ -380,7 +380,7 @@ fn every_range_flattens_for_us(stack: &Stack) {
 }
 
 #[test]
-fn marks_of_users_and_borrowed_numbers_are_carried_over() {
+fn escaped_markers_and_inode_number_markers_are_copied() {
     let mut stack = Stack::new();
     let base = stack.layer();
     fs::create_dir_all(base.join("old/in")).unwrap();
@@ -389,19 +389,19 @@ fn marks_of_users_and_borrowed_numbers_are_carried_over() {
     fs::create_dir_all(middle.join("new/in")).unwrap();
     fs::create_dir(middle.join("shut")).unwrap();
     fs::write(middle.join("named"), b"own content").unwrap();
-    testing::set(&middle.join("new"), "user.overlay.redirect", b"old");
-    testing::set(&middle.join("shut"), "user.overlay.opaque", b"y");
-    testing::set(&middle.join("named"), "user.overlay.overlay.x", b"u");
+    testing::set_xattr(&middle.join("new"), "user.overlay.redirect", b"old");
+    testing::set_xattr(&middle.join("shut"), "user.overlay.opaque", b"y");
+    testing::set_xattr(&middle.join("named"), "user.overlay.overlay.x", b"u");
     let space = XattrSpace::User;
     let open = |path: &PathBuf| Layer::open(path, space).unwrap();
-    let mark = cowl_layers::format::NumberMark {
+    let marker = cowl_layers::format::NumberMark {
         layer: open(&base).id(),
         ino: 4242,
     };
-    testing::set(&middle.join("named"), space.ino(), &mark.to_value());
+    testing::set_xattr(&middle.join("named"), space.ino(), &marker.to_value());
     testing::mknod(&middle.join("old"), FileKind::CharDevice, 0, 0);
     let top = stack.layer();
-    let target = stack.folder("flat");
+    let target = stack.create_dir("flat");
     let part = View::part(vec![open(&top), open(&middle)]);
     flatten(&part, None, &target, &mut |_| {}).unwrap();
     let old = View::new(vec![open(&top), open(&middle), open(&base)]);
@@ -426,23 +426,23 @@ fn marks_of_users_and_borrowed_numbers_are_carried_over() {
 }
 
 #[test]
-fn a_whiteout_that_hides_nothing_below_the_range_goes() {
+fn a_whiteout_that_hides_nothing_is_omitted() {
     let mut stack = Stack::new();
     let base = stack.layer();
     fs::create_dir(base.join("both")).unwrap();
     fs::write(base.join("both/below"), b"").unwrap();
     let middle = stack.layer();
-    for folder in ["both", "only"] {
-        fs::create_dir(middle.join(folder)).unwrap();
-        fs::write(middle.join(folder).join("gone"), b"").unwrap();
+    for name in ["both", "only"] {
+        fs::create_dir(middle.join(name)).unwrap();
+        fs::write(middle.join(name).join("gone"), b"").unwrap();
     }
     let top = stack.layer();
-    for folder in ["both", "only"] {
-        fs::create_dir(top.join(folder)).unwrap();
-        testing::mknod(&top.join(folder).join("gone"), FileKind::CharDevice, 0, 0);
+    for name in ["both", "only"] {
+        fs::create_dir(top.join(name)).unwrap();
+        testing::mknod(&top.join(name).join("gone"), FileKind::CharDevice, 0, 0);
     }
     testing::mknod(&top.join("both/below"), FileKind::CharDevice, 0, 0);
-    let target = stack.folder("flat");
+    let target = stack.create_dir("flat");
     let part = View::part(open(&stack.down(1..)));
     let beneath = view(&stack.down(..1));
     flatten(&part, Some(&beneath), &target, &mut |_| {}).unwrap();

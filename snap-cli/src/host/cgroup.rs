@@ -1,15 +1,17 @@
-//! Leaving the control groups of whoever started a daemon: what freezes, limits or kills them (a session that
-//! ends, a service that stops, a container's monitor) is not to reach it.
+//! Moves a daemon out of the control groups of the process that started it.
+//!
+//! Otherwise the daemon would be frozen, limited or killed with them, for example when a session ends, a service stops,
+//! or a container's monitor exits.
 
 use std::path::{Path, PathBuf};
 
 use super::mountinfo;
 use crate::error::{Error, Result};
 
-/// The group that daemons live in.
-const OWN: &str = "cowl";
+/// The group of daemons.
+const DAEMON_GROUP: &str = "cowl";
 
-/// Moves this process out. What can't be done (without root, say) is left, with a note in the log.
+/// Moves this process out of its control groups. Failures, for example without root, are logged.
 pub fn leave() {
     let table = Path::new("/proc/self/cgroup");
     let groups = match std::fs::read_to_string(table) {
@@ -27,21 +29,21 @@ pub fn leave() {
         let Some(root) = root(&mounts, controllers) else {
             continue;
         };
-        let place = root.join(target);
-        if let Err(error) = enter(&place) {
+        if let Err(error) = enter(&root.join(target)) {
             log::info!("{error}");
         }
     }
 }
 
-/// Controllers and group of a line of /proc/PID/cgroup.
+/// Returns the controllers and the group of a line of /proc/PID/cgroup.
 fn parse(line: &str) -> Option<(&str, &str)> {
     let (_, rest) = line.split_once(':')?;
     rest.split_once(':')
 }
 
-/// Where to go from a group; `None`: stay. LXC's own groups are left in every hierarchy, others only where
-/// processes are frozen or killed by their group.
+/// Returns the group to move to from `group`; `None` to stay.
+///
+/// The groups of LXC are left in every hierarchy, others only in hierarchies that freeze or kill processes by group.
 fn target(controllers: &str, group: &str) -> Option<PathBuf> {
     let mut above = PathBuf::new();
     for part in group.split('/').filter(|part| !part.is_empty()) {
@@ -50,12 +52,12 @@ fn target(controllers: &str, group: &str) -> Option<PathBuf> {
         }
         above.push(part);
     }
-    let by_group = matches!(controllers, "" | "freezer" | "name=systemd");
-    let there = group == "/" || above == Path::new(OWN);
-    (by_group && !there).then(|| PathBuf::from(OWN))
+    let kills_by_group = matches!(controllers, "" | "freezer" | "name=systemd");
+    let is_outside = group == "/" || above == Path::new(DAEMON_GROUP);
+    (kills_by_group && !is_outside).then(|| PathBuf::from(DAEMON_GROUP))
 }
 
-/// Where the hierarchy of these controllers is mounted.
+/// Returns the mount point of the hierarchy of these controllers.
 fn root(mounts: &[mountinfo::Mount], controllers: &str) -> Option<PathBuf> {
     let first = controllers.split(',').next().unwrap_or_default();
     let name = first.strip_prefix("name=").unwrap_or(first);
@@ -70,11 +72,12 @@ fn root(mounts: &[mountinfo::Mount], controllers: &str) -> Option<PathBuf> {
     found.map(|mount| mount.at.clone())
 }
 
+/// Creates the group if necessary, and moves this process to it.
 fn enter(group: &Path) -> Result<()> {
     match std::fs::create_dir(group) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(Error::at("make the control group", group, error)),
+        Err(error) => return Err(Error::at("create the control group", group, error)),
     }
     let procs = group.join("cgroup.procs");
     std::fs::write(&procs, std::process::id().to_string())
@@ -86,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_to_go() {
+    fn groups_to_move_to() {
         let to = |controllers, group| target(controllers, group);
         let some = |path: &str| Some(PathBuf::from(path));
         assert_eq!(to("memory", "/lxc.monitor.c1"), some(""));

@@ -1,10 +1,10 @@
 //! Files outside the store that other users may modify: LXC's configs and the files next to them.
 //!
-//! An LXC directory may belong to a user other than root, who can create any object at any name. Every open goes
-//! through [`chase`], which resolves the path component by component with O_PATH descriptors, so that nothing is
-//! opened before its type is known. A link that another user owns is followed only to objects of the same user (the
-//! rule of the kernel's fs.protected_symlinks, applied to every directory). Reads are bounded. A write goes to a
-//! temporary file that is renamed to its destination, relative to the directory that was resolved.
+//! An LXC directory may belong to a user other than root, and that user can create any object at any name. Therefore
+//! every open uses [`resolve`], which resolves the path component by component with O_PATH descriptors, so that no
+//! object is opened before its type is checked. A symbolic link of another user is followed only to objects of the same
+//! user (the rule of the kernel's fs.protected_symlinks, applied to every directory). Reads are bounded. A write goes to
+//! a temporary file that is renamed to its destination, relative to the directory that was resolved.
 
 use std::collections::VecDeque;
 use std::fs::{File, Permissions};
@@ -21,7 +21,7 @@ use rustix::fs::{AtFlags, OFlags};
 
 use crate::error::{Error, Result};
 
-/// The size limit of files that are read. A config of LXC has some kilobytes.
+/// The size limit of files that are read, in bytes. A config of LXC has a few kilobytes.
 const LIMIT: u64 = 4 << 20;
 
 /// The maximum number of links in a path, as in the kernel.
@@ -29,7 +29,7 @@ const LINKS: u32 = 40;
 
 /// The result of a path resolution.
 #[derive(Debug)]
-struct Chased {
+struct Resolved {
     /// The directory that contains the name.
     dir: OwnedFd,
     /// The name in it; empty for the root directory.
@@ -38,49 +38,52 @@ struct Chased {
     found: Option<OwnedFd>,
 }
 
-fn lost(error: cowl_layers::Error) -> IoError {
+fn io_error(error: cowl_layers::Error) -> IoError {
     IoError::from(error.errno())
 }
 
+/// Splits a path into its components.
 fn parts(path: &[u8]) -> impl DoubleEndedIterator<Item = Vec<u8>> {
     path.split(|&byte| byte == b'/')
         .filter(|part| !part.is_empty() && *part != b".")
         .map(<[u8]>::to_vec)
 }
 
-/// Whether a symbolic link in the last component of a path is followed.
+/// The treatment of a symbolic link in the last component of a path.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum LastLink {
+enum FinalLink {
     Follow,
-    Keep,
+    NoFollow,
 }
 
-/// Resolves a path.
-fn chase(path: &Path, last: LastLink) -> std::io::Result<Chased> {
+/// Resolves a path without opening any object for reading or writing.
+///
+/// The last name may be unused, but its directory must exist.
+fn resolve(path: &Path, last: FinalLink) -> std::io::Result<Resolved> {
     let path = std::path::absolute(path)?;
-    let root = || dir::open_root(Path::new("/")).map_err(lost);
+    let root = || dir::open_root(Path::new("/")).map_err(io_error);
     let own = rustix::process::geteuid().as_raw();
     let mut owners = Vec::new();
-    let mut todo: VecDeque<Vec<u8>> = parts(path.as_os_str().as_bytes()).collect();
-    let mut at = Chased {
+    let mut pending: VecDeque<Vec<u8>> = parts(path.as_os_str().as_bytes()).collect();
+    let mut at = Resolved {
         dir: root()?,
         name: Vec::new(),
         found: Some(root()?),
     };
     let mut links = 0;
-    while let Some(name) = todo.pop_front() {
+    while let Some(name) = pending.pop_front() {
         let Some(here) = at.found else {
             return Err(Errno::NOENT.into());
         };
         let found = match dir::open_path(here.as_fd(), &name) {
             Ok(found) => Some(found),
             Err(error) if error.errno() == Errno::NOENT => None,
-            Err(error) => return Err(lost(error)),
+            Err(error) => return Err(io_error(error)),
         };
-        let stat = found.as_ref().map(stat_fd).transpose().map_err(lost)?;
+        let stat = found.as_ref().map(stat_fd).transpose().map_err(io_error)?;
         if let (Some(link), Some(stat)) = (&found, &stat)
             && stat.kind() == FileKind::Symlink
-            && (last == LastLink::Follow || !todo.is_empty())
+            && (last == FinalLink::Follow || !pending.is_empty())
         {
             links += 1;
             if links > LINKS {
@@ -89,26 +92,26 @@ fn chase(path: &Path, last: LastLink) -> std::io::Result<Chased> {
             if stat.uid != 0 && stat.uid != own {
                 owners.push(stat.uid);
             }
-            let target = dir::readlink_fd(link).map_err(lost)?;
+            let target = dir::readlink_fd(link).map_err(io_error)?;
             for part in parts(&target).rev() {
-                todo.push_front(part);
+                pending.push_front(part);
             }
-            let absolute = target.first() == Some(&b'/');
-            at.found = Some(if absolute { root()? } else { here });
+            let is_absolute = target.first() == Some(&b'/');
+            at.found = Some(if is_absolute { root()? } else { here });
             continue;
         }
-        at = Chased {
+        at = Resolved {
             dir: here,
             name,
             found,
         };
     }
-    let end = stat_fd(at.found.as_ref().unwrap_or(&at.dir)).map_err(lost)?;
+    let end = stat_fd(at.found.as_ref().unwrap_or(&at.dir)).map_err(io_error)?;
     match owners.iter().find(|owner| **owner != end.uid) {
         Some(owner) => Err(IoError::new(
             ErrorKind::PermissionDenied,
             format!(
-                "it leads through a link of uid {owner} to a file of uid {}",
+                "a symbolic link of uid {owner} leads to a file of uid {}",
                 end.uid
             ),
         )),
@@ -116,26 +119,25 @@ fn chase(path: &Path, last: LastLink) -> std::io::Result<Chased> {
     }
 }
 
-fn is_regular(stat: &Stat) -> std::io::Result<()> {
+/// Fails if an object is not a regular file.
+fn check_regular(stat: &Stat) -> std::io::Result<()> {
     match stat.kind() {
         FileKind::Regular => Ok(()),
         FileKind::Directory => Err(ErrorKind::IsADirectory.into()),
-        _ => Err(IoError::new(
-            ErrorKind::InvalidInput,
-            "it is not a regular file",
-        )),
+        _ => Err(IoError::new(ErrorKind::InvalidInput, "not a regular file")),
     }
 }
 
+/// Reads a whole regular file through its O_PATH descriptor.
 fn read_found(found: &OwnedFd) -> std::io::Result<Vec<u8>> {
-    is_regular(&stat_fd(found).map_err(lost)?)?;
-    let file = File::from(content::reopen(found.as_fd(), OFlags::RDONLY).map_err(lost)?);
+    check_regular(&stat_fd(found).map_err(io_error)?)?;
+    let file = File::from(content::reopen(found.as_fd(), OFlags::RDONLY).map_err(io_error)?);
     let mut bytes = Vec::new();
     file.take(LIMIT + 1).read_to_end(&mut bytes)?;
     match bytes.len() as u64 > LIMIT {
         true => Err(IoError::new(
             ErrorKind::FileTooLarge,
-            format!("it is longer than {LIMIT} bytes"),
+            format!("larger than {LIMIT} bytes"),
         )),
         false => Ok(bytes),
     }
@@ -143,7 +145,7 @@ fn read_found(found: &OwnedFd) -> std::io::Result<Vec<u8>> {
 
 /// Reads a whole file; `None` if it does not exist.
 pub fn read_opt(path: &Path) -> Result<Option<Vec<u8>>> {
-    let read = || match chase(path, LastLink::Follow)?.found {
+    let read = || match resolve(path, FinalLink::Follow)?.found {
         Some(found) => read_found(&found).map(Some),
         None => Ok(None),
     };
@@ -162,32 +164,34 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 ///
 /// A symbolic link is followed. Owner and mode are preserved; a new file gets `mode`.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    chase(path, LastLink::Follow)
-        .and_then(|place| replace_in(&place, bytes, mode))
+    resolve(path, FinalLink::Follow)
+        .and_then(|target| replace_resolved(&target, bytes, mode))
         .map_err(|error| Error::at("write", path, error))
 }
 
-/// Like [`replace`], but replaces a symbolic link instead of following it.
+/// Replaces a file atomically, like [`replace`], but replaces a symbolic link instead of following it.
 pub fn replace_name(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    chase(path, LastLink::Keep)
-        .and_then(|mut place| {
-            place.found = None;
-            replace_in(&place, bytes, mode)
+    resolve(path, FinalLink::NoFollow)
+        .and_then(|mut target| {
+            target.found = None;
+            replace_resolved(&target, bytes, mode)
         })
         .map_err(|error| Error::at("write", path, error))
 }
 
-fn replace_in(place: &Chased, bytes: &[u8], mode: u32) -> std::io::Result<()> {
-    let old = place.found.as_ref().map(stat_fd).transpose();
-    let old = old.map_err(lost)?;
-    old.as_ref().map_or(Ok(()), is_regular)?;
-    let temporary = [b".".as_slice(), &place.name, b".cowl"].concat();
-    // An interrupted command may have left it.
-    unlink(place, &temporary)?;
+/// Replaces the object at a resolved path with a regular file; if none was found, creates one with `mode`.
+fn replace_resolved(target: &Resolved, bytes: &[u8], mode: u32) -> std::io::Result<()> {
+    let old = target.found.as_ref().map(stat_fd).transpose();
+    let old = old.map_err(io_error)?;
+    old.as_ref().map_or(Ok(()), check_regular)?;
+    let temporary = [b".".as_slice(), &target.name, b".cowl"].concat();
+    // Remove the file that an interrupted command may have left.
+    unlink(target, &temporary)?;
     let write = || -> std::io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW;
-        let made = node::create(place.dir.as_fd(), &temporary, 0o600, flags).map_err(lost)?;
-        let mut file = File::from(made);
+        let created =
+            node::create(target.dir.as_fd(), &temporary, 0o600, flags).map_err(io_error)?;
+        let mut file = File::from(created);
         file.write_all(bytes)?;
         if let Some(old) = &old {
             fchown(&file, Some(old.uid), Some(old.gid))?;
@@ -196,22 +200,23 @@ fn replace_in(place: &Chased, bytes: &[u8], mode: u32) -> std::io::Result<()> {
         file.set_permissions(Permissions::from_mode(mode))?;
         file.sync_all()?;
         rustix::fs::renameat(
-            &place.dir,
+            &target.dir,
             temporary.as_slice(),
-            &place.dir,
-            place.name.as_slice(),
+            &target.dir,
+            target.name.as_slice(),
         )?;
         Ok(())
     };
     if let Err(error) = write() {
-        unlink(place, &temporary)?;
+        unlink(target, &temporary)?;
         return Err(error);
     }
-    dir::sync_dir(place.dir.as_fd()).map_err(lost)
+    dir::sync_dir(target.dir.as_fd()).map_err(io_error)
 }
 
-fn unlink(place: &Chased, name: &[u8]) -> std::io::Result<()> {
-    match rustix::fs::unlinkat(&place.dir, name, AtFlags::empty()) {
+/// Removes a name in the directory of a resolved path, if it exists.
+fn unlink(target: &Resolved, name: &[u8]) -> std::io::Result<()> {
+    match rustix::fs::unlinkat(&target.dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -220,17 +225,19 @@ fn unlink(place: &Chased, name: &[u8]) -> std::io::Result<()> {
 /// Copies a regular file to a new one, with its mode. A symbolic link is not followed.
 pub fn copy_new(from: &Path, to: &Path) -> Result<()> {
     let copy = || -> std::io::Result<()> {
-        let found = chase(from, LastLink::Keep)?.found;
+        let found = resolve(from, FinalLink::NoFollow)?.found;
         let found = found.ok_or(ErrorKind::NotFound)?;
-        let stat = stat_fd(&found).map_err(lost)?;
-        is_regular(&stat)?;
-        let mut source = File::from(content::reopen(found.as_fd(), OFlags::RDONLY).map_err(lost)?);
-        let place = chase(to, LastLink::Keep)?;
+        let stat = stat_fd(&found).map_err(io_error)?;
+        check_regular(&stat)?;
+        let mut source =
+            File::from(content::reopen(found.as_fd(), OFlags::RDONLY).map_err(io_error)?);
+        let target = resolve(to, FinalLink::NoFollow)?;
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW;
-        let made = node::create(place.dir.as_fd(), &place.name, 0o600, flags).map_err(lost)?;
-        let mut target = File::from(made);
-        std::io::copy(&mut source, &mut target)?;
-        target.set_permissions(Permissions::from_mode(stat.mode & 0o777))
+        let created =
+            node::create(target.dir.as_fd(), &target.name, 0o600, flags).map_err(io_error)?;
+        let mut copy = File::from(created);
+        std::io::copy(&mut source, &mut copy)?;
+        copy.set_permissions(Permissions::from_mode(stat.mode & 0o777))
     };
     copy().map_err(|error| Error::at("copy", from, error))
 }
@@ -246,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn only_regular_files_are_read_and_only_so_much_of_them() {
+    fn reads_only_regular_files_up_to_the_limit() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         std::fs::write(at("file"), "text").unwrap();
@@ -268,13 +275,13 @@ mod tests {
         assert!(read(&at("round")).is_err());
         let opened = dir::open_root(dir.path()).unwrap();
         node::mknod(opened.as_fd(), b"fifo", FileKind::Fifo, 0o600, 0).unwrap();
-        for (path, why) in [
+        for (path, reason) in [
             (at("fifo"), "not a regular file"),
             (Path::new("/dev/null").to_owned(), "not a regular file"),
             (dir.path().to_owned(), "directory"),
         ] {
             let error = read_opt(&path).unwrap_err().to_string();
-            assert!(error.contains(why), "{error}");
+            assert!(error.contains(reason), "{error}");
             assert!(replace(&path, b"x", 0o600).is_err());
         }
         File::create(at("long"))
@@ -285,18 +292,18 @@ mod tests {
             read(&at("long"))
                 .unwrap_err()
                 .to_string()
-                .contains("longer")
+                .contains("larger")
         );
     }
 
     #[test]
-    fn what_is_replaced_keeps_its_mode_and_a_link_stays_one() {
+    fn replacing_preserves_the_mode_and_a_symbolic_link() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         std::fs::write(at("file"), "old").unwrap();
         std::fs::set_permissions(at("file"), Permissions::from_mode(0o604)).unwrap();
         symlink("file", at("link")).unwrap();
-        // What a killed command left does not hold it up, not even a link.
+        // A leftover of a killed command is replaced, even if it is a symbolic link.
         symlink("/nowhere", at(".file.cowl")).unwrap();
         replace(&at("link"), b"new", 0o640).unwrap();
         assert!(at("link").is_symlink());
@@ -312,7 +319,10 @@ mod tests {
         symlink("file", at("again")).unwrap();
         copy_new(&at("file"), &at("copy")).unwrap();
         assert_eq!(mode(&at("copy")), 0o604);
-        assert!(copy_new(&at("file"), &at("copy")).is_err(), "it is there");
+        assert!(
+            copy_new(&at("file"), &at("copy")).is_err(),
+            "the target exists"
+        );
         assert!(
             copy_new(&at("again"), &at("other")).is_err(),
             "a link is not followed"

@@ -1,9 +1,9 @@
-//! Scripts of the machine's owner that run before and after a command: all executables of a folder, in
-//! the order of their names. What they are told stands in their environment.
+//! Scripts of the administrator that run before and after a command: all executables in a directory, in the order of
+//! their names. They receive information in environment variables.
 //!
-//! A script before may stop the command. One after can't: what is done is done, and its failure is told.
-//! When a script before has run, those after always run, whatever became of the command, so that what was
-//! quiesced is woken again. It knows nothing of stores and containers but what it is told.
+//! A script that runs before a command (pre) can stop it. A script that runs after a command (post) cannot undo it, but
+//! its failure is reported. If a pre script has run, the post scripts always run, even if the command failed, so that
+//! services that were quiesced are resumed. The module does not depend on stores and containers.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -20,27 +20,27 @@ use nix::unistd::Pid;
 use crate::error::{Error, Result};
 use cowl_layers::shown::Show as _;
 
-/// Set for every script: cowl, called by one, runs none.
-pub const INSIDE: &str = "COWL_IN_HOOK";
+/// The variable that is set for every script. If it is set, cowl runs no scripts, which prevents recursion.
+pub const IN_HOOK: &str = "COWL_IN_HOOK";
 
-/// How long a script that was told to end may take for it.
+/// The time between the signal that asks a script to terminate and SIGKILL.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// What the scripts are of.
+/// The command that scripts run for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A snapshot is taken.
+    /// Taking a snapshot.
     Snapshot,
-    /// A container is made what it was at a snapshot.
+    /// Restoring a container to a snapshot.
     Restore,
-    /// Snapshots are removed.
+    /// Removing snapshots.
     Rm,
-    /// A container is destroyed.
+    /// Destroying a container.
     Destroy,
 }
 
 impl Event {
-    /// The name that folders and the environment have.
+    /// Returns the name in directories and in the environment.
     pub fn name(self) -> &'static str {
         match self {
             Self::Snapshot => "snapshot",
@@ -51,95 +51,97 @@ impl Event {
     }
 }
 
-/// Where scripts are found, and how long each may take (no limit when zero).
+/// The settings of scripts.
 #[derive(Clone, Debug)]
 pub struct Hooks {
-    /// The folder with `pre-EVENT.d` and `post-EVENT.d`.
+    /// The directory that contains `pre-EVENT.d` and `post-EVENT.d`.
     pub dir: PathBuf,
-    /// How long one script may take.
+    /// The time limit of each script; no limit if zero.
     pub timeout: Duration,
 }
 
-/// What is told of the command, as variables of the environment.
+/// The environment variables that describe a command to its scripts.
 #[derive(Clone, Debug, Default)]
-pub struct Facts {
+pub struct HookEnv {
     variables: Vec<(&'static str, OsString)>,
 }
 
-impl Facts {
-    /// Tells one thing more, or anew.
-    pub fn tell(&mut self, name: &'static str, value: impl AsRef<OsStr>) {
-        self.variables.retain(|(known, _)| *known != name);
+impl HookEnv {
+    /// Sets a variable.
+    pub fn set(&mut self, name: &'static str, value: impl AsRef<OsStr>) {
+        self.variables.retain(|(other, _)| *other != name);
         self.variables.push((name, value.as_ref().to_owned()));
     }
 }
 
-/// Does `work` with the scripts of `event` before and after it. `work` may tell more facts, for those after.
-pub fn around<T>(
+/// Runs `work` between the pre and post scripts of `event`.
+///
+/// `work` may set more variables for the post scripts.
+pub fn run_around<T>(
     hooks: &Hooks,
     event: Event,
-    facts: &mut Facts,
-    work: impl FnOnce(&mut Facts) -> Result<T>,
+    env: &mut HookEnv,
+    work: impl FnOnce(&mut HookEnv) -> Result<T>,
 ) -> Result<T> {
-    if std::env::var_os(INSIDE).is_some() {
+    if std::env::var_os(IN_HOOK).is_some() {
         log::info!(
-            "called by a hook: the hooks of {} are not run",
+            "not running the hooks of {}: cowl was called by a hook",
             event.name()
         );
-        return work(facts);
+        return work(env);
     }
-    let before = format!("pre-{}", event.name());
-    let after = format!("post-{}", event.name());
-    let mut ran = 0;
-    let ready = run_all(hooks, &before, facts, &mut ran);
+    let pre = format!("pre-{}", event.name());
+    let post = format!("post-{}", event.name());
+    let mut started = 0;
+    let ready = run_all(hooks, &pre, env, &mut started);
     let done = match ready {
-        Ok(()) => work(facts),
+        Ok(()) => work(env),
         Err(error) => {
-            if ran > 0 {
-                facts.tell("COWL_RESULT", "stopped");
-                tell_failure(run_all(hooks, &after, facts, &mut 0));
+            if started > 0 {
+                env.set("COWL_RESULT", "stopped");
+                log_failure(run_all(hooks, &post, env, &mut 0));
             }
             return Err(error);
         }
     };
-    facts.tell("COWL_RESULT", if done.is_ok() { "done" } else { "failed" });
-    let told = run_all(hooks, &after, facts, &mut 0);
-    match (done, told) {
+    env.set("COWL_RESULT", if done.is_ok() { "done" } else { "failed" });
+    let post_result = run_all(hooks, &post, env, &mut 0);
+    match (done, post_result) {
         (Ok(done), Ok(())) => Ok(done),
         (Ok(_), Err(error)) => Err(Error::failed(format!(
-            "the {} is done, but a hook after it failed",
+            "the {} is done, but a post hook failed",
             event.name()
         ))
         .because(error.to_string())
-        .hint("nothing was undone; see what the hook said above")),
-        (Err(error), told) => {
-            tell_failure(told);
+        .hint("nothing was undone; see the output of the hook above")),
+        (Err(error), post_result) => {
+            log_failure(post_result);
             Err(error)
         }
     }
 }
 
-/// What failed beside the failure that is answered.
-fn tell_failure(told: Result<()>) {
-    if let Err(error) = told {
+/// Logs a failure that is not returned, because another one is.
+fn log_failure(result: Result<()>) {
+    if let Err(error) = result {
         log::warn!("{error}");
     }
 }
 
-/// Runs the scripts of one folder; `ran` counts those that were begun.
-fn run_all(hooks: &Hooks, when: &str, facts: &Facts, ran: &mut usize) -> Result<()> {
-    for script in scripts(&hooks.dir.join(format!("{when}.d")))? {
+/// Runs the scripts of one directory; `started` counts those that were started.
+fn run_all(hooks: &Hooks, when: &str, env: &HookEnv, started: &mut usize) -> Result<()> {
+    for script in list_scripts(&hooks.dir.join(format!("{when}.d")))? {
         log::info!("running {}", script.shown());
-        *ran += 1;
-        run(&script, when, facts, hooks.timeout)?;
+        *started += 1;
+        run(&script, when, env, hooks.timeout)?;
     }
     Ok(())
 }
 
-/// The executables of a folder, by name. What is none is passed over: an editor's copy, a README.
-fn scripts(folder: &Path) -> Result<Vec<PathBuf>> {
-    let at = |error| Error::at("read the hooks in", folder, error);
-    let entries = match std::fs::read_dir(folder) {
+/// Lists the executables in a directory, sorted by name. Other files are ignored: backup copies of an editor, a README.
+fn list_scripts(dir: &Path) -> Result<Vec<PathBuf>> {
+    let at = |error| Error::at("read the hooks in", dir, error);
+    let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(at(error)),
@@ -149,11 +151,11 @@ fn scripts(folder: &Path) -> Result<Vec<PathBuf>> {
         let entry = entry.map_err(at)?;
         let name = entry.file_name();
         let path = entry.path();
-        let hidden = name.as_encoded_bytes().starts_with(b".");
-        if hidden || name.as_encoded_bytes().ends_with(b"~") {
+        let is_hidden = name.as_encoded_bytes().starts_with(b".");
+        if is_hidden || name.as_encoded_bytes().ends_with(b"~") {
             continue;
         }
-        let meta = std::fs::metadata(&path).map_err(|error| Error::at("look at", &path, error))?;
+        let meta = std::fs::metadata(&path).map_err(|error| Error::at("inspect", &path, error))?;
         if !meta.is_file() || meta.permissions().mode() & 0o111 == 0 {
             continue;
         }
@@ -164,21 +166,24 @@ fn scripts(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// A script runs with all that cowl may do: nobody else may have written it.
+/// Refuses a script that another user can modify, because it runs with the privileges of cowl.
 fn check_owner(path: &Path, meta: &std::fs::Metadata) -> Result<()> {
     let own = rustix::process::geteuid().as_raw();
-    let foreign = meta.uid() != 0 && meta.uid() != own;
-    if foreign || meta.permissions().mode() & 0o022 != 0 {
+    let is_foreign = meta.uid() != 0 && meta.uid() != own;
+    if is_foreign || meta.permissions().mode() & 0o022 != 0 {
         let path = path.shown();
-        return Err(
-            Error::failed(format!("the hook {path} may be written by others"))
-                .hint(format!("chown root {path}; chmod 755 {path}")),
-        );
+        return Err(Error::failed(format!(
+            "refusing to run the hook {path}: other users can modify it"
+        ))
+        .hint(format!(
+            "change its owner and mode: chown root {path}; chmod 755 {path}"
+        )));
     }
     Ok(())
 }
 
-fn run(script: &Path, when: &str, facts: &Facts, timeout: Duration) -> Result<()> {
+/// Runs one script and waits for it; `when` is the value of COWL_HOOK.
+fn run(script: &Path, when: &str, env: &HookEnv, timeout: Duration) -> Result<()> {
     let at = |error: std::io::Error| Error::at("run the hook", script, error);
     let err = std::io::stderr();
     let stderr = std::os::fd::AsFd::as_fd(&err)
@@ -186,109 +191,120 @@ fn run(script: &Path, when: &str, facts: &Facts, timeout: Duration) -> Result<()
         .map_err(at)?;
     let mut child = Command::new(script)
         .env("COWL_HOOK", when)
-        .env(INSIDE, "1")
-        .envs(facts.variables.iter().map(|(name, value)| (name, value)))
+        .env(IN_HOOK, "1")
+        .envs(env.variables.iter().map(|(name, value)| (name, value)))
         .current_dir("/")
         .stdin(Stdio::null())
-        // What cowl prints as data stays free of what hooks say.
+        // The output of hooks must not mix with the data that cowl prints.
         .stdout(stderr)
         .process_group(0)
         .spawn()
         .map_err(at)?;
-    // Who interrupts the command means the hook as well. Not before it runs: it would inherit the block.
-    let signals = Signals::block()?;
-    let ended = watch(&mut child, &signals, timeout).map_err(at)?;
+    // A signal that interrupts the command is forwarded to the hook. Signals are blocked after the start, because the
+    // hook would inherit the mask.
+    let signals = BlockedSignals::block()?;
+    let outcome = wait(&mut child, &signals, timeout).map_err(at)?;
     drop(signals);
     let script = script.shown();
-    match ended {
-        Ended::By(status) if status.success() => Ok(()),
-        Ended::By(status) => {
+    match outcome {
+        Outcome::Exited(status) if status.success() => Ok(()),
+        Outcome::Exited(status) => {
             let how = match (status.code(), status.signal()) {
                 (Some(code), _) => format!("exit code {code}"),
                 (None, signal) => format!("signal {}", signal.unwrap_or_default()),
             };
             Err(Error::failed(format!("the hook {script} failed: {how}")))
         }
-        Ended::Late => Err(Error::failed(format!(
-            "the hook {script} took longer than {} s and was ended",
+        Outcome::TimedOut => Err(Error::failed(format!(
+            "the hook {script} took longer than {} s and was terminated",
             timeout.as_secs()
         ))
-        .hint("`hooks.timeout` in the configuration file gives hooks more time")),
-        Ended::Interrupted(signal) => Err(Error::failed(format!(
+        .hint("increase `hooks.timeout` in the configuration file")),
+        Outcome::Interrupted(signal) => Err(Error::failed(format!(
             "the hook {script} was interrupted by {signal}"
         ))),
     }
 }
 
-enum Ended {
-    By(std::process::ExitStatus),
-    Late,
+/// The end of a script.
+enum Outcome {
+    Exited(std::process::ExitStatus),
+    TimedOut,
     Interrupted(Signal),
 }
 
-/// Waits for a script, and ends it when its time is over or a signal says so.
-fn watch(child: &mut Child, signals: &Signals, timeout: Duration) -> std::io::Result<Ended> {
-    let began = Instant::now();
+/// Waits for a script, and terminates it on a timeout or when this process receives a signal.
+fn wait(
+    child: &mut Child,
+    signals: &BlockedSignals,
+    timeout: Duration,
+) -> std::io::Result<Outcome> {
+    let start = Instant::now();
     let mut pause = Duration::from_millis(1);
     loop {
         if let Some(status) = child.try_wait()? {
-            return Ok(Ended::By(status));
+            return Ok(Outcome::Exited(status));
         }
         if let Some(signal) = signals.pending()? {
-            end(child, signal)?;
-            return Ok(Ended::Interrupted(signal));
+            terminate(child, signal)?;
+            return Ok(Outcome::Interrupted(signal));
         }
-        if !timeout.is_zero() && began.elapsed() >= timeout {
-            end(child, Signal::SIGTERM)?;
-            return Ok(Ended::Late);
+        if !timeout.is_zero() && start.elapsed() >= timeout {
+            terminate(child, Signal::SIGTERM)?;
+            return Ok(Outcome::TimedOut);
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(20));
     }
 }
 
-/// Ends a script with all that it started: kindly first.
-fn end(child: &mut Child, signal: Signal) -> std::io::Result<()> {
+/// Terminates the process group of a script: sends `signal`, and SIGKILL after [`GRACE`].
+fn terminate(child: &mut Child, signal: Signal) -> std::io::Result<()> {
     let group = Pid::from_raw(i32::try_from(child.id()).map_err(std::io::Error::other)?);
-    let tell = |signal| match killpg(group, signal) {
+    let send = |signal| match killpg(group, signal) {
         Ok(()) | Err(Errno::ESRCH) => Ok(()),
         Err(error) => Err(std::io::Error::from(error)),
     };
-    tell(signal)?;
-    let until = Instant::now() + GRACE;
-    while child.try_wait()?.is_none() && Instant::now() < until {
+    send(signal)?;
+    let deadline = Instant::now() + GRACE;
+    while child.try_wait()?.is_none() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));
     }
-    tell(Signal::SIGKILL)?;
+    send(Signal::SIGKILL)?;
     child.wait()?;
     Ok(())
 }
 
-/// Signals that wait until they are asked for, as long as this lives.
-struct Signals {
+/// The signals that terminate a command, blocked and read from a signalfd(2) during the lifetime of this value.
+struct BlockedSignals {
     descriptor: SignalFd,
-    before: SigSet,
+    previous: SigSet,
 }
 
-impl Signals {
+impl BlockedSignals {
+    /// Blocks the signals for this thread.
     fn block() -> Result<Self> {
-        let lost = |error: Errno| Error::failed("cannot block signals").because(error);
+        let failed = |error: Errno| Error::failed("cannot block signals").because(error);
         let mut set = SigSet::empty();
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
             set.add(signal);
         }
-        let before = SigSet::thread_get_mask().map_err(lost)?;
-        set.thread_block().map_err(lost)?;
+        let previous = SigSet::thread_get_mask().map_err(failed)?;
+        set.thread_block().map_err(failed)?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         match SignalFd::with_flags(&set, flags) {
-            Ok(descriptor) => Ok(Self { descriptor, before }),
+            Ok(descriptor) => Ok(Self {
+                descriptor,
+                previous,
+            }),
             Err(error) => {
-                before.thread_set_mask().map_err(lost)?;
-                Err(lost(error))
+                previous.thread_set_mask().map_err(failed)?;
+                Err(failed(error))
             }
         }
     }
 
+    /// Returns a signal that was received, if any.
     fn pending(&self) -> std::io::Result<Option<Signal>> {
         let Some(info) = self.descriptor.read_signal()? else {
             return Ok(None);
@@ -298,10 +314,10 @@ impl Signals {
     }
 }
 
-impl Drop for Signals {
+impl Drop for BlockedSignals {
     fn drop(&mut self) {
-        if let Err(error) = self.before.thread_set_mask() {
-            log::warn!("cannot let signals through again: {error}");
+        if let Err(error) = self.previous.thread_set_mask() {
+            log::warn!("cannot unblock signals: {error}");
         }
     }
 }
@@ -311,9 +327,9 @@ mod tests {
     use super::*;
 
     fn script(dir: &Path, when: &str, name: &str, text: &str) -> PathBuf {
-        let folder = dir.join(format!("{when}.d"));
-        std::fs::create_dir_all(&folder).unwrap();
-        let path = folder.join(name);
+        let script_dir = dir.join(format!("{when}.d"));
+        std::fs::create_dir_all(&script_dir).unwrap();
+        let path = script_dir.join(name);
         std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
         path
@@ -326,38 +342,38 @@ mod tests {
         }
     }
 
-    /// Runs the work between the hooks of `dir`, and gives what they noted in `dir/log`.
-    fn with(dir: &Path, work: Result<()>) -> (Result<()>, String) {
-        let mut facts = Facts::default();
-        facts.tell("COWL_CONTAINER", "web");
-        facts.tell("LOG", dir.join("log"));
-        let done = around(&hooks(dir), Event::Restore, &mut facts, |facts| {
+    /// Runs `work` between the hooks of `dir`, and returns the log that they wrote to `dir/log`.
+    fn run_with_log(dir: &Path, work: Result<()>) -> (Result<()>, String) {
+        let mut env = HookEnv::default();
+        env.set("COWL_CONTAINER", "web");
+        env.set("LOG", dir.join("log"));
+        let done = run_around(&hooks(dir), Event::Restore, &mut env, |env| {
             std::fs::write(dir.join("worked"), "").unwrap();
-            facts.tell("COWL_SNAPSHOT", "snap7");
+            env.set("COWL_SNAPSHOT", "snap7");
             work
         });
         let log = std::fs::read_to_string(dir.join("log")).unwrap_or_default();
         (done, log)
     }
 
-    const NOTE: &str = "echo $COWL_HOOK $(basename $0) $COWL_CONTAINER $COWL_SNAPSHOT $COWL_RESULT \
+    const LOG_LINE: &str = "echo $COWL_HOOK $(basename $0) $COWL_CONTAINER $COWL_SNAPSHOT $COWL_RESULT \
                         $COWL_IN_HOOK >> $LOG";
 
     #[test]
     fn scripts_run_in_the_order_of_their_names() {
         let dir = tempfile::tempdir().unwrap();
         for name in ["20-b", "10-a", "30-c"] {
-            script(dir.path(), "pre-restore", name, NOTE);
+            script(dir.path(), "pre-restore", name, LOG_LINE);
         }
-        script(dir.path(), "post-restore", "x", NOTE);
-        script(dir.path(), "pre-snapshot", "other", NOTE);
+        script(dir.path(), "post-restore", "x", LOG_LINE);
+        script(dir.path(), "pre-snapshot", "other", LOG_LINE);
         // None of these is a hook.
-        let none = script(dir.path(), "pre-restore", "README", NOTE);
+        let none = script(dir.path(), "pre-restore", "README", LOG_LINE);
         std::fs::set_permissions(&none, PermissionsExt::from_mode(0o644)).unwrap();
-        script(dir.path(), "pre-restore", ".hidden", NOTE);
-        script(dir.path(), "pre-restore", "10-a~", NOTE);
-        std::fs::create_dir(dir.path().join("pre-restore.d/folder")).unwrap();
-        let (done, log) = with(dir.path(), Ok(()));
+        script(dir.path(), "pre-restore", ".hidden", LOG_LINE);
+        script(dir.path(), "pre-restore", "10-a~", LOG_LINE);
+        std::fs::create_dir(dir.path().join("pre-restore.d/dir")).unwrap();
+        let (done, log) = run_with_log(dir.path(), Ok(()));
         done.unwrap();
         assert_eq!(
             log,
@@ -367,13 +383,13 @@ mod tests {
     }
 
     #[test]
-    fn a_script_before_stops_the_command_and_those_after_undo_what_others_did() {
+    fn a_failing_pre_script_stops_the_command_and_post_scripts_still_run() {
         let dir = tempfile::tempdir().unwrap();
-        script(dir.path(), "pre-restore", "1", NOTE);
+        script(dir.path(), "pre-restore", "1", LOG_LINE);
         let bad = script(dir.path(), "pre-restore", "2", "exit 9");
-        script(dir.path(), "pre-restore", "3", NOTE);
-        script(dir.path(), "post-restore", "1", NOTE);
-        let (done, log) = with(dir.path(), Ok(()));
+        script(dir.path(), "pre-restore", "3", LOG_LINE);
+        script(dir.path(), "post-restore", "1", LOG_LINE);
+        let (done, log) = run_with_log(dir.path(), Ok(()));
         let error = done.unwrap_err().to_string();
         assert!(
             error.contains(bad.to_str().unwrap()) && error.contains("exit code 9"),
@@ -384,15 +400,15 @@ mod tests {
     }
 
     #[test]
-    fn those_after_run_when_the_command_failed_and_their_failure_undoes_nothing() {
+    fn post_scripts_run_after_a_failed_command_and_their_failure_undoes_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        script(dir.path(), "post-restore", "1", NOTE);
-        let (done, log) = with(dir.path(), Err(Error::busy("somebody uses it")));
+        script(dir.path(), "post-restore", "1", LOG_LINE);
+        let (done, log) = run_with_log(dir.path(), Err(Error::busy("in use")));
         assert_eq!(done.unwrap_err().kind, crate::error::Kind::Busy);
         assert_eq!(log, "post-restore 1 web snap7 failed 1\n");
 
         script(dir.path(), "post-restore", "1", "kill -9 $$");
-        let (done, _) = with(dir.path(), Ok(()));
+        let (done, _) = run_with_log(dir.path(), Ok(()));
         let error = done.unwrap_err();
         assert_eq!(error.kind, crate::error::Kind::Failed);
         assert!(error.to_string().contains("signal 9"), "{error}");
@@ -400,42 +416,42 @@ mod tests {
     }
 
     #[test]
-    fn a_script_that_takes_too_long_is_ended_with_its_children() {
+    fn a_script_that_exceeds_the_timeout_is_terminated_with_its_children() {
         let dir = tempfile::tempdir().unwrap();
         let pid = dir.path().join("pid");
         let text = format!("sleep 1000 & echo $! > {}; wait", pid.shown());
         let script = script(dir.path(), "pre-rm", "slow", &text);
-        let late = run(
+        let result = run(
             &script,
             "pre-rm",
-            &Facts::default(),
+            &HookEnv::default(),
             Duration::from_millis(300),
         );
-        let error = late.unwrap_err().to_string();
-        assert!(error.contains("was ended"), "{error}");
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains("was terminated"), "{error}");
         let pid = std::fs::read_to_string(pid).unwrap();
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
-        // Gone, or dead and not waited for yet by whoever adopted it.
+        // It has ended, or is a zombie that its new parent has not waited for yet.
         assert!(stat.is_err() || stat.unwrap().contains(") Z "));
     }
 
     #[test]
-    fn a_script_that_others_may_write_is_not_run() {
+    fn a_script_that_others_can_modify_is_not_run() {
         let dir = tempfile::tempdir().unwrap();
-        let path = script(dir.path(), "pre-restore", "open", NOTE);
+        let path = script(dir.path(), "pre-restore", "open", LOG_LINE);
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).unwrap();
-        let (done, log) = with(dir.path(), Ok(()));
+        let (done, log) = run_with_log(dir.path(), Ok(()));
         let error = done.unwrap_err();
         assert!(
-            error.to_string().contains("may be written by others"),
+            error.to_string().contains("other users can modify it"),
             "{error}"
         );
         assert!(error.hint.unwrap().contains("chmod 755"));
         assert_eq!(log, "");
-        // A script that can't be run is a failure, too.
+        // A script that cannot be executed is a failure, too.
         std::fs::write(&path, "#!/no/such/interpreter\n").unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-        let error = with(dir.path(), Ok(())).0.unwrap_err();
+        let error = run_with_log(dir.path(), Ok(())).0.unwrap_err();
         assert!(error.to_string().contains("cannot run the hook"), "{error}");
     }
 }

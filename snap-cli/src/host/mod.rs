@@ -1,10 +1,11 @@
-//! The machine outside: what is mounted and which processes use it. It knows nothing of stores and of
-//! containers in them.
+//! The host: mounts, processes that use them, control groups, hooks, and files outside the store.
+//!
+//! The modules do not depend on stores and containers.
 
 pub mod cgroup;
+pub mod dir_users;
 pub mod files;
 pub mod hooks;
-pub mod inside;
 pub mod mountinfo;
 pub mod process;
 pub mod reach;
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// The id of this boot: process ids and mounts of another one mean nothing.
+/// Returns the id of this boot. Process ids and mounts that were recorded in another boot are invalid.
 pub fn boot_id() -> Result<String> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
     std::fs::read_to_string(path)
@@ -25,29 +26,30 @@ pub fn boot_id() -> Result<String> {
         .map_err(|error| Error::at("read", path, error))
 }
 
-/// Returns the number of the disk below `path`: each that is attached to the machine in one boot gets another,
-/// also when it was there before. Of several disks it is that of the one that was named when the file system was
-/// mounted. `None` where there is none.
+/// Returns the sequence number of the disk of the file system that contains `path`; `None` if there is none.
+///
+/// The kernel assigns a new number whenever a disk is attached, even if the same disk was attached before in this boot.
+/// For a file system on several disks, the number is that of the disk with which it was mounted.
 pub fn disk_sequence(path: &Path) -> Option<u64> {
     let disk = disk_of(path)?;
-    // A partition has that of its disk.
+    // A partition has the number of its disk.
     let read = |name: &str| std::fs::read_to_string(disk.join(name)).ok();
     let text = read("diskseq").or_else(|| read("../diskseq"))?;
     text.trim().parse().ok()
 }
 
-/// Returns a number of the mounted file system that holds `path`: when it is unmounted everywhere and mounted
-/// again, it has another one. `None` where its kind shows none.
+/// Returns a number that identifies the current instance of the mounted file system that contains `path`; `None` if its
+/// type has none.
 ///
-/// It is the inode number of the directory that sysfs has for the file system: sysfs numbers what it makes one
-/// after the other.
+/// The number changes when the file system is unmounted everywhere and mounted again. It is the inode number of the
+/// directory of the file system in sysfs, which assigns consecutive numbers.
 pub fn filesystem_sequence(path: &Path) -> Option<u64> {
     let disk = std::fs::canonicalize(disk_of(path)?).ok()?;
     let name = disk.file_name()?;
     let number = |dir: PathBuf| std::fs::metadata(dir).ok().map(|meta| meta.ino());
     let kinds = ["ext4", "xfs", "f2fs"].iter();
-    let mut plain = kinds.map(|kind| Path::new("/sys/fs").join(kind).join(name));
-    let found = plain.find_map(number);
+    let mut dirs = kinds.map(|kind| Path::new("/sys/fs").join(kind).join(name));
+    let found = dirs.find_map(number);
     found.or_else(|| {
         let mut all = std::fs::read_dir("/sys/fs/btrfs").ok()?.flatten();
         let has_disk = |dir: &PathBuf| dir.join("devices").join(name).symlink_metadata().is_ok();
@@ -56,7 +58,7 @@ pub fn filesystem_sequence(path: &Path) -> Option<u64> {
     })
 }
 
-/// Returns the directory that sysfs has for the disk below `path`.
+/// Returns the directory in sysfs of the disk of the file system that contains `path`.
 fn disk_of(path: &Path) -> Option<PathBuf> {
     let disk = |dev: u64| {
         let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
@@ -64,8 +66,8 @@ fn disk_of(path: &Path) -> Option<PathBuf> {
         disk.is_dir().then_some(disk)
     };
     disk(std::fs::metadata(path).ok()?.dev()).or_else(|| {
-        // btrfs has a device number that is no disk's.
-        let source = mountinfo::holding(path).ok()?.source;
+        // The device number of a btrfs subvolume is not that of a disk.
+        let source = mountinfo::find_containing(path).ok()?.source;
         let source = Path::new(OsStr::from_bytes(&source));
         let meta = std::fs::metadata(source).ok()?;
         let is_disk = source.is_absolute() && meta.file_type().is_block_device();

@@ -17,11 +17,15 @@ pub fn read() -> Result<Vec<Mount>> {
 }
 
 /// Finds the mount that contains `path`.
-pub fn holding(path: &Path) -> Result<Mount> {
-    let at = |error: std::io::Error| Error::at("look at", path, error);
+pub fn find_containing(path: &Path) -> Result<Mount> {
+    let at = |error: std::io::Error| Error::at("inspect", path, error);
     let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).map_err(|e| at(e.into()))?;
     let found = read()?
         .into_iter()
         .find(|mount| mount.id == stat.stx_mnt_id);
-    found.ok_or_else(|| at(std::io::Error::other("its mount is not in mountinfo")))
+    found.ok_or_else(|| {
+        at(std::io::Error::other(
+            "the mount is not listed in /proc/self/mountinfo",
+        ))
+    })
 }

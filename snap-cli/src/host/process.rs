@@ -1,9 +1,9 @@
-//! Which programs this process was started by.
+//! The ancestors of this process.
 
-/// Whether a program of this name is among the processes that this one was started by.
-pub fn is_below(program: &str) -> bool {
+/// Returns whether a process with this program name is an ancestor of this process.
+pub fn is_descendant_of(program: &str) -> bool {
     let mut pid = std::process::id().to_string();
-    // As many as there ever are, lest two look-ups of a changing tree lead in a circle.
+    // The limit prevents an endless loop if process ids are reused during the walk.
     for _ in 0..64 {
         let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
             return false;
@@ -22,7 +22,8 @@ pub fn is_below(program: &str) -> bool {
     false
 }
 
-/// Name and parent of a process, by /proc/PID/stat. The name may hold anything, parentheses too.
+/// Returns the name and the parent of a process from /proc/PID/stat. The name may contain any character, including
+/// parentheses.
 fn parse(stat: &str) -> Option<(&str, &str)> {
     let (start, end) = (stat.find('(')?, stat.rfind(')')?);
     let name = stat.get(start + 1..end)?;
@@ -36,9 +37,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_parents() {
+    fn parses_names_and_parents() {
         assert_eq!(parse("12 (a b) c) S 7 12"), Some(("a b) c", "7")));
         assert_eq!(parse("12"), None);
-        assert!(!is_below("no such program"));
+        assert!(!is_descendant_of("no such program"));
     }
 }

@@ -1,4 +1,4 @@
-//! Who uses a mounted file system, for messages.
+//! The processes that use a mounted file system, for messages.
 
 use std::path::Path;
 
@@ -7,19 +7,20 @@ pub use cowl_layers::sys::users::{Device, Hold, User};
 use super::mountinfo;
 use crate::error::{Error, Result};
 
-/// Lists all processes but `except` that use the file system `dev`. Processes that end meanwhile, or that
-/// this one may not inspect, are left out.
-pub fn of(dev: Device, except: &[u32]) -> Result<Vec<User>> {
-    cowl_layers::sys::users::of(dev, except)
+/// Lists all processes except `except` that use the file system `dev`.
+///
+/// Processes that end in the meantime, or that this one may not inspect, are omitted.
+pub fn list(dev: Device, except: &[u32]) -> Result<Vec<User>> {
+    cowl_layers::sys::users::list(dev, except)
         .map_err(|error| Error::at("list", Path::new("/proc"), error))
 }
 
-/// Lists users for a message, a few of many.
+/// Formats the list of processes for a message, which is limited to a few of them.
 pub fn describe(users: &[User]) -> String {
-    const SHOWN: usize = 8;
-    let mut all: Vec<_> = users.iter().take(SHOWN).map(User::describe).collect();
-    if users.len() > SHOWN {
-        all.push(format!("and {} more", users.len() - SHOWN));
+    const MAX_SHOWN: usize = 8;
+    let mut all: Vec<_> = users.iter().take(MAX_SHOWN).map(User::describe).collect();
+    if users.len() > MAX_SHOWN {
+        all.push(format!("and {} more", users.len() - MAX_SHOWN));
     }
     all.join(", ")
 }

@@ -1,8 +1,10 @@
-//! Taking over a root file system where it stands: a container of LXC's, or any folder. Nothing is copied:
-//! the folder becomes a layer by one rename, so the store must be on its file system.
+//! Adopts an existing root file system: an LXC container or any directory.
+//!
+//! Nothing is copied. One rename turns the directory into a layer, so the store must be on the same file
+//! system.
 
 use std::collections::HashMap;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +16,7 @@ use crate::container::external::{self, Leftover};
 use crate::container::{Container, Swap};
 use crate::error::{Error, Result};
 use crate::host::files;
-use crate::host::{inside, mountinfo, users};
+use crate::host::{dir_users, mountinfo, users};
 use crate::lxc::binding;
 use crate::lxc::{self as tools, LxcContainer, config, snapshots};
 use crate::recover::{self, moving};
@@ -30,48 +32,51 @@ use crate::store::{Store, disk};
 use crate::tree::walk::{self, Item};
 use cowl_layers::shown::Show as _;
 
-/// What is to be taken over.
+/// The source of an adoption.
 #[derive(Clone, Debug)]
-pub enum What {
-    /// A folder.
-    Folder(PathBuf),
-    /// A container of LXC's.
+pub enum AdoptSource {
+    /// A directory.
+    Directory(PathBuf),
+    /// An LXC container.
     Lxc(LxcContainer),
 }
 
-/// What is known of it, all that could be refused refused.
+/// A root file system that passed all checks for an adoption.
 #[derive(Debug)]
 pub struct Candidate {
-    /// The real path of the root file system.
+    /// The canonical path of the root file system.
     rootfs: PathBuf,
-    /// Its inode number: later it may be another folder.
+    /// Its inode number, to detect that another directory has replaced it.
     inode: u64,
     lxc: Option<Lxc>,
-    /// What people should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
 impl Candidate {
-    /// Looks at what is to be taken over. Changes nothing.
-    pub fn look(home: &Store, what: &What) -> Result<Self> {
+    /// Inspects the source of an adoption, without changing anything.
+    pub fn inspect(home: &Store, source: &AdoptSource) -> Result<Self> {
         let mut notes = Vec::new();
-        let (rootfs, lxc) = match what {
-            What::Folder(path) => (path.clone(), None),
-            What::Lxc(container) => {
-                let (rootfs, link) = look_at_lxc(home, container, &mut notes)?;
+        let (rootfs, lxc) = match source {
+            AdoptSource::Directory(path) => (path.clone(), None),
+            AdoptSource::Lxc(container) => {
+                let (rootfs, link) = inspect_lxc(home, container, &mut notes)?;
                 (rootfs, Some(link))
             }
         };
         let at = |error| Error::at("adopt", &rootfs, error);
         let real = rootfs.canonicalize().map_err(at)?;
         if !real.is_dir() {
-            return Err(Error::usage(format!("{} is no folder", rootfs.shown()))
-                .hint("adopt takes the folder of a root file system, or LXC's container's name"));
+            return Err(
+                Error::usage(format!("{} is not a directory", rootfs.shown())).hint(
+                    "specify the directory of a root file system, or the name of an LXC container",
+                ),
+            );
         }
         if real != std::path::absolute(&rootfs).map_err(at)? {
-            notes.push(format!("what is taken over is {}", real.shown()));
+            notes.push(format!("the adopted directory is {}", real.shown()));
         }
-        check_place(home, &real)?;
+        check_location(home, &real)?;
         let meta = std::fs::symlink_metadata(&real).map_err(at)?;
         Ok(Self {
             rootfs: real,
@@ -81,40 +86,44 @@ impl Candidate {
         })
     }
 
-    /// The store that is to take it: one of the family on the same file system, or a new one there.
-    pub fn store(&self, home: &Store, asked: Option<&Path>) -> Result<Store> {
+    /// Returns the store for the adoption: one of the family on the same file system, or a new one there.
+    pub fn store(&self, home: &Store, requested: Option<&Path>) -> Result<Store> {
         let parent = self.rootfs.parent().unwrap_or(Path::new("/"));
-        let mount = mountinfo::holding(parent)?;
-        if let Some(asked) = asked {
-            let asked = std::path::absolute(asked).map_err(|e| Error::at("use", asked, e))?;
-            // It may have to be made: then what counts is the folder that it will be made in.
-            let real = asked.ancestors().find_map(|path| path.canonicalize().ok());
+        let mount = mountinfo::find_containing(parent)?;
+        if let Some(requested) = requested {
+            let requested =
+                std::path::absolute(requested).map_err(|e| Error::at("use", requested, e))?;
+            // If the store does not exist yet, its nearest existing ancestor counts.
+            let real = requested
+                .ancestors()
+                .find_map(|path| path.canonicalize().ok());
             if real.is_some_and(|real| real.starts_with(&self.rootfs)) {
                 return Err(Error::usage(format!(
-                    "the store {} would lie in what it is to take over",
-                    asked.shown()
+                    "cannot create the store {} in the directory that is to be adopted",
+                    requested.shown()
                 ))
-                .hint("name a folder beside it"));
+                .hint("specify a directory next to it"));
             }
-            let there = asked
+            let holder = requested
                 .ancestors()
-                .find_map(|path| mountinfo::holding(path).ok());
-            if there.is_none_or(|there| there.id != mount.id) {
+                .find_map(|path| mountinfo::find_containing(path).ok());
+            if holder.is_none_or(|holder| holder.id != mount.id) {
                 return Err(Error::usage(format!(
                     "{} is not on the file system of {}, which is mounted at {}",
-                    asked.shown(),
+                    requested.shown(),
                     self.rootfs.shown(),
                     mount.at.shown()
                 ))
                 .hint(format!(
-                    "name a folder on that file system, or copy it instead: cowl create NAME --from {}",
+                    "specify a directory on that file system, or copy it instead: cowl create NAME \
+                     --from {}",
                     quoted(&self.rootfs)
                 )));
             }
-            return family::join(home, &asked);
+            return family::join(home, &requested);
         }
         for store in family::stores(home.home(), home.session())? {
-            if mountinfo::holding(store.root())?.id == mount.id {
+            if mountinfo::find_containing(store.root())?.id == mount.id {
                 return Ok(store);
             }
         }
@@ -122,7 +131,8 @@ impl Candidate {
     }
 }
 
-fn look_at_lxc(
+/// Inspects an LXC container, and returns its root file system and its link.
+fn inspect_lxc(
     home: &Store,
     container: &LxcContainer,
     notes: &mut Vec<String>,
@@ -133,31 +143,31 @@ fn look_at_lxc(
         None => {
             let lxcpath = &container.lxcpath;
             return Err(Error::not_found(format!(
-                "there is no LXC container named {} in {}",
+                "LXC container {} does not exist in {}",
                 container.name,
                 lxcpath.shown()
             ))
             .hint(format!(
-                "lxc-ls -P {} shows those that there are; -P names another folder",
+                "list the containers (lxc-ls -P {}), or specify another directory with -P",
                 quoted(lxcpath)
             )));
         }
     };
     refuse_adopted(home, container)?;
-    if let tools::State::Running { word, pid } = container.state()? {
+    if let tools::LxcState::Running { word, pid } = container.state()? {
         let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
         return Err(
             Error::busy(format!("{} is {word}{pid}", container.name)).hint(format!(
                 "stop it: lxc-stop {}; then type: {}",
                 container.options(),
-                home.session().who
+                home.session().command
             )),
         );
     }
-    let rootfs = rootfs_of(container, &text)?;
+    let rootfs = find_rootfs(container, &text)?;
     if !snapshots::dependants(&container.dir())?.is_empty() {
         return Err(Error::failed(format!(
-            "other LXC containers stand on the files of {}: {} names them",
+            "cannot adopt {}: other LXC containers depend on its files, see {}",
             container.name,
             container.dir().join("lxc_snapshots").shown()
         ))
@@ -170,8 +180,8 @@ fn look_at_lxc(
     let snaps = container.dir().join("snaps");
     if !disk::names(&snaps)?.is_empty() {
         notes.push(format!(
-            "the snapshots that lxc-snapshot took stay in {}; cowl's lxc-snapshot works on them, \
-             LXC's own must not restore them any more",
+            "the snapshots that lxc-snapshot took remain in {}; use only cowl's lxc-snapshot to \
+             restore them",
             snaps.shown()
         ));
     }
@@ -186,18 +196,21 @@ fn look_at_lxc(
 }
 
 fn refuse_adopted(home: &Store, container: &LxcContainer) -> Result<()> {
-    match known(home, container)? {
+    match find_adopted(home, container)? {
         None => Ok(()),
         Some((_, name)) => Err(Error::failed(format!(
-            "{} is cowl's already, as the container {name}",
+            "{} is already adopted, as the container {name}",
             container.name
         ))
-        .hint(format!("cowl list {name} shows its snapshots"))),
+        .hint(format!("list its snapshots: cowl list {name}"))),
     }
 }
 
-/// The container that an LXC container is already, with its store.
-pub fn known(home: &Store, container: &LxcContainer) -> Result<Option<(Store, ContainerName)>> {
+/// Returns the container that an LXC container was adopted as, with its store.
+pub fn find_adopted(
+    home: &Store,
+    container: &LxcContainer,
+) -> Result<Option<(Store, ContainerName)>> {
     let wanted = container.dir().canonicalize();
     let wanted = wanted.unwrap_or_else(|_| container.dir());
     for store in family::stores(home.home(), home.session())? {
@@ -215,9 +228,10 @@ pub fn known(home: &Store, container: &LxcContainer) -> Result<Option<(Store, Co
     Ok(None)
 }
 
-/// Writes the lines of an adopted container's LXC config as they are to be: where the program or the store
-/// has moved, or somebody took them out. False when they are.
-pub fn renew(store: &Store, name: &ContainerName) -> Result<bool> {
+/// Updates cowl's lines in the LXC config of an adopted container, and returns whether they changed.
+///
+/// They are outdated if the program or the store has moved, or if a user removed them.
+pub fn update_config(store: &Store, name: &ContainerName) -> Result<bool> {
     let mut container = recover::open(store, name)?;
     let Some(link) = &container.manifest().lxc else {
         return Ok(false);
@@ -235,11 +249,11 @@ pub fn renew(store: &Store, name: &ContainerName) -> Result<bool> {
     Ok(true)
 }
 
-/// The folder of the root file system that the config names.
-fn rootfs_of(container: &LxcContainer, text: &[u8]) -> Result<PathBuf> {
+/// Returns the directory of the root file system according to the config.
+fn find_rootfs(container: &LxcContainer, text: &[u8]) -> Result<PathBuf> {
     let value = match config::get(text, config::ROOTFS) {
         Some(value) => value.to_vec(),
-        // From a file that it includes.
+        // An included file may have the value.
         None => container.value(config::ROOTFS)?.unwrap_or_default(),
     };
     let path = value.strip_prefix(b"dir:").unwrap_or(&value).to_vec();
@@ -249,33 +263,33 @@ fn rootfs_of(container: &LxcContainer, text: &[u8]) -> Result<PathBuf> {
     let config = container.config();
     if path.is_empty() {
         return Err(Error::failed(format!(
-            "{} does not say where the root file system is (lxc.rootfs.path)",
+            "cannot adopt a container without lxc.rootfs.path in {}",
             config.shown()
         ))
         .hint(format!(
-            "an old config is brought up to date with: lxc-update-config -c {}",
+            "update an old config first: lxc-update-config -c {}",
             quoted(&config)
         )));
     }
     let kind = path.split(|&byte| byte == b':').next().unwrap_or_default();
     Err(Error::failed(format!(
-        "the root file system of {} is no plain folder but {}: {}",
+        "the root file system of {} is not a directory but {}: {}",
         container.name,
-        kind.escape_ascii(),
-        path.escape_ascii()
+        kind.shown(),
+        path.shown()
     ))
     .hint(format!(
-        "make a copy in a folder, and adopt that: lxc-copy {} -N {}-dir -B dir",
+        "copy it to a directory, and adopt the copy: lxc-copy {} -N {}-dir -B dir",
         container.options(),
         container.name
     )))
 }
 
-/// What must hold of the folder, whatever it is.
-fn check_place(home: &Store, rootfs: &Path) -> Result<()> {
+/// Checks the location of a root file system: outside of stores, not mounted, not in use.
+fn check_location(home: &Store, rootfs: &Path) -> Result<()> {
     if rootfs.parent().is_none() {
         return Err(Error::usage(
-            "the root file system of this machine can't be adopted",
+            "cannot adopt the root file system of this machine",
         ));
     }
     for store in family::stores(home.home(), home.session())? {
@@ -283,7 +297,7 @@ fn check_place(home: &Store, rootfs: &Path) -> Result<()> {
         let root = root.map_err(|e| Error::at("use", store.root(), e))?;
         if rootfs.starts_with(&root) || root.starts_with(rootfs) {
             return Err(Error::usage(format!(
-                "{} and the store {} lie in each other",
+                "cannot adopt {}: it contains the store {}, or is inside it",
                 rootfs.shown(),
                 root.shown()
             )));
@@ -292,10 +306,8 @@ fn check_place(home: &Store, rootfs: &Path) -> Result<()> {
     refuse_marker(rootfs)?;
     let mounts = mountinfo::read()?;
     if mountinfo::topmost(&mounts, rootfs).is_some() {
-        return Err(
-            Error::busy(format!("{} is a mount of its own", rootfs.shown()))
-                .hint("unmount it, or adopt a folder in it"),
-        );
+        return Err(Error::busy(format!("{} is a mount point", rootfs.shown()))
+            .hint("unmount it, or adopt a directory in it"));
     }
     let inner: Vec<_> = mountinfo::below(&mounts, rootfs)
         .map(|mount| &mount.at)
@@ -303,35 +315,37 @@ fn check_place(home: &Store, rootfs: &Path) -> Result<()> {
     if let Some(last) = inner.last() {
         let all: Vec<_> = inner.iter().map(|at| at.shown().to_string()).collect();
         return Err(Error::busy(format!(
-            "something is mounted in {}: {}",
+            "cannot adopt {}: file systems are mounted in it: {}",
             rootfs.shown(),
             all.join(", ")
         ))
         .hint(format!(
             "unmount it: umount {}; then type: {}",
             quoted(last),
-            home.session().who
+            home.session().command
         )));
     }
-    refuse_users(rootfs, rootfs, &home.session().who)
+    refuse_users(rootfs, rootfs, &home.session().command)
 }
 
-/// Refuses the folder that only says where a container's files went.
+/// Fails if the directory only has the README that an adoption left in place of the files.
 fn refuse_marker(rootfs: &Path) -> Result<()> {
-    if !disk::is_there(&rootfs.join(external::README))? {
+    if !disk::exists(&rootfs.join(external::README))? {
         return Ok(());
     }
     Err(Error::failed(format!(
-        "the files of {} are cowl's already: see {} in it",
+        "the files of {} are already adopted: see {} in it",
         rootfs.shown(),
         external::README
     ))
-    .hint("cowl list shows all containers"))
+    .hint("list all containers: cowl list"))
 }
 
-/// Refuses while somebody uses what lies at `place`, which people know as `rootfs`.
-fn refuse_users(place: &Path, rootfs: &Path, who: &str) -> Result<()> {
-    let inside = inside::of(place)?;
+/// Fails if processes use the files at `path`.
+///
+/// Messages call it `rootfs`, and end with `command` to repeat.
+fn refuse_users(path: &Path, rootfs: &Path, command: &str) -> Result<()> {
+    let inside = dir_users::list(path)?;
     if inside.is_empty() {
         return Ok(());
     }
@@ -342,17 +356,19 @@ fn refuse_users(place: &Path, rootfs: &Path, who: &str) -> Result<()> {
         users::describe(&inside)
     ))
     .hint(format!(
-        "end what uses it (kill {}), then type: {who}",
+        "stop them (kill {}), then type: {command}",
         pids.join(" ")
     )))
 }
 
-/// Refuses a tree with what means something to an overlay: in a layer it would not be seen. Answers with how
-/// many files have names outside the tree, through which they can be written behind the store's back.
-fn look_through(rootfs: &Path, space: XattrSpace) -> Result<usize> {
+/// Fails if a tree contains an overlay marker, which would be invisible in a layer.
+///
+/// Returns the number of files with hard links outside the tree, through which they can be written without the
+/// store.
+fn scan_tree(rootfs: &Path, space: XattrSpace) -> Result<usize> {
     let mut found: Option<Vec<u8>> = None;
     let mut linked: HashMap<u64, u64> = HashMap::new();
-    walk::plain(rootfs, &mut |item: &Item<'_>| {
+    walk::visit_dir(rootfs, &mut |item: &Item<'_>| {
         if found.is_some() {
             return Ok(());
         }
@@ -361,14 +377,14 @@ fn look_through(rootfs: &Path, space: XattrSpace) -> Result<usize> {
             *left = left.saturating_sub(1);
         }
         let name = item.name();
-        let device = item.kind() == FileKind::CharDevice && item.stat.rdev == 0;
-        let marked = || -> Result<bool, crate::tree::TreeError> {
+        let is_whiteout = item.kind() == FileKind::CharDevice && item.stat.rdev == 0;
+        let has_marker = || -> Result<bool, crate::tree::TreeError> {
             let xattrs = item.xattrs()?;
             Ok(xattrs
                 .iter()
                 .any(|(name, _)| space.to_disk(name).as_ref() != name.as_slice()))
         };
-        if device || name.starts_with(b".wh.") || marked()? {
+        if is_whiteout || name.starts_with(b".wh.") || has_marker()? {
             found = Some(item.path.to_vec());
         }
         Ok(())
@@ -377,65 +393,67 @@ fn look_through(rootfs: &Path, space: XattrSpace) -> Result<usize> {
         return Ok(linked.values().filter(|left| **left > 0).count());
     };
     Err(Error::failed(format!(
-        "{} holds {}, which is a mark of an overlay file system: in a layer it would not be seen",
+        "cannot adopt {}: {} is an overlay marker, which would be invisible in a layer",
         rootfs.shown(),
-        path.escape_ascii()
+        path.shown()
     ))
     .hint(format!(
-        "copy it instead, which keeps such things: cowl create NAME --from {}",
+        "copy it instead, which preserves markers: cowl create NAME --from {}",
         quoted(rootfs)
     )))
 }
 
-/// Takes it over as the container `name` of `store`, which must be on its file system. Tells what people
-/// should know.
+/// Adopts a root file system as the container `name` of `store`, which must be on its file system.
+///
+/// Returns notes for the user.
 pub fn adopt(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<Vec<String>> {
     let rootfs = &candidate.rootfs;
-    let outside = look_through(rootfs, store.space())?;
+    let outside = scan_tree(rootfs, store.space())?;
     let claim = family::claim(store, name)?;
-    let done = one_at_a_time(store, candidate, name);
+    let done = adopt_locked(store, candidate, name);
     claim.remove()?;
     done?;
     let mut notes = candidate.notes.clone();
     if outside > 0 {
         let files = match outside {
-            1 => "one file has another name".to_owned(),
-            n => format!("{n} files have other names"),
+            1 => "one file has a hard link".to_owned(),
+            n => format!("{n} files have hard links"),
         };
         notes.push(format!(
-            "{files} outside {}: what is written through it changes the container and its snapshots",
+            "{files} outside {}: a write through it changes the container and its snapshots",
             rootfs.shown()
         ));
     }
     Ok(notes)
 }
 
-fn one_at_a_time(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<()> {
-    let alone = family::lock_adoption(store)?;
+/// Adopts while no other adoption runs in the family of stores.
+fn adopt_locked(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<()> {
+    let lock = family::lock_adoption(store)?;
     let rootfs = &candidate.rootfs;
-    // Somebody may have taken it over, or begun to use it, meanwhile.
+    // Another process may have adopted it or started to use it since the inspection.
     let meta = std::fs::symlink_metadata(rootfs).map_err(|e| Error::at("adopt", rootfs, e))?;
     let done = if meta.ino() == candidate.inode {
         refuse_marker(rootfs)
-            .and_then(|()| refuse_users(rootfs, rootfs, &store.session().who))
+            .and_then(|()| refuse_users(rootfs, rootfs, &store.session().command))
             .and_then(|()| adopt_claimed(store, candidate, name))
     } else {
         Err(Error::busy(format!(
-            "{} is another folder than a moment ago",
+            "cannot adopt {}: it was replaced by another directory",
             rootfs.shown()
         ))
-        .hint("cowl list shows whether it is cowl's by now"))
+        .hint("check whether it was adopted: cowl list"))
     };
-    alone.remove()?;
+    lock.remove()?;
     done
 }
 
 fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<()> {
     let rootfs = &candidate.rootfs;
     let mut making = Making::begin(store)?;
-    let base = making.layer(LayerKind::Base, &[], &[])?;
-    let head = making.head(&[base], rootfs)?;
-    let id = making.container()?;
+    let base = making.create_layer(LayerKind::Base, &[], &[])?;
+    let head = making.create_head(&[base], rootfs)?;
+    let id = making.create_container()?;
     let manifest = ContainerManifest {
         adopted: Some(Adopted {
             rootfs: rootfs.clone(),
@@ -447,39 +465,39 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
         ..ContainerManifest::new(name.clone(), head, &[base])
     };
     if let Some(link) = &manifest.lxc {
-        // Whatever is wrong with the lines is told before anything is moved.
+        // Report errors in the lines before anything is moved.
         binding::own_lines(store, id, name, (link, &link.written.0))?;
     }
-    // Nobody else is to finish, or take back, what we are about to do.
+    // The lock prevents another command from completing or rolling back this adoption.
     let lock = store.lock_container(id)?;
-    external::mark(store, id, &Leftover::default())?;
-    // Nobody writes to it any more, and from here on the store answers for what is in it.
+    external::write_marker(store, id, &Leftover::default())?;
+    // No process writes to it any more, and from here on the store guarantees its content.
     disk::sync_all(rootfs)?;
     making.sync()?;
     let record = Record::first(manifest);
     if let Err(error) = disk::replace(&store.paths().container_file(id), &record) {
-        // It may be there already: the next command takes it back.
-        making.leave();
+        // The file may exist already. Then the next command rolls the adoption back.
+        making.abandon();
         return Err(error);
     }
-    making.done()?;
+    making.finish()?;
     let mut container = Container::from_locked(store, id, record, lock);
     if let Err(error) = moving::move_in(&container) {
         if moving::complete(container)?.is_some() {
             // Only the sync of the move failed.
             return Err(error.hint(format!(
-                "{name} is adopted, but a power cut may take it back: inspect the disk"
+                "{name} is adopted, but a power cut may roll that back: check the disk"
             )));
         }
         let hint = format!(
-            "nothing was changed; copy it instead: cowl create {name} --from {}",
+            "copy it instead: cowl create {name} --from {}",
             quoted(rootfs)
         );
         return Err(error.hint(hint));
     }
-    // Whoever began to use it just before it moved would write to a layer.
+    // Race: a process that started to use it just before the move would write to a layer.
     let tree = store.paths().layer_tree(base);
-    if let Err(error) = refuse_users(&tree, rootfs, &store.session().who) {
+    if let Err(error) = refuse_users(&tree, rootfs, &store.session().command) {
         disk::rename(&tree, rootfs)?;
         moving::roll_back_adoption(container)?;
         return Err(error);
@@ -488,12 +506,8 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
 }
 
 impl Candidate {
-    /// The root file system, for messages.
+    /// Returns the path of the root file system, for messages.
     pub fn rootfs(&self) -> String {
-        self.rootfs
-            .as_os_str()
-            .as_bytes()
-            .escape_ascii()
-            .to_string()
+        self.rootfs.shown().to_string()
     }
 }

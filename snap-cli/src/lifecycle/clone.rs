@@ -1,12 +1,12 @@
-//! Making a container from the state of another one.
+//! Creates a container from a state of another container.
 
 use cowl_layers::view::View;
 
-use super::create::over_layers_and;
+use super::create::create_over_layers_with;
 use crate::container::{durability, lxc};
 use crate::error::{Error, Result};
 use crate::recover;
-use crate::snapshot::restore::inherited;
+use crate::snapshot::restore::inherit_settling;
 use crate::snapshot::{freeze, resolve};
 use crate::store::Store;
 use crate::store::family;
@@ -16,55 +16,60 @@ use crate::store::measure;
 use crate::store::name::{Address, ContainerName};
 use crate::tree::error::{OnProgress, Progress};
 
-/// Makes the container `new` over the layers of a state. What the source is now is frozen first. The copy of
-/// an LXC container is one too, with a name and addresses of its own. Tells what people should know.
+/// Creates the container `new` on the layers of a state, and returns notes for the user.
+///
+/// If the source is the current state, it is frozen first. The clone of an LXC container is another LXC
+/// container, with a name and addresses of its own.
 pub fn clone(store: &Store, source: &Address, new: &ContainerName) -> Result<Vec<String>> {
-    clone_or_copy(store, source, new, Made::Clone)
+    clone_or_copy(store, source, new, CloneKind::Clone)
 }
 
-/// The same for one mount only: when that ends, the new container goes, for good.
+/// Creates a clone for a single mount: when that ends, the new container is destroyed without a way back.
 pub fn clone_for_one_mount(store: &Store, source: &Address, new: &ContainerName) -> Result<()> {
     let state = resolve(store, source)?;
     if state.manifest.lxc.is_some() {
         return Err(Error::failed(format!(
-            "{} is an LXC container, which is unmounted at every stop and reboot",
+            "cannot create an ephemeral clone of {}: an LXC container is unmounted at every stop \
+             and reboot",
             state.manifest.name
         ))
-        .hint("clone it without --ephemeral, and when it is not needed any more: cowl destroy NEW --now"));
+        .hint("clone it without --ephemeral, and destroy it later: cowl destroy NEW --now"));
     }
-    clone_or_copy(store, source, new, Made::Ephemeral).map(drop)
+    clone_or_copy(store, source, new, CloneKind::Ephemeral).map(drop)
 }
 
-/// How a state becomes a container.
-enum Made<'p> {
-    /// Over the state's layers.
+/// The way in which a state becomes a container.
+enum CloneKind<'p> {
+    /// On the state's layers.
     Clone,
-    /// The same, for one mount.
+    /// On the state's layers, for a single mount.
     Ephemeral,
-    /// Over a base of its own.
+    /// On a base of its own.
     Copy(OnProgress<'p>),
 }
 
-/// The same with all content copied into a base of its own: the two share no layer.
+/// Creates a container with a copy of the state's content as its base: source and copy share no layer.
+///
+/// Returns notes for the user.
 pub fn copy(
     store: &Store,
     source: &Address,
     new: &ContainerName,
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
-    clone_or_copy(store, source, new, Made::Copy(progress))
+    clone_or_copy(store, source, new, CloneKind::Copy(progress))
 }
 
 fn clone_or_copy(
     store: &Store,
     source: &Address,
     new: &ContainerName,
-    made: Made<'_>,
+    kind: CloneKind<'_>,
 ) -> Result<Vec<String>> {
-    // Whatever is wrong with the source is told before anything about the new name.
+    // Report errors of the source before errors of the new name.
     resolve(store, source)?;
     let claim = family::claim(store, new)?;
-    let made = clone_claimed(store, source, new, made);
+    let made = clone_claimed(store, source, new, kind);
     claim.remove()?;
     made
 }
@@ -73,17 +78,17 @@ fn clone_claimed(
     store: &Store,
     source: &Address,
     new: &ContainerName,
-    made: Made<'_>,
+    kind: CloneKind<'_>,
 ) -> Result<Vec<String>> {
     let (mut stack, mut making, manifest, mut lxc, mut settling, _lock);
     if source.snapshot.is_some() {
         making = Making::begin(store)?;
-        // Found anew: from here on nothing that it names is collected.
+        // Resolve it again: `making` prevents the collection of its layers from here on.
         let state = resolve(store, source)?;
         store.open_layers(&state.stack)?;
-        let kept = state.snapshot.as_ref().and_then(|(_, s)| s.config.as_ref());
-        lxc = lxc::Copy::of((state.container, &state.manifest), kept, new)?;
-        settling = inherited(
+        let config = state.snapshot.as_ref().and_then(|(_, s)| s.config.as_ref());
+        lxc = lxc::LxcCopy::for_container((state.container, &state.manifest), config, new)?;
+        settling = inherit_settling(
             state.settling(),
             &source.container,
             source.snapshot.as_ref(),
@@ -91,55 +96,57 @@ fn clone_claimed(
         (stack, manifest, _lock) = (state.stack, state.manifest, None);
     } else {
         let mut container = recover::open(store, &source.container)?;
-        lxc = lxc::Copy::of((container.id(), container.manifest()), None, new)?;
+        lxc = lxc::LxcCopy::for_container((container.id(), container.manifest()), None, new)?;
         stack = freeze::freeze(&mut container)?;
         making = Making::begin(store)?;
         manifest = container.manifest().clone();
-        let mark = match durability::loss(&container)? {
-            Some(lost) => Some(lost.clone()),
-            None => durability::settling_of(&container, &stack)?,
+        let marker = match durability::find_loss(&container)? {
+            Some(loss) => Some(loss.clone()),
+            None => durability::settling_for(&container, &stack)?,
         };
-        settling = inherited(mark.as_ref(), &source.container, None);
+        settling = inherit_settling(marker.as_ref(), &source.container, None);
         _lock = Some(container);
     }
-    let ephemeral = matches!(made, Made::Ephemeral).then_some(Ephemeral::Waiting);
-    if let Made::Copy(progress) = made {
-        stack = vec![copied_base(store, &mut making, &stack, progress)?];
-        // The copy is durable with all that could be read.
+    let ephemeral = matches!(kind, CloneKind::Ephemeral).then_some(Ephemeral::Waiting);
+    if let CloneKind::Copy(progress) = kind {
+        stack = vec![copy_to_base(store, &mut making, &stack, progress)?];
+        // The copy is durable, with everything that could be read.
         let epoch = durability::epoch(store)?;
-        settling = settling.filter(|mark| !mark.is_pending(&epoch));
+        settling = settling.filter(|marker| !marker.is_pending(&epoch));
     }
     let body = (new, stack.as_slice(), manifest.settings);
-    over_layers_and(store, making, body, |id, manifest| {
+    create_over_layers_with(store, making, body, |id, manifest| {
         manifest.ephemeral = ephemeral;
         manifest.settling = settling;
         match &mut lxc {
-            Some(lxc) => lxc.fill(store, id, manifest),
+            Some(lxc) => lxc.fill_manifest(store, id, manifest),
             None => Ok(()),
         }
     })?;
     let Some(lxc) = lxc else {
         return Ok(Vec::new());
     };
-    // Who opens it first makes what is outside the store.
+    // Opening the container creates its files outside the store.
     drop(recover::open(store, new)?);
     Ok(lxc.notes)
 }
 
-/// Makes one base of all layers of a state. The caller keeps those from collection.
-fn copied_base(
+/// Copies all layers of a state into one base.
+///
+/// The caller must prevent the collection of the layers.
+fn copy_to_base(
     store: &Store,
     making: &mut Making<'_>,
     stack: &[LayerId],
     progress: OnProgress<'_>,
 ) -> Result<LayerId> {
     let view = View::new(store.open_layers(stack)?);
-    let base = making.layer(LayerKind::Base, &[], &[])?;
+    let base = making.create_layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(base);
     let total = measure::known_size(store, stack)?;
     let mut progress = |done| progress(Progress { total, ..done });
     crate::delta::flatten(&view, None, &tree, &mut progress)?;
-    // A container must not be there before its data is.
+    // The data must be durable before a container references it.
     making.sync_content()?;
     Ok(base)
 }

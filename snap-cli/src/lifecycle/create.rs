@@ -1,4 +1,4 @@
-//! Making containers: from a root file system, or over layers that are there already.
+//! Creates containers from a root file system, or on top of existing layers.
 
 use std::path::Path;
 
@@ -15,20 +15,22 @@ use crate::store::name::ContainerName;
 use crate::store::record::Record;
 use crate::store::{Store, disk};
 use crate::tree::error::OnProgress;
+use cowl_layers::shown::Show as _;
 
-/// Where a root file system comes from.
+/// The source of a root file system.
 #[derive(Debug)]
 pub enum Source<'a> {
-    /// A folder or a tar archive.
+    /// A directory or a tar archive.
     Path(&'a Path),
     /// A tar archive on standard input.
     Stdin,
-    /// A tar archive that was opened already.
-    Tree(Box<input::Tree<'a>>),
+    /// An open tar archive.
+    Tree(Box<input::TreeArchive<'a>>),
 }
 
-/// Makes the container `name` from a root file system. Answers with what could not be taken over as it
-/// was, for people to read.
+/// Creates the container `name` from a root file system.
+///
+/// Returns notes on properties that were not preserved.
 pub fn create(
     store: &Store,
     name: &ContainerName,
@@ -37,83 +39,88 @@ pub fn create(
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
     let claim = family::claim(store, name)?;
-    let made = import_into(store, name, source, images, progress);
+    let made = import_claimed(store, name, source, images, progress);
     claim.remove()?;
     made
 }
 
-fn import_into(
+fn import_claimed(
     store: &Store,
     name: &ContainerName,
     source: Source<'_>,
     images: Images,
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
-    // A directory is copied only then; what an archive holds is known when it is unpacked.
+    // Check a directory before it is copied. The content of an archive is known only after unpacking.
     if let (Source::Path(path), Images::Refuse) = (&source, images)
         && path.is_dir()
     {
         image::refuse(path)?;
     }
     let mut making = Making::begin(store)?;
-    let base = making.layer(LayerKind::Base, &[], &[])?;
+    let base = making.create_layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(base);
     let imported = match source {
-        Source::Path(path) => import::path(path, &tree, store.space(), progress),
-        Source::Tree(archive) => import::opened(*archive, &tree, store.space(), progress),
-        Source::Stdin => import::tar(std::io::stdin().lock(), &tree, store.space(), progress),
+        Source::Path(path) => import::from_path(path, &tree, store.space(), progress),
+        Source::Tree(archive) => import::from_archive(*archive, &tree, store.space(), progress),
+        Source::Stdin => {
+            import::from_stream(std::io::stdin().lock(), &tree, store.space(), progress)
+        }
     }?;
     if images == Images::Refuse {
         image::refuse(&tree)?;
     }
-    // A container must not be there before its data is: this is the one command that copies data.
+    // The data must be durable before a container references it: only this command copies data.
     making.sync_content()?;
-    // Now its names are at hand; later somebody would wait for it. It can be counted then all the same.
+    // Measure the layer now, while its names are cached, to avoid a delay later. On failure, it is measured
+    // later.
     if let Err(error) = measure::measured(store, base) {
         log::debug!("cannot measure a layer: {error}");
     }
-    over_layers(store, making, name, &[base], Map::new())?;
+    create_over_layers(store, making, name, &[base], Map::new())?;
     Ok(imported
         .notes
         .iter()
-        .map(|(path, why)| format!("{}: {why}", path.escape_ascii()))
+        .map(|(path, reason)| format!("{}: {reason}", path.shown()))
         .collect())
 }
 
-/// Makes the container `name` with an empty head over `below`. The name is claimed by the caller.
-pub fn over_layers(
+/// Creates the container `name` with an empty head on the layers `below`.
+///
+/// The caller must have claimed the name.
+pub fn create_over_layers(
     store: &Store,
     making: Making<'_>,
     name: &ContainerName,
     below: &[LayerId],
     settings: Map<String, serde_json::Value>,
 ) -> Result<ContainerId> {
-    over_layers_and(store, making, (name, below, settings), |_, _| Ok(()))
+    create_over_layers_with(store, making, (name, below, settings), |_, _| Ok(()))
 }
 
-/// The same; `more` fills in what else its manifest is to say.
-pub fn over_layers_and(
+/// Creates a container as [`create_over_layers`] does; `edit` fills in more fields of its manifest.
+pub fn create_over_layers_with(
     store: &Store,
     mut making: Making<'_>,
     (name, below, settings): (&ContainerName, &[LayerId], Map<String, serde_json::Value>),
-    more: impl FnOnce(ContainerId, &mut ContainerManifest) -> Result<()>,
+    edit: impl FnOnce(ContainerId, &mut ContainerManifest) -> Result<()>,
 ) -> Result<ContainerId> {
     let Some(top) = below.first() else {
-        return Err(Error::damaged("a state without any layer"));
+        return Err(Error::damaged("a state has no layer"));
     };
-    let head = making.head(below, &store.paths().layer_tree(*top))?;
-    let id = making.container()?;
+    let head = making.create_head(below, &store.paths().layer_tree(*top))?;
+    let id = making.create_container()?;
     let mut manifest = ContainerManifest {
         settings,
         ..ContainerManifest::new(name.clone(), head, below)
     };
-    more(id, &mut manifest)?;
+    edit(id, &mut manifest)?;
     making.sync()?;
     match disk::replace(&store.paths().container_file(id), &Record::first(manifest)) {
-        Ok(()) => making.done()?,
+        Ok(()) => making.finish()?,
         Err(error) => {
-            // It may be there already: only its name was not put on the disk for sure.
-            making.leave();
+            // The file may exist already, with a name that is not durable.
+            making.abandon();
             return Err(error);
         }
     }

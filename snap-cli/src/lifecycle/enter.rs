@@ -1,9 +1,11 @@
-//! The inner half of exec: in a process of its own, makes the mounted container the root of a private
-//! mount namespace, with /proc, /sys and /dev of the host, and becomes the command.
+//! The inner process of exec.
 //!
-//! The old root is let go of, so that the namespace holds no copy of any other mount: nothing else
-//! becomes busy because a command runs in here. What is mounted over is opened by descriptor without
-//! following links, because a link in the container may point anywhere.
+//! It makes the mounted container the root of a private mount namespace, with the host's /proc, /sys and /dev, and
+//! executes the command.
+//!
+//! The old root is detached, so that the namespace has no copy of any other mount: a command that runs here
+//! keeps no other mount busy. Mount points in the container are opened without following symbolic links,
+//! because a link in the container may point anywhere.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -18,21 +20,23 @@ use nix::sys::signal::SigSet;
 use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
+use cowl_layers::shown::Show as _;
+
 use crate::error::{Error, Result};
 
-/// cowl itself failed.
+/// The exit code for a failure of cowl itself.
 pub const FAILED: u8 = 125;
-/// The command is there and can't be run.
+/// The exit code for a command that cannot be executed.
 pub const NOT_EXECUTABLE: u8 = 126;
-/// There is no such command.
+/// The exit code for a command that does not exist.
 pub const NOT_FOUND: u8 = 127;
 
-/// Devices that programs expect.
+/// Device nodes that programs expect.
 const NODES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
-/// Links in /dev that programs expect.
+/// Symbolic links in /dev that programs expect.
 const LINKS: [(&str, &str); 5] = [
-    // Not the host's node: that one looks for the terminals beside itself, where it was bound from.
+    // Not the host's node, which finds terminals only next to the original mount.
     ("ptmx", "pts/ptmx"),
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -40,77 +44,77 @@ const LINKS: [(&str, &str); 5] = [
     ("stderr", "/proc/self/fd/2"),
 ];
 
-/// Becomes `command` inside the mount at `place`. Comes back only when that failed: with the exit code
-/// and why.
-pub fn enter(place: &Path, command: &[OsString]) -> (u8, Error) {
+/// Executes `command` inside the mount at `mountpoint`.
+///
+/// Returns only on failure, with the exit code and the error.
+pub fn enter(mountpoint: &Path, command: &[OsString]) -> (u8, Error) {
     let Some((program, args)) = command.split_first() else {
         return (FAILED, Error::usage("no command to run"));
     };
-    if let Err(error) = change_root(place) {
+    if let Err(error) = change_root(mountpoint) {
         return (FAILED, error);
     }
-    // `exec` holds signals back for itself, and what it starts inherits that.
+    // `exec` blocks signals in its own process, and a child inherits the mask.
     if let Err(error) = SigSet::empty().thread_set_mask() {
-        let what = "cannot let signals through to the command";
-        return (FAILED, Error::failed(what).because(error));
+        let message = "cannot unblock signals for the command";
+        return (FAILED, Error::failed(message).because(error));
     }
     let error = Command::new(program).args(args).exec();
     let code = match error.kind() {
         ErrorKind::NotFound => NOT_FOUND,
         _ => NOT_EXECUTABLE,
     };
-    let shown = program.as_encoded_bytes().escape_ascii();
-    let what = format!("cannot run {shown} in the container");
-    (code, Error::failed(what).because(error))
+    let message = format!("cannot run {} in the container", program.shown());
+    (code, Error::failed(message).because(error))
 }
 
-fn change_root(place: &Path) -> Result<()> {
-    let failed = |what: &str, error: std::io::Error| Error::failed(what.to_owned()).because(error);
-    own_namespace()?;
+fn change_root(mountpoint: &Path) -> Result<()> {
+    let failed =
+        |message: &str, error: std::io::Error| Error::failed(message.to_owned()).because(error);
+    unshare_namespace()?;
     let recursive = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", recursive)
-        .map_err(|e| failed("cannot keep the namespace's mounts private", e.into()))?;
+        .map_err(|e| failed("cannot make the namespace's mounts private", e.into()))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::openat(CWD, place, flags, Mode::empty())
-        .map_err(|e| Error::at("enter", place, std::io::Error::from(e)))?;
-    honor_privileges(&root)
-        .map_err(|e| failed("cannot let set-user-ID programs work", e.into()))?;
-    if let Some(at) = folder(&root, "proc")? {
+    let root = rustix::fs::openat(CWD, mountpoint, flags, Mode::empty())
+        .map_err(|e| Error::at("enter", mountpoint, std::io::Error::from(e)))?;
+    honor_privileges(&root).map_err(|e| failed("cannot enable set-user-ID programs", e.into()))?;
+    if let Some(at) = open_dir(&root, "proc")? {
         rustix::mount::mount_bind_recursive("/proc", &at.path)
             .map_err(|e| failed("cannot mount /proc", e.into()))?;
     }
-    if let Some(at) = folder(&root, "sys")? {
+    if let Some(at) = open_dir(&root, "sys")? {
         let failed = |e: rustix::io::Errno| failed("cannot mount /sys", e.into());
         match rustix::mount::mount_bind("/sys", &at.path) {
             Ok(()) => {
-                // A descriptor stands for what lies below a later mount: look anew.
-                if let Some(mounted) = folder(&root, "sys")? {
-                    read_only(&mounted.path).map_err(failed)?;
+                // The descriptor refers to the directory below the new mount, so open it again.
+                if let Some(mounted) = open_dir(&root, "sys")? {
+                    remount_read_only(&mounted.path).map_err(failed)?;
                 }
             }
-            // In a user namespace only with everything that is mounted below it.
+            // A user namespace may bind /sys only together with the mounts below it.
             Err(rustix::io::Errno::INVAL) => {
                 rustix::mount::mount_bind_recursive("/sys", &at.path).map_err(failed)?;
             }
             Err(error) => return Err(failed(error)),
         }
     }
-    if let Some(at) = folder(&root, "dev")? {
+    if let Some(at) = open_dir(&root, "dev")? {
         let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
         let size = c"mode=755,size=64k";
         rustix::mount::mount("tmpfs", &at.path, "tmpfs", flags, size)
             .map_err(|e| failed("cannot mount /dev", e.into()))?;
-        if let Some(mounted) = folder(&root, "dev")? {
-            devices(&mounted.path).map_err(|e| failed("cannot make /dev", e))?;
+        if let Some(mounted) = open_dir(&root, "dev")? {
+            populate_dev(&mounted.path).map_err(|e| failed("cannot populate /dev", e))?;
         }
     }
     rustix::process::fchdir(&root)
-        .map_err(|e| Error::at("enter", place, std::io::Error::from(e)))?;
+        .map_err(|e| Error::at("enter", mountpoint, std::io::Error::from(e)))?;
     drop(root);
     match rustix::process::pivot_root(".", ".") {
         Ok(()) => rustix::mount::unmount(".", UnmountFlags::DETACH)
-            .map_err(|e| failed("cannot let go of the old root", e.into()))?,
-        // The host's root can't be moved when it is the initial ramfs.
+            .map_err(|e| failed("cannot unmount the old root", e.into()))?,
+        // The initial ramfs cannot be moved by pivot_root.
         Err(rustix::io::Errno::INVAL) => rustix::process::chroot(".")
             .map_err(|e| failed("cannot make the container the root", e.into()))?,
         Err(e) => return Err(failed("cannot make the container the root", e.into())),
@@ -118,8 +122,9 @@ fn change_root(place: &Path) -> Result<()> {
     std::env::set_current_dir("/").map_err(|e| failed("cannot enter the new root", e))
 }
 
-/// Lets set-user-ID programs and device nodes work, sudo for one, in this namespace's copy of a mount in which
-/// they have no effect because other users reach it: nobody else reaches this copy.
+/// Enables set-user-ID programs such as sudo, and device nodes, in this namespace's copy of the mount.
+///
+/// Mounts that other users can reach disable them; no other user can reach this copy.
 fn honor_privileges(root: &OwnedFd) -> rustix::io::Result<()> {
     let now = rustix::fs::fstatvfs(root)?.f_flag;
     let without = StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV;
@@ -138,13 +143,13 @@ fn honor_privileges(root: &OwnedFd) -> rustix::io::Result<()> {
     rustix::mount::mount_remount(path, flags, "")
 }
 
-/// A mount namespace of our own; without root in a user namespace of our own, in which we are root.
-fn own_namespace() -> Result<()> {
+/// Creates a mount namespace, and, unless run by root, a user namespace in which the caller is root.
+fn unshare_namespace() -> Result<()> {
     let failed = |error: nix::Error| {
-        Error::failed("cannot make a mount namespace")
+        Error::failed("cannot create a mount namespace")
             .because(error)
             .hint(
-                "run as root, or where users may make namespaces (sysctl user.max_user_namespaces)",
+                "run as root, or allow users to create namespaces (sysctl user.max_user_namespaces)",
             )
     };
     if rustix::process::geteuid().is_root() {
@@ -163,32 +168,34 @@ fn own_namespace() -> Result<()> {
     Ok(())
 }
 
-/// A folder to mount over.
-struct Target {
+/// A directory to mount on.
+struct MountTarget {
     path: PathBuf,
     _fd: OwnedFd,
 }
 
-/// The folder `name` of the container, if it is one: a container without /sys gets none.
-fn folder(root: &OwnedFd, name: &str) -> Result<Option<Target>> {
+/// Opens the directory `name` of the container.
+///
+/// `None` if it does not exist or is not a directory.
+fn open_dir(root: &OwnedFd, name: &str) -> Result<Option<MountTarget>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::openat(root.as_fd(), name, flags, Mode::empty()) {
-        Ok(fd) => Ok(Some(Target {
+        Ok(fd) => Ok(Some(MountTarget {
             path: PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())),
             _fd: fd,
         })),
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
-            log::info!("the container has no folder /{name}: nothing is mounted there");
+            log::info!("the container has no directory /{name}: it is not mounted");
             Ok(None)
         }
         Err(error) => Err(
-            Error::failed(format!("cannot open /{name} of the container"))
+            Error::failed(format!("cannot open /{name} in the container"))
                 .because(std::io::Error::from(error)),
         ),
     }
 }
 
-fn read_only(at: &Path) -> rustix::io::Result<()> {
+fn remount_read_only(at: &Path) -> rustix::io::Result<()> {
     let flags = MountFlags::BIND
         | MountFlags::RDONLY
         | MountFlags::NOSUID
@@ -197,8 +204,8 @@ fn read_only(at: &Path) -> rustix::io::Result<()> {
     rustix::mount::mount_remount(at, flags, "")
 }
 
-/// Fills a small /dev: the host's devices that programs expect, its terminals, and shared memory.
-fn devices(dev: &Path) -> std::io::Result<()> {
+/// Populates a small /dev: the device nodes that programs expect, terminals, and shared memory.
+fn populate_dev(dev: &Path) -> std::io::Result<()> {
     for node in NODES {
         let (host, here) = (Path::new("/dev").join(node), dev.join(node));
         if host.symlink_metadata().is_ok() {

@@ -1,7 +1,7 @@
-//! Running a command in a container: mounts it if need be, waits, passes the exit code on.
+//! Runs a command in a container: mounts it if necessary, waits, and returns the exit code.
 //!
-//! The command itself is started by a second cowl process (see [`super::enter`]) that makes a mount
-//! namespace of its own, so that nothing of it shows outside.
+//! A second cowl process (see [`super::enter`]) starts the command in its own mount namespace, so that its
+//! mounts are not visible outside.
 
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
@@ -10,7 +10,7 @@ use std::process::{Command, ExitStatus};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::container::state::Lifetime;
 use crate::container::state::{self, Mounted};
 use crate::error::{Error, Result};
@@ -19,31 +19,33 @@ use crate::store::Store;
 use crate::store::lock::{Lock, Mode};
 use crate::store::name::ContainerName;
 
-/// Runs a command in the container and answers with its exit code, or 128 and the signal's number.
+/// Runs a command in the container.
+///
+/// Returns its exit code, or 128 plus the number of the signal that killed it.
 pub fn exec(store: &Store, name: &ContainerName, command: &[OsString]) -> Result<u8> {
     let mut container = recover::open(store, name)?;
     state::ensure_run_dir(store, container.id())?;
     let session = store.session();
-    // Tells other runs of exec that the mount is needed, from before it is there.
+    // This lock shows other exec commands that the mount is in use, even before it exists.
     let running = Lock::take(
         &state::exec_lock(store, container.id()),
         Mode::Shared,
-        &session.who,
+        &session.command,
         session.patience,
     )?;
-    let place = container.mount(None, Lifetime::OfCommand)?;
+    let mountpoint = container.mount(None, Lifetime::OfCommand)?;
     drop(container);
-    let code = run(&place, command);
+    let code = run(&mountpoint, command);
     drop(running);
-    leave(store, name)?;
+    unmount_if_last(store, name)?;
     code
 }
 
-/// Takes down a mount that was made for exec, after the last one.
-fn leave(store: &Store, name: &ContainerName) -> Result<()> {
+/// Unmounts a mount that was created for exec, after the last command.
+fn unmount_if_last(store: &Store, name: &ContainerName) -> Result<()> {
     let container = match recover::open(store, name) {
         Ok(container) => container,
-        // Destroyed meanwhile: nothing is mounted.
+        // The container was destroyed meanwhile, so it is not mounted.
         Err(error) if error.kind == crate::error::Kind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
@@ -51,24 +53,25 @@ fn leave(store: &Store, name: &ContainerName) -> Result<()> {
         return Ok(());
     };
     let path = state::exec_lock(store, container.id());
-    let last = Lock::try_take(&path, Mode::Exclusive, &store.session().who)?;
+    let last = Lock::try_take(&path, Mode::Exclusive, &store.session().command)?;
     if !state.transient || last.is_none() {
         return Ok(());
     }
-    match container.unmount(Then::StayUnmounted) {
+    match container.unmount(AfterUnmount::StayUnmounted) {
         Ok(_) => recover::end_if_ephemeral(container).map(drop),
         Err(error) if error.kind == crate::error::Kind::Busy => {
-            log::warn!("{name} stays mounted: {error}");
+            log::warn!("{name} remains mounted: {error}");
             Ok(())
         }
         Err(error) => Err(error),
     }
 }
 
-fn run(place: &std::path::Path, command: &[OsString]) -> Result<u8> {
-    let lost = |what: &str, error: std::io::Error| Error::failed(what.to_owned()).because(error);
-    // The terminal sends these to the command as well. Whoever sends them to us alone means the command;
-    // and we must stay to clean up.
+fn run(mountpoint: &std::path::Path, command: &[OsString]) -> Result<u8> {
+    let failed =
+        |message: &str, error: std::io::Error| Error::failed(message.to_owned()).because(error);
+    // The terminal sends these signals to the command as well. A signal that is sent to this process alone is
+    // meant for the command, and this process must survive it to clean up.
     let mut signals = SigSet::empty();
     for signal in [
         Signal::SIGINT,
@@ -80,34 +83,35 @@ fn run(place: &std::path::Path, command: &[OsString]) -> Result<u8> {
     }
     signals
         .thread_block()
-        .map_err(|e| lost("cannot block signals", e.into()))?;
+        .map_err(|e| failed("cannot block signals", e.into()))?;
     let program =
-        std::env::current_exe().map_err(|e| lost("cannot find the cowl program itself", e))?;
+        std::env::current_exe().map_err(|e| failed("cannot find the cowl program itself", e))?;
     let mut child = Command::new(&program)
         .arg("enter")
-        .arg(place)
+        .arg(mountpoint)
         .arg("--")
         .args(command)
         .spawn()
         .map_err(|error| Error::at("start", &program, error))?;
-    let pid = i32::try_from(child.id()).map_err(|e| Error::failed("a process id").because(e))?;
+    let pid =
+        i32::try_from(child.id()).map_err(|e| Error::failed("invalid process id").because(e))?;
     std::thread::spawn(move || {
         while let Ok(signal) = signals.wait() {
             if matches!(signal, Signal::SIGTERM | Signal::SIGHUP)
                 && let Err(error) = kill(Pid::from_raw(pid), signal)
             {
-                log::warn!("cannot pass {signal} on: {error}");
+                log::warn!("cannot forward {signal}: {error}");
             }
         }
     });
     let status = child
         .wait()
-        .map_err(|e| lost("cannot wait for the command", e))?;
-    Ok(code_of(status))
+        .map_err(|e| failed("cannot wait for the command", e))?;
+    Ok(exit_code(status))
 }
 
-/// The code that a shell would give.
-fn code_of(status: ExitStatus) -> u8 {
+/// Returns the exit code that a shell would report.
+fn exit_code(status: ExitStatus) -> u8 {
     let code = status
         .code()
         .or_else(|| status.signal().map(|signal| 128 + signal));
@@ -119,9 +123,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes() {
+    fn signals_become_exit_codes() {
         for (raw, code) in [(0, 0), (7 << 8, 7), (9, 137), (15, 143), (127 << 8, 127)] {
-            assert_eq!(code_of(ExitStatus::from_raw(raw)), code);
+            assert_eq!(exit_code(ExitStatus::from_raw(raw)), code);
         }
     }
 }

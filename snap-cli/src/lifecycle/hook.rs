@@ -1,9 +1,10 @@
-//! What LXC calls when a container starts, has stopped, or is destroyed. Each may be called again at any
-//! time: a reboot is a stop and a start.
+//! The hooks that LXC calls when a container starts, has stopped, or is destroyed.
+//!
+//! Each hook may be called repeatedly: a reboot is a stop and a start.
 
 use std::path::{Path, PathBuf};
 
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::container::state::Lifetime;
 use crate::container::state::Mounted;
 use crate::container::{Container, Swap, destroy, external};
@@ -19,47 +20,52 @@ use crate::snapshot::depth;
 use crate::store::Store;
 use crate::store::bytes::Blob;
 use crate::store::manifest::{ContainerId, ContainerManifest};
-use crate::store::mount_points::{self, Closed};
+use crate::store::mount_points::{self, ClosedTo};
 use crate::store::outside::Lxc;
 use cowl_layers::shown::Show as _;
 
-/// The LXC container that calls, by LXC's environment.
+/// The LXC container that calls the hook, from LXC's environment.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its config.
+    /// The path of the config.
     pub config: PathBuf,
 }
 
-/// Who calls.
-enum Who {
+/// The relation of the calling LXC container to a container of the store.
+enum CallerKind {
     /// The container itself.
     Itself,
-    /// The container itself, which LXC has given another name or place.
+    /// The container itself, which was renamed or moved by LXC.
     Moved(Lxc),
-    /// A copy of its config, by which another container would write to its files.
+    /// A container with a copy of the config, which would write to the same files.
     Copy,
 }
 
-fn who(manifest: &ContainerManifest, id: ContainerId, caller: &Caller) -> Result<Who> {
+/// Returns the relation of the calling LXC container to the container `id`.
+fn identify_caller(
+    manifest: &ContainerManifest,
+    id: ContainerId,
+    caller: &Caller,
+) -> Result<CallerKind> {
     let Some(link) = &manifest.lxc else {
-        return Ok(Who::Copy);
+        return Ok(CallerKind::Copy);
     };
-    let known = link.config();
-    match (known.canonicalize(), caller.config.canonicalize()) {
-        (Ok(known), Ok(called)) if known == called && link.name == caller.name => {
-            return Ok(Who::Itself);
+    let linked = link.config();
+    match (linked.canonicalize(), caller.config.canonicalize()) {
+        (Ok(linked), Ok(called)) if linked == called && link.name == caller.name => {
+            return Ok(CallerKind::Itself);
         }
-        // Where it was there is nothing any more.
+        // The config does not exist any more at the recorded path.
         (Err(error), Ok(called)) if error.kind() == std::io::ErrorKind::NotFound => {
             let text = files::read(&called)?;
             let lxcpath = called.parent().and_then(Path::parent);
             if let Some(lxcpath) = lxcpath
                 && called.parent() == Some(&lxcpath.join(&caller.name))
-                && config::names(&text, &id.to_string())
+                && config::has_own_lines(&text, &id.to_string())
             {
-                return Ok(Who::Moved(Lxc {
+                return Ok(CallerKind::Moved(Lxc {
                     lxcpath: lxcpath.to_path_buf(),
                     name: caller.name.clone(),
                     ..link.clone()
@@ -68,10 +74,10 @@ fn who(manifest: &ContainerManifest, id: ContainerId, caller: &Caller) -> Result
         }
         _ => {}
     }
-    Ok(Who::Copy)
+    Ok(CallerKind::Copy)
 }
 
-/// What a hook does with the container.
+/// The purpose for which a hook opens the container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     Mount,
@@ -95,28 +101,30 @@ fn open(store: &Store, id: ContainerId, purpose: Purpose) -> Result<Option<Conta
     }
 }
 
-/// Before a start: mounts the container. Refused for a copy of it.
+/// The pre-start hook: mounts the container.
+///
+/// Fails for a copy of the container.
 pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) -> Result<()> {
     let Some(mut container) = open(store, id, Purpose::Mount)? else {
         return Err(Error::not_found(format!(
-            "the files of {} are gone: cowl has no container {id} in {} any more",
+            "the files of {} do not exist: there is no container {id} in {}",
             caller.name,
             store.root().shown()
         ))
-        .hint(format!("remove what is left: {}", quoted(&caller.config))));
+        .hint(format!("remove its config: {}", quoted(&caller.config))));
     };
-    match who(container.manifest(), id, caller)? {
-        Who::Itself => {}
-        Who::Moved(link) => {
+    match identify_caller(container.manifest(), id, caller)? {
+        CallerKind::Itself => {}
+        CallerKind::Moved(link) => {
             let next = ContainerManifest {
                 lxc: Some(link),
                 ..container.manifest().clone()
             };
             container.commit(next, None, |_| Ok(Swap::Done))?;
         }
-        // A full copy that LXC's own tools made has a root file system of its own.
-        Who::Copy if !stands_on(caller, id)? => return Ok(()),
-        Who::Copy => {
+        // A full copy by LXC's own tools has its own root file system.
+        CallerKind::Copy if !depends_on(caller, id)? => return Ok(()),
+        CallerKind::Copy => {
             let name = container.name();
             return Err(Error::failed(format!(
                 "{} would write to the files of {name}: its config is a copy ({})",
@@ -124,13 +132,13 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
                 caller.config.shown()
             ))
             .hint(format!(
-                "remove it (lxc-destroy does no harm to {name}), then type: cowl clone {name} {}",
+                "destroy it with lxc-destroy, which does not affect {name}, then type: cowl clone {name} {}",
                 caller.name
             )));
         }
     }
     if let Mounted::Alive(state) = container.mounted()?
-        && state.mountpoint != container.place()?
+        && state.mountpoint != container.mount_point()?
     {
         return Err(Error::busy(format!(
             "{} is mounted at {}",
@@ -139,28 +147,28 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
         ))
         .hint(format!("unmount it: cowl umount {}", container.name())));
     }
-    // Who starts containers only through LXC mounts them nowhere else.
-    depth::keep(&mut container, limit, &mut |_| ());
+    // A container that is only started by LXC is not mounted otherwise.
+    depth::enforce_limit(&mut container, limit, &mut |_| ());
     container.mount(None, Lifetime::UntilUnmounted)?;
-    admit(container)
+    grant_access(container)
 }
 
-/// Has the container's root reach its files: LXC resolves their path with its rights.
-fn admit(mut container: Container<'_>) -> Result<()> {
+/// Grants the container's root access to its files: LXC resolves their path with its permissions.
+fn grant_access(mut container: Container<'_>) -> Result<()> {
     let (store, id) = (container.store(), container.id());
     let Some(link) = container.manifest().lxc.clone() else {
         return Ok(());
     };
     let text = binding::read_config(&link)?;
-    let place = binding::mount_point(store, id, &text);
+    let mountpoint = binding::mount_point(store, id, &text);
     let Some((user, group)) = binding::mapped_root(&link, &text)? else {
         return Ok(());
     };
-    if place == store.paths().mapped_dir(id) {
-        mount_points::close_mnt(store.paths(), Closed::ToMappedRoots)?;
+    if mountpoint == store.paths().mapped_dir(id) {
+        mount_points::close_mnt(store.paths(), ClosedTo::MappedRoots)?;
     } else {
-        // Written by an older version, or the map was added since. LXC has read the config already: this start
-        // goes through the place that all share; the next one finds a place of its own.
+        // An older version wrote the config, or the id map was added later. LXC has read the config already, so
+        // this start uses the shared directory of mount points. The next start uses the container's own.
         mount_points::admit_to_mnt(store.paths(), group)?;
         let ours = binding::own_lines(store, id, container.name(), (&link, &text))?;
         container.write_config_with_next(Blob(config::attach(&text, &ours)));
@@ -168,9 +176,9 @@ fn admit(mut container: Container<'_>) -> Result<()> {
         container.commit(next, None, |_| Ok(Swap::Done))?;
         recover::complete_outside(container)?;
     }
-    if let Some(dir) = reach::blocked_for(&place, user, group)? {
+    if let Some(dir) = reach::blocked_for(&mountpoint, user, group)? {
         log::warn!(
-            "uid {user}, the root of {}, cannot search {}: if LXC then cannot open the files, type: \
+            "uid {user}, the root of {}, cannot search {}; if LXC cannot open the files, type: \
              chmod o+x {}",
             link.name,
             quoted(&dir),
@@ -180,22 +188,22 @@ fn admit(mut container: Container<'_>) -> Result<()> {
     Ok(())
 }
 
-/// After a stop: unmounts the container. One that somebody else still uses stays mounted.
+/// The post-stop hook: unmounts the container, unless other processes still use it.
 pub fn post_stop(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> {
     let Some(container) = open(store, id, Purpose::Unmount)? else {
         return Ok(());
     };
-    match who(container.manifest(), id, caller)? {
-        Who::Itself | Who::Moved(_) => {
-            mount_points::close_mnt(store.paths(), Closed::ToMappedRoots)?;
-            container.unmount(Then::StayUnmounted).map(drop)
+    match identify_caller(container.manifest(), id, caller)? {
+        CallerKind::Itself | CallerKind::Moved(_) => {
+            mount_points::close_mnt(store.paths(), ClosedTo::MappedRoots)?;
+            container.unmount(AfterUnmount::StayUnmounted).map(drop)
         }
-        Who::Copy => Ok(()),
+        CallerKind::Copy => Ok(()),
     }
 }
 
-/// Whether the caller's root file system is, or lies over, the container's.
-fn stands_on(caller: &Caller, id: ContainerId) -> Result<bool> {
+/// Returns whether the caller's root file system is, or is based on, that of the container.
+fn depends_on(caller: &Caller, id: ContainerId) -> Result<bool> {
     let path = &caller.config;
     let text = files::read(path)?;
     let rootfs = config::get(&text, config::ROOTFS).unwrap_or_default();
@@ -204,23 +212,27 @@ fn stands_on(caller: &Caller, id: ContainerId) -> Result<bool> {
     Ok(named || rootfs.is_empty())
 }
 
-/// When LXC destroys it: the container goes from the store, as by `cowl destroy`.
+/// The destroy hook: destroys the container as `cowl destroy` does.
 pub fn destroy(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> {
     let Some(container) = open(store, id, Purpose::Unmount)? else {
         return Ok(());
     };
     let name = container.name();
-    match who(container.manifest(), id, caller)? {
-        // It would destroy the container, and then copy one of its own snapshots to that place.
-        Who::Itself | Who::Moved(_) if process::is_below("lxc-snapshot") => {
+    match identify_caller(container.manifest(), id, caller)? {
+        // LXC's lxc-snapshot destroys the container before it copies a snapshot, which is one of the
+        // container's own.
+        CallerKind::Itself | CallerKind::Moved(_) if process::is_descendant_of("lxc-snapshot") => {
             Err(Error::failed(format!(
-                "{name} is cowl's: LXC's lxc-snapshot would throw away what it is now, and its snapshots"
+                "cannot restore {name} with LXC's lxc-snapshot: it would destroy the container and its \
+                 snapshots"
             ))
-            .hint(format!("type: cowl restore {name} SNAP (cowl list {name} shows them)")))
+            .hint(format!(
+                "type: cowl restore {name} SNAP (list the snapshots with cowl list {name})"
+            )))
         }
-        Who::Itself | Who::Moved(_) => destroy::destroy(container).map(drop),
-        // It has no files of its own, so LXC leaves its folder, half made or not: nobody needs it.
-        Who::Copy if stands_on(caller, id)? => external::remove_copy(&caller.config),
-        Who::Copy => Ok(()),
+        CallerKind::Itself | CallerKind::Moved(_) => destroy::destroy(container).map(drop),
+        // A copy without files of its own: LXC does not remove its directory, so remove that here.
+        CallerKind::Copy if depends_on(caller, id)? => external::remove_copy(&caller.config),
+        CallerKind::Copy => Ok(()),
     }
 }

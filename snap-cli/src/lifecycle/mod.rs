@@ -1,7 +1,8 @@
-//! What begins and ends a container, and what runs in it: create, clone, adopt, import, rename, undelete,
-//! and the processes that serve a mount or run a command in it. These open containers by name
-//! ([`crate::recover::open`]) or make new ones; what works on an open container is in [`crate::container`] and
-//! [`crate::snapshot`].
+//! Operations that create, rename and remove containers, and the processes that serve a mount or run a command
+//! in it.
+//!
+//! These operations open containers by name ([`crate::recover::open`]) or create new ones. Operations on an
+//! open container are in [`crate::container`] and [`crate::snapshot`].
 
 pub mod adopt;
 pub mod clone;

@@ -1,11 +1,12 @@
-//! Giving back what was taken over: a plain folder where the root file system was, and LXC's config as it
-//! was. The store lets go of the container.
+//! Releases an adopted container: restores a plain directory at the original path, and LXC's original config.
+//!
+//! The store then has no record of the container.
 
 use std::os::unix::fs::MetadataExt;
 
 use crate::archive::export_dir;
 use crate::container::external::{self, Leftover};
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::container::{Container, Swap, dead};
 use crate::error::{Error, Result};
 use crate::lxc as tools;
@@ -18,96 +19,100 @@ use crate::store::outside::Moving;
 use crate::store::usage::{References, head_layers};
 use crate::tree::error::OnProgress;
 
-/// How the root file system is given back.
+/// The method by which the root file system is returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum How {
-    /// The folder that was taken over, which nothing was written to, moves back.
-    Back,
-    /// What the container shows is copied into a plain folder.
+pub enum ReleaseMethod {
+    /// The adopted directory is unchanged, and is moved back.
+    Move,
+    /// The container's merged tree is copied into a plain directory.
     Copy,
 }
 
-/// What becomes of the snapshots of a container that is given back.
+/// The policy for snapshots of a released container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Snapshots {
-    /// A container that has some is refused.
+    /// Fail if the container has snapshots.
     Refuse,
-    /// They are given up.
+    /// Delete them.
     Drop,
 }
 
-/// What [`release`] would do. Refuses all that can be refused.
-pub fn plan(container: &Container<'_>, snapshots: Snapshots) -> Result<How> {
+/// Returns the method that [`release`] would use.
+///
+/// Detects all errors that can be detected before the release.
+pub fn plan(container: &Container<'_>, snapshots: Snapshots) -> Result<ReleaseMethod> {
     let manifest = container.manifest();
     let name = container.name();
     let Some(adopted) = &manifest.adopted else {
         return Err(Error::usage(format!(
-            "{name} was made in the store, not taken over: there is nothing to give back"
+            "cannot release {name}: it was created in the store, not adopted"
         ))
         .hint(format!(
-            "cowl export {name} writes what it shows as a tar archive or a folder"
+            "write it to a tar archive or a directory instead: cowl export {name}"
         )));
     };
     if !manifest.snapshots.is_empty() && snapshots == Snapshots::Refuse {
         return Err(Error::failed(format!(
-            "{name} has {} snapshots, which a plain folder can't have",
+            "cannot release {name}: its {} snapshots would be lost",
             manifest.snapshots.len()
         ))
         .hint(format!(
-            "cowl export {name} --with-snapshots keeps all in a file; --yes gives them up"
+            "write all of them to a file with cowl export {name} --with-snapshots, or delete them \
+             with --yes"
         )));
     }
     if let Some(link) = &manifest.lxc {
-        let lxc = binding::of(link);
-        if let tools::State::Running { word, .. } = lxc.state()? {
+        let lxc = binding::from_link(link);
+        if let tools::LxcState::Running { word, .. } = lxc.state()? {
             return Err(Error::busy(format!("{name} is {word}")).hint(format!(
                 "stop it: lxc-stop {}; then type: {}",
                 lxc.options(),
-                container.store().session().who
+                container.store().session().command
             )));
         }
     }
-    if let Some(found) = external::foreign(&adopted.rootfs)? {
+    if let Some(found) = external::find_foreign(&adopted.rootfs)? {
         return Err(Error::failed(format!(
-            "where the root file system is to go, there is something: {found}"
+            "cannot release {name}: its original directory contains {found}"
         ))
         .hint(format!(
-            "it is no part of the container; move it away, then type: {}",
-            container.store().session().who
+            "it is not part of the container; move it away, then type: {}",
+            container.store().session().command
         )));
     }
-    Ok(match untouched(container)? {
-        Some(_) => How::Back,
-        None => How::Copy,
+    Ok(match unchanged_base(container)? {
+        Some(_) => ReleaseMethod::Move,
+        None => ReleaseMethod::Copy,
     })
 }
 
-/// The layer that was the root file system, if it is still all that the container is, and only its own.
-fn untouched(container: &Container<'_>) -> Result<Option<LayerId>> {
+/// Returns the layer that was the adopted directory, if it is the only content of this container and of no
+/// other.
+fn unchanged_base(container: &Container<'_>) -> Result<Option<LayerId>> {
     let (store, manifest) = (container.store(), container.manifest());
     let (Some(adopted), [head, base]) = (&manifest.adopted, manifest.stack.as_slice()) else {
         return Ok(None);
     };
     let tree = store.paths().layer_tree(*base);
-    let meta = std::fs::symlink_metadata(&tree).map_err(|e| Error::at("look at", &tree, e))?;
+    let meta = std::fs::symlink_metadata(&tree).map_err(|e| Error::at("inspect", &tree, e))?;
     if meta.ino() != adopted.inode || !store.is_untouched(*head, *base)? {
         return Ok(None);
     }
-    Ok((!used_by_others(container, *base)?).then_some(*base))
+    Ok((!is_used_by_others(container, *base)?).then_some(*base))
 }
 
-/// Whether another container stands on the layer, or a destroyed one that may still come back.
-fn used_by_others(container: &Container<'_>, layer: LayerId) -> Result<bool> {
+/// Returns whether another container uses the layer, including a destroyed one that can be restored.
+fn is_used_by_others(container: &Container<'_>, layer: LayerId) -> Result<bool> {
     let (store, manifest) = (container.store(), container.manifest());
     let mut own = usize::from(head_layers(manifest).contains(&layer));
     for snapshot in &manifest.snapshots {
         let stack = store.snapshot(container.id(), snapshot.id)?.stack;
         own += usize::from(stack.contains(&layer));
     }
-    Ok(References::of(store)?.times(layer) > own)
+    Ok(References::from_store(store)?.count(layer) > own)
 }
 
-/// Gives the root file system back, and tells what people should know. The container is gone from the store.
+/// Releases the container from the store, and returns notes for the user.
 pub fn release(
     mut container: Container<'_>,
     snapshots: Snapshots,
@@ -115,37 +120,39 @@ pub fn release(
 ) -> Result<Vec<String>> {
     plan(&container, snapshots)?;
     dead::refuse_stranded(&container)?;
-    container.unmount(Then::StayUnmounted)?;
+    container.unmount(AfterUnmount::StayUnmounted)?;
     let store = container.store();
-    // Alone: nobody reads the layer that moves, or begins to stand on it.
-    let alone = store.alone()?;
-    if let Some(base) = untouched(&container)? {
+    // The exclusive lock prevents other commands from reading the layer that is moved, and from using it as a
+    // base.
+    let lock = store.lock_exclusive()?;
+    if let Some(base) = unchanged_base(&container)? {
         if layers::is_held(store, base)? {
-            // What is written to the folder afterwards would show there.
+            // A later write to the directory would be visible in that mount.
             let name = container.name();
             return Err(
-                Error::busy(format!("a snapshot of {name} is mounted to be read"))
-                    .hint(format!("cowl status {name} tells where; unmount it first")),
+                Error::busy(format!("a snapshot of {name} is mounted for reading")).hint(format!(
+                    "unmount it first; cowl status {name} shows the mount point"
+                )),
             );
         }
         commit(&mut container, base, None)?;
-        return moving::finish_release(container, Some(alone));
+        return moving::finish_release(container, Some(lock));
     }
-    drop(alone);
+    drop(lock);
     let mut making = Making::begin(store)?;
-    let plain = making.layer(LayerKind::Base, &[], &[])?;
+    let plain = making.create_layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(plain);
     let view = store.view(&container.manifest().stack)?;
     export_dir::fill(&view, &tree, progress)?;
     making.sync_content()?;
-    making.frees_something();
+    making.request_sweep();
     commit(&mut container, plain, Some(making))?;
     moving::finish_release(container, None)
 }
 
-/// From here on the release is finished, whatever happens.
+/// Commits the release: from here on the next command completes it after an interruption.
 fn commit(container: &mut Container<'_>, plain: LayerId, making: Option<Making<'_>>) -> Result<()> {
-    external::mark(container.store(), container.id(), &Leftover::default())?;
+    external::write_marker(container.store(), container.id(), &Leftover::default())?;
     let next = ContainerManifest {
         head: plain,
         stack: vec![plain],

@@ -1,4 +1,6 @@
-//! Giving a container another name. Everything of it is found by its id, so that a mount stays as it is.
+//! Renames a container.
+//!
+//! All of its files are found by its id, so a mount is not affected.
 
 use crate::container::Swap;
 use crate::error::{Error, Result};
@@ -11,17 +13,19 @@ use crate::store::name::ContainerName;
 /// Renames the container `old`.
 pub fn rename(store: &Store, old: &ContainerName, new: &ContainerName) -> Result<()> {
     if old == new {
-        return Err(Error::usage(format!("{old} has that name already")));
+        return Err(Error::usage(format!(
+            "the container is already named {old}"
+        )));
     }
-    // What is wrong with the old name is told before anything about the new one.
+    // Report errors of the old name before errors of the new one.
     store.find_id(old)?;
     let claim = family::claim(store, new)?;
-    let done = claimed(store, old, new);
+    let done = rename_claimed(store, old, new);
     claim.remove()?;
     done
 }
 
-fn claimed(store: &Store, old: &ContainerName, new: &ContainerName) -> Result<()> {
+fn rename_claimed(store: &Store, old: &ContainerName, new: &ContainerName) -> Result<()> {
     let mut container = recover::open(store, old)?;
     let next = ContainerManifest {
         name: new.clone(),

@@ -1,4 +1,4 @@
-//! The daemon's side: what `cowl serve` does in the process that [`crate::container::mount`] started.
+//! The daemon: `cowl serve`, in the process that [`crate::container::mount`] starts.
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use cowlfs::config::Config;
 use uuid::Uuid;
 
-use crate::container::mount::say_ready;
+use crate::container::mount::report_ready;
 use crate::container::state::{self, RunState};
 use crate::container::{daemon, durability};
 use crate::error::{Error, Result};
@@ -18,11 +18,12 @@ use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::ContainerId;
 use cowl_layers::shown::Show as _;
 
-/// Cuts the process off from the shell that started it: descriptors that it left open, its session, its
-/// working directory.
+/// Detaches the process from the shell that started it: inherited descriptors, session, working directory,
+/// cgroup.
 pub fn detach_from_shell() -> Result<()> {
-    let lost = |error: std::io::Error| Error::failed("cannot leave the shell").because(error);
-    let dir = std::fs::read_dir("/proc/self/fd").map_err(lost)?;
+    let failed =
+        |error: std::io::Error| Error::failed("cannot detach from the shell").because(error);
+    let dir = std::fs::read_dir("/proc/self/fd").map_err(failed)?;
     let open: Vec<i32> = dir
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -30,58 +31,63 @@ pub fn detach_from_shell() -> Result<()> {
         .collect();
     for fd in open {
         match nix::unistd::close(fd) {
-            // The listing's own descriptor is in the list, and closed by now.
+            // The list contains the descriptor of the listing itself, which is closed already.
             Ok(()) | Err(nix::errno::Errno::EBADF) => {}
-            Err(error) => return Err(lost(error.into())),
+            Err(error) => return Err(failed(error.into())),
         }
     }
     match rustix::process::setsid() {
-        // Already the leader: started by a service manager, say.
+        // The process is a session leader already, for example because a service manager started it.
         Ok(_) | Err(rustix::io::Errno::PERM) => {}
-        Err(error) => return Err(lost(error.into())),
+        Err(error) => return Err(failed(error.into())),
     }
     if rustix::process::geteuid().is_root() {
         host::cgroup::leave();
     }
-    std::env::set_current_dir("/").map_err(lost)
+    std::env::set_current_dir("/").map_err(failed)
 }
 
-/// What a mount of a container is to be.
+/// The options of a mount of a container.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct How {
-    /// Nobody asked for it but a command that runs in it.
+pub struct ServeOptions {
+    /// Whether only a command that runs in the mount requested it.
     pub transient: bool,
-    /// Set-user-ID programs and device nodes have no effect in it.
+    /// Whether set-user-ID programs and device nodes are disabled.
     pub nosuid: bool,
 }
 
-/// Mounts the container at `place` and serves it until it is unmounted.
-pub fn serve(store: &Store, id: ContainerId, place: &Path, how: How) -> Result<()> {
+/// Mounts the container at `mountpoint` and serves it until it is unmounted.
+pub fn serve(
+    store: &Store,
+    id: ContainerId,
+    mountpoint: &Path,
+    options: ServeOptions,
+) -> Result<()> {
     let session = store.session();
-    // Before anything is written: its sync reports every error since, also the last one.
-    let filesystem = durability::filesystem(store)?;
+    // Open this descriptor before any write: its sync reports every error since then, including the last.
+    let filesystem = durability::open_filesystem(store)?;
     let daemon = Uuid::new_v4();
     let lock = state::daemon_lock(store, id, daemon);
-    let alive = Lock::take(&lock, Mode::Exclusive, &session.who, session.patience)?;
+    let alive = Lock::take(&lock, Mode::Exclusive, &session.command, session.patience)?;
     let served = filesystem
         .try_clone()
-        .and_then(|filesystem| serve_locked(store, id, (place, how), daemon, filesystem));
+        .and_then(|filesystem| serve_locked(store, id, (mountpoint, options), daemon, filesystem));
     alive.remove()?;
     served?;
     recover::end_after_serving(store, id)?;
-    // The thread that did so ends with the session. Nobody waits for this process any more.
+    // The thread that syncs ends with the session, and no process waits for this one any more.
     durability::make_durable(store, id, &filesystem)
 }
 
 fn serve_locked(
     store: &Store,
     id: ContainerId,
-    (place, how): (&Path, How),
+    (mountpoint, options): (&Path, ServeOptions),
     daemon: Uuid,
     filesystem: Filesystem,
 ) -> Result<()> {
     let Some(record) = store.container(id)? else {
-        return Err(Error::not_found(format!("there is no container {id}")));
+        return Err(Error::not_found(format!("container {id} does not exist")));
     };
     let manifest = record.body;
     let lowers = store.layer_trees(manifest.below_head())?;
@@ -90,45 +96,45 @@ fn serve_locked(
         store.paths().layer_tree(manifest.head),
         store.paths().layer_work(manifest.head),
     );
-    let mut config = Config::new(lowers, Some(upper), place.to_path_buf());
+    let mut config = Config::new(lowers, Some(upper), mountpoint.to_path_buf());
     config.space = Some(store.space());
     config.control = Some(daemon::socket(store, id));
     config.snapshots = true;
-    let (settle, told) = channel();
+    let (settle, requests) = channel();
     config.settle = Some(settle);
     store.session().mounts.apply(&mut config);
     config.mount.source = manifest.name.to_string();
-    config.mount.nosuid = how.nosuid;
-    config.mount.nodev = how.nosuid;
+    config.mount.nosuid = options.nosuid;
+    config.mount.nodev = options.nosuid;
     config.reach = vec![store.root().to_path_buf(), store.run().dir(id)];
     let mut state = RunState {
         pid: std::process::id(),
-        mountpoint: place.to_path_buf(),
+        mountpoint: mountpoint.to_path_buf(),
         daemon,
         boot: host::boot_id()?,
-        transient: how.transient,
-        nosuid: how.nosuid,
+        transient: options.transient,
+        nosuid: options.nosuid,
         replacing: false,
         device: None,
         store: Some(store.run().key().to_owned()),
     };
-    log::info!("mounting {} at {}", manifest.name, place.shown());
+    log::info!("mounting {} at {}", manifest.name, mountpoint.shown());
     cowlfs::serve(config, |device| {
         state.device = Some(device);
-        // Without the state the next command would not find the mount; it serves all the same. Each step is
-        // taken whatever became of those before: the command that waits must not wait for ever.
+        // Without the state file the next command would not find the mount, but the daemon can still serve it.
+        // Each step runs even if an earlier one failed, because the command that waits must not wait forever.
         for done in [
             state::write(store, id, &state),
-            let_go_of_lock(),
-            say_ready(),
-            settle_in_background(store, id, filesystem, told),
+            release_lock(),
+            report_ready(),
+            spawn_sync_thread(store, id, filesystem, requests),
         ] {
             if let Err(error) = done {
                 log::error!("{error}");
             }
         }
     })?;
-    // Ended by umount(8), say: whoever ends it by cowl has seen to the state already.
+    // The mount was ended by umount(8), for example. A cowl command that unmounts removes the state itself.
     let left = state::read(store, id)?;
     if left.is_some_and(|left| left.daemon == daemon && !left.replacing) {
         state::remove(store, id)?;
@@ -137,24 +143,26 @@ fn serve_locked(
     Ok(())
 }
 
-/// Starts the thread that makes the container's states durable. It ends with the process.
-fn settle_in_background(
+/// Starts the thread that syncs the container's states.
+///
+/// It ends with the process.
+fn spawn_sync_thread(
     store: &Store,
     id: ContainerId,
     filesystem: Filesystem,
-    told: Receiver<()>,
+    requests: Receiver<()>,
 ) -> Result<()> {
     let store = Store::open(store.root(), store.session().clone())?;
     std::thread::Builder::new()
         .name("settle".to_owned())
-        .spawn(move || durability::serve(&store, id, &filesystem, &told))
+        .spawn(move || durability::serve(&store, id, &filesystem, &requests))
         .map(drop)
         .map_err(|error| Error::failed("cannot start a thread").because(error))
 }
 
-/// The standard input is the container's lock, held until others can see that it is mounted.
-fn let_go_of_lock() -> Result<()> {
-    let lost = |error: std::io::Error| Error::failed("cannot let go of the lock").because(error);
-    let null = std::fs::File::open("/dev/null").map_err(lost)?;
-    rustix::stdio::dup2_stdin(&null).map_err(|e| lost(e.into()))
+/// Releases the container's lock, which is standard input and is held until other commands can see the mount.
+fn release_lock() -> Result<()> {
+    let failed = |error: std::io::Error| Error::failed("cannot release the lock").because(error);
+    let null = std::fs::File::open("/dev/null").map_err(failed)?;
+    rustix::stdio::dup2_stdin(&null).map_err(|e| failed(e.into()))
 }

@@ -1,4 +1,4 @@
-//! Bringing destroyed containers back.
+//! Restores destroyed containers.
 
 use crate::container::lxc;
 use crate::error::{Error, Result};
@@ -10,8 +10,9 @@ use crate::store::manifest::{ContainerId, ContainerManifest};
 use crate::store::name::ContainerName;
 use crate::store::{Store, disk};
 
-/// Brings a destroyed container back, under a new name if one is given. `deleted` was looked up without any
-/// lock.
+/// Restores a destroyed container, under a new name if one is given.
+///
+/// `deleted` was looked up without a lock, so it is looked up again.
 pub fn undelete(store: &Store, deleted: &Deleted, new: Option<&ContainerName>) -> Result<()> {
     let name = match new {
         Some(new) => new.clone(),
@@ -20,32 +21,32 @@ pub fn undelete(store: &Store, deleted: &Deleted, new: Option<&ContainerName>) -
     let claim = family::claim(store, &name).map_err(|error| match new {
         Some(_) => error,
         None => error.hint(format!(
-            "bring it back under another name: cowl undelete {name} NEW"
+            "restore it under another name: cowl undelete {name} NEW"
         )),
     })?;
-    let done = claimed(store, deleted.id, &name);
+    let done = undelete_claimed(store, deleted.id, &name);
     claim.remove()?;
     done
 }
 
-fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
-    // Keeps collection away, and anybody else who brings it back.
-    let reading = store.share()?;
+fn undelete_claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
+    // The locks prevent garbage collection and other commands that restore the same container.
+    let reading = store.lock_shared()?;
     let lock = store.lock_container(id)?;
     let found = deleted::list(store)?.into_iter().find(|one| one.id == id);
     let Some(deleted) = found else {
         lock.remove()?;
         return Err(
             Error::not_found(format!("{name} is not in the trash any more"))
-                .hint("`cowl undelete --list` shows what is"),
+                .hint("list the trash: cowl undelete --list"),
         );
     };
     let record = deleted::manifest(store, &deleted)?;
     store.open_layers(&record.body.stack)?;
-    let moving = lxc::back(store, id, &record.body)?;
-    // What was there for one mount is brought back to stay.
-    let stays = record.body.ephemeral.is_none();
-    if record.body.name != *name || moving.is_some() || !stays {
+    let moving = lxc::begin_recreation(store, id, &record.body)?;
+    // An ephemeral container is restored as a permanent one.
+    let was_permanent = record.body.ephemeral.is_none();
+    if record.body.name != *name || moving.is_some() || !was_permanent {
         let renamed = ContainerManifest {
             name: name.clone(),
             moving,
@@ -54,8 +55,8 @@ fn claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Result<()> {
         };
         disk::replace(&deleted.dir.join("container.json"), &record.next(renamed))?;
     }
-    deleted::bring_back(store, &deleted)?;
+    deleted::undelete(store, &deleted)?;
     drop((lock, reading));
-    // What is outside the store comes back with it.
+    // Opening the container restores its files outside the store.
     recover::open(store, name).map(drop)
 }

@@ -1,8 +1,9 @@
-//! A whole container in one archive, and back: the layers of what it is and of all its snapshots, once
-//! each, and what its files say. What comes back shows the same and lists the same; only the ids of
-//! the container and of the layers are new, because those are never used twice.
+//! Exports a whole container to one archive, and imports it.
 //!
-//! How an archive looks is `archive::bundle`'s to know; what its manifest says is known here.
+//! The archive has the layers of the current state and of all snapshots, each once, and the manifests. The
+//! imported container has the same content and the same list of snapshots. Only the ids of the container and of
+//! its layers are new, because ids are never reused. `archive::bundle` defines the format of the archive; this
+//! module defines its manifest.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::archive::Compression;
-use crate::archive::bundle::{self, Part, Whole};
+use crate::archive::bundle::{self, BundleLayer, BundleReader};
 use crate::container::{durability, lxc};
 use crate::error::{Error, Kind, Result};
 use crate::recover;
@@ -21,7 +22,7 @@ use crate::store::bytes::Blob;
 use crate::store::family;
 use crate::store::making::Making;
 use crate::store::manifest::{
-    ContainerManifest, LayerId, LayerManifest, Marks, SnapshotId, SnapshotManifest,
+    ContainerManifest, LayerId, LayerManifest, MarkerSpace, SnapshotId, SnapshotManifest,
 };
 use crate::store::name::{ContainerName, SnapshotName};
 use crate::store::record::{Body, Record, RecordError};
@@ -31,99 +32,111 @@ use crate::tree::error::{OnProgress, Progress};
 /// The manifest of an archive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WholeManifest {
-    /// Where the marks of its layers lie.
-    pub marks: Marks,
-    /// The container's manifest. The head is not in the archive: it was empty.
+    /// The xattr namespace of the markers in its layers.
+    pub marks: MarkerSpace,
+    /// The container's manifest. The archive does not contain the head, which was empty.
     pub container: ContainerManifest,
-    /// The snapshots' files.
+    /// The manifests of the snapshots.
     pub states: BTreeMap<SnapshotId, SnapshotManifest>,
-    /// The layers, in the order in which they come.
+    /// The layers, in the order of the archive.
     pub layers: Vec<LayerEntry>,
-    /// About how many bytes they are, for a progress bar.
+    /// The approximate number of bytes in the layers, for a progress bar.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// The config of the LXC container that it was.
+    /// The config of the exported LXC container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<Blob>,
-    /// What this version does not know.
+    /// Fields that this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl Body for WholeManifest {
-    const WHAT: &'static str = "archive";
+    const TYPE_NAME: &'static str = "archive";
 }
 
 /// A layer of an archive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerEntry {
-    /// Its id where it came from.
+    /// Its id in the original store.
     pub id: LayerId,
-    /// Its file.
+    /// Its manifest.
     pub layer: LayerManifest,
 }
 
 impl WholeManifest {
-    /// What must hold besides the fields' types; the text says what does not.
+    /// Checks the invariants that types do not express.
+    ///
+    /// The error is the text of a message.
     fn check(&self) -> Result<(), String> {
         let container = &self.container;
         container.check()?;
         if container.below_head().is_empty() {
             return Err("its container has no layers".to_owned());
         }
-        let mut there = HashSet::new();
-        if !self.layers.iter().all(|entry| there.insert(entry.id)) {
-            return Err("it names a layer twice".to_owned());
+        let mut listed = HashSet::new();
+        if !self.layers.iter().all(|entry| listed.insert(entry.id)) {
+            return Err("it lists a layer twice".to_owned());
         }
-        if there.contains(&container.head) {
-            return Err("it brings a head".to_owned());
+        if listed.contains(&container.head) {
+            return Err("it contains a layer for the head".to_owned());
         }
         let mut used: HashSet<LayerId> = container.below_head().iter().copied().collect();
         let (mut ids, mut names) = (HashSet::new(), HashSet::new());
         for snapshot in &container.snapshots {
             if !ids.insert(snapshot.id) || !names.insert(&snapshot.name) {
-                return Err(format!("it names the snapshot {} twice", snapshot.name));
+                return Err(format!("it lists the snapshot {} twice", snapshot.name));
             }
             let Some(state) = self.states.get(&snapshot.id) else {
-                return Err(format!("it does not say what {} is", snapshot.name));
+                return Err(format!(
+                    "the manifest of the snapshot {} is missing",
+                    snapshot.name
+                ));
             };
             state.check()?;
             if state.stack.first() != Some(&snapshot.layer) {
-                return Err(format!("it tells two stories of {}", snapshot.name));
+                return Err(format!(
+                    "the top layer of the snapshot {} is inconsistent",
+                    snapshot.name
+                ));
             }
             used.extend(&state.stack);
         }
         if self.states.len() != ids.len() {
-            return Err("it describes a snapshot that it does not name".to_owned());
+            return Err("it has a manifest of an unlisted snapshot".to_owned());
         }
-        if used != there {
-            return Err("its stacks and its layers are not the same".to_owned());
+        if used != listed {
+            return Err("its layers are not those of its stacks".to_owned());
         }
         Ok(())
     }
 }
 
-/// What is to be exported, kept from collection while this lives.
+/// A prepared export.
+///
+/// Its layers are not collected while this value exists.
 #[derive(Debug)]
 pub struct Outgoing {
     manifest: Vec<u8>,
-    parts: Vec<Part>,
-    /// About how many bytes it has; `None` where some layer was never measured.
+    parts: Vec<BundleLayer>,
+    /// The approximate number of bytes; `None` if a layer was never measured.
     pub total: Option<u64>,
     _reading: crate::store::lock::Lock,
 }
 
 impl Outgoing {
-    /// Prepares the export of a container. What was written since the last snapshot is frozen first, as
-    /// for a clone; the container is what it was.
+    /// Prepares the export of a container.
+    ///
+    /// Changes since the last snapshot are frozen first, as for a clone; the container's content does not
+    /// change.
     pub fn prepare(store: &Store, name: &ContainerName) -> Result<Self> {
         let mut container = recover::open(store, name)?;
         freeze::freeze(&mut container)?;
-        let reading = store.share()?;
+        let reading = store.lock_shared()?;
         let mut manifest = container.manifest().clone();
-        let config = lxc::config_copy(&container);
-        manifest.leave_machine();
-        keep_losses(&mut manifest, &durability::epoch(store)?);
+        let config = lxc::read_config_copy(&container);
+        manifest.clear_machine_fields();
+        retain_losses(&mut manifest, &durability::epoch(store)?);
         let mut states = BTreeMap::new();
         for snapshot in &manifest.snapshots {
             states.insert(snapshot.id, store.snapshot(container.id(), snapshot.id)?);
@@ -137,7 +150,7 @@ impl Outgoing {
             let layer = disk::read::<LayerManifest>(&store.paths().layer_file(*id))?.body;
             let bytes = layer.measured.map(|measured| measured.bytes);
             total = total.zip(bytes).map(|(total, bytes)| total + bytes);
-            // What it takes is another disk's to say.
+            // Sizes depend on the file system, so they are not exported.
             let layer = LayerManifest {
                 measured: None,
                 looks: None,
@@ -149,15 +162,15 @@ impl Outgoing {
         }
         let opened = store.open_layers(&order)?;
         for (id, layer) in order.iter().zip(opened) {
-            parts.push(Part {
+            parts.push(BundleLayer {
                 name: id.to_string(),
                 layer,
             });
         }
         let whole = WholeManifest {
             marks: match store.space() {
-                XattrSpace::Trusted => Marks::Trusted,
-                XattrSpace::User => Marks::User,
+                XattrSpace::Trusted => MarkerSpace::Trusted,
+                XattrSpace::User => MarkerSpace::User,
             },
             container: manifest,
             states,
@@ -168,7 +181,7 @@ impl Outgoing {
         };
         whole
             .check()
-            .map_err(|why| Error::damaged(format!("{name} can't be exported: {why}")))?;
+            .map_err(|reason| Error::damaged(format!("cannot export {name}: {reason}")))?;
         let manifest = Record::first(whole)
             .encode()
             .map_err(|error| Error::failed("cannot write the archive's manifest").because(error))?;
@@ -192,13 +205,13 @@ impl Outgoing {
     }
 }
 
-/// All layers of some stacks, what lies below before what lies above it where that can be.
+/// Returns all layers of some stacks, lower ones before upper ones where possible.
 fn bottom_up<'a>(stacks: impl Iterator<Item = &'a [LayerId]>) -> Vec<LayerId> {
     let mut order = Vec::new();
-    let mut known = HashSet::new();
+    let mut seen = HashSet::new();
     for stack in stacks {
         for id in stack.iter().rev() {
-            if known.insert(*id) {
+            if seen.insert(*id) {
                 order.push(*id);
             }
         }
@@ -206,22 +219,22 @@ fn bottom_up<'a>(stacks: impl Iterator<Item = &'a [LayerId]>) -> Vec<LayerId> {
     order
 }
 
-/// What came back.
+/// An imported container.
 #[derive(Debug)]
 pub struct Incoming {
     /// The container's name.
     pub name: ContainerName,
-    /// How many snapshots came with it.
+    /// The number of its snapshots.
     pub snapshots: usize,
-    /// The config of the LXC container that it was.
+    /// The config of the exported LXC container.
     pub config: Option<Blob>,
 }
 
-/// Makes a container from an archive: under the name that it had, or under another one.
+/// Creates a container from an archive, under its original name or another one.
 pub fn import(
     store: &Store,
     name: Option<&ContainerName>,
-    archive: Whole<'_>,
+    archive: BundleReader<'_>,
     progress: OnProgress<'_>,
 ) -> Result<Incoming> {
     let manifest = read_manifest(archive.manifest())?;
@@ -229,7 +242,7 @@ pub fn import(
     let snapshots = manifest.container.snapshots.len();
     let config = manifest.config.clone();
     let claim = family::claim(store, &name).map_err(|error| match error.kind {
-        Kind::Failed => error.hint("give it another name: cowl import FILE NAME"),
+        Kind::Failed => error.hint("import it under another name: cowl import FILE NAME"),
         _ => error,
     })?;
     let made = import_claimed(store, &name, manifest, archive, progress);
@@ -247,8 +260,8 @@ fn read_manifest(bytes: &[u8]) -> Result<WholeManifest> {
         let newer = matches!(error, RecordError::Newer { .. });
         let refused = Error::failed("cannot use the archive").because(error);
         refused.hint(match newer {
-            true => "a newer cowl made it: install that version; nothing was changed",
-            false => "it is damaged: fetch or make it anew; nothing was changed",
+            true => "a newer version of cowl created it: install that version",
+            false => "it is damaged: copy or create it again",
         })
     };
     let manifest = Record::<WholeManifest>::decode(bytes)
@@ -256,7 +269,7 @@ fn read_manifest(bytes: &[u8]) -> Result<WholeManifest> {
         .body;
     match manifest.check() {
         Ok(()) => Ok(manifest),
-        Err(why) => Err(refused(RecordError::Shape(why))),
+        Err(reason) => Err(refused(RecordError::Shape(reason))),
     }
 }
 
@@ -264,12 +277,12 @@ fn import_claimed(
     store: &Store,
     name: &ContainerName,
     manifest: WholeManifest,
-    mut archive: Whole<'_>,
+    mut archive: BundleReader<'_>,
     progress: OnProgress<'_>,
 ) -> Result<()> {
     let from = match manifest.marks {
-        Marks::Trusted => XattrSpace::Trusted,
-        Marks::User => XattrSpace::User,
+        MarkerSpace::Trusted => XattrSpace::Trusted,
+        MarkerSpace::User => XattrSpace::User,
     };
     let mut making = Making::begin(store)?;
     let mut new = HashMap::new();
@@ -277,43 +290,43 @@ fn import_claimed(
     let mut progress = |done| progress(Progress { total, ..done });
     for LayerEntry { id, layer } in manifest.layers {
         let layer = LayerManifest {
-            over: mapped(&layer.over, &new),
-            stands_for: mapped(&layer.stands_for, &new),
+            over: map_ids(&layer.over, &new),
+            stands_for: map_ids(&layer.stands_for, &new),
             measured: None,
             looks: None,
             digest: None,
             unsynced: false,
             ..layer
         };
-        let made = making.layer_as(layer)?;
+        let made = making.create_layer_from(layer)?;
         new.insert(id, made);
         let tree = store.paths().layer_tree(made);
-        archive.layer(&id.to_string(), &tree, (from, store.space()), &mut progress)?;
+        archive.read_layer(&id.to_string(), &tree, (from, store.space()), &mut progress)?;
     }
     archive.finish()?;
     let old = manifest.container;
-    let below = mapped(old.below_head(), &new);
-    // Each state must at least have a root that can be read, before anything names it.
-    store.view(&below)?.root().map_err(unreadable)?;
-    // A container must not be there before its data is.
+    let below = map_ids(old.below_head(), &new);
+    // Check that each state has at least a readable root before a manifest references it.
+    store.view(&below)?.root().map_err(unreadable_error)?;
+    // The data must be durable before a container references it.
     making.sync_content()?;
-    let id = making.container()?;
+    let id = making.create_container()?;
     let mut container = ContainerManifest {
         name: name.clone(),
         origin: match old.origin.iter().all(|id| new.contains_key(id)) {
-            true => mapped(&old.origin, &new),
+            true => map_ids(&old.origin, &new),
             false => below.last().copied().into_iter().collect(),
         },
         ..old
     };
-    container.leave_machine();
+    container.clear_machine_fields();
     mark_losses(&mut container);
     for snapshot in &mut container.snapshots {
         let Some(state) = manifest.states.get(&snapshot.id) else {
             continue;
         };
-        let stack = mapped(&state.stack, &new);
-        store.view(&stack)?.root().map_err(unreadable)?;
+        let stack = map_ids(&state.stack, &new);
+        store.view(&stack)?.root().map_err(unreadable_error)?;
         snapshot.layer = stack.first().copied().unwrap_or(snapshot.layer);
         let state = SnapshotManifest {
             stack,
@@ -321,49 +334,54 @@ fn import_claimed(
         };
         let path = store.paths().snapshot_file(id, snapshot.id);
         disk::write_new(&path, &Record::first(state))?;
-        making.will_sync(path);
+        making.add_unsynced(path);
         let beyond = |prefix: &str| next_after(&snapshot.name, prefix);
         container.next_snap = container.next_snap.max(beyond("snap"));
         container.next_auto = container.next_auto.max(beyond("auto"));
     }
-    making.will_sync(store.paths().snapshots_dir(id));
+    making.add_unsynced(store.paths().snapshots_dir(id));
     let top = below.first().copied().unwrap_or(container.head);
-    container.head = making.head(&below, &store.paths().layer_tree(top))?;
+    container.head = making.create_head(&below, &store.paths().layer_tree(top))?;
     container.stack = [&[container.head], below.as_slice()].concat();
     making.sync()?;
     match disk::replace(&store.paths().container_file(id), &Record::first(container)) {
-        Ok(()) => making.done(),
+        Ok(()) => making.finish(),
         Err(error) => {
-            // It may be there already: only its name was not put on the disk for sure.
-            making.leave();
+            // The file may exist already, with a name that is not durable.
+            making.abandon();
             Err(error)
         }
     }
 }
 
-/// What is only settling is whole in the archive; what lost something stays marked.
-fn keep_losses(manifest: &mut ContainerManifest, epoch: &str) {
-    let marks = manifest.snapshots.iter_mut().map(|s| &mut s.settling);
-    for mark in marks.chain([&mut manifest.settling]) {
-        if mark.as_ref().is_some_and(|mark| mark.is_pending(epoch)) {
-            *mark = None;
+/// Clears the markers of states that are not durable yet, because they are complete in the archive.
+///
+/// States that lost data retain their markers.
+fn retain_losses(manifest: &mut ContainerManifest, epoch: &str) {
+    let markers = manifest.snapshots.iter_mut().map(|s| &mut s.settling);
+    for marker in markers.chain([&mut manifest.settling]) {
+        if marker
+            .as_ref()
+            .is_some_and(|marker| marker.is_pending(epoch))
+        {
+            *marker = None;
         }
     }
 }
 
-/// The states that lost something before they were exported: by a crash of no boot of this machine.
+/// Marks the states that lost data before the export, independent of the boots of this machine.
 fn mark_losses(manifest: &mut ContainerManifest) {
-    let marks = manifest.snapshots.iter_mut().map(|s| &mut s.settling);
-    for mark in marks.chain([&mut manifest.settling]).flatten() {
-        mark.epoch = String::new();
+    let markers = manifest.snapshots.iter_mut().map(|s| &mut s.settling);
+    for marker in markers.chain([&mut manifest.settling]).flatten() {
+        marker.epoch = String::new();
     }
 }
 
-fn unreadable(error: cowl_layers::Error) -> Error {
-    Error::failed("the archive's layers can't be read together").because(error)
+fn unreadable_error(error: cowl_layers::Error) -> Error {
+    Error::failed("cannot read the archive's layers as one tree").because(error)
 }
 
-/// The number after the one in the name, if a counter gave it: numbers are never given twice.
+/// Returns the number after the one in an automatic name, because numbers are never reused.
 fn next_after(name: &SnapshotName, prefix: &str) -> u64 {
     let number = name.as_str().strip_prefix(prefix);
     number
@@ -371,7 +389,9 @@ fn next_after(name: &SnapshotName, prefix: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// The new ids of layers; those that did not come along keep theirs, which names nothing.
-fn mapped(ids: &[LayerId], new: &HashMap<LayerId, LayerId>) -> Vec<LayerId> {
+/// Maps layer ids to the new ones.
+///
+/// A layer that is not in the archive keeps its id, which refers to nothing.
+fn map_ids(ids: &[LayerId], new: &HashMap<LayerId, LayerId>) -> Vec<LayerId> {
     ids.iter().map(|id| *new.get(id).unwrap_or(id)).collect()
 }

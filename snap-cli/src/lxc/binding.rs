@@ -5,8 +5,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
+use cowl_layers::shown::Show as _;
+
 use super::command::LxcContainer;
-use super::config::{self, Ours};
+use super::config::{self, OwnLines};
 use crate::error::{Error, Result};
 use crate::host::files;
 use crate::shell::posix_quoted;
@@ -16,7 +18,7 @@ use crate::store::outside::Lxc;
 use crate::store::{Store, disk};
 
 /// Returns the LXC container of a link.
-pub fn of(link: &Lxc) -> LxcContainer {
+pub fn from_link(link: &Lxc) -> LxcContainer {
     LxcContainer {
         lxcpath: link.lxcpath.clone(),
         name: link.name.clone(),
@@ -30,7 +32,7 @@ pub fn mapped_root(link: &Lxc, text: &[u8]) -> Result<Option<(u32, u32)>> {
     if own.is_some() || config::get(text, config::INCLUDE).is_none() {
         return Ok(own);
     }
-    let found = of(link).value("lxc.idmap")?.unwrap_or_default();
+    let found = from_link(link).value("lxc.idmap")?.unwrap_or_default();
     Ok(config::mapped_root_of(found.split(|&byte| byte == b'\n')))
 }
 
@@ -51,7 +53,7 @@ pub fn own_lines(
     id: ContainerId,
     name: &ContainerName,
     (link, text): (&Lxc, &[u8]),
-) -> Result<Ours> {
+) -> Result<OwnLines> {
     let rootfs = match mapped_root(link, text)? {
         Some(_) => store.paths().mapped_dir(id),
         None => store.paths().mount_dir(id),
@@ -64,8 +66,8 @@ pub fn own_lines(
     );
     if let Some(bad) = [program, root].iter().find(|path| path.contains(&b'\n')) {
         return Err(Error::usage(format!(
-            "LXC's config can't hold the path {}: it has a line break",
-            bad.escape_ascii()
+            "cannot write the path {} to LXC's config: it contains a line break",
+            bad.shown()
         )));
     }
     let hook = |kind: &str| -> Vec<u8> {
@@ -75,7 +77,7 @@ pub fn own_lines(
         line.extend_from_slice(format!(" hook {kind} {id}").as_bytes());
         line
     };
-    Ok(Ours {
+    Ok(OwnLines {
         id: id.to_string(),
         rootfs: rootfs.into_os_string().into_encoded_bytes(),
         pre_start: hook("pre-start"),
@@ -86,13 +88,14 @@ pub fn own_lines(
 }
 
 /// Stops the LXC container of the container `name`, if it has one and it runs, and returns it, to be started again.
+///
 /// The container must not be locked, because LXC calls cowl.
 pub fn stop(store: &Store, name: &ContainerName) -> Result<Option<LxcContainer>> {
     let (_, record) = store.find(name)?;
     let Some(link) = &record.body.lxc else {
         return Ok(None);
     };
-    let container = of(link);
+    let container = from_link(link);
     Ok(container.stop()?.then_some(container))
 }
 
@@ -104,7 +107,7 @@ pub fn read_config(link: &Lxc) -> Result<Vec<u8>> {
 /// Creates the directory of a new LXC container with the mode that LXC's tools use.
 pub fn ensure_dir(link: &Lxc) -> Result<()> {
     let dir = link.dir();
-    if disk::is_there(&dir)? {
+    if disk::exists(&dir)? {
         return Ok(());
     }
     disk::ensure_dir(&dir)?;

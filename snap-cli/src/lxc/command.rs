@@ -1,4 +1,6 @@
-//! LXC containers through LXC's own tools: paths, state, start and stop. Independent of cowl's stores and containers.
+//! LXC containers through LXC's own tools: paths, state, start and stop.
+//!
+//! Independent of cowl's stores and containers.
 
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
@@ -24,7 +26,7 @@ pub struct LxcContainer {
 
 /// The state of an LXC container.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum LxcState {
     /// It is stopped.
     Stopped,
     /// It is running, starting, stopping or frozen.
@@ -37,19 +39,19 @@ pub enum State {
 }
 
 /// Returns the directory of all containers: the requested one, or the one that LXC is configured with.
-pub fn lxcpath(asked: Option<&Path>) -> Result<PathBuf> {
-    if let Some(path) = asked {
+pub fn lxcpath(requested: Option<&Path>) -> Result<PathBuf> {
+    if let Some(path) = requested {
         return std::path::absolute(path).map_err(|e| Error::at("use", path, e));
     }
-    let said = match run("lxc-config", [OsStr::new("lxc.lxcpath")]) {
+    let configured = match run("lxc-config", [OsStr::new("lxc.lxcpath")]) {
         Ok(output) => output.stdout.trim_ascii().to_vec(),
         Err(Missing::Program) => Vec::new(),
         Err(Missing::Other(error)) => return Err(error),
     };
-    Ok(if said.is_empty() {
+    Ok(if configured.is_empty() {
         PathBuf::from(DEFAULT)
     } else {
-        PathBuf::from(OsString::from_vec(said))
+        PathBuf::from(OsString::from_vec(configured))
     })
 }
 
@@ -72,17 +74,17 @@ fn run<'a>(
 }
 
 impl LxcContainer {
-    /// Returns its directory.
+    /// Returns the container's directory.
     pub fn dir(&self) -> PathBuf {
         self.lxcpath.join(&self.name)
     }
 
-    /// Returns the path of its config.
+    /// Returns the path of the container's config.
     pub fn config(&self) -> PathBuf {
         self.dir().join("config")
     }
 
-    /// Returns the options by which LXC's tools find it, quoted for a shell.
+    /// Returns the options that select the container in LXC's tools, quoted for a shell.
     pub fn options(&self) -> String {
         let name = quoted(&self.name);
         if self.lxcpath == Path::new(DEFAULT) {
@@ -105,8 +107,10 @@ impl LxcContainer {
         run(program, args.into_iter().chain(more.iter().map(OsStr::new)))
     }
 
-    /// Returns its state according to LXC, or, if LXC is not installed, according to the socket of its monitor.
-    pub fn state(&self) -> Result<State> {
+    /// Returns the container's state according to LXC.
+    ///
+    /// If LXC is not installed, the socket of the container's monitor determines the state.
+    pub fn state(&self) -> Result<LxcState> {
         let output = match self.tool("lxc-info", &["-H", "-s", "-p"]) {
             Ok(output) => output,
             Err(Missing::Program) => return self.state_by_socket(),
@@ -119,16 +123,16 @@ impl LxcContainer {
             found.map(|(_, value)| value.trim().to_owned())
         };
         Ok(match field("State") {
-            None => State::Stopped,
-            Some(word) if word == "STOPPED" => State::Stopped,
-            Some(word) => State::Running {
+            None => LxcState::Stopped,
+            Some(word) if word == "STOPPED" => LxcState::Stopped,
+            Some(word) => LxcState::Running {
                 word: word.to_ascii_lowercase(),
                 pid: field("PID").and_then(|pid| pid.parse().ok()),
             },
         })
     }
 
-    /// Returns a value of its config, included files considered.
+    /// Returns a value of the container's config, including included files.
     pub fn value(&self, key: &str) -> Result<Option<Vec<u8>>> {
         let output = match self.tool("lxc-info", &["-H", "-c", key]) {
             Ok(output) => output,
@@ -141,63 +145,67 @@ impl LxcContainer {
         Ok(Some(value.trim_ascii().to_vec()).filter(|value| !value.is_empty()))
     }
 
-    fn state_by_socket(&self) -> Result<State> {
+    fn state_by_socket(&self) -> Result<LxcState> {
         let table = Path::new("/proc/net/unix");
         let text = std::fs::read(table).map_err(|e| Error::at("read", table, e))?;
         let mut name = b"@".to_vec();
         name.extend_from_slice(self.dir().join("command").as_os_str().as_bytes());
-        let there = text
+        let is_running = text
             .split(|&b| b == b'\n')
             .any(|line| line.ends_with(&name));
-        Ok(match there {
-            true => State::Running {
+        Ok(match is_running {
+            true => LxcState::Running {
                 word: "running".to_owned(),
                 pid: None,
             },
-            false => State::Stopped,
+            false => LxcState::Stopped,
         })
     }
 
-    /// Stops it, by force after half a minute. Returns whether it was running.
+    /// Stops the container, by force after half a minute.
+    ///
+    /// Returns whether it was running.
     pub fn stop(&self) -> Result<bool> {
-        if self.state()? == State::Stopped {
+        if self.state()? == LxcState::Stopped {
             return Ok(false);
         }
         self.act("lxc-stop", &["-t", "30"], "stop")?;
         // LXC reports it as running until its monitor ends, a moment later.
         let until = Instant::now() + Duration::from_secs(10);
-        while self.state()? != State::Stopped && Instant::now() < until {
+        while self.state()? != LxcState::Stopped && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(true)
     }
 
-    /// Starts it in the background.
+    /// Starts the container in the background.
     pub fn start(&self) -> Result<()> {
         self.act("lxc-start", &["-d"], "start")
     }
 
-    fn act(&self, program: &str, more: &[&str], word: &str) -> Result<()> {
-        let typed = format!("{program} {}", self.options());
+    fn act(&self, program: &str, more: &[&str], verb: &str) -> Result<()> {
+        let command = format!("{program} {}", self.options());
         let output = match self.tool(program, more) {
             Ok(output) if output.status.success() => return Ok(()),
             Ok(output) => output,
             Err(Missing::Program) => {
-                return Err(Error::failed(format!("there is no {program} program"))
-                    .hint("install LXC's tools (apt install lxc)"));
+                return Err(
+                    Error::failed(format!("cannot run {program}: it is not installed"))
+                        .hint("install LXC's tools: apt install lxc"),
+                );
             }
             Err(Missing::Other(error)) => return Err(error),
         };
-        let said = output.stderr.trim_ascii().escape_ascii().to_string();
+        let message = output.stderr.trim_ascii().escape_ascii().to_string();
         Err(
-            Error::failed(format!("cannot {word} the LXC container {}", self.name))
-                .because(said.replace("\\n", "; "))
-                .hint(format!("look at what this says: {typed}")),
+            Error::failed(format!("cannot {verb} the LXC container {}", self.name))
+                .because(message.replace("\\n", "; "))
+                .hint(format!("run it directly to see its messages: {command}")),
         )
     }
 }
 
-/// Returns a random last half of a hardware address.
+/// Returns three random bytes for the second half of a hardware address.
 pub fn random_address() -> [u8; 3] {
     let (high, ..) = uuid::Uuid::new_v4().as_fields();
     let [a, b, c, _] = high.to_be_bytes();

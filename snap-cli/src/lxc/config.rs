@@ -1,5 +1,6 @@
-//! The text of an LXC config: parsed without loss, changed in as few lines as possible. Pure: bytes in, bytes out.
-//! Cowl's lines are recognized by the container's id.
+//! The text of an LXC config: parsed without loss, changed in as few lines as possible.
+//!
+//! Pure: bytes in, bytes out. Cowl's lines are recognized by the container's id.
 
 /// The beginning of the comment above the lines that cowl appended.
 const COMMENT: &[u8] = b"# cowl keeps this container's files;";
@@ -18,12 +19,12 @@ const POST_STOP: &str = "lxc.hook.post-stop";
 const DESTROY: &str = "lxc.hook.destroy";
 
 /// Splits a config into lines, line ends included.
-fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+fn split_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split_inclusive(|&byte| byte == b'\n')
 }
 
 /// Returns the key and the value of a line, without the quotes that LXC strips; `None` for comments and blank lines.
-pub fn entry(line: &[u8]) -> Option<(&[u8], &[u8])> {
+pub fn parse_entry(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let line = line.trim_ascii();
     if line.first() == Some(&b'#') {
         return None;
@@ -41,12 +42,12 @@ pub fn entry(line: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 fn has_key(line: &[u8], key: &str) -> bool {
-    entry(line).is_some_and(|(found, _)| found == key.as_bytes())
+    parse_entry(line).is_some_and(|(found, _)| found == key.as_bytes())
 }
 
 /// Returns the effective value of a key: the last one.
 pub fn get<'t>(text: &'t [u8], key: &str) -> Option<&'t [u8]> {
-    let values = lines(text).filter_map(entry);
+    let values = split_lines(text).filter_map(parse_entry);
     let last = values.filter(|(found, _)| *found == key.as_bytes()).last();
     last.map(|(_, value)| value)
         .filter(|value| !value.is_empty())
@@ -55,8 +56,8 @@ pub fn get<'t>(text: &'t [u8], key: &str) -> Option<&'t [u8]> {
 /// Returns the host's user and group that are root in the container, if that is not root itself.
 pub fn mapped_root(text: &[u8]) -> Option<(u32, u32)> {
     let mut values = Vec::new();
-    for (_, value) in lines(text)
-        .filter_map(entry)
+    for (_, value) in split_lines(text)
+        .filter_map(parse_entry)
         .filter(|(key, _)| *key == IDMAP)
     {
         match value.is_empty() {
@@ -85,10 +86,11 @@ pub fn mapped_root_of<'v>(values: impl IntoIterator<Item = &'v [u8]>) -> Option<
     user.zip(group).filter(|(user, _)| *user != 0)
 }
 
-/// The lines that cowl writes into a container's config. Each value except for the note contains the container's id, by
-/// which the lines are recognized.
+/// The lines that cowl writes into a container's config.
+///
+/// Each value except for the note contains the container's id, by which the lines are recognized.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ours {
+pub struct OwnLines {
     /// The container's id.
     pub id: String,
     /// The mount point of the root filesystem.
@@ -105,7 +107,7 @@ pub struct Ours {
 
 /// Returns whether cowl wrote a line for the container `id`.
 fn is_ours(line: &[u8], id: &str) -> bool {
-    entry(line).is_some_and(|(key, value)| {
+    parse_entry(line).is_some_and(|(key, value)| {
         [ROOTFS, PRE_START, POST_STOP, DESTROY]
             .iter()
             .any(|ours| ours.as_bytes() == key)
@@ -114,22 +116,24 @@ fn is_ours(line: &[u8], id: &str) -> bool {
 }
 
 /// Returns whether cowl wrote any line for the container `id`.
-pub fn names(text: &[u8], id: &str) -> bool {
-    lines(text).any(|line| is_ours(line, id))
+pub fn has_own_lines(text: &[u8], id: &str) -> bool {
+    split_lines(text).any(|line| is_ours(line, id))
 }
 
-fn set(key: &str, value: &[u8]) -> Vec<u8> {
+fn format_line(key: &str, value: &[u8]) -> Vec<u8> {
     [key.as_bytes(), b" = ", value, b"\n"].concat()
 }
 
-/// Adds cowl's lines: that of the root filesystem in place of the previous one, the others at the end. The hook that
-/// mounts precedes all others, which may access the root filesystem.
-pub fn attach(text: &[u8], ours: &Ours) -> Vec<u8> {
+/// Adds cowl's lines: the root filesystem replaces the previous line, the others follow at the end.
+///
+/// The hook that mounts precedes all other hooks, which may access the root filesystem.
+pub fn attach(text: &[u8], ours: &OwnLines) -> Vec<u8> {
     let plain = detach(text, None, &ours.id);
-    let all: Vec<&[u8]> = lines(&plain).collect();
+    let all: Vec<&[u8]> = split_lines(&plain).collect();
     let at = all.iter().rposition(|line| has_key(line, ROOTFS));
     let cleared = |line: &&[u8]| {
-        entry(line).is_some_and(|(key, value)| key == PRE_START.as_bytes() && value.is_empty())
+        parse_entry(line)
+            .is_some_and(|(key, value)| key == PRE_START.as_bytes() && value.is_empty())
     };
     let after = all.iter().rposition(cleared).map_or(0, |at| at + 1);
     let first = all
@@ -140,10 +144,13 @@ pub fn attach(text: &[u8], ours: &Ours) -> Vec<u8> {
     let mut out = Vec::with_capacity(plain.len() + 512);
     for (number, line) in all.iter().enumerate() {
         if first == Some(number) {
-            out.extend(set(PRE_START, &ours.pre_start));
+            out.extend(format_line(PRE_START, &ours.pre_start));
         }
         if at == Some(number) {
-            out.extend(set(ROOTFS, &[b"dir:", ours.rootfs.as_slice()].concat()));
+            out.extend(format_line(
+                ROOTFS,
+                &[b"dir:", ours.rootfs.as_slice()].concat(),
+            ));
         } else {
             out.extend_from_slice(line);
         }
@@ -152,25 +159,34 @@ pub fn attach(text: &[u8], ours: &Ours) -> Vec<u8> {
         out.push(b'\n');
     }
     out.extend([COMMENT, b" ", ours.note.as_bytes(), b"\n"].concat());
-    out.extend(set(MANAGED, b"0"));
+    out.extend(format_line(MANAGED, b"0"));
     if at.is_none() {
-        out.extend(set(ROOTFS, &[b"dir:", ours.rootfs.as_slice()].concat()));
+        out.extend(format_line(
+            ROOTFS,
+            &[b"dir:", ours.rootfs.as_slice()].concat(),
+        ));
     }
     if first.is_none() {
-        out.extend(set(PRE_START, &ours.pre_start));
+        out.extend(format_line(PRE_START, &ours.pre_start));
     }
-    out.extend(set(POST_STOP, &ours.post_stop));
-    out.extend(set(DESTROY, &ours.destroy));
+    out.extend(format_line(POST_STOP, &ours.post_stop));
+    out.extend(format_line(DESTROY, &ours.destroy));
     out
 }
 
-/// Removes cowl's lines. `original` contains the line of the root filesystem that cowl's replaced; without it, cowl's
-/// stays, for the caller to replace.
+/// Removes cowl's lines.
+///
+/// `original` contains the line of the root filesystem that cowl's replaced. Without it, cowl's line remains,
+/// for the caller to replace.
 pub fn detach(text: &[u8], original: Option<&[u8]>, id: &str) -> Vec<u8> {
-    let was = original.and_then(|text| lines(text).filter(|line| has_key(line, ROOTFS)).last());
+    let was = original.and_then(|text| {
+        split_lines(text)
+            .filter(|line| has_key(line, ROOTFS))
+            .last()
+    });
     let mut out = Vec::with_capacity(text.len());
     let mut after_comment = false;
-    for line in lines(text) {
+    for line in split_lines(text) {
         let added = after_comment && has_key(line, MANAGED);
         after_comment = line.starts_with(COMMENT);
         if after_comment || added {
@@ -196,7 +212,7 @@ pub fn detach(text: &[u8], original: Option<&[u8]>, id: &str) -> Vec<u8> {
 
 /// The differences between the config of a copy and the original's.
 #[derive(Clone, Debug)]
-pub struct Renamed<'a> {
+pub struct CopyRewrite<'a> {
     /// The directory of the original.
     pub from: &'a [u8],
     /// The directory of the copy.
@@ -205,54 +221,56 @@ pub struct Renamed<'a> {
     pub name: &'a str,
 }
 
-/// Returns the config of a copy: with its own host name, hardware addresses and files, and without fixed names for the
-/// host's side of network devices, which must be unique. The second value lists what users should check.
-pub fn renamed(
+/// Returns the config of a copy, and notes on settings that users should check.
+///
+/// The copy has its own host name, hardware addresses and files. Fixed names for the host's side of network
+/// devices are omitted, because they must be unique.
+pub fn rewrite_for_copy(
     text: &[u8],
-    how: &Renamed<'_>,
+    rewrite: &CopyRewrite<'_>,
     mut address: impl FnMut() -> [u8; 3],
 ) -> (Vec<u8>, Vec<String>) {
     let mut out = Vec::with_capacity(text.len());
     let mut notes = Vec::new();
-    for line in lines(text) {
-        let Some((key, value)) = entry(line) else {
+    for line in split_lines(text) {
+        let Some((key, value)) = parse_entry(line) else {
             out.extend_from_slice(line);
             continue;
         };
         let shown = key.escape_ascii().to_string();
         if key == b"lxc.uts.name" {
-            out.extend(set("lxc.uts.name", how.name.as_bytes()));
+            out.extend(format_line("lxc.uts.name", rewrite.name.as_bytes()));
         } else if key.ends_with(b".hwaddr") && !value.contains(&b'x') && !value.contains(&b'X') {
             let [a, b, c] = address();
-            out.extend(set(
+            out.extend(format_line(
                 &shown,
                 format!("00:16:3e:{a:02x}:{b:02x}:{c:02x}").as_bytes(),
             ));
         } else if key.ends_with(b".veth.pair") {
             notes.push(format!(
-                "{shown} is left out: a name of this machine's side that is taken"
+                "{shown} is omitted: a name on the host's side must be unique"
             ));
         } else {
             if key.ends_with(b".address") && !value.is_empty() {
                 notes.push(format!(
-                    "{shown} is the same in both: change it before both run"
+                    "{shown} is the same in both: change it before running both"
                 ));
             }
-            out.extend(moved(line, how));
+            out.extend(replace_dir(line, rewrite));
         }
     }
     (out, notes)
 }
 
 /// Replaces paths in the old directory by paths in the new one.
-fn moved(line: &[u8], how: &Renamed<'_>) -> Vec<u8> {
+fn replace_dir(line: &[u8], rewrite: &CopyRewrite<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(line.len());
     let mut rest = line;
     while let Some(first) = rest.first() {
         let ends = |after: Option<&u8>| after.is_none_or(|byte| b"/ \t\r\n\"':,".contains(byte));
-        match rest.strip_prefix(how.from) {
-            Some(after) if !how.from.is_empty() && ends(after.first()) => {
-                out.extend_from_slice(how.to);
+        match rest.strip_prefix(rewrite.from) {
+            Some(after) if !rewrite.from.is_empty() && ends(after.first()) => {
+                out.extend_from_slice(rewrite.to);
                 rest = after;
             }
             _ => {
@@ -272,9 +290,9 @@ mod tests {
         b"# head\n\nlxc.include = /usr/share/x.conf\n  lxc.rootfs.path=dir:/l/c1/rootfs\n\
         lxc.uts.name = \"c1\"\n#lxc.net.0.type = none\n\n\n";
 
-    fn ours() -> Ours {
+    fn ours() -> OwnLines {
         let hook = |kind: &str| format!("/bin/cowl --store /s hook {kind} ID-1").into_bytes();
-        Ours {
+        OwnLines {
             id: "ID-1".to_owned(),
             rootfs: b"/s/mnt/ID-1".to_vec(),
             pre_start: hook("pre-start"),
@@ -285,20 +303,26 @@ mod tests {
     }
 
     #[test]
-    fn entries() {
-        assert_eq!(entry(b" a.b = c d \n"), Some((&b"a.b"[..], &b"c d"[..])));
-        assert_eq!(entry(b"a='x y'"), Some((&b"a"[..], &b"x y"[..])));
-        assert_eq!(entry(b"a = 'x' y 'z"), Some((&b"a"[..], &b"'x' y 'z"[..])));
-        assert_eq!(entry(b"a="), Some((&b"a"[..], &b""[..])));
-        assert_eq!(entry(b"  # a = b"), None);
-        assert_eq!(entry(b"\n"), None);
+    fn entries_are_parsed() {
+        assert_eq!(
+            parse_entry(b" a.b = c d \n"),
+            Some((&b"a.b"[..], &b"c d"[..]))
+        );
+        assert_eq!(parse_entry(b"a='x y'"), Some((&b"a"[..], &b"x y"[..])));
+        assert_eq!(
+            parse_entry(b"a = 'x' y 'z"),
+            Some((&b"a"[..], &b"'x' y 'z"[..]))
+        );
+        assert_eq!(parse_entry(b"a="), Some((&b"a"[..], &b""[..])));
+        assert_eq!(parse_entry(b"  # a = b"), None);
+        assert_eq!(parse_entry(b"\n"), None);
         assert_eq!(get(b"a=1\na=2\n", "a"), Some(&b"2"[..]));
         assert_eq!(get(b"a=1\na=\n", "a"), None);
         assert_eq!(get(PLAIN, ROOTFS), Some(&b"dir:/l/c1/rootfs"[..]));
     }
 
     #[test]
-    fn only_one_line_changes_and_the_rest_is_added_at_the_end() {
+    fn attach_replaces_one_line_and_appends_the_others() {
         let text = attach(PLAIN, &ours());
         let expected = "# head\n\nlxc.include = /usr/share/x.conf\n\
             lxc.rootfs.path = dir:/s/mnt/ID-1\nlxc.uts.name = \"c1\"\n#lxc.net.0.type = none\n\n\n\
@@ -308,13 +332,17 @@ mod tests {
             lxc.hook.post-stop = /bin/cowl --store /s hook post-stop ID-1\n\
             lxc.hook.destroy = /bin/cowl --store /s hook destroy ID-1\n";
         assert_eq!(String::from_utf8(text.clone()).unwrap(), expected);
-        assert!(names(&text, "ID-1") && !names(&text, "ID-2") && !names(PLAIN, "ID-1"));
+        assert!(
+            has_own_lines(&text, "ID-1")
+                && !has_own_lines(&text, "ID-2")
+                && !has_own_lines(PLAIN, "ID-1")
+        );
         assert_eq!(attach(&text, &ours()), text);
         assert_eq!(detach(&text, Some(PLAIN), "ID-1"), PLAIN);
     }
 
     #[test]
-    fn what_somebody_changed_meanwhile_stays() {
+    fn detach_preserves_edits_by_users() {
         let text = String::from_utf8(attach(PLAIN, &ours())).unwrap();
         let text = text.replace("\"c1\"", "web") + "lxc.start.auto = 1\n";
         let text = text.replace("# head\n", "# head\nlxc.rootfs.managed = 1\n");
@@ -326,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mount_comes_before_other_hooks() {
+    fn attach_mounts_before_other_hooks() {
         let text = b"lxc.hook.pre-start = /a\nlxc.hook.pre-start =\nlxc.hook.pre-start = /b";
         let text = String::from_utf8(attach(text, &ours())).unwrap();
         assert!(
@@ -337,7 +365,7 @@ mod tests {
             ),
             "{text}"
         );
-        // The path of the root filesystem is in an included file.
+        // The original path of the root filesystem is in an included file.
         assert!(text.contains("lxc.rootfs.path = dir:/s/mnt/ID-1\n"));
         let back = detach(text.as_bytes(), Some(b"lxc.hook.pre-start = /a\n"), "ID-1");
         assert_eq!(
@@ -352,12 +380,12 @@ mod tests {
             lxc.net.1.hwaddr = 00:16:3e:xx:xx:xx\nlxc.net.0.veth.pair = v1\n\
             lxc.net.0.ipv4.address = 10.0.0.2/24\nlxc.mount.fstab = /l/c1/fstab\n\
             lxc.mount.entry = /l/c10 /l/c1/rootfs/x none bind\n";
-        let how = Renamed {
+        let rewrite = CopyRewrite {
             from: b"/l/c1",
             to: b"/l/c2",
             name: "c2",
         };
-        let (text, notes) = renamed(text, &how, || [1, 2, 0xab]);
+        let (text, notes) = rewrite_for_copy(text, &rewrite, || [1, 2, 0xab]);
         assert_eq!(
             String::from_utf8(text).unwrap(),
             "# /l/c1/x\nlxc.uts.name = c2\nlxc.net.0.hwaddr = 00:16:3e:01:02:ab\n\
@@ -368,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mapped_root() {
+    fn the_mapped_root_needs_both_maps_of_id_0() {
         let map = b"lxc.idmap = u 0 100000 65536\nlxc.idmap = g 0 200000 65536\n";
         assert_eq!(mapped_root(map), Some((100_000, 200_000)));
         for none in [

@@ -1,4 +1,4 @@
-//! Copying the root filesystem of an LXC snapshot into a plain directory.
+//! Copies the root filesystem of an LXC snapshot into a plain directory.
 
 use std::path::{Path, PathBuf};
 
@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 use crate::tree::error::OnProgress;
 use crate::tree::measure;
 
-/// Returns the merged view of an overlay of LXC's.
-fn view(delta: &Path, lowers: &[PathBuf]) -> Result<View> {
+/// Opens the merged view of an LXC overlay.
+fn open_overlay(delta: &Path, lowers: &[PathBuf]) -> Result<View> {
     let space = XattrSpace::detect();
     let mut layers = vec![Layer::open_foreign(delta, space)?];
     for lower in lowers {
@@ -23,26 +23,33 @@ fn view(delta: &Path, lowers: &[PathBuf]) -> Result<View> {
     Ok(View::new(layers))
 }
 
-/// Copies a root filesystem into a new plain directory, and verifies that it did not change meanwhile. Returns notes on
-/// what was left out.
+/// Copies a root filesystem into a new plain directory, and verifies that it did not change meanwhile.
+///
+/// Returns notes on files that were not copied.
 pub fn copy(from: &Rootfs, to: &Path, progress: OnProgress<'_>) -> Result<Vec<String>> {
     let done = match from {
-        Rootfs::Folder(path) => import::plain(path, to, progress)?,
-        Rootfs::Overlay { delta, lowers } => export_dir::fill(&view(delta, lowers)?, to, progress)?,
-        Rootfs::Other(_) => return Err(Error::failed("its files are in no folder")),
+        Rootfs::Dir(path) => import::copy_plain(path, to, progress)?,
+        Rootfs::Overlay { delta, lowers } => {
+            export_dir::fill(&open_overlay(delta, lowers)?, to, progress)?
+        }
+        Rootfs::Other(_) => {
+            return Err(Error::failed(
+                "cannot copy the root filesystem: it is not a directory",
+            ));
+        }
     };
-    if let (Rootfs::Folder(path), true) = (from, done.notes.is_empty())
-        && measure(path)?.looks != measure(to)?.looks
+    if let (Rootfs::Dir(path), true) = (from, done.notes.is_empty())
+        && measure(path)?.metadata_digest != measure(to)?.metadata_digest
     {
         return Err(Error::failed(format!(
-            "{} changed while it was copied; nothing else was changed",
+            "cannot copy {}: it changed during the copy",
             path.shown()
         ))
-        .hint("try again when nobody writes to it"));
+        .hint("stop all processes that write to it, then retry"));
     }
     Ok(done
         .notes
         .iter()
-        .map(|(path, why)| format!("{}: {why}", path.escape_ascii()))
+        .map(|(path, reason)| format!("{}: {reason}", path.shown()))
         .collect())
 }

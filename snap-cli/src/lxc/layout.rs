@@ -1,4 +1,6 @@
-//! The format of the files in LXC's snapshots. Pure: bytes in, values out.
+//! The format of the files in LXC's snapshots.
+//!
+//! Pure: bytes in, values out.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -17,8 +19,8 @@ const TIME: &str = "%Y:%m:%d %H:%M:%S";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rootfs {
     /// A plain directory.
-    Folder(PathBuf),
-    /// An overlay of the kernel's.
+    Dir(PathBuf),
+    /// A kernel overlay.
     Overlay {
         /// The upper directory.
         delta: PathBuf,
@@ -30,10 +32,10 @@ pub enum Rootfs {
 }
 
 impl Rootfs {
-    /// The upper directory.
+    /// Returns the directory that is written: the plain directory, or the upper directory of the overlay.
     pub fn top(&self) -> Option<&Path> {
         match self {
-            Self::Folder(path) | Self::Overlay { delta: path, .. } => Some(path),
+            Self::Dir(path) | Self::Overlay { delta: path, .. } => Some(path),
             Self::Other(_) => None,
         }
     }
@@ -47,18 +49,18 @@ pub fn rootfs(text: &[u8]) -> Option<Rootfs> {
     let value = config::get(text, config::ROOTFS).or_else(|| config::get(text, OLD_ROOTFS))?;
     let path = |bytes: &[u8]| PathBuf::from(OsString::from_vec(bytes.to_vec()));
     if value.starts_with(b"/") {
-        return Some(Rootfs::Folder(path(value)));
+        return Some(Rootfs::Dir(path(value)));
     }
     let mut parts = value.splitn(2, |&byte| byte == b':');
     let (kind, rest) = (parts.next()?, parts.next().unwrap_or_default());
     match kind {
-        b"dir" | b"btrfs" => Some(Rootfs::Folder(path(rest))),
+        b"dir" | b"btrfs" => Some(Rootfs::Dir(path(rest))),
         b"overlay" | b"overlayfs" => {
-            let mut folders: Vec<_> = rest.split(|&byte| byte == b':').map(path).collect();
-            let delta = folders.pop()?;
+            let mut dirs: Vec<_> = rest.split(|&byte| byte == b':').map(path).collect();
+            let delta = dirs.pop()?;
             Some(Rootfs::Overlay {
                 delta,
-                lowers: folders,
+                lowers: dirs,
             })
         }
         other => Some(Rootfs::Other(other.to_vec())),
@@ -66,21 +68,21 @@ pub fn rootfs(text: &[u8]) -> Option<Rootfs> {
 }
 
 /// Replaces the location of the files in a config.
-pub fn with_folder(text: &[u8], folder: &Path) -> Vec<u8> {
-    let is_it = |line: &[u8]| {
-        config::entry(line).is_some_and(|(key, _)| {
+pub fn with_rootfs_dir(text: &[u8], dir: &Path) -> Vec<u8> {
+    let is_rootfs = |line: &[u8]| {
+        config::parse_entry(line).is_some_and(|(key, _)| {
             key == config::ROOTFS.as_bytes() || key == OLD_ROOTFS.as_bytes()
         })
     };
     let ours = [
         config::ROOTFS.as_bytes(),
         b" = dir:",
-        folder.as_os_str().as_bytes(),
+        dir.as_os_str().as_bytes(),
         b"\n",
     ]
     .concat();
     let lines: Vec<_> = text.split_inclusive(|&byte| byte == b'\n').collect();
-    let last = lines.iter().rposition(|line| is_it(line));
+    let last = lines.iter().rposition(|line| is_rootfs(line));
     let mut out = Vec::with_capacity(text.len() + ours.len());
     for (at, line) in lines.iter().enumerate() {
         match last == Some(at) {
@@ -98,9 +100,11 @@ pub fn with_folder(text: &[u8], folder: &Path) -> Vec<u8> {
 }
 
 /// Returns whether two configs are equivalent, except for the location of the files.
-pub fn same_settings(one: (&[u8], &Path), other: (&[u8], &Path)) -> bool {
+pub fn has_same_settings(one: (&[u8], &Path), other: (&[u8], &Path)) -> bool {
     fn plain(text: &[u8], own: &Path) -> Vec<Vec<u8>> {
-        let lines = text.split(|&byte| byte == b'\n').filter_map(config::entry);
+        let lines = text
+            .split(|&byte| byte == b'\n')
+            .filter_map(config::parse_entry);
         lines
             .filter(|(key, _)| *key != config::ROOTFS.as_bytes() && *key != OLD_ROOTFS.as_bytes())
             .map(|(key, value)| {
@@ -116,33 +120,33 @@ pub fn same_settings(one: (&[u8], &Path), other: (&[u8], &Path)) -> bool {
 }
 
 /// Returns the content of a time file as one line of plain text; `None` if it is empty.
-pub fn shown_time(text: &[u8]) -> Option<String> {
+pub fn format_stored_time(text: &[u8]) -> Option<String> {
     let text = text.trim_ascii();
     (!text.is_empty()).then(|| text.escape_ascii().to_string())
 }
 
-/// Parses a time of LXC's, in the given zone; `None` if it is malformed.
-pub fn moment(shown: &str, zone: &TimeZone) -> Option<Timestamp> {
+/// Parses a time in LXC's format, in the given zone; `None` if it is malformed.
+pub fn parse_time(shown: &str, zone: &TimeZone) -> Option<Timestamp> {
     let time = DateTime::strptime(TIME, shown).ok()?;
     Some(time.to_zoned_datetime(zone.clone()).ok()?.timestamp())
 }
 
 /// Formats a time as LXC does.
-pub fn as_lxc(moment: Timestamp, zone: &TimeZone) -> String {
+pub fn format_time(moment: Timestamp, zone: &TimeZone) -> String {
     let zoned = moment.to_zoned_datetime(zone.clone());
     zoned.strftime(TIME).to_string()
 }
 
 /// Returns the number in a name of the form `snap<N>`.
-pub fn number(name: &OsStr) -> Option<u64> {
+pub fn parse_number(name: &OsStr) -> Option<u64> {
     let digits = name.to_str()?.strip_prefix("snap")?;
     let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     plain.then(|| digits.parse().ok()).flatten()
 }
 
 /// Returns the sort key of a name: numbered ones by their number, then all others.
-pub fn order(name: &OsStr) -> (u64, OsString) {
-    (number(name).unwrap_or(u64::MAX), name.to_owned())
+pub fn sort_key(name: &OsStr) -> (u64, OsString) {
+    (parse_number(name).unwrap_or(u64::MAX), name.to_owned())
 }
 
 /// A container that depends on another one's files, or on whose files another one depends.
@@ -155,7 +159,7 @@ pub enum Dependant {
 }
 
 /// Parses `lxc_snapshots` or `lxc_rdepends`: pairs of lines.
-pub fn pairs(text: &[u8]) -> Vec<Dependant> {
+pub fn parse_dependants(text: &[u8]) -> Vec<Dependant> {
     let plain = std::str::from_utf8(text.trim_ascii());
     if let Some(count) = plain.ok().and_then(|text| text.parse().ok()) {
         return if count > 0 {
@@ -179,9 +183,9 @@ fn lines_by_two(text: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     std::iter::from_fn(move || Some((lines.next()?, lines.next()?)))
 }
 
-/// Removes one pair from such a list.
-pub fn without_pair(text: &[u8], path: &[u8], name: &[u8]) -> Vec<u8> {
-    if matches!(pairs(text).as_slice(), [Dependant::Count(_)]) {
+/// Removes one pair of lines from an `lxc_snapshots` or `lxc_rdepends` file.
+pub fn remove_pair(text: &[u8], path: &[u8], name: &[u8]) -> Vec<u8> {
+    if matches!(parse_dependants(text).as_slice(), [Dependant::Count(_)]) {
         return text.to_vec();
     }
     let mut out = Vec::with_capacity(text.len());
@@ -198,17 +202,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_files_are() {
-        let folder = |path: &str| Some(Rootfs::Folder(path.into()));
+    fn rootfs_is_parsed() {
+        let dir = |path: &str| Some(Rootfs::Dir(path.into()));
         for (text, want) in [
-            (
-                "lxc.rootfs.path = dir:/l/c1/rootfs\n",
-                folder("/l/c1/rootfs"),
-            ),
-            ("lxc.rootfs.path=/l/c1/rootfs", folder("/l/c1/rootfs")),
-            ("lxc.rootfs = /l/c1/rootfs", folder("/l/c1/rootfs")),
-            ("lxc.rootfs.path = dir:/a:b", folder("/a:b")),
-            ("lxc.rootfs.path = btrfs:/l/c1", folder("/l/c1")),
+            ("lxc.rootfs.path = dir:/l/c1/rootfs\n", dir("/l/c1/rootfs")),
+            ("lxc.rootfs.path=/l/c1/rootfs", dir("/l/c1/rootfs")),
+            ("lxc.rootfs = /l/c1/rootfs", dir("/l/c1/rootfs")),
+            ("lxc.rootfs.path = dir:/a:b", dir("/a:b")),
+            ("lxc.rootfs.path = btrfs:/l/c1", dir("/l/c1")),
             (
                 "lxc.rootfs.path = overlay:/a:/b:/d",
                 Some(Rootfs::Overlay {
@@ -228,64 +229,67 @@ mod tests {
     }
 
     #[test]
-    fn another_folder() {
+    fn with_rootfs_dir_replaces_the_last_line() {
         let path = Path::new("/n/rootfs");
-        let text = with_folder(b"# x\n\nlxc.rootfs.path = overlay:/a:/d\na = b", path);
+        let text = with_rootfs_dir(b"# x\n\nlxc.rootfs.path = overlay:/a:/d\na = b", path);
         assert_eq!(text, b"# x\n\nlxc.rootfs.path = dir:/n/rootfs\na = b");
         assert_eq!(
-            with_folder(b"a = b", path),
+            with_rootfs_dir(b"a = b", path),
             b"a = b\nlxc.rootfs.path = dir:/n/rootfs\n"
         );
     }
 
     #[test]
-    fn settings_that_are_the_same() {
+    fn has_same_settings_ignores_own_paths() {
         let live = b"# x\nlxc.rootfs.path = dir:/l/c1/rootfs\n\na = 1\nb = /l/c1/fstab\n";
         let snap = b"lxc.rootfs.path = dir:/s/rootfs\na=1\nb = /s/fstab\n";
-        let of = |text: &'static [u8], own: &'static str| (text, Path::new(own));
-        assert!(same_settings(of(live, "/l/c1"), of(snap, "/s")));
-        assert!(!same_settings(of(live, "/l/c1"), of(b"a = 2\n", "/s")));
+        let config = |text: &'static [u8], own: &'static str| (text, Path::new(own));
+        assert!(has_same_settings(config(live, "/l/c1"), config(snap, "/s")));
+        assert!(!has_same_settings(
+            config(live, "/l/c1"),
+            config(b"a = 2\n", "/s")
+        ));
     }
 
     #[test]
-    fn times() {
+    fn times_round_trip() {
         let zone = TimeZone::fixed(jiff::tz::offset(2));
-        let moment = moment("2026:11:23 13:02:05", &zone).unwrap();
+        let moment = parse_time("2026:11:23 13:02:05", &zone).unwrap();
         assert_eq!(moment.to_string(), "2026-11-23T11:02:05Z");
-        assert_eq!(as_lxc(moment, &zone), "2026:11:23 13:02:05");
+        assert_eq!(format_time(moment, &zone), "2026:11:23 13:02:05");
         for bad in [
             "",
             "2026:13:23 13:02:05",
             "yesterday",
             "2026-11-23 13:02:05",
         ] {
-            assert_eq!(super::moment(bad, &zone), None, "{bad}");
+            assert_eq!(parse_time(bad, &zone), None, "{bad}");
         }
         assert_eq!(
-            shown_time(b"2026:11:23 13:02:05\n").as_deref(),
+            format_stored_time(b"2026:11:23 13:02:05\n").as_deref(),
             Some("2026:11:23 13:02:05")
         );
-        assert_eq!(shown_time(b" \n"), None);
-        assert_eq!(shown_time(b"a\nb").as_deref(), Some("a\\nb"));
+        assert_eq!(format_stored_time(b" \n"), None);
+        assert_eq!(format_stored_time(b"a\nb").as_deref(), Some("a\\nb"));
     }
 
     #[test]
-    fn numbers_and_their_order() {
+    fn names_are_sorted_by_number() {
         let mut names = ["snap10", "other", "snap9", "snap", "snap0"].map(OsString::from);
-        names.sort_by_key(|name| order(name));
+        names.sort_by_key(|name| sort_key(name));
         assert_eq!(names, ["snap0", "snap9", "snap10", "other", "snap"]);
-        assert_eq!(number(OsStr::new("snap-1")), None);
+        assert_eq!(parse_number(OsStr::new("snap-1")), None);
     }
 
     #[test]
-    fn lists_of_dependants() {
+    fn dependants_are_parsed_and_removed() {
         let one = Dependant::Container("/l".into(), "ov".into());
-        assert_eq!(pairs(b"/l\nov\n"), [one]);
-        assert_eq!(pairs(b"2\n"), [Dependant::Count(2)]);
-        assert_eq!(pairs(b"0"), []);
-        assert_eq!(pairs(b""), []);
-        assert_eq!(without_pair(b"/l\na\n/l\nb\n", b"/l", b"a"), b"/l\nb\n");
-        assert_eq!(without_pair(b"/l\na\n", b"/l", b"a"), b"");
-        assert_eq!(without_pair(b"3", b"/l", b"a"), b"3");
+        assert_eq!(parse_dependants(b"/l\nov\n"), [one]);
+        assert_eq!(parse_dependants(b"2\n"), [Dependant::Count(2)]);
+        assert_eq!(parse_dependants(b"0"), []);
+        assert_eq!(parse_dependants(b""), []);
+        assert_eq!(remove_pair(b"/l\na\n/l\nb\n", b"/l", b"a"), b"/l\nb\n");
+        assert_eq!(remove_pair(b"/l\na\n", b"/l", b"a"), b"");
+        assert_eq!(remove_pair(b"3", b"/l", b"a"), b"3");
     }
 }

@@ -12,7 +12,7 @@ use cowl_layers::shown::Show as _;
 
 use super::command::LxcContainer;
 use super::layout::Dependant;
-use super::snapshots::{self, GOING, LxcSnapshot};
+use super::snapshots::{self, LxcSnapshot, REMOVED_CONFIG};
 use super::staging::{self, lock_dir};
 use crate::error::{Error, Result};
 use crate::store::disk;
@@ -23,7 +23,7 @@ use crate::store::name::nearest;
 #[derive(Debug)]
 pub struct LockedSnapshots {
     pub(super) container: LxcContainer,
-    folder: PathBuf,
+    dir: PathBuf,
     pub(super) patience: Duration,
     _lock: OwnedFd,
 }
@@ -31,76 +31,82 @@ pub struct LockedSnapshots {
 /// Returns the error for an LXC container that does not exist.
 pub fn no_container(container: &LxcContainer) -> Error {
     Error::not_found(format!(
-        "there is no LXC container named {} in {}",
+        "LXC container {} does not exist in {}",
         container.name,
         container.lxcpath.shown()
     ))
     .hint(format!(
-        "lxc-ls -P {} shows those that there are",
+        "list the containers: lxc-ls -P {}",
         container.lxcpath.shown()
     ))
 }
 
 /// Returns the snapshot of exactly this name.
-pub fn find<'t>(
+pub fn find_snapshot<'t>(
     container: &LxcContainer,
-    trees: &'t [LxcSnapshot],
+    snapshots: &'t [LxcSnapshot],
     name: &OsStr,
 ) -> Result<&'t LxcSnapshot> {
-    trees.iter().find(|tree| tree.name == name).ok_or_else(|| {
-        let known = trees.iter().filter_map(|tree| tree.name.to_str());
-        let hint = match name.to_str().and_then(|name| nearest(name, known)) {
+    let found = snapshots.iter().find(|snapshot| snapshot.name == name);
+    found.ok_or_else(|| {
+        let names = snapshots
+            .iter()
+            .filter_map(|snapshot| snapshot.name.to_str());
+        let hint = match name.to_str().and_then(|name| nearest(name, names)) {
             Some(near) => format!("did you mean {near}?"),
             None => format!(
-                "lxc-snapshot {} -L shows its snapshots",
+                "list its snapshots: lxc-snapshot {} -L",
                 container.options()
             ),
         };
-        let shown = name.as_encoded_bytes().escape_ascii();
-        let what = format!("{} has no snapshot named \"{shown}\"", container.name);
-        Error::not_found(what).hint(hint)
+        let message = format!(
+            "{} has no snapshot named \"{}\"",
+            container.name,
+            name.shown()
+        );
+        Error::not_found(message).hint(hint)
     })
 }
 
-/// Refuses a snapshot whose creation was interrupted.
-pub fn refuse_unfinished(tree: &LxcSnapshot) -> Result<()> {
-    if tree.taken.is_some() {
+/// Fails if the creation of a snapshot was interrupted.
+pub fn refuse_unfinished(snapshot: &LxcSnapshot) -> Result<()> {
+    if snapshot.taken.is_some() {
         return Ok(());
     }
-    let name = tree.name.as_encoded_bytes().escape_ascii();
+    let name = snapshot.name.shown();
     Err(Error::failed(format!(
-        "{name} is not whole: whoever made it was cut off, or is still at work"
+        "{name} is incomplete: its creation was interrupted, or still runs"
     ))
-    .hint(format!("nothing was changed; -d {name} removes it")))
+    .hint(format!("wait, or remove it with -d {name}")))
 }
 
 impl LockedSnapshots {
     /// Waits for the lock, and cleans up after interrupted commands.
     pub fn open(container: LxcContainer, patience: Duration) -> Result<Self> {
-        if !disk::is_there(&container.dir())? {
+        if !disk::exists(&container.dir())? {
             return Err(no_container(&container));
         }
         let lock = lock_dir(&container.dir(), patience)?;
         // It may have been removed while this waited for the lock.
-        if !disk::is_there(&container.config())? {
+        if !disk::exists(&container.config())? {
             return Err(no_container(&container));
         }
-        let folder = snapshots::folder(&container)?;
-        let (here, out) = snapshots::going(&folder)?;
-        for dir in out {
+        let dir = snapshots::snapshots_dir(&container)?;
+        let (unrenamed, renamed) = snapshots::interrupted_removals(&dir)?;
+        for dir in renamed {
             remove_tree(&dir)?;
         }
-        for dir in here {
-            take_away(&dir)?;
+        for dir in unrenamed {
+            complete_removal(&dir)?;
         }
-        let place = Self {
+        let locked = Self {
             container,
-            folder,
+            dir,
             patience,
             _lock: lock,
         };
-        staging::remove_staging(&place.container, patience)?;
-        Ok(place)
+        staging::remove_staging(&locked.container, patience)?;
+        Ok(locked)
     }
 
     /// Returns the container.
@@ -109,55 +115,58 @@ impl LockedSnapshots {
     }
 
     /// Returns the snapshots, by number.
-    pub fn trees(&self) -> Result<Vec<LxcSnapshot>> {
-        snapshots::list(&self.folder)
+    pub fn list(&self) -> Result<Vec<LxcSnapshot>> {
+        snapshots::list(&self.dir)
     }
 
     /// Returns the snapshot of exactly this name.
-    pub fn tree(&self, name: &OsStr) -> Result<LxcSnapshot> {
-        find(&self.container, &self.trees()?, name).cloned()
+    pub fn find(&self, name: &OsStr) -> Result<LxcSnapshot> {
+        find_snapshot(&self.container, &self.list()?, name).cloned()
     }
 
     /// Removes snapshots: all of them, or none if one of them cannot be removed.
-    pub fn remove(&self, trees: &[LxcSnapshot]) -> Result<()> {
-        for tree in trees {
-            refuse_base(
-                &tree.dir,
-                &tree.name.as_encoded_bytes().escape_ascii().to_string(),
-            )?;
+    pub fn remove(&self, snapshots: &[LxcSnapshot]) -> Result<()> {
+        for snapshot in snapshots {
+            refuse_base(&snapshot.dir, &snapshot.name.shown().to_string())?;
         }
-        for tree in trees {
+        for snapshot in snapshots {
             // This commits the removal: a directory without a config is not a snapshot.
-            disk::rename(&tree.dir.join("config"), &tree.dir.join(GOING))?;
-            take_away(&tree.dir)?;
+            disk::rename(
+                &snapshot.dir.join("config"),
+                &snapshot.dir.join(REMOVED_CONFIG),
+            )?;
+            complete_removal(&snapshot.dir)?;
         }
-        // As LXC does, if it is empty.
-        match std::fs::remove_dir(&self.folder) {
+        // LXC also removes the directory of all snapshots when it is empty.
+        match std::fs::remove_dir(&self.dir) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
-            Err(error) => Err(Error::at("remove", &self.folder, error)),
+            Err(error) => Err(Error::at("remove", &self.dir, error)),
         }
     }
 }
 
 /// Removes the directory of a snapshot whose removal was committed.
-fn take_away(dir: &Path) -> Result<()> {
+fn complete_removal(dir: &Path) -> Result<()> {
     snapshots::forget_dependant(dir)?;
-    let Some(out) = snapshots::way_out(dir) else {
-        return Err(Error::failed(format!("{} names no folder", dir.shown())));
+    let Some(out) = snapshots::removal_path(dir) else {
+        return Err(Error::failed(format!(
+            "cannot remove {}: it is not a directory",
+            dir.shown()
+        )));
     };
-    // Renamed first, so that an interrupted removal is recognized by the name.
+    // The directory is renamed first, so that an interrupted removal is recognized by the name.
     disk::rename(dir, &out)?;
     remove_tree(&out)
 }
 
-/// Refuses to change files that other containers depend on.
+/// Fails if other containers depend on the files in `dir`.
 pub fn refuse_base(dir: &Path, name: &str) -> Result<()> {
     let found = snapshots::dependants(dir)?;
     let Some(first) = found.first() else {
         return Ok(());
     };
-    let who = match first {
+    let user = match first {
         Dependant::Container(path, name) => path.join(name).shown().to_string(),
         Dependant::Count(count) => format!("{count} containers"),
     };
@@ -166,7 +175,7 @@ pub fn refuse_base(dir: &Path, name: &str) -> Result<()> {
         many => format!(" and {} more", many - 1),
     };
     Err(Error::busy(format!(
-        "{name} stays as it is: {who}{more}, made by lxc-copy -s, stands on its files"
+        "cannot change {name}: {user}{more}, created by lxc-copy -s, depends on its files"
     ))
-    .hint("restore to a new name with -N NEW, or destroy what stands on it first"))
+    .hint("restore to a new name with -N NEW, or destroy the containers that depend on it first"))
 }

@@ -1,8 +1,9 @@
 //! LXC: its containers, their config files, and the snapshots that LXC's own tools made.
 //!
-//! From the bottom up: [`config`] and [`layout`] read and write the text of files; [`command`] runs LXC's tools;
-//! [`binding`] connects a container of a store to LXC's; [`snapshots`] lists LXC's snapshots; [`locked`] and `restore`
-//! change them. What needs an open container is in `container::lxc` and `snapshot::lxc_import`.
+//! From the bottom up: [`config`] and [`layout`] read and write the text of files; [`command`] runs LXC's
+//! tools; [`binding`] connects a container of a store to LXC's; [`snapshots`] lists LXC's snapshots; [`locked`]
+//! and `restore` change them. Operations on an open container are in `container::lxc` and
+//! `snapshot::lxc_import`.
 
 pub mod binding;
 pub mod command;
@@ -14,4 +15,4 @@ mod restore;
 pub mod snapshots;
 mod staging;
 
-pub use command::{LxcContainer, State, lxcpath, random_address};
+pub use command::{LxcContainer, LxcState, lxcpath, random_address};

@@ -1,4 +1,4 @@
-//! Restoring an LXC snapshot.
+//! Restores LXC snapshots, to the same container or to a new one.
 //!
 //! To the same name: the files are copied into a staging directory and synced, and one call exchanges the two
 //! directories. To a new name: a whole container is prepared in a staging directory and renamed.
@@ -10,49 +10,54 @@ use std::path::{Path, PathBuf};
 
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys::dir;
-use cowl_layers::sys::within::{self, Links, Named};
+use cowl_layers::sys::within::{self, OpenedObject, SymlinkPolicy};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 
-use super::command::{LxcContainer, State, random_address};
+use super::command::{LxcContainer, LxcState, random_address};
 use super::config;
 use super::copy::copy;
 use super::layout::{self, Rootfs};
 use super::locked::{LockedSnapshots, refuse_base, refuse_unfinished};
-use super::snapshots::{GOING, LxcSnapshot};
-use super::staging::{alone_in, live_top, make_dir, staging};
+use super::snapshots::{LxcSnapshot, REMOVED_CONFIG};
+use super::staging::{create_locked, live_top, make_dir, staging_path};
 use crate::error::{Error, Result};
-use crate::host::{files, inside, mountinfo, users};
+use crate::host::{dir_users, files, mountinfo, users};
 use crate::shell::quoted;
 use crate::store::disk;
 use crate::store::disk::remove_tree;
 use crate::tree::error::OnProgress;
 
 /// Files that belong to a snapshot and not to the container.
-const OF_THE_SNAPSHOT: [&str; 7] = [
+const SNAPSHOT_FILES: [&str; 7] = [
     "config",
     "ts",
     "comment",
     "partial",
     "lxc_rdepends",
     "lxc_snapshots",
-    GOING,
+    REMOVED_CONFIG,
 ];
 
 impl LockedSnapshots {
-    /// Restores the container's files. Its settings stay. Returns notes for the user.
-    pub fn restore(&self, tree: &LxcSnapshot, progress: OnProgress<'_>) -> Result<Vec<String>> {
-        refuse_unfinished(tree)?;
-        let from = tree.rootfs()?;
+    /// Restores the container's files, and not its settings.
+    ///
+    /// Returns notes for the user.
+    pub fn restore(&self, snapshot: &LxcSnapshot, progress: OnProgress<'_>) -> Result<Vec<String>> {
+        refuse_unfinished(snapshot)?;
+        let from = snapshot.rootfs()?;
         let here = &self.container;
-        if let State::Running { word, .. } = here.state()? {
+        if let LxcState::Running { word, .. } = here.state()? {
             return Err(Error::busy(format!("{} is {word}", here.name))
                 .hint(format!("stop it first: lxc-stop {}", here.options())));
         }
         refuse_base(&here.dir(), &here.name)?;
-        let (from, top) = self.what_changes(from)?;
+        let (from, top) = self.find_replaced_dir(from)?;
         refuse_used(&here.name, &top)?;
-        let Some(new) = staging(&top) else {
-            return Err(Error::failed(format!("{} names no folder", top.shown())));
+        let Some(new) = staging_path(&top) else {
+            return Err(Error::failed(format!(
+                "cannot restore to {}: it is not a directory",
+                top.shown()
+            )));
         };
         let made = make_dir(&new)
             .and_then(|()| copy(&from, &new, progress))
@@ -68,88 +73,91 @@ impl LockedSnapshots {
             remove_tree(&new)?;
             return Err(error);
         }
-        // The previous files. They do no harm if they cannot be removed.
+        // The staging directory has the previous files now. They are harmless if they cannot be removed.
         if let Err(error) = remove_tree(&new) {
             log::warn!("{error}; the next command will clean up");
         }
-        notes.extend(self.other_settings(tree)?);
+        notes.extend(self.compare_settings(snapshot)?);
         Ok(notes)
     }
 
     /// Returns the files to copy and the directory that they replace.
-    fn what_changes(&self, from: Rootfs) -> Result<(Rootfs, PathBuf)> {
-        let elsewhere = |what: &str| {
+    fn find_replaced_dir(&self, from: Rootfs) -> Result<(Rootfs, PathBuf)> {
+        let refuse = |reason: &str| {
             Err(Error::failed(format!(
-                "{} can't be restored where it is: {what}",
+                "cannot restore {} to the same name: {reason}",
                 self.container.name
             ))
             .hint("restore to a new name: -r SNAP -N NEW"))
         };
         match (from, live_top(&self.container)?) {
-            (from, Some((Rootfs::Folder(_), top))) => Ok((from, top)),
+            (from, Some((Rootfs::Dir(_), top))) => Ok((from, top)),
             (
                 Rootfs::Overlay { delta, lowers },
                 Some((Rootfs::Overlay { lowers: live, .. }, top)),
             ) if lowers == live => {
                 // Only the upper directory changes: it is copied with all markers.
-                Ok((Rootfs::Folder(delta), top))
+                Ok((Rootfs::Dir(delta), top))
             }
             (_, Some((Rootfs::Overlay { .. }, _))) => {
-                elsewhere("it stands on other files than the snapshot")
+                refuse("it has other lower directories than the snapshot")
             }
-            (_, Some((Rootfs::Other(_), _)) | None) => elsewhere("its files are in no folder"),
+            (_, Some((Rootfs::Other(_), _)) | None) => {
+                refuse("its root filesystem is not a directory")
+            }
         }
     }
 
-    /// Returns a note if its settings differ from those of the snapshot.
-    fn other_settings(&self, tree: &LxcSnapshot) -> Result<Option<String>> {
+    /// Returns a note if the container's settings differ from those of the snapshot.
+    fn compare_settings(&self, snapshot: &LxcSnapshot) -> Result<Option<String>> {
         let here = &self.container;
         let file = here.config();
         let live = files::read(&file)?;
-        let then = tree.config()?;
-        if layout::same_settings((&live, &here.dir()), (&then, &tree.dir)) {
+        let then = snapshot.config()?;
+        if layout::has_same_settings((&live, &here.dir()), (&then, &snapshot.dir)) {
             return Ok(None);
         }
         Ok(Some(format!(
-            "its settings stay as they are; those of {} are in {}",
-            tree.name.as_encoded_bytes().escape_ascii(),
-            tree.dir.join("config").shown()
+            "its settings are not restored; those of {} are in {}",
+            snapshot.name.shown(),
+            snapshot.dir.join("config").shown()
         )))
     }
 
-    /// Creates a new container from a snapshot, with its own copy of the files. Returns notes for the user.
+    /// Creates a new container from a snapshot, with its own copy of the files.
+    ///
+    /// Returns notes for the user.
     pub fn restore_as(
         &self,
-        tree: &LxcSnapshot,
+        snapshot: &LxcSnapshot,
         new: &str,
         progress: OnProgress<'_>,
     ) -> Result<Vec<String>> {
-        refuse_unfinished(tree)?;
-        let from = tree.rootfs()?;
+        refuse_unfinished(snapshot)?;
+        let from = snapshot.rootfs()?;
         let new = LxcContainer {
             lxcpath: self.container.lxcpath.clone(),
-            name: checked_name(new)?.to_owned(),
+            name: check_name(new)?.to_owned(),
         };
         let target = new.dir();
         let taken = || {
-            Error::failed(format!("{} exists already", target.shown()))
-                .hint("nothing was changed; choose another name")
+            Error::failed(format!("{} already exists", target.shown())).hint("choose another name")
         };
-        if disk::is_there(&target)? {
+        if disk::exists(&target)? {
             return Err(taken());
         }
-        let Some(made) = staging(&target) else {
-            return Err(Error::usage("the new container has no name"));
+        let Some(made) = staging_path(&target) else {
+            return Err(Error::usage("the name of the new container is empty"));
         };
-        let _making = alone_in(&made, &new.name, self.patience)?;
+        let _making = create_locked(&made, &new.name, self.patience)?;
         let filled = self
-            .fill(tree, &from, &made, &new, progress)
+            .fill(snapshot, &from, &made, &new, progress)
             .and_then(|notes| {
                 disk::sync_all(&made)?;
                 renameat_with(CWD, &made, CWD, &target, RenameFlags::NOREPLACE).map_err(
                     |error| match error {
                         rustix::io::Errno::EXIST => taken(),
-                        other => Error::at("make", &target, std::io::Error::from(other)),
+                        other => Error::at("create", &target, std::io::Error::from(other)),
                     },
                 )?;
                 Ok(notes)
@@ -168,7 +176,7 @@ impl LockedSnapshots {
 
     fn fill(
         &self,
-        tree: &LxcSnapshot,
+        snapshot: &LxcSnapshot,
         from: &Rootfs,
         made: &Path,
         new: &LxcContainer,
@@ -178,26 +186,26 @@ impl LockedSnapshots {
         make_dir(&rootfs)?;
         let mut notes = copy(from, &rootfs, progress)?;
         rename_host(&rootfs, &self.container.name, &new.name)?;
-        // Scripts and tables that LXC copied into the snapshot.
-        let at = |error| Error::at("list", &tree.dir, error);
-        for entry in std::fs::read_dir(&tree.dir).map_err(at)? {
+        // Copy the scripts and tables that LXC copied into the snapshot.
+        let at = |error| Error::at("list", &snapshot.dir, error);
+        for entry in std::fs::read_dir(&snapshot.dir).map_err(at)? {
             let entry = entry.map_err(at)?;
             let name = entry.file_name();
-            let own = OF_THE_SNAPSHOT.iter().any(|own| name == *own);
+            let own = SNAPSHOT_FILES.iter().any(|own| name == *own);
             if !own && entry.file_type().map_err(at)?.is_file() {
                 files::copy_new(&entry.path(), &made.join(&name))?;
             }
         }
-        // Last: a directory with a config is a container.
+        // The config is written last, because it makes the directory a container.
         disk::sync_all(made)?;
         let target = new.dir();
-        let how = config::Renamed {
-            from: tree.dir.as_os_str().as_bytes(),
+        let rewrite = config::CopyRewrite {
+            from: snapshot.dir.as_os_str().as_bytes(),
             to: target.as_os_str().as_bytes(),
             name: &new.name,
         };
-        let text = layout::with_folder(&tree.config()?, &target.join("rootfs"));
-        let (text, more) = config::renamed(&text, &how, random_address);
+        let text = layout::with_rootfs_dir(&snapshot.config()?, &target.join("rootfs"));
+        let (text, more) = config::rewrite_for_copy(&text, &rewrite, random_address);
         notes.extend(more);
         let file = made.join("config");
         files::replace_name(&file, &text, 0o644)?;
@@ -206,28 +214,27 @@ impl LockedSnapshots {
 }
 
 /// Checks that LXC accepts a name for a container.
-fn checked_name(name: &str) -> Result<&str> {
+fn check_name(name: &str) -> Result<&str> {
     let plain = |c: char| !c.is_control() && c != '/';
     if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
-        return Err(Error::usage(format!(
-            "\"{}\" can't be a container's name",
-            name.escape_debug()
-        ))
-        .hint("a name is one word without '/' that does not begin with '.'"));
+        return Err(
+            Error::usage(format!("invalid container name \"{}\"", name.shown()))
+                .hint("choose a name without '/' that does not begin with '.'"),
+        );
     }
     Ok(name)
 }
 
 /// Exchanges the directories `new` and `top`, or renames `new` if `top` does not exist.
 fn exchange(new: &Path, top: &Path) -> Result<()> {
-    let flags = match disk::is_there(top)? {
+    let flags = match disk::exists(top)? {
         true => RenameFlags::EXCHANGE,
-        // A failed restore of LXC's own leaves none.
+        // A failed restore by LXC's own tool leaves no directory.
         false => RenameFlags::NOREPLACE,
     };
     renameat_with(CWD, new, CWD, top, flags).map_err(|error| {
         Error::at(
-            "put the restored files at",
+            "move the restored files to",
             top,
             std::io::Error::from(error),
         )
@@ -236,28 +243,28 @@ fn exchange(new: &Path, top: &Path) -> Result<()> {
     disk::sync_parent(top)
 }
 
-/// Refuses if something is mounted in the directory, or a process uses it.
+/// Fails if a file system is mounted in the directory, or a process uses it.
 fn refuse_used(name: &str, top: &Path) -> Result<()> {
     let mounts = mountinfo::read()?;
     let inside = mountinfo::topmost(&mounts, top).or_else(|| mountinfo::below(&mounts, top).last());
     if let Some(mount) = inside {
         let at = quoted(&mount.at);
-        return Err(
-            Error::busy(format!("{name} is in use: mounted in it: {at}"))
-                .hint(format!("unmount it first: umount {at}")),
-        );
+        return Err(Error::busy(format!(
+            "{name} is in use: a file system is mounted at {at}"
+        ))
+        .hint(format!("unmount it first: umount {at}")));
     }
-    if !disk::is_there(top)? {
+    if !disk::exists(top)? {
         return Ok(());
     }
-    let found = inside::of(top)?;
+    let found = dir_users::list(top)?;
     if found.is_empty() {
         return Ok(());
     }
     let pids: Vec<_> = found.iter().map(|user| user.pid.to_string()).collect();
     Err(
         Error::busy(format!("{name} is in use by {}", users::describe(&found)))
-            .hint(format!("end them first: kill {}", pids.join(" "))),
+            .hint(format!("stop them first: kill {}", pids.join(" "))),
     )
 }
 
@@ -266,11 +273,16 @@ fn rename_host(rootfs: &Path, old: &str, new: &str) -> Result<()> {
     let file = rootfs.join("etc/hostname");
     let at = |error| Error::at("open", &file, error);
     let root = dir::open_root(rootfs).map_err(at)?;
-    // A symbolic link is left alone: an absolute one leads to a file of the host.
-    let found = within::open(root.as_fd(), b"etc/hostname", Links::Refused, OFlags::RDWR);
+    // A symbolic link is not followed: an absolute one leads to a file of the host.
+    let found = within::open(
+        root.as_fd(),
+        b"etc/hostname",
+        SymlinkPolicy::Refused,
+        OFlags::RDWR,
+    );
     let mut hostname = match found.map_err(at)? {
-        Named::File(file) => std::fs::File::from(file),
-        Named::Nothing | Named::Other(_) => return Ok(()),
+        OpenedObject::File(file) => std::fs::File::from(file),
+        OpenedObject::Nothing | OpenedObject::Other(_) => return Ok(()),
     };
     let mut write = || {
         let mut text = Vec::new();

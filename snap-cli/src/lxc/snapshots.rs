@@ -1,5 +1,7 @@
-//! Snapshots that LXC's own tools made. Each is a whole container in its own directory, `LXCPATH/NAME/snaps/snap<N>`,
-//! or `LXCPATHsnaps/NAME/snap<N>` if that directory of LXC 1.0 exists. [`layout`] has the format of their files.
+//! Snapshots that LXC's own tools made.
+//!
+//! Each is a whole container in its own directory, `LXCPATH/NAME/snaps/snap<N>`, or `LXCPATHsnaps/NAME/snap<N>`
+//! if that directory of LXC 1.0 exists. [`layout`] has the format of their files.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -12,49 +14,51 @@ use crate::error::{Error, Result};
 use crate::host::files::{self, read_opt};
 use cowl_layers::shown::Show as _;
 
-/// The name of a config whose snapshot is being removed: without `config` it is not a snapshot, for LXC neither.
-pub const GOING: &str = "config.cowl-removed";
+/// The name of the config of a snapshot that is being removed.
+///
+/// Without `config` the directory is not a snapshot, neither for cowl nor for LXC.
+pub const REMOVED_CONFIG: &str = "config.cowl-removed";
 
 /// The prefix of directories that are being removed.
-const REMOVED: &str = ".cowl-removed.";
+const REMOVED_PREFIX: &str = ".cowl-removed.";
 
-/// A snapshot of LXC's.
+/// An LXC snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LxcSnapshot {
     /// The name: snap0, snap1, ...
     pub name: OsString,
-    /// Returns its directory.
+    /// The snapshot's directory.
     pub dir: PathBuf,
     /// The time of creation. LXC writes it last: a snapshot without one is incomplete.
     pub taken: Option<String>,
 }
 
 /// Returns the directory of a container's snapshots, which need not exist.
-pub fn folder(container: &LxcContainer) -> Result<PathBuf> {
+pub fn snapshots_dir(container: &LxcContainer) -> Result<PathBuf> {
     // LXC 1.0 appends five letters to the directory of all containers, without a slash.
     let mut old = container.lxcpath.clone().into_os_string();
     old.push("snaps");
     let old = PathBuf::from(old);
-    match there(&old)? {
+    match exists(&old)? {
         true => Ok(old.join(&container.name)),
         false => Ok(container.dir().join("snaps")),
     }
 }
 
-fn there(path: &Path) -> Result<bool> {
+fn exists(path: &Path) -> Result<bool> {
     match std::fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             Ok(false)
         }
-        Err(error) => Err(Error::at("look at", path, error)),
+        Err(error) => Err(Error::at("inspect", path, error)),
     }
 }
 
 /// Returns the names in a directory, none if it does not exist.
-fn names(folder: &Path) -> Result<Vec<OsString>> {
-    let at = |error| Error::at("list", folder, error);
-    let entries = match std::fs::read_dir(folder) {
+fn names(snaps_dir: &Path) -> Result<Vec<OsString>> {
+    let at = |error| Error::at("list", snaps_dir, error);
+    let entries = match std::fs::read_dir(snaps_dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(at(error)),
@@ -65,90 +69,97 @@ fn names(folder: &Path) -> Result<Vec<OsString>> {
 }
 
 /// Returns the snapshots in a directory, by number.
-pub fn list(folder: &Path) -> Result<Vec<LxcSnapshot>> {
+pub fn list(snaps_dir: &Path) -> Result<Vec<LxcSnapshot>> {
     let mut found = Vec::new();
-    for name in names(folder)? {
-        let dir = folder.join(&name);
-        if there(&dir.join("config"))? {
-            let taken = read_opt(&dir.join("ts"))?.and_then(|text| layout::shown_time(&text));
+    for name in names(snaps_dir)? {
+        let dir = snaps_dir.join(&name);
+        if exists(&dir.join("config"))? {
+            let taken =
+                read_opt(&dir.join("ts"))?.and_then(|text| layout::format_stored_time(&text));
             found.push(LxcSnapshot { name, dir, taken });
         }
     }
-    found.sort_by_key(|tree| layout::order(&tree.name));
+    found.sort_by_key(|snapshot| layout::sort_key(&snapshot.name));
     Ok(found)
 }
 
 /// Returns the path to which a snapshot's directory is renamed before it is removed.
-pub fn way_out(dir: &Path) -> Option<PathBuf> {
-    let mut name = OsString::from(REMOVED);
+pub fn removal_path(dir: &Path) -> Option<PathBuf> {
+    let mut name = OsString::from(REMOVED_PREFIX);
     name.push(dir.file_name()?);
     Some(dir.with_file_name(name))
 }
 
 /// Returns the snapshots whose removal was interrupted: before and after their rename.
-pub fn going(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
-    let (mut here, mut out) = (Vec::new(), Vec::new());
-    for name in names(folder)? {
-        let dir = folder.join(&name);
-        if name.as_bytes().starts_with(REMOVED.as_bytes()) {
-            out.push(dir);
-        } else if there(&dir.join(GOING))? && !there(&dir.join("config"))? {
-            here.push(dir);
+pub fn interrupted_removals(snaps_dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let (mut unrenamed, mut renamed) = (Vec::new(), Vec::new());
+    for name in names(snaps_dir)? {
+        let dir = snaps_dir.join(&name);
+        if name.as_bytes().starts_with(REMOVED_PREFIX.as_bytes()) {
+            renamed.push(dir);
+        } else if exists(&dir.join(REMOVED_CONFIG))? && !exists(&dir.join("config"))? {
+            unrenamed.push(dir);
         }
     }
-    Ok((here, out))
+    Ok((unrenamed, renamed))
 }
 
 /// Returns the number after the highest one in use.
-pub fn next_number(folder: &Path) -> Result<u64> {
-    let numbers = names(folder)?;
-    let last = numbers.iter().filter_map(|name| layout::number(name)).max();
+pub fn next_number(snaps_dir: &Path) -> Result<u64> {
+    let numbers = names(snaps_dir)?;
+    let last = numbers
+        .iter()
+        .filter_map(|name| layout::parse_number(name))
+        .max();
     Ok(last.map_or(0, |last| last.saturating_add(1)))
 }
 
 impl LxcSnapshot {
-    /// Returns the text of its config.
+    /// Returns the text of the snapshot's config.
     pub fn config(&self) -> Result<Vec<u8>> {
         files::read(&self.dir.join("config"))
     }
 
-    /// Returns its comment, which is empty by default.
+    /// Returns the snapshot's comment, which is empty by default.
     pub fn comment(&self) -> Result<Vec<u8>> {
         Ok(read_opt(&self.dir.join("comment"))?.unwrap_or_default())
     }
 
-    /// Returns the location of its files. Refuses files outside of its directory.
+    /// Returns the location of the snapshot's files.
+    ///
+    /// Fails if they are outside of its directory.
     pub fn rootfs(&self) -> Result<Rootfs> {
         let text = self.config()?;
-        let foreign =
-            |what: &str| {
-                Err(Error::failed(format!("{} can't be read: {what}", self.dir.shown())).hint(
-                "LXC's own tools may know what to do with it: lxc-snapshot as LXC brings it",
-            ))
-            };
+        let foreign = |reason: &str| {
+            let message = format!(
+                "cannot read the LXC snapshot {}: {reason}",
+                self.dir.shown()
+            );
+            Err(Error::failed(message).hint("restore it with LXC's own lxc-snapshot"))
+        };
         let found = match layout::rootfs(&text) {
-            None => return foreign("its config does not say where its files are"),
+            None => return foreign("its config has no root filesystem"),
             Some(Rootfs::Other(kind)) => {
-                return foreign(&format!("its files are kept by {}", kind.escape_ascii()));
+                return foreign(&format!("its backing store is {}", kind.escape_ascii()));
             }
             Some(found) => found,
         };
         let Some(top) = found.top() else {
-            return foreign("its config does not say where its files are");
+            return foreign("its config has no root filesystem");
         };
         // The directory of all containers may have been moved since its config was written.
-        if there(top)? && std::fs::canonicalize(top).is_ok_and(|top| self.holds(&top)) {
+        if exists(top)? && std::fs::canonicalize(top).is_ok_and(|top| self.contains(&top)) {
             return Ok(found);
         }
         let own = self.dir.join("rootfs");
         let moved = top.ends_with(Path::new(&self.name).join("rootfs"));
-        match (&found, moved && there(&own)?) {
-            (Rootfs::Folder(_), true) => Ok(Rootfs::Folder(own)),
-            _ => foreign("its files are not in its folder"),
+        match (&found, moved && exists(&own)?) {
+            (Rootfs::Dir(_), true) => Ok(Rootfs::Dir(own)),
+            _ => foreign("its files are outside of its directory"),
         }
     }
 
-    fn holds(&self, path: &Path) -> bool {
+    fn contains(&self, path: &Path) -> bool {
         std::fs::canonicalize(&self.dir).is_ok_and(|dir| path.starts_with(dir))
     }
 }
@@ -159,13 +170,13 @@ pub fn dependants(dir: &Path) -> Result<Vec<Dependant>> {
         return Ok(Vec::new());
     };
     let mut living = Vec::new();
-    for known in layout::pairs(&text) {
-        let gone = match &known {
-            Dependant::Container(path, name) => !there(&path.join(name).join("config"))?,
+    for dependant in layout::parse_dependants(&text) {
+        let is_removed = match &dependant {
+            Dependant::Container(path, name) => !exists(&path.join(name).join("config"))?,
             Dependant::Count(_) => false,
         };
-        if !gone {
-            living.push(known);
+        if !is_removed {
+            living.push(dependant);
         }
     }
     Ok(living)
@@ -180,7 +191,7 @@ pub fn forget_dependant(dir: &Path) -> Result<()> {
     ) else {
         return Ok(());
     };
-    for above in layout::pairs(&text) {
+    for above in layout::parse_dependants(&text) {
         let Dependant::Container(path, base) = above else {
             continue;
         };
@@ -188,7 +199,7 @@ pub fn forget_dependant(dir: &Path) -> Result<()> {
         let Some(old) = read_opt(&file)? else {
             continue;
         };
-        let new = layout::without_pair(&old, parent.as_os_str().as_bytes(), name.as_bytes());
+        let new = layout::remove_pair(&old, parent.as_os_str().as_bytes(), name.as_bytes());
         match (new == old, new.is_empty()) {
             (true, _) => {}
             (false, true) => {
@@ -204,7 +215,7 @@ pub fn forget_dependant(dir: &Path) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn world() -> (tempfile::TempDir, LxcContainer) {
+    fn new_container() -> (tempfile::TempDir, LxcContainer) {
         let dir = tempfile::tempdir().unwrap();
         let container = LxcContainer {
             lxcpath: dir.path().join("l"),
@@ -214,8 +225,8 @@ mod tests {
         (dir, container)
     }
 
-    fn tree(folder: &Path, name: &str, time: Option<&str>) {
-        let dir = folder.join(name);
+    fn create_snapshot(snaps_dir: &Path, name: &str, time: Option<&str>) {
+        let dir = snaps_dir.join(name);
         let rootfs = dir.join("rootfs");
         std::fs::create_dir_all(&rootfs).unwrap();
         let config = format!("lxc.rootfs.path = dir:{}\n", rootfs.shown());
@@ -226,44 +237,47 @@ mod tests {
     }
 
     #[test]
-    fn they_are_listed_by_number_and_a_cut_off_one_has_no_time() {
-        let (_dir, container) = world();
-        let folder = folder(&container).unwrap();
-        assert_eq!(folder, container.dir().join("snaps"));
+    fn snapshots_are_listed_by_number_and_an_interrupted_one_has_no_time() {
+        let (_dir, container) = new_container();
+        let snaps_dir = snapshots_dir(&container).unwrap();
+        assert_eq!(snaps_dir, container.dir().join("snaps"));
         for name in ["snap10", "snap9", "snap2"] {
-            tree(&folder, name, Some("2026:11:23 13:02:05"));
+            create_snapshot(&snaps_dir, name, Some("2026:11:23 13:02:05"));
         }
-        tree(&folder, "snap3", None);
-        std::fs::create_dir(folder.join("no-snapshot")).unwrap();
-        let found = list(&folder).unwrap();
+        create_snapshot(&snaps_dir, "snap3", None);
+        std::fs::create_dir(snaps_dir.join("no-snapshot")).unwrap();
+        let found = list(&snaps_dir).unwrap();
         let names: Vec<_> = found
             .iter()
-            .map(|tree| tree.name.to_str().unwrap())
+            .map(|snapshot| snapshot.name.to_str().unwrap())
             .collect();
         assert_eq!(names, ["snap2", "snap3", "snap9", "snap10"]);
         assert_eq!(found[0].taken.as_deref(), Some("2026:11:23 13:02:05"));
         assert_eq!(found[1].taken, None);
-        assert_eq!(next_number(&folder).unwrap(), 11);
+        assert_eq!(next_number(&snaps_dir).unwrap(), 11);
         assert_eq!(
             found[0].rootfs().unwrap(),
-            Rootfs::Folder(folder.join("snap2/rootfs"))
+            Rootfs::Dir(snaps_dir.join("snap2/rootfs"))
         );
-        assert_eq!(list(&folder.join("nothing")).unwrap(), []);
+        assert_eq!(list(&snaps_dir.join("nothing")).unwrap(), []);
     }
 
     #[test]
-    fn the_old_place_counts_where_it_is() {
-        let (dir, container) = world();
+    fn the_directory_of_lxc_1_0_takes_precedence() {
+        let (dir, container) = new_container();
         std::fs::create_dir_all(dir.path().join("lsnaps")).unwrap();
-        assert_eq!(folder(&container).unwrap(), dir.path().join("lsnaps/c1"));
+        assert_eq!(
+            snapshots_dir(&container).unwrap(),
+            dir.path().join("lsnaps/c1")
+        );
     }
 
     #[test]
-    fn files_elsewhere_are_not_a_snapshots_own() {
-        let (dir, container) = world();
-        let folder = folder(&container).unwrap();
-        tree(&folder, "snap0", Some("2026:11:23 13:02:05"));
-        let one = list(&folder).unwrap().remove(0);
+    fn files_outside_of_the_snapshot_are_refused() {
+        let (dir, container) = new_container();
+        let snaps_dir = snapshots_dir(&container).unwrap();
+        create_snapshot(&snaps_dir, "snap0", Some("2026:11:23 13:02:05"));
+        let one = list(&snaps_dir).unwrap().remove(0);
         let elsewhere = dir.path().join("elsewhere");
         std::fs::create_dir(&elsewhere).unwrap();
         for line in [
@@ -278,17 +292,14 @@ mod tests {
         // All containers were moved to another disk.
         let moved = "lxc.rootfs.path = dir:/old/c1/snaps/snap0/rootfs\n";
         std::fs::write(one.dir.join("config"), moved).unwrap();
-        assert_eq!(
-            one.rootfs().unwrap(),
-            Rootfs::Folder(one.dir.join("rootfs"))
-        );
+        assert_eq!(one.rootfs().unwrap(), Rootfs::Dir(one.dir.join("rootfs")));
     }
 
     #[test]
-    fn who_depends_on_what() {
-        let (_dir, container) = world();
+    fn dependants_are_listed_and_forgotten() {
+        let (_dir, container) = new_container();
         let snaps = container.dir().join("snaps");
-        tree(&snaps, "snap0", None);
+        create_snapshot(&snaps, "snap0", None);
         let lxcpath = container.lxcpath.shown();
         let list = format!("{lxcpath}/c1/snaps\nsnap0\n{lxcpath}\ngone\n");
         std::fs::write(container.dir().join("lxc_snapshots"), list).unwrap();

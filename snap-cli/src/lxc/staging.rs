@@ -1,7 +1,7 @@
-//! Directories in which a restore is prepared, and their locks.
+//! Staging directories, in which restores are prepared, and their locks.
 //!
-//! A staging directory is next to the one that it will replace. Its lock shows that a command is working in it; one
-//! without a lock was left by a command that was killed.
+//! A staging directory is next to the one that it will replace. A locked one is in use by a command; an
+//! unlocked one was left by a command that was killed.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -24,7 +24,7 @@ use crate::store::disk::remove_tree;
 const STAGING: &str = ".cowl-restore.";
 
 /// Returns the path of the staging directory for `path`.
-pub(super) fn staging(path: &Path) -> Option<PathBuf> {
+pub(super) fn staging_path(path: &Path) -> Option<PathBuf> {
     let mut name = OsString::from(STAGING);
     name.push(path.file_name()?);
     Some(path.with_file_name(name))
@@ -43,29 +43,29 @@ pub(super) fn live_top(container: &LxcContainer) -> Result<Option<(Rootfs, PathB
     let top = match std::fs::canonicalize(top) {
         Ok(real) => real,
         Err(error) if error.kind() == ErrorKind::NotFound => top.to_path_buf(),
-        Err(error) => return Err(Error::at("look at", top, error)),
+        Err(error) => return Err(Error::at("inspect", top, error)),
     };
     Ok(Some((rootfs, top)))
 }
 
-/// Removes what interrupted restores left: incomplete copies, and files that were replaced.
+/// Removes the remains of interrupted restores: incomplete copies, and files that were replaced.
 pub(super) fn remove_staging(container: &LxcContainer, patience: Duration) -> Result<()> {
     let found = live_top(container)?;
-    if let Some(left) = found.and_then(|(_, top)| staging(&top)) {
+    if let Some(left) = found.and_then(|(_, top)| staging_path(&top)) {
         remove_tree(&left)?;
     }
     let lxcpath = &container.lxcpath;
-    let _alone = lock_dir(lxcpath, patience)?;
+    let _lock = lock_dir(lxcpath, patience)?;
     for name in disk::names(lxcpath)? {
         let left = lxcpath.join(&name);
-        if name.starts_with(STAGING) && left != container.dir() && is_dead(&left)? {
+        if name.starts_with(STAGING) && left != container.dir() && is_abandoned(&left)? {
             remove_tree(&left)?;
         }
     }
     Ok(())
 }
 
-/// Locks a directory for as long as the returned value exists.
+/// Locks a directory exclusively, for as long as the returned value exists.
 pub(super) fn lock_dir(dir: &Path, patience: Duration) -> Result<OwnedFd> {
     const PAUSE: Duration = Duration::from_millis(20);
     let at = |error: cowl_layers::Error| Error::at("lock", dir, error);
@@ -77,25 +77,26 @@ pub(super) fn lock_dir(dir: &Path, patience: Duration) -> Result<OwnedFd> {
         }
         if Instant::now() >= until {
             return Err(Error::busy(format!(
-                "waited {} s for another command that is at work in {}",
-                patience.as_secs(),
-                dir.shown()
+                "cannot lock {}: another command held it for {} s",
+                dir.shown(),
+                patience.as_secs()
             ))
-            .hint("try again when it has ended"));
+            .hint("retry when that command has finished"));
         }
         std::thread::sleep(PAUSE);
     }
 }
 
+/// Creates a directory with the mode that LXC's tools use.
 pub(super) fn make_dir(path: &Path) -> Result<()> {
     std::fs::DirBuilder::new()
         .mode(0o770)
         .create(path)
-        .map_err(|error| Error::at("make the folder", path, error))
+        .map_err(|error| Error::at("create the directory", path, error))
 }
 
 /// Returns whether no command works in the staging directory any more.
-fn is_dead(path: &Path) -> Result<bool> {
+fn is_abandoned(path: &Path) -> Result<bool> {
     let locked = dir::open_root(path).and_then(|opened| dir::lock_exclusive(opened.as_fd()));
     match locked {
         Ok(lock) => Ok(lock.is_some()),
@@ -105,12 +106,12 @@ fn is_dead(path: &Path) -> Result<bool> {
 }
 
 /// Creates and locks a staging directory.
-pub(super) fn alone_in(path: &Path, name: &str, patience: Duration) -> Result<OwnedFd> {
-    let _alone = lock_dir(path.parent().unwrap_or(path), patience)?;
-    if disk::is_there(path)? {
-        if !is_dead(path)? {
-            return Err(Error::busy(format!("another command is making {name}"))
-                .hint("try again when it has ended"));
+pub(super) fn create_locked(path: &Path, name: &str, patience: Duration) -> Result<OwnedFd> {
+    let _lock = lock_dir(path.parent().unwrap_or(path), patience)?;
+    if disk::exists(path)? {
+        if !is_abandoned(path)? {
+            return Err(Error::busy(format!("another command is creating {name}"))
+                .hint("retry when that command has finished"));
         }
         remove_tree(path)?;
     }

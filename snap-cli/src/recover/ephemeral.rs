@@ -1,7 +1,7 @@
-//! Containers that exist for one mount: when it ends, they are destroyed for good.
+//! Ephemeral containers: they exist for one mount and are destroyed permanently when it ends.
 //!
-//! The manifest says that the mount began before it does. From then on a container of this kind without a daemon
-//! is one whose mount has ended, in whatever way: the next command that opens it destroys it.
+//! The manifest records the mount before it starts. From then on, an ephemeral container without a daemon is one whose
+//! mount has ended, regularly or by a crash: the next command that opens it destroys it.
 
 use super::mounts;
 use crate::container::Container;
@@ -11,12 +11,12 @@ use crate::error::Result;
 use crate::store::Store;
 use crate::store::manifest::{ContainerId, ContainerManifest, Ephemeral};
 
-/// Destroys the container if it existed for a mount that has ended. Returns whether it did.
+/// Destroys the container if it is ephemeral and its mount has ended. Returns whether it was destroyed.
 pub fn end_if_ephemeral(container: Container<'_>) -> Result<bool> {
     Ok(end(container)?.is_none())
 }
 
-/// Returns the container, unless it existed for a mount that has ended: then it is destroyed.
+/// Destroys the container if it is ephemeral and its mount has ended; otherwise returns it.
 pub(super) fn end(container: Container<'_>) -> Result<Option<Container<'_>>> {
     if container.manifest().ephemeral != Some(Ephemeral::Mounted) {
         return Ok(Some(container));
@@ -28,12 +28,14 @@ pub(super) fn end(container: Container<'_>) -> Result<Option<Container<'_>>> {
         Mounted::Dead(_) | Mounted::No => {}
     }
     mounts::remove_dead(&container)?;
-    log::info!("{} was there for one mount, and is gone", container.name());
+    log::info!("{} was ephemeral: its mount has ended", container.name());
     destroy_now(container)?;
     Ok(None)
 }
 
-/// Like [`end_if_ephemeral`], for a daemon whose mount was ended by another program than cowl.
+/// Destroys an ephemeral container after its daemon has stopped serving.
+///
+/// The daemon calls this because a program other than cowl may have unmounted it.
 pub fn end_after_serving(store: &Store, id: ContainerId) -> Result<()> {
     let is_ephemeral = |manifest: &ContainerManifest| manifest.ephemeral.is_some();
     if !store.container(id)?.is_some_and(|r| is_ephemeral(&r.body)) {
@@ -43,7 +45,7 @@ pub fn end_after_serving(store: &Store, id: ContainerId) -> Result<()> {
     let Some(record) = store.container(id)? else {
         return lock.remove();
     };
-    if state::look(store, id)? == Mounted::No {
+    if state::probe(store, id)? == Mounted::No {
         end(Container::from_locked(store, id, record, lock))?;
     }
     Ok(())

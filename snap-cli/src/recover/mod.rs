@@ -1,17 +1,17 @@
-//! Opening containers: every command that works on one opens it here. [`open`] takes its lock, completes or rolls
-//! back what an interrupted command or a dead daemon left, and returns the [`Container`].
+//! Opening and recovery of containers.
 //!
-//! What can be left, in the order in which it is recovered:
+//! Every command that works on a container opens it here. [`open`] locks it, completes or rolls back interrupted
+//! operations, and returns the [`Container`]. The order of recovery:
 //!
 //! 1. Mounts of snapshots whose daemons died (`browse::tidy`).
 //! 2. A change that was interrupted before its commit, in `container.json.next` (`Container::resolve_pending`).
 //! 3. A change of files outside the store (`moving`).
-//! 4. A container that existed for one mount, which has ended (`ephemeral`).
-//! 5. A merge of layers whose snapshots do not say so yet (`finish_merge`).
-//! 6. The mount of a daemon that died, or that a command was about to replace (`mounts`).
+//! 4. An ephemeral container whose mount has ended (`ephemeral`).
+//! 5. A merge of layers that the snapshots' manifests do not contain yet (`finish_merge`).
+//! 6. The mount of a daemon that died, or that a killed command was about to replace (`mounts`).
 //!
-//! What a snapshot lacks to be durable is no leftover: a later sync completes it
-//! (`container::durability`). What no manifest names is collected by the store.
+//! Snapshots that are not durable yet need no recovery: a later sync makes them durable (`container::durability`).
+//! Garbage collection removes layers and snapshots that no manifest references.
 
 mod ephemeral;
 mod hostname;
@@ -27,8 +27,7 @@ use crate::store::name::ContainerName;
 pub use ephemeral::{end_after_serving, end_if_ephemeral};
 pub use moving::complete_all;
 
-/// Locks the container, completes or rolls back what an interrupted command left, and mounts again what a dead
-/// daemon left unmounted.
+/// Locks the container, completes or rolls back interrupted operations, and mounts it again if its daemon died.
 pub fn open<'s>(store: &'s Store, name: &ContainerName) -> Result<Container<'s>> {
     let container = open_unmounted(store, name)?;
     mounts::remount(&container)?;
@@ -38,9 +37,9 @@ pub fn open<'s>(store: &'s Store, name: &ContainerName) -> Result<Container<'s>>
 /// Whether the mount of a dead daemon was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeadMount {
-    /// There was one, which is unmounted now.
+    /// A dead mount was found and unmounted.
     Removed,
-    /// There was none.
+    /// There was no dead mount.
     Absent,
 }
 
@@ -57,12 +56,12 @@ pub fn open_to_unmount<'s>(
     Ok((container, dead))
 }
 
-/// Completes the change outside the store that the last commit began.
+/// Completes the change outside the store that the last commit recorded.
 pub fn complete_outside(container: Container<'_>) -> Result<()> {
     moving::complete(container).map(drop)
 }
 
-/// Recovers everything but the container's own mount.
+/// Performs all steps of recovery except the last: the container's own mount.
 fn open_unmounted<'s>(store: &'s Store, name: &ContainerName) -> Result<Container<'s>> {
     let container = Container::lock(store, name)?;
     browse::tidy(store, container.id())?;
@@ -76,9 +75,9 @@ fn open_unmounted<'s>(store: &'s Store, name: &ContainerName) -> Result<Containe
             "there is no container named {name} any more: it was ephemeral, and its mount has ended"
         ))
     })?;
-    // On a full disk, say. Every state shows the same without it.
+    // This may fail on a full disk, for example. The content of all states is the same without it.
     if let Err(error) = finish_merge(&mut container) {
-        log::warn!("{error}; a merge of layers of {name} is not complete yet");
+        log::warn!("{error}; the merge of layers of {name} is still incomplete");
     }
     Ok(container)
 }

@@ -1,11 +1,11 @@
-//! The mount of a daemon that died, or that a command was about to replace when it was killed.
+//! Mounts whose daemon died, or that a killed command was about to replace.
 
 use crate::container::state::{self, Mounted, RunState};
 use crate::container::{Container, dead, query};
 use crate::error::{Error, Result};
 use cowl_layers::shown::Show as _;
 
-/// Unmounts what a dead daemon, or a killed command, left, and removes its state. Returns the state.
+/// Removes the mount that a dead daemon or a killed command left, and its state. Returns the state.
 pub(super) fn remove_dead(container: &Container<'_>) -> Result<Option<RunState>> {
     let dead = unmount_dead(container)?;
     if dead.is_some() {
@@ -14,13 +14,14 @@ pub(super) fn remove_dead(container: &Container<'_>) -> Result<Option<RunState>>
     Ok(dead)
 }
 
+/// Removes the mount that a dead daemon or a killed command left. Returns its state; `None` if there is no such mount.
 fn unmount_dead(container: &Container<'_>) -> Result<Option<RunState>> {
     let (store, id) = (container.store(), container.id());
     let state = match container.mounted()? {
         Mounted::No => return Ok(None),
         Mounted::Alive(state) if !state.replacing => return Ok(None),
-        // A command was killed just before it unmounted, or between that and the new mount. A daemon that was
-        // unmounted writes to no layer.
+        // A command was killed before it mounted the container again. If the mount is still here, or its daemon still
+        // writes to a layer, the command had not even unmounted it: an unmounted daemon writes to no layer.
         Mounted::Alive(state) if state.is_here()? || query::written_layer(store, id)?.is_some() => {
             let replacing = false;
             state::write(store, id, &RunState { replacing, ..state })?;
@@ -28,7 +29,7 @@ fn unmount_dead(container: &Container<'_>) -> Result<Option<RunState>> {
         }
         Mounted::Alive(state) => state,
         Mounted::Dead(state) => {
-            dead::note(store, id, &state)?;
+            dead::record(store, id, &state)?;
             state
         }
     };
@@ -39,32 +40,32 @@ fn unmount_dead(container: &Container<'_>) -> Result<Option<RunState>> {
     Ok(Some(state))
 }
 
-/// Mounts again what a dead daemon, or a killed command, left unmounted.
+/// Mounts a container again that a dead daemon or a killed command left unmounted.
 pub(super) fn remount(container: &Container<'_>) -> Result<()> {
     let Some(state) = unmount_dead(container)? else {
         return Ok(());
     };
     let (store, id, name) = (container.store(), container.id(), container.name());
     let died = match state.replacing {
-        true => format!("a command that was to mount {name} anew had been killed"),
-        false => format!("the daemon of {name} (pid {}) had died", state.pid),
+        true => format!("a command was killed before it mounted {name} again"),
+        false => format!("the daemon of {name} (pid {}) died", state.pid),
     };
     if state.transient {
         state::remove(store, id)?;
-        log::warn!("{died}; its mount is gone");
+        log::warn!("{died}; its mount was removed");
         return Ok(());
     }
-    let place = state.mountpoint.shown();
+    let mount_point = state.mountpoint.shown();
     match container.mount_again(&state) {
         Ok(()) => {
-            log::warn!("{died}: mounted anew at {place}");
-            for stranded in dead::stranded(store, id)? {
+            log::warn!("{died}: mounted again at {mount_point}");
+            for stranded in dead::list_stranded(store, id)? {
                 let what = dead::describe_stranded(container, stranded.daemon, &stranded.users);
-                log::warn!("{what}: start it anew");
+                log::warn!("{what}: restart these processes");
             }
         }
-        // The command may well succeed without the mount.
-        Err(error) => log::warn!("{died}, and mounting anew at {place} failed: {error}"),
+        // The command itself may not need the mount.
+        Err(error) => log::warn!("{died}; cannot mount it again at {mount_point}: {error}"),
     }
     Ok(())
 }

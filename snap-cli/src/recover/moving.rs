@@ -1,13 +1,16 @@
-//! Changes that need more than the manifest: a root file system that moves into the store or out of it, and
-//! LXC's config. The manifest says what is under way before anything outside the store is touched, and each step
-//! can be repeated. So the next command on the container completes an interrupted change, or rolls it back.
+//! Changes outside the store: a root file system that moves into or out of the store, and LXC's config.
+//!
+//! The manifest records the change before any file outside the store is modified, and each step is idempotent. So the
+//! next command on the container can complete an interrupted change or roll it back.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::hostname::write_hostname;
-use crate::container::external::{Leftover, SIGNS, remove_readme, sign, unmark, write_readme};
+use crate::container::external::{
+    Leftover, MARKERS, marker_path, remove_marker, remove_readme, write_readme,
+};
 use crate::container::{Container, Swap};
 use crate::error::{Error, Result};
 use crate::host::files;
@@ -22,56 +25,58 @@ use crate::store::outside::{Adopted, Lxc, Moving};
 use crate::store::{Store, disk};
 use cowl_layers::shown::Show as _;
 
-/// The mode of a config that was not there before.
+/// The mode of a newly created config.
 const CONFIG_MODE: u32 = 0o640;
 
-/// Completes or rolls back what killed commands left under way in a store. Containers that another command
-/// works on are skipped. A container for which that fails is reported, and does not affect the others.
+/// Completes or rolls back all interrupted changes outside a store.
+///
+/// Skips containers that another command has locked. A failure is logged and does not affect other containers.
 pub fn complete_all(store: &Store) -> Result<()> {
-    for name in disk::names(&store.root().join(SIGNS))? {
-        if let Err(error) = complete_signed(store, &name) {
-            log::warn!("an interrupted operation cannot be completed: {error}");
+    for name in disk::names(&store.root().join(MARKERS))? {
+        if let Err(error) = complete_marked(store, &name) {
+            log::warn!("cannot complete an interrupted operation: {error}");
         }
     }
     Ok(())
 }
 
-fn complete_signed(store: &Store, name: &str) -> Result<()> {
-    // A temporary file is no sign yet: its change had not begun.
-    let whole = name.split('.').next().unwrap_or_default();
-    let Some(id) = ContainerId::parse(whole) else {
+/// Recovers the container of a marker, unless another command holds its lock.
+fn complete_marked(store: &Store, name: &str) -> Result<()> {
+    // A temporary file is not a marker yet: its change had not begun.
+    let base = name.split('.').next().unwrap_or_default();
+    let Some(id) = ContainerId::parse(base) else {
         return Ok(());
     };
     let Some(lock) = store.try_lock_container(id)? else {
         return Ok(());
     };
-    if name != whole {
-        return disk::remove_if_there(&store.root().join(SIGNS).join(name));
+    if name != base {
+        return disk::remove_if_exists(&store.root().join(MARKERS).join(name));
     }
     match store.container(id)? {
         Some(record) => {
             complete(Container::from_locked(store, id, record, lock))?;
-            unmark(store, id)
+            remove_marker(store, id)
         }
         None => {
-            // It was destroyed, or never committed.
-            let path = sign(store, id);
+            // The container was destroyed, or its creation was never committed.
+            let path = marker_path(store, id);
             let bytes = std::fs::read(&path).map_err(|e| Error::at("read", &path, e))?;
             let rest: Leftover = serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 log::warn!(
-                    "what the destroyed container {id} left outside the store is not removed: {}: {error}",
+                    "cannot remove the files of the destroyed container {id} outside the store: {}: {error}",
                     path.shown()
                 );
                 Leftover::default()
             });
             rest.remove(store, id)?;
-            unmark(store, id)?;
+            remove_marker(store, id)?;
             lock.remove()
         }
     }
 }
 
-/// Completes the change that is under way, or rolls it back. Returns `None` if the container does not exist then.
+/// Completes or rolls back an interrupted change. Returns `None` if the container does not exist any more then.
 pub(crate) fn complete(mut container: Container<'_>) -> Result<Option<Container<'_>>> {
     container.resolve_pending()?;
     let Some(moving) = container.manifest().moving.clone() else {
@@ -99,51 +104,59 @@ pub(crate) fn complete(mut container: Container<'_>) -> Result<Option<Container<
     }
 }
 
-fn base(container: &Container<'_>) -> Result<LayerId> {
+/// Returns the bottom layer.
+fn base_layer(container: &Container<'_>) -> Result<LayerId> {
     let last = container.manifest().stack.last();
     last.copied()
-        .ok_or_else(|| Error::damaged("a container without any layer"))
+        .ok_or_else(|| Error::damaged(format!("{} has no layers", container.name())))
 }
 
-fn place(container: &Container<'_>) -> Result<Adopted> {
+/// Returns the adopted directory in the manifest.
+fn adopted(container: &Container<'_>) -> Result<Adopted> {
     let adopted = container.manifest().adopted.clone();
-    adopted
-        .ok_or_else(|| Error::damaged("the place that the container was taken over from is lost"))
+    adopted.ok_or_else(|| {
+        Error::damaged(format!(
+            "the manifest of {} does not name the directory that it was adopted from",
+            container.name()
+        ))
+    })
 }
 
-fn inode(path: &Path) -> Result<Option<u64>> {
+/// Returns the inode number of `path`; `None` if it does not exist.
+fn inode_number(path: &Path) -> Result<Option<u64>> {
     match std::fs::symlink_metadata(path) {
         Ok(meta) => Ok(Some(meta.ino())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::at("look at", path, error)),
+        Err(error) => Err(Error::at("inspect", path, error)),
     }
 }
 
+/// Returns whether the adopted root file system has been moved into the store.
 fn is_moved_in(container: &Container<'_>) -> Result<bool> {
-    let tree = container.store().paths().layer_tree(base(container)?);
-    Ok(inode(&tree)? == Some(place(container)?.inode))
+    let tree = container.store().paths().layer_tree(base_layer(container)?);
+    Ok(inode_number(&tree)? == Some(adopted(container)?.inode))
 }
 
-/// Rolls back an adoption that has moved nothing yet.
+/// Rolls back an adoption whose root file system has not been moved yet.
 pub(crate) fn roll_back_adoption(container: Container<'_>) -> Result<()> {
     let (store, id) = (container.store(), container.id());
     deleted::discard(store, id)?;
-    unmark(store, id)?;
+    remove_marker(store, id)?;
     drop(container);
     collect::collect(store).map(drop)
 }
 
 /// Moves the root file system into the store: the step that commits an adoption.
 pub(crate) fn move_in(container: &Container<'_>) -> Result<()> {
-    let adopted = place(container)?;
-    let tree = container.store().paths().layer_tree(base(container)?);
+    let adopted = adopted(container)?;
+    let tree = container.store().paths().layer_tree(base_layer(container)?);
     disk::rename(&adopted.rootfs, &tree)
 }
 
-/// Does all of an adoption that comes after the move.
+/// Performs the steps of an adoption after the move.
 pub(crate) fn finish_adoption(container: &mut Container<'_>) -> Result<()> {
     let name = container.name().clone();
-    write_readme(&place(container)?.rootfs, &name)?;
+    write_readme(&adopted(container)?.rootfs, &name)?;
     let mut next = container.manifest().clone();
     if let Some(link) = &mut next.lxc {
         let now = binding::read_config(link)?;
@@ -152,52 +165,58 @@ pub(crate) fn finish_adoption(container: &mut Container<'_>) -> Result<()> {
         files::replace(&link.config(), &with, CONFIG_MODE)?;
         link.written = Blob(with);
     }
-    done(container, next)
+    commit_complete(container, next)
 }
 
-/// Commits a manifest that says that the change outside the store is complete.
-fn done(container: &mut Container<'_>, next: ContainerManifest) -> Result<()> {
+/// Commits a manifest without the change outside the store, and removes the marker.
+fn commit_complete(container: &mut Container<'_>, next: ContainerManifest) -> Result<()> {
     let next = ContainerManifest {
         moving: None,
         ..next
     };
     container.commit(next, None, |_| Ok(Swap::Done))?;
-    unmark(container.store(), container.id())
+    remove_marker(container.store(), container.id())
 }
 
-/// Moves the root file system out, changes LXC's config back, and removes the container from the store. Returns
-/// notes for the user. `alone` keeps other commands from the layer until it has moved.
-pub(crate) fn finish_release(container: Container<'_>, alone: Option<Lock>) -> Result<Vec<String>> {
-    let adopted = place(&container)?;
+/// Moves the root file system out of the store, restores LXC's config, and removes the container. Returns notes for
+/// the user.
+///
+/// `exclusive` is a lock that excludes other commands from the layer; it is released after the move.
+pub(crate) fn finish_release(
+    container: Container<'_>,
+    exclusive: Option<Lock>,
+) -> Result<Vec<String>> {
+    let adopted = adopted(&container)?;
     let (store, id) = (container.store(), container.id());
-    let tree = store.paths().layer_tree(base(&container)?);
+    let tree = store.paths().layer_tree(base_layer(&container)?);
     let mut notes = Vec::new();
-    if disk::is_there(&tree)? {
+    if disk::exists(&tree)? {
         remove_readme(&adopted.rootfs)?;
         move_out(&tree, &adopted.rootfs, container.name().as_str())?;
     }
-    drop(alone);
+    drop(exclusive);
     if let Some(link) = &container.manifest().lxc {
-        notes.extend(config_back(link, &id.to_string())?);
+        notes.extend(restore_config(link, &id.to_string())?);
     }
     deleted::discard(store, id)?;
-    unmark(store, id)?;
+    remove_marker(store, id)?;
     drop(container);
     collect::collect(store)?;
     Ok(notes)
 }
 
+/// Moves the root file system from a layer to the adopted directory, and syncs both parents.
 fn move_out(tree: &Path, to: &Path, name: &str) -> Result<()> {
     std::fs::rename(tree, to).map_err(|error| {
         let what = format!("cannot move {} back to {}", tree.shown(), to.shown());
         let hint = match error.kind() {
             ErrorKind::DirectoryNotEmpty => {
-                format!("something was put there: move it away, then type: cowl release {name}")
+                format!("move the files there to another directory, then type: cowl release {name}")
             }
             ErrorKind::NotFound => {
-                format!("make the folder that it was in, then type: cowl release {name}")
+                format!("create the parent directory, then type: cowl release {name}")
             }
-            _ => format!("when that is mended, type: cowl release {name}"),
+            _ => format!("fix the cause, then type: cowl release {name}"),
         };
         Error::failed(what).because(error).hint(hint)
     })?;
@@ -205,21 +224,22 @@ fn move_out(tree: &Path, to: &Path, name: &str) -> Result<()> {
     disk::sync_parent(tree)
 }
 
-fn config_back(link: &Lxc, id: &str) -> Result<Option<String>> {
+/// Restores LXC's config. Returns a note if it was changed or removed since cowl wrote it.
+fn restore_config(link: &Lxc, id: &str) -> Result<Option<String>> {
     let path = link.config();
     let original = link.original.clone().unwrap_or_default();
-    if !disk::is_there(&path)? {
+    if !disk::exists(&path)? {
         return Ok(Some(format!(
-            "{} is gone, and was not made anew",
+            "{} does not exist any more and was not restored",
             path.shown()
         )));
     }
     let now = binding::read_config(link)?;
-    if now == original.0 || !config::names(&now, id) {
+    if now == original.0 || !config::has_own_lines(&now, id) {
         return Ok(None);
     }
     let back = config::detach(&now, Some(&original.0), id);
-    // The last line may have had no end, which is the one thing that cowl's lines at the end changed.
+    // The original's last line may lack a line break. Appending cowl's lines added one.
     if back.strip_suffix(b"\n").unwrap_or(&back)
         == original.0.strip_suffix(b"\n").unwrap_or(&original.0)
     {
@@ -228,12 +248,12 @@ fn config_back(link: &Lxc, id: &str) -> Result<Option<String>> {
     }
     files::replace(&path, &back, CONFIG_MODE)?;
     Ok(Some(format!(
-        "{} was changed meanwhile: only cowl's lines were taken out of it",
+        "{} was changed since it was adopted: removed only cowl's lines from it",
         path.shown()
     )))
 }
 
-/// Puts LXC's config in its place; for a new container, creates its directory first.
+/// Writes LXC's config. For a new LXC container, creates its directory and sets the host name first.
 fn finish_writing(
     container: &mut Container<'_>,
     config: &Blob,
@@ -241,18 +261,18 @@ fn finish_writing(
 ) -> Result<()> {
     let mut next = container.manifest().clone();
     let Some(link) = &mut next.lxc else {
-        return done(container, next);
+        return commit_complete(container, next);
     };
     if let Some(hostname) = hostname
         && let Err(error) = write_hostname(container, hostname)
     {
         log::warn!(
-            "{} keeps the host name of what it is a copy of: {error}",
+            "cannot change the host name in {}, which still has that of the original: {error}",
             container.name()
         );
     }
     if hostname.is_some() {
-        // Before the manifest says that it is done.
+        // The host name must be durable before the manifest records the change as complete.
         disk::sync_all(
             &container
                 .store()
@@ -266,7 +286,7 @@ fn finish_writing(
     }
     files::replace(&link.config(), &config.0, CONFIG_MODE)?;
     link.written = config.clone();
-    done(container, next)
+    commit_complete(container, next)
 }
 
 #[cfg(test)]
@@ -274,7 +294,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::container::external::{README, mark};
+    use crate::container::external::{README, write_marker};
     use crate::store::tests::session;
 
     #[test]
@@ -293,17 +313,17 @@ mod tests {
                 inode: 0,
                 extra: serde_json::Map::new(),
             });
-            Leftover::of(&manifest)
+            Leftover::from_manifest(&manifest)
         };
-        // A name that is longer than any may be cannot be inspected.
-        mark(&store, id('1'), &leftover(dir.path().join("x".repeat(300)))).unwrap();
+        // A name that exceeds NAME_MAX cannot be inspected.
+        write_marker(&store, id('1'), &leftover(dir.path().join("x".repeat(300)))).unwrap();
         let rootfs = dir.path().join("rootfs");
         std::fs::create_dir(&rootfs).unwrap();
         std::fs::write(rootfs.join(README), "").unwrap();
-        mark(&store, id('2'), &leftover(rootfs.clone())).unwrap();
+        write_marker(&store, id('2'), &leftover(rootfs.clone())).unwrap();
         complete_all(&store).unwrap();
-        assert!(!disk::is_there(&rootfs).unwrap());
-        let left = disk::names(&store.root().join(SIGNS)).unwrap();
+        assert!(!disk::exists(&rootfs).unwrap());
+        let left = disk::names(&store.root().join(MARKERS)).unwrap();
         assert_eq!(left, [id('1').to_string()]);
     }
 }

@@ -1,7 +1,6 @@
-//! What states and containers take on the disk: for themselves, and together with others.
+//! Disk usage of states and containers: exclusive and shared.
 //!
-//! A layer is counted once, when it is frozen, and that is kept; only what is being written now is counted
-//! each time.
+//! A layer is measured once, when it is frozen, and the result is stored. Only the head is measured each time.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,65 +12,65 @@ use crate::store::name::SnapshotName;
 use crate::store::sizes::Sizes;
 use crate::store::usage::{References, Space, head_layers};
 
-/// What one state takes.
+/// The disk usage of one state.
 #[derive(Clone, Debug)]
 pub struct StateSpace {
-    /// The snapshot; `None` for what the container is now.
+    /// The snapshot; `None` for the container's current state.
     pub snapshot: Option<SnapshotName>,
-    /// What no other state uses: free once this one is gone.
+    /// Space that only this state uses, and that its removal frees.
     pub unique: Space,
-    /// What others use as well.
+    /// Space that other states use as well.
     pub shared: Space,
 }
 
-/// What a container takes.
+/// The disk usage of a container.
 #[derive(Clone, Debug, Default)]
 pub struct ContainerSpace {
-    /// Its states, oldest first; what it is now comes last.
+    /// The container's states, oldest first; the current state is the last.
     pub states: Vec<StateSpace>,
-    /// What it began with.
+    /// The space of the base layers.
     pub base: Space,
-    /// What only its own states use: free once it is gone.
+    /// Space that only the container's states use, and that its removal frees.
     pub unique: Space,
-    /// All that it uses.
+    /// All space that the container uses.
     pub total: Space,
 }
 
-/// Counts each layer once.
+/// Measures each layer at most once.
 struct Counter<'s> {
     store: &'s Store,
     sizes: Sizes<'s>,
     head: LayerId,
-    known: HashMap<LayerId, (LayerKind, Space)>,
+    measured: HashMap<LayerId, (LayerKind, Space)>,
 }
 
 impl Counter<'_> {
-    fn layer(&mut self, id: LayerId) -> Result<(LayerKind, Space)> {
-        if let Some(known) = self.known.get(&id) {
-            return Ok(*known);
+    fn measure_layer(&mut self, id: LayerId) -> Result<(LayerKind, Space)> {
+        if let Some(measured) = self.measured.get(&id) {
+            return Ok(*measured);
         }
         let found = match id == self.head {
-            // It changes: nothing is kept.
+            // The head changes, so its size is not stored.
             true => (LayerKind::Delta, measure::measure(self.store, id)?.0.into()),
             false => {
                 let (kind, measured) = self.sizes.measured(id)?;
                 (kind, measured.into())
             }
         };
-        self.known.insert(id, found);
+        self.measured.insert(id, found);
         Ok(found)
     }
 
-    fn state(
+    fn measure_state(
         &mut self,
         snapshot: Option<SnapshotName>,
         stack: &[LayerId],
-        named: &References,
+        references: &References,
     ) -> Result<StateSpace> {
         let (mut unique, mut shared) = (Space::default(), Space::default());
         for layer in stack {
-            let (_, space) = self.layer(*layer)?;
-            match named.times(*layer) {
+            let (_, space) = self.measure_layer(*layer)?;
+            match references.count(*layer) {
                 0 | 1 => unique += space,
                 _ => shared += space,
             }
@@ -84,42 +83,48 @@ impl Counter<'_> {
     }
 }
 
-/// What a container takes. `named`: what names each layer of the store ([`References::of`]). Hold a shared
-/// lock of the store.
-pub fn container(
+/// Measures the disk usage of a container and of each of its states.
+///
+/// `references` are those of the whole store ([`References::from_store`]). The caller must hold a shared lock of the
+/// store.
+pub fn measure_container(
     store: &Store,
     id: ContainerId,
     manifest: &ContainerManifest,
-    named: &References,
+    references: &References,
 ) -> Result<ContainerSpace> {
     let mut counter = Counter {
         store,
-        sizes: Sizes::of(store, id),
+        sizes: Sizes::read(store, id),
         head: manifest.head,
-        known: HashMap::new(),
+        measured: HashMap::new(),
     };
     let mut found = ContainerSpace::default();
     let mut stacks = Vec::with_capacity(manifest.snapshots.len() + 1);
     for snapshot in &manifest.snapshots {
         let stack = store.snapshot(id, snapshot.id)?.stack;
         let name = Some(snapshot.name.clone());
-        found.states.push(counter.state(name, &stack, named)?);
+        found
+            .states
+            .push(counter.measure_state(name, &stack, references)?);
         stacks.push(stack);
     }
     let head = head_layers(manifest);
-    found.states.push(counter.state(None, &head, named)?);
+    found
+        .states
+        .push(counter.measure_state(None, &head, references)?);
     stacks.push(head);
-    for layer in named.only_in(stacks.iter().map(Vec::as_slice)) {
-        found.unique += counter.layer(layer)?.1;
+    for layer in references.layers_only_in(stacks.iter().map(Vec::as_slice)) {
+        found.unique += counter.measure_layer(layer)?.1;
     }
     let all: HashSet<_> = stacks.iter().flatten().copied().collect();
     for layer in all {
-        let (kind, space) = counter.layer(layer)?;
+        let (kind, space) = counter.measure_layer(layer)?;
         found.total += space;
         if kind == LayerKind::Base {
             found.base += space;
         }
     }
-    counter.sizes.keep();
+    counter.sizes.save();
     Ok(found)
 }

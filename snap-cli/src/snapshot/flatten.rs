@@ -1,14 +1,14 @@
-//! Merging adjacent layers of a container into one: deltas, or deltas and the base.
+//! Merges adjacent layers of a container into one: deltas, or deltas and the base.
 //!
-//! The head stays as it is; so do the other containers that use the merged layers. The
-//! container's own snapshots that hold the whole run get the merged layer in its place, so that the run
-//! goes once nothing names a part of it.
+//! The head is not changed, nor are other containers that use the merged layers. The container's own snapshots
+//! that contain the whole run get the merged layer instead, so that the run is collected once no manifest
+//! references a part of it.
 
 use cowl_layers::view::View;
 
-use super::restore::again;
+use super::restore::remount;
 use crate::container::Container;
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::container::state::Mounted;
 use crate::container::{Swap, dead, detach};
 use crate::error::{Error, Result};
@@ -21,63 +21,66 @@ use crate::store::name::{Range, SnapshotName};
 use crate::store::{Store, disk};
 use crate::tree::error::{OnProgress, Progress};
 
-/// What a flatten did, or would do.
+/// The result of a flatten, or of its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flattened {
-    /// How many layers are merged; less than two: nothing is done.
+    /// The number of layers to merge. With less than two, nothing is done.
     pub merged: usize,
-    /// How many layers the container has afterwards.
+    /// The depth of the container's stack afterwards.
     pub depth: usize,
 }
 
-/// Which layers to merge.
+/// The layers to merge.
 #[derive(Clone, Debug, Default)]
-pub struct Which {
-    /// Those of the snapshots of this range.
+pub struct FlattenRequest {
+    /// The range of snapshots whose layers are merged.
     pub range: Range,
-    /// The base too: what comes out is a new base.
+    /// Whether the base is merged too, into a new base.
     pub base: bool,
 }
 
-/// The layers that are meant, topmost first: a run of the container's stack below the head.
-fn run(container: &Container<'_>, Which { range, base }: &Which) -> Result<Vec<LayerId>> {
+/// Returns the requested layers, topmost first: a run of the container's stack below the head.
+fn find_run(
+    container: &Container<'_>,
+    FlattenRequest { range, base }: &FlattenRequest,
+) -> Result<Vec<LayerId>> {
     if *base && range.from.is_some() {
         return Err(
-            Error::usage("a range that begins with a snapshot leaves the base out")
+            Error::usage("a range with a first snapshot excludes the base")
                 .hint("..B merges everything up to B into the base"),
         );
     }
     let manifest = container.manifest();
     let below = manifest.below_head();
-    let place = |name: &SnapshotName| -> Result<usize> {
+    let position = |name: &SnapshotName| -> Result<usize> {
         let (_, snapshot) = container.snapshot(name)?;
         let from = below.len().checked_sub(snapshot.stack.len());
         from.filter(|from| below.get(*from..) == Some(snapshot.stack.as_slice()))
             .ok_or_else(|| {
                 Error::failed(format!(
-                    "{name} does not lie below what {} is now",
+                    "the current state of {} is not based on the layers of {name}",
                     container.name()
                 ))
-                .hint("a range names snapshots that the container was made from, oldest first")
+                .hint("use the container's ancestors as the ends of the range, oldest first")
             })
     };
-    let first = range.to.as_ref().map_or(Ok(0), &place)?;
+    let first = range.to.as_ref().map_or(Ok(0), &position)?;
     let end = match &range.from {
-        Some(name) => place(name)?,
+        Some(name) => position(name)?,
         None if *base => below.len(),
-        None => base_at(container)?,
+        None => find_base(container)?,
     };
     below
         .get(first..end)
         .map(<[LayerId]>::to_vec)
         .ok_or_else(|| {
-            Error::usage("the range is the wrong way round")
-                .hint("A..B: A is the older snapshot, B the newer")
+            Error::usage("the range is reversed")
+                .hint("write A..B, where A is the older snapshot and B the newer")
         })
 }
 
-/// Where in the stack below the head the base lies.
-pub(super) fn base_at(container: &Container<'_>) -> Result<usize> {
+/// Returns the index of the base in the stack below the head.
+pub(super) fn find_base(container: &Container<'_>) -> Result<usize> {
     let below = container.manifest().below_head();
     for (at, id) in below.iter().enumerate() {
         let path = container.store().paths().layer_file(*id);
@@ -88,9 +91,9 @@ pub(super) fn base_at(container: &Container<'_>) -> Result<usize> {
     Ok(below.len())
 }
 
-/// What [`flatten`] would do.
-pub fn plan(container: &Container<'_>, which: &Which) -> Result<Flattened> {
-    let run = run(container, which)?;
+/// Returns the result that [`flatten`] would have, without changing anything.
+pub fn plan(container: &Container<'_>, request: &FlattenRequest) -> Result<Flattened> {
+    let run = find_run(container, request)?;
     let depth = container.manifest().stack.len();
     Ok(Flattened {
         merged: run.len(),
@@ -98,8 +101,7 @@ pub fn plan(container: &Container<'_>, which: &Which) -> Result<Flattened> {
     })
 }
 
-/// Refuses while somebody uses the container, who would have the commit refused: better said before the
-/// work than after it.
+/// Fails if processes use the container: they would make the commit fail, after all of the work.
 pub(super) fn refuse_users(container: &Container<'_>) -> Result<()> {
     dead::refuse_stranded(container)?;
     if let Mounted::Alive(state) = container.mounted()? {
@@ -111,23 +113,25 @@ pub(super) fn refuse_users(container: &Container<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Merges layers. A mounted container is mounted anew at the same place.
+/// Merges layers.
+///
+/// A mounted container is remounted at the same mount point.
 pub fn flatten(
     container: &mut Container<'_>,
-    which: &Which,
+    request: &FlattenRequest,
     progress: OnProgress<'_>,
 ) -> Result<Flattened> {
-    let planned = plan(container, which)?;
+    let planned = plan(container, request)?;
     refuse_users(container)?;
     if planned.merged < 2 {
         return Ok(planned);
     }
-    let run = run(container, which)?;
+    let run = find_run(container, request)?;
     merge_run(container, &run, progress)?;
     Ok(planned)
 }
 
-/// Merges a run of the container's stack below the head.
+/// Merges a run of layers of the container's stack below the head.
 pub(super) fn merge_run(
     container: &mut Container<'_>,
     run: &[LayerId],
@@ -147,22 +151,22 @@ pub(super) fn merge_run(
         true => LayerKind::Base,
         false => LayerKind::Flattened,
     };
-    let merged = making.layer(kind, &below, run)?;
+    let merged = making.create_layer(kind, &below, run)?;
     let total = measure::known_size(store, run)?;
     let mut progress = |done| progress(Progress { total, ..done });
     merge(store, run, &below, merged, &mut progress)?;
     making.sync_content()?;
 
-    let was = container.unmount(Then::MountAgain)?;
+    let was = container.unmount(AfterUnmount::MountAgain)?;
     let mut next = container.manifest().clone();
-    next.stack = replaced(&next.stack, run, merged).unwrap_or(next.stack);
-    next.origin = replaced(&next.origin, run, merged).unwrap_or(next.origin);
+    next.stack = replace_run(&next.stack, run, merged).unwrap_or(next.stack);
+    next.origin = replace_run(&next.origin, run, merged).unwrap_or(next.origin);
     if !next.stack.ends_with(&next.origin) {
-        // It is in what was merged, and would only keep the old layers from going.
+        // The origin was merged. A manifest that still listed it would retain the old layers.
         next.origin = next.stack.last().copied().into_iter().collect();
     }
     for snapshot in &mut next.snapshots {
-        // Whose state has the run's topmost layer on top has the whole run.
+        // A state that has the run's topmost layer on top contains the whole run.
         if run.first() == Some(&snapshot.layer) {
             snapshot.layer = merged;
         }
@@ -171,27 +175,27 @@ pub(super) fn merge_run(
         run: run.to_vec(),
         layer: merged,
     });
-    making.frees_something();
+    making.request_sweep();
     let done = container.commit(next, Some(making), |_| Ok(Swap::Done));
     if done.is_ok()
         && let Err(error) = finish_merge(container)
     {
-        log::warn!("{error}; the layers are merged, and the next command does the rest");
+        log::warn!("{error}; the layers are merged; the next command completes the cleanup");
     }
-    let mounted = again(container, was.as_ref());
+    let mounted = remount(container, was.as_ref());
     done?;
     mounted.map_err(|error| {
-        let what = format!(
-            "the layers of {} are merged, but it could not be mounted again",
+        let message = format!(
+            "cannot remount {}: its layers are merged, but it is not mounted",
             container.name()
         );
-        Error::failed(what)
+        Error::failed(message)
             .because(error.to_string())
             .hint(format!("cowl mount {}", container.name()))
     })
 }
 
-/// Fills the layer `merged` with what the layers of the run show together.
+/// Fills the layer `merged` with the merged tree of the run.
 fn merge(
     store: &Store,
     run: &[LayerId],
@@ -200,19 +204,19 @@ fn merge(
     progress: OnProgress<'_>,
 ) -> Result<()> {
     let layers = store.open_layers(run)?;
-    let (view, beneath) = if below.is_empty() {
+    let (view, lower_view) = if below.is_empty() {
         (View::new(layers), None)
     } else {
-        let beneath = View::new(store.open_layers(below)?);
-        (View::part(layers), Some(beneath))
+        let lower_view = View::new(store.open_layers(below)?);
+        (View::part(layers), Some(lower_view))
     };
     let tree = store.paths().layer_tree(merged);
-    crate::delta::flatten(&view, beneath.as_ref(), &tree, progress)?;
+    crate::delta::flatten(&view, lower_view.as_ref(), &tree, progress)?;
     Ok(())
 }
 
-/// `stack` with `merged` in the place of `run`; `None` when it does not hold the whole run.
-fn replaced(stack: &[LayerId], run: &[LayerId], merged: LayerId) -> Option<Vec<LayerId>> {
+/// Returns `stack` with `run` replaced by `merged`, or `None` if it does not contain the whole run.
+fn replace_run(stack: &[LayerId], run: &[LayerId], merged: LayerId) -> Option<Vec<LayerId>> {
     let at = stack.windows(run.len()).position(|part| part == run)?;
     let mut new = stack.get(..at)?.to_vec();
     new.push(merged);
@@ -220,8 +224,9 @@ fn replaced(stack: &[LayerId], run: &[LayerId], merged: LayerId) -> Option<Vec<L
     Some(new)
 }
 
-/// Does what comes after the commit of a merge: whoever opens the container next does it when its writer was
-/// killed before.
+/// Completes a committed merge: rewrites the container's snapshots to the merged layer.
+///
+/// If the command that merged was killed, the next command that opens the container calls this.
 pub fn finish_merge(container: &mut Container<'_>) -> Result<()> {
     let Some(Merged { run, layer }) = container.manifest().merged.clone() else {
         return Ok(());
@@ -234,17 +239,19 @@ pub fn finish_merge(container: &mut Container<'_>) -> Result<()> {
     container.commit(next, None, |_| Ok(Swap::Done))
 }
 
-/// Both stacks show the same, so each file may be rewritten on its own, and a crash between two of them
-/// changes nothing.
+/// Replaces the run by the merged layer in all snapshots of the container.
+///
+/// Both stacks have the same content, so a crash between two files leaves every snapshot intact.
 fn rewrite_snapshots(container: &Container<'_>, run: &[LayerId], merged: LayerId) -> Result<()> {
     let store = container.store();
-    // Only for its note: a command that is killed in here may leave a temporary file, or the old layers.
+    // This registers the pending cleanup only: a command that is killed here may leave a temporary file or the
+    // old layers.
     let mut making = Making::begin(store)?;
-    making.frees_something();
+    making.request_sweep();
     for snapshot in &container.manifest().snapshots {
         let path = store.paths().snapshot_file(container.id(), snapshot.id);
         let record = disk::read::<SnapshotManifest>(&path)?;
-        if let Some(stack) = replaced(&record.body.stack, run, merged) {
+        if let Some(stack) = replace_run(&record.body.stack, run, merged) {
             let body = SnapshotManifest {
                 stack,
                 ..record.body.clone()
@@ -252,7 +259,7 @@ fn rewrite_snapshots(container: &Container<'_>, run: &[LayerId], merged: LayerId
             disk::replace(&path, &record.next(body))?;
         }
     }
-    making.done()
+    making.finish()
 }
 
 #[cfg(test)]
@@ -263,10 +270,10 @@ mod tests {
     fn a_run_is_replaced_only_whole() {
         let [a, b, c, d, new] = std::array::from_fn(|_| LayerId::fresh());
         let stack = [a, b, c, d];
-        assert_eq!(replaced(&stack, &[b, c], new), Some(vec![a, new, d]));
-        assert_eq!(replaced(&stack, &[a, b, c, d], new), Some(vec![new]));
-        assert_eq!(replaced(&[c, d], &[b, c], new), None);
-        assert_eq!(replaced(&stack, &[c, b], new), None);
-        assert_eq!(replaced(&[], &[b, c], new), None);
+        assert_eq!(replace_run(&stack, &[b, c], new), Some(vec![a, new, d]));
+        assert_eq!(replace_run(&stack, &[a, b, c, d], new), Some(vec![new]));
+        assert_eq!(replace_run(&[c, d], &[b, c], new), None);
+        assert_eq!(replace_run(&stack, &[c, b], new), None);
+        assert_eq!(replace_run(&[], &[b, c], new), None);
     }
 }

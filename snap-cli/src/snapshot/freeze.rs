@@ -1,4 +1,4 @@
-//! Freezing the head of a container: its layer is never written again, and a new, empty layer becomes the head.
+//! Freezes the head of a container: its layer is never written again, and a new, empty layer becomes the head.
 
 use cowlfs::control::ControlError;
 
@@ -9,20 +9,22 @@ use crate::store::making::Making;
 use crate::store::manifest::{ContainerManifest, LayerId};
 use crate::store::synced;
 
-/// The head as a state that will not change.
+/// A frozen state and the stack that follows it.
 #[derive(Debug)]
 pub struct Frozen {
     /// The layers of the state, topmost first, all frozen once the manifest is committed.
     pub state: Vec<LayerId>,
-    /// The head that comes after; the same as before when nothing had been written to it.
+    /// The next head; the same layer as before if nothing was written to it.
     pub head: LayerId,
-    /// The stack that comes after.
+    /// The next stack.
     pub stack: Vec<LayerId>,
 }
 
-/// Prepares freezing the head. A head that nothing was written to is shared, not stacked.
+/// Prepares freezing the head.
+///
+/// A head without changes stays the head, and its lower layers are the frozen state.
 pub fn plan(container: &Container<'_>, making: &mut Making<'_>) -> Result<Frozen> {
-    flush_writers(container)?;
+    flush_mappings(container)?;
     let manifest = container.manifest();
     let below = manifest.below_head();
     if let Some(top) = below.first()
@@ -35,20 +37,20 @@ pub fn plan(container: &Container<'_>, making: &mut Making<'_>) -> Result<Frozen
         });
     }
     let state = manifest.stack.clone();
-    // Older versions make heads without the note.
-    synced::note_unsynced(container.store(), manifest.head)?;
-    let head = making.head(&state, &container.store().paths().layer_tree(manifest.head))?;
+    // Heads that older versions created lack this note.
+    synced::record_unsynced(container.store(), manifest.head)?;
+    let head = making.create_head(&state, &container.store().paths().layer_tree(manifest.head))?;
     let mut stack = vec![head];
     stack.extend_from_slice(&state);
     Ok(Frozen { state, head, stack })
 }
 
-/// Freezes what the container is now, without a snapshot, and gives the layers of that state.
+/// Freezes the current state without a snapshot, and returns its layers.
 pub fn freeze(container: &mut Container<'_>) -> Result<Vec<LayerId>> {
     let mut making = Making::begin(container.store())?;
     let frozen = plan(container, &mut making)?;
     if frozen.head == container.manifest().head {
-        making.done()?;
+        making.finish()?;
     } else {
         let next = ContainerManifest {
             head: frozen.head,
@@ -60,34 +62,37 @@ pub fn freeze(container: &mut Container<'_>) -> Result<Vec<LayerId>> {
     Ok(frozen.state)
 }
 
-/// Has what programs stored through mappings handed to the layers, where any may have: it belongs to what
-/// is about to be frozen, and a head may look untouched without it.
-fn flush_writers(container: &Container<'_>) -> Result<()> {
+/// Flushes writes through shared mappings to the layers of a mounted container.
+///
+/// They belong to the state that is about to be frozen, and without them a head may appear unchanged.
+fn flush_mappings(container: &Container<'_>) -> Result<()> {
     let Mounted::Alive(run) = container.mounted()? else {
         return Ok(());
     };
     run.flush(container.store(), container.id())
 }
 
-/// Commits a manifest whose head may be a new layer over the present one; a running daemon is told to
-/// go on in that layer before the change is in force.
+/// Commits a manifest whose head may be a new layer on top of the current one.
+///
+/// A running daemon switches to the new layer before the change takes effect.
 pub fn commit(
     container: &mut Container<'_>,
     next: ContainerManifest,
     making: Option<Making<'_>>,
 ) -> Result<()> {
     let head = next.head;
-    let pushes = head != container.manifest().head;
+    let pushes_layer = head != container.manifest().head;
     container.commit(next, making, |container| {
         let Mounted::Alive(_) = container.mounted()? else {
             return Ok(Swap::Done);
         };
-        if !pushes {
+        if !pushes_layer {
             return Ok(Swap::Done);
         }
         let store = container.store();
         let mut client = daemon::connect(store, container.id())?;
-        // Were it lost in a power cut after the swap, nothing would name what the daemon writes to.
+        // If a power cut after the swap lost this file, no manifest would reference the layer that the daemon
+        // writes to.
         container.sync_pending()?;
         let (tree, work) = (
             store.paths().layer_tree(head),
@@ -95,19 +100,19 @@ pub fn commit(
         );
         match client.push_layer(&tree, &work) {
             Ok(()) => Ok(Swap::Done),
-            // It answered, so it did nothing.
+            // The daemon responded with an error, so it did not switch.
             Err(
                 error @ (ControlError::Failed(_)
                 | ControlError::NotUnderstood(_)
                 | ControlError::Busy { .. }
                 | ControlError::InUse { .. }),
-            ) => Ok(Swap::Refused(daemon::told(&error))),
-            // What became of it is not known.
+            ) => Ok(Swap::Refused(daemon::to_error(&error))),
+            // It is unknown whether the daemon switched.
             Err(
                 error @ (ControlError::Io(_)
                 | ControlError::Silent { .. }
                 | ControlError::Ending { .. }),
-            ) => Err(daemon::told(&error)),
+            ) => Err(daemon::to_error(&error)),
         }
     })
 }

@@ -1,4 +1,4 @@
-//! What there is: the snapshots of a container, and what was written for each.
+//! Lists the snapshots of a container, each with the number of bytes written for it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,27 +12,28 @@ use crate::store::sizes::Sizes;
 
 /// A snapshot in a list.
 #[derive(Clone, Debug)]
-pub struct Entry {
-    /// What its container says of it.
+pub struct SnapshotEntry {
+    /// The snapshot as its container's manifest lists it.
     pub snapshot: SnapshotRef,
-    /// The name of the snapshot that it was made from.
+    /// The name of the parent snapshot.
     pub parent: Option<String>,
-    /// Bytes written since then: what its own layer takes.
+    /// The number of bytes written since the parent: the size of the snapshot's own layer.
     pub bytes: u64,
-    /// How much of it a power cut can take.
+    /// Whether a power cut can lose a part of the snapshot.
     pub durability: Durability,
 }
 
-/// The snapshots of a container, oldest first. Sizes are counted the first time, and kept. Hold a shared
-/// lock of the store.
-pub fn snapshots(
+/// Returns the snapshots of a container, oldest first.
+///
+/// Layers are measured once, and their sizes are stored. The caller must hold a shared lock of the store.
+pub fn list_snapshots(
     store: &Store,
     id: ContainerId,
     manifest: &ContainerManifest,
-) -> Result<Vec<Entry>> {
+) -> Result<Vec<SnapshotEntry>> {
     let epoch = epoch(store)?;
-    let mut sizes = Sizes::of(store, id);
-    // What an older one holds already was not written for this one.
+    let mut sizes = Sizes::read(store, id);
+    // A layer that an older state contains was not written for this snapshot.
     let mut counted: HashSet<LayerId> = manifest.origin.iter().copied().collect();
     let names: HashMap<_, _> = manifest.snapshots.iter().map(|s| (s.id, &s.name)).collect();
     let mut entries = Vec::with_capacity(manifest.snapshots.len());
@@ -45,13 +46,13 @@ pub fn snapshots(
             false => 0,
         };
         let parent = snapshot.parent.and_then(|id| names.get(&id));
-        entries.push(Entry {
-            durability: Durability::of(snapshot.settling.as_ref(), &epoch),
+        entries.push(SnapshotEntry {
+            durability: Durability::from_settling(snapshot.settling.as_ref(), &epoch),
             snapshot: snapshot.clone(),
             parent: parent.map(|name| name.to_string()),
             bytes,
         });
     }
-    sizes.keep();
+    sizes.save();
     Ok(entries)
 }

@@ -1,6 +1,8 @@
-//! Taking snapshots that LXC's own tools made into the store: each becomes a snapshot of cowl's, with its
-//! name where that is free, its time and its remark. The files are copied, since they may lie on another
-//! file system; LXC's folder goes when all of it is in the store and named.
+//! Imports the snapshots that LXC's own tools made: each becomes a snapshot in the store.
+//!
+//! An imported snapshot has the same name if that is free, and the original time and comment. The files are
+//! copied, because they may be on another file system. LXC's directory is removed when all of its content is in
+//! the store and referenced.
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -28,85 +30,86 @@ use crate::tree::error::OnProgress;
 use crate::tree::measure;
 use cowl_layers::shown::Show as _;
 
-/// Where a snapshot's `extra` says which folder of LXC's it was.
-const FROM: &str = "lxc_tree";
+/// The key in a snapshot's `extra` that identifies the LXC directory that it was imported from.
+const SOURCE_KEY: &str = "lxc_tree";
 
-/// A snapshot that came in.
+/// An imported snapshot.
 #[derive(Clone, Debug)]
-pub struct Brought {
-    /// Its name now.
+pub struct ImportedSnapshot {
+    /// The name in the store.
     pub name: SnapshotName,
-    /// What could not be taken over as it was.
+    /// Properties that were not imported unchanged.
     pub notes: Vec<String>,
 }
 
-/// By what a folder of LXC's is known again.
-fn mark(tree: &LxcSnapshot) -> Result<Value> {
-    let meta = std::fs::metadata(&tree.dir).map_err(|e| Error::at("look at", &tree.dir, e))?;
-    let name = tree.name.as_encoded_bytes().escape_ascii().to_string();
-    Ok(json!({ "name": name, "inode": meta.ino(), "taken": tree.taken }))
+/// Returns a value that identifies a snapshot directory of LXC.
+fn source_id(snapshot: &LxcSnapshot) -> Result<Value> {
+    let meta =
+        std::fs::metadata(&snapshot.dir).map_err(|e| Error::at("inspect", &snapshot.dir, e))?;
+    let name = snapshot.name.as_encoded_bytes().escape_ascii().to_string();
+    Ok(json!({ "name": name, "inode": meta.ino(), "taken": snapshot.taken }))
 }
 
-/// The snapshot that this folder of LXC's became already: whoever took it in was cut off before the folder
-/// was gone.
-pub fn became<'m>(
+/// Returns the snapshot that an LXC snapshot was imported as, if it was.
+///
+/// Both exist if an import was interrupted before it removed LXC's directory.
+pub fn find_imported<'m>(
     manifest: &'m ContainerManifest,
-    tree: &LxcSnapshot,
+    snapshot: &LxcSnapshot,
 ) -> Result<Option<&'m SnapshotRef>> {
-    let mark = mark(tree)?;
+    let source_id = source_id(snapshot)?;
     let mut all = manifest.snapshots.iter();
-    Ok(all.find(|snapshot| snapshot.extra.get(FROM) == Some(&mark)))
+    Ok(all.find(|imported| imported.extra.get(SOURCE_KEY) == Some(&source_id)))
 }
 
-/// Removes the folders that are in the store already.
-pub fn finish(container: &Container<'_>, place: &LockedSnapshots) -> Result<()> {
-    for tree in place.trees()? {
-        if became(container.manifest(), &tree)?.is_some() {
-            place.remove(&[tree])?;
+/// Removes the LXC snapshots that are in the store already, to complete interrupted imports.
+pub fn remove_imported(container: &Container<'_>, lxc_snapshots: &LockedSnapshots) -> Result<()> {
+    for snapshot in lxc_snapshots.list()? {
+        if find_imported(container.manifest(), &snapshot)?.is_some() {
+            lxc_snapshots.remove(&[snapshot])?;
         }
     }
     Ok(())
 }
 
-/// Takes one in.
-pub fn bring(
+/// Imports one LXC snapshot and removes its directory.
+pub fn import_snapshot(
     container: &mut Container<'_>,
-    place: &LockedSnapshots,
-    tree: &LxcSnapshot,
+    lxc_snapshots: &LockedSnapshots,
+    snapshot: &LxcSnapshot,
     progress: OnProgress<'_>,
-) -> Result<Brought> {
-    refuse_unfinished(tree)?;
-    let shown = tree.name.as_encoded_bytes().escape_ascii().to_string();
-    refuse_base(&tree.dir, &shown)?;
+) -> Result<ImportedSnapshot> {
+    refuse_unfinished(snapshot)?;
+    refuse_base(&snapshot.dir, &snapshot.name.shown().to_string())?;
     let store = container.store();
     let mut making = Making::begin(store)?;
-    let base = making.layer(LayerKind::Base, &[], &[])?;
-    let notes = fill(store, base, &tree.rootfs()?, progress)?;
-    // It must not be named before its data is there.
+    let base = making.create_layer(LayerKind::Base, &[], &[])?;
+    let notes = fill(store, base, &snapshot.rootfs()?, progress)?;
+    // The data must be durable before a manifest references it.
     making.sync_content()?;
     if let Err(error) = crate::store::measure::measured(store, base) {
         log::debug!("cannot measure a layer: {error}");
     }
     let mut next = container.manifest().clone();
-    let name = free_name(&mut next, tree);
+    let name = free_name(&mut next, snapshot);
     let id = SnapshotId::fresh();
-    let home = place.container().dir().join("rootfs");
+    let home = lxc_snapshots.container().dir().join("rootfs");
     let body = SnapshotManifest {
         stack: vec![base],
         settings: next.settings.clone(),
-        config: Some(Blob(layout::with_folder(&tree.config()?, &home))),
+        config: Some(Blob(layout::with_rootfs_dir(&snapshot.config()?, &home))),
         extra: Map::new(),
     };
     let path = store.paths().snapshot_file(container.id(), id);
     disk::write_new(&path, &Record::first(body))?;
-    making.will_sync(path);
-    making.will_sync(store.paths().snapshots_dir(container.id()));
-    insert(&mut next, new_ref(id, &name, base, tree)?);
+    making.add_unsynced(path);
+    making.add_unsynced(store.paths().snapshots_dir(container.id()));
+    insert(&mut next, new_ref(id, &name, base, snapshot)?);
     let done = container.commit(next, Some(making), |_| Ok(Swap::Done));
     super::take::drop_if_unnamed(container, id)?;
     done?;
-    place.remove(std::slice::from_ref(tree))?;
-    Ok(Brought { name, notes })
+    lxc_snapshots.remove(std::slice::from_ref(snapshot))?;
+    Ok(ImportedSnapshot { name, notes })
 }
 
 fn fill(
@@ -116,36 +119,36 @@ fn fill(
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
     let tree = store.paths().layer_tree(base);
-    let Rootfs::Folder(path) = from else {
-        // What an overlay shows is made a plain folder first, in which nothing is a mark.
+    let Rootfs::Dir(path) = from else {
+        // First copy the merged tree of the overlay to a plain directory, which has no markers.
         let plain = store.paths().layer_work(base);
         let mut notes = copy(from, &plain, progress)?;
-        notes.extend(fill(store, base, &Rootfs::Folder(plain.clone()), progress)?);
+        notes.extend(fill(store, base, &Rootfs::Dir(plain.clone()), progress)?);
         remove_tree(&plain)?;
-        std::fs::create_dir(&plain).map_err(|e| Error::at("make the folder", &plain, e))?;
+        std::fs::create_dir(&plain).map_err(|e| Error::at("create the directory", &plain, e))?;
         return Ok(notes);
     };
-    let before = measure(path)?.looks;
-    let imported = import::path(path, &tree, store.space(), progress)?;
-    if measure(path)?.looks != before {
+    let before = measure(path)?.metadata_digest;
+    let imported = import::from_path(path, &tree, store.space(), progress)?;
+    if measure(path)?.metadata_digest != before {
         return Err(Error::failed(format!(
-            "{} changed while it was copied; nothing was changed",
+            "cannot copy {}: it changed during the copy",
             path.shown()
         ))
-        .hint("try again when nobody writes to it"));
+        .hint("stop all processes that write to it, then retry"));
     }
     let notes = imported.notes.iter();
     Ok(notes
-        .map(|(path, why)| format!("{}: {why}", path.escape_ascii()))
+        .map(|(path, reason)| format!("{}: {reason}", path.shown()))
         .collect())
 }
 
-/// Its own name where that is free, else the next number.
-fn free_name(next: &mut ContainerManifest, tree: &LxcSnapshot) -> SnapshotName {
-    if let Some(number) = layout::number(&tree.name) {
+/// Returns the name of the LXC snapshot if that is free, or else the next number.
+fn free_name(next: &mut ContainerManifest, snapshot: &LxcSnapshot) -> SnapshotName {
+    if let Some(number) = layout::parse_number(&snapshot.name) {
         next.next_snap = next.next_snap.max(number.saturating_add(1));
     }
-    match SnapshotName::parse(&tree.name) {
+    match SnapshotName::parse(&snapshot.name) {
         Ok(own) if next.snapshot(&own).is_none() => own,
         Ok(_) | Err(_) => {
             let name = SnapshotName::counted(next.next_snap);
@@ -159,14 +162,14 @@ fn new_ref(
     id: SnapshotId,
     name: &SnapshotName,
     layer: LayerId,
-    tree: &LxcSnapshot,
+    snapshot: &LxcSnapshot,
 ) -> Result<SnapshotRef> {
     let zone = TimeZone::system();
-    let taken = tree
+    let taken = snapshot
         .taken
         .as_deref()
-        .and_then(|shown| layout::moment(shown, &zone));
-    let comment = tree.comment()?;
+        .and_then(|shown| layout::parse_time(shown, &zone));
+    let comment = snapshot.comment()?;
     let comment = match std::str::from_utf8(&comment) {
         Ok(text) => text.trim_end().to_owned(),
         Err(_) => comment.trim_ascii_end().escape_ascii().to_string(),
@@ -182,17 +185,17 @@ fn new_ref(
         tags: std::collections::BTreeMap::new(),
         protected: false,
         settling: None,
-        extra: Map::from_iter([(FROM.to_owned(), mark(tree)?)]),
+        extra: Map::from_iter([(SOURCE_KEY.to_owned(), source_id(snapshot)?)]),
     })
 }
 
-/// Puts it among the others by its time: the list is in the order in which they were taken.
+/// Inserts a snapshot by its time: the list is in the order of creation.
 fn insert(next: &mut ContainerManifest, new: SnapshotRef) {
     let time = |text: &str| text.parse::<jiff::Timestamp>().ok();
     let at = next
         .snapshots
         .iter()
-        .position(|known| time(&known.created) > time(&new.created));
+        .position(|other| time(&other.created) > time(&new.created));
     next.snapshots
         .insert(at.unwrap_or(next.snapshots.len()), new);
 }

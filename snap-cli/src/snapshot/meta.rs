@@ -1,5 +1,6 @@
-//! What people say about a snapshot, any time after it was taken: its name, remark, tags, protection. All of
-//! it stands in the container's manifest, so each change is one commit, and no layer is looked at.
+//! Edits the name, comment, tags and protection of existing snapshots.
+//!
+//! All of these are in the container's manifest, so each change is one commit and reads no layer.
 
 use std::collections::BTreeMap;
 
@@ -9,51 +10,70 @@ use crate::error::Result;
 use crate::store::manifest::SnapshotRef;
 use crate::store::name::SnapshotName;
 
-/// Changes what the manifest says of one snapshot; nothing is written when nothing changes.
-fn change(
+/// Whether a snapshot is protected from removal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// `cowl rm`, `cowl prune` and `cowl destroy` fail.
+    On,
+    /// Removal is possible.
+    Off,
+}
+
+/// Edits the manifest entry of one snapshot.
+///
+/// Commits nothing if the edit changes nothing.
+fn edit_entry(
     container: &mut Container<'_>,
     name: &SnapshotName,
-    how: impl FnOnce(&mut SnapshotRef),
+    edit: impl FnOnce(&mut SnapshotRef),
 ) -> Result<()> {
-    let (known, _) = container.snapshot(name)?;
+    let (current, _) = container.snapshot(name)?;
     let mut next = container.manifest().clone();
-    if let Some(snapshot) = next.snapshots.iter_mut().find(|s| s.id == known.id) {
-        how(snapshot);
-        if *snapshot == known {
+    if let Some(snapshot) = next.snapshots.iter_mut().find(|s| s.id == current.id) {
+        edit(snapshot);
+        if *snapshot == current {
             return Ok(());
         }
     }
     container.commit(next, None, |_| Ok(Swap::Done))
 }
 
-/// Sets the remark; an empty one takes it away.
-pub fn comment(container: &mut Container<'_>, name: &SnapshotName, text: &str) -> Result<()> {
-    change(container, name, |snapshot| {
+/// Sets the comment; an empty text removes it.
+pub fn set_comment(container: &mut Container<'_>, name: &SnapshotName, text: &str) -> Result<()> {
+    edit_entry(container, name, |snapshot| {
         text.clone_into(&mut snapshot.comment)
     })
 }
 
-/// Adds tags (one of the same key is replaced), and removes those of the keys in `without`.
-pub fn tag(
+/// Adds tags, replacing those with the same key, and removes the tags with a key in `remove`.
+pub fn edit_tags(
     container: &mut Container<'_>,
     name: &SnapshotName,
-    with: &BTreeMap<String, String>,
-    without: &[String],
+    add: &BTreeMap<String, String>,
+    remove: &[String],
 ) -> Result<()> {
-    change(container, name, |snapshot| {
-        for key in without {
+    edit_entry(container, name, |snapshot| {
+        for key in remove {
             snapshot.tags.remove(key);
         }
-        snapshot.tags.extend(with.clone());
+        snapshot.tags.extend(add.clone());
     })
 }
 
-/// Protects a snapshot from removal, or no longer.
-pub fn protect(container: &mut Container<'_>, name: &SnapshotName, on: bool) -> Result<()> {
-    change(container, name, |snapshot| snapshot.protected = on)
+/// Sets whether a snapshot is protected from removal.
+pub fn set_protection(
+    container: &mut Container<'_>,
+    name: &SnapshotName,
+    protection: Protection,
+) -> Result<()> {
+    edit_entry(container, name, |snapshot| {
+        snapshot.protected = protection == Protection::On;
+    })
 }
 
-/// Gives a snapshot another name. Its old one is free again, unless the counter gave it.
+/// Renames a snapshot.
+///
+/// The old name becomes free, unless automatic numbering assigned it.
 pub fn rename(
     container: &mut Container<'_>,
     name: &SnapshotName,
@@ -64,5 +84,5 @@ pub fn rename(
         return Ok(());
     }
     check_free(container, new)?;
-    change(container, name, |snapshot| snapshot.name = new.clone())
+    edit_entry(container, name, |snapshot| snapshot.name = new.clone())
 }

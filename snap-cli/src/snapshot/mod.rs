@@ -1,14 +1,13 @@
-//! Snapshots as library calls: taking them, going back to them, comparing and merging states.
+//! Operations on the snapshots of an open container: take, restore, undo, list, prune, flatten.
 //!
-//! A snapshot freezes the head: what the head's layer holds is named by the snapshot from then on, and a
-//! new, empty layer becomes the head. Nothing is copied.
+//! A snapshot freezes the head: from then on the snapshot references the head's layer, and a new, empty layer
+//! becomes the head. Nothing is copied.
 
+pub mod ancestry;
 pub mod depth;
 pub mod du;
 pub mod flatten;
 pub mod freeze;
-pub mod keep;
-pub mod line;
 pub mod list;
 pub mod lxc_import;
 pub mod meta;
@@ -17,6 +16,7 @@ pub mod prune;
 pub mod readers;
 pub mod remove;
 pub mod restore;
+pub mod retain;
 pub mod select;
 pub mod take;
 pub mod tree;
@@ -33,37 +33,39 @@ use crate::store::manifest::{
 use crate::store::name::{Address, ContainerName};
 use crate::store::outside::Moving;
 
-/// A state that an address names.
+/// The current state or a snapshot of a container, found by [`resolve`].
 #[derive(Clone, Debug)]
-pub struct State {
+pub struct ResolvedState {
     /// The container's id.
     pub container: ContainerId,
     /// The container's manifest.
     pub manifest: ContainerManifest,
-    /// The snapshot; `None` for what the container is now.
+    /// The snapshot; `None` for the container's current state.
     pub snapshot: Option<(SnapshotRef, SnapshotManifest)>,
     /// The layers, topmost first.
     pub stack: Vec<LayerId>,
 }
 
-/// Finds the state that an address names, without changing or locking anything.
-pub fn resolve(store: &Store, address: &Address) -> Result<State> {
+/// Finds the state that an address refers to, without changing or locking anything.
+///
+/// Fails with `Busy` while the container is being adopted or released.
+pub fn resolve(store: &Store, address: &Address) -> Result<ResolvedState> {
     let (container, record) = store.find(&address.container)?;
     let manifest = record.body;
     if matches!(manifest.moving, Some(Moving::Adopting | Moving::Releasing)) {
-        // Its layers are about to come, or to go.
+        // Its layers are being moved into or out of the store.
         return Err(Error::busy(format!(
-            "{} is just being taken over, or given back",
+            "{} is being adopted or released",
             address.container
         ))
-        .hint("try again when that is done"));
+        .hint("retry when that command has finished"));
     }
     let snapshot = match &address.snapshot {
         Some(name) => Some(find_snapshot(store, container, &manifest, name)?),
         None => None,
     };
     let stack = snapshot.as_ref().map_or(&manifest.stack, |(_, s)| &s.stack);
-    Ok(State {
+    Ok(ResolvedState {
         container,
         stack: stack.clone(),
         manifest,
@@ -71,24 +73,26 @@ pub fn resolve(store: &Store, address: &Address) -> Result<State> {
     })
 }
 
-impl State {
-    /// What the state was made from: the snapshot taken or restored before it, else what its container
-    /// began with.
+impl ResolvedState {
+    /// Returns the stack of the parent: the snapshot that was taken or restored before this state, or else the
+    /// container's origin.
     pub fn parent_stack(&self, store: &Store) -> Result<Vec<LayerId>> {
         let parent = match &self.snapshot {
             Some((snapshot, _)) => snapshot.parent,
             None => self.manifest.parent,
         };
-        let known = |id| self.manifest.snapshots.iter().any(|s| s.id == id);
-        match parent.filter(|id| known(*id)) {
+        let is_listed = |id| self.manifest.snapshots.iter().any(|s| s.id == id);
+        match parent.filter(|id| is_listed(*id)) {
             Some(parent) => Ok(store.snapshot(self.container, parent)?.stack),
-            None => Ok(self.beginning()),
+            None => Ok(self.origin_stack()),
         }
     }
 
-    /// What its container began with. Where that was merged into something else, all that is left to
-    /// compare with is the layer at the bottom.
-    pub fn beginning(&self) -> Vec<LayerId> {
+    /// Returns the stack that the container was created with.
+    ///
+    /// After a merge of origin and later layers the origin no longer exists in this stack. Then only the bottom
+    /// layer is left to compare with.
+    pub fn origin_stack(&self) -> Vec<LayerId> {
         let origin = &self.manifest.origin;
         if !origin.is_empty() && self.stack.ends_with(origin) {
             return origin.clone();
@@ -96,8 +100,10 @@ impl State {
         self.stack.last().copied().into_iter().collect()
     }
 
-    /// The mark that says that the state is not known to be durable; for what a container is now, that of
-    /// the state that it stands on.
+    /// Returns the marker of a state that is not known to be durable.
+    ///
+    /// For the current state it is the marker of the state that the container was last taken from or restored
+    /// to.
     pub fn settling(&self) -> Option<&Settling> {
         match &self.snapshot {
             Some((snapshot, _)) => snapshot.settling.as_ref(),
@@ -105,68 +111,69 @@ impl State {
         }
     }
 
-    /// Says why a part of the state may be lost; `None` when it is not.
-    pub fn loss(&self, store: &Store) -> Result<Option<String>> {
+    /// Returns a message if a part of the state may be lost, and `None` otherwise.
+    pub fn describe_loss(&self, store: &Store) -> Result<Option<String>> {
         let epoch = epoch(store)?;
         let name = &self.manifest.name;
         let address = match &self.snapshot {
             Some((snapshot, _)) => format!("{name}@{}", snapshot.name),
             None => name.to_string(),
         };
-        Ok(loss(&address, self.settling(), &epoch))
+        Ok(describe_loss(&address, self.settling(), &epoch))
     }
 
-    /// Refuses a state of which a part may be lost, unless that is accepted.
+    /// Fails if a part of the state may be lost, unless `losses` accepts that.
     pub fn refuse_loss(&self, store: &Store, losses: Losses) -> Result<()> {
-        match (self.loss(store)?, losses) {
-            (Some(why), Losses::Refuse) => Err(refused_loss(why, &self.manifest.name)),
+        match (self.describe_loss(store)?, losses) {
+            (Some(message), Losses::Refuse) => Err(loss_error(message, &self.manifest.name)),
             (Some(_), Losses::Accept) | (None, _) => Ok(()),
         }
     }
 
-    /// Has what programs wrote through the mount and the kernel still keeps written to the layers.
-    /// Nothing for a snapshot, and for what is not mounted.
+    /// Flushes writes that are still cached by the kernel from the mount to the layers.
+    ///
+    /// Does nothing for a snapshot or a container that is not mounted.
     pub fn flush(&self, store: &Store) -> Result<()> {
         if self.snapshot.is_some() {
             return Ok(());
         }
-        match state::look(store, self.container)? {
+        match state::probe(store, self.container)? {
             Mounted::Alive(state) => state.flush(store, self.container),
             Mounted::No | Mounted::Dead(_) => Ok(()),
         }
     }
 }
 
-/// Whether a state of which a part may be lost is good enough to build on.
+/// The policy for states of which a part may be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Losses {
-    /// It is not.
+    /// Fail.
     Refuse,
-    /// It is, as it is.
+    /// Use the state as it is.
     Accept,
 }
 
-/// Says why a part of the state `address` with this mark may be lost; `None` when it is not.
-pub fn loss(address: &str, mark: Option<&Settling>, epoch: &str) -> Option<String> {
-    let mark = mark.filter(|mark| !mark.is_pending(epoch))?;
-    let source = match &mark.source {
+/// Returns a message if a part of the state `address` with this marker may be lost, and `None` otherwise.
+pub fn describe_loss(address: &str, marker: Option<&Settling>, epoch: &str) -> Option<String> {
+    let marker = marker.filter(|marker| !marker.is_pending(epoch))?;
+    let source = match &marker.source {
         Some(source) => format!(" (it was made from {})", source.escape_debug()),
         None => String::new(),
     };
-    Some(match &mark.failed {
-        Some(why) if mark.is_of(epoch) => {
-            let why = why.escape_debug();
-            format!("{address} is not durable, and a part of it may be lost{source}: {why}")
+    Some(match &marker.failed {
+        Some(reason) if marker.is_in_epoch(epoch) => {
+            let reason = reason.escape_debug();
+            format!("{address} is not durable, and a part of it may be lost{source}: {reason}")
         }
         _ => format!(
-            "{address} is incomplete{source}: the machine went down, or the disk was taken away, before \
-             all of it was durable"
+            "{address} is incomplete{source}: the machine crashed or the disk was removed before all of \
+             it was durable"
         ),
     })
 }
 
-fn refused_loss(why: String, container: &ContainerName) -> Error {
-    Error::failed(why).hint(format!(
+fn loss_error(message: String, container: &ContainerName) -> Error {
+    Error::failed(message).hint(format!(
         "inspect it first (cowl mount, ls, diff); --force uses it as it is, and cowl check {container} \
          --repair accepts it"
     ))

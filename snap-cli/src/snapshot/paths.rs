@@ -1,28 +1,29 @@
-//! Paths that somebody names to have them put back.
+//! The paths that a user asks to restore.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
 
+use cowl_layers::shown::Show as _;
 use cowl_layers::view::{Found, View};
 
-use crate::delta::put_back::Scope;
+use crate::delta::revert::Scope;
 use crate::error::{Error, Result};
 use crate::store::name::nearest;
-use crate::tree::find::at as find;
+use crate::tree::find::find;
 use crate::tree::path::{join, split};
-use crate::tree::walk::children;
+use crate::tree::walk::list_children;
 
-/// Which paths may be named.
+/// The paths that a user may ask to restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Only {
-    /// Those that were there.
-    WhatWasThere,
-    /// Those that were there, or are there now and are to go.
-    WhatIsThereNow,
+pub enum AllowedPaths {
+    /// Paths that exist in the snapshot.
+    InSnapshot,
+    /// Paths that exist in the snapshot or now; those that exist only now are removed.
+    InEither,
 }
 
-/// The paths as the states have them: no leading slash, nothing empty in between.
-pub fn scope(paths: &[OsString]) -> Result<Scope> {
+/// Normalizes paths to the form that views use: without a leading slash and without empty components.
+pub fn parse_scope(paths: &[OsString]) -> Result<Scope> {
     let mut clean = Vec::new();
     for path in paths {
         let mut out = Vec::new();
@@ -31,41 +32,42 @@ pub fn scope(paths: &[OsString]) -> Result<Scope> {
                 b"" | b"." => {}
                 b".." => {
                     return Err(Error::usage(format!(
-                        "{path:?} leads upwards: a path begins at the container's root"
+                        "invalid path {}: it contains \"..\"",
+                        path.shown()
                     )));
                 }
                 part => out = join(&out, part),
             }
         }
         if path.is_empty() {
-            return Err(Error::usage("an empty path names nothing"));
+            return Err(Error::usage("invalid path: it is empty"));
         }
         clean.push(out);
     }
-    // The root is everything.
+    // The root includes all other paths.
     if clean.iter().any(Vec::is_empty) {
         clean.clear();
     }
     Ok(Scope(clean))
 }
 
-/// Refuses paths that name nothing that could be put back.
-pub fn check(scope: &Scope, old: &View, new: &View, only: Only) -> Result<()> {
+/// Fails if a path of the scope cannot be restored.
+pub fn check_paths(scope: &Scope, old: &View, new: &View, allowed: AllowedPaths) -> Result<()> {
     for path in &scope.0 {
-        if is_there(old, path)? {
+        if has_path(old, path)? {
             continue;
         }
-        let shown = format!("/{}", path.escape_ascii());
-        if is_there(new, path)? {
-            if only == Only::WhatIsThereNow {
+        let shown = format!("/{}", path.shown());
+        if has_path(new, path)? {
+            if allowed == AllowedPaths::InEither {
                 continue;
             }
             return Err(Error::not_found(format!(
-                "{shown} was not there then: putting it back would remove it"
+                "{shown} did not exist then: restoring it would remove it"
             ))
-            .hint("if it is to be removed, add --delete"));
+            .hint("add --delete to remove it"));
         }
-        let error = Error::not_found(format!("there is no {shown}, neither then nor now"));
+        let error = Error::not_found(format!("{shown} does not exist, neither then nor now"));
         return Err(match hint(old, new, path)? {
             Some(hint) => error.hint(hint),
             None => error,
@@ -74,22 +76,22 @@ pub fn check(scope: &Scope, old: &View, new: &View, only: Only) -> Result<()> {
     Ok(())
 }
 
-fn is_there(view: &View, path: &[u8]) -> Result<bool> {
+fn has_path(view: &View, path: &[u8]) -> Result<bool> {
     Ok(!matches!(
         find(view, path)?,
         Found::Absent | Found::Whiteout
     ))
 }
 
-/// The link that leads the path astray, or the name that was meant.
+/// Returns a hint on a path that does not exist: the ancestor that is not a directory, or a similar name.
 fn hint(old: &View, new: &View, path: &[u8]) -> Result<Option<String>> {
     let (mut above, mut name) = split(path);
     loop {
         match find(old, above)? {
             Found::File(_) => {
                 return Ok(Some(format!(
-                    "/{} is no folder; if it is a link, name the path that it leads to",
-                    above.escape_ascii()
+                    "/{} is not a directory; if it is a symbolic link, use the path of its target",
+                    above.shown()
                 )));
             }
             Found::Dir(_) => break,
@@ -97,19 +99,19 @@ fn hint(old: &View, new: &View, path: &[u8]) -> Result<Option<String>> {
             Found::Absent | Found::Whiteout => (above, name) = split(above),
         }
     }
-    let mut known = Vec::new();
+    let mut names = Vec::new();
     for view in [old, new] {
         if let Found::Dir(dir) = find(view, above)? {
-            for (path, _) in children(view, &dir, above)? {
-                known.extend(std::str::from_utf8(split(&path).1).map(str::to_owned));
+            for (path, _) in list_children(view, &dir, above)? {
+                names.extend(std::str::from_utf8(split(&path).1).map(str::to_owned));
             }
         }
     }
     let near = std::str::from_utf8(name)
-        .map(|name| nearest(name, known.iter().map(String::as_str)).map(str::to_owned));
+        .map(|name| nearest(name, names.iter().map(String::as_str)).map(str::to_owned));
     Ok(near.unwrap_or_default().map(|near| {
-        let meant = join(above, near.as_bytes());
-        format!("did you mean /{}?", meant.escape_ascii())
+        let path = join(above, near.as_bytes());
+        format!("did you mean /{}?", path.shown())
     }))
 }
 
@@ -118,12 +120,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_have_one_form() {
-        let scope = |paths: &[&str]| scope(&paths.iter().map(OsString::from).collect::<Vec<_>>());
-        let clean = scope(&["/etc//x/", "./a/./b"]).unwrap();
+    fn paths_are_normalized() {
+        let parse =
+            |paths: &[&str]| parse_scope(&paths.iter().map(OsString::from).collect::<Vec<_>>());
+        let clean = parse(&["/etc//x/", "./a/./b"]).unwrap();
         assert_eq!(clean.0, [b"etc/x".to_vec(), b"a/b".to_vec()]);
-        assert!(scope(&["/", "a"]).unwrap().is_all());
-        assert!(clean.holds(b"etc/x/y") && !clean.holds(b"etc/xy") && !clean.holds(b"etc"));
-        assert!(scope(&["a/../b"]).is_err() && scope(&[""]).is_err());
+        assert!(parse(&["/", "a"]).unwrap().is_all());
+        assert!(
+            clean.contains(b"etc/x/y") && !clean.contains(b"etc/xy") && !clean.contains(b"etc")
+        );
+        assert!(parse(&["a/../b"]).is_err() && parse(&[""]).is_err());
     }
 }

@@ -1,30 +1,30 @@
-//! Pruning: removing what the rules of a container don't keep.
+//! Pruning: removes the snapshots that a container's rules do not retain.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::keep::choose;
 use super::remove::{self, Protected, Removal};
+use super::retain::choose;
 use crate::container::Container;
 use crate::container::Swap;
 use crate::error::{Error, Result};
 use crate::store::manifest::{ContainerManifest, SnapshotRef};
 use crate::store::retention::Rules;
 
-/// Where the rules stand in a container's settings.
+/// The key of the rules in a container's settings.
 const SETTING: &str = "prune";
 
-/// What pruning would do.
+/// The snapshots that pruning would remove or retain.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Every snapshot, oldest first, with the reasons why it stays; without any it goes.
+    /// Every snapshot, oldest first, with the reasons to retain it; one without reasons is removed.
     pub verdicts: Vec<(SnapshotRef, Vec<String>)>,
     /// The removal.
     pub removal: Removal,
 }
 
-/// The rules that a container keeps.
-pub fn saved(manifest: &ContainerManifest) -> Result<Option<Rules>> {
+/// Reads the rules saved in a container's manifest.
+pub fn load_rules(manifest: &ContainerManifest) -> Result<Option<Rules>> {
     let Some(value) = manifest.settings.get(SETTING) else {
         return Ok(None);
     };
@@ -32,22 +32,22 @@ pub fn saved(manifest: &ContainerManifest) -> Result<Option<Rules>> {
         .map(Some)
         .map_err(|error| {
             let name = &manifest.name;
-            Error::failed(format!("the settings of {name} for pruning can't be read"))
+            Error::failed(format!("cannot read the pruning rules of {name}"))
                 .because(error)
                 .hint(format!(
-                    "set them anew: cowl prune {name} --keep-daily 7 --save"
+                    "replace them: cowl prune {name} --keep-daily 7 --save"
                 ))
         })
 }
 
-/// Keeps rules for a container, or forgets them.
-pub fn save(container: &mut Container<'_>, rules: Option<&Rules>) -> Result<()> {
+/// Saves rules in a container's manifest, or removes them.
+pub fn save_rules(container: &mut Container<'_>, rules: Option<&Rules>) -> Result<()> {
     let mut next = container.manifest().clone();
     match rules {
         Some(rules) => {
             rules.check()?;
             let value = serde_json::to_value(rules)
-                .map_err(|error| Error::failed("cannot keep the settings").because(error))?;
+                .map_err(|error| Error::failed("cannot save the pruning rules").because(error))?;
             next.settings.insert(SETTING.to_owned(), value);
         }
         None => {
@@ -60,28 +60,28 @@ pub fn save(container: &mut Container<'_>, rules: Option<&Rules>) -> Result<()> 
     container.commit(next, None, |_| Ok(Swap::Done))
 }
 
-/// What becomes of protected snapshots by these rules.
-pub fn protected(rules: &Rules) -> Protected {
+/// Returns how the rules treat protected snapshots.
+pub fn protected_policy(rules: &Rules) -> Protected {
     match rules.protected {
         true => Protected::Remove,
         false => Protected::Refuse,
     }
 }
 
-/// What pruning by these rules would do now.
+/// Returns what pruning by these rules would do now, without changing anything.
 pub fn plan(container: &Container<'_>, rules: &Rules) -> Result<Plan> {
     let snapshots = &container.manifest().snapshots;
     let verdicts = choose(snapshots, rules, Timestamp::now(), &TimeZone::system())?;
     let mut verdicts: Vec<_> = snapshots.iter().cloned().zip(verdicts).collect();
     let going: Vec<_> = verdicts
         .iter()
-        .filter_map(|(snapshot, why)| why.is_empty().then_some(snapshot.id))
+        .filter_map(|(snapshot, reasons)| reasons.is_empty().then_some(snapshot.id))
         .collect();
-    let removal = remove::plan(container, &going, protected(rules))?;
+    let removal = remove::plan(container, &going, protected_policy(rules))?;
     for refused in &removal.refused {
-        for (snapshot, why) in &mut verdicts {
+        for (snapshot, reasons) in &mut verdicts {
             if snapshot.name == refused.name {
-                why.push(refused.why.clone());
+                reasons.push(refused.reason.clone());
             }
         }
     }

@@ -1,5 +1,7 @@
-//! Who has a snapshot mounted to read it. Each such mount holds a lock on every layer that it reads, for
-//! as long as it lives; it need be on no list.
+//! Finds the processes that have a snapshot mounted for reading.
+//!
+//! Such a mount holds a shared lock on every layer that it reads, for its whole lifetime. It need not be
+//! registered anywhere.
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
@@ -15,94 +17,99 @@ use crate::store::layers;
 use crate::store::manifest::LayerId;
 use crate::wait::wait_until;
 
-/// A daemon that was unmounted holds its locks for a moment more.
+/// The time to wait for daemons to release their locks: they hold them for a moment after the unmount.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The locks on layers, as they are held at one moment.
+/// A snapshot of the locks on layers.
 #[derive(Debug, Default)]
-struct Held {
-    /// The inodes that each process has locked.
-    by: HashMap<u32, HashSet<u64>>,
-    /// The daemons of mounted containers.
+struct LayerLocks {
+    /// The inodes that each process has locked, by process id.
+    inodes: HashMap<u32, HashSet<u64>>,
+    /// The process ids of the daemons of mounted containers.
     daemons: HashSet<u32>,
-    /// The layers that those read and write.
+    /// The layers that those daemons use.
     mounted: HashSet<LayerId>,
 }
 
-impl Held {
-    fn look(store: &Store) -> Result<Self> {
-        let mut held = Self::default();
+impl LayerLocks {
+    fn read(store: &Store) -> Result<Self> {
+        let mut locks = Self::default();
         for (id, record) in store.containers()? {
-            if let Mounted::Alive(state) = state::look(store, id)? {
-                held.daemons.insert(state.pid);
-                // What can't be read explains no lock.
-                held.mounted
+            if let Mounted::Alive(state) = state::probe(store, id)? {
+                locks.daemons.insert(state.pid);
+                // An unreadable manifest accounts for no locks.
+                locks
+                    .mounted
                     .extend(record.into_iter().flat_map(|record| record.body.stack));
             }
         }
-        let locks =
+        let all =
             flocks::read().map_err(|error| Error::at("read", Path::new("/proc/locks"), error))?;
-        for lock in locks {
-            held.by.entry(lock.pid).or_default().insert(lock.ino);
+        for lock in all {
+            locks.inodes.entry(lock.pid).or_default().insert(lock.ino);
         }
-        Ok(held)
+        Ok(locks)
     }
 
-    /// The processes that read just this state; 0 stands for those that can't be seen from here.
-    fn readers(&self, store: &Store, stack: &[LayerId]) -> Result<Vec<u32>> {
+    /// Returns the processes that read exactly this state.
+    ///
+    /// 0 stands for processes in other PID namespaces.
+    fn find_readers(&self, store: &Store, stack: &[LayerId]) -> Result<Vec<u32>> {
         let Some(top) = stack.first() else {
             return Ok(Vec::new());
         };
-        let ino = inode(store, *top)?;
+        let ino = read_inode(store, *top)?;
         let mut readers = Vec::new();
-        let mut seen = false;
-        for (pid, inodes) in &self.by {
+        let mut is_explained = false;
+        for (pid, inodes) in &self.inodes {
             if !inodes.contains(&ino) {
                 continue;
             }
-            seen = true;
-            // Who holds more layers than these serves a state further up.
-            if !self.daemons.contains(pid) && self.layers(store, inodes)? == stack.len() {
+            is_explained = true;
+            // A process that has more layers locked serves a later state.
+            if !self.daemons.contains(pid) && self.count_layers(store, inodes)? == stack.len() {
                 readers.push(*pid);
             }
         }
-        if !seen && !self.mounted.contains(top) {
+        if !is_explained && !self.mounted.contains(top) {
             readers.push(0);
         }
         readers.sort_unstable();
         Ok(readers)
     }
 
-    /// How many of these inodes are layers' trees.
-    fn layers(&self, store: &Store, inodes: &HashSet<u64>) -> Result<usize> {
+    /// Returns the number of these inodes that are directories of layers.
+    fn count_layers(&self, store: &Store, inodes: &HashSet<u64>) -> Result<usize> {
         let mut layers = 0;
         for id in store.layer_ids()? {
-            layers += usize::from(inodes.contains(&inode(store, id)?));
+            layers += usize::from(inodes.contains(&read_inode(store, id)?));
         }
         Ok(layers)
     }
 }
 
-fn inode(store: &Store, id: LayerId) -> Result<u64> {
+fn read_inode(store: &Store, id: LayerId) -> Result<u64> {
     let tree = store.paths().layer_tree(id);
     match std::fs::symlink_metadata(&tree) {
         Ok(meta) => Ok(meta.ino()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
-        Err(error) => Err(Error::at("look at", &tree, error)),
+        Err(error) => Err(Error::at("inspect", &tree, error)),
     }
 }
 
-/// The processes that have this state of a snapshot mounted; 0 stands for those that can't be seen from
-/// here. The mounts of containers count for nothing: what they stand on stays, whatever is removed.
-pub fn of(store: &Store, stack: &[LayerId]) -> Result<Vec<u32>> {
+/// Returns the processes that have this state of a snapshot mounted.
+///
+/// 0 stands for processes in other PID namespaces. Mounts of containers are ignored: their layers are
+/// retained, whichever snapshots are removed.
+pub fn find_readers(store: &Store, stack: &[LayerId]) -> Result<Vec<u32>> {
     let Some(top) = stack.first() else {
         return Ok(Vec::new());
     };
     let mut readers = Vec::new();
     wait_until(Instant::now() + PATIENCE, PAUSE, || {
         readers = match layers::is_held(store, *top)? {
-            true => Held::look(store)?.readers(store, stack)?,
+            true => LayerLocks::read(store)?.find_readers(store, stack)?,
             false => Vec::new(),
         };
         Ok::<_, Error>(readers.is_empty())

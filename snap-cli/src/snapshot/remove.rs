@@ -1,5 +1,7 @@
-//! Removing snapshots. One commit takes all of them off the container's list; their layers go by
-//! collection, as far as nothing else names them.
+//! Removes snapshots.
+//!
+//! One commit takes all of them off the container's list. Garbage collection removes their layers unless
+//! another manifest references them.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,93 +12,94 @@ use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::store::making::Making;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, SnapshotId, SnapshotRef};
-use crate::store::name::{Chosen, SnapshotName};
+use crate::store::name::{SnapshotChoice, SnapshotName};
 use crate::store::sizes::Sizes;
 use crate::store::usage::{References, Space};
 
-/// A snapshot that stays although somebody asked for its removal.
+/// A snapshot that is not removed despite the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// The snapshot.
     pub name: SnapshotName,
-    /// Why.
-    pub why: String,
-    /// What to do about it.
+    /// The reason.
+    pub reason: String,
+    /// The hint for the user.
     pub hint: String,
-    /// It is protected; else it is in use.
+    /// Whether the reason is its protection; otherwise it is in use.
     pub protected: bool,
 }
 
 impl Refused {
-    /// As an error.
-    pub fn error(&self) -> Error {
-        let what = format!("{} is not removed: {}", self.name, self.why);
+    /// Converts the refusal to an error.
+    pub fn to_error(&self) -> Error {
+        let message = format!("cannot remove {}: {}", self.name, self.reason);
         let error = match self.protected {
-            true => Error::failed(what),
-            false => Error::busy(what),
+            true => Error::failed(message),
+            false => Error::busy(message),
         };
         error.hint(self.hint.clone())
     }
 }
 
-/// What a removal would do.
+/// The snapshots that a removal would remove, and the space that it would free.
 #[derive(Clone, Debug, Default)]
 pub struct Removal {
-    /// The snapshots that go, oldest first.
+    /// The snapshots to remove, oldest first.
     pub going: Vec<SnapshotRef>,
-    /// Those that stay.
+    /// The snapshots that are not removed.
     pub refused: Vec<Refused>,
-    /// What is free afterwards.
+    /// The space that the removal frees.
     pub frees: Space,
 }
 
-/// The snapshots that were chosen, each once, in the order of the list. A range goes by the place in the
-/// list.
-pub fn chosen<'m>(
+/// Returns the chosen snapshots, each once, in the order of the list.
+///
+/// A range includes all snapshots between its ends in the list.
+pub fn select_snapshots<'m>(
     manifest: &'m ContainerManifest,
-    choice: &[Chosen],
+    choice: &[SnapshotChoice],
 ) -> Result<Vec<&'m SnapshotRef>> {
-    let place = |name: &SnapshotName| -> Result<usize> {
+    let position = |name: &SnapshotName| -> Result<usize> {
         let found = find_snapshot_ref(manifest, name)?;
         let at = manifest.snapshots.iter().position(|s| s.id == found.id);
         Ok(at.unwrap_or_default())
     };
-    let mut meant = HashSet::new();
+    let mut selected = HashSet::new();
     for one in choice {
         let (first, last) = match one {
-            Chosen::One(name) => (place(name)?, place(name)?),
-            Chosen::Through(first, last) => (place(first)?, place(last)?),
+            SnapshotChoice::One(name) => (position(name)?, position(name)?),
+            SnapshotChoice::Through(first, last) => (position(first)?, position(last)?),
         };
         if first > last {
-            return Err(Error::usage("the range is the wrong way round")
-                .hint("A..B: A is the older snapshot, B the newer"));
+            return Err(Error::usage("the range is reversed")
+                .hint("write A..B, where A is the older snapshot and B the newer"));
         }
-        meant.extend(first..=last);
+        selected.extend(first..=last);
     }
     let all = manifest.snapshots.iter().enumerate();
     Ok(all
-        .filter_map(|(at, snapshot)| meant.contains(&at).then_some(snapshot))
+        .filter_map(|(at, snapshot)| selected.contains(&at).then_some(snapshot))
         .collect())
 }
 
-/// What becomes of protected snapshots.
+/// How a removal treats protected snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protected {
-    /// They are refused.
+    /// Refuse to remove them.
     Refuse,
-    /// They are removed as well.
+    /// Remove them as well.
     Remove,
 }
 
-/// What removing these snapshots would do.
+/// Returns what removing these snapshots would do, without changing anything.
 pub fn plan(
     container: &Container<'_>,
     ids: &[SnapshotId],
     protected: Protected,
 ) -> Result<Removal> {
     let store = container.store();
-    // What is looked at here is not collected meanwhile.
-    let _reading = store.share()?;
+    // The lock prevents the collection of the layers that are inspected here.
+    let _reading = store.lock_shared()?;
     let mut removal = Removal::default();
     let mut stacks = Vec::new();
     for snapshot in &container.manifest().snapshots {
@@ -104,7 +107,7 @@ pub fn plan(
             continue;
         }
         let stack = store.snapshot(container.id(), snapshot.id)?.stack;
-        match refused(container, snapshot, &stack, protected)? {
+        match check_removable(container, snapshot, &stack, protected)? {
             Some(refused) => removal.refused.push(refused),
             None => {
                 removal.going.push(snapshot.clone());
@@ -112,27 +115,30 @@ pub fn plan(
             }
         }
     }
-    match frees(container.store(), container.id(), &stacks) {
+    match measure_freed(container.store(), container.id(), &stacks) {
         Ok(frees) => removal.frees = frees,
-        // Another container's damage is no reason to keep these; but nothing is collected either.
-        Err(error) => log::warn!("{error}; nothing is freed before that is repaired"),
+        // A damaged manifest of another container does not prevent the removal, but it prevents any collection.
+        Err(error) => log::warn!("{error}; no space is freed until that is repaired"),
     }
     Ok(removal)
 }
 
-/// What is free once these states of a container are gone. Hold a shared lock of the store.
-pub fn frees(store: &Store, id: ContainerId, stacks: &[Vec<LayerId>]) -> Result<Space> {
-    let only = References::of(store)?.only_in(stacks.iter().map(Vec::as_slice));
-    let mut sizes = Sizes::of(store, id);
+/// Returns the space that is freed when these states of a container are removed.
+///
+/// The caller must hold a shared lock of the store.
+pub fn measure_freed(store: &Store, id: ContainerId, stacks: &[Vec<LayerId>]) -> Result<Space> {
+    let only = References::from_store(store)?.layers_only_in(stacks.iter().map(Vec::as_slice));
+    let mut sizes = Sizes::read(store, id);
     let mut space = Space::default();
     for layer in only {
         space += sizes.measured(layer)?.1.into();
     }
-    sizes.keep();
+    sizes.save();
     Ok(space)
 }
 
-fn refused(
+/// Returns the reason not to remove a snapshot, if there is one.
+fn check_removable(
     container: &Container<'_>,
     snapshot: &SnapshotRef,
     stack: &[LayerId],
@@ -142,51 +148,56 @@ fn refused(
     if snapshot.protected && protected == Protected::Refuse {
         return Ok(Some(Refused {
             name: snapshot.name.clone(),
-            why: "it is protected".to_owned(),
-            hint: format!("if you mean it, first type: cowl protect {address} --off"),
+            reason: "it is protected".to_owned(),
+            hint: format!("remove the protection first: cowl protect {address} --off"),
             protected: true,
         }));
     }
-    let readers = readers::of(container.store(), stack)?;
+    let readers = readers::find_readers(container.store(), stack)?;
     if readers.is_empty() {
         return Ok(None);
     }
     let pids: Vec<_> = readers
         .iter()
         .map(|pid| match pid {
-            0 => "a process that can't be seen from here".to_owned(),
+            0 => "a process in another PID namespace".to_owned(),
             pid => format!("pid {pid}"),
         })
         .collect();
     Ok(Some(Refused {
         name: snapshot.name.clone(),
-        why: format!("it is mounted to be read ({})", pids.join(", ")),
+        reason: format!("it is mounted for reading ({})", pids.join(", ")),
         hint: format!("unmount it first: cowl umount {address}"),
         protected: false,
     }))
 }
 
-/// Takes snapshots off the container's list, and collects what nothing names any more.
+/// Removes snapshots from the container's list, and collects layers that are no longer referenced.
 pub fn remove(container: &mut Container<'_>, going: &[SnapshotRef]) -> Result<()> {
     if going.is_empty() {
         return Ok(());
     }
     let ids: HashSet<_> = going.iter().map(|snapshot| snapshot.id).collect();
     let mut making = Making::begin(container.store())?;
-    making.frees_something();
-    let next = without(container.manifest(), &ids);
+    making.request_sweep();
+    let next = manifest_without(container.manifest(), &ids);
     container.commit(next, Some(making), |_| Ok(Swap::Done))
 }
 
-/// The manifest without these snapshots: what was made from one of them counts as made from its parent.
-fn without(manifest: &ContainerManifest, going: &HashSet<SnapshotId>) -> ContainerManifest {
+/// Returns the manifest without these snapshots.
+///
+/// Their children become children of the nearest remaining ancestor.
+fn manifest_without(
+    manifest: &ContainerManifest,
+    going: &HashSet<SnapshotId>,
+) -> ContainerManifest {
     let parents: HashMap<_, _> = manifest
         .snapshots
         .iter()
         .filter_map(|snapshot| Some((snapshot.id, snapshot.parent?)))
         .collect();
-    let staying = |mut parent: Option<SnapshotId>| {
-        // As many steps as there are snapshots, and not in a circle, whatever the file says.
+    let remaining = |mut parent: Option<SnapshotId>| {
+        // The number of steps is limited, because the parents in a damaged file may form a cycle.
         for _ in 0..=manifest.snapshots.len() {
             match parent {
                 Some(id) if going.contains(&id) => parent = parents.get(&id).copied(),
@@ -196,11 +207,11 @@ fn without(manifest: &ContainerManifest, going: &HashSet<SnapshotId>) -> Contain
         None
     };
     let mut next = manifest.clone();
-    next.parent = staying(next.parent);
+    next.parent = remaining(next.parent);
     next.snapshots
         .retain(|snapshot| !going.contains(&snapshot.id));
     for snapshot in &mut next.snapshots {
-        snapshot.parent = staying(snapshot.parent);
+        snapshot.parent = remaining(snapshot.parent);
     }
     next
 }
@@ -216,7 +227,7 @@ mod tests {
     use crate::store::manifest::SnapshotKind;
     use crate::store::name::ContainerName;
 
-    /// A container with the snapshots snap0, snap1, ... in a row.
+    /// Returns a container with the snapshots snap0, snap1, ..., each the parent of the next.
     fn container(snapshots: u64) -> ContainerManifest {
         let head = LayerId::fresh();
         let name = ContainerName::parse("web").unwrap();
@@ -244,23 +255,23 @@ mod tests {
     }
 
     fn names(manifest: &ContainerManifest, words: &[&str]) -> Result<Vec<String>> {
-        let choice: Result<Vec<_>> = words.iter().map(Chosen::parse).collect();
-        let found = chosen(manifest, &choice?)?;
+        let choice: Result<Vec<_>> = words.iter().map(SnapshotChoice::parse).collect();
+        let found = select_snapshots(manifest, &choice?)?;
         Ok(found.iter().map(|s| s.name.to_string()).collect())
     }
 
     #[test]
-    fn what_was_chosen() {
+    fn ranges_and_names_select_snapshots() {
         let manifest = container(12);
-        let of = |words: &[&str]| names(&manifest, words).unwrap().join(" ");
-        assert_eq!(of(&["snap1"]), "snap1");
-        assert_eq!(of(&["snap3", "snap1", "snap3"]), "snap1 snap3");
-        assert_eq!(of(&["snap9..snap11"]), "snap9 snap10 snap11");
+        let select = |words: &[&str]| names(&manifest, words).unwrap().join(" ");
+        assert_eq!(select(&["snap1"]), "snap1");
+        assert_eq!(select(&["snap3", "snap1", "snap3"]), "snap1 snap3");
+        assert_eq!(select(&["snap9..snap11"]), "snap9 snap10 snap11");
         assert_eq!(
-            of(&["snap2..snap4", "snap3..snap5"]),
+            select(&["snap2..snap4", "snap3..snap5"]),
             "snap2 snap3 snap4 snap5"
         );
-        assert_eq!(of(&["snap2..snap2"]), "snap2");
+        assert_eq!(select(&["snap2..snap2"]), "snap2");
         let kind = |words: &[&str]| names(&manifest, words).unwrap_err().kind;
         assert_eq!(kind(&["snap"]), Kind::NotFound);
         assert_eq!(kind(&["snap1", "snap12"]), Kind::NotFound);
@@ -269,12 +280,12 @@ mod tests {
     }
 
     #[test]
-    fn children_get_the_parent_of_what_goes() {
+    fn children_get_the_parent_of_removed_snapshots() {
         let manifest = container(5);
         let ids: Vec<_> = manifest.snapshots.iter().map(|s| s.id).collect();
         let parents = |going: &[usize]| -> Vec<Option<usize>> {
             let going = going.iter().map(|at| ids[*at]).collect();
-            let next = without(&manifest, &going);
+            let next = manifest_without(&manifest, &going);
             let heads = std::iter::once(next.parent);
             let parents = next.snapshots.iter().map(|s| s.parent).chain(heads);
             let at = |id| ids.iter().position(|known| *known == id);
@@ -291,11 +302,11 @@ mod tests {
     }
 
     #[test]
-    fn a_circle_of_parents_ends() {
+    fn a_cycle_of_parents_terminates() {
         let mut manifest = container(2);
         let ids: Vec<_> = manifest.snapshots.iter().map(|s| s.id).collect();
         manifest.snapshots[0].parent = Some(ids[1]);
-        let next = without(&manifest, &ids.iter().copied().collect());
+        let next = manifest_without(&manifest, &ids.iter().copied().collect());
         assert_eq!(next.parent, None);
     }
 }

@@ -1,9 +1,9 @@
-//! Going back to a snapshot under the same name.
+//! Restores a container to a snapshot, under the same container name.
 
 use super::take::{drop_if_unnamed, write_file};
 use crate::container::Container;
 
-use crate::container::mount::Then;
+use crate::container::mount::AfterUnmount;
 use crate::container::{Swap, dead, state::RunState};
 use crate::error::{Error, Result};
 use crate::store::making::Making;
@@ -11,90 +11,90 @@ use crate::store::manifest::{LayerId, Settling, SnapshotId, SnapshotKind, Snapsh
 use crate::store::name::{ContainerName, SnapshotName};
 use crate::store::synced;
 
-/// What a restore did, or would do.
+/// The result of a restore.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restored {
-    /// The automatic snapshot that keeps what was there; `None` when nothing had been written since.
-    pub kept_as: Option<SnapshotName>,
-    /// The container was mounted, and is mounted again.
-    pub mounted_again: bool,
+    /// The automatic snapshot of the previous state; `None` if nothing had been written since the last
+    /// snapshot.
+    pub auto_snapshot: Option<SnapshotName>,
+    /// Whether the container was mounted, and was remounted.
+    pub remounted: bool,
 }
 
-/// Makes the container what it was at a snapshot. What it is now stays as an automatic snapshot.
+/// Restores the container to a snapshot.
+///
+/// An automatic snapshot retains the current state.
 pub fn restore(container: &mut Container<'_>, name: &SnapshotName) -> Result<Restored> {
-    // Everything that can be refused is, before the mount is taken down.
+    // Detect all errors that can be detected before the unmount.
     let (_, snapshot) = container.snapshot(name)?;
     container.store().open_layers(&snapshot.stack)?;
     dead::refuse_stranded(container)?;
-    let was = container.unmount(Then::MountAgain)?;
+    let was = container.unmount(AfterUnmount::MountAgain)?;
     let done = swap(container, name);
-    let mounted = again(container, was.as_ref());
-    // What became of the container comes first, what became of its mount second.
-    let kept_as = done?;
+    let mounted = remount(container, was.as_ref());
+    // An error of the restore takes precedence over one of the mount.
+    let auto_snapshot = done?;
     mounted.map_err(|error| {
-        let kept = kept_as
+        let previous = auto_snapshot
             .as_ref()
-            .map(|auto| format!("; what it was stays as {auto}"));
-        let what = format!(
-            "{} is restored{}, but it could not be mounted again",
+            .map(|auto| format!("; its previous state is {auto}"));
+        let message = format!(
+            "cannot remount {}: it is restored, but it is not mounted{}",
             container.name(),
-            kept.unwrap_or_default()
+            previous.unwrap_or_default()
         );
-        Error::failed(what)
+        Error::failed(message)
             .because(error.to_string())
             .hint(format!("cowl mount {}", container.name()))
     })?;
     Ok(Restored {
-        kept_as,
-        mounted_again: was.is_some(),
+        auto_snapshot,
+        remounted: was.is_some(),
     })
 }
 
-/// What [`restore`] would do.
+/// Returns the name of the automatic snapshot that [`restore`] would take, without changing anything.
 pub fn plan(container: &Container<'_>, name: &SnapshotName) -> Result<Option<SnapshotName>> {
     let (_, snapshot) = container.snapshot(name)?;
-    Ok(match Before::of(container, &snapshot.stack)? {
-        Before::Unnamed(_) => Some(SnapshotName::automatic(container.manifest().next_auto)),
-        Before::Named(_) | Before::Same => None,
+    Ok(match CurrentState::classify(container, &snapshot.stack)? {
+        CurrentState::Unnamed(_) => Some(SnapshotName::automatic(container.manifest().next_auto)),
+        CurrentState::Named(_) | CurrentState::Same => None,
     })
 }
 
-/// The snapshot that holds what the container was before it was last put back to something.
-pub fn before_last(container: &Container<'_>) -> Result<SnapshotName> {
+/// Returns the snapshot of the state before the last restore or undo.
+pub fn find_before_last(container: &Container<'_>) -> Result<SnapshotName> {
     let (manifest, name) = (container.manifest(), container.name());
-    let hint = format!("`cowl list {name}` shows its snapshots");
+    let hint = format!("list its snapshots: cowl list {name}");
     let Some(id) = manifest.undo else {
-        return Err(Error::failed(format!(
-            "{name} was never restored: there is nothing to undo"
-        ))
-        .hint(hint));
+        return Err(Error::failed(format!("cannot undo: {name} was never restored")).hint(hint));
     };
-    let known = manifest.snapshots.iter().find(|s| s.id == id);
-    known.map(|known| known.name.clone()).ok_or_else(|| {
+    let found = manifest.snapshots.iter().find(|s| s.id == id);
+    found.map(|found| found.name.clone()).ok_or_else(|| {
         Error::not_found(format!(
-            "the snapshot of what {name} was before its last restore was removed"
+            "cannot undo: the snapshot of {name} before its last restore was removed"
         ))
         .hint(hint)
     })
 }
 
-/// Mounts anew what was mounted, after success and failure alike.
-pub(super) fn again(container: &Container<'_>, was: Option<&RunState>) -> Result<()> {
+/// Remounts a container that was mounted before, after success as well as after a failure.
+pub(super) fn remount(container: &Container<'_>, was: Option<&RunState>) -> Result<()> {
     was.map_or(Ok(()), |was| container.mount_again(was))
 }
 
-/// What becomes of a state when its container is about to be another one.
-enum Before {
-    /// No snapshot holds it: it needs one. These are its layers.
+/// The relation of the current state to the snapshots and to the state that is about to replace it.
+enum CurrentState {
+    /// The layers of the state, which no snapshot has, so that it needs one.
     Unnamed(Vec<LayerId>),
-    /// This snapshot holds it, because nothing was written since.
+    /// The snapshot that has the state: nothing was written since.
     Named(SnapshotId),
-    /// It is the state that the container is to be.
+    /// The state is the target.
     Same,
 }
 
-impl Before {
-    fn of(container: &Container<'_>, target: &[LayerId]) -> Result<Self> {
+impl CurrentState {
+    fn classify(container: &Container<'_>, target: &[LayerId]) -> Result<Self> {
         let (store, manifest) = (container.store(), container.manifest());
         let below = manifest.below_head();
         let touched = match below.first() {
@@ -107,20 +107,23 @@ impl Before {
         if below == target {
             return Ok(Self::Same);
         }
-        Ok(match named(container, below)? {
+        Ok(match find_by_stack(container, below)? {
             Some(id) => Self::Named(id),
-            // Its snapshot was removed; nothing else holds it.
+            // Its snapshot was removed, and no other one has the state.
             None => Self::Unnamed(below.to_vec()),
         })
     }
 }
 
-/// A snapshot of just these layers; the one that the head was made from before any other.
-pub(super) fn named(container: &Container<'_>, stack: &[LayerId]) -> Result<Option<SnapshotId>> {
+/// Returns the snapshot with exactly this stack, preferably the parent of the head.
+pub(super) fn find_by_stack(
+    container: &Container<'_>,
+    stack: &[LayerId],
+) -> Result<Option<SnapshotId>> {
     let manifest = container.manifest();
-    let mut known: Vec<_> = manifest.snapshots.iter().rev().collect();
-    known.sort_by_key(|snapshot| Some(snapshot.id) != manifest.parent);
-    for snapshot in known {
+    let mut snapshots: Vec<_> = manifest.snapshots.iter().rev().collect();
+    snapshots.sort_by_key(|snapshot| Some(snapshot.id) != manifest.parent);
+    for snapshot in snapshots {
         if Some(&snapshot.layer) == stack.first()
             && container
                 .store()
@@ -139,50 +142,53 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
     let (target, snapshot) = container.snapshot(name)?;
     let mut making = Making::begin(store)?;
     let mut next = container.manifest().clone();
-    let (before, below) = (Before::of(container, &snapshot.stack)?, &snapshot.stack);
-    let mut kept = None;
-    if let Before::Unnamed(stack) = &before {
-        synced::note_unsynced(store, container.manifest().head)?;
+    let (before, below) = (
+        CurrentState::classify(container, &snapshot.stack)?,
+        &snapshot.stack,
+    );
+    let mut taken = None;
+    if let CurrentState::Unnamed(stack) = &before {
+        synced::record_unsynced(store, container.manifest().head)?;
         let auto = SnapshotName::automatic(next.next_auto);
         let new = SnapshotRef {
             comment: format!("before restore of {name}"),
             ..write_file(container, &mut making, &auto, SnapshotKind::Auto, stack)?
         };
         next.next_auto = next.next_auto.saturating_add(1);
-        kept = Some((new.id, auto));
+        taken = Some((new.id, auto));
         next.snapshots.push(new);
     }
-    next.undo = match (&before, &kept) {
-        (Before::Named(id), _) | (Before::Unnamed(_), Some((id, _))) => Some(*id),
-        // Nothing changes, so what the restore before this one changed can still be undone.
-        (Before::Same, _) | (Before::Unnamed(_), None) => next.undo.or(Some(target.id)),
+    next.undo = match (&before, &taken) {
+        (CurrentState::Named(id), _) | (CurrentState::Unnamed(_), Some((id, _))) => Some(*id),
+        // Nothing changes, so the previous restore can still be undone.
+        (CurrentState::Same, _) | (CurrentState::Unnamed(_), None) => next.undo.or(Some(target.id)),
     };
-    if !matches!(before, Before::Same) {
+    if !matches!(before, CurrentState::Same) {
         let like = below.first().unwrap_or(&next.head);
-        next.head = making.head(below, &store.paths().layer_tree(*like))?;
+        next.head = making.create_head(below, &store.paths().layer_tree(*like))?;
         next.stack = vec![next.head];
         next.stack.extend_from_slice(below);
     }
     next.parent = Some(target.id);
-    next.settling = inherited(target.settling.as_ref(), container.name(), Some(name));
-    let stays = |stack: &Vec<LayerId>| stack.contains(&container.manifest().head);
+    next.settling = inherit_settling(target.settling.as_ref(), container.name(), Some(name));
+    let keeps_head = |stack: &Vec<LayerId>| stack.contains(&container.manifest().head);
     if next.head != container.manifest().head
-        && !matches!(&before, Before::Unnamed(stack) if stays(stack))
+        && !matches!(&before, CurrentState::Unnamed(stack) if keeps_head(stack))
     {
-        // The head that was there, which holds nothing.
-        making.frees_something();
+        // The replaced head has no changes and is collected.
+        making.request_sweep();
     }
     let done = container.commit(next, Some(making), |_| Ok(Swap::Done));
-    if let Some((id, _)) = &kept {
+    if let Some((id, _)) = &taken {
         drop_if_unnamed(container, *id)?;
     }
     done?;
-    Ok(kept.map(|(_, name)| name))
+    Ok(taken.map(|(_, name)| name))
 }
 
-/// The mark of a container that comes to stand on a state with the mark `of`.
-pub(crate) fn inherited(
-    of: Option<&Settling>,
+/// Returns the marker of a container whose new state is based on a state with the marker `marker`.
+pub(crate) fn inherit_settling(
+    marker: Option<&Settling>,
     container: &ContainerName,
     snapshot: Option<&SnapshotName>,
 ) -> Option<Settling> {
@@ -190,8 +196,8 @@ pub(crate) fn inherited(
         Some(snapshot) => format!("{container}@{snapshot}"),
         None => container.to_string(),
     };
-    of.map(|mark| Settling {
+    marker.map(|marker| Settling {
         source: Some(source),
-        ..mark.clone()
+        ..marker.clone()
     })
 }

@@ -1,32 +1,39 @@
-//! Which snapshots of a list are meant, and in which order. Pure.
+//! Filters and sorts lists of snapshots.
+//!
+//! Pure.
 
 use std::cmp::Reverse;
 
+use cowl_layers::shown::Show as _;
 use globset::{GlobBuilder, GlobMatcher};
 use jiff::Timestamp;
 
-use super::list::Entry;
+use super::list::SnapshotEntry;
 use crate::error::{Error, Result};
 use crate::store::manifest::SnapshotKind;
 
-/// What a snapshot must be to be listed; what is left empty asks for nothing.
+/// The conditions on listed snapshots.
+///
+/// An empty field imposes none.
 #[derive(Debug, Default)]
 pub struct Filter {
-    /// Taken at this moment or later.
+    /// The earliest creation time.
     pub since: Option<Timestamp>,
-    /// Taken before this moment.
+    /// The end of the creation times, exclusive.
     pub until: Option<Timestamp>,
-    /// Has all of these tags: a key, and the value where one is asked for.
+    /// The required tags: keys, each with a value if one is required.
     pub tags: Vec<(String, Option<String>)>,
-    /// Its name, or its remark, fits.
+    /// The pattern that the name or the comment must match.
     pub pattern: Option<Pattern>,
-    /// Made by one of these.
+    /// The accepted kinds.
     pub kinds: Vec<SnapshotKind>,
 }
 
 impl Filter {
-    /// Whether the filter lets it through. One whose time can't be read has no time.
-    pub fn takes(&self, entry: &Entry) -> bool {
+    /// Returns whether a snapshot meets all conditions.
+    ///
+    /// An invalid time meets no condition on the time.
+    pub fn matches(&self, entry: &SnapshotEntry) -> bool {
         let snapshot = &entry.snapshot;
         let time = || snapshot.created.parse::<Timestamp>();
         let late = self
@@ -39,76 +46,78 @@ impl Filter {
             let found = snapshot.tags.get(key);
             found.is_some_and(|value| wanted.as_ref().is_none_or(|wanted| wanted == value))
         });
-        let fits = self.pattern.as_ref().is_none_or(|pattern| {
-            pattern.fits(snapshot.name.as_str()) || pattern.fits(&snapshot.comment)
+        let named = self.pattern.as_ref().is_none_or(|pattern| {
+            pattern.matches(snapshot.name.as_str()) || pattern.matches(&snapshot.comment)
         });
         let kind = self.kinds.is_empty() || self.kinds.contains(&snapshot.kind);
-        late && early && tagged && fits && kind
+        late && early && tagged && named && kind
     }
 }
 
-/// What a text must look like: a shell's pattern, or a part of it, in whatever case.
+/// A case-insensitive pattern for text.
 #[derive(Debug)]
 pub enum Pattern {
-    /// The text has this part.
-    Part(String),
-    /// The whole text is like this.
+    /// The text contains this string, which is in lower case.
+    Substring(String),
+    /// The whole text matches this shell pattern.
     Glob(GlobMatcher),
 }
 
 impl Pattern {
-    /// A pattern of a shell when it has one of `*?[`, else a part.
+    /// Parses a shell pattern if `text` contains one of `*?[`, and otherwise a substring.
     pub fn parse(text: &str) -> Result<Self> {
         if !text.contains(['*', '?', '[']) {
-            return Ok(Self::Part(text.to_lowercase()));
+            return Ok(Self::Substring(text.to_lowercase()));
         }
         let glob = GlobBuilder::new(text).case_insensitive(true).build();
         glob.map(|glob| Self::Glob(glob.compile_matcher()))
             .map_err(|error| {
-                Error::usage(format!("\"{text}\" is no pattern"))
+                Error::usage(format!("invalid pattern \"{}\"", text.shown()))
                     .because(error)
-                    .hint("a pattern is as in a shell: * ? [abc]")
+                    .hint("use the shell's pattern syntax: * ? [abc]")
             })
     }
 
-    /// Whether the text is like this.
-    pub fn fits(&self, text: &str) -> bool {
+    /// Returns whether the text matches.
+    pub fn matches(&self, text: &str) -> bool {
         match self {
-            Self::Part(part) => text.to_lowercase().contains(part),
+            Self::Substring(part) => text.to_lowercase().contains(part),
             Self::Glob(glob) => glob.is_match(text),
         }
     }
 }
 
-/// By what a list is sorted.
+/// The sort order of a list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
-    /// As they were taken, whatever the clock said.
+    /// The order of creation, independent of the clock.
     #[default]
     Taken,
-    /// By the clock.
+    /// By creation time.
     Time,
     /// By name; numbers in names by their value.
     Name,
-    /// The largest first.
+    /// By size, the largest first.
     Size,
-    /// By remark.
+    /// By comment.
     Comment,
 }
 
-/// Sorts a list; what is equal stays as it was.
-pub fn sort(entries: &mut [Entry], order: Order) {
+/// Sorts a list.
+///
+/// The sort is stable.
+pub fn sort(entries: &mut [SnapshotEntry], order: Order) {
     match order {
         Order::Taken => {}
         Order::Time => entries.sort_by_key(|e| e.snapshot.created.parse::<Timestamp>().ok()),
-        Order::Name => entries.sort_by_cached_key(|e| natural(e.snapshot.name.as_str())),
+        Order::Name => entries.sort_by_cached_key(|e| natural_key(e.snapshot.name.as_str())),
         Order::Size => entries.sort_by_key(|e| Reverse(e.bytes)),
         Order::Comment => entries.sort_by(|a, b| a.snapshot.comment.cmp(&b.snapshot.comment)),
     }
 }
 
-/// A name cut into text and numbers, so that snap10 comes after snap9.
-pub fn natural(name: &str) -> Vec<(String, u128)> {
+/// Returns the sort key of a name: pairs of text and number, so that snap10 follows snap9.
+pub fn natural_key(name: &str) -> Vec<(String, u128)> {
     let mut parts: Vec<(String, u128)> = Vec::new();
     let mut rest = name;
     while !rest.is_empty() {
@@ -120,7 +129,7 @@ pub fn natural(name: &str) -> Vec<(String, u128)> {
             .find(|c: char| !c.is_ascii_digit())
             .unwrap_or(after.len());
         let (number, tail) = after.split_at(digits);
-        // At most 64 digits: what no number holds is as large as can be.
+        // Numbers that overflow sort last; a name has at most 64 digits.
         parts.push((before.to_owned(), number.parse().unwrap_or(u128::MAX)));
         rest = tail;
     }
@@ -135,9 +144,9 @@ mod tests {
     use crate::store::manifest::{Durability, LayerId, SnapshotId, SnapshotRef};
     use crate::store::name::SnapshotName;
 
-    fn entry(name: &str, created: &str, comment: &str, tags: &[(&str, &str)]) -> Entry {
+    fn entry(name: &str, created: &str, comment: &str, tags: &[(&str, &str)]) -> SnapshotEntry {
         let tags = tags.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-        Entry {
+        SnapshotEntry {
             snapshot: SnapshotRef {
                 id: SnapshotId::fresh(),
                 name: SnapshotName::parse(name).unwrap(),
@@ -158,15 +167,15 @@ mod tests {
     }
 
     #[test]
-    fn filters() {
+    fn filters_match() {
         let one = entry(
             "snap0",
             "2026-01-02T03:04:05Z",
             "Before the upgrade",
             &[("env", "prod")],
         );
-        let takes = |filter: Filter| filter.takes(&one);
-        assert!(takes(Filter::default()));
+        let matches = |filter: Filter| filter.matches(&one);
+        assert!(matches(Filter::default()));
         let time = |text: &str| Some(text.parse().unwrap());
         for (since, until, expected) in [
             (time("2026-01-02T03:04:05Z"), None, true),
@@ -179,7 +188,7 @@ mod tests {
                 until,
                 ..Filter::default()
             };
-            assert_eq!(takes(filter), expected);
+            assert_eq!(matches(filter), expected);
         }
         for (key, value, expected) in [
             ("env", None, true),
@@ -189,7 +198,7 @@ mod tests {
         ] {
             let tags = vec![(key.to_owned(), value.map(str::to_owned))];
             assert_eq!(
-                takes(Filter {
+                matches(Filter {
                     tags,
                     ..Filter::default()
                 }),
@@ -208,7 +217,7 @@ mod tests {
         ] {
             let pattern = Some(Pattern::parse(text).unwrap());
             assert_eq!(
-                takes(Filter {
+                matches(Filter {
                     pattern,
                     ..Filter::default()
                 }),
@@ -218,14 +227,14 @@ mod tests {
         }
         assert!(Pattern::parse("[").is_err());
         let kinds = vec![SnapshotKind::Auto, SnapshotKind::Scheduled];
-        assert!(!takes(Filter {
+        assert!(!matches(Filter {
             kinds,
             ..Filter::default()
         }));
     }
 
     #[test]
-    fn a_time_that_can_not_be_read_is_none() {
+    fn an_invalid_time_matches_no_time_filter() {
         let odd = entry("a", "yesterday", "", &[]);
         let since = Some("2000-01-01T00:00:00Z".parse().unwrap());
         assert!(
@@ -233,12 +242,12 @@ mod tests {
                 since,
                 ..Filter::default()
             }
-            .takes(&odd)
+            .matches(&odd)
         );
     }
 
     #[test]
-    fn orders() {
+    fn sort_orders() {
         let list = || {
             vec![
                 entry("snap10", "2026-01-01T00:00:00Z", "b", &[]),

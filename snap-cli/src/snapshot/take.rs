@@ -1,4 +1,4 @@
-//! Taking a snapshot.
+//! Takes a snapshot.
 
 use std::collections::BTreeMap;
 
@@ -16,32 +16,32 @@ use crate::store::manifest::{
 use crate::store::name::SnapshotName;
 use crate::store::record::Record;
 
-/// What somebody says about a snapshot that is to be taken.
+/// The properties of a snapshot that is to be taken.
 #[derive(Clone, Debug, Default)]
-pub struct Wish {
-    /// Its name; `None`: the next number.
+pub struct SnapshotRequest {
+    /// The name; `None` for the next number.
     pub name: Option<SnapshotName>,
-    /// A remark.
+    /// The comment.
     pub comment: String,
-    /// What it is sorted by.
+    /// The tags.
     pub tags: BTreeMap<String, String>,
-    /// It is not to be removed before somebody says otherwise.
+    /// Whether the snapshot is protected from removal.
     pub protected: bool,
-    /// A timer or a hook makes it, and pruning may take it away again.
+    /// Whether a timer or a hook takes the snapshot, so that pruning may remove it.
     pub scheduled: bool,
 }
 
-/// Takes a snapshot of what the container is now, and answers with its name.
-pub fn take(container: &mut Container<'_>, wish: &Wish) -> Result<SnapshotName> {
+/// Takes a snapshot of the current state of the container, and returns its name.
+pub fn take(container: &mut Container<'_>, request: &SnapshotRequest) -> Result<SnapshotName> {
     let store = container.store();
     let mut next = container.manifest().clone();
-    let name = match &wish.name {
+    let name = match &request.name {
         Some(name) => {
             check_free(container, name)?;
             name.clone()
         }
         None => {
-            next.next_snap = next.next_snap.max(after_lxc(&next)?);
+            next.next_snap = next.next_snap.max(next_after_lxc(&next)?);
             let name = SnapshotName::counted(next.next_snap);
             next.next_snap = next.next_snap.saturating_add(1);
             name
@@ -49,14 +49,14 @@ pub fn take(container: &mut Container<'_>, wish: &Wish) -> Result<SnapshotName> 
     };
     let mut making = Making::begin(store)?;
     let frozen = freeze::plan(container, &mut making)?;
-    let kind = match wish.scheduled {
+    let kind = match request.scheduled {
         true => SnapshotKind::Scheduled,
         false => SnapshotKind::Manual,
     };
     let new = SnapshotRef {
-        comment: wish.comment.clone(),
-        tags: wish.tags.clone(),
-        protected: wish.protected,
+        comment: request.comment.clone(),
+        tags: request.tags.clone(),
+        protected: request.protected,
         ..write_file(container, &mut making, &name, kind, &frozen.state)?
     };
     let id = new.id;
@@ -69,29 +69,29 @@ pub fn take(container: &mut Container<'_>, wish: &Wish) -> Result<SnapshotName> 
     done.map(|()| name)
 }
 
-/// The number after those of the snapshots that LXC's own tools made of the same container: each name is
-/// to mean one.
-fn after_lxc(manifest: &ContainerManifest) -> Result<u64> {
+/// Returns the number that follows those of LXC's own snapshots of the same container, so that a name is unique
+/// among both.
+fn next_after_lxc(manifest: &ContainerManifest) -> Result<u64> {
     let Some(lxc) = &manifest.lxc else {
         return Ok(0);
     };
-    let container = binding::of(lxc);
-    snapshots::next_number(&snapshots::folder(&container)?)
+    let container = binding::from_link(lxc);
+    snapshots::next_number(&snapshots::snapshots_dir(&container)?)
 }
 
-/// Whether people may give a snapshot of the container this name.
+/// Fails if a user cannot give a snapshot of the container this name.
 pub(super) fn check_free(container: &Container<'_>, name: &SnapshotName) -> Result<()> {
     if name.is_reserved() {
         return Err(
-            Error::usage(format!("{name} is a name that the counter gives")).hint(
-                "leave --name out to get the next number, or choose a name that is not \
-                 snap<number> or auto<number>",
+            Error::usage(format!("{name} is reserved for automatic numbering")).hint(
+                "omit --name to get the next number, or choose a name other than snap<number> \
+                 and auto<number>",
             ),
         );
     }
     if container.manifest().snapshot(name).is_some() {
         return Err(Error::failed(format!(
-            "a snapshot named {name} exists already in {}",
+            "snapshot {}@{name} already exists",
             container.name()
         ))
         .hint("choose another name"));
@@ -99,8 +99,9 @@ pub(super) fn check_free(container: &Container<'_>, name: &SnapshotName) -> Resu
     Ok(())
 }
 
-/// Writes a snapshot's file, and gives what is to name it: it does not count before the container's
-/// manifest does.
+/// Writes a snapshot's file, and returns the entry for the container's manifest.
+///
+/// The snapshot exists only once the manifest lists it.
 pub(super) fn write_file(
     container: &Container<'_>,
     making: &mut Making<'_>,
@@ -111,18 +112,18 @@ pub(super) fn write_file(
     let (store, id) = (container.store(), SnapshotId::fresh());
     let manifest = container.manifest();
     let Some(layer) = stack.first() else {
-        return Err(Error::damaged("a state without any layer"));
+        return Err(Error::damaged("a state has no layer"));
     };
     let body = SnapshotManifest {
         stack: stack.to_vec(),
         settings: manifest.settings.clone(),
-        config: crate::container::lxc::config_copy(container),
+        config: crate::container::lxc::read_config_copy(container),
         extra: Map::new(),
     };
     let path = store.paths().snapshot_file(container.id(), id);
     disk::write_new(&path, &Record::first(body))?;
-    making.will_sync(path);
-    making.will_sync(store.paths().snapshots_dir(container.id()));
+    making.add_unsynced(path);
+    making.add_unsynced(store.paths().snapshots_dir(container.id()));
     Ok(SnapshotRef {
         id,
         name: name.clone(),
@@ -133,18 +134,18 @@ pub(super) fn write_file(
         comment: String::new(),
         tags: BTreeMap::new(),
         protected: false,
-        settling: durability::settling_of(container, stack)?,
+        settling: durability::settling_for(container, stack)?,
         extra: Map::new(),
     })
 }
 
-/// Removes the file of a snapshot that was not taken after all.
+/// Removes the file of a snapshot that the container's manifest does not list because the commit failed.
 pub(super) fn drop_if_unnamed(container: &Container<'_>, id: SnapshotId) -> Result<()> {
     let store = container.store();
-    let named = container.manifest().snapshots.iter().any(|s| s.id == id);
-    // What waits in `container.json.next` may still come into force.
-    if named || disk::is_there(&store.paths().pending_file(container.id()))? {
+    let is_listed = container.manifest().snapshots.iter().any(|s| s.id == id);
+    // A pending manifest, `container.json.next`, may still be committed.
+    if is_listed || disk::exists(&store.paths().pending_file(container.id()))? {
         return Ok(());
     }
-    disk::remove_if_there(&store.paths().snapshot_file(container.id(), id))
+    disk::remove_if_exists(&store.paths().snapshot_file(container.id(), id))
 }

@@ -1,63 +1,73 @@
-//! Which snapshot was made from which, as lines to print. Pure.
+//! Draws the tree of snapshots as lines of text.
 //!
-//! A line of descent stays in its column, however long it is; only where several were made from one
-//! snapshot do the side lines step in.
+//! Pure.
+//!
+//! A chain of descendants stays in one column, whatever its length. Only where a snapshot has several children,
+//! the side branches are indented.
 
 use std::collections::HashMap;
 
 use crate::store::manifest::SnapshotId;
 
-/// A line of the tree: what stands before the name, and what the line is about.
+/// A line of the tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
-    /// Bars and corners.
+pub struct TreeLine {
+    /// The branch characters before the name.
     pub prefix: String,
-    /// The snapshot; `None` is what the container is now.
+    /// The snapshot; `None` for the current state.
     pub id: Option<SnapshotId>,
 }
 
-/// The tree of snapshots, each with its parent, in the order in which they were taken; `now` is the parent
-/// of what the container is now. A parent that is not in the list (it was removed) counts as none.
-pub fn tree(snapshots: &[(SnapshotId, Option<SnapshotId>)], now: Option<SnapshotId>) -> Vec<Line> {
-    let known: HashMap<_, _> = snapshots.iter().copied().collect();
-    let in_list = |id: Option<SnapshotId>| id.filter(|id| known.contains_key(id));
+/// Returns the lines of the tree of snapshots.
+///
+/// The snapshots come with their parents and in the order of creation; `now` is the parent of the current
+/// state. A parent that is not in the list, because it was removed, counts as none.
+pub fn draw_tree(
+    snapshots: &[(SnapshotId, Option<SnapshotId>)],
+    now: Option<SnapshotId>,
+) -> Vec<TreeLine> {
+    let parents: HashMap<_, _> = snapshots.iter().copied().collect();
+    let in_list = |id: Option<SnapshotId>| id.filter(|id| parents.contains_key(id));
     let mut children: HashMap<Option<SnapshotId>, Vec<Option<SnapshotId>>> = HashMap::new();
     for (id, parent) in snapshots {
-        // One that names itself would be its own child for ever.
+        // A snapshot that is its own parent would be its own descendant forever.
         let parent = in_list(*parent).filter(|parent| parent != id);
         children.entry(parent).or_default().push(Some(*id));
     }
     children.entry(in_list(now)).or_default().push(None);
-    // The main line is the one that leads to now, with all its ancestors.
+    // The main branch consists of the ancestors of the current state.
     let mut main = std::collections::HashSet::new();
     let mut at = in_list(now);
     while let Some(id) = at.filter(|id| main.insert(*id)) {
-        at = in_list(known.get(&id).copied().flatten());
+        at = in_list(parents.get(&id).copied().flatten());
     }
     let mut lines = Vec::new();
-    // Not recursive: a line of descent may have thousands of members.
-    let mut todo = vec![Step::Children(None, String::new())];
+    // This uses an explicit stack, because recursion over thousands of descendants would overflow the call
+    // stack.
+    let mut todo = vec![DrawStep::Children(None, String::new())];
     while let Some(step) = todo.pop() {
         match step {
-            Step::Children(parent, column) => {
-                let mut born = children.remove(&parent).unwrap_or_default();
-                // The last one goes on in the column; now, or what leads there, before any other.
-                let on = born
+            DrawStep::Children(parent, column) => {
+                let mut siblings = children.remove(&parent).unwrap_or_default();
+                // The last child continues the column: the current state or its ancestor if there is one.
+                let main_child = siblings
                     .iter()
                     .position(|id| id.is_none_or(|id| main.contains(&id)));
-                let last = on.map(|at| born.remove(at)).or_else(|| born.pop());
+                let last = main_child
+                    .map(|at| siblings.remove(at))
+                    .or_else(|| siblings.pop());
                 if let Some(last) = last {
-                    todo.push(Step::Line(last, column.clone(), column.clone()));
+                    todo.push(DrawStep::Line(last, column.clone(), column.clone()));
                 }
-                for id in born.into_iter().rev() {
+                for id in siblings.into_iter().rev() {
                     let (first, inner) = (format!("{column}├─ "), format!("{column}│  "));
-                    todo.push(Step::Line(id, first, inner));
+                    todo.push(DrawStep::Line(id, first, inner));
                 }
             }
-            Step::Line(id, prefix, column) => {
-                lines.push(Line { prefix, id });
+            DrawStep::Line(id, prefix, column) => {
+                lines.push(TreeLine { prefix, id });
                 if id.is_some() {
-                    todo.push(Step::Children(id, column));
+                    todo.push(DrawStep::Children(id, column));
                 }
             }
         }
@@ -65,10 +75,10 @@ pub fn tree(snapshots: &[(SnapshotId, Option<SnapshotId>)], now: Option<Snapshot
     lines
 }
 
-enum Step {
-    /// What was made from this one, in this column.
+enum DrawStep {
+    /// Draw the children of a snapshot in this column.
     Children(Option<SnapshotId>, String),
-    /// One line, and the column of what was made from it.
+    /// Draw one line; the second string is the column of its children.
     Line(Option<SnapshotId>, String, String),
 }
 
@@ -76,22 +86,22 @@ enum Step {
 mod tests {
     use super::*;
 
-    fn drawn(parents: &[Option<usize>], now: Option<usize>) -> Vec<String> {
+    fn draw(parents: &[Option<usize>], now: Option<usize>) -> Vec<String> {
         let ids: Vec<_> = parents.iter().map(|_| SnapshotId::fresh()).collect();
         let list: Vec<_> = ids
             .iter()
             .zip(parents)
             .map(|(id, parent)| (*id, parent.map(|at| ids[at])))
             .collect();
-        let name = |line: &Line| match line.id {
+        let name = |line: &TreeLine| match line.id {
             Some(id) => ids
                 .iter()
-                .position(|known| *known == id)
+                .position(|other| *other == id)
                 .unwrap()
                 .to_string(),
             None => "now".to_owned(),
         };
-        let lines = tree(&list, now.map(|at| ids[at]));
+        let lines = draw_tree(&list, now.map(|at| ids[at]));
         assert_eq!(lines.len(), parents.len() + 1, "each once");
         lines
             .iter()
@@ -100,36 +110,36 @@ mod tests {
     }
 
     #[test]
-    fn trees() {
-        assert_eq!(drawn(&[], None), ["now"]);
+    fn branches_are_drawn_as_columns() {
+        assert_eq!(draw(&[], None), ["now"]);
         assert_eq!(
-            drawn(&[None, Some(0), Some(1)], Some(2)),
+            draw(&[None, Some(0), Some(1)], Some(2)),
             ["0", "1", "2", "now"]
         );
         // 2 and 3 were made after a restore of 0.
         assert_eq!(
-            drawn(&[None, Some(0), Some(0), Some(2)], Some(3)),
+            draw(&[None, Some(0), Some(0), Some(2)], Some(3)),
             ["0", "├─ 1", "2", "3", "now"]
         );
         assert_eq!(
-            drawn(
+            draw(
                 &[None, Some(0), Some(1), Some(0), Some(3), Some(3)],
                 Some(0)
             ),
             ["0", "├─ 1", "│  2", "├─ 3", "│  ├─ 4", "│  5", "now"]
         );
-        // Two beginnings: the parent of one was removed.
-        assert_eq!(drawn(&[None, None], Some(1)), ["├─ 0", "1", "now"]);
-        // What is now was made from nothing that is there any more.
-        assert_eq!(drawn(&[None, Some(0)], None), ["├─ 0", "│  1", "now"]);
+        // There are two roots, because the parent of one was removed.
+        assert_eq!(draw(&[None, None], Some(1)), ["├─ 0", "1", "now"]);
+        // The parent of the current state was removed.
+        assert_eq!(draw(&[None, Some(0)], None), ["├─ 0", "│  1", "now"]);
     }
 
     #[test]
-    fn a_long_line_stays_narrow_and_a_ring_ends() {
+    fn a_long_chain_stays_in_one_column_and_a_cycle_terminates() {
         let parents: Vec<_> = (0..20_000usize).map(|at| at.checked_sub(1)).collect();
-        let lines = drawn(&parents, Some(19_999));
+        let lines = draw(&parents, Some(19_999));
         assert!(lines.iter().all(|line| line.len() <= 5));
         let one = SnapshotId::fresh();
-        assert_eq!(tree(&[(one, Some(one))], Some(one)).len(), 2);
+        assert_eq!(draw_tree(&[(one, Some(one))], Some(one)).len(), 2);
     }
 }

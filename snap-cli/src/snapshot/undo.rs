@@ -1,8 +1,8 @@
-//! Taking back what changed since a snapshot: all of it, or what lies at some paths.
+//! Reverts changes since a snapshot: all of them, or those at some paths.
 //!
-//! What the container is now is kept by a snapshot first. Where the container is not mounted, what is put
-//! back goes into a new head, and one commit puts both in force. Where it is mounted, it is put back through
-//! the mount, path by path, and programs inside see it.
+//! A snapshot of the current state is taken first. If the container is not mounted, the old content is written
+//! to a new head, and one commit activates the snapshot and the head. If it is mounted, the content is written
+//! through the mount, path by path, and processes inside see each change.
 
 use std::os::unix::ffi::OsStrExt;
 
@@ -12,13 +12,13 @@ use cowl_layers::view::View;
 use cowl_overlay::{Overlay, OverlayOptions};
 
 use super::freeze::{self, Frozen};
-use super::paths::{Only, check};
-use super::restore::named;
+use super::paths::{AllowedPaths, check_paths};
+use super::restore::find_by_stack;
 use super::take::{drop_if_unnamed, write_file};
 use crate::container::Container;
 use crate::container::Swap;
 use crate::container::state::{Mounted, RunState};
-use crate::delta::put_back::{Plan, Scope, Step};
+use crate::delta::revert::{RevertPlan, RevertStep, Scope};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
 use crate::shell::quoted;
@@ -26,38 +26,41 @@ use crate::store::making::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, SnapshotId, SnapshotKind, SnapshotRef};
 use crate::store::name::SnapshotName;
 use crate::tree::error::OnProgress;
-use crate::tree::target::{InDirectory, InProcess};
+use crate::tree::writable::{DirTree, OverlayTree};
 use cowl_layers::shown::Show as _;
 
-/// What is to be taken back.
+/// The changes to revert.
 #[derive(Debug)]
-pub struct Wish {
-    /// Since when; `None`: since what the container was made from.
+pub struct UndoRequest {
+    /// The snapshot to compare with; `None` for the container's parent state.
     pub since: Option<SnapshotName>,
-    /// Which paths.
+    /// The paths to revert.
     pub scope: Scope,
-    /// Which of them may be named.
-    pub only: Only,
+    /// The paths that the scope may contain.
+    pub allowed: AllowedPaths,
 }
 
-/// What was done, or would be.
+/// The result of an undo, or of its plan.
 #[derive(Debug, Default)]
 pub struct Undone {
-    /// Path by path.
-    pub steps: Vec<Step>,
-    /// The automatic snapshot that keeps what was there; `None` where another one does, or nothing was
-    /// done.
-    pub kept_as: Option<SnapshotName>,
+    /// The changes, path by path.
+    pub steps: Vec<RevertStep>,
+    /// The automatic snapshot of the previous state; `None` if another snapshot has that state, or if nothing
+    /// changed.
+    pub auto_snapshot: Option<SnapshotName>,
 }
 
-/// The state to go back to: its layers, and the snapshot.
-fn target(container: &Container<'_>, wish: &Wish) -> Result<(Vec<LayerId>, Option<SnapshotId>)> {
+/// Returns the layers of the state to return to, and its snapshot.
+fn find_target(
+    container: &Container<'_>,
+    request: &UndoRequest,
+) -> Result<(Vec<LayerId>, Option<SnapshotId>)> {
     let manifest = container.manifest();
-    if let Some(name) = &wish.since {
+    if let Some(name) = &request.since {
         let (found, snapshot) = container.snapshot(name)?;
         return Ok((snapshot.stack, Some(found.id)));
     }
-    let state = super::State {
+    let state = super::ResolvedState {
         container: container.id(),
         manifest: manifest.clone(),
         snapshot: None,
@@ -69,69 +72,73 @@ fn target(container: &Container<'_>, wish: &Wish) -> Result<(Vec<LayerId>, Optio
     Ok((state.parent_stack(container.store())?, parent))
 }
 
-/// What [`undo`] would do.
-pub fn plan(container: &Container<'_>, wish: &Wish) -> Result<Undone> {
+/// Returns what [`undo`] would do, without changing anything.
+pub fn plan(container: &Container<'_>, request: &UndoRequest) -> Result<Undone> {
     let store = container.store();
-    let _reading = store.share()?;
-    let (stack, _) = target(container, wish)?;
+    let _reading = store.lock_shared()?;
+    let (stack, _) = find_target(container, request)?;
     Ok(Undone {
-        steps: look(container, &store.view(&stack)?, wish)?.steps,
-        kept_as: None,
+        steps: compare(container, &store.view(&stack)?, request)?.steps,
+        auto_snapshot: None,
     })
 }
 
-fn look(container: &Container<'_>, old: &View, wish: &Wish) -> Result<Plan> {
+/// Compares the current state with `old`, and returns the steps that revert it.
+fn compare(container: &Container<'_>, old: &View, request: &UndoRequest) -> Result<RevertPlan> {
     if let Mounted::Alive(run) = container.mounted()? {
-        refuse_inner_mounts(container, &run, &wish.scope)?;
+        refuse_inner_mounts(container, &run, &request.scope)?;
         run.flush(container.store(), container.id())?;
     }
     let now = container.store().view(&container.manifest().stack)?;
-    check(&wish.scope, old, &now, wish.only)?;
-    Ok(Plan::new(old, &now, &wish.scope)?)
+    check_paths(&request.scope, old, &now, request.allowed)?;
+    Ok(RevertPlan::new(old, &now, &request.scope)?)
 }
 
-/// What is mounted in the scope is no part of the container, and must not be removed with it.
+/// Fails if another file system is mounted in the scope: its content is not part of the container and must not
+/// be removed.
 fn refuse_inner_mounts(container: &Container<'_>, run: &RunState, scope: &Scope) -> Result<()> {
     let mounts = mountinfo::read()?;
     for mount in mountinfo::below(&mounts, &run.mountpoint) {
         let Ok(inside) = mount.at.strip_prefix(&run.mountpoint) else {
             continue;
         };
-        if scope.touches(inside.as_os_str().as_bytes()) {
+        if scope.overlaps(inside.as_os_str().as_bytes()) {
             return Err(Error::busy(format!(
-                "something else is mounted in {}, at {}",
+                "cannot undo changes in {}: a file system is mounted at {}",
                 container.name(),
                 mount.at.shown()
             ))
             .hint(format!(
                 "unmount it first (umount {}), then type: {}",
                 quoted(&mount.at),
-                container.store().session().who
+                container.store().session().command
             )));
         }
     }
     Ok(())
 }
 
-/// Takes back what changed. Does nothing where nothing did.
+/// Reverts the changes.
+///
+/// Does nothing if there are none.
 pub fn undo(
     container: &mut Container<'_>,
-    wish: &Wish,
+    request: &UndoRequest,
     progress: OnProgress<'_>,
 ) -> Result<Undone> {
     let store = container.store();
     let mut making = Making::begin(store)?;
-    let (stack, snapshot) = target(container, wish)?;
+    let (stack, snapshot) = find_target(container, request)?;
     let old = store.view(&stack)?;
-    let planned = look(container, &old, wish)?;
+    let planned = compare(container, &old, request)?;
     if planned.is_empty() {
-        making.done()?;
+        making.finish()?;
         return Ok(Undone::default());
     }
     let frozen = freeze::plan(container, &mut making)?;
     let mut next = container.manifest().clone();
-    let kept = keep(container, &mut making, &mut next, &frozen)?;
-    if wish.scope.is_all() && snapshot.is_some() {
+    let auto = retain_current(container, &mut making, &mut next, &frozen)?;
+    if request.scope.is_all() && snapshot.is_some() {
         next.parent = snapshot;
     }
     let done = match container.mounted()? {
@@ -139,38 +146,38 @@ pub fn undo(
             next.head = frozen.head;
             next.stack.clone_from(&frozen.stack);
             freeze::commit(container, next, Some(making))
-                .and_then(|()| live(container, &old, &frozen, &run, wish, progress))
-                .map_err(|error| unfinished(container, error))
+                .and_then(|()| undo_mounted(container, &old, &frozen, &run, request, progress))
+                .map_err(|error| hint_partial(container, error))
         }
         Mounted::No | Mounted::Dead(_) => {
-            apart(container, making, next, &frozen, &old, &planned, progress)
+            undo_unmounted(container, making, next, &frozen, &old, &planned, progress)
         }
     };
-    if let Some((id, _)) = &kept {
+    if let Some((id, _)) = &auto {
         drop_if_unnamed(container, *id)?;
     }
     done?;
     Ok(Undone {
         steps: planned.steps,
-        kept_as: kept.map(|(_, name)| name),
+        auto_snapshot: auto.map(|(_, name)| name),
     })
 }
 
-/// Sees to it that a snapshot holds what the container is now, and notes it as what an undo gives.
-fn keep(
+/// Ensures that a snapshot retains the current state, and records it as the state to return to.
+fn retain_current(
     container: &Container<'_>,
     making: &mut Making<'_>,
     next: &mut ContainerManifest,
     frozen: &Frozen,
 ) -> Result<Option<(SnapshotId, SnapshotName)>> {
-    if let Some(id) = named(container, &frozen.state)? {
+    if let Some(id) = find_by_stack(container, &frozen.state)? {
         next.undo = Some(id);
         return Ok(None);
     }
     let auto = SnapshotName::automatic(next.next_auto);
     next.next_auto = next.next_auto.saturating_add(1);
     let new = SnapshotRef {
-        comment: "before changes were taken back".to_owned(),
+        comment: "before undo".to_owned(),
         ..write_file(container, making, &auto, SnapshotKind::Auto, &frozen.state)?
     };
     let id = new.id;
@@ -179,47 +186,48 @@ fn keep(
     Ok(Some((id, auto)))
 }
 
-/// Into a new head that nobody has seen yet.
-fn apart(
+/// Reverts the changes in a new head that is not in use yet.
+fn undo_unmounted(
     container: &mut Container<'_>,
     mut making: Making<'_>,
     mut next: ContainerManifest,
     frozen: &Frozen,
     old: &View,
-    plan: &Plan,
+    plan: &RevertPlan,
     progress: OnProgress<'_>,
 ) -> Result<()> {
     let store = container.store();
     let mut head = frozen.head;
     if head == container.manifest().head {
-        // Shared with the state because nothing was written to it; what is in force stays as it is.
+        // The head has no changes, so it stays on top of the frozen state. It must not change before the
+        // commit.
         let top = frozen.state.first().unwrap_or(&head);
-        head = making.head(&frozen.state, &store.paths().layer_tree(*top))?;
-        making.frees_something();
+        head = making.create_head(&frozen.state, &store.paths().layer_tree(*top))?;
+        making.request_sweep();
     }
     let tree = store.paths().layer_tree(head);
-    let open = || -> Result<InProcess> {
+    let open = || -> Result<OverlayTree> {
         let upper = Upper::open(&tree, &store.paths().layer_work(head), store.space())?;
         let lowers = store.open_layers(&frozen.state)?;
-        // How many names of a lower file show is of no use here, and costs a walk to each of them.
+        // Exact link counts are not needed here, and would cost a walk over all names of a lower file.
         let options = OverlayOptions {
             static_nlink: true,
             ..OverlayOptions::default()
         };
         let overlay = Overlay::new(Some(upper), lowers, options)
             .map_err(|error| Error::failed("cannot open the layers").because(error))?;
-        Ok(InProcess::new(overlay))
+        Ok(OverlayTree::new(overlay))
     };
     let mut stack = vec![head];
     stack.extend_from_slice(&frozen.state);
-    let renamed = plan.rename_back(&open()?)?;
+    let renamed = plan.revert_renames(&open()?)?;
     match renamed {
         true => {
             let scope = plan.scope();
-            let rest = Plan::new(old, &store.view(&stack)?, scope)?;
-            rest.carry_out(old, &open()?, progress)?;
+            let rest = RevertPlan::new(old, &store.view(&stack)?, scope)?;
+            rest.execute(old, &open()?, progress)?;
         }
-        false => plan.carry_out(old, &open()?, progress)?,
+        false => plan.execute(old, &open()?, progress)?,
     }
     making.sync_content()?;
     next.head = head;
@@ -227,33 +235,39 @@ fn apart(
     container.commit(next, Some(making), |_| Ok(Swap::Done))
 }
 
-/// Through the mount.
-fn live(
+/// Reverts the changes through the mount.
+fn undo_mounted(
     container: &mut Container<'_>,
     old: &View,
     frozen: &Frozen,
     run: &RunState,
-    wish: &Wish,
+    request: &UndoRequest,
     progress: OnProgress<'_>,
 ) -> Result<()> {
     let store = container.store();
-    // What is frozen stands still, whatever programs do meanwhile.
-    let mut plan = Plan::new(old, &store.view(&frozen.state)?, &wish.scope)?;
-    let place = container.mount(None, run.lifetime())?;
-    let root = dir::open_root(&place).map_err(|error| Error::at("open", &place, error))?;
-    let target = InDirectory::new(root).map_err(|error| Error::at("open", &place, error))?;
-    if plan.rename_back(&target)? {
+    // The frozen state does not change, whatever processes write meanwhile.
+    let mut plan = RevertPlan::new(old, &store.view(&frozen.state)?, &request.scope)?;
+    let mountpoint = container.mount(None, run.lifetime())?;
+    let open_error = |error| Error::at("open", &mountpoint, error);
+    let root = dir::open_root(&mountpoint).map_err(open_error)?;
+    let target = DirTree::new(root).map_err(open_error)?;
+    if plan.revert_renames(&target)? {
         run.flush(container.store(), container.id())?;
-        plan = Plan::new(old, &store.view(&container.manifest().stack)?, &wish.scope)?;
+        plan = RevertPlan::new(
+            old,
+            &store.view(&container.manifest().stack)?,
+            &request.scope,
+        )?;
     }
-    Ok(plan.carry_out(old, &target, progress)?)
+    Ok(plan.execute(old, &target, progress)?)
 }
 
-fn unfinished(container: &Container<'_>, error: Error) -> Error {
+/// Adds a hint on how to revert a partial undo.
+fn hint_partial(container: &Container<'_>, error: Error) -> Error {
     match error.hint {
         Some(_) => error,
         None => error.hint(format!(
-            "what was put back until then stays; cowl restore {} --undo takes that back",
+            "the paths restored so far remain restored; revert them too: cowl restore {} --undo",
             container.name()
         )),
     }

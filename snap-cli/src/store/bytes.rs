@@ -1,4 +1,5 @@
-//! Bytes in JSON: text where they are text, else numbers. For paths, and for files of other programs.
+//! Bytes in JSON: a string if they are valid UTF-8, otherwise an array of numbers. Used for paths and for files of
+//! other programs.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
+/// The form of bytes in JSON.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum BytesOrText {
@@ -15,7 +17,7 @@ enum BytesOrText {
 }
 
 impl BytesOrText {
-    fn of(bytes: &[u8]) -> Self {
+    fn from_bytes(bytes: &[u8]) -> Self {
         match std::str::from_utf8(bytes) {
             Ok(text) => Self::Text(text.to_owned()),
             Err(_) => Self::Bytes(bytes.to_vec()),
@@ -32,7 +34,7 @@ impl BytesOrText {
 
 /// Returns bytes as a JSON value: a string, or an array of numbers if they are not UTF-8.
 pub fn to_value(bytes: &[u8]) -> Value {
-    match BytesOrText::of(bytes) {
+    match BytesOrText::from_bytes(bytes) {
         BytesOrText::Text(text) => text.into(),
         BytesOrText::Bytes(bytes) => bytes.into(),
     }
@@ -44,7 +46,7 @@ pub struct Blob(pub Vec<u8>);
 
 impl Serialize for Blob {
     fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
-        BytesOrText::of(&self.0).serialize(out)
+        BytesOrText::from_bytes(&self.0).serialize(out)
     }
 }
 
@@ -54,19 +56,19 @@ impl<'de> Deserialize<'de> for Blob {
     }
 }
 
-/// For fields that are paths: `#[serde(with = "bytes::path")]`.
+/// Serde functions for fields that are paths: `#[serde(with = "bytes::path")]`.
 pub mod path {
     use super::{
         BytesOrText, Deserialize, Deserializer, OsStrExt, OsString, OsStringExt, Path, PathBuf,
         Serialize, Serializer,
     };
 
-    /// Writes a path.
+    /// Serializes a path.
     pub fn serialize<S: Serializer>(path: &Path, out: S) -> Result<S::Ok, S::Error> {
-        BytesOrText::of(path.as_os_str().as_bytes()).serialize(out)
+        BytesOrText::from_bytes(path.as_os_str().as_bytes()).serialize(out)
     }
 
-    /// Reads one.
+    /// Deserializes a path.
     pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<PathBuf, D::Error> {
         let bytes = BytesOrText::deserialize(input)?.into_bytes();
         Ok(PathBuf::from(OsString::from_vec(bytes)))
@@ -78,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_bytes_come_back() {
+    fn arbitrary_bytes_round_trip() {
         for bytes in [&b""[..], b"text\n", b"\xff\0\xfe"] {
             let blob = Blob(bytes.to_vec());
             let json = serde_json::to_string(&blob).unwrap();

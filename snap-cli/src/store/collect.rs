@@ -1,13 +1,13 @@
-//! Cleaning up: layers that no manifest names, containers whose making was cut off, destroyed ones whose
-//! time is over.
+//! Garbage collection: removes unreferenced layers, containers whose creation was interrupted, and destroyed containers
+//! whose retention period is over.
 //!
-//! It takes the store's lock, by itself without waiting: while any command makes or reads something, it does
-//! nothing, and the next one tries again. It begins only when there is a sign that something is left
-//! over (a note of a maker that is dead, something in the trash, a destroyed container whose time is over),
-//! so that in general it costs a few listings of nearly empty folders.
+//! A collection needs the store's exclusive lock and does not wait for it: while a command creates or reads something,
+//! nothing is collected, and the next command tries again. A collection starts only if a cheap check finds a leftover
+//! (a note of a killed command, an object in the trash, an expired container), so it usually costs only a few listings
+//! of nearly empty directories.
 //!
-//! A layer that a mount still holds (each mount locks the layers that it reads) stays, whatever the
-//! manifests say, until the mount is gone.
+//! Each mount locks the layers that it reads. A locked layer is retained, even if no manifest references it, until the
+//! mount ends.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -16,65 +16,65 @@ use cowl_layers::sys;
 use super::leftovers::{self, Expiry, Leftovers};
 use super::lock::{Lock, Mode};
 use super::manifest::LayerId;
-use super::trash::keep_first;
+use super::trash::retain_first;
 use super::{Store, disk, notes, orphans, trash};
 use crate::error::{Error, Result};
 
-/// What a cleaning did.
+/// The result of a collection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// Layers removed.
+    /// The number of removed layers.
     pub layers: usize,
-    /// Containers removed.
+    /// The number of removed containers.
     pub containers: usize,
 }
 
-/// Cleans up if there is a sign of anything left over and nobody is at work.
+/// Runs a collection if a cheap check finds leftovers and no other command uses the store.
 pub fn collect(store: &Store) -> Result<Collected> {
-    match leftovers::has_signs(store)? {
+    match leftovers::has_any(store)? {
         true => sweep(store),
         false => Ok(Collected::default()),
     }
 }
 
-/// The same for those who have done their work already: that it could not be is told, and no failure of
-/// theirs.
-pub fn collect_after(store: &Store) {
+/// Like [`collect`], for commands that have already succeeded: a failure is only logged.
+pub fn collect_or_warn(store: &Store) {
     if let Err(error) = collect(store) {
-        log::warn!("{error}; nothing is collected before that is put in order");
+        log::warn!("{error}; nothing is collected until this is fixed");
     }
 }
 
-/// Cleans up if nobody is at work.
+/// Runs a collection if no other command uses the store.
 pub fn sweep(store: &Store) -> Result<Collected> {
-    let who = &store.session().who;
-    let Some(alone) = Lock::try_take(&store.paths().lock_file("store"), Mode::Exclusive, who)?
+    let command = &store.session().command;
+    let Some(alone) = Lock::try_take(&store.paths().lock_file("store"), Mode::Exclusive, command)?
     else {
         return Ok(Collected::default());
     };
     match leftovers::find(store, Expiry::Respected) {
-        Ok(left) => clear(store, alone, &left),
+        Ok(left) => remove_leftovers(store, alone, &left),
         Err(error) => {
             drop(alone);
-            empty_trash_besides(store, &error);
+            empty_trash_only(store, &error);
             Err(error)
         }
     }
 }
 
-/// Empties the trash where nothing else can be collected: what is in it was moved there when nothing named
-/// it any more, whatever is damaged now.
-pub fn empty_trash_besides(store: &Store, error: &Error) {
-    log::debug!("only the trash is emptied: {error}");
+/// Empties the trash if `error` prevents a complete collection.
+///
+/// This is safe even if a manifest is damaged: the objects in the trash were unreferenced when they were moved there.
+pub fn empty_trash_only(store: &Store, error: &Error) {
+    log::debug!("emptying only the trash: {error}");
     if let Err(error) = trash::empty(store) {
         log::warn!("{error}");
     }
 }
 
-/// Removes what lies about.
-pub fn clear(store: &Store, alone: Lock, left: &Leftovers) -> Result<Collected> {
+/// Removes leftovers. `alone` is the store's exclusive lock; it is released before the trash is emptied.
+pub fn remove_leftovers(store: &Store, alone: Lock, left: &Leftovers) -> Result<Collected> {
     let mut collected = Collected::default();
-    // Before their layers: what is listed can be brought back whole.
+    // Before their layers: every container that `undelete --list` shows must be complete.
     for deleted in &left.expired {
         trash::put(
             store,
@@ -86,11 +86,11 @@ pub fn clear(store: &Store, alone: Lock, left: &Leftovers) -> Result<Collected> 
     let mut failed = None;
     for id in &left.layers {
         match discard(store, *id) {
-            Ok(gone) => collected.layers += usize::from(gone),
-            Err(error) => keep_first(&mut failed, error),
+            Ok(removed) => collected.layers += usize::from(removed),
+            Err(error) => retain_first(&mut failed, error),
         }
     }
-    for id in &left.half_made {
+    for id in &left.unfinished {
         trash::put(
             store,
             store.paths().container_dir(*id),
@@ -99,41 +99,41 @@ pub fn clear(store: &Store, alone: Lock, left: &Leftovers) -> Result<Collected> 
         collected.containers += 1;
     }
     for file in &left.files {
-        disk::remove_if_there(file)?;
+        disk::remove_if_exists(file)?;
     }
-    for folder in &left.folders {
-        orphans::remove(store, folder);
+    for dir in &left.dirs {
+        orphans::remove(store, dir);
     }
-    let who = &store.session().who;
+    let command = &store.session().command;
     for path in &left.locks {
-        if let Some(lock) = Lock::try_take(path, Mode::Exclusive, who)? {
+        if let Some(lock) = Lock::try_take(path, Mode::Exclusive, command)? {
             lock.remove()?;
         }
     }
-    notes::leave_on_held(store, &left.held)?;
-    // What a change that waits for its commit names may turn out to be nobody's: look again then.
+    notes::write_held(store, &left.held)?;
+    // A pending change may still be rolled back, and its layers unreferenced: retain the notes until then.
     if !left.pending {
-        for note in notes::of_dead_makers(store)? {
+        for note in notes::lock_stale(store)? {
             note.remove()?;
         }
     }
-    // From here on nothing that counts is touched: others may go to work.
+    // From here on, only the trash is modified: other commands may use the store.
     drop(alone);
     if let Err(error) = trash::empty(store) {
-        keep_first(&mut failed, error);
+        retain_first(&mut failed, error);
     }
     failed.map_or(Ok(collected), Err)
 }
 
-/// Moves a layer out of the way unless some mount holds it.
+/// Moves a layer to the trash unless a mount holds it. Returns whether it was moved.
 fn discard(store: &Store, id: LayerId) -> Result<bool> {
     let tree = store.paths().layer_tree(id);
-    let at = |error| Error::at("look at the lock of", &tree, error);
-    // Held over the move: a mount that comes too late finds no layer.
+    let at = |error| Error::at("inspect the lock of", &tree, error);
+    // Hold the lock during the move, against a race with a new mount: it finds no layer afterwards.
     let _lock: Option<OwnedFd> = match sys::dir::open_root(&tree) {
         Ok(root) => match sys::dir::lock_exclusive(root.as_fd()).map_err(at)? {
             Some(lock) => Some(lock),
-            None => return notes::leave_on_held(store, &[id]).map(|()| false),
+            None => return notes::write_held(store, &[id]).map(|()| false),
         },
         Err(error) if error.is_absent() => None,
         Err(error) => return Err(at(error)),
@@ -155,47 +155,53 @@ mod tests {
 
     fn container(store: &Store) -> ContainerId {
         let mut making = Making::begin(store).unwrap();
-        let base = making.layer(LayerKind::Base, &[], &[]).unwrap();
+        let base = making.create_layer(LayerKind::Base, &[], &[]).unwrap();
         let head = making
-            .head(&[base], &store.paths().layer_tree(base))
+            .create_head(&[base], &store.paths().layer_tree(base))
             .unwrap();
-        let id = making.container().unwrap();
+        let id = making.create_container().unwrap();
         let name = ContainerName::parse("web").unwrap();
         let manifest = ContainerManifest::new(name, head, &[base]);
         disk::replace(&store.paths().container_file(id), &Record::first(manifest)).unwrap();
-        making.done().unwrap();
+        making.finish().unwrap();
         id
     }
 
     #[test]
-    fn leftovers_of_a_killed_maker_go_and_nothing_else() {
+    fn only_leftovers_of_a_killed_command_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = container(&store);
         let mut making = Making::begin(&store).unwrap();
-        let layer = making.layer(LayerKind::Delta, &[], &[]).unwrap();
+        let layer = making.create_layer(LayerKind::Delta, &[], &[]).unwrap();
         std::fs::create_dir_all(store.paths().layer_tree(layer).join("a/b/c")).unwrap();
-        let half = making.container().unwrap();
-        // While the maker lives, nothing is touched.
+        let unfinished = making.create_container().unwrap();
+        // Nothing is removed while the command is alive.
         assert_eq!(collect(&store).unwrap(), Collected::default());
         assert!(store.paths().layer_dir(layer).try_exists().unwrap());
-        making.leave();
+        making.abandon();
 
         let other = Store::open(store.root(), session()).unwrap();
         let collected = collect(&other).unwrap();
         assert_eq!((collected.layers, collected.containers), (1, 1));
         assert!(!store.paths().layer_dir(layer).try_exists().unwrap());
-        assert!(!store.paths().container_dir(half).try_exists().unwrap());
+        assert!(
+            !store
+                .paths()
+                .container_dir(unfinished)
+                .try_exists()
+                .unwrap()
+        );
         let manifest = store.container(id).unwrap().unwrap().body;
-        for kept in manifest.stack {
-            assert!(store.paths().layer_tree(kept).try_exists().unwrap());
+        for used in manifest.stack {
+            assert!(store.paths().layer_tree(used).try_exists().unwrap());
         }
         assert!(disk::names(&store.root().join("trash")).unwrap().is_empty());
         assert_eq!(collect(&other).unwrap(), Collected::default());
     }
 
     #[test]
-    fn nothing_is_collected_while_a_manifest_can_not_be_read() {
+    fn nothing_is_collected_while_a_manifest_is_unreadable() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = container(&store);
@@ -206,18 +212,18 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_that_a_mount_holds_stays_until_it_lets_go() {
+    fn a_layer_is_retained_while_a_mount_holds_it() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let mut making = Making::begin(&store).unwrap();
-        let layer = making.layer(LayerKind::Delta, &[], &[]).unwrap();
-        making.leave();
+        let layer = making.create_layer(LayerKind::Delta, &[], &[]).unwrap();
+        making.abandon();
         let root = sys::dir::open_root(&store.paths().layer_tree(layer)).unwrap();
         let held = sys::dir::lock_shared(root.as_fd()).unwrap().unwrap();
         assert_eq!(collect(&store).unwrap(), Collected::default());
         assert!(store.paths().layer_tree(layer).try_exists().unwrap());
-        // It is not looked for again and again.
-        assert!(!leftovers::has_signs(&store).unwrap());
+        // The held layer alone does not cause further collections.
+        assert!(!leftovers::has_any(&store).unwrap());
         drop(held);
         assert_eq!(collect(&store).unwrap().layers, 1);
         assert!(!store.paths().layer_dir(layer).try_exists().unwrap());
@@ -227,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_destroyed_container_keeps_its_layers_while_its_time_runs() {
+    fn the_layers_of_a_destroyed_container_are_retained_until_it_expires() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = container(&store);
@@ -239,7 +245,7 @@ mod tests {
         let [deleted] = &deleted::list(&store).unwrap()[..] else {
             panic!("one is in the trash");
         };
-        deleted::bring_back(&store, deleted).unwrap();
+        deleted::undelete(&store, deleted).unwrap();
         assert_eq!(store.containers().unwrap().len(), 1);
         deleted::delete(&store, id, 0).unwrap();
         let collected = collect(&store).unwrap();

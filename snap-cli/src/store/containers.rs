@@ -1,4 +1,4 @@
-//! Reading the manifests of containers and snapshots.
+//! Access to the manifests of containers and snapshots.
 
 use std::path::Path;
 
@@ -8,14 +8,14 @@ use super::record::Record;
 use super::{Store, disk};
 use crate::error::{Error, Result};
 
-/// A container's id with what its manifest says, or why that can't be read.
+/// A container's id with its manifest, or the error if the manifest cannot be read.
 pub type Listed = (ContainerId, Result<Record<ContainerManifest>>);
 
-/// A container's id with its name alone, or why that can't be read.
-pub type Named = (ContainerId, Result<ContainerName>);
+/// A container's id with its name, or the error if the manifest cannot be read.
+pub type ListedName = (ContainerId, Result<ContainerName>);
 
 impl Store {
-    /// The ids of all layers that there are.
+    /// Returns the ids of all layers.
     pub fn layer_ids(&self) -> Result<Vec<LayerId>> {
         let names = disk::names(&self.paths().layers())?;
         Ok(names
@@ -24,7 +24,7 @@ impl Store {
             .collect())
     }
 
-    /// All containers, by name. One whose manifest can't be read hides none of the others.
+    /// Returns all containers, sorted by name, including those whose manifest cannot be read.
     pub fn containers(&self) -> Result<Vec<Listed>> {
         let mut found = Vec::new();
         for name in disk::names(&self.paths().containers())? {
@@ -32,7 +32,7 @@ impl Store {
                 continue;
             };
             match self.container(id) {
-                // Half-made: it does not count.
+                // Its creation is not complete.
                 Ok(None) => {}
                 Ok(Some(record)) => found.push((id, Ok(record))),
                 Err(error) => found.push((id, Err(error))),
@@ -43,28 +43,28 @@ impl Store {
         Ok(found)
     }
 
-    /// One container's manifest; `None` where there is none.
+    /// Reads a container's manifest; `None` if it does not exist.
     pub fn container(&self, id: ContainerId) -> Result<Option<Record<ContainerManifest>>> {
         self.container_at(&self.paths().container_file(id))
     }
 
-    /// A container's manifest at a path.
+    /// Reads the container manifest at `path`; `None` if it does not exist.
     pub fn container_at(&self, path: &Path) -> Result<Option<Record<ContainerManifest>>> {
         let Some(record) = disk::read_opt::<ContainerManifest>(path)? else {
             return Ok(None);
         };
         match record.body.check() {
             Ok(()) => Ok(Some(record)),
-            Err(why) => Err(disk::impossible::<ContainerManifest>(path, why)),
+            Err(why) => Err(disk::invalid::<ContainerManifest>(path, why)),
         }
     }
 
-    /// The names of all containers, in no order: far cheaper than [`Store::containers`].
-    pub fn names(&self) -> Result<Vec<Named>> {
-        names_below(self.root())
+    /// Returns the names of all containers, unsorted. Much cheaper than [`Store::containers`].
+    pub fn names(&self) -> Result<Vec<ListedName>> {
+        read_names(self.root())
     }
 
-    /// The container of this name.
+    /// Returns the id and the manifest of the container `name`.
     pub fn find(&self, name: &ContainerName) -> Result<(ContainerId, Record<ContainerManifest>)> {
         let id = self.find_id(name)?;
         match self.container(id)? {
@@ -73,7 +73,7 @@ impl Store {
         }
     }
 
-    /// The id of the container of this name.
+    /// Returns the id of the container `name`.
     pub fn find_id(&self, name: &ContainerName) -> Result<ContainerId> {
         let mut known = Vec::new();
         let mut unreadable = None;
@@ -90,24 +90,24 @@ impl Store {
         }
     }
 
-    /// A snapshot's manifest.
+    /// Reads a snapshot's manifest.
     pub fn snapshot(&self, id: ContainerId, snapshot: SnapshotId) -> Result<SnapshotManifest> {
         self.snapshot_in(&self.paths().container_dir(id), snapshot)
     }
 
-    /// The same for a container whose folder lies elsewhere.
+    /// Reads a snapshot's manifest in the container directory `dir`, which may be that of a destroyed container.
     pub fn snapshot_in(&self, dir: &Path, snapshot: SnapshotId) -> Result<SnapshotManifest> {
         let path = dir.join("snapshots").join(format!("{snapshot}.json"));
         let body = disk::read::<SnapshotManifest>(&path)?.body;
         match body.check() {
             Ok(()) => Ok(body),
-            Err(why) => Err(disk::impossible::<SnapshotManifest>(&path, why)),
+            Err(why) => Err(disk::invalid::<SnapshotManifest>(&path, why)),
         }
     }
 }
 
-/// The names of the containers of the store at `root`.
-pub(super) fn names_below(root: &Path) -> Result<Vec<Named>> {
+/// Returns the names of the containers of the store at `root`.
+pub(super) fn read_names(root: &Path) -> Result<Vec<ListedName>> {
     let containers = root.join("containers");
     let mut found = Vec::new();
     for name in disk::names(&containers)? {
@@ -115,7 +115,7 @@ pub(super) fn names_below(root: &Path) -> Result<Vec<Named>> {
             continue;
         };
         match read_name(&containers.join(name).join("container.json")) {
-            // Half-made: it does not count.
+            // Its creation is not complete.
             Ok(None) => {}
             Ok(Some(name)) => found.push((id, Ok(name))),
             Err(error) => found.push((id, Err(error))),
@@ -124,8 +124,9 @@ pub(super) fn names_below(root: &Path) -> Result<Vec<Named>> {
     Ok(found)
 }
 
-/// Reads the name alone of the container whose manifest lies at `path`, unchecked: whoever goes on to use
-/// the container reads it whole. `None` when there is no such file.
+/// Reads only the name from the container manifest at `path`; `None` if the file does not exist.
+///
+/// Does not verify the checksum: commands that use the container read the complete manifest.
 fn read_name(path: &Path) -> Result<Option<ContainerName>> {
     #[derive(serde::Deserialize)]
     struct NameOnly {
@@ -138,12 +139,12 @@ fn read_name(path: &Path) -> Result<Option<ContainerName>> {
     };
     match serde_json::from_slice::<NameOnly>(&bytes) {
         Ok(found) => Ok(Some(found.name)),
-        // What is wrong with it is told as it is when it is read whole.
+        // Read the complete manifest, for the detailed error.
         Err(_) => Ok(disk::read_opt::<ContainerManifest>(path)?.map(|record| record.body.name)),
     }
 }
 
-/// The complaint about a name that no container has, with the one that may have been meant.
+/// Returns the error for an unknown container, with the most similar of the `known` names as a hint.
 pub fn no_container<'a>(
     name: &ContainerName,
     known: impl IntoIterator<Item = &'a ContainerName>,

@@ -1,6 +1,7 @@
-//! Destroyed containers that may still come back. The folder of each lies in `deleted`, under a name that
-//! tells when it was destroyed and how long it is kept; so one rename takes it there, and one brings it
-//! back. Its layers stay while it is there.
+//! Destroyed containers that can still be undeleted.
+//!
+//! The directory of each is in `deleted`, under a name that contains the times of its destruction and of its expiry. So
+//! one rename destroys a container, and one rename undeletes it. Its layers are retained while it is there.
 
 use std::path::PathBuf;
 
@@ -10,29 +11,30 @@ use super::{Store, disk, trash};
 use crate::error::{Error, Result};
 use cowl_layers::shown::Show as _;
 
-/// Their directory.
+/// The directory of destroyed containers.
 const DELETED: &str = "deleted";
 
 /// A destroyed container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deleted {
-    /// Its id.
+    /// The container's id.
     pub id: ContainerId,
-    /// When it was destroyed, in seconds since 1970.
+    /// The time of its destruction, in seconds since 1970.
     pub since: i64,
-    /// When it goes for good.
+    /// The time of its expiry, in seconds since 1970.
     pub until: i64,
-    /// Its folder.
+    /// Its directory.
     pub dir: PathBuf,
 }
 
 impl Deleted {
-    /// Whether its time is over.
+    /// Returns whether the retention period is over.
     pub fn is_expired(&self) -> bool {
         self.until <= jiff::Timestamp::now().as_second()
     }
 }
 
+/// Parses the name of a directory in `deleted`.
 fn parse(name: &str) -> Option<(ContainerId, i64, i64)> {
     let mut parts = name.split('.');
     let parsed = (
@@ -43,17 +45,17 @@ fn parse(name: &str) -> Option<(ContainerId, i64, i64)> {
     parts.next().is_none().then_some(parsed)
 }
 
-/// The destroyed containers, the latest last.
+/// Returns the destroyed containers, the most recently destroyed last.
 pub fn list(store: &Store) -> Result<Vec<Deleted>> {
-    let folder = store.root().join(DELETED);
+    let parent = store.root().join(DELETED);
     let mut found = Vec::new();
-    for name in disk::names(&folder)? {
+    for name in disk::names(&parent)? {
         if let Some((id, since, until)) = parse(&name) {
             found.push(Deleted {
                 id,
                 since,
                 until,
-                dir: folder.join(&name),
+                dir: parent.join(&name),
             });
         }
     }
@@ -61,45 +63,48 @@ pub fn list(store: &Store) -> Result<Vec<Deleted>> {
     Ok(found)
 }
 
-/// What the manifest of a destroyed container says.
+/// Reads the manifest of a destroyed container.
 pub fn manifest(store: &Store, deleted: &Deleted) -> Result<Record<ContainerManifest>> {
     let path = deleted.dir.join("container.json");
     if let Some(record) = store.container_at(&path)? {
         return Ok(record);
     }
     match std::fs::symlink_metadata(&deleted.dir) {
-        // Brought back, or taken away for good, since it was listed.
+        // A race: it was undeleted or permanently removed since it was listed.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let id = deleted.id;
             Err(
                 Error::not_found(format!("{id} is not in the trash any more"))
-                    .hint("`cowl undelete --list` shows what is"),
+                    .hint("`cowl undelete --list` lists the containers in the trash"),
             )
         }
-        Err(error) => Err(Error::at("look at", &deleted.dir, error)),
+        Err(error) => Err(Error::at("inspect", &deleted.dir, error)),
         Ok(_) => Err(
             Error::damaged(format!("the file {} is missing", path.shown()))
-                .hint("if nobody wants that container back, `cowl gc --empty-trash` takes it away"),
+                .hint("if the container is not needed, remove it: cowl gc --empty-trash"),
         ),
     }
 }
 
-/// Takes a container out of the store, to be kept until this second. Nobody may be using it.
+/// Moves a container to the destroyed ones, to be retained until the time `until` in seconds since 1970.
+///
+/// It must not be mounted. The caller must hold its lock.
 pub fn delete(store: &Store, id: ContainerId, until: i64) -> Result<()> {
-    // A collection that has looked here already, and not yet there, would find it nowhere.
-    let _no_collection = store.share()?;
-    let folder = store.root().join(DELETED);
-    disk::ensure_private_dir(&folder)?;
+    // Prevents a race with a collection that has listed `deleted` already and `containers` not yet: it would not find
+    // the container in either.
+    let _no_collection = store.lock_shared()?;
+    let parent = store.root().join(DELETED);
+    disk::ensure_private_dir(&parent)?;
     let since = jiff::Timestamp::now().as_second();
     disk::rename(
         &store.paths().container_dir(id),
-        &folder.join(format!("{id}.{since}.{until}")),
+        &parent.join(format!("{id}.{since}.{until}")),
     )
 }
 
-/// Takes a container out of the store for good.
+/// Removes a container from the store permanently.
 pub fn discard(store: &Store, id: ContainerId) -> Result<()> {
-    let _no_collection = store.share()?;
+    let _no_collection = store.lock_shared()?;
     trash::put(
         store,
         store.paths().container_dir(id),
@@ -107,8 +112,8 @@ pub fn discard(store: &Store, id: ContainerId) -> Result<()> {
     )
 }
 
-/// Puts it back. The caller has claimed the name that its manifest says.
-pub fn bring_back(store: &Store, deleted: &Deleted) -> Result<()> {
+/// Moves a destroyed container back to the containers. The caller must have claimed the name in its manifest.
+pub fn undelete(store: &Store, deleted: &Deleted) -> Result<()> {
     disk::rename(&deleted.dir, &store.paths().container_dir(deleted.id))
 }
 
@@ -117,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_folders() {
+    fn directory_names_are_parsed() {
         let id = ContainerId::fresh();
         assert_eq!(parse(&format!("{id}.17.-3")), Some((id, 17, -3)));
         for bad in [

@@ -1,6 +1,6 @@
-//! Reading and writing the store's files so that a crash leaves the old or the new one, whole.
+//! Reads and atomic writes of the store's files: after a crash, a file has either its old or its new content.
 //!
-//! It knows files and folders, not what a container is.
+//! This module handles files and directories and knows nothing of containers.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -13,14 +13,15 @@ use crate::error::{Error, Kind, Result};
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
 
-/// What ends the names of files that are being written.
+/// The suffix of temporary files.
 pub const TEMPORARY: &str = ".tmp";
 
-/// The flag for opening a file to write to: a link that lies there instead would lead out of the store.
+/// The flag for opening a file for writing: a symlink in its place would lead out of the store.
 pub(super) const NO_LINK: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
 
-/// Opens a file of the store, or a directory, for reading: nothing that lies there instead, a FIFO say, can
-/// make a command wait.
+/// Opens a file or directory of the store for reading.
+///
+/// Does not block if another kind of object, such as a FIFO, is in its place.
 pub fn open(path: &Path) -> std::io::Result<File> {
     let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
     OpenOptions::new()
@@ -41,7 +42,7 @@ pub fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The error for a file of the store that cannot be read.
+/// Returns the error for a file of the store that cannot be read.
 pub(super) fn unreadable(path: &Path, error: std::io::Error) -> Error {
     let damaged = matches!(error.kind(), ErrorKind::InvalidData);
     let error = Error::at("read", path, error);
@@ -50,17 +51,17 @@ pub(super) fn unreadable(path: &Path, error: std::io::Error) -> Error {
             kind: Kind::Damaged,
             ..error
         }
-        .hint("bring the file back from a backup; nothing was changed"),
+        .hint("restore the file from a backup; nothing was changed"),
         false => error,
     }
 }
 
-/// Whether there is nothing at a path: neither the name nor the directory that it would lie in.
+/// Returns whether the error means that the file, or a directory in its path, does not exist.
 pub(super) fn is_absent(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
-/// Reads a record; `None` when there is no such file.
+/// Reads a record; `None` if the file does not exist.
 pub fn read_opt<T: Body>(path: &Path) -> Result<Option<Record<T>>> {
     let bytes = match read_bytes(path) {
         Ok(bytes) => bytes,
@@ -69,23 +70,28 @@ pub fn read_opt<T: Body>(path: &Path) -> Result<Option<Record<T>>> {
     };
     Record::decode(&bytes)
         .map(Some)
-        .map_err(|error| refused::<T>(path, error))
+        .map_err(|error| record_error::<T>(path, error))
 }
 
-/// Reads a record that must be there.
+/// Reads a record that must exist.
 pub fn read<T: Body>(path: &Path) -> Result<Record<T>> {
     read_opt(path)?.ok_or_else(|| missing::<T>(path))
 }
 
-/// The complaint about a record that must be there.
+/// Returns the error for a record that must exist and does not.
 pub fn missing<T: Body>(path: &Path) -> Error {
-    Error::damaged(format!("the {} file {} is missing", T::WHAT, path.shown()))
-        .hint("bring it back from a backup; nothing was changed")
+    Error::damaged(format!(
+        "the {} file {} is missing",
+        T::TYPE_NAME,
+        path.shown()
+    ))
+    .hint("restore it from a backup; nothing was changed")
 }
 
-fn refused<T: Body>(path: &Path, error: RecordError) -> Error {
+/// Returns the error for a record that cannot be decoded.
+fn record_error<T: Body>(path: &Path, error: RecordError) -> Error {
     let newer = matches!(error, RecordError::Newer { .. });
-    let what = format!("cannot use the {} file {}", T::WHAT, path.shown());
+    let what = format!("cannot use the {} file {}", T::TYPE_NAME, path.shown());
     if newer {
         Error::new(Kind::Failed, what)
             .because(error)
@@ -93,29 +99,30 @@ fn refused<T: Body>(path: &Path, error: RecordError) -> Error {
     } else {
         Error::damaged(what)
             .because(error)
-            .hint("bring the file back from a backup; nothing was changed")
+            .hint("restore the file from a backup; nothing was changed")
     }
 }
 
-/// A complaint about a record whose fields are well-formed but can't be true.
-pub fn impossible<T: Body>(path: &Path, why: String) -> Error {
-    refused::<T>(path, RecordError::Shape(why))
+/// Returns the error for a record whose fields are well-formed but violate an invariant.
+pub fn invalid<T: Body>(path: &Path, why: String) -> Error {
+    record_error::<T>(path, RecordError::Shape(why))
 }
 
-fn bytes_of<T: Body>(path: &Path, record: &Record<T>) -> Result<Vec<u8>> {
+/// Encodes a record that is written to `path`.
+fn encode<T: Body>(path: &Path, record: &Record<T>) -> Result<Vec<u8>> {
     record
         .encode()
         .map_err(|error| Error::at("write", path, error))
 }
 
-/// Replaces the file at `path`: temporary file, fsync, rename, fsync of the folder.
+/// Replaces the file at `path` by a record, atomically: temporary file, fsync, rename, fsync of the directory.
 pub fn replace<T: Body>(path: &Path, record: &Record<T>) -> Result<()> {
-    replace_bytes(path, &bytes_of(path, record)?)
+    replace_bytes(path, &encode(path, record)?)
 }
 
-/// The same for plain bytes.
+/// Replaces the content of the file at `path`, like [`replace`].
 pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = beside(path, &format!("{}{TEMPORARY}", std::process::id()))?;
+    let temporary = sibling_path(path, &format!("{}{TEMPORARY}", std::process::id()))?;
     let written = OpenOptions::new()
         .write(true)
         .create(true)
@@ -127,35 +134,38 @@ pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
             file.sync_all()
         });
     if let Err(error) = written.and_then(|()| std::fs::rename(&temporary, path)) {
-        remove_if_there(&temporary)?;
+        remove_if_exists(&temporary)?;
         return Err(Error::at("write", path, error));
     }
     sync_parent(path)
 }
 
-/// Writes a file that must not be there yet. It is on the disk only after [`sync_file`], and its name only
-/// after [`sync_dir`]: who makes several syncs them together, which costs no more than one.
+/// Writes a new file. Fails if the file exists.
+///
+/// The content is durable only after [`sync_file`], the name only after [`sync_dir`]. A caller that writes several
+/// files syncs them together, which costs no more than one sync.
 pub fn write_new<T: Body>(path: &Path, record: &Record<T>) -> Result<()> {
-    let bytes = bytes_of(path, record)?;
+    let bytes = encode(path, record)?;
     let at = |error| Error::at("write", path, error);
     let made = OpenOptions::new().write(true).create_new(true).open(path);
     let mut file = made.map_err(at)?;
     file.write_all(&bytes).map_err(|error| {
-        // On a full disk an empty file would stay.
-        drop(remove_if_there(path));
+        // On a full disk, an empty file would remain.
+        drop(remove_if_exists(path));
         at(error)
     })
 }
 
-/// Puts a file on the disk.
+/// Syncs a file or directory.
 pub fn sync_file(path: &Path) -> Result<()> {
     open(path)
         .and_then(|file| file.sync_all())
         .map_err(|error| Error::at("sync", path, error))
 }
 
-/// A file system, to be synced as a whole: syncfs(2) reports the errors of all writing since the descriptor
-/// was opened.
+/// A file system that can be synced as a whole.
+///
+/// syncfs(2) reports all write-back errors since the descriptor was opened.
 #[derive(Debug)]
 pub struct Filesystem {
     file: File,
@@ -172,7 +182,7 @@ impl Filesystem {
         })
     }
 
-    /// Returns a second handle on the same open file description: an error of writing is reported to one of the
+    /// Returns a second handle to the same open file description. A write-back error is reported to only one of the
     /// two.
     pub fn try_clone(&self) -> Result<Self> {
         let file = self.file.try_clone();
@@ -182,7 +192,7 @@ impl Filesystem {
         })
     }
 
-    /// Writes everything that is not written yet, and waits until it is durable.
+    /// Writes back all data of the file system and waits until it is durable.
     pub fn sync(&self) -> Result<()> {
         rustix::fs::syncfs(&self.file).map_err(|error| {
             Error::at(
@@ -194,23 +204,25 @@ impl Filesystem {
     }
 }
 
-/// Puts everything of the file system that holds `path` on the disk. Errors of writing before the call may
-/// have been reported to others: where they count, open a [`Filesystem`] before.
+/// Syncs the file system that holds `path`.
+///
+/// Earlier write-back errors may be missed, because they are reported once, perhaps to another process. If they matter,
+/// open a [`Filesystem`] before the writes.
 pub fn sync_all(path: &Path) -> Result<()> {
     Filesystem::open(path)?.sync()
 }
 
-/// Puts a folder's entries on the disk.
+/// Syncs the entries of a directory.
 pub fn sync_dir(path: &Path) -> Result<()> {
     sync_file(path)
 }
 
-/// Puts the entries of the folder that holds `path` on the disk.
+/// Syncs the entries of the directory that contains `path`.
 pub fn sync_parent(path: &Path) -> Result<()> {
     path.parent().map_or(Ok(()), sync_dir)
 }
 
-/// Moves a file or folder within the store and puts that on the disk.
+/// Moves a file or directory within the store and syncs both parent directories.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     rename_unsynced(from, to)?;
     sync_parent(to)?;
@@ -220,40 +232,40 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Moves a file or directory within the store. The caller syncs what held it and what holds it.
+/// Moves a file or directory within the store. The caller syncs both parent directories.
 pub fn rename_unsynced(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).map_err(|error| {
         Error::failed(format!("cannot move {} to {}", from.shown(), to.shown())).because(error)
     })
 }
 
-/// Makes a folder unless it is there.
+/// Creates a directory unless it exists.
 pub fn ensure_dir(path: &Path) -> Result<()> {
     match std::fs::create_dir(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(Error::at("make the folder", path, error)),
+        Err(error) => Err(Error::at("create the directory", path, error)),
     }
 }
 
-/// Creates a directory of the store for its owner alone, which is synced with its name, unless it exists.
+/// Creates a directory with mode 0700 and syncs its parent, unless it exists.
 pub fn ensure_private_dir(path: &Path) -> Result<()> {
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => sync_parent(path),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(Error::at("make the folder", path, error)),
+        Err(error) => Err(Error::at("create the directory", path, error)),
     }
 }
 
-/// Makes an empty file that must not be there yet.
+/// Creates an empty file. Fails if it exists.
 pub fn touch(path: &Path) -> Result<()> {
     File::create_new(path)
         .map(drop)
         .map_err(|error| Error::at("write", path, error))
 }
 
-/// Removes a file unless it is gone.
-pub fn remove_if_there(path: &Path) -> Result<()> {
+/// Removes a file if it exists.
+pub fn remove_if_exists(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
@@ -261,11 +273,14 @@ pub fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes a tree, of whatever depth; nothing when it is gone.
+/// Removes a directory tree of any depth if it exists.
 pub fn remove_tree(path: &Path) -> Result<()> {
     use std::os::unix::ffi::OsStrExt as _;
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(Error::failed(format!("{} names no folder", path.shown())));
+        return Err(Error::failed(format!(
+            "cannot remove {}: the path does not end in a name",
+            path.shown()
+        )));
     };
     let dir = match sys::dir::open_root(parent) {
         Ok(dir) => dir,
@@ -281,29 +296,31 @@ pub fn remove_tree(path: &Path) -> Result<()> {
     })
 }
 
-/// Whether anything is at `path`; any error but "nothing there" goes up.
-pub fn is_there(path: &Path) -> Result<bool> {
+/// Returns whether an object exists at `path`, a dangling symlink included.
+pub fn exists(path: &Path) -> Result<bool> {
     match std::fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
         Err(error) if is_absent(&error) => Ok(false),
-        Err(error) => Err(Error::at("look at", path, error)),
+        Err(error) => Err(Error::at("inspect", path, error)),
     }
 }
 
-/// Whether a directory is at `path`; what is anything else, a symbolic link too, is damage.
+/// Returns whether a directory exists at `path`. Any other object, a symlink included, is an error of kind "damaged".
 pub fn is_dir(path: &Path) -> Result<bool> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => Ok(true),
         Ok(_) => Err(
             Error::damaged(format!("{} is not a directory", path.shown()))
-                .hint("bring it back from a backup; nothing was changed"),
+                .hint("restore it from a backup; nothing was changed"),
         ),
         Err(error) if is_absent(&error) => Ok(false),
         Err(error) => Err(Error::at("inspect", path, error)),
     }
 }
 
-/// The names in a folder that are valid UTF-8 (all names that we make are); nothing when it is absent.
+/// Returns the sorted names in a directory; empty if it does not exist.
+///
+/// Names that are not valid UTF-8 are skipped: cowl never creates such names.
 pub fn names(path: &Path) -> Result<Vec<String>> {
     let at = |error| Error::at("list", path, error);
     let entries = match std::fs::read_dir(path) {
@@ -321,9 +338,13 @@ pub fn names(path: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
-fn beside(path: &Path, ending: &str) -> Result<PathBuf> {
+/// Returns `path` with `.ENDING` appended to its name.
+fn sibling_path(path: &Path, ending: &str) -> Result<PathBuf> {
     let Some(name) = path.file_name() else {
-        return Err(Error::failed(format!("{} names no file", path.shown())));
+        return Err(Error::failed(format!(
+            "cannot write {}: the path does not end in a name",
+            path.shown()
+        )));
     };
     let mut name = name.to_owned();
     name.push(".");
@@ -344,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_told_with_the_file_and_code_5() {
+    fn a_damaged_file_is_reported_with_its_path_and_kind() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("layer.json");
         assert!(read_opt::<LayerManifest>(&path).unwrap().is_none());
@@ -364,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_file_is_no_damage() {
+    fn a_newer_format_is_not_reported_as_damage() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("layer.json");
         std::fs::write(&path, b"{\"format\": 2, \"checksum\": \"crc:1\"}").unwrap();

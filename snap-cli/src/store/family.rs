@@ -1,8 +1,7 @@
-//! The family of stores: one on each file system that holds containers, so that taking a container over
-//! is a rename. The first one (the home) keeps the list of the others in `stores.json`; names are unique
-//! in the whole family, and claimed at the home.
+//! The family of stores: one store on each file system with adopted containers, so that an adoption is a rename.
 //!
-//! It knows paths and names; what lies in a store is [`Store`]'s.
+//! The first store, the home store, contains the list of the others in `stores.json`. Names of containers are unique in
+//! the family and are claimed in the home store.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::containers::{Named, names_below, no_container};
+use super::containers::{ListedName, no_container, read_names};
 use super::lock::{Lock, Mode};
 use super::name::ContainerName;
 use super::paths::LOCK;
@@ -19,26 +18,26 @@ use super::{Session, Store, disk};
 use crate::error::{Error, Kind, Result};
 use cowl_layers::shown::Show as _;
 
-/// `stores.json`.
+/// The list of stores in a home store: `stores.json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreList {
     /// The other stores.
     pub stores: Vec<StoreEntry>,
-    /// What this version does not know.
+    /// Fields that this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl Body for StoreList {
-    const WHAT: &'static str = "list of stores";
+    const TYPE_NAME: &'static str = "list of stores";
 }
 
-/// One of the other stores.
+/// An entry of the list: a store other than the home store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreEntry {
-    /// Its own id, by which it is known again.
+    /// The store's id, which must match the store at `path`.
     pub uuid: Uuid,
-    /// Where it is.
+    /// The store's directory.
     pub path: PathBuf,
 }
 
@@ -46,34 +45,36 @@ fn list_file(home: &Path) -> PathBuf {
     home.join("stores.json")
 }
 
+/// Reads the list of a home store.
 fn entries(home: &Path) -> Result<Vec<StoreEntry>> {
     let list = disk::read_opt::<StoreList>(&list_file(home))?;
     Ok(list.map_or_else(Vec::new, |list| list.body.stores))
 }
 
-/// All stores of the family of the home store at `home`, that one first. One that can't be reached (its
-/// disk is not mounted) is left out, with a warning.
+/// Opens all stores of the family of the home store at `home`, which comes first.
+///
+/// Stores that cannot be opened, for example because their disk is not mounted, are skipped with a warning.
 pub fn stores(home: &Path, session: &Session) -> Result<Vec<Store>> {
     let mut stores = vec![Store::open(home, session.clone())?];
     for entry in entries(home)? {
         match Store::open(&entry.path, session.clone()) {
-            Ok(store) if store.uuid() == entry.uuid => stores.push(store.of_family(home)),
+            Ok(store) if store.uuid() == entry.uuid => stores.push(store.with_home(home)),
             Ok(_) => log::warn!(
-                "at {} is another store than the one that is expected there",
+                "skipped the store {}: its id differs from that in the list of stores",
                 entry.path.shown()
             ),
             Err(error) if error.kind == Kind::NotFound => log::warn!(
-                "the store {} can't be reached: is its disk mounted?",
+                "cannot find the store {}: is its disk mounted?",
                 entry.path.shown()
             ),
-            // What is wrong with one store is no reason to keep anybody from the others.
-            Err(error) => log::warn!("the store {} is left out: {error}", entry.path.shown()),
+            // A damaged store must not make the others unusable.
+            Err(error) => log::warn!("skipped the store {}: {error}", entry.path.shown()),
         }
     }
     Ok(stores)
 }
 
-/// The store of the family that holds the container `name`.
+/// Returns the store of the family that contains the container `name`.
 pub fn holding(home: &Path, session: &Session, name: &ContainerName) -> Result<Store> {
     let (mut holding, mut known, mut unreadable) = (Vec::new(), Vec::new(), None);
     for store in stores(home, session)? {
@@ -96,13 +97,13 @@ pub fn holding(home: &Path, session: &Session, name: &ContainerName) -> Result<S
             other.root().shown(),
             one.root().shown()
         ))
-        .hint("name one of them with --store, and rename the container there")),
+        .hint("select one of them with --store, and rename the container there")),
         (None, _, Some(error)) => Err(error),
         (None, _, None) => Err(no_container(name, &known)),
     }
 }
 
-/// The family's store at `path`, made and put on the list if need be.
+/// Opens the store at `path` as a member of the family. Creates it and adds it to the list if necessary.
 pub fn join(store: &Store, path: &Path) -> Result<Store> {
     let session = store.session();
     if path == store.home() {
@@ -110,7 +111,7 @@ pub fn join(store: &Store, path: &Path) -> Result<Store> {
     }
     let made = Store::open_or_make(path, session.clone())?;
     let lock = store.home().join("locks").join(format!("stores{LOCK}"));
-    let _alone = Lock::take(&lock, Mode::Exclusive, &session.who, session.patience)?;
+    let _alone = Lock::take(&lock, Mode::Exclusive, &session.command, session.patience)?;
     let file = list_file(store.home());
     let old = disk::read_opt::<StoreList>(&file)?;
     let mut list = old
@@ -130,22 +131,24 @@ pub fn join(store: &Store, path: &Path) -> Result<Store> {
         };
         disk::replace(&file, &next)?;
     }
-    Ok(made.of_family(store.home()))
+    Ok(made.with_home(store.home()))
 }
 
-/// Claims `name` for a new container: no other container of the family of stores has it, and no other command claims
-/// it. The caller holds the claim until the container's manifest exists, and then removes it.
+/// Claims `name` for a new container.
+///
+/// Fails if another container of the family has the name or another command claims it. The caller holds the returned
+/// lock until the container's manifest exists, and then removes it.
 pub fn claim(store: &Store, name: &ContainerName) -> Result<Lock> {
     let session = store.session();
     let path = store
         .home()
         .join("locks")
         .join(format!("name-{name}{LOCK}"));
-    let lock = Lock::take(&path, Mode::Exclusive, &session.who, session.patience)?;
+    let lock = Lock::take(&path, Mode::Exclusive, &session.command, session.patience)?;
     for (_, known) in names(store)? {
         let known = match known {
             Ok(known) => known,
-            // It may have had this name; then whoever mends it is told of the two.
+            // The unreadable container may have the same name. `cowl check` reports this once it is repaired.
             Err(error) => {
                 log::warn!("{error}");
                 continue;
@@ -155,7 +158,7 @@ pub fn claim(store: &Store, name: &ContainerName) -> Result<Lock> {
             lock.remove()?;
             return Err(
                 Error::failed(format!("a container named {name} exists already")).hint(format!(
-                    "choose another name, or remove that one with `cowl destroy {name}`"
+                    "choose another name, or destroy that container: cowl destroy {name}"
                 )),
             );
         }
@@ -163,15 +166,14 @@ pub fn claim(store: &Store, name: &ContainerName) -> Result<Lock> {
     Ok(lock)
 }
 
-/// Takes the lock of adoptions into the family of stores.
+/// Acquires the lock that serializes adoptions into the family of stores.
 pub fn lock_adoption(store: &Store) -> Result<Lock> {
     let session = store.session();
     let path = store.home().join("locks").join(format!("adopting{LOCK}"));
-    Lock::take(&path, Mode::Exclusive, &session.who, session.patience)
+    Lock::take(&path, Mode::Exclusive, &session.command, session.patience)
 }
 
-/// What is wrong with the list of the family's stores, entry by entry. Nothing for a store that is not
-/// the home.
+/// Returns the problems in the list of stores, each with the path of the entry. Empty if the store is not a home store.
 pub fn list_problems(store: &Store) -> Result<Vec<(PathBuf, String)>> {
     let mut problems = Vec::new();
     if store.root() != store.home() {
@@ -181,13 +183,13 @@ pub fn list_problems(store: &Store) -> Result<Vec<(PathBuf, String)>> {
     for entry in entries(store.home())? {
         let why = match Store::open(&entry.path, store.session().clone()) {
             Ok(store) if store.uuid() != entry.uuid => {
-                "another store is there than the one that the list of stores expects".to_owned()
+                "the store there has another id than the list of stores says".to_owned()
             }
             Ok(_) if seen.contains(&entry.uuid) || entry.uuid == store.uuid() => {
-                "the list of stores names it twice".to_owned()
+                "the list of stores contains it twice".to_owned()
             }
             Ok(_) => String::new(),
-            Err(error) => format!("on the list of stores, and can't be used: {error}"),
+            Err(error) => format!("the list of stores contains it, but it cannot be used: {error}"),
         };
         seen.push(entry.uuid);
         if !why.is_empty() {
@@ -197,19 +199,19 @@ pub fn list_problems(store: &Store) -> Result<Vec<(PathBuf, String)>> {
     Ok(problems)
 }
 
-/// The names of all containers of the family; stores that can't be reached are left out.
-fn names(store: &Store) -> Result<Vec<Named>> {
-    let mut names = names_below(store.home())?;
+/// Returns the names of all containers of the family. Stores that cannot be read are skipped with a warning.
+fn names(store: &Store) -> Result<Vec<ListedName>> {
+    let mut names = read_names(store.home())?;
     let others = entries(store.home())?;
     for other in &others {
-        match names_below(&other.path) {
+        match read_names(&other.path) {
             Ok(found) => names.extend(found),
             Err(error) => log::warn!("{error}"),
         }
     }
-    // A store that was opened by its own path, and is on no list of its own.
+    // The store may be a member that was opened by its path, and has no list of its own.
     if store.root() != store.home() && others.iter().all(|other| other.path != store.root()) {
-        names.extend(names_below(store.root())?);
+        names.extend(read_names(store.root())?);
     }
     Ok(names)
 }
@@ -236,14 +238,14 @@ mod tests {
         let error = holding(home.root(), &session(), &name).unwrap_err();
         assert_eq!(error.kind, Kind::NotFound);
 
-        // A disk that is not there takes nothing with it.
-        std::fs::rename(dir.path().join("other"), dir.path().join("gone")).unwrap();
+        // A missing disk does not affect the other stores.
+        std::fs::rename(dir.path().join("other"), dir.path().join("moved")).unwrap();
         assert_eq!(stores(home.root(), &session()).unwrap().len(), 1);
         claim(&home, &name).unwrap().remove().unwrap();
     }
 
     #[test]
-    fn a_name_is_claimed_by_one() {
+    fn only_one_command_claims_a_name() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let name = ContainerName::parse("web").unwrap();

@@ -1,4 +1,4 @@
-//! Opening layers, and whether anything was written to one.
+//! Opening of layers, and checks of their locks and content.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use cowl_layers::format::XattrSpace;
 use cowl_layers::layer::Layer;
 use cowl_layers::sys;
-use cowl_layers::view::{View, without_marks};
+use cowl_layers::view::{View, without_markers};
 
 use super::manifest::LayerId;
 use super::{Store, disk};
@@ -15,8 +15,10 @@ use crate::error::{Error, Result};
 use cowl_layers::shown::Show as _;
 
 impl Store {
-    /// Whether nothing was ever written to the head `top` that lies over `below`: it has no entry, and
-    /// its root looks as the one below. Such a head adds nothing to a snapshot.
+    /// Returns whether the head `top` over `below` is unmodified: it is empty, and the attributes of its root are those
+    /// of the root below.
+    ///
+    /// An unmodified head adds nothing to a snapshot.
     pub fn is_untouched(&self, top: LayerId, below: LayerId) -> Result<bool> {
         let (top, below) = (self.paths().layer_tree(top), self.paths().layer_tree(below));
         let (a, b) = (open(&top)?, open(&below)?);
@@ -25,14 +27,15 @@ impl Store {
                 return Ok(false);
             }
             let (x, y) = (sys::stat::stat_fd(&a)?, sys::stat::stat_fd(&b)?);
-            let looks = (x.mode, x.uid, x.gid, x.mtime) == (y.mode, y.uid, y.gid, y.mtime);
-            Ok(looks && plain_xattrs(&a, self.space())? == plain_xattrs(&b, self.space())?)
+            let same_stat = (x.mode, x.uid, x.gid, x.mtime) == (y.mode, y.uid, y.gid, y.mtime);
+            Ok(same_stat && plain_xattrs(&a, self.space())? == plain_xattrs(&b, self.space())?)
         };
-        same().map_err(|error| Error::at("look at the layer", &top, error))
+        same().map_err(|error| Error::at("inspect the layer", &top, error))
     }
 
-    /// The trees of layers, in the order of the stack. Each must be a directory: a symbolic link would lead out
-    /// of the store.
+    /// Returns the trees of layers, in the order of the stack.
+    ///
+    /// Fails if one is not a directory: a symlink would lead out of the store.
     pub fn layer_trees(&self, stack: &[LayerId]) -> Result<Vec<PathBuf>> {
         stack
             .iter()
@@ -42,7 +45,7 @@ impl Store {
                     true => Ok(tree),
                     false => Err(
                         Error::damaged(format!("the layer {} is missing", tree.shown()))
-                            .hint("bring it back from a backup; nothing was changed"),
+                            .hint("restore it from a backup; nothing was changed"),
                     ),
                 }
             })
@@ -56,13 +59,13 @@ impl Store {
         trees.iter().map(open).collect()
     }
 
-    /// What a stack shows.
+    /// Returns the merged view of a stack.
     pub fn view(&self, stack: &[LayerId]) -> Result<View> {
         Ok(View::new(self.open_layers(stack)?))
     }
 }
 
-/// Whether some mount writes to the layer.
+/// Returns whether a mount writes to the layer.
 pub fn is_written(store: &Store, id: LayerId) -> Result<bool> {
     let tree = store.paths().layer_tree(id);
     let written = sys::dir::open_root(&tree)
@@ -73,17 +76,18 @@ pub fn is_written(store: &Store, id: LayerId) -> Result<bool> {
     }
 }
 
-/// Whether some mount holds the layer: each locks the layers that it reads, and the one that it writes.
+/// Returns whether a mount uses the layer. A mount locks the layers that it reads and the layer that it writes.
 pub fn is_held(store: &Store, id: LayerId) -> Result<bool> {
     let tree = store.paths().layer_tree(id);
     let held = sys::dir::open_root(&tree)
         .and_then(|root| Ok(sys::dir::lock_exclusive(root.as_fd())?.is_none()));
     match held {
         Err(error) if error.is_absent() => Ok(false),
-        other => other.map_err(|error| Error::at("look at the lock of", &tree, error)),
+        other => other.map_err(|error| Error::at("inspect the lock of", &tree, error)),
     }
 }
 
+/// Opens the tree of a layer. A failure has the kind "damaged".
 pub(super) fn open(tree: &Path) -> Result<OwnedFd> {
     sys::dir::open_root(tree).map_err(|error| {
         let error = Error::at("open the layer", tree, error);
@@ -94,12 +98,12 @@ pub(super) fn open(tree: &Path) -> Result<OwnedFd> {
     })
 }
 
-/// A root's extended attributes, without marks: those speak of one layer's place in one stack.
+/// Returns the sorted xattrs of a layer's root, without marker xattrs, which apply only to this layer in its stack.
 pub(super) fn plain_xattrs(
     fd: &OwnedFd,
     space: XattrSpace,
 ) -> cowl_layers::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let mut plain = without_marks(space, sys::xattr::all(fd.as_fd())?);
+    let mut plain = without_markers(space, sys::xattr::all(fd.as_fd())?);
     plain.sort_unstable();
     Ok(plain)
 }

@@ -1,4 +1,4 @@
-//! What is in a store and needed by nothing.
+//! Leftovers: objects in a store that nothing references.
 
 use std::path::PathBuf;
 
@@ -11,61 +11,61 @@ use super::survey::temporaries;
 use super::{Store, disk, layers, orphans, survey, trash};
 use crate::error::Result;
 
-/// What lies about that nothing needs.
+/// The leftovers of a store.
 #[derive(Debug, Default)]
 pub struct Leftovers {
-    /// Destroyed containers whose time is over.
+    /// Destroyed containers whose retention period is over.
     pub expired: Vec<Deleted>,
-    /// Layers that nothing names.
+    /// Unreferenced layers.
     pub layers: Vec<LayerId>,
-    /// Layers that nothing names, but that some mount holds: they stay.
+    /// Unreferenced layers that a mount holds: they are retained.
     pub held: Vec<LayerId>,
-    /// Containers whose making was cut off.
-    pub half_made: Vec<ContainerId>,
+    /// Containers whose creation was interrupted.
+    pub unfinished: Vec<ContainerId>,
     /// Temporary files, and files of snapshots that no container names.
     pub files: Vec<PathBuf>,
-    /// Mount points, run folders and caches of containers that are gone.
-    pub folders: Vec<PathBuf>,
-    /// Locks that nobody needs any more.
+    /// Mount points, run directories and caches of containers that do not exist any more.
+    pub dirs: Vec<PathBuf>,
+    /// Stale lock files.
     pub locks: Vec<PathBuf>,
-    /// What is on its way out already.
+    /// Objects in the trash.
     pub trash: Vec<PathBuf>,
-    /// Some change waits for its commit.
+    /// Whether a change has been written and not committed yet.
     pub pending: bool,
 }
 
 impl Leftovers {
-    /// Whether there is nothing to remove.
+    /// Returns whether there is nothing to remove.
     pub fn is_empty(&self) -> bool {
         self.expired.is_empty()
             && self.layers.is_empty()
-            && self.half_made.is_empty()
+            && self.unfinished.is_empty()
             && self.files.is_empty()
-            && self.folders.is_empty()
+            && self.dirs.is_empty()
             && self.locks.is_empty()
             && self.trash.is_empty()
     }
 }
 
-/// Whether destroyed containers stay for the time for which they can be brought back.
+/// Whether destroyed containers are retained until they expire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
-    /// They stay.
+    /// They are retained until they expire.
     Respected,
-    /// They are leftovers, whatever their time.
+    /// All destroyed containers are leftovers.
     Ignored,
 }
 
-/// Returns whether there is a sign of any leftover: cheap, as it reads no manifest.
-pub(super) fn has_signs(store: &Store) -> Result<bool> {
-    // Lets go of the notes again at once: the sweep takes them when it is alone.
-    if !notes::of_dead_makers(store)?.is_empty() || !trash::list(store)?.is_empty() {
+/// Returns whether there are probably leftovers. Cheap: reads no manifests.
+pub(super) fn has_any(store: &Store) -> Result<bool> {
+    // This releases the locks of the notes immediately. The sweep acquires them again under the exclusive lock.
+    if !notes::lock_stale(store)?.is_empty() || !trash::list(store)?.is_empty() {
         return Ok(true);
     }
     if deleted::list(store)?.iter().any(Deleted::is_expired) {
         return Ok(true);
     }
-    for (_, layer) in notes::on_held_layers(store)? {
+    for (_, layer) in notes::list_held(store)? {
         if !layers::is_held(store, layer)? {
             return Ok(true);
         }
@@ -73,21 +73,22 @@ pub(super) fn has_signs(store: &Store) -> Result<bool> {
     Ok(false)
 }
 
-/// Finds what nothing needs. The caller holds the store's exclusive lock: what a command is just making looks like a
-/// leftover.
+/// Finds the leftovers of a store.
+///
+/// The caller must hold the store's exclusive lock, because objects that a command is creating look like leftovers.
 pub fn find(store: &Store, expiry: Expiry) -> Result<Leftovers> {
     let mut left = Leftovers {
         trash: trash::list(store)?,
         ..Leftovers::default()
     };
-    let mut kept = Vec::new();
+    let mut retained = Vec::new();
     for deleted in deleted::list(store)? {
         match expiry == Expiry::Ignored || deleted.is_expired() {
             true => left.expired.push(deleted),
-            false => kept.push(deleted),
+            false => retained.push(deleted),
         }
     }
-    let survey = survey::of(store, &kept)?;
+    let survey = survey::read(store, &retained)?;
     left.files = survey.files;
     left.pending = survey.pending;
     for id in store.layer_ids()? {
@@ -101,25 +102,25 @@ pub fn find(store: &Store, expiry: Expiry) -> Result<Leftovers> {
         match layers::is_held(store, id) {
             Ok(true) => left.held.push(id),
             Ok(false) => left.layers.push(id),
-            // It stays until that is put in order; the others go.
+            // Retain the layer until the error is fixed; collect the others.
             Err(error) => log::warn!("{error}"),
         }
     }
     for name in disk::names(&store.paths().containers())? {
         if let Some(id) = ContainerId::parse(&name)
-            && !disk::is_there(&store.paths().container_file(id))?
+            && !disk::exists(&store.paths().container_file(id))?
         {
-            left.half_made.push(id);
+            left.unfinished.push(id);
         }
     }
     left.files.extend(temporaries(&store.paths().caches())?);
-    left.folders = orphans::list(store)?;
+    left.dirs = orphans::list(store)?;
     left.locks = stale_locks(store)?;
     Ok(left)
 }
 
-/// Locks of containers that are gone, claims of names that nobody holds, and notes on layers that are
-/// gone.
+/// Returns the lock files of containers that do not exist any more, claims of names that no command holds, and notes on
+/// layers that do not exist any more.
 fn stale_locks(store: &Store) -> Result<Vec<PathBuf>> {
     let mut stale = Vec::new();
     for name in disk::names(&store.paths().locks())? {
@@ -127,15 +128,15 @@ fn stale_locks(store: &Store) -> Result<Vec<PathBuf>> {
         let own = name.strip_suffix(LOCK).unwrap_or(&name);
         let container = own.strip_prefix("container-").and_then(ContainerId::parse);
         let layer = own.strip_prefix(HELD).and_then(LayerId::parse);
-        let gone = match (container, layer) {
-            (Some(id), _) => !disk::is_there(&store.paths().container_dir(id))?,
-            (None, Some(id)) => !disk::is_there(&store.paths().layer_dir(id))?,
+        let is_stale = match (container, layer) {
+            (Some(id), _) => !disk::exists(&store.paths().container_dir(id))?,
+            (None, Some(id)) => !disk::exists(&store.paths().layer_dir(id))?,
             (None, None) => {
-                let passing = own.starts_with("name-") || own.starts_with("settling-");
-                passing && !Lock::is_held(&path)?
+                let is_temporary = own.starts_with("name-") || own.starts_with("settling-");
+                is_temporary && !Lock::is_held(&path)?
             }
         };
-        if gone {
+        if is_stale {
             stale.push(path);
         }
     }

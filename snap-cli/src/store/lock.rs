@@ -1,7 +1,7 @@
-//! Locks between commands: flock on files in the store's `locks` folder. The kernel lets go of them when
-//! their holder ends, however it ends, so no lock is ever stale.
+//! Locks between commands: flock(2) on files in the store's directory `locks`.
 //!
-//! A lock file says who holds it, for the message that the one who waited in vain prints.
+//! The kernel releases a lock when its holder ends, even if it is killed, so locks never become stale. A lock file
+//! contains its holder's process id and command, for the message of a command that gives up waiting.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, Write};
@@ -17,59 +17,63 @@ use crate::error::{Error, Result};
 use crate::wait::poll_until;
 use cowl_layers::shown::Show as _;
 
-/// How a lock is held.
+/// The mode of a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// By one alone.
+    /// Held by one process.
     Exclusive,
-    /// By any number, while nobody holds it alone.
+    /// Held by any number of processes; excludes an exclusive lock.
     Shared,
 }
 
-/// A held lock; dropping it lets go.
+/// A held lock. Dropping it releases the lock.
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
-    // Held for its flock.
+    // Holds the flock.
     file: File,
 }
 
+/// The interval between attempts to acquire a lock.
 const POLL: Duration = Duration::from_millis(10);
 
 impl Lock {
-    /// Takes the lock at `path`, waiting for `patience`. `who` goes into the file, for others to read.
-    pub fn take(path: &Path, mode: Mode, who: &str, patience: Duration) -> Result<Self> {
-        wait(path, patience, || Self::try_take(path, mode, who))
+    /// Acquires the lock at `path`, waiting up to `patience`.
+    ///
+    /// If the lock is exclusive, `command` is written to the file, for the messages of waiting commands.
+    pub fn take(path: &Path, mode: Mode, command: &str, patience: Duration) -> Result<Self> {
+        wait(path, patience, || Self::try_take(path, mode, command))
     }
 
-    /// Takes a lock alone that nobody ever waits for: it need not say who holds it.
-    pub fn take_unsigned(path: &Path, patience: Duration) -> Result<Self> {
+    /// Acquires an exclusive lock without recording the holder, for locks that no other command waits for.
+    pub fn take_anonymous(path: &Path, patience: Duration) -> Result<Self> {
         wait(path, patience, || {
             Self::open_and_lock(path, Mode::Exclusive)
         })
     }
 
-    /// Takes the lock if nobody is in the way.
-    pub fn try_take(path: &Path, mode: Mode, who: &str) -> Result<Option<Self>> {
+    /// Acquires the lock without waiting; `None` if another process holds it.
+    pub fn try_take(path: &Path, mode: Mode, command: &str) -> Result<Option<Self>> {
         let Some(mut lock) = Self::open_and_lock(path, mode)? else {
             return Ok(None);
         };
         if mode == Mode::Exclusive {
-            let line = format!("{} {who}\n", std::process::id());
+            let line = format!("{} {command}\n", std::process::id());
             let written = lock
                 .file
                 .set_len(0)
                 .and_then(|()| lock.file.rewind())
                 .and_then(|()| lock.file.write_all(line.as_bytes()));
-            // Who holds the lock is told to others as a courtesy; on a full disk, where something must
-            // still be removed to free space, it is held all the same.
+            // The holder's name only improves messages. On a full disk, where the write fails, a command that frees
+            // space must still get the lock.
             if let Err(error) = written {
-                log::debug!("cannot note who holds {}: {error}", path.shown());
+                log::debug!("cannot record the holder of {}: {error}", path.shown());
             }
         }
         Ok(Some(lock))
     }
 
+    /// Opens the lock file, creating it if necessary, and locks it; `None` if another process holds the lock.
     fn open_and_lock(path: &Path, mode: Mode) -> Result<Option<Self>> {
         let at = |error: std::io::Error| Error::at("lock", path, error);
         let how = match mode {
@@ -95,7 +99,7 @@ impl Lock {
                 Err(Errno::WOULDBLOCK) => return Ok(None),
                 Err(error) => return Err(at(error.into())),
             }
-            // The file may have been removed between opening and locking it.
+            // Retry after a race: the file may have been removed between opening and locking it.
             if is_still_at(&file, path).map_err(at)? {
                 return Ok(Some(Self {
                     path: path.to_path_buf(),
@@ -105,8 +109,9 @@ impl Lock {
         }
     }
 
-    /// The same where nothing can be written, so that what lies there can still be read: through the file,
-    /// if it is there, else through the folder that it would be made in.
+    /// Locks on a read-only file system, where the store can still be read.
+    ///
+    /// Locks the file if it exists, otherwise the directory that would contain it.
     fn without_writing(path: &Path, how: FlockOperation) -> Result<Option<Self>> {
         let at = |error: std::io::Error| Error::at("lock", path, error);
         let file = match disk::open(path) {
@@ -125,28 +130,28 @@ impl Lock {
         }
     }
 
-    /// The lock as the standard input of a process that is to hold it too: it is free when both have let go.
+    /// Returns the lock as standard input for a child process that shares it. It is released when both have closed it.
     pub fn for_child(&self) -> Result<std::process::Stdio> {
         let file = self.file.try_clone();
         file.map(Into::into)
             .map_err(|error| Error::at("share the lock", &self.path, error))
     }
 
-    /// Whether somebody holds the lock at `path` alone.
+    /// Returns whether a process holds the lock at `path` exclusively.
     pub fn is_held(path: &Path) -> Result<bool> {
         let file = match disk::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(Error::at("look at the lock", path, error)),
+            Err(error) => return Err(Error::at("inspect the lock", path, error)),
         };
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => Ok(false),
             Err(Errno::WOULDBLOCK) => Ok(true),
-            Err(error) => Err(Error::at("look at the lock", path, error)),
+            Err(error) => Err(Error::at("inspect the lock", path, error)),
         }
     }
 
-    /// Whether a process holds the lock at `path` in any mode.
+    /// Returns whether a process holds the lock at `path` in any mode.
     pub fn is_used(path: &Path) -> Result<bool> {
         let file = File::open(path).map_err(|e| Error::at("inspect the lock", path, e))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -156,28 +161,30 @@ impl Lock {
         }
     }
 
-    /// Lets go and removes the file. Only for locks held alone.
+    /// Releases the lock and removes its file. Only for exclusive locks.
     pub fn remove(self) -> Result<()> {
-        // While we hold it: whoever waits for this file sees that it is gone, and opens a new one.
+        // Remove the file before releasing the lock: a waiting command notices the removal and opens a new file.
         let removed = std::fs::remove_file(&self.path);
         drop(self.file);
         match removed {
-            // Where nothing can be written, nothing was made.
+            // On a read-only file system, no file was created.
             Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => Ok(()),
             other => other.map_err(|error| Error::at("remove", &self.path, error)),
         }
     }
 }
 
+/// Repeats `attempt` until it returns a lock or `patience` is over.
 fn wait(
     path: &Path,
     patience: Duration,
     attempt: impl FnMut() -> Result<Option<Lock>>,
 ) -> Result<Lock> {
     poll_until(Instant::now() + patience, POLL, attempt)?
-        .ok_or_else(|| held_by_another(path, patience))
+        .ok_or_else(|| timeout_error(path, patience))
 }
 
+/// Returns whether `path` still refers to the open file.
 fn is_still_at(file: &File, path: &Path) -> std::io::Result<bool> {
     let held = file.metadata()?;
     match std::fs::symlink_metadata(path) {
@@ -187,18 +194,19 @@ fn is_still_at(file: &File, path: &Path) -> std::io::Result<bool> {
     }
 }
 
-fn held_by_another(path: &Path, waited: Duration) -> Error {
+/// Returns the error that names the holder of a lock.
+fn timeout_error(path: &Path, waited: Duration) -> Error {
     let mut text = String::new();
     let read = disk::open(path).and_then(|mut file| file.read_to_string(&mut text));
     let holder = match (read, text.trim().split_once(' ')) {
-        (Ok(_), Some((pid, who))) => format!("pid {pid} ({who})"),
+        (Ok(_), Some((pid, command))) => format!("pid {pid} ({command})"),
         _ => "another command".to_owned(),
     };
     Error::busy(format!(
         "waited {} s for {holder}, which is still at work",
         waited.as_secs()
     ))
-    .hint("try again when it has ended, or wait longer with --wait SECONDS")
+    .hint("try again when it has ended, or wait longer: --wait SECONDS")
 }
 
 #[cfg(test)]
@@ -207,7 +215,7 @@ mod tests {
     use crate::error::Kind;
 
     #[test]
-    fn the_holder_is_named() {
+    fn a_timeout_names_the_holder() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         let held = Lock::take(&path, Mode::Exclusive, "cowl snapshot web", Duration::ZERO).unwrap();
@@ -225,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_its_place_leads_nowhere() {
+    fn a_symlink_in_place_of_a_lock_file_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let (path, other) = (dir.path().join("x"), dir.path().join("other"));
         std::os::unix::fs::symlink(&other, &path).unwrap();
@@ -234,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_ones_keep_an_exclusive_one_out() {
+    fn shared_locks_exclude_an_exclusive_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         let one = Lock::try_take(&path, Mode::Shared, "a").unwrap();
@@ -254,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn one_at_a_time_even_when_the_file_goes_away() {
+    fn a_lock_is_exclusive_even_if_its_file_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         let inside = std::sync::atomic::AtomicU32::new(0);

@@ -1,7 +1,7 @@
-//! Making layers and containers.
+//! Creation of layers and containers.
 //!
-//! Everything that a command makes before its commit is made through [`Making`]: it keeps collection
-//! away, and leaves a note in `locks` by which the next command finds what a killed one left behind.
+//! A command creates all objects before its commit through [`Making`], which excludes garbage collection and leaves a
+//! note in `locks`, so that the next command finds the objects of a killed command.
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -21,13 +21,15 @@ use super::record::Record;
 use super::{Store, disk};
 use crate::error::{Error, Result};
 
-/// Things on their way into the store. Dropped before [`Making::done`], it removes them again.
+/// Layers and containers that no manifest names yet.
+///
+/// Dropping it before [`Making::finish`] removes them again.
 #[derive(Debug)]
 pub struct Making<'s> {
     store: &'s Store,
     _shared: Lock,
     note: Option<Lock>,
-    // Opened before anything is written, so that its sync reports every error of the writing.
+    // Opened before anything is written, so that its sync reports every write-back error.
     filesystem: disk::Filesystem,
     sweeps: bool,
     unsynced: Vec<PathBuf>,
@@ -36,9 +38,9 @@ pub struct Making<'s> {
 }
 
 impl<'s> Making<'s> {
-    /// Begins.
+    /// Writes the note and acquires a shared lock of the store.
     pub fn begin(store: &'s Store) -> Result<Self> {
-        let shared = store.share()?;
+        let shared = store.lock_shared()?;
         let filesystem = disk::Filesystem::open(&store.paths().layers())?;
         let path = store
             .paths()
@@ -47,7 +49,7 @@ impl<'s> Making<'s> {
             filesystem,
             store,
             _shared: shared,
-            note: Some(Lock::take_unsigned(&path, store.session().patience)?),
+            note: Some(Lock::take_anonymous(&path, store.session().patience)?),
             sweeps: false,
             unsynced: Vec::new(),
             layers: Vec::new(),
@@ -55,9 +57,9 @@ impl<'s> Making<'s> {
         })
     }
 
-    /// Makes an empty layer whose root has the attributes of the root of `like`.
-    pub fn head(&mut self, over: &[LayerId], like: &Path) -> Result<LayerId> {
-        let id = self.layer_as(LayerManifest {
+    /// Creates an empty layer over the layers `over`. Its root gets the attributes of the directory `like`.
+    pub fn create_head(&mut self, over: &[LayerId], like: &Path) -> Result<LayerId> {
+        let id = self.create_layer_from(LayerManifest {
             unsynced: true,
             ..LayerManifest::new(LayerKind::Delta, over, &[])
         })?;
@@ -65,39 +67,39 @@ impl<'s> Making<'s> {
         Ok(id)
     }
 
-    /// Makes an empty layer for the caller to fill, and to put on the disk what it filled in.
-    pub fn layer(
+    /// Creates an empty layer. The caller fills it and syncs its content.
+    pub fn create_layer(
         &mut self,
         kind: LayerKind,
         over: &[LayerId],
         stands_for: &[LayerId],
     ) -> Result<LayerId> {
-        self.layer_as(LayerManifest::new(kind, over, stands_for))
+        self.create_layer_from(LayerManifest::new(kind, over, stands_for))
     }
 
-    /// The same for a layer of which everything is known already.
-    pub fn layer_as(&mut self, manifest: LayerManifest) -> Result<LayerId> {
+    /// Creates an empty layer with the given manifest.
+    pub fn create_layer_from(&mut self, manifest: LayerManifest) -> Result<LayerId> {
         let id = LayerId::fresh();
         self.layers.push(id);
         let store = self.store;
-        private_dir(&store.paths().layer_dir(id))?;
-        private_dir(&store.paths().layer_tree(id))?;
-        private_dir(&store.paths().layer_work(id))?;
+        create_private_dir(&store.paths().layer_dir(id))?;
+        create_private_dir(&store.paths().layer_tree(id))?;
+        create_private_dir(&store.paths().layer_work(id))?;
         disk::write_new(&store.paths().layer_file(id), &Record::first(manifest))?;
-        self.will_sync(store.paths().layer_file(id));
-        self.will_sync(store.paths().layer_tree(id));
-        self.will_sync(store.paths().layer_dir(id));
-        self.will_sync(store.paths().layers());
+        self.add_unsynced(store.paths().layer_file(id));
+        self.add_unsynced(store.paths().layer_tree(id));
+        self.add_unsynced(store.paths().layer_dir(id));
+        self.add_unsynced(store.paths().layers());
         Ok(id)
     }
 
-    /// Has [`Making::sync`] put this file or folder on the disk too.
-    pub fn will_sync(&mut self, path: PathBuf) {
+    /// Adds a file or directory to those that [`Making::sync`] syncs.
+    pub fn add_unsynced(&mut self, path: PathBuf) {
         self.unsynced.push(path);
     }
 
-    /// Puts everything that was made on the disk, in the order in which it was made. The journal of a file
-    /// system takes all of it in one go.
+    /// Syncs all created files and directories, in the order of their creation. One journal commit usually covers all
+    /// of them.
     pub fn sync(&mut self) -> Result<()> {
         for path in std::mem::take(&mut self.unsynced) {
             disk::sync_file(&path)?;
@@ -105,36 +107,35 @@ impl<'s> Making<'s> {
         Ok(())
     }
 
-    /// Syncs everything that was written into new layers, which must be durable before a manifest names
-    /// them.
+    /// Syncs the content of new layers, which must be durable before a manifest names them.
     pub fn sync_content(&self) -> Result<()> {
         self.filesystem.sync()
     }
 
-    /// Makes the folder of a new container, not counting until its manifest is there.
-    pub fn container(&mut self) -> Result<ContainerId> {
+    /// Creates the directory of a new container, which does not exist for other commands until its manifest is written.
+    pub fn create_container(&mut self) -> Result<ContainerId> {
         let id = ContainerId::fresh();
         self.containers.push(id);
-        private_dir(&self.store.paths().container_dir(id))?;
-        // Tells one that is being made from one that lost its manifest.
+        create_private_dir(&self.store.paths().container_dir(id))?;
+        // This file distinguishes an unfinished container from one that lost its manifest.
         let unfinished = self.store.paths().unfinished_file(id);
         disk::touch(&unfinished)?;
-        self.will_sync(unfinished);
-        private_dir(&self.store.paths().snapshots_dir(id))?;
-        self.will_sync(self.store.paths().containers());
+        self.add_unsynced(unfinished);
+        create_private_dir(&self.store.paths().snapshots_dir(id))?;
+        self.add_unsynced(self.store.paths().containers());
         Ok(id)
     }
 
-    /// The change takes the last name from something: [`Making::done`] is to clean that up.
-    pub fn frees_something(&mut self) {
+    /// Makes [`Making::finish`] run a collection, because the change removes references to layers.
+    pub fn request_sweep(&mut self) {
         self.sweeps = true;
     }
 
-    /// All that was made is named by a manifest now: it stays.
-    pub fn done(mut self) -> Result<()> {
+    /// Retains the created objects, which a manifest names now.
+    pub fn finish(mut self) -> Result<()> {
         self.layers.clear();
         for id in std::mem::take(&mut self.containers) {
-            disk::remove_if_there(&self.store.paths().unfinished_file(id))?;
+            disk::remove_if_exists(&self.store.paths().unfinished_file(id))?;
         }
         let Some(note) = self.note.take() else {
             return Ok(());
@@ -142,19 +143,20 @@ impl<'s> Making<'s> {
         if !self.sweeps {
             return note.remove();
         }
-        // The note stays until the sweep is through, for the case that we are killed in it.
+        // Release the note but keep its file during the sweep: if this process is killed, the next command collects.
         drop(note);
         let store = self.store;
         drop(self);
-        // What was to be done is done.
+        // The change itself has succeeded, so a failure is only logged.
         if let Err(error) = sweep(store) {
-            log::warn!("{error}; nothing is collected before that is put in order");
+            log::warn!("{error}; nothing is collected until this is fixed");
         }
         Ok(())
     }
 
-    /// It may be that a manifest names what was made: the next command's collection finds out.
-    pub fn leave(mut self) {
+    /// Leaves the created objects and the note in place, because a manifest may name them. The next collection removes
+    /// them if no manifest does.
+    pub fn abandon(mut self) {
         self.layers.clear();
         self.containers.clear();
         self.note = None;
@@ -174,11 +176,11 @@ impl Drop for Making<'_> {
         let mut clean = true;
         for path in layers.chain(containers) {
             if let Err(error) = remove_tree(&path) {
-                log::warn!("{error}; the next command will clean up");
+                log::warn!("{error}; the next command will remove it");
                 clean = false;
             }
         }
-        // The note stays when something is left for the next command to find.
+        // If an object is left, the note stays, so that the next command finds it.
         if let Some(note) = self.note.take()
             && clean
             && let Err(error) = note.remove()
@@ -188,14 +190,15 @@ impl Drop for Making<'_> {
     }
 }
 
-fn private_dir(path: &Path) -> Result<()> {
+/// Creates a directory with mode 0700. Fails if it exists.
+fn create_private_dir(path: &Path) -> Result<()> {
     std::fs::DirBuilder::new()
         .mode(0o700)
         .create(path)
-        .map_err(|error| Error::at("make the folder", path, error))
+        .map_err(|error| Error::at("create the directory", path, error))
 }
 
-/// Gives the root of `to` the attributes of the root of `from`: a stack's topmost root is what shows.
+/// Copies the attributes and xattrs of the directory `from` to `to`: a mount shows those of the topmost layer's root.
 fn copy_root(from: &Path, to: &Path, space: XattrSpace) -> Result<()> {
     let (source, target) = (open(from)?, open(to)?);
     let copy = || -> cowl_layers::Result<()> {
@@ -224,11 +227,11 @@ mod tests {
     }
 
     #[test]
-    fn a_new_head_looks_as_what_it_lies_over() {
+    fn a_new_head_has_the_attributes_of_the_layer_below() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path());
         let mut making = Making::begin(&store).unwrap();
-        let base = making.layer(LayerKind::Base, &[], &[]).unwrap();
+        let base = making.create_layer(LayerKind::Base, &[], &[]).unwrap();
         let tree = store.paths().layer_tree(base);
         std::fs::create_dir(tree.join("etc")).unwrap();
         std::fs::set_permissions(&tree, std::fs::Permissions::from_mode(0o1751)).unwrap();
@@ -236,8 +239,8 @@ mod tests {
         sys::xattr::set(fd.as_fd(), b"user.colour", b"blue").unwrap();
         let mark = store.space().opaque().as_bytes();
         sys::xattr::set(fd.as_fd(), mark, b"y").unwrap();
-        let head = making.head(&[base], &tree).unwrap();
-        making.done().unwrap();
+        let head = making.create_head(&[base], &tree).unwrap();
+        making.finish().unwrap();
 
         let (a, b) = (
             tree.metadata().unwrap(),
@@ -258,7 +261,7 @@ mod tests {
         std::fs::write(&file, b"").unwrap();
         assert!(!store.is_untouched(head, base).unwrap());
         std::fs::remove_file(&file).unwrap();
-        // Gone again, but the root's mtime tells.
+        // The file is removed again, but the root's mtime has changed.
         assert!(!store.is_untouched(head, base).unwrap());
         std::fs::File::open(store.paths().layer_tree(head))
             .unwrap()
@@ -268,12 +271,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_done_is_removed() {
+    fn unfinished_objects_are_removed_on_drop() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path());
         let mut making = Making::begin(&store).unwrap();
-        let base = making.layer(LayerKind::Base, &[], &[]).unwrap();
-        let container = making.container().unwrap();
+        let base = making.create_layer(LayerKind::Base, &[], &[]).unwrap();
+        let container = making.create_container().unwrap();
         drop(making);
         assert!(!store.paths().layer_dir(base).try_exists().unwrap());
         assert!(!store.paths().container_dir(container).try_exists().unwrap());

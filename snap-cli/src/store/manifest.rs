@@ -1,7 +1,6 @@
-//! What the store's files say: the store, containers, snapshots, layers. Only types; reading and writing
-//! them is [`super::disk`]'s.
+//! The types of the store's manifests: store, container, snapshot, layer. [`super::disk`] reads and writes them.
 //!
-//! Fields that this version does not know are kept wherever a newer one may add some.
+//! Each type preserves fields that a newer version added.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,15 +22,15 @@ macro_rules! id_type {
         pub struct $type(Uuid);
 
         impl $type {
-            /// A new one, never given before.
+            /// Returns a new random id.
             pub fn fresh() -> Self {
                 Self(Uuid::new_v4())
             }
 
-            /// The id that a folder's or file's name spells; `None` when it spells none.
+            /// Parses an id from the name of a file or directory.
             pub fn parse(name: &str) -> Option<Self> {
                 let id = Uuid::try_parse(name).ok()?;
-                // One spelling only: the one that we write.
+                // Accept only the spelling that `Display` writes.
                 (id.hyphenated().to_string() == name).then_some(Self(id))
             }
         }
@@ -45,112 +44,111 @@ macro_rules! id_type {
 }
 
 id_type!(
-    /// A layer.
+    /// The id of a layer.
     LayerId
 );
 id_type!(
-    /// A container, whatever its name.
+    /// The id of a container, which does not change when it is renamed.
     ContainerId
 );
 id_type!(
-    /// A snapshot, whatever its name.
+    /// The id of a snapshot, which does not change when it is renamed.
     SnapshotId
 );
 
-/// `store.json`.
+/// The manifest of a store: `store.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreManifest {
-    /// The store's own id.
+    /// The store's id.
     pub uuid: Uuid,
-    /// Where the marks of its layers lie: "trusted" or "user".
-    pub marks: Marks,
-    /// What this version does not know.
+    /// The namespace of its layers' marker xattrs: "trusted" or "user".
+    pub marks: MarkerSpace,
+    /// Fields that this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl Body for StoreManifest {
-    const WHAT: &'static str = "store";
+    const TYPE_NAME: &'static str = "store";
 }
 
-/// Which extended attributes carry the marks of a store's layers.
+/// The namespace of the marker xattrs in a store's layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Marks {
+pub enum MarkerSpace {
     /// `trusted.overlay.*`
     Trusted,
     /// `user.overlay.*`
     User,
 }
 
-/// `container.json`: the one file whose rename commits a change of a container.
+/// The manifest of a container: `container.json`. Renaming this file into place commits a change of the container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerManifest {
-    /// Its name, unique in the store.
+    /// The container's name, unique in the store.
     pub name: ContainerName,
-    /// The layer that is written: the first of `stack`.
+    /// The top layer, which is written to: the first of `stack`.
     pub head: LayerId,
     /// All layers, topmost first.
     pub stack: Vec<LayerId>,
-    /// The layers that it began with, without a head.
+    /// The layers that it was created from, without a head.
     pub origin: Vec<LayerId>,
-    /// The snapshot that the head was last taken from or restored to.
+    /// The latest snapshot that was taken of the head or that it was restored to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<SnapshotId>,
-    /// What it was before it was last put back to something: the state that `restore --undo` gives.
+    /// The snapshot of the state before the last restore: `restore --undo` restores it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<SnapshotId>,
-    /// The snapshots that count, oldest first. A snapshot file that is not named here does not.
+    /// The snapshots, oldest first. A snapshot file that is not listed here is a leftover.
     pub snapshots: Vec<SnapshotRef>,
     /// The number of the next `snap<N>`.
     pub next_snap: u64,
     /// The number of the next `auto<N>`.
     pub next_auto: u64,
-    /// When it was made (RFC 3339, UTC).
+    /// The time of its creation (RFC 3339, UTC).
     pub created: String,
-    /// Options that people set.
+    /// Settings of the user.
     #[serde(default)]
     pub settings: Map<String, Value>,
-    /// Where it was taken over from.
+    /// The directory that it was adopted from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopted: Option<Adopted>,
-    /// The LXC container that it is.
+    /// The LXC container that uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lxc: Option<Lxc>,
-    /// A change under way that needs more than this file.
+    /// A pending change of files outside the store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moving: Option<Moving>,
-    /// It is there for one mount, and goes when that ends.
+    /// The phase of an ephemeral container, which is destroyed when its mount ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ephemeral: Option<Ephemeral>,
-    /// The state below its head was not durable yet when the container came to stand on it (a clone, a
-    /// restore).
+    /// The mark of the state below the head, if that was not durable yet at the clone or restore that used it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settling: Option<Settling>,
-    /// Layers were merged, and the files of the snapshots that held them are still to say so.
+    /// A committed merge of layers that the files of the snapshots do not reflect yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merged: Option<Merged>,
-    /// What this version does not know.
+    /// Fields that this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
-/// How far a container is that is there for one mount.
+/// The phase of an ephemeral container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ephemeral {
-    /// It was not mounted yet.
+    /// It has not been mounted yet.
     Waiting,
-    /// Its mount began.
+    /// It has been mounted, or is about to be.
     Mounted,
 }
 
 impl Body for ContainerManifest {
-    const WHAT: &'static str = "container";
+    const TYPE_NAME: &'static str = "container";
 }
 
 impl ContainerManifest {
-    /// One that begins now, with a new head over `below`.
+    /// Creates the manifest of a new container with the head `head` over the layers `below`.
     pub fn new(name: ContainerName, head: LayerId, below: &[LayerId]) -> Self {
         let mut stack = vec![head];
         stack.extend_from_slice(below);
@@ -176,34 +174,35 @@ impl ContainerManifest {
         }
     }
 
-    /// What lies below the head.
+    /// Returns the layers below the head.
     pub fn below_head(&self) -> &[LayerId] {
         self.stack.split_first().map_or(&[], |(_, below)| below)
     }
 
-    /// The snapshot of this name.
+    /// Returns the snapshot `name`.
     pub fn snapshot(&self, name: &SnapshotName) -> Option<&SnapshotRef> {
         self.snapshots.iter().find(|known| known.name == *name)
     }
 
-    /// Drops all that is of this machine, for a container that goes to another, or is made anew.
-    pub fn leave_machine(&mut self) {
+    /// Clears the fields that refer to this host, for an exported or copied container.
+    pub fn clear_machine_fields(&mut self) {
         self.adopted = None;
         self.lxc = None;
         self.moving = None;
         self.ephemeral = None;
     }
 
-    /// What must hold besides the fields' types; the text says what does not.
+    /// Checks the invariants of the fields. The error describes the violation.
     pub fn check(&self) -> Result<(), String> {
         if self.stack.first() != Some(&self.head) {
             return Err("its head is not the first layer of its stack".to_owned());
         }
-        no_layer_twice(&self.stack)
+        check_unique(&self.stack)
     }
 }
 
-fn no_layer_twice(stack: &[LayerId]) -> Result<(), String> {
+/// Returns an error if the stack contains a layer twice.
+fn check_unique(stack: &[LayerId]) -> Result<(), String> {
     let mut sorted = stack.to_vec();
     sorted.sort_unstable();
     match sorted.windows(2).find(|pair| pair.first() == pair.last()) {
@@ -212,98 +211,99 @@ fn no_layer_twice(stack: &[LayerId]) -> Result<(), String> {
     }
 }
 
-/// Layers that became one.
+/// A merge of several layers into one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Merged {
-    /// The layers, topmost first.
+    /// The merged layers, topmost first.
     pub run: Vec<LayerId>,
-    /// What stands for them.
+    /// The layer that replaces them.
     pub layer: LayerId,
 }
 
-/// A snapshot as its container names it: all that is listed, and all that may change. What the state is
-/// made of stands in the snapshot's own file, which never changes but by a flatten.
+/// A snapshot's entry in its container's manifest: the fields that lists show or that can change.
+///
+/// The layers of its state are in the snapshot's own file, which only a flatten changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotRef {
-    /// Its id, which names its file.
+    /// The snapshot's id, which names its file.
     pub id: SnapshotId,
-    /// Its name, unique in the container.
+    /// The snapshot's name, unique in the container.
     pub name: SnapshotName,
-    /// Who made it.
+    /// The reason for the snapshot.
     pub kind: SnapshotKind,
-    /// When it was taken (RFC 3339, UTC).
+    /// The time at which it was taken (RFC 3339, UTC).
     pub created: String,
-    /// The snapshot that the state was made from.
+    /// The snapshot that its state is based on: the container's `parent` when it was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<SnapshotId>,
-    /// The topmost layer of its state: what was written since its parent.
+    /// The topmost layer of its state: the changes since its parent.
     pub layer: LayerId,
-    /// What somebody said about it.
+    /// The user's comment.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub comment: String,
-    /// What somebody sorts it by.
+    /// The user's tags.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
-    /// It is not to be removed before somebody says otherwise.
+    /// Whether it cannot be removed until the user removes the protection.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub protected: bool,
-    /// It is not known to be durable; absent: it is.
+    /// The mark of a snapshot that is not known to be durable; `None` if it is durable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settling: Option<Settling>,
-    /// What this version does not know.
+    /// Fields that this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
-/// `snapshots/<uuid>.json`: what one state of a container is made of.
+/// The manifest of a snapshot: `snapshots/<uuid>.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotManifest {
-    /// The layers of the state, topmost first; all of them frozen.
+    /// The layers of the state, topmost first. All are frozen.
     pub stack: Vec<LayerId>,
-    /// The container's settings at that time.
+    /// The container's settings when the snapshot was taken.
     #[serde(default)]
     pub settings: Map<String, Value>,
-    /// The text of the container's own configuration (LXC's) at that time, where it has one.
+    /// The LXC config when the snapshot was taken, for an LXC container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<Blob>,
-    /// What this version does not know.
+    /// Fields that this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl Body for SnapshotManifest {
-    const WHAT: &'static str = "snapshot";
+    const TYPE_NAME: &'static str = "snapshot";
 }
 
 impl SnapshotManifest {
-    /// What must hold besides the fields' types; the text says what does not.
+    /// Checks the invariants of the fields. The error describes the violation.
     pub fn check(&self) -> Result<(), String> {
         if self.stack.is_empty() {
             return Err("its stack is empty".to_owned());
         }
-        no_layer_twice(&self.stack)
+        check_unique(&self.stack)
     }
 }
 
-/// Says of a state that it was acknowledged before its data was known to be durable.
+/// The mark of a state that was acknowledged before its data was known to be durable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settling {
-    /// The epoch in which it was acknowledged (see `container::durability`). In any other, data that was in
-    /// memory only is lost.
+    /// The epoch in which the state was acknowledged (see `container::durability`). In any later epoch, unsynced data
+    /// is lost.
     pub epoch: String,
-    /// Why a sync failed. What was not written then is not written by a later sync either.
+    /// The error of a failed sync. A later sync does not write the lost data again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
-    /// The address of the state that this one was made from, where it is not a container's own.
+    /// The address of the state that this one was created from, if that belongs to another container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// What this version does not know.
+    /// Fields that this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl Settling {
-    /// A state that is acknowledged in the epoch `epoch`.
+    /// Returns the mark of a state that is acknowledged in the epoch `epoch`.
     pub fn since(epoch: String) -> Self {
         Self {
             epoch,
@@ -313,14 +313,16 @@ impl Settling {
         }
     }
 
-    /// Whether a sync can still make it durable, in the epoch `epoch`.
+    /// Returns whether a sync in the epoch `epoch` can still make the state durable.
     pub fn is_pending(&self, epoch: &str) -> bool {
-        self.is_of(epoch) && self.failed.is_none()
+        self.is_in_epoch(epoch) && self.failed.is_none()
     }
 
-    /// Whether it was acknowledged in the epoch `epoch`: in the same boot, on the same disk and in the same mounted
-    /// file system, where both say which.
-    pub fn is_of(&self, epoch: &str) -> bool {
+    /// Returns whether the state was acknowledged in the epoch `epoch`.
+    ///
+    /// The boot ids must be equal, and so must the numbers of the disk and of the mounted file system if both epochs
+    /// contain them.
+    pub fn is_in_epoch(&self, epoch: &str) -> bool {
         let mut parts = self.epoch.split('/').zip(epoch.split('/'));
         let same_boot = parts.next().is_some_and(|(own, other)| own == other);
         let mut known = parts.filter(|(own, other)| !own.is_empty() && !other.is_empty());
@@ -328,28 +330,28 @@ impl Settling {
     }
 }
 
-/// How much of a state a power cut can take.
+/// The durability of a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// Nothing.
+    /// A power cut loses no data.
     Durable,
-    /// What the kernel has not written yet.
+    /// A power cut loses the data that the kernel has not written back yet.
     Settling,
-    /// What the kernel had not written when the machine went down is lost.
+    /// Data that the kernel had not written back was lost in a power cut.
     Incomplete,
 }
 
 impl Durability {
-    /// The durability of what `settling` is said of, in the epoch `epoch`.
-    pub fn of(settling: Option<&Settling>, epoch: &str) -> Self {
+    /// Returns the durability of a state with the mark `settling`, in the epoch `epoch`.
+    pub fn from_settling(settling: Option<&Settling>, epoch: &str) -> Self {
         match settling {
             None => Self::Durable,
-            Some(settling) if settling.is_of(epoch) => Self::Settling,
+            Some(settling) if settling.is_in_epoch(epoch) => Self::Settling,
             Some(_) => Self::Incomplete,
         }
     }
 
-    /// The word that lists print.
+    /// Returns the word that lists print.
     pub fn name(self) -> &'static str {
         match self {
             Self::Durable => "durable",
@@ -359,20 +361,20 @@ impl Durability {
     }
 }
 
-/// Who made a snapshot.
+/// The reason for a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SnapshotKind {
-    /// Somebody who asked for it.
+    /// A user's request.
     Manual,
     /// A timer or a hook.
     Scheduled,
-    /// A command that would have thrown something away.
+    /// A command that would otherwise have discarded the state.
     Auto,
 }
 
 impl SnapshotKind {
-    /// The word that lists print.
+    /// Returns the word that lists print.
     pub fn name(self) -> &'static str {
         match self {
             Self::Manual => "manual",
@@ -382,42 +384,42 @@ impl SnapshotKind {
     }
 }
 
-/// `layers/<uuid>/layer.json`.
+/// The manifest of a layer: `layers/<uuid>/layer.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerManifest {
-    /// How it came to be.
+    /// The kind of the layer.
     pub kind: LayerKind,
-    /// What it was made over, topmost first: its redirects name what lies there.
+    /// The layers below it when it was created, topmost first. Its redirects refer to paths in them.
     pub over: Vec<LayerId>,
-    /// The layers that it stands for (flattened ones).
+    /// The merged layers that it replaces (for a flattened layer).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stands_for: Vec<LayerId>,
-    /// When it was made (RFC 3339, UTC).
+    /// The time of its creation (RFC 3339, UTC).
     pub created: String,
-    /// Counted once, after it was frozen.
+    /// The layer's size, measured once after it was frozen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
-    /// What its tree looked like then, contents left out: `cowl check` compares.
+    /// A digest of its tree without file contents, for `cowl check`. Computed together with `measured`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub looks: Option<String>,
-    /// A digest of its tree with all contents, taken when it was filled or first checked.
+    /// A digest of its tree with file contents, computed when it was filled or first checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
-    /// Its content is not known to be durable: nothing is recorded above. True from a head's creation until
-    /// a sync after it was frozen.
+    /// Whether its content is not known to be durable. Set from a head's creation until the first sync after it was
+    /// frozen; the three fields above are absent then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unsynced: bool,
-    /// What this version does not know.
+    /// Fields that this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl Body for LayerManifest {
-    const WHAT: &'static str = "layer";
+    const TYPE_NAME: &'static str = "layer";
 }
 
 impl LayerManifest {
-    /// A layer of which nothing was measured yet.
+    /// Creates the manifest of a new layer.
     pub fn new(kind: LayerKind, over: &[LayerId], stands_for: &[LayerId]) -> Self {
         Self {
             kind,
@@ -433,26 +435,26 @@ impl LayerManifest {
     }
 }
 
-/// How a layer came to be.
+/// The kind of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LayerKind {
     /// An imported root file system.
     Base,
-    /// What was written over other layers.
+    /// Changes over other layers.
     Delta,
-    /// Several deltas made one.
+    /// Several merged deltas.
     Flattened,
 }
 
-/// What a frozen layer takes.
+/// The size of a frozen layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measured {
-    /// Bytes on the disk, each inode once.
+    /// The allocated size in bytes. Each inode counts once.
     pub bytes: u64,
-    /// Names in it.
+    /// The number of names.
     pub files: u64,
-    /// Inodes in it, its own folder counted.
+    /// The number of inodes, including the root directory.
     #[serde(default)]
     pub inodes: u64,
 }
@@ -469,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_comes_back() {
+    fn a_container_manifest_round_trips() {
         let record = Record::first(container());
         record.body.check().unwrap();
         let bytes = record.encode().unwrap();
@@ -477,20 +479,20 @@ mod tests {
     }
 
     #[test]
-    fn epochs() {
+    fn epochs_are_compared_by_their_known_parts() {
         for (own, now, same) in [
             ("boot", "boot", true),
             ("boot", "other", false),
             ("boot/7", "boot/7", true),
-            // The disk was pulled, or its device made anew.
+            // The disk was detached, or its device was created again.
             ("boot/7", "boot/8", false),
             ("boot/7", "other/7", false),
-            // Where sysfs is not there, the boot decides.
+            // Without sysfs, only the boot id is known.
             ("boot/7/1", "boot/7/1", true),
             ("boot/7/1", "boot/7/2", false),
             ("boot//1", "boot/7/2", false),
             ("boot//1", "boot/7/1", true),
-            // Versions before did not note the mounted file system.
+            // Earlier versions did not record the mounted file system.
             ("boot/7", "boot/7/1", true),
             ("boot/7", "boot//1", true),
             ("boot/7", "boot", true),
@@ -499,13 +501,13 @@ mod tests {
             ("", "boot/7", false),
         ] {
             let mark = Settling::since(own.to_owned());
-            assert_eq!(mark.is_of(now), same, "{own} {now}");
+            assert_eq!(mark.is_in_epoch(now), same, "{own} {now}");
             assert_eq!(mark.is_pending(now), same, "{own} {now}");
         }
     }
 
     #[test]
-    fn stacks_that_can_not_be() {
+    fn invalid_stacks_are_refused() {
         let mut other_head = container();
         other_head.head = LayerId::fresh();
         assert!(other_head.check().is_err());

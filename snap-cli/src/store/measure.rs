@@ -1,4 +1,4 @@
-//! What layers take on the disk. A frozen layer is counted once, and its manifest records the result.
+//! Sizes of layers. A frozen layer is measured once, and its manifest records the result.
 
 use super::manifest::{LayerId, LayerKind, LayerManifest, Measured};
 use super::record::Record;
@@ -10,22 +10,25 @@ use cowl_layers::shown::Show as _;
 /// The size of a frozen layer.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerSize {
-    /// How the layer came to be.
+    /// The kind of the layer.
     pub kind: LayerKind,
-    /// What it takes.
+    /// The size.
     pub measured: Measured,
-    /// Whether a power cut leaves it as it is.
+    /// Whether the size can be recorded, because the layer is durable.
     pub is_final: bool,
 }
 
-/// What a frozen layer takes; counted the first time that somebody asks. Hold a shared lock of the
-/// store.
+/// Returns the kind and size of a frozen layer. Measures it if no size is recorded.
+///
+/// The caller must hold a shared lock of the store.
 pub fn measured(store: &Store, id: LayerId) -> Result<(LayerKind, Measured)> {
     let size = size_of(store, id)?;
     Ok((size.kind, size.measured))
 }
 
-/// Like [`measured`], and whether the answer may be recorded.
+/// Returns the size of a frozen layer and whether that size is final. Measures the layer if no size is recorded.
+///
+/// The caller must hold a shared lock of the store.
 pub fn size_of(store: &Store, id: LayerId) -> Result<LayerSize> {
     let record = disk::read::<LayerManifest>(&store.paths().layer_file(id))?;
     let (kind, is_final) = (record.body.kind, !record.body.unsynced);
@@ -34,9 +37,9 @@ pub fn size_of(store: &Store, id: LayerId) -> Result<LayerSize> {
         Some(measured) if measured.inodes > 0 && is_final => measured,
         _ => {
             let (measured, looks) = measure(store, id)?;
-            // A power cut may still take some of it. What is recorded must hold afterwards, too.
+            // Do not record the size of a layer that may still lose data in a power cut.
             if is_final {
-                note_measured(store, id, &record, measured, looks);
+                record_measured(store, id, &record, measured, looks);
             }
             measured
         }
@@ -48,9 +51,10 @@ pub fn size_of(store: &Store, id: LayerId) -> Result<LayerSize> {
     })
 }
 
-/// Records what a frozen layer takes now, whatever was recorded before. Its content must be durable, and
-/// a shared lock of the store held.
-pub fn measure_again(store: &Store, id: LayerId) -> Result<()> {
+/// Measures a frozen layer and replaces the recorded size.
+///
+/// The layer's content must be durable. The caller must hold a shared lock of the store.
+pub fn remeasure(store: &Store, id: LayerId) -> Result<()> {
     let path = store.paths().layer_file(id);
     let record = disk::read::<LayerManifest>(&path)?;
     let (measured, looks) = measure(store, id)?;
@@ -64,29 +68,28 @@ pub fn measure_again(store: &Store, id: LayerId) -> Result<()> {
     disk::replace(&path, &record.next(body))
 }
 
-/// About what the layers take on the disk together, a head on top not counted; `None` where one was
-/// never measured.
+/// Returns the recorded size of a stack in bytes, without a head on top; `None` if a layer has not been measured.
 pub fn known_size(store: &Store, layers: &[LayerId]) -> Result<Option<u64>> {
     let mut total = 0;
-    for (place, id) in layers.iter().enumerate() {
+    for (index, id) in layers.iter().enumerate() {
         match disk::read::<LayerManifest>(&store.paths().layer_file(*id))?
             .body
             .measured
         {
             Some(measured) => total += measured.bytes,
-            None if place == 0 && layers.len() > 1 => {}
+            None if index == 0 && layers.len() > 1 => {}
             None => return Ok(None),
         }
     }
     Ok(Some(total))
 }
 
-/// What a layer takes just now, and what its tree looks like.
+/// Measures a layer: returns its size and the digest of its tree without file contents.
 pub fn measure(store: &Store, id: LayerId) -> Result<(Measured, String)> {
     measure_like(store, id, None)
 }
 
-/// The same in the form of what is `known` of the tree already.
+/// Measures a layer like [`measure`], with the digest in the same form as the recorded digest `known`.
 pub fn measure_like(store: &Store, id: LayerId, known: Option<&str>) -> Result<(Measured, String)> {
     let tree = store.paths().layer_tree(id);
     disk::is_dir(&tree)?;
@@ -106,11 +109,11 @@ pub fn measure_like(store: &Store, id: LayerId, known: Option<&str>) -> Result<(
         files: size.entries,
         inodes: size.inodes,
     };
-    Ok((measured, size.looks))
+    Ok((measured, size.metadata_digest))
 }
 
-/// Kept so that it need not be measured again; on a full disk it will be.
-fn note_measured(
+/// Records the size of a layer. A failure, for example on a full disk, is only logged.
+fn record_measured(
     store: &Store,
     id: LayerId,
     record: &Record<LayerManifest>,
@@ -123,12 +126,12 @@ fn note_measured(
         ..record.body.clone()
     };
     if let Err(error) = disk::replace(&store.paths().layer_file(id), &record.next(body)) {
-        log::debug!("cannot keep the size of a layer: {error}");
+        log::debug!("cannot record the size of a layer: {error}");
     }
 }
 
-/// What layers that are to go take, as far as it is known or can be counted now.
-pub fn space_of(store: &Store, layers: &[LayerId]) -> Space {
+/// Returns the total size of layers. Layers that cannot be measured are skipped.
+pub fn total_space(store: &Store, layers: &[LayerId]) -> Space {
     let mut space = Space::default();
     for layer in layers {
         match measured(store, *layer) {

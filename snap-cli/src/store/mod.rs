@@ -1,23 +1,22 @@
-//! The store: where things lie, what the files say, who may change them when, and what nobody needs any
-//! more. It knows nothing of mounts or of what a snapshot is good for.
+//! The store: paths, manifests, locks and garbage collection. It knows nothing of mounts or of snapshot operations.
 //!
 //! ```text
 //! STORE/store.json                       format and id
-//!       layers/<id>/tree, work           one tree; `work` only serves while it is a head
-//!                  /layer.json           what it was made over, its size once frozen
-//!       containers/<id>/container.json   THE commit point of every change of a container
-//!                      /container.json.next   a change under way (see `crate::container`)
+//!       layers/<id>/tree, work           one layer; `work` is used only while it is a head
+//!                  /layer.json           the layers below at its creation; its size once frozen
+//!       containers/<id>/container.json   the commit point of every change of a container
+//!                      /container.json.next   a pending change (see `crate::container`)
 //!                      /snapshots/<id>.json
 //!       mnt/<id>                         mount points (see [`mount_points`])
-//!       mapped/<id>/rootfs               those of LXC containers with an id map
-//!       run/<id>                         socket, log and state of a running mount (root's: see [`run`])
-//!       locks/                           one file a lock
-//!       deleted/<id>.<since>.<until>     destroyed containers that may still come back
-//!       trash/                           on its way out
-//!       damaged/                         what could not be read, moved out of the way by a repair
-//!       cache/<id>.json                  what could be found out again (see [`sizes`])
-//!       reserve/                         space for the day when the disk is full
-//!       moving/<id>                      left by a command that changes more than the store, while it does
+//!       mapped/<id>/rootfs               mount points of LXC containers with an id map
+//!       run/<id>                         socket, log and state of a running mount (for root: see [`run`])
+//!       locks/                           one file for each lock
+//!       deleted/<id>.<since>.<until>     destroyed containers that can be undeleted
+//!       trash/                           objects being removed
+//!       damaged/                         unreadable files that a repair replaced
+//!       cache/<id>.json                  data that can be computed again (see [`sizes`])
+//!       reserve/                         space for a full disk (see [`reserve`])
+//!       moving/<id>                      markers of pending changes outside the store
 //!       stores.json                      the other stores of the family (see [`family`])
 //! ```
 
@@ -64,37 +63,37 @@ use crate::error::{Error, Kind, Result};
 use cowl_layers::shown::Show as _;
 use cowlfs::config::{Awake, Coherence, Passthrough};
 use lock::{Lock, Mode};
-use manifest::{ContainerId, Marks, StoreManifest};
+use manifest::{ContainerId, MarkerSpace, StoreManifest};
 use paths::Paths;
 
 pub use containers::{Listed, no_container};
 use record::Record;
 pub use span::now;
 
-/// Who works on the store, and how long it waits for others.
+/// The command that uses the store, and its options.
 #[derive(Clone, Debug)]
 pub struct Session {
-    /// The command, for the messages of those who wait for it: "cowl snapshot web".
-    pub who: String,
-    /// How long to wait for a lock.
+    /// The command line, for messages and for hints that repeat it: "cowl snapshot web".
+    pub command: String,
+    /// The time to wait for a lock.
     pub patience: Duration,
-    /// How containers are mounted.
+    /// The options of mounts.
     pub mounts: Mounts,
 }
 
-/// How containers are mounted, where that can be chosen.
+/// The options of mounts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mounts {
-    /// Which files the kernel reads and writes by itself.
+    /// The files that are handled by passthrough.
     pub passthrough: Passthrough,
-    /// What descriptors of a base's files show that were opened before the file was written to.
+    /// The coherence of descriptors of lower files that were opened before the copy-up.
     pub coherence: Coherence,
-    /// Whether idle CPUs are kept awake while requests come in numbers.
+    /// Whether idle CPUs are kept awake during a burst of requests.
     pub awake: Awake,
 }
 
 impl Mounts {
-    /// Has a mount be like that.
+    /// Sets these options in the configuration of a mount.
     pub(crate) fn apply(self, config: &mut cowlfs::config::Config) {
         config.passthrough = self.passthrough;
         config.coherence = self.coherence;
@@ -102,8 +101,9 @@ impl Mounts {
     }
 }
 
-/// The owner of the directory `root`, if it is neither the caller nor root. What root did in a store that a user can
-/// write to would happen where that user wants it.
+/// Returns the owner of the directory `root`, if it is neither the caller nor root.
+///
+/// If root used a store that a user can write to, that user could redirect root's changes through symlinks.
 fn another_owner(root: &Path) -> Result<Option<u32>> {
     match std::fs::metadata(root) {
         Ok(found) => Ok(Some(found.uid()).filter(|owner| ![0, geteuid().as_raw()].contains(owner))),
@@ -116,16 +116,18 @@ fn another_owner(root: &Path) -> Result<Option<u32>> {
 #[derive(Debug)]
 pub struct Store {
     paths: Paths,
-    /// The store that knows the whole family: where names are claimed.
+    /// The home store of the family, where names are claimed (see [`family`]).
     home: PathBuf,
     manifest: StoreManifest,
     session: Session,
     run: run::RunDirs,
 }
 
-/// Folders of a store and their modes. Root file systems hold set-user-ID programs: no other user may reach
-/// them, neither by way of the layers nor by way of the mounts (see [`mount_points`]).
-const FOLDERS: [(&str, u32); 6] = [
+/// The directories of a store and their modes.
+///
+/// Root file systems contain set-user-ID programs. Other users must not reach them, neither through layers nor through
+/// mounts (see [`mount_points`]).
+const DIRS: [(&str, u32); 6] = [
     ("layers", 0o700),
     ("containers", 0o700),
     (paths::MNT, 0o700),
@@ -135,13 +137,12 @@ const FOLDERS: [(&str, u32); 6] = [
 ];
 
 impl Store {
-    /// Where the store lies: what was asked for, else /var/lib/cowl for root, else
-    /// $XDG_DATA_HOME/cowl.
-    pub fn locate(asked: Option<PathBuf>) -> Result<PathBuf> {
-        if let Some(path) = asked {
+    /// Returns the path of the store: `requested` if given, else /var/lib/cowl for root, else $XDG_DATA_HOME/cowl.
+    pub fn locate(requested: Option<PathBuf>) -> Result<PathBuf> {
+        if let Some(path) = requested {
             if path.as_os_str().is_empty() {
                 return Err(Error::usage("the store's path is empty")
-                    .hint("give --store (or COWL_STORE) the path of a folder"));
+                    .hint("set --store or COWL_STORE to the path of a directory"));
             }
             return std::path::absolute(&path).map_err(|e| Error::at("use", &path, e));
         }
@@ -157,8 +158,8 @@ impl Store {
             .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
             .map(|data| data.join("cowl"))
             .ok_or_else(|| {
-                Error::usage("neither XDG_DATA_HOME nor HOME is set")
-                    .hint("say where the store is with --store or COWL_STORE")
+                Error::usage("cannot locate the store: neither XDG_DATA_HOME nor HOME is set")
+                    .hint("set --store or COWL_STORE to the path of the store")
             })
     }
 
@@ -177,178 +178,182 @@ impl Store {
         let Some(record) = disk::read_opt::<StoreManifest>(&file)? else {
             return Err(
                 Error::not_found(format!("there is no store at {}", root.shown()))
-                    .hint("`cowl create` makes one; name another with --store or COWL_STORE"),
+                    .hint("`cowl create` creates one; select another with --store or COWL_STORE"),
             );
         };
         let store = Self {
-            run: run::RunDirs::of(root, record.body.uuid)?,
-            paths: Paths::of(root),
+            run: run::RunDirs::for_store(root, record.body.uuid)?,
+            paths: Paths::new(root),
             home: root.to_path_buf(),
             manifest: record.body,
             session,
         };
         if let Err(error) =
-            mount_points::close_mnt(&store.paths, mount_points::Closed::ToOtherUsers)
+            mount_points::close_mnt(&store.paths, mount_points::ClosedTo::OtherUsers)
         {
-            log::warn!("other users may reach what is mounted in the store: {error}");
+            log::warn!("other users may have access to mounts in the store: {error}");
         }
         Ok(store)
     }
 
-    /// Opens the store at `root`; makes it where there is nothing.
+    /// Opens the store at `root`, or creates it if there is none.
     pub fn open_or_make(root: &Path, session: Session) -> Result<Self> {
         match Self::open(root, session.clone()) {
-            Err(error) if error.kind == Kind::NotFound => Self::make(root, session),
+            Err(error) if error.kind == Kind::NotFound => Self::create(root, session),
             other => other,
         }
     }
 
-    fn make(root: &Path, session: Session) -> Result<Self> {
+    /// Creates a store, serialized with other commands that create it.
+    fn create(root: &Path, session: Session) -> Result<Self> {
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o755)
             .create(root)
             .map_err(|error| {
-                Error::at("make the store", root, error)
-                    .hint("name a place that you may write with --store or COWL_STORE")
+                Error::at("create the store", root, error)
+                    .hint("select a writable directory with --store or COWL_STORE")
             })?;
         let lock = Lock::take(
             &root.join(".making"),
             Mode::Exclusive,
-            &session.who,
+            &session.command,
             session.patience,
         )?;
-        let made = Self::fill(root, session);
+        let made = Self::initialize(root, session);
         lock.remove()?;
         made
     }
 
-    fn fill(root: &Path, session: Session) -> Result<Self> {
+    /// Creates the directories and the manifest of a store. The caller must hold the lock `.making`.
+    fn initialize(root: &Path, session: Session) -> Result<Self> {
         match Self::open(root, session.clone()) {
             Err(error) if error.kind == Kind::NotFound => {}
-            // Somebody was quicker.
+            // A race: another command has created the store.
             other => return other,
         }
-        // What an interrupted making may have left; anything else is not ours to use.
-        let ours = |name: &str| {
+        // An interrupted creation may have left these names. A directory with any other name is not used.
+        let is_own = |name: &str| {
             name == ".making"
                 || name.starts_with("store.json.")
-                || FOLDERS.iter().any(|(folder, _)| name == *folder)
+                || DIRS.iter().any(|(dir, _)| name == *dir)
         };
-        if let Some(name) = disk::names(root)?.iter().find(|name| !ours(name)) {
+        if let Some(name) = disk::names(root)?.iter().find(|name| !is_own(name)) {
             return Err(Error::usage(format!(
-                "{} is no store, and not empty: it holds {}",
+                "{} is not a store, and not empty: it contains {}",
                 root.shown(),
-                name.escape_default()
+                name.shown()
             ))
-            .hint("name an empty folder, or a new one, with --store or COWL_STORE"));
+            .hint("select an empty or new directory with --store or COWL_STORE"));
         }
-        for (folder, mode) in FOLDERS {
-            let path = root.join(folder);
+        for (dir, mode) in DIRS {
+            let path = root.join(dir);
             match std::fs::DirBuilder::new().mode(mode).create(&path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(Error::at("make the folder", &path, error)),
+                Err(error) => return Err(Error::at("create the directory", &path, error)),
             }
         }
         let manifest = StoreManifest {
             uuid: Uuid::new_v4(),
             marks: match XattrSpace::detect() {
-                XattrSpace::Trusted => Marks::Trusted,
-                XattrSpace::User => Marks::User,
+                XattrSpace::Trusted => MarkerSpace::Trusted,
+                XattrSpace::User => MarkerSpace::User,
             },
             extra: Map::new(),
         };
         disk::replace(&root.join("store.json"), &Record::first(manifest.clone()))?;
         disk::sync_parent(root)?;
         Ok(Self {
-            run: run::RunDirs::of(root, manifest.uuid)?,
-            paths: Paths::of(root),
+            run: run::RunDirs::for_store(root, manifest.uuid)?,
+            paths: Paths::new(root),
             home: root.to_path_buf(),
             manifest,
             session,
         })
     }
 
-    /// The store's folder.
+    /// Returns the store's directory.
     pub fn root(&self) -> &Path {
         self.paths.root()
     }
 
-    /// Who works on it.
+    /// Returns the session: the command that uses the store, and its options.
     pub fn session(&self) -> &Session {
         &self.session
     }
 
-    /// Where the marks of its layers lie.
+    /// Returns the namespace of its layers' marker xattrs.
     pub fn space(&self) -> XattrSpace {
         match self.manifest.marks {
-            Marks::Trusted => XattrSpace::Trusted,
-            Marks::User => XattrSpace::User,
+            MarkerSpace::Trusted => XattrSpace::Trusted,
+            MarkerSpace::User => XattrSpace::User,
         }
     }
 
-    /// The store that keeps the family's list.
+    /// Returns the directory of the family's home store, which contains the list of stores.
     pub fn home(&self) -> &Path {
         &self.home
     }
 
-    /// As a store of the family whose list the store at `home` keeps.
-    pub(super) fn of_family(self, home: &Path) -> Self {
+    /// Returns the store as a member of the family whose home store is at `home`.
+    pub(super) fn with_home(self, home: &Path) -> Self {
         Self {
             home: home.to_path_buf(),
             ..self
         }
     }
 
-    /// The store's own id.
+    /// Returns the store's id.
     pub fn uuid(&self) -> Uuid {
         self.manifest.uuid
     }
 
-    /// The directories of run-time files.
+    /// Returns the directories of run-time files.
     pub fn run(&self) -> &run::RunDirs {
         &self.run
     }
 
-    /// The paths of what is in it.
+    /// Returns the paths in the store.
     pub fn paths(&self) -> &Paths {
         &self.paths
     }
 
+    /// Acquires the lock `name`.
     fn lock(&self, name: &str, mode: Mode) -> Result<Lock> {
         let session = &self.session;
         Lock::take(
             &self.paths().lock_file(name),
             mode,
-            &session.who,
+            &session.command,
             session.patience,
         )
     }
 
-    /// Alone with one container.
+    /// Acquires the exclusive lock of a container.
     pub fn lock_container(&self, id: ContainerId) -> Result<Lock> {
         self.lock(&format!("container-{id}"), Mode::Exclusive)
     }
 
-    /// The same without waiting; `None` when somebody is at work on it.
+    /// Acquires the exclusive lock of a container without waiting; `None` if another command holds it.
     pub fn try_lock_container(&self, id: ContainerId) -> Result<Option<Lock>> {
         let path = self.paths().lock_file(&format!("container-{id}"));
-        Lock::try_take(&path, Mode::Exclusive, &self.session.who)
+        Lock::try_take(&path, Mode::Exclusive, &self.session.command)
     }
 
-    /// Alone with the store: nobody makes or reads anything.
-    pub fn alone(&self) -> Result<Lock> {
+    /// Acquires the exclusive lock of the store: no other command creates or reads anything.
+    pub fn lock_exclusive(&self) -> Result<Lock> {
         self.lock("store", Mode::Exclusive)
     }
 
-    /// The right to sync a container's snapshots in the background.
-    pub fn settling_alone(&self, id: ContainerId) -> Result<Lock> {
+    /// Acquires the lock of the background process that syncs a container's snapshots.
+    pub fn lock_settling(&self, id: ContainerId) -> Result<Lock> {
         self.lock(&format!("settling-{id}"), Mode::Exclusive)
     }
 
-    /// Keeps collection away: what is made, or read, now stays until this is dropped.
-    pub fn share(&self) -> Result<Lock> {
+    /// Acquires a shared lock of the store, which excludes garbage collection: objects that are created or read while
+    /// it is held are retained.
+    pub fn lock_shared(&self) -> Result<Lock> {
         self.lock("store", Mode::Shared)
     }
 }
@@ -359,14 +364,14 @@ pub(crate) mod tests {
 
     pub(crate) fn session() -> Session {
         Session {
-            who: "cowl test".to_owned(),
+            command: "cowl test".to_owned(),
             patience: Duration::from_millis(50),
             mounts: Default::default(),
         }
     }
 
     #[test]
-    fn a_store_is_made_once_and_only_in_an_empty_folder() {
+    fn a_store_is_created_once_and_only_in_an_empty_directory() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("a/b");
         assert_eq!(

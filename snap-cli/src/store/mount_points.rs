@@ -1,10 +1,10 @@
 //! The default mount points of containers, and access to them.
 //!
-//! A container's root can create setuid programs and device nodes in its root file system; any other user of the host
-//! who could reach them would become root. `mnt` is therefore accessible only to the store's owner. For a container
-//! with an id map, LXC resolves the path as the container's root, which is an ordinary user of the host. Such a
-//! container is mounted in a directory of its own, `mapped/<id>`, whose group is that of the container's root. No
-//! other user, and no other container's root, can search it. (A group works on every file system; an ACL does not.)
+//! A container's root can create set-user-ID programs and device nodes in its root file system; any other user of the
+//! host with access to them would become root. So only the store's owner has access to `mnt`. For a container with an
+//! id map, LXC resolves the path as the container's root, which is an ordinary user of the host. Such a container is
+//! mounted in its own directory, `mapped/<id>`, whose group is that of the container's root. No other user, and no
+//! other container's root, can search it. (A group works on every file system; an ACL does not.)
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::ErrorKind;
@@ -22,36 +22,43 @@ const PRIVATE: u32 = 0o700;
 const GROUP_PASSES: u32 = 0o710;
 const ALL_PASS: u32 = 0o711;
 
-/// Creates `place`, one of the two mount points above. `group` is the host gid of the container's root, which may
-/// reach a mapped one.
-pub fn create(paths: &Paths, id: ContainerId, place: &Path, group: Option<u32>) -> Result<()> {
-    if place == paths.mapped_dir(id) {
+/// Creates `mount_point`, one of the container's two mount points.
+///
+/// `group` is the host gid of the container's root, which gets access to the mount point in `mapped`.
+pub fn create(
+    paths: &Paths,
+    id: ContainerId,
+    mount_point: &Path,
+    group: Option<u32>,
+) -> Result<()> {
+    if mount_point == paths.mapped_dir(id) {
         let parent = paths.mapped_parent(id);
         disk::ensure_dir(&paths.root().join(MAPPED))?;
         set_mode(&paths.root().join(MAPPED), ALL_PASS)?;
         disk::ensure_dir(&parent)?;
         admit(&parent, group)?;
     }
-    disk::ensure_dir(place)
+    disk::ensure_dir(mount_point)
 }
 
-/// Lets the root of a container with an id map pass through `mnt`, for one start of a container whose config
-/// names a mount point there, as configs of older versions do.
+/// Grants the root of a container with an id map search permission on `mnt`, for one start of the container.
+///
+/// Needed if the LXC config names a mount point in `mnt`, as configs of older versions do.
 pub fn admit_to_mnt(paths: &Paths, group: u32) -> Result<()> {
     admit(&paths.root().join(MNT), Some(group))
 }
 
-/// Users whose access to `mnt` is taken away.
+/// The users whose access to `mnt` is revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closed {
-    /// All but the owner and a mapped root that was admitted: in a store of an older version others may have access.
-    ToOtherUsers,
-    /// All but the owner.
-    ToMappedRoots,
+pub enum ClosedTo {
+    /// All users but the owner and an admitted mapped root. In a store of an older version, others may have access.
+    OtherUsers,
+    /// All users but the owner.
+    MappedRoots,
 }
 
-/// Closes `mnt` to users that have access to it.
-pub fn close_mnt(paths: &Paths, closed: Closed) -> Result<()> {
+/// Revokes access to `mnt`.
+pub fn close_mnt(paths: &Paths, closed: ClosedTo) -> Result<()> {
     let dir = paths.root().join(MNT);
     let meta = match std::fs::symlink_metadata(&dir) {
         Ok(meta) => meta,
@@ -59,8 +66,8 @@ pub fn close_mnt(paths: &Paths, closed: Closed) -> Result<()> {
         Err(error) => return Err(Error::at("inspect", &dir, error)),
     };
     let open = match closed {
-        Closed::ToOtherUsers => 0o007,
-        Closed::ToMappedRoots => 0o077,
+        ClosedTo::OtherUsers => 0o007,
+        ClosedTo::MappedRoots => 0o077,
     };
     match meta.mode() & open {
         0 => Ok(()),
@@ -68,11 +75,11 @@ pub fn close_mnt(paths: &Paths, closed: Closed) -> Result<()> {
     }
 }
 
-/// Whether the path is in one of the two directories of mount points.
-pub(super) fn is_one(paths: &Paths, path: &Path) -> bool {
+/// Returns whether the path is in one of the two directories of mount points.
+pub(super) fn is_mount_point(paths: &Paths, path: &Path) -> bool {
     [MNT, MAPPED]
         .iter()
-        .any(|places| path.starts_with(paths.root().join(places)))
+        .any(|dir| path.starts_with(paths.root().join(dir)))
 }
 
 /// Removes a container's mount points.
@@ -81,11 +88,12 @@ pub fn remove(paths: &Paths, id: ContainerId) -> Result<()> {
     remove_dir(&paths.mapped_parent(id))
 }
 
-/// Removes a container's directory in one of the two directories of mount points. Only empty directories are removed,
-/// because a container may still be mounted there.
+/// Removes a container's directory in one of the two directories of mount points.
+///
+/// Removes only empty directories, because a container may still be mounted there.
 pub(super) fn remove_dir(dir: &Path) -> Result<()> {
-    // In `mnt`, this name would be inside the container if it were still mounted.
-    let inner = dir.parent().filter(|places| places.ends_with(MAPPED));
+    // Only below `mapped`: in `mnt`, this path would be inside the container if it were still mounted.
+    let inner = dir.parent().filter(|parent| parent.ends_with(MAPPED));
     let inner = inner.map(|_| dir.join(ROOTFS));
     for empty in inner.as_deref().into_iter().chain([dir]) {
         match std::fs::remove_dir(empty) {
@@ -98,7 +106,7 @@ pub(super) fn remove_dir(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Opens a directory to change its mode. A link that lies there instead would lead out of the store.
+/// Opens a directory to change its mode. Does not follow a symlink, which would lead out of the store.
 fn open(dir: &Path) -> Result<File> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
     let mut options = OpenOptions::new();
@@ -114,14 +122,14 @@ fn set_mode(dir: &Path, mode: u32) -> Result<()> {
         .map_err(|error| Error::at("set the mode of", dir, error))
 }
 
-/// Grants search permission to the owner and, if given, a group.
+/// Restricts search permission to the owner and, if given, a group.
 fn admit(dir: &Path, group: Option<u32>) -> Result<()> {
     let opened = open(dir)?;
     let mode = |mode| {
         let set = opened.set_permissions(Permissions::from_mode(mode));
         set.map_err(|error| Error::at("set the mode of", dir, error))
     };
-    // Close it first: the old group must not pass in between.
+    // Close it first, so that the old group does not get access between the two changes.
     mode(PRIVATE)?;
     let owners = rustix::process::getegid().as_raw();
     fchown(&opened, None, Some(group.unwrap_or(owners)))
@@ -143,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_older_version_left_open_is_closed_when_the_store_is_opened() {
+    fn opening_a_store_of_an_older_version_revokes_access_of_other_users() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("s");
         let store = Store::open_or_make(&root, session()).unwrap();
@@ -153,17 +161,17 @@ mod tests {
         drop(store);
         let store = Store::open(&root, session()).unwrap();
         assert_eq!(mode(&mnt), PRIVATE);
-        // One who was admitted stays so until that start is over.
+        // An admitted mapped root has access until the start of its container is over.
         let group = rustix::process::getegid().as_raw();
         admit_to_mnt(store.paths(), group).unwrap();
         let store = Store::open(&root, session()).unwrap();
         assert_eq!(mode(&mnt), GROUP_PASSES);
-        close_mnt(store.paths(), Closed::ToMappedRoots).unwrap();
+        close_mnt(store.paths(), ClosedTo::MappedRoots).unwrap();
         assert_eq!(mode(&mnt), PRIVATE);
     }
 
     #[test]
-    fn a_link_in_the_place_of_mnt_is_not_followed() {
+    fn a_symlink_in_place_of_mnt_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let (root, other) = (dir.path().join("s"), dir.path().join("other"));
         drop(Store::open_or_make(&root, session()).unwrap());
@@ -172,26 +180,26 @@ mod tests {
         std::fs::remove_dir(root.join(MNT)).unwrap();
         std::os::unix::fs::symlink(&other, root.join(MNT)).unwrap();
         let store = Store::open(&root, session()).unwrap();
-        close_mnt(store.paths(), Closed::ToOtherUsers).unwrap_err();
+        close_mnt(store.paths(), ClosedTo::OtherUsers).unwrap_err();
         assert_eq!(mode(&other), 0o755);
     }
 
     #[test]
-    fn a_mapped_place_is_below_a_directory_of_its_own() {
+    fn a_mapped_mount_point_is_in_its_own_directory() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = ContainerId::fresh();
-        let place = store.paths().mapped_dir(id);
+        let mount_point = store.paths().mapped_dir(id);
         let group = rustix::process::getegid().as_raw();
         for (group, expected) in [(Some(group), GROUP_PASSES), (None, PRIVATE)] {
-            create(store.paths(), id, &place, group).unwrap();
-            assert!(place.is_dir());
-            assert_eq!(mode(place.parent().unwrap()), expected);
+            create(store.paths(), id, &mount_point, group).unwrap();
+            assert!(mount_point.is_dir());
+            assert_eq!(mode(mount_point.parent().unwrap()), expected);
             assert_eq!(mode(&store.root().join(MAPPED)), ALL_PASS);
         }
         remove(store.paths(), id).unwrap();
         assert_eq!(disk::names(&store.root().join(MAPPED)).unwrap().len(), 0);
-        // What stands in the way in `mnt` is a container's, and stays.
+        // Files in a mount point in `mnt` may belong to a mounted container, and are retained.
         let own = store.paths().mount_dir(id).join(ROOTFS);
         std::fs::create_dir_all(&own).unwrap();
         remove(store.paths(), id).unwrap_err();

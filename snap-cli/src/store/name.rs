@@ -1,6 +1,5 @@
-//! Names that people give: containers, snapshots, `NAME@SNAP` addresses and `A..B` ranges. Pure.
-//!
-//! It knows the grammar and nothing about what exists.
+//! The grammar of names: containers, snapshots, `NAME@SNAP` addresses and `A..B` ranges. Pure: this module does not
+//! know which containers exist.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -9,17 +8,18 @@ use std::os::unix::ffi::OsStrExt;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use cowl_layers::shown::Show as _;
 
-/// The longest name, in bytes.
+/// The maximum length of a name, in bytes.
 pub const MAX_NAME: usize = 64;
 
 /// Checks `[A-Za-z0-9][A-Za-z0-9._-]*`, at most 64 bytes, without `..`.
 fn check(what: &str, raw: &OsStr) -> Result<String> {
-    let shown = raw.as_encoded_bytes().escape_ascii();
     let refuse = |why: &str| {
+        let shown = raw.shown();
         Err(
-            Error::usage(format!("\"{shown}\" can't be a {what} name: {why}")).hint(
-                "a name is letters, digits, '.', '_' and '-', begins with a letter or a digit, \
+            Error::usage(format!("invalid {what} name \"{shown}\": {why}")).hint(
+                "a name consists of letters, digits, '.', '_' and '-', begins with a letter or a digit, \
                  and has at most 64 bytes",
             ),
         )
@@ -41,7 +41,7 @@ fn check(what: &str, raw: &OsStr) -> Result<String> {
     }
     let allowed = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     match name.chars().find(|c| !allowed(c)) {
-        Some(bad) => refuse(&format!("'{}' is not allowed", bad.escape_default())),
+        Some(bad) => refuse(&format!("'{}' is not allowed", bad.to_string().shown())),
         None => Ok(name.to_owned()),
     }
 }
@@ -54,12 +54,12 @@ macro_rules! name_type {
         pub struct $type(String);
 
         impl $type {
-            /// Checks and takes a name.
+            /// Parses a name.
             pub fn parse(raw: impl AsRef<OsStr>) -> Result<Self> {
                 check($what, raw.as_ref()).map(Self)
             }
 
-            /// The name.
+            /// Returns the name.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -98,17 +98,17 @@ name_type!(
 );
 
 impl SnapshotName {
-    /// The name that the counter gives: `snap0`, `snap1`, ...
+    /// Returns the default name of a snapshot with this number: `snap0`, `snap1`, ...
     pub fn counted(number: u64) -> Self {
         Self(format!("snap{number}"))
     }
 
-    /// The name of an automatic snapshot: `auto0`, `auto1`, ...
+    /// Returns the name of an automatic snapshot with this number: `auto0`, `auto1`, ...
     pub fn automatic(number: u64) -> Self {
         Self(format!("auto{number}"))
     }
 
-    /// Whether people may not choose it: the counters give such names, and never one twice.
+    /// Returns whether the name is reserved for automatic numbering, which never uses a name twice.
     pub fn is_reserved(&self) -> bool {
         ["snap", "auto"].iter().any(|prefix| {
             self.0
@@ -118,21 +118,21 @@ impl SnapshotName {
     }
 }
 
-/// `NAME` (what the container is now) or `NAME@SNAP` (what it was then).
+/// The address of a state: `NAME` (the current state of a container) or `NAME@SNAP` (a snapshot).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
     /// The container.
     pub container: ContainerName,
-    /// The snapshot; `None` is the head.
+    /// The snapshot; `None` for the current state.
     pub snapshot: Option<SnapshotName>,
 }
 
 impl Address {
-    /// Reads an address.
+    /// Parses an address.
     pub fn parse(raw: impl AsRef<OsStr>) -> Result<Self> {
         let raw = raw.as_ref();
         let Some(text) = raw.to_str() else {
-            // Tells what is wrong with it.
+            // This fails with the detailed error.
             return ContainerName::parse(raw).map(|container| Self {
                 container,
                 snapshot: None,
@@ -158,17 +158,17 @@ impl fmt::Display for Address {
     }
 }
 
-/// `NAME[@SNAP]:PATH`: something in a state. The path is bytes, from the container's root.
+/// A path in a state: `NAME[@SNAP]:PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct StatePath {
     /// The state.
     pub address: Address,
-    /// The path as it was given; without a colon there is none.
+    /// The path from the container's root, unchanged; `None` if the argument has no colon.
     pub path: Option<Vec<u8>>,
 }
 
-impl Place {
-    /// Reads a place. No name holds a colon, so the first one ends the address.
+impl StatePath {
+    /// Parses a path in a state. Names contain no colon, so the first one ends the address.
     pub fn parse(raw: impl AsRef<OsStr>) -> Result<Self> {
         let raw = raw.as_ref().as_bytes();
         let colon = raw.iter().position(|&byte| byte == b':');
@@ -183,23 +183,23 @@ impl Place {
     }
 }
 
-/// `A..B`: what was written after A was taken, up to B. Either side may be left out.
+/// A range of layers, `A..B`: the changes after snapshot A, up to snapshot B. Either may be omitted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Range {
-    /// After this one; `None`: after the base.
+    /// The snapshot before the range; `None` for the base.
     pub from: Option<SnapshotName>,
-    /// Up to and with this one; `None`: up to the newest frozen layer.
+    /// The last snapshot of the range; `None` for the newest frozen layer.
     pub to: Option<SnapshotName>,
 }
 
 impl Range {
-    /// Reads a range.
+    /// Parses a range.
     pub fn parse(raw: impl AsRef<OsStr>) -> Result<Self> {
         let raw = raw.as_ref();
         let Some((from, to)) = raw.to_str().and_then(|text| text.split_once("..")) else {
-            let shown = raw.as_encoded_bytes().escape_ascii();
+            let shown = raw.shown();
             return Err(Error::usage(format!("\"{shown}\" is not a range")).hint(
-                "a range is A..B with two snapshots of the container; either may be left out",
+                "a range is A..B with two snapshots of the container; either may be omitted",
             ));
         };
         let side = |text: &str| match text {
@@ -213,26 +213,26 @@ impl Range {
     }
 }
 
-/// Snapshots of one container that somebody names: one, or `A..B`, the two with all between them.
+/// A selection of snapshots of one container: one snapshot, or `A..B`, which includes both ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Chosen {
-    /// This one.
+pub enum SnapshotChoice {
+    /// One snapshot.
     One(SnapshotName),
-    /// From the first of the list's two to the second, both meant too.
+    /// All snapshots from the first to the second one in the list, both included.
     Through(SnapshotName, SnapshotName),
 }
 
-impl Chosen {
-    /// Reads one. Both ends of a range must be said: this is for things that go away.
+impl SnapshotChoice {
+    /// Parses a selection. Both ends of a range are required, because the selected snapshots are removed.
     pub fn parse(raw: impl AsRef<OsStr>) -> Result<Self> {
         let raw = raw.as_ref();
         match raw.to_str().and_then(|text| text.split_once("..")) {
             None => SnapshotName::parse(raw).map(Self::One),
             Some(("", _) | (_, "")) => Err(Error::usage(format!(
-                "\"{}\" does not say where it begins and ends",
-                raw.as_encoded_bytes().escape_ascii()
+                "\"{}\" is not a complete range",
+                raw.shown()
             ))
-            .hint("A..B are the snapshots A and B and all between them; both must be named")),
+            .hint("specify both ends: A..B selects the snapshots A and B and all between them")),
             Some((first, last)) => Ok(Self::Through(
                 SnapshotName::parse(first)?,
                 SnapshotName::parse(last)?,
@@ -241,7 +241,7 @@ impl Chosen {
     }
 }
 
-/// The one of `known` that somebody who typed `typed` may have meant.
+/// Returns the name in `known` that is most similar to `typed`, if any is similar enough.
 pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     known
         .into_iter()
@@ -257,7 +257,7 @@ mod tests {
     use crate::error::Kind;
 
     #[test]
-    fn names() {
+    fn names_are_checked() {
         let long = "x".repeat(64);
         let longer = "x".repeat(65);
         let good: [&[u8]; 7] = [
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn reserved_names() {
+    fn numbered_names_are_reserved() {
         for (name, reserved) in [
             ("snap0", true),
             ("snap17", true),
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses() {
+    fn addresses_are_parsed() {
         let both = Address::parse("web@snap0").unwrap();
         assert_eq!(both.to_string(), "web@snap0");
         assert_eq!(Address::parse("web").unwrap().snapshot, None);
@@ -329,23 +329,23 @@ mod tests {
     }
 
     #[test]
-    fn places() {
-        let place = Place::parse(OsStr::from_bytes(b"web@snap0:/a:b\xff")).unwrap();
-        assert_eq!(place.address, Address::parse("web@snap0").unwrap());
-        assert_eq!(place.path.as_deref(), Some(&b"/a:b\xff"[..]));
-        assert_eq!(Place::parse("web").unwrap().path, None);
+    fn paths_in_states_are_parsed() {
+        let found = StatePath::parse(OsStr::from_bytes(b"web@snap0:/a:b\xff")).unwrap();
+        assert_eq!(found.address, Address::parse("web@snap0").unwrap());
+        assert_eq!(found.path.as_deref(), Some(&b"/a:b\xff"[..]));
+        assert_eq!(StatePath::parse("web").unwrap().path, None);
         assert_eq!(
-            Place::parse("web:").unwrap().path.as_deref(),
+            StatePath::parse("web:").unwrap().path.as_deref(),
             Some(&b""[..])
         );
-        assert_eq!(Place::parse("web:a@b").unwrap().address.snapshot, None);
+        assert_eq!(StatePath::parse("web:a@b").unwrap().address.snapshot, None);
         for bad in ["", ":etc", "web@:etc", "a/b:c"] {
-            assert!(Place::parse(bad).is_err(), "{bad:?}");
+            assert!(StatePath::parse(bad).is_err(), "{bad:?}");
         }
     }
 
     #[test]
-    fn ranges() {
+    fn ranges_are_parsed() {
         let range = Range::parse("a..b").unwrap();
         assert_eq!(range.from.unwrap().as_str(), "a");
         assert_eq!(range.to.unwrap().as_str(), "b");
@@ -358,21 +358,24 @@ mod tests {
     }
 
     #[test]
-    fn chosen_snapshots() {
+    fn snapshot_choices_are_parsed() {
         let name = |text: &str| SnapshotName::parse(text).unwrap();
-        assert_eq!(Chosen::parse("a").unwrap(), Chosen::One(name("a")));
-        let range = Chosen::Through(name("a"), name("b"));
-        assert_eq!(Chosen::parse("a..b").unwrap(), range);
+        assert_eq!(
+            SnapshotChoice::parse("a").unwrap(),
+            SnapshotChoice::One(name("a"))
+        );
+        let range = SnapshotChoice::Through(name("a"), name("b"));
+        assert_eq!(SnapshotChoice::parse("a..b").unwrap(), range);
         for bad in [
             "", "..", "a..", "..b", "a..b..c", "a...b", "*", "a b", "ALL/",
         ] {
-            let error = Chosen::parse(bad).unwrap_err();
+            let error = SnapshotChoice::parse(bad).unwrap_err();
             assert_eq!(error.kind, Kind::Usage, "{bad:?}");
         }
     }
 
     #[test]
-    fn nearest_name() {
+    fn nearest_finds_a_similar_name() {
         assert_eq!(nearest("wbe", ["db", "web"]), Some("web"));
         assert_eq!(nearest("snap1", ["snap0", "other"]), Some("snap0"));
         assert_eq!(nearest("zebra", ["web", "db"]), None);

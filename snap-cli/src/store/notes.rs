@@ -1,5 +1,5 @@
-//! Notes among the locks, by which a collection finds what is to be done: of commands that make something, and on
-//! layers that a mount holds although no manifest names them.
+//! Notes in the directory of locks, by which a collection finds leftovers: notes of commands that create objects, and
+//! notes on unreferenced layers that a mount holds.
 
 use std::path::PathBuf;
 
@@ -9,14 +9,14 @@ use super::paths::LOCK;
 use super::{Store, disk};
 use crate::error::{Error, Result};
 
-/// The prefix of notes that a command leaves while it makes something.
+/// The prefix of the note of a command that creates objects.
 pub(super) const MAKING: &str = "making-";
 
-/// The prefix of notes on layers that no manifest names, but that a mount holds.
+/// The prefix of the note on an unreferenced layer that a mount holds.
 pub(super) const HELD: &str = "held-";
 
-/// Leaves notes on layers that are removed once no mount holds them.
-pub(super) fn leave_on_held(store: &Store, held: &[LayerId]) -> Result<()> {
+/// Writes notes on layers that a collection removes once no mount holds them.
+pub(super) fn write_held(store: &Store, held: &[LayerId]) -> Result<()> {
     for id in held {
         let path = store.paths().lock_file(&format!("{HELD}{id}"));
         std::fs::write(&path, b"").map_err(|error| Error::at("write", &path, error))?;
@@ -24,8 +24,8 @@ pub(super) fn leave_on_held(store: &Store, held: &[LayerId]) -> Result<()> {
     Ok(())
 }
 
-/// Lists the notes on held layers.
-pub(super) fn on_held_layers(store: &Store) -> Result<Vec<(PathBuf, LayerId)>> {
+/// Returns the notes on held layers.
+pub(super) fn list_held(store: &Store) -> Result<Vec<(PathBuf, LayerId)>> {
     let dir = store.paths().locks();
     let names = disk::names(&dir)?;
     let note = |name: &String| {
@@ -35,8 +35,8 @@ pub(super) fn on_held_layers(store: &Store) -> Result<Vec<(PathBuf, LayerId)>> {
     Ok(names.iter().filter_map(note).collect())
 }
 
-/// Lists the notes of commands that were killed while they made something. The caller holds their locks then.
-pub(super) fn of_dead_makers(store: &Store) -> Result<Vec<Lock>> {
+/// Locks and returns the notes of commands that were killed while they created objects.
+pub(super) fn lock_stale(store: &Store) -> Result<Vec<Lock>> {
     let mut stale = Vec::new();
     for name in disk::names(&store.paths().locks())? {
         if name.starts_with(MAKING) {
@@ -44,7 +44,7 @@ pub(super) fn of_dead_makers(store: &Store) -> Result<Vec<Lock>> {
             stale.extend(Lock::try_take(
                 &path,
                 Mode::Exclusive,
-                &store.session().who,
+                &store.session().command,
             )?);
         }
     }

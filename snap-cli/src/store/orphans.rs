@@ -1,4 +1,4 @@
-//! What serves containers outside their directories: mount points, run-time directories and caches.
+//! Orphans: mount points, run-time directories and caches of containers that do not exist any more.
 
 use std::path::{Path, PathBuf};
 
@@ -9,16 +9,16 @@ use super::paths::{MAPPED, MNT};
 use super::{Store, disk};
 use crate::error::Result;
 
-/// Lists those of containers that do not exist any more.
+/// Returns the paths of all orphans.
 pub(super) fn list(store: &Store) -> Result<Vec<PathBuf>> {
     let mut orphans = Vec::new();
-    let own = [MNT, MAPPED, "cache"].map(|folder| store.root().join(folder));
+    let own = [MNT, MAPPED, "cache"].map(|dir| store.root().join(dir));
     let run = store.run().roots().map(Path::to_path_buf);
     for dir in own.into_iter().chain(run) {
         for name in disk::names(&dir)? {
             let own = name.strip_suffix(".json").unwrap_or(&name);
             if let Some(id) = ContainerId::parse(own)
-                && !disk::is_there(&store.paths().container_dir(id))?
+                && !disk::exists(&store.paths().container_dir(id))?
             {
                 orphans.push(dir.join(&name));
             }
@@ -27,9 +27,9 @@ pub(super) fn list(store: &Store) -> Result<Vec<PathBuf>> {
     Ok(orphans)
 }
 
-/// Removes one. What cannot be removed now is left for the next collection.
+/// Removes an orphan. A failure is logged, and the next collection tries again.
 pub(super) fn remove(store: &Store, path: &Path) {
-    let removed = match mount_points::is_one(store.paths(), path) {
+    let removed = match mount_points::is_mount_point(store.paths(), path) {
         true => mount_points::remove_dir(path),
         false => remove_tree(path),
     };
@@ -38,8 +38,8 @@ pub(super) fn remove(store: &Store, path: &Path) {
     }
 }
 
-/// Removes those of a container that does not exist any more.
-pub fn remove_of(store: &Store, id: ContainerId) {
+/// Removes the mount points, run-time directories and cache of a container that does not exist any more.
+pub fn remove_for(store: &Store, id: ContainerId) {
     if let Err(error) = mount_points::remove(store.paths(), id) {
         log::warn!("{error}");
     }

@@ -1,5 +1,5 @@
-//! What a container's manifest says of things outside the store: the folder that it was taken over from,
-//! the LXC container that runs it, and a change under way that needs more than one file.
+//! The parts of a container's manifest that refer to files outside the store: the directory that it was adopted from,
+//! the LXC container that runs it, and a pending change of these.
 
 use std::path::PathBuf;
 
@@ -8,66 +8,67 @@ use serde_json::{Map, Value};
 
 use super::bytes::{self, Blob};
 
-/// A root file system that was taken over where it stood.
+/// An adopted root file system.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adopted {
-    /// The folder that it was. What is there now only says where it went.
+    /// The directory that it was moved from, which now contains only a note.
     #[serde(with = "bytes::path")]
     pub rootfs: PathBuf,
-    /// The folder's inode number, by which a cut-off move tells whether it was done.
+    /// The inode number of its root, which shows after an interruption whether the move has happened.
     pub inode: u64,
-    /// What this version does not know.
+    /// Fields that this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
-/// The LXC container that a container is.
+/// The LXC container that runs a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lxc {
-    /// The folder of LXC's containers.
+    /// The directory of LXC's containers (lxcpath).
     #[serde(with = "bytes::path")]
     pub lxcpath: PathBuf,
-    /// LXC's name for it.
+    /// The name of the LXC container.
     pub name: String,
-    /// Its config as it was before cowl changed it; `None` where cowl made it (of a clone).
+    /// The config before cowl changed it; `None` if cowl created it for a clone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original: Option<Blob>,
-    /// Its config as cowl wrote it the last time, or as it was when the container was destroyed: what brings it
-    /// back.
+    /// The config that cowl last wrote, or the config when the container was destroyed. `undelete` restores it.
     pub written: Blob,
-    /// What this version does not know.
+    /// Fields that this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
 }
 
 impl Lxc {
-    /// The folder of the LXC container.
+    /// Returns the directory of the LXC container.
     pub fn dir(&self) -> PathBuf {
         self.lxcpath.join(&self.name)
     }
 
-    /// Its config.
+    /// Returns the path of its config.
     pub fn config(&self) -> PathBuf {
         self.dir().join("config")
     }
 }
 
-/// A change under way that needs more than the manifest: whoever opens the container next finishes it, or
-/// takes it back.
+/// A pending change of files outside the store.
+///
+/// After an interruption, the next command on the container completes it or rolls it back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "lowercase")]
 pub enum Moving {
-    /// The root file system moves into the base layer, then LXC's config changes. Taken back as long as the
-    /// root file system is where it was.
+    /// The root file system moves into the base layer, then LXC's config changes.
+    ///
+    /// Rolled back if the root file system has not been moved yet, otherwise completed.
     Adopting,
-    /// The only layer moves back to where the root file system was, LXC's config changes back, and the
-    /// container leaves the store. Always finished.
+    /// The only layer moves back to the adopted directory, LXC's config is restored, and the container is removed from
+    /// the store. Always completed.
     Releasing,
-    /// LXC's config is to be this, its folder is to be there. Always finished.
+    /// LXC's config is written, and its directory created. Always completed.
     Writing {
-        /// The config.
+        /// The new config.
         config: Blob,
-        /// The host name to be written into the root file system first.
+        /// The host name to write into the root file system first.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         hostname: Option<String>,
     },

@@ -1,46 +1,46 @@
-//! The envelope of every file that the store keeps: format, generation and checksum round a JSON body.
-//! Pure: bytes in, values out.
+//! The envelope of all manifests: format, generation and checksum around a JSON body. Pure: converts between bytes and
+//! values.
 //!
-//! The checksum is SHA-256 over the compact JSON of everything but itself, keys sorted, so that it
-//! covers also fields that this version does not know, and indentation does not matter.
+//! The checksum is the SHA-256 of the compact JSON with sorted keys, without the checksum itself. So it covers fields
+//! that this version does not know, and does not depend on indentation.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-/// What can be kept in an envelope.
+/// A type that can be stored in an envelope.
 pub trait Body: Serialize + DeserializeOwned {
-    /// What it is called in messages.
-    const WHAT: &'static str;
-    /// The newest format that this program knows.
+    /// The name of the type in messages.
+    const TYPE_NAME: &'static str;
+    /// The newest format that this version supports.
     const FORMAT: u64 = 1;
 }
 
-/// A body with the number of times that it was written.
+/// A body with its generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record<T> {
-    /// Counts up with every write.
+    /// The number of writes, this one included.
     pub generation: u64,
-    /// What it says.
+    /// The body.
     pub body: T,
 }
 
-/// Why bytes are no record.
+/// An error in a record's bytes.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// No JSON object.
+    /// The bytes are not a JSON object.
     #[error("it is not a JSON object{0}")]
     Syntax(String),
-    /// Made by a newer version.
-    #[error("it has format {found}, and this program knows formats up to {known}")]
+    /// A newer version wrote the record.
+    #[error("it has format {found}, but this version supports only formats up to {known}")]
     Newer {
-        /// The format in the file.
+        /// The format of the record.
         found: u64,
-        /// The newest format known here.
+        /// The newest supported format.
         known: u64,
     },
-    /// The checksum does not fit.
+    /// The checksum does not match.
     #[error("its checksum is wrong")]
     Checksum,
     /// A field is missing or wrong.
@@ -52,7 +52,8 @@ const FORMAT: &str = "format";
 const GENERATION: &str = "generation";
 const CHECKSUM: &str = "checksum";
 
-fn checksum(object: &Map<String, Value>) -> Result<String, RecordError> {
+/// Computes the checksum of an object without its checksum field.
+fn compute_checksum(object: &Map<String, Value>) -> Result<String, RecordError> {
     let bytes = serde_json::to_vec(object).map_err(|e| RecordError::Shape(e.to_string()))?;
     let hex: String = Sha256::digest(&bytes)
         .iter()
@@ -62,7 +63,7 @@ fn checksum(object: &Map<String, Value>) -> Result<String, RecordError> {
 }
 
 impl<T: Body> Record<T> {
-    /// The first generation of something.
+    /// Creates a record of generation 1.
     pub fn first(body: T) -> Self {
         Self {
             generation: 1,
@@ -70,7 +71,7 @@ impl<T: Body> Record<T> {
         }
     }
 
-    /// The next generation, with another body.
+    /// Creates the record of the next generation, with another body.
     pub fn next(&self, body: T) -> Self {
         Self {
             generation: self.generation.saturating_add(1),
@@ -78,7 +79,7 @@ impl<T: Body> Record<T> {
         }
     }
 
-    /// The bytes to write.
+    /// Returns the bytes to write.
     pub fn encode(&self) -> Result<Vec<u8>, RecordError> {
         let shape = |e: serde_json::Error| RecordError::Shape(e.to_string());
         let Value::Object(mut object) = serde_json::to_value(&self.body).map_err(shape)? else {
@@ -86,22 +87,22 @@ impl<T: Body> Record<T> {
         };
         object.insert(FORMAT.to_owned(), T::FORMAT.into());
         object.insert(GENERATION.to_owned(), self.generation.into());
-        let sum = checksum(&object)?;
+        let sum = compute_checksum(&object)?;
         object.insert(CHECKSUM.to_owned(), sum.into());
         let mut bytes = serde_json::to_vec_pretty(&object).map_err(shape)?;
         bytes.push(b'\n');
         Ok(bytes)
     }
 
-    /// Reads what [`Record::encode`] wrote, in this or an older version.
+    /// Parses bytes that [`Record::encode`] returned, in this or an older version.
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
         let value: Value = serde_json::from_slice(bytes)
             .map_err(|error| RecordError::Syntax(format!(" ({error})")))?;
         let Value::Object(mut object) = value else {
             return Err(RecordError::Syntax(String::new()));
         };
-        // The format comes first: a newer one may well sum in another way.
-        let format = number(&object, FORMAT)?;
+        // Check the format first: a newer one may have another checksum.
+        let format = read_number(&object, FORMAT)?;
         if format > T::FORMAT {
             return Err(RecordError::Newer {
                 found: format,
@@ -111,10 +112,10 @@ impl<T: Body> Record<T> {
         let Some(Value::String(sum)) = object.remove(CHECKSUM) else {
             return Err(RecordError::Shape(format!("\"{CHECKSUM}\" is missing")));
         };
-        if checksum(&object)? != sum {
+        if compute_checksum(&object)? != sum {
             return Err(RecordError::Checksum);
         }
-        let generation = number(&object, GENERATION)?;
+        let generation = read_number(&object, GENERATION)?;
         object.remove(FORMAT);
         object.remove(GENERATION);
         let body = serde_json::from_value(Value::Object(object))
@@ -123,11 +124,12 @@ impl<T: Body> Record<T> {
     }
 }
 
-fn number(object: &Map<String, Value>, key: &str) -> Result<u64, RecordError> {
+/// Returns the number in a field.
+fn read_number(object: &Map<String, Value>, key: &str) -> Result<u64, RecordError> {
     object
         .get(key)
         .and_then(Value::as_u64)
-        .ok_or_else(|| RecordError::Shape(format!("\"{key}\" is missing or no number")))
+        .ok_or_else(|| RecordError::Shape(format!("\"{key}\" is missing or not a number")))
 }
 
 #[cfg(test)]
@@ -144,7 +146,7 @@ mod tests {
     }
 
     impl Body for Thing {
-        const WHAT: &'static str = "thing";
+        const TYPE_NAME: &'static str = "thing";
     }
 
     fn thing() -> Record<Thing> {
@@ -162,19 +164,19 @@ mod tests {
     }
 
     #[test]
-    fn comes_back_as_it_was() {
+    fn a_record_round_trips() {
         let one = thing().next(thing().body);
         assert_eq!(one.generation, 2);
         assert_eq!(Record::decode(&one.encode().unwrap()).unwrap(), one);
     }
 
     #[test]
-    fn fields_of_a_later_version_stay() {
+    fn fields_of_a_newer_version_are_preserved() {
         let mut object: Map<String, Value> =
             serde_json::from_slice(&thing().encode().unwrap()).unwrap();
         object.remove(CHECKSUM);
         object.insert("colour".to_owned(), serde_json::json!({"deep": [1, 2]}));
-        let sum = checksum(&object).unwrap();
+        let sum = compute_checksum(&object).unwrap();
         object.insert(CHECKSUM.to_owned(), sum.into());
         let read = Record::<Thing>::decode(&serde_json::to_vec(&object).unwrap()).unwrap();
         let again = Record::<Thing>::decode(&read.encode().unwrap()).unwrap();
@@ -182,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused() {
+    fn invalid_records_are_refused() {
         let refused = |bytes: &[u8]| Record::<Thing>::decode(bytes).unwrap_err();
         assert!(matches!(refused(b""), RecordError::Syntax(_)));
         assert!(matches!(refused(b"[]"), RecordError::Syntax(_)));

@@ -1,6 +1,8 @@
-//! Space that is kept for the day when the disk is full: then what frees space needs a little of it first
-//! (a new manifest, a lock file). A few files, so that inodes are kept too. It is given up when such a
-//! command meets a full disk, and set aside anew when there is room (docs/decisions/0009).
+//! Reserved disk space.
+//!
+//! On a full disk, a command that frees space first needs a little space itself, for a new manifest or a lock file. The
+//! reserve consists of several files, so that it contains inodes as well. It is released when such a command fails on a
+//! full disk, and allocated again when there is enough space (docs/decisions/0009).
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -14,61 +16,61 @@ use super::run::probe;
 use super::{Store, disk};
 use crate::error::{Error, Result};
 
-/// How many files.
+/// The number of files.
 const FILES: u64 = 8;
-/// How much in all, on a disk that is not small.
-const WANTED: u64 = 1 << 20;
-/// Of a small disk only this part.
-const PART: u64 = 128;
-/// With less than this a disk is full to a mount.
-const FULL: u64 = 64 << 10;
-/// It is set aside only where there is so many times as much room.
-const PLENTY: u64 = 8;
+/// The maximum size of all files, in bytes.
+const MAX_SIZE: u64 = 1 << 20;
+/// The reserve uses at most this fraction of the disk: one of so many parts.
+const DISK_FRACTION: u64 = 128;
+/// A disk with fewer available bytes may be full for a mount.
+const FULL_BELOW: u64 = 64 << 10;
+/// The reserve is allocated only if so many times its size and inodes are available.
+const MIN_FREE_FACTOR: u64 = 8;
 
-fn dir_of(store: &Store) -> PathBuf {
+fn reserve_dir(store: &Store) -> PathBuf {
     store.root().join("reserve")
 }
 
-/// Sets the reserve aside if it is not there and there is room for it.
-pub fn keep(store: &Store) -> Result<()> {
-    let dir = dir_of(store);
-    let there = disk::names(&dir)?;
-    if there.len() as u64 >= FILES {
+/// Allocates the reserve if it does not exist and enough space is available.
+pub fn ensure(store: &Store) -> Result<()> {
+    let dir = reserve_dir(store);
+    let existing = disk::names(&dir)?;
+    if existing.len() as u64 >= FILES {
         return Ok(());
     }
     let at = |error: Errno| {
         Error::at(
-            "look at the disk of",
+            "inspect the disk of",
             store.root(),
             std::io::Error::from(error),
         )
     };
     let space = rustix::fs::statvfs(store.root()).map_err(at)?;
-    let size = (space.f_blocks * space.f_frsize / PART).min(WANTED) / FILES;
-    let room = space.f_bavail * space.f_frsize >= size * FILES * PLENTY;
-    // Where inodes are made as they are needed, none are counted.
-    let inodes = space.f_files == 0 || space.f_favail >= FILES * PLENTY;
-    if !room || !inodes {
+    let size = (space.f_blocks * space.f_frsize / DISK_FRACTION).min(MAX_SIZE) / FILES;
+    let has_space = space.f_bavail * space.f_frsize >= size * FILES * MIN_FREE_FACTOR;
+    // A file system that allocates inodes dynamically reports none.
+    let has_inodes = space.f_files == 0 || space.f_favail >= FILES * MIN_FREE_FACTOR;
+    if !has_space || !has_inodes {
         return Ok(());
     }
     match std::fs::DirBuilder::new().mode(0o700).create(&dir) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            return Err(Error::at("make the folder", &dir, error));
+            return Err(Error::at("create the directory", &dir, error));
         }
         Ok(()) | Err(_) => {}
     }
     for number in 0..FILES {
         let path = dir.join(number.to_string());
-        if let Err(error) = set_aside(&path, size) {
-            disk::remove_if_there(&path)?;
-            return Err(Error::at("set space aside in", &path, error));
+        if let Err(error) = allocate(&path, size) {
+            disk::remove_if_exists(&path)?;
+            return Err(Error::at("reserve space in", &path, error));
         }
     }
     Ok(())
 }
 
-/// Gives the reserve up where the disk is full, for a mount: removing a lower file needs a little space.
-pub fn make_room_to_remove(store: &Store) -> Result<()> {
+/// Releases the reserve if the disk is full, before a mount: removing a lower file needs space for a whiteout.
+pub fn release_if_full(store: &Store) -> Result<()> {
     let space = rustix::fs::statvfs(store.root()).map_err(|error| {
         Error::at(
             "inspect the disk of",
@@ -77,33 +79,34 @@ pub fn make_room_to_remove(store: &Store) -> Result<()> {
         )
     })?;
     let few_inodes = space.f_files != 0 && space.f_favail < FILES;
-    if space.f_bavail * space.f_frsize >= FULL && !few_inodes {
+    if space.f_bavail * space.f_frsize >= FULL_BELOW && !few_inodes {
         return Ok(());
     }
-    // What statfs reports is not exact, and root may use more.
+    // The numbers of statfs(2) are not exact, and root may use more, so try to write.
     let full = probe(&store.paths().locks()).is_err_and(|error| error.is_no_space());
-    if full && give_up(store)? {
-        log::warn!("the disk is full: using the space that was set aside for this");
+    if full && release(store)? {
+        log::warn!("the disk is full: released the reserved space");
     }
     Ok(())
 }
 
-/// Gives the reserve up; false where there was none.
-pub fn give_up(store: &Store) -> Result<bool> {
-    let dir = dir_of(store);
-    let there = disk::names(&dir)?;
-    for name in &there {
-        disk::remove_if_there(&dir.join(name))?;
+/// Releases the reserve. Returns false if there was none.
+pub fn release(store: &Store) -> Result<bool> {
+    let dir = reserve_dir(store);
+    let existing = disk::names(&dir)?;
+    for name in &existing {
+        disk::remove_if_exists(&dir.join(name))?;
     }
-    if there.is_empty() {
+    if existing.is_empty() {
         return Ok(false);
     }
-    // What was freed is free when the disk's journal says so.
+    // The file system may reuse the space only after a journal commit.
     disk::sync_dir(&dir)?;
     Ok(true)
 }
 
-fn set_aside(path: &std::path::Path, size: u64) -> std::io::Result<()> {
+/// Creates a file of `size` bytes unless it exists.
+fn allocate(path: &std::path::Path, size: u64) -> std::io::Result<()> {
     let made = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -111,7 +114,7 @@ fn set_aside(path: &std::path::Path, size: u64) -> std::io::Result<()> {
         .open(path);
     let mut file: File = match made {
         Ok(file) => file,
-        // Another command is at it, or was.
+        // A race with another command, or an interrupted one.
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
         Err(error) => return Err(error),
     };
@@ -135,26 +138,26 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn it_is_kept_given_up_and_kept_again() {
+    fn the_reserve_can_be_allocated_and_released_repeatedly() {
         let dir = tempfile::tempdir().unwrap();
         let session = Session {
-            who: "test".to_owned(),
+            command: "test".to_owned(),
             patience: Duration::ZERO,
             mounts: Default::default(),
         };
         let store = Store::open_or_make(&dir.path().join("store"), session).unwrap();
-        assert!(!give_up(&store).unwrap());
+        assert!(!release(&store).unwrap());
         for _ in 0..2 {
-            keep(&store).unwrap();
-            keep(&store).unwrap();
+            ensure(&store).unwrap();
+            ensure(&store).unwrap();
             let taken = |number: u64| {
-                let meta = std::fs::metadata(dir_of(&store).join(number.to_string()));
+                let meta = std::fs::metadata(reserve_dir(&store).join(number.to_string()));
                 meta.unwrap().blocks() * 512
             };
             let taken: u64 = (0..FILES).map(taken).sum();
-            assert!(taken >= WANTED / 4, "{taken}");
-            assert!(give_up(&store).unwrap());
-            assert!(!give_up(&store).unwrap());
+            assert!(taken >= MAX_SIZE / 4, "{taken}");
+            assert!(release(&store).unwrap());
+            assert!(!release(&store).unwrap());
         }
     }
 }

@@ -1,5 +1,4 @@
-//! Rules that say which snapshots pruning keeps: as options of the command line, in the configuration file and in a
-//! container's settings.
+//! Retention rules of `prune`: as options of the command line, in the configuration file and in a container's settings.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -8,7 +7,7 @@ use super::span;
 use crate::error::{Error, Result};
 use crate::shell::quoted;
 
-/// How many snapshots are kept: the last ones, and the newest of each of the latest periods that have any.
+/// The numbers of retained snapshots: the last ones, and the newest of each of the latest periods that have any.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 #[serde(default)]
 pub struct Counts {
@@ -39,7 +38,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Each count with its name.
+    /// Returns each count with its name.
     pub fn named(&self) -> [(&'static str, Option<u32>); 6] {
         self.clone().named_mut().map(|(name, count)| (name, *count))
     }
@@ -55,30 +54,30 @@ impl Counts {
         ]
     }
 
-    /// Sets the count `name`. Returns whether there is one of this name.
+    /// Sets the count `name`. Returns false if there is no such count.
     pub fn set(&mut self, name: &str, count: u32) -> bool {
         let found = self.named_mut().into_iter().find(|(own, _)| *own == name);
         found.map(|(_, own)| *own = Some(count)).is_some()
     }
 }
 
-/// Retention rules. The form of serde is that of a container's settings.
+/// Retention rules. Serialized in a container's settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Rules {
-    /// How many are kept.
+    /// The numbers of retained snapshots.
     #[serde(flatten)]
     pub counts: Counts,
-    /// All that are not older than this span are kept.
+    /// The span of time whose snapshots are all retained.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub within: Option<String>,
-    /// All with one of these tags are kept: "KEY" or "KEY=VALUE".
+    /// The tags whose snapshots are all retained: "KEY" or "KEY=VALUE".
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
-    /// Snapshots that people asked for may be removed, too.
+    /// Whether manual snapshots may be removed as well.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub manual: bool,
-    /// Protected ones may be removed, too.
+    /// Whether protected snapshots may be removed as well.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub protected: bool,
     /// Fields that this version does not know.
@@ -87,19 +86,19 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Whether there are none.
+    /// Returns whether there are no rules.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether they say which snapshots may be removed, and nothing of what is kept.
-    pub fn says_only_which(&self) -> bool {
-        let kept = Self {
+    /// Returns whether the rules only extend the removable snapshots (`manual`, `protected`) and retain none.
+    pub fn has_only_scope(&self) -> bool {
+        let retaining = Self {
             manual: false,
             protected: false,
             ..self.clone()
         };
-        !self.is_empty() && kept.is_empty()
+        !self.is_empty() && retaining.is_empty()
     }
 
     /// Returns the rules as options of a command line.
@@ -117,17 +116,17 @@ impl Rules {
         words.join(" ")
     }
 
-    /// Refuses rules that keep nothing at all.
+    /// Returns an error if the rules retain no snapshots or contain unknown fields.
     pub fn check(&self) -> Result<()> {
         if !self.extra.is_empty() {
             let unknown: Vec<_> = self.extra.keys().map(String::as_str).collect();
             return Err(Error::failed(format!(
-                "the settings say something that this program does not know: {}",
+                "the container's retention settings contain unknown keys: {}",
                 unknown.join(", ")
             ))
-            .hint("a newer cowl wrote them: use that, or give the rules on the command line"));
+            .hint("a newer cowl wrote them: use that version, or specify the rules on the command line"));
         }
-        let some = self
+        let has_count = self
             .counts
             .named()
             .iter()
@@ -135,11 +134,11 @@ impl Rules {
         if let Some(within) = &self.within {
             span::parse(within)?;
         }
-        if !some && self.within.is_none() && self.tags.is_empty() {
+        if !has_count && self.within.is_none() && self.tags.is_empty() {
             return Err(
-                Error::usage("nothing says which snapshots to keep: all would go").hint(
-                    "say it, for example: --keep-last 3 --keep-daily 7; `cowl rm NAME --all` \
-                     removes all",
+                Error::usage("no retention rules: all snapshots would be removed").hint(
+                    "specify rules, for example: --keep-last 3 --keep-daily 7; `cowl rm NAME --all` \
+                     removes all snapshots",
                 ),
             );
         }

@@ -24,13 +24,13 @@ use super::manifest::ContainerId;
 use crate::error::{Error, Result};
 use cowl_layers::shown::Show as _;
 
-/// The file whose presence means that a mount's run-time files are in use.
+/// The file whose existence means that a mount uses the directory.
 pub const STATE: &str = "state.json";
 
-/// The link from a volatile directory to its store.
+/// The symlink from a volatile directory to its store.
 const STORE: &str = "store";
 
-/// The minimum space for the files of a mount, which is tested before a directory is chosen.
+/// The minimum space for the files of a mount in bytes, which is tested before a directory is chosen.
 const PROBE: usize = 16 * 1024;
 
 /// A base directory that does not survive a reboot, and the store's directory in it.
@@ -40,7 +40,7 @@ struct Volatile {
     base: PathBuf,
     /// The store's directory, two levels below.
     dir: PathBuf,
-    /// It is `/run`, which only root can write to, and which is preferred over `STORE/run`.
+    /// Whether it is `/run`, which only root can write to, and which is preferred over `STORE/run`.
     is_system: bool,
 }
 
@@ -52,20 +52,24 @@ pub struct RunDirs {
     own: PathBuf,
     /// The uid of the store's owner. Objects of other users are not used.
     owner: u32,
-    /// Names the store: see the module.
+    /// The key of the store: see the module's documentation.
     key: String,
 }
 
 impl RunDirs {
     /// Determines the directories for the store at `root`.
-    pub(super) fn of(root: &Path, store: Uuid) -> Result<Self> {
+    pub(super) fn for_store(root: &Path, store: Uuid) -> Result<Self> {
         let meta = std::fs::metadata(root).map_err(|e| Error::at("inspect", root, e))?;
         let mut bases = Vec::new();
         if rustix::process::geteuid().is_root() && meta.uid() == 0 {
             bases.push((PathBuf::from("/run"), true));
         }
-        let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-        bases.extend(given.filter(|path| path.is_absolute()).map(|p| (p, false)));
+        let from_env = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        bases.extend(
+            from_env
+                .filter(|path| path.is_absolute())
+                .map(|p| (p, false)),
+        );
         // The location that pam_systemd uses, for commands without the environment variable (cron, sudo).
         let usual = (PathBuf::from(format!("/run/user/{}", meta.uid())), false);
         if !bases.contains(&usual) {
@@ -85,42 +89,50 @@ impl RunDirs {
         })
     }
 
-    /// Names the store by its uuid and the device and inode number of its directory: a copy has another key.
+    /// Returns the key of the store: its uuid and the device and inode number of its directory. A copy has another key.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// Whether only the owner can have created the contents of a volatile directory.
-    fn is_private(&self, place: &Volatile) -> bool {
-        let base_is_safe = match std::fs::symlink_metadata(&place.base) {
-            // `/run` is readable by all users, but only root can create names in it. (In a user namespace its owner
-            // is not mapped.)
-            Ok(meta) if place.is_system => {
+    /// Returns whether only the owner can have created the content of a volatile directory.
+    fn is_private(&self, volatile: &Volatile) -> bool {
+        let base_is_safe = match std::fs::symlink_metadata(&volatile.base) {
+            // `/run` is readable by all users, but only root can create names in it. (In a user namespace, its owner is
+            // not mapped, and the check fails.)
+            Ok(meta) if volatile.is_system => {
                 meta.is_dir() && meta.uid() == 0 && meta.mode() & 0o022 == 0
             }
             Ok(meta) => is_private_dir(&meta, self.owner),
             Err(_) => false,
         };
-        let below = place.dir.parent().into_iter().chain([place.dir.as_path()]);
+        let below = volatile
+            .dir
+            .parent()
+            .into_iter()
+            .chain([volatile.dir.as_path()]);
         base_is_safe
             && below
                 .map(std::fs::symlink_metadata)
                 .all(|meta| meta.is_ok_and(|meta| is_private_dir(&meta, self.owner)))
     }
 
-    /// Lists every directory that may hold run-time files of containers, in order of preference.
+    /// Returns all directories that may contain run-time files of containers, in order of preference.
     pub(super) fn roots(&self) -> impl Iterator<Item = &Path> {
-        let volatile = self.volatile.iter().filter(|place| self.is_private(place));
-        let volatile = volatile.map(|place| place.dir.as_path());
+        let volatile = self
+            .volatile
+            .iter()
+            .filter(|volatile| self.is_private(volatile));
+        let volatile = volatile.map(|volatile| volatile.dir.as_path());
         volatile.chain([self.own.as_path()])
     }
 
-    /// Lists every directory that may hold run-time files of a container.
+    /// Returns all directories that may contain run-time files of a container, in order of preference.
     pub fn dirs(&self, id: ContainerId) -> Vec<PathBuf> {
         self.roots().map(|root| root.join(id.to_string())).collect()
     }
 
-    fn in_use(&self, id: ContainerId) -> Option<PathBuf> {
+    /// Returns the directory of a container's running mount.
+    fn find_in_use(&self, id: ContainerId) -> Option<PathBuf> {
         let mut dirs = self.dirs(id).into_iter();
         dirs.find(|dir| dir.join(STATE).symlink_metadata().is_ok())
     }
@@ -128,92 +140,99 @@ impl RunDirs {
     /// Returns the directory of a container's run-time files: that of its running mount, or the one used last.
     pub fn dir(&self, id: ContainerId) -> PathBuf {
         let existing = || self.dirs(id).into_iter().find(|dir| dir.is_dir());
-        self.in_use(id)
+        self.find_in_use(id)
             .or_else(existing)
             .unwrap_or_else(|| self.own.join(id.to_string()))
     }
 
-    /// Creates a directory with sufficient space for a container's run-time files. Afterwards, [`RunDirs::dir`]
-    /// returns it.
-    pub fn make(&self, id: ContainerId) -> Result<PathBuf> {
-        if let Some(dir) = self.in_use(id) {
+    /// Creates a directory with sufficient space for a container's run-time files.
+    ///
+    /// [`RunDirs::dir`] returns the same directory afterwards.
+    pub fn create(&self, id: ContainerId) -> Result<PathBuf> {
+        if let Some(dir) = self.find_in_use(id) {
             return Ok(dir);
         }
         let name = id.to_string();
         // An existing directory takes precedence, because other commands may hold locks in it.
-        let is_preferred = |place: &&Volatile| {
-            place.is_system || (self.is_private(place) && place.dir.join(&name).is_dir())
+        let is_preferred = |volatile: &&Volatile| {
+            volatile.is_system || (self.is_private(volatile) && volatile.dir.join(&name).is_dir())
         };
         let (preferred, fallback): (Vec<_>, Vec<_>) = self.volatile.iter().partition(is_preferred);
-        let make_own = || {
+        let create_own = || {
             let dir = self.own.join(&name);
             disk::ensure_dir(&dir)?;
-            usable(dir)
+            check_space(dir)
         };
         let mut first = None;
-        let mut note = |error: Error| {
+        let mut record = |error: Error| {
             log::debug!("{error}");
             first.get_or_insert(error);
         };
-        for place in preferred {
-            match self.make_in(place, &name) {
+        for volatile in preferred {
+            match self.create_in(volatile, &name) {
                 Ok(dir) => return Ok(dir),
-                Err(error) => note(error),
+                Err(error) => record(error),
             }
         }
-        match make_own() {
+        match create_own() {
             Ok(dir) => {
-                self.give_up_others(id, &dir)?;
+                self.remove_others(id, &dir)?;
                 return Ok(dir);
             }
-            Err(error) => note(error),
+            Err(error) => record(error),
         }
-        for place in fallback {
-            match self.make_in(place, &name) {
+        for volatile in fallback {
+            match self.create_in(volatile, &name) {
                 Ok(dir) => return Ok(dir),
-                Err(error) => note(error),
+                Err(error) => record(error),
             }
         }
-        Err(first.unwrap_or_else(|| Error::failed("no directory is usable for run-time files")))
+        Err(first.unwrap_or_else(|| Error::failed("cannot find a directory for run-time files")))
     }
 
-    fn make_in(&self, place: &Volatile, name: &str) -> Result<PathBuf> {
+    /// Creates a container's directory in a volatile directory.
+    fn create_in(&self, volatile: &Volatile, name: &str) -> Result<PathBuf> {
         if rustix::process::geteuid().as_raw() != self.owner {
             return Err(Error::failed(format!(
                 "{} belongs to another user",
-                place.base.shown()
+                volatile.base.shown()
             )));
         }
-        for dir in place.dir.parent().into_iter().chain([place.dir.as_path()]) {
-            make_private(dir)?;
+        for dir in volatile
+            .dir
+            .parent()
+            .into_iter()
+            .chain([volatile.dir.as_path()])
+        {
+            create_private(dir)?;
         }
-        if !self.is_private(place) {
+        if !self.is_private(volatile) {
             return Err(Error::failed(format!(
-                "{} is not used for run-time files: it must be a directory that belongs to uid {} alone",
-                place.dir.shown(),
+                "cannot use {} for run-time files: only uid {} may have access to it",
+                volatile.dir.shown(),
                 self.owner
             )));
         }
-        let dir = place.dir.join(name);
-        make_private(&dir)?;
-        let dir = usable(dir)?;
-        self.note_store(place)?;
+        let dir = volatile.dir.join(name);
+        create_private(&dir)?;
+        let dir = check_space(dir)?;
+        self.record_store(volatile)?;
         Ok(dir)
     }
 
-    /// Records the store that a directory belongs to, and removes the directories of stores that no longer exist.
-    fn note_store(&self, place: &Volatile) -> Result<()> {
-        let link = place.dir.join(STORE);
+    /// Records the store that a directory belongs to, and removes the directories of stores that do not exist any more.
+    fn record_store(&self, volatile: &Volatile) -> Result<()> {
+        let link = volatile.dir.join(STORE);
         let root = self.own.parent().unwrap_or(&self.own);
         match std::os::unix::fs::symlink(root, &link) {
             Ok(()) => {}
-            // The link records where the store once was. Only a missing store counts, so an old path is harmless.
+            // The symlink may contain an earlier path of the store. This is harmless: see `remove_stale`.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
-            Err(error) => return Err(Error::at("make the link", &link, error)),
+            Err(error) => return Err(Error::at("create the symlink", &link, error)),
         }
-        for name in disk::names(&place.base.join("cowl"))? {
-            let dir = place.base.join("cowl").join(name);
-            if dir != place.dir
+        for name in disk::names(&volatile.base.join("cowl"))? {
+            let dir = volatile.base.join("cowl").join(name);
+            if dir != volatile.dir
                 && let Err(error) = remove_stale(&dir)
             {
                 log::debug!("{error}");
@@ -222,19 +241,20 @@ impl RunDirs {
         Ok(())
     }
 
-    /// Removes directories of the container that take precedence over `chosen` but were not usable. They hold no
-    /// running mount.
-    fn give_up_others(&self, id: ContainerId, chosen: &Path) -> Result<()> {
+    /// Removes directories of the container that take precedence over `chosen` but are not usable.
+    ///
+    /// The container must not be mounted. Fails if snapshots of it are mounted from such a directory.
+    fn remove_others(&self, id: ContainerId, chosen: &Path) -> Result<()> {
         for dir in self.dirs(id) {
             if dir == chosen {
                 break;
             }
             if disk::names(&dir)?.iter().any(|name| name.ends_with(".ro")) {
                 return Err(Error::failed(format!(
-                    "{} cannot be written, and mounts of snapshots use it",
+                    "cannot write to {}, which mounted snapshots use",
                     dir.shown()
                 ))
-                .hint("unmount them, or free space there"));
+                .hint("unmount the snapshots, or free space there"));
             }
             remove_tree(&dir)?;
         }
@@ -242,12 +262,14 @@ impl RunDirs {
     }
 }
 
-/// Removes a store's directory if the store no longer exists, no daemon or command uses it, and it did not change for
-/// an hour: the store may be visible only in another mount namespace.
+/// Removes a store's directory if the store does not exist any more.
+///
+/// The store may still be visible in another mount namespace. So the directory is retained if a daemon or command holds
+/// a lock in it, or if it changed within the last hour.
 fn remove_stale(dir: &Path) -> Result<()> {
-    const QUIET: Duration = Duration::from_secs(3600);
+    const MIN_AGE: Duration = Duration::from_secs(3600);
     let at = |error| Error::at("inspect", dir, error);
-    // An earlier version created it, without the link.
+    // An earlier version created the directory, without the symlink.
     let Ok(root) = std::fs::read_link(dir.join(STORE)) else {
         return Ok(());
     };
@@ -262,7 +284,7 @@ fn remove_stale(dir: &Path) -> Result<()> {
     while let Some(next) = todo.pop() {
         let meta = std::fs::symlink_metadata(&next).map_err(at)?;
         let age = meta.modified().map_err(at)?.elapsed().unwrap_or_default();
-        if age < QUIET {
+        if age < MIN_AGE {
             return Ok(());
         }
         if meta.is_dir() {
@@ -275,11 +297,13 @@ fn remove_stale(dir: &Path) -> Result<()> {
     remove_tree(dir)
 }
 
+/// Returns whether only `owner` has access to a directory.
 fn is_private_dir(meta: &std::fs::Metadata, owner: u32) -> bool {
     meta.is_dir() && meta.uid() == owner && meta.mode() & 0o077 == 0
 }
 
-fn make_private(dir: &Path) -> Result<()> {
+/// Creates a directory with mode 0700 unless it exists.
+fn create_private(dir: &Path) -> Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
             Err(Error::at("make the directory", dir, error))
@@ -289,7 +313,7 @@ fn make_private(dir: &Path) -> Result<()> {
 }
 
 /// Returns `dir` if it has space for a mount's files; otherwise removes it if it is empty.
-fn usable(dir: PathBuf) -> Result<PathBuf> {
+fn check_space(dir: PathBuf) -> Result<PathBuf> {
     probe(&dir).inspect_err(|_| {
         if let Err(error) = std::fs::remove_dir(&dir) {
             log::debug!("{}", Error::at("remove", &dir, error));
@@ -302,7 +326,7 @@ fn usable(dir: PathBuf) -> Result<PathBuf> {
 pub(super) fn probe(dir: &Path) -> Result<()> {
     let path = dir.join(format!("probe.{}", std::process::id()));
     let written = File::create(&path).and_then(|mut file| file.write_all(&[0; PROBE]));
-    disk::remove_if_there(&path)?;
+    disk::remove_if_exists(&path)?;
     written.map_err(|error| Error::at("write run-time files to", dir, error))
 }
 
@@ -313,7 +337,7 @@ mod tests {
     use super::super::lock::Mode;
     use super::*;
 
-    fn places(root: &Path, base: &Path) -> RunDirs {
+    fn run_dirs(root: &Path, base: &Path) -> RunDirs {
         RunDirs {
             volatile: vec![Volatile {
                 base: base.to_path_buf(),
@@ -330,20 +354,20 @@ mod tests {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
 
-    struct Ground {
+    struct Fixture {
         _dir: tempfile::TempDir,
         store: PathBuf,
         base: PathBuf,
     }
 
-    fn ground() -> Ground {
+    fn fixture() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let (store, base) = (dir.path().join("store"), dir.path().join("base"));
         for path in [&store, &store.join("run"), &base] {
             std::fs::create_dir(path).unwrap();
             set_mode(path, 0o700);
         }
-        Ground {
+        Fixture {
             _dir: dir,
             store,
             base,
@@ -351,16 +375,16 @@ mod tests {
     }
 
     #[test]
-    fn a_running_mount_is_found_wherever_its_state_lies() {
-        let Ground { store, base, _dir } = ground();
-        let places = places(&store, &base);
+    fn a_running_mount_is_found_in_any_directory() {
+        let Fixture { store, base, _dir } = fixture();
+        let run_dirs = run_dirs(&store, &base);
         let id = ContainerId::fresh();
         let (own, volatile) = (
             store.join("run").join(id.to_string()),
             base.join("cowl/key").join(id.to_string()),
         );
-        assert_eq!(places.dir(id), own);
-        assert_eq!(places.make(id).unwrap(), own);
+        assert_eq!(run_dirs.dir(id), own);
+        assert_eq!(run_dirs.create(id).unwrap(), own);
         std::fs::write(own.join(STATE), "{}").unwrap();
 
         // A directory elsewhere changes nothing while a mount's state is here.
@@ -368,18 +392,22 @@ mod tests {
         for path in [base.join("cowl"), base.join("cowl/key"), volatile.clone()] {
             set_mode(&path, 0o700);
         }
-        assert_eq!(places.dir(id), own);
-        assert_eq!(places.make(id).unwrap(), own);
+        assert_eq!(run_dirs.dir(id), own);
+        assert_eq!(run_dirs.create(id).unwrap(), own);
 
         std::fs::remove_file(own.join(STATE)).unwrap();
-        assert_eq!(places.dir(id), volatile);
-        assert_eq!(places.make(id).unwrap(), volatile, "what was chosen stays");
-        assert_eq!(places.dirs(id), [volatile, own]);
+        assert_eq!(run_dirs.dir(id), volatile);
+        assert_eq!(
+            run_dirs.create(id).unwrap(),
+            volatile,
+            "what was chosen stays"
+        );
+        assert_eq!(run_dirs.dirs(id), [volatile, own]);
     }
 
     #[test]
-    fn what_others_could_have_made_is_not_used() {
-        let Ground { store, base, _dir } = ground();
+    fn a_directory_that_others_can_write_is_not_used() {
+        let Fixture { store, base, _dir } = fixture();
         let other = store.join("other");
         let spoil: [fn(&Path, &Path); 4] = [
             |base, _| set_mode(base, 0o777),
@@ -396,14 +424,14 @@ mod tests {
         ];
         for spoil in spoil {
             spoil(&base, &other);
-            let places = places(&store, &base);
+            let run_dirs = run_dirs(&store, &base);
             let id = ContainerId::fresh();
-            let volatile = &places.volatile[0];
-            assert!(places.make_in(volatile, &id.to_string()).is_err());
-            assert!(!places.is_private(volatile));
-            assert_eq!(places.dirs(id).len(), 1);
+            let volatile = &run_dirs.volatile[0];
+            assert!(run_dirs.create_in(volatile, &id.to_string()).is_err());
+            assert!(!run_dirs.is_private(volatile));
+            assert_eq!(run_dirs.dirs(id).len(), 1);
             assert_eq!(
-                places.make(id).unwrap(),
+                run_dirs.create(id).unwrap(),
                 store.join("run").join(id.to_string())
             );
             set_mode(&base, 0o700);
@@ -423,18 +451,18 @@ mod tests {
     }
 
     #[test]
-    fn what_stores_that_are_gone_left_is_removed() {
-        let Ground { store, base, _dir } = ground();
-        let gone = ground();
-        let old = places(&gone.store, &base);
-        let mut old_place = old.volatile[0].clone();
-        old_place.dir = base.join("cowl/0-1-2");
+    fn directories_of_removed_stores_are_removed() {
+        let Fixture { store, base, _dir } = fixture();
+        let gone = fixture();
+        let old = run_dirs(&gone.store, &base);
+        let mut old_dir = old.volatile[0].clone();
+        old_dir.dir = base.join("cowl/0-1-2");
         let id = ContainerId::fresh().to_string();
-        let run = old.make_in(&old_place, &id).unwrap();
+        let run = old.create_in(&old_dir, &id).unwrap();
         let (log, lock) = (run.join("log"), run.join("x.lock"));
         std::fs::write(&log, "x").unwrap();
         let held = Lock::take(&lock, Mode::Exclusive, "test", Duration::ZERO).unwrap();
-        let dirs = [old_place.dir.clone(), run.clone()];
+        let dirs = [old_dir.dir.clone(), run.clone()];
         let age = |seconds: u64| {
             let then = std::time::SystemTime::now() - Duration::from_secs(seconds);
             for path in dirs.iter().chain([&log, &lock]) {
@@ -452,11 +480,11 @@ mod tests {
             rustix::fs::utimensat(rustix::fs::CWD, link, &times, flags).unwrap();
         };
         drop(gone);
-        let new = places(&store, &base);
+        let new = run_dirs(&store, &base);
         let sweep = || {
-            let place = &new.volatile[0];
-            disk::remove_if_there(&place.dir.join(STORE)).unwrap();
-            new.make_in(place, &id).unwrap();
+            let volatile = &new.volatile[0];
+            disk::remove_if_exists(&volatile.dir.join(STORE)).unwrap();
+            new.create_in(volatile, &id).unwrap();
         };
         age(10);
         sweep();
@@ -472,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_and_other_stores_have_keys_of_their_own() {
+    fn copies_and_other_stores_have_different_keys() {
         let dir = tempfile::tempdir().unwrap();
         let uuid = Uuid::new_v4();
         let paths = ["one", "two"].map(|name| dir.path().join(name));
@@ -480,10 +508,10 @@ mod tests {
             std::fs::create_dir(path).unwrap();
         }
         std::os::unix::fs::symlink(&paths[0], dir.path().join("link")).unwrap();
-        let key = |path: &Path, uuid| RunDirs::of(path, uuid).unwrap().volatile;
+        let key = |path: &Path, uuid| RunDirs::for_store(path, uuid).unwrap().volatile;
         let one = key(&paths[0], uuid);
         assert_ne!(one, key(&paths[1], uuid), "a copy");
-        assert_ne!(one, key(&paths[0], Uuid::new_v4()), "made anew");
+        assert_ne!(one, key(&paths[0], Uuid::new_v4()), "another store");
         assert_eq!(one, key(&dir.path().join("link"), uuid), "another path");
     }
 }

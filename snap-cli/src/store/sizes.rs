@@ -1,6 +1,7 @@
-//! What the layers of one container take, remembered in one file: a list of ten thousand snapshots must not
-//! read ten thousand files. The file tells nothing that `layer.json` does not; when it is lost or can't be
-//! read, it is made anew.
+//! A cache of the sizes of one container's layers, so that a list of ten thousand snapshots does not read ten thousand
+//! files.
+//!
+//! The cache contains only data from the layers' manifests. If it is missing or unreadable, it is created again.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,7 +13,7 @@ use super::{Store, disk};
 use crate::error::{Error, Result};
 use cowl_layers::shown::Show as _;
 
-/// `cache/<id>.json`: for each layer its kind, bytes, names and inodes.
+/// The cache file `cache/<id>.json`: kind, bytes, number of names and number of inodes of each layer.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct File {
     format: u32,
@@ -27,15 +28,15 @@ pub struct Sizes<'s> {
     store: &'s Store,
     container: ContainerId,
     file: File,
-    asked: HashSet<LayerId>,
-    /// Of layers that are not durable yet: for this command only.
-    passing: HashMap<LayerId, (LayerKind, Measured)>,
+    requested: HashSet<LayerId>,
+    /// Sizes of layers that are not durable yet, which are not saved.
+    temporary: HashMap<LayerId, (LayerKind, Measured)>,
     changed: bool,
 }
 
 impl<'s> Sizes<'s> {
-    /// Reads what is remembered. Hold a shared lock of the store.
-    pub fn of(store: &'s Store, container: ContainerId) -> Self {
+    /// Reads the cache of a container. The caller must hold a shared lock of the store.
+    pub fn read(store: &'s Store, container: ContainerId) -> Self {
         let path = store.paths().cache_file(container);
         let read =
             disk::read_bytes(&path).and_then(|bytes| Ok(serde_json::from_slice::<File>(&bytes)?));
@@ -51,15 +52,15 @@ impl<'s> Sizes<'s> {
             store,
             container,
             file,
-            asked: HashSet::new(),
-            passing: HashMap::new(),
+            requested: HashSet::new(),
+            temporary: HashMap::new(),
             changed: false,
         }
     }
 
-    /// What a frozen layer takes.
+    /// Returns the kind and size of a frozen layer. Measures it if no size is cached or recorded.
     pub fn measured(&mut self, id: LayerId) -> Result<(LayerKind, Measured)> {
-        self.asked.insert(id);
+        self.requested.insert(id);
         if let Some(&(kind, bytes, files, inodes)) = self.file.layers.get(&id) {
             let measured = Measured {
                 bytes,
@@ -68,7 +69,7 @@ impl<'s> Sizes<'s> {
             };
             return Ok((kind, measured));
         }
-        if let Some(known) = self.passing.get(&id) {
+        if let Some(known) = self.temporary.get(&id) {
             return Ok(*known);
         }
         let LayerSize {
@@ -77,7 +78,7 @@ impl<'s> Sizes<'s> {
             is_final,
         } = size_of(self.store, id)?;
         if !is_final {
-            self.passing.insert(id, (kind, measured));
+            self.temporary.insert(id, (kind, measured));
             return Ok((kind, measured));
         }
         let Measured {
@@ -90,29 +91,29 @@ impl<'s> Sizes<'s> {
         Ok((kind, measured))
     }
 
-    /// Remembers what was found out. Not being able to is no failure.
-    pub fn keep(mut self) {
+    /// Saves the cache if it changed. A failure is only logged.
+    pub fn save(mut self) {
         if !self.changed {
             return;
         }
-        // Layers that are gone are forgotten once they are the greater part.
-        if self.file.layers.len() > 2 * self.asked.len() + 100 {
-            self.file.layers.retain(|id, _| self.asked.contains(id));
+        // Drop the entries of removed layers once they are the majority.
+        if self.file.layers.len() > 2 * self.requested.len() + 100 {
+            self.file.layers.retain(|id, _| self.requested.contains(id));
         }
         self.file.format = FORMAT;
         if let Err(error) = self.write() {
-            log::debug!("cannot remember sizes: {error}");
+            log::debug!("cannot save the cache of sizes: {error}");
         }
     }
 
-    /// A power cut may take it: nothing is synced.
+    /// Writes the cache, without a sync, because it can be computed again after a power cut.
     fn write(&self) -> Result<()> {
-        let folder = self.store.paths().caches();
-        disk::ensure_private_dir(&folder)?;
+        let dir = self.store.paths().caches();
+        disk::ensure_private_dir(&dir)?;
         let path = self.store.paths().cache_file(self.container);
         let at = |error: std::io::Error| Error::at("write", &path, error);
         let bytes = serde_json::to_vec(&self.file).map_err(|error| at(error.into()))?;
-        let temporary = folder.join(format!(
+        let temporary = dir.join(format!(
             "{}.{}{}",
             self.container,
             std::process::id(),
@@ -120,7 +121,7 @@ impl<'s> Sizes<'s> {
         ));
         let written = std::fs::write(&temporary, bytes);
         if let Err(error) = written.and_then(|()| std::fs::rename(&temporary, &path)) {
-            disk::remove_if_there(&temporary)?;
+            disk::remove_if_exists(&temporary)?;
             return Err(at(error));
         }
         Ok(())
@@ -134,28 +135,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_remembered_is_not_looked_up_again() {
+    fn cached_sizes_are_not_read_from_manifests() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let mut making = Making::begin(&store).unwrap();
-        let layer = making.layer(LayerKind::Delta, &[], &[]).unwrap();
+        let layer = making.create_layer(LayerKind::Delta, &[], &[]).unwrap();
         std::fs::write(store.paths().layer_tree(layer).join("x"), b"x").unwrap();
-        making.done().unwrap();
+        making.finish().unwrap();
         let id = ContainerId::fresh();
-        let mut sizes = Sizes::of(&store, id);
+        let mut sizes = Sizes::read(&store, id);
         let found = sizes.measured(layer).unwrap();
         assert_eq!((found.1.files, found.1.inodes), (1, 2));
-        sizes.keep();
+        sizes.save();
         std::fs::remove_file(store.paths().layer_file(layer)).unwrap();
-        assert_eq!(Sizes::of(&store, id).measured(layer).unwrap(), found);
-        // Lost or torn, it is as if it had never been.
+        assert_eq!(Sizes::read(&store, id).measured(layer).unwrap(), found);
+        // A truncated cache is ignored.
         for torn in [
             "",
             "{\"format\": 2, \"layers\": {}}",
             "{\"format\": 1, \"lay",
         ] {
             std::fs::write(store.paths().cache_file(id), torn).unwrap();
-            assert!(Sizes::of(&store, id).measured(layer).is_err());
+            assert!(Sizes::read(&store, id).measured(layer).is_err());
         }
     }
 }

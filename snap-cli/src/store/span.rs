@@ -1,17 +1,15 @@
-//! The present moment, and spans of time as people type them: `7d`, `36h`, `2 weeks`, `1mo`.
+//! The current time, and the grammar of time spans: `7d`, `36h`, `2 weeks`, `1mo`.
 
 use jiff::{Span, Timestamp, ZonedDateTime};
 
 use crate::error::{Error, Result};
+use cowl_layers::shown::Show as _;
 
-/// Reads a span; it must not be negative.
+/// Parses a span, which must not be negative.
 pub fn parse(text: &str) -> Result<Span> {
     let refused = |why: String| {
-        Error::usage(format!(
-            "\"{}\" is no span of time: {why}",
-            text.escape_default()
-        ))
-        .hint("type a number and a unit: 36h, 7d, 2w, 6mo, 1y")
+        Error::usage(format!("invalid time span \"{}\": {why}", text.shown()))
+            .hint("specify a number and a unit: 36h, 7d, 2w, 6mo, 1y")
     };
     let span: Span = text
         .parse()
@@ -22,7 +20,7 @@ pub fn parse(text: &str) -> Result<Span> {
     }
 }
 
-/// The second at which a span from now ends; the end of time when it is too long for the calendar.
+/// Returns the end of a span from now, in seconds since 1970. A span that is too long ends at the maximum timestamp.
 pub fn until(span: &Span) -> i64 {
     match ZonedDateTime::now().checked_add(*span) {
         Ok(end) => end.timestamp().as_second(),
@@ -30,7 +28,7 @@ pub fn until(span: &Span) -> i64 {
     }
 }
 
-/// The present moment, in the form in which manifests record it.
+/// Returns the current time in the format of manifests (RFC 3339, UTC, milliseconds).
 pub fn now() -> String {
     let now = jiff::Timestamp::now();
     match now.round(jiff::Unit::Millisecond) {
@@ -44,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans() {
+    fn spans_are_parsed() {
         for good in ["7d", "36h", "2w", "1mo", "1y 2d", "0d", "90 minutes"] {
             assert!(parse(good).is_ok(), "{good}");
         }

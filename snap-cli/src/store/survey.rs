@@ -1,4 +1,4 @@
-//! What the manifests of a store name.
+//! References from manifests to layers and snapshot files, for garbage collection.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -9,48 +9,48 @@ use super::usage::head_layers;
 use super::{Store, disk};
 use crate::error::{Kind, Result};
 
-/// What the manifests of a store name.
+/// The references from a store's manifests.
 #[derive(Default)]
 pub(super) struct Survey {
-    /// The layers that any manifest names.
+    /// The layers that any manifest references.
     pub(super) used: HashSet<LayerId>,
-    /// Files that nothing names.
+    /// Temporary files and unreferenced snapshot files.
     pub(super) files: Vec<PathBuf>,
-    /// Some change waits for its commit.
+    /// Whether a change has been written and not committed yet.
     pub(super) pending: bool,
 }
 
-/// Finds all layers that any manifest names, also those of changes that wait for their commit and of
-/// destroyed containers that may come back, and snapshot files that none names. An unreadable manifest
-/// is an error: what it names must not be taken for unused.
-pub(super) fn of(store: &Store, deleted: &[Deleted]) -> Result<Survey> {
+/// Reads the references from all manifests, including those of pending changes and of the containers in `deleted`.
+///
+/// Fails if a manifest is unreadable: the layers that it references must not be collected.
+pub(super) fn read(store: &Store, deleted: &[Deleted]) -> Result<Survey> {
     let mut survey = Survey::default();
     for name in disk::names(&store.paths().containers())? {
         let Some(id) = ContainerId::parse(&name) else {
             continue;
         };
         let Some(record) = store.container(id)? else {
-            if !is_half_made(store, id)? {
+            if !is_unfinished(store, id)? {
                 return Err(disk::missing::<ContainerManifest>(
                     &store.paths().container_file(id),
                 ));
             }
             continue;
         };
-        if disk::is_there(&store.paths().unfinished_file(id))? {
+        if disk::exists(&store.paths().unfinished_file(id))? {
             survey.files.push(store.paths().unfinished_file(id));
         }
         let mut manifests = vec![record.body];
-        if disk::is_there(&store.paths().pending_file(id))? {
+        if disk::exists(&store.paths().pending_file(id))? {
             survey.pending = true;
             match store.container_at(&store.paths().pending_file(id)) {
                 Ok(next) => manifests.extend(next.map(|next| next.body)),
-                // A torn one was never relied on; the next command on the container drops it.
+                // A partial write: nothing relies on it yet, and the next command on the container removes it.
                 Err(error) if error.kind == Kind::Damaged => {}
                 Err(error) => return Err(error),
             }
         }
-        survey_one(
+        add_container(
             store,
             &mut survey,
             &store.paths().container_dir(id),
@@ -59,12 +59,13 @@ pub(super) fn of(store: &Store, deleted: &[Deleted]) -> Result<Survey> {
     }
     for deleted in deleted {
         let manifest = deleted::manifest(store, deleted)?.body;
-        survey_one(store, &mut survey, &deleted.dir, &[manifest])?;
+        add_container(store, &mut survey, &deleted.dir, &[manifest])?;
     }
     Ok(survey)
 }
 
-fn survey_one(
+/// Adds the references from the manifests of a container in `dir`.
+fn add_container(
     store: &Store,
     survey: &mut Survey,
     dir: &Path,
@@ -90,13 +91,13 @@ fn survey_one(
     Ok(())
 }
 
-/// Containers whose manifest is gone: nobody knows what they named.
-pub fn lost_containers(store: &Store) -> Result<Vec<ContainerId>> {
+/// Returns the containers that lost their manifest, so that the layers that they referenced are unknown.
+pub fn containers_without_manifest(store: &Store) -> Result<Vec<ContainerId>> {
     let mut lost = Vec::new();
     for name in disk::names(&store.paths().containers())? {
         if let Some(id) = ContainerId::parse(&name)
-            && !disk::is_there(&store.paths().container_file(id))?
-            && !is_half_made(store, id)?
+            && !disk::exists(&store.paths().container_file(id))?
+            && !is_unfinished(store, id)?
         {
             lost.push(id);
         }
@@ -104,18 +105,18 @@ pub fn lost_containers(store: &Store) -> Result<Vec<ContainerId>> {
     Ok(lost)
 }
 
-/// Whether a container without a manifest is one whose making was cut off, and not one that lost it.
-fn is_half_made(store: &Store, id: ContainerId) -> Result<bool> {
-    if disk::is_there(&store.paths().unfinished_file(id))? {
+/// Returns whether the creation of a container without a manifest was interrupted. Otherwise the manifest was lost.
+fn is_unfinished(store: &Store, id: ContainerId) -> Result<bool> {
+    if disk::exists(&store.paths().unfinished_file(id))? {
         return Ok(true);
     }
-    // Cut off before the first file was written.
-    let inside = disk::names(&store.paths().container_dir(id))?;
-    let bare = inside.iter().all(|name| name == "snapshots");
-    Ok(bare && disk::names(&store.paths().snapshots_dir(id))?.is_empty())
+    // It may have been interrupted before it created that file.
+    let names = disk::names(&store.paths().container_dir(id))?;
+    let is_empty = names.iter().all(|name| name == "snapshots");
+    Ok(is_empty && disk::names(&store.paths().snapshots_dir(id))?.is_empty())
 }
 
-/// Files that were being written when their writer was killed.
+/// Returns the temporary files in a directory, which killed commands left.
 pub(super) fn temporaries(dir: &Path) -> Result<Vec<PathBuf>> {
     let names = disk::names(dir)?;
     let temporary = names.iter().filter(|name| name.ends_with(disk::TEMPORARY));

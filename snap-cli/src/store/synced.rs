@@ -1,10 +1,10 @@
-//! Which layers are known to be durable, as their manifests record it.
+//! The record in layers' manifests of whether their content is durable.
 
 use super::manifest::{LayerId, LayerManifest};
 use super::{Store, disk};
 use crate::error::Result;
 
-/// Returns those of `layers` whose content is not known to be durable.
+/// Returns the layers among `layers` whose content is not known to be durable.
 pub fn unsynced(store: &Store, layers: &[LayerId]) -> Result<Vec<LayerId>> {
     let mut found = Vec::new();
     for id in layers {
@@ -19,7 +19,7 @@ pub fn unsynced(store: &Store, layers: &[LayerId]) -> Result<Vec<LayerId>> {
 }
 
 /// Records that a layer's content is not known to be durable.
-pub fn note_unsynced(store: &Store, id: LayerId) -> Result<()> {
+pub fn record_unsynced(store: &Store, id: LayerId) -> Result<()> {
     let path = store.paths().layer_file(id);
     let record = disk::read::<LayerManifest>(&path)?;
     if record.body.unsynced {
@@ -32,11 +32,11 @@ pub fn note_unsynced(store: &Store, id: LayerId) -> Result<()> {
     disk::replace(&path, &record.next(body))
 }
 
-/// Records that a frozen layer's content is durable. Hold a shared lock of the store.
-pub fn note_synced(store: &Store, id: LayerId) -> Result<()> {
+/// Records that a frozen layer's content is durable. The caller must hold a shared lock of the store.
+pub fn record_synced(store: &Store, id: LayerId) -> Result<()> {
     let path = store.paths().layer_file(id);
     let Some(record) = disk::read_opt::<LayerManifest>(&path)? else {
-        // Merged into another one meanwhile, or its last name was removed.
+        // A race: the layer was merged or collected during the sync.
         return Ok(());
     };
     if !record.body.unsynced {

@@ -1,8 +1,8 @@
-//! References of manifests to layers, and which layers go with some of them.
+//! The number of references to each layer, and the layers that would become unreferenced.
 //!
-//! A state names the layers of its stack: what each container is now, and each of its snapshots, those of
-//! destroyed containers that may still come back too. Nothing is counted up and down anywhere: it is read
-//! from the manifests whenever somebody asks.
+//! A state references the layers of its stack. The states are the current state and the snapshots of each container,
+//! including destroyed containers that can be undeleted. The numbers are computed from the manifests each time; no
+//! counters are stored.
 
 use std::collections::HashMap;
 
@@ -12,14 +12,14 @@ use super::record::Record;
 use super::{Store, disk};
 use crate::error::{Error, Result};
 
-/// What something takes on the disk.
+/// An amount of disk space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Space {
-    /// Bytes.
+    /// The size in bytes.
     pub bytes: u64,
-    /// Inodes.
+    /// The number of inodes.
     pub inodes: u64,
-    /// Layers.
+    /// The number of layers.
     pub layers: u64,
 }
 
@@ -41,29 +41,30 @@ impl std::ops::AddAssign for Space {
     }
 }
 
-/// How many states refer to each layer.
+/// The number of states that reference each layer.
 #[derive(Clone, Debug, Default)]
 pub struct References(HashMap<LayerId, usize>);
 
 impl References {
-    /// Counts the references to each layer of a store. The caller holds a shared lock of the store.
-    pub fn of(store: &Store) -> Result<Self> {
-        let (references, unread) = Self::of_readable(store)?;
+    /// Counts the references to each layer of a store. The caller must hold a shared lock of the store.
+    pub fn from_store(store: &Store) -> Result<Self> {
+        let (references, unread) = Self::from_readable(store)?;
         match unread.into_iter().next() {
             None => Ok(references),
             Some(error) => Err(error),
         }
     }
 
-    /// Like [`References::of`], without the containers whose files cannot be read; returns why those cannot as well.
-    /// The counts may be too low then.
-    pub fn of_readable(store: &Store) -> Result<(Self, Vec<Error>)> {
+    /// Like [`References::from_store`], but skips containers whose files cannot be read, and returns these errors.
+    ///
+    /// If there are errors, the counts may be too low.
+    pub fn from_readable(store: &Store) -> Result<(Self, Vec<Error>)> {
         let (mut references, mut unread) = (Self::default(), Vec::new());
         for (id, record) in store.containers()? {
             unread.extend(references.add_container(store, id, record).err());
         }
         for deleted in deleted::list(store)? {
-            // An expired container keeps no layer.
+            // An expired container does not retain its layers.
             if !deleted.is_expired() {
                 unread.extend(references.add_deleted(store, &deleted).err());
             }
@@ -71,6 +72,7 @@ impl References {
         Ok((references, unread))
     }
 
+    /// Counts the references of a destroyed container.
     fn add_deleted(&mut self, store: &Store, deleted: &Deleted) -> Result<()> {
         let manifest = deleted::manifest(store, deleted)?.body;
         self.add(&head_layers(&manifest));
@@ -80,6 +82,7 @@ impl References {
         Ok(())
     }
 
+    /// Counts the references of a container and of its pending change.
     fn add_container(
         &mut self,
         store: &Store,
@@ -92,7 +95,7 @@ impl References {
             self.add(&store.snapshot(id, snapshot.id)?.stack);
         }
         let pending = store.paths().pending_file(id);
-        if disk::is_there(&pending)?
+        if disk::exists(&pending)?
             && let Ok(Some(next)) = store.container_at(&pending)
         {
             self.add(&next.body.stack);
@@ -106,24 +109,27 @@ impl References {
         }
     }
 
-    /// How many states name the layer.
-    pub fn times(&self, layer: LayerId) -> usize {
+    /// Returns the number of states that reference the layer.
+    pub fn count(&self, layer: LayerId) -> usize {
         self.0.get(&layer).copied().unwrap_or_default()
     }
 
-    /// The layers that nothing names any more once these states are gone, in no order.
-    pub fn only_in<'a>(&self, stacks: impl IntoIterator<Item = &'a [LayerId]>) -> Vec<LayerId> {
-        let mut going = Self::default();
+    /// Returns the layers that become unreferenced if the states with these stacks are removed, unsorted.
+    pub fn layers_only_in<'a>(
+        &self,
+        stacks: impl IntoIterator<Item = &'a [LayerId]>,
+    ) -> Vec<LayerId> {
+        let mut removed = Self::default();
         for stack in stacks {
-            going.add(stack);
+            removed.add(stack);
         }
         let only =
-            |(layer, times): (&LayerId, &usize)| (self.times(*layer) <= *times).then_some(*layer);
-        going.0.iter().filter_map(only).collect()
+            |(layer, times): (&LayerId, &usize)| (self.count(*layer) <= *times).then_some(*layer);
+        removed.0.iter().filter_map(only).collect()
     }
 }
 
-/// The layers that what a container is now names, each once.
+/// Returns the layers that the current state of a container references, each once.
 pub fn head_layers(manifest: &ContainerManifest) -> Vec<LayerId> {
     let mut layers = manifest.stack.clone();
     let more = manifest.origin.iter();
@@ -136,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_goes_with_what() {
+    fn layers_of_removed_states_are_found_unless_other_states_reference_them() {
         let [base, one, two, head] = std::array::from_fn(|_| LayerId::fresh());
         let mut named = References::default();
         for stack in [
@@ -148,7 +154,7 @@ mod tests {
             named.add(stack);
         }
         let only = |stacks: &[&[LayerId]]| {
-            let mut only = named.only_in(stacks.iter().copied());
+            let mut only = named.layers_only_in(stacks.iter().copied());
             only.sort_unstable();
             only
         };
@@ -158,7 +164,7 @@ mod tests {
         let mut both = [head, two];
         both.sort_unstable();
         assert_eq!(only(&[&[head, two, one, base], &[two, one, base]]), both);
-        assert_eq!(named.times(base), 4);
-        assert_eq!(named.times(LayerId::fresh()), 0);
+        assert_eq!(named.count(base), 4);
+        assert_eq!(named.count(LayerId::fresh()), 0);
     }
 }

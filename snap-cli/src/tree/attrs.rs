@@ -1,11 +1,12 @@
-//! The attributes of an object: owner, mode, times and extended attributes, set exactly.
+//! Owner, mode, times and xattrs of an object, which are set exactly.
 //!
-//! A failure is always an error: a tree that lacks an attribute is not the requested tree. Independent of the origin of
-//! the attributes (an archive, a directory, a stack of layers).
+//! Every failure is an error, because a tree that lacks an attribute is not the requested tree. The module does not
+//! depend on the origin of the attributes: an archive, a directory, or a stack of layers.
 
 use std::os::fd::BorrowedFd;
 
 use cowl_layers::format::{ACL_ACCESS, ACL_DEFAULT, XattrSpace};
+use cowl_layers::shown::Show as _;
 use cowl_layers::sys::attr::{self, SetTime};
 use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::sys::xattr;
@@ -15,14 +16,14 @@ use super::error::{Context as _, ErrorKind, Result, TreeError};
 
 pub(crate) use cowl_layers::view::Xattrs;
 
-/// The attributes of an object.
+/// The attributes of an object, including its xattrs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Attrs {
     /// The permission bits with setuid, setgid and sticky.
     pub(crate) perm: u32,
-    /// The user.
+    /// The owning user.
     pub(crate) uid: u32,
-    /// The group.
+    /// The owning group.
     pub(crate) gid: u32,
     /// The access time.
     pub(crate) atime: SetTime,
@@ -33,8 +34,8 @@ pub(crate) struct Attrs {
 }
 
 impl Attrs {
-    /// Creates the attributes from those of an existing object.
-    pub(crate) fn of(stat: &Stat, xattrs: Xattrs) -> Self {
+    /// Creates the attributes of an existing object from its stat fields and xattrs.
+    pub(crate) fn from_stat(stat: &Stat, xattrs: Xattrs) -> Self {
         Self {
             perm: stat.perm(),
             uid: stat.uid,
@@ -48,28 +49,29 @@ impl Attrs {
 
 /// The attributes that [`apply_last`] sets besides ACLs.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Last {
+pub(crate) struct FinalAttrs {
     /// `None` for a symbolic link, which has no mode.
     pub(crate) perm: Option<u32>,
     pub(crate) atime: SetTime,
     pub(crate) mtime: SetTime,
 }
 
-/// Returns the name as a constant if it is that of an ACL.
+/// Returns `name` as a constant if it is the name of an ACL.
 pub(crate) fn acl_name(name: &[u8]) -> Option<&'static [u8]> {
     [ACL_ACCESS, ACL_DEFAULT]
         .into_iter()
         .find(|acl| *acl == name)
 }
 
-/// Sets the attributes of the object behind `fd`, for which O_PATH suffices. The order matters: a change of owner
-/// clears setuid bits and capabilities, user xattrs need a writable file, the mode precedes the ACL, and everything
-/// changes the times.
+/// Sets the attributes of the object behind `fd`, for which O_PATH suffices.
+///
+/// The order matters: chown(2) clears setuid bits and capabilities, user xattrs require a writable file, the mode must
+/// precede the ACL, and every step may change the times.
 pub(crate) fn apply(fd: BorrowedFd<'_>, kind: FileKind, attrs: &Attrs, path: &[u8]) -> Result<()> {
     apply_first(fd, attrs, path)?;
     let xattrs = attrs.xattrs.iter();
     let acls = xattrs.filter_map(|(name, value)| Some((acl_name(name)?, value.as_slice())));
-    let last = Last {
+    let last = FinalAttrs {
         perm: (kind != FileKind::Symlink).then_some(attrs.perm),
         atime: attrs.atime,
         mtime: attrs.mtime,
@@ -77,9 +79,9 @@ pub(crate) fn apply(fd: BorrowedFd<'_>, kind: FileKind, attrs: &Attrs, path: &[u
     apply_last(fd, &last, acls, path)
 }
 
-/// Sets the owner and xattrs: the first part of [`apply`].
+/// Sets the owner and the xattrs that are not ACLs: the first part of [`apply`].
 pub(crate) fn apply_first(fd: BorrowedFd<'_>, attrs: &Attrs, path: &[u8]) -> Result<()> {
-    attr::chown(fd, Some(attrs.uid), Some(attrs.gid)).context("can't set the owner", path)?;
+    attr::chown(fd, Some(attrs.uid), Some(attrs.gid)).context("cannot set the owner", path)?;
     for (name, value) in &attrs.xattrs {
         if acl_name(name).is_none() {
             set_xattr(fd, name, value, path)?;
@@ -88,55 +90,57 @@ pub(crate) fn apply_first(fd: BorrowedFd<'_>, attrs: &Attrs, path: &[u8]) -> Res
     Ok(())
 }
 
-/// Sets the mode, ACLs and times: the second part of [`apply`].
+/// Sets the mode, the ACLs and the times: the second part of [`apply`].
 ///
 /// The ACL comes after the mode and overrides it, as with GNU tar: archivers store either the mask or the rights of the
 /// owning group in the mode's group bits, and chmod(2) would set the mask to them.
 pub(crate) fn apply_last<'a>(
     fd: BorrowedFd<'_>,
-    last: &Last,
+    last: &FinalAttrs,
     acls: impl Iterator<Item = (&'static [u8], &'a [u8])>,
     path: &[u8],
 ) -> Result<()> {
     if let Some(perm) = last.perm {
-        attr::chmod(fd, perm).context("can't set the mode", path)?;
+        attr::chmod(fd, perm).context("cannot set the mode", path)?;
     }
     for (name, value) in acls {
         set_xattr(fd, name, value, path)?;
     }
-    attr::utimens(fd, last.atime, last.mtime).context("can't set the times", path)
+    attr::utimens(fd, last.atime, last.mtime).context("cannot set the times", path)
 }
 
+/// Sets one xattr.
 fn set_xattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], path: &[u8]) -> Result<()> {
     xattr::set(fd, name, value).map_err(|error| {
-        let what = format!("can't set the attribute {}", name.escape_ascii());
-        match Err::<(), _>(error).context(&what, path) {
+        let message = format!("cannot set the xattr {}", name.shown());
+        match Err::<(), _>(error).context(&message, path) {
             Err(error) => error,
-            Ok(()) => TreeError::new(ErrorKind::Io, what),
+            Ok(()) => TreeError::new(ErrorKind::Io, message),
         }
     })
 }
 
-/// Escapes names that a layer would take for markers, as a mount does.
-pub(crate) fn escaped(space: XattrSpace, xattrs: Xattrs) -> Xattrs {
+/// Escapes xattr names that a layer would interpret as markers, as a mount does.
+pub(crate) fn escape_markers(space: XattrSpace, xattrs: Xattrs) -> Xattrs {
     xattrs
         .into_iter()
         .map(|(name, value)| (space.to_disk(&name).into_owned(), value))
         .collect()
 }
 
-/// Returns the xattrs that an object shows, sorted by name. `space` is that of the layers if the object belongs to a
-/// state: its markers are hidden.
-pub(crate) fn shown(space: Option<XattrSpace>, on_disk: Xattrs) -> Xattrs {
-    let mut shown = match space {
+/// Returns the visible xattrs of an object, sorted by name.
+///
+/// `space` is the namespace of marker xattrs if the object belongs to a state, where markers are hidden.
+pub(crate) fn visible_xattrs(space: Option<XattrSpace>, on_disk: Xattrs) -> Xattrs {
+    let mut visible = match space {
         Some(space) => user_xattrs(space, on_disk),
         None => on_disk,
     };
-    shown.sort_unstable();
-    shown
+    visible.sort_unstable();
+    visible
 }
 
-/// Returns the namespace of the marker xattrs of a state.
-pub(crate) fn space_of(view: &View) -> Option<XattrSpace> {
+/// Returns the namespace of the marker xattrs of a state; `None` if the state has no layers.
+pub(crate) fn marker_space(view: &View) -> Option<XattrSpace> {
     view.layers().first().map(|layer| layer.space())
 }

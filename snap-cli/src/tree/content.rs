@@ -1,4 +1,4 @@
-//! The content of regular files without holes. Holes and written zeros are equivalent.
+//! The data of regular files. A hole and written zeros are equivalent.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -9,12 +9,12 @@ use rustix::fs::SeekFrom;
 /// The size of the blocks that are read and compared.
 const BLOCK: usize = 64 << 10;
 
-/// Returns the start and end of the next run of data at or after `at`; `None` if only a hole follows.
+/// Returns the start and end of the next run of data at or after the offset `at`; `None` if only a hole follows.
 pub(crate) fn next_data(fd: BorrowedFd<'_>, at: u64, size: u64) -> Result<Option<(u64, u64)>> {
     let start = match rustix::fs::seek(fd, SeekFrom::Data(at)) {
         Ok(start) => start,
         Err(Errno::NXIO) => return Ok(None),
-        // The file system does not report holes: everything is data.
+        // The file system does not report holes, so everything counts as data.
         Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
         Err(error) => return Err(error.into()),
     };
@@ -29,7 +29,7 @@ pub(crate) fn next_data(fd: BorrowedFd<'_>, at: u64, size: u64) -> Result<Option
     Ok(Some((start, end)))
 }
 
-/// Returns the offset and length of all runs of data.
+/// Returns the offset and length of each run of data.
 pub(crate) fn segments(fd: BorrowedFd<'_>, size: u64) -> Result<Vec<(u64, u64)>> {
     let mut found = Vec::new();
     let mut at = 0;
@@ -42,7 +42,7 @@ pub(crate) fn segments(fd: BorrowedFd<'_>, size: u64) -> Result<Vec<(u64, u64)>>
     Ok(found)
 }
 
-/// Reads from `at` into the buffer. Returns the number of bytes.
+/// Reads at the offset `at` until the buffer is full or the file ends, and returns the number of bytes.
 pub(crate) fn read_at(fd: BorrowedFd<'_>, buffer: &mut [u8], at: u64) -> Result<usize> {
     let mut got = 0;
     while let Some(rest) = buffer.get_mut(got..).filter(|rest| !rest.is_empty()) {
@@ -65,7 +65,7 @@ pub(crate) struct Blocks<F> {
 }
 
 impl<F: AsFd> Blocks<F> {
-    /// Creates an iteration over the first `size` bytes.
+    /// Creates an iteration over the first `size` bytes of a file.
     pub(crate) fn new(fd: F, size: u64) -> Self {
         Self {
             fd,
@@ -86,7 +86,7 @@ impl<F: AsFd> Blocks<F> {
                 let Some((start, end)) = next_data(self.fd.as_fd(), self.at, self.size)? else {
                     return Ok(None);
                 };
-                // The offsets of blocks do not depend on holes.
+                // Blocks are aligned, so that their offsets do not depend on where holes are.
                 self.at = self.at.max(start - start % BLOCK as u64);
                 self.data_end = end;
             }
@@ -107,7 +107,7 @@ impl<F: AsFd> Blocks<F> {
 }
 
 /// Returns whether two files of the same size have the same content.
-pub(crate) fn same(one: impl AsFd, two: impl AsFd, size: u64) -> Result<bool> {
+pub(crate) fn is_same(one: impl AsFd, two: impl AsFd, size: u64) -> Result<bool> {
     let mut one = Blocks::new(one, size);
     let mut two = Blocks::new(two, size);
     loop {
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holes_and_written_zeros_are_the_same_content() {
+    fn a_hole_equals_written_zeros() {
         let size = 5 * BLOCK as u64 + 17;
         let sparse = tempfile::tempfile().unwrap();
         sparse.set_len(size).unwrap();
@@ -136,12 +136,12 @@ mod tests {
         full.write_all(&vec![0; usize::try_from(size).unwrap()])
             .unwrap();
         full.write_all_at(b"x", 3 * BLOCK as u64 + 5).unwrap();
-        assert!(same(&sparse, &full, size).unwrap());
+        assert!(is_same(&sparse, &full, size).unwrap());
         full.write_all_at(b"y", size - 1).unwrap();
-        assert!(!same(&sparse, &full, size).unwrap());
+        assert!(!is_same(&sparse, &full, size).unwrap());
         sparse.write_all_at(b"y", size - 1).unwrap();
-        assert!(same(&sparse, &full, size).unwrap());
+        assert!(is_same(&sparse, &full, size).unwrap());
         full.write_all_at(b"z", 0).unwrap();
-        assert!(!same(&sparse, &full, size).unwrap());
+        assert!(!is_same(&sparse, &full, size).unwrap());
     }
 }

@@ -1,4 +1,4 @@
-//! Creating objects in a new tree, with their attributes.
+//! Creation of objects in a new tree, with their attributes.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -14,7 +14,9 @@ use super::error::{Context as _, ErrorKind, Result, TreeError};
 /// The mode of directories that an archive has no entry for.
 pub(crate) const IMPLIED_PERM: u32 = 0o755;
 
-/// Creates an empty file, a device, a fifo or a socket in a layer, with its attributes.
+/// Creates a device, a FIFO or a socket in a layer, with its attributes.
+///
+/// A character device 0:0, which would be a whiteout in a layer, is represented by a marked empty file.
 pub(crate) fn special(
     parent: BorrowedFd<'_>,
     name: &[u8],
@@ -23,19 +25,19 @@ pub(crate) fn special(
     space: XattrSpace,
     path: &[u8],
 ) -> Result<()> {
-    let what = "can't make";
+    let message = "cannot create";
     if zero_device::is_zero_device(kind, rdev) {
-        zero_device::mark_folder(parent, space).context(what, path)?;
-        node::mknod(parent, name, FileKind::Regular, 0o600, 0).context(what, path)?;
-        let fd = dir::open_path(parent, name).context(what, path)?;
-        zero_device::mark(fd.as_fd(), space).context(what, path)?;
+        zero_device::mark_dir(parent, space).context(message, path)?;
+        node::mknod(parent, name, FileKind::Regular, 0o600, 0).context(message, path)?;
+        let fd = dir::open_path(parent, name).context(message, path)?;
+        zero_device::mark_file(fd.as_fd(), space).context(message, path)?;
     } else {
-        node::mknod(parent, name, kind, 0o600, rdev).context(what, path)?;
+        node::mknod(parent, name, kind, 0o600, rdev).context(message, path)?;
     }
     apply_at(parent, name, kind, attrs, path)
 }
 
-/// Creates a device, fifo or socket in a plain directory, with its attributes.
+/// Creates a device, a FIFO or a socket in a plain directory, with its attributes.
 pub(crate) fn node(
     parent: BorrowedFd<'_>,
     name: &[u8],
@@ -43,7 +45,7 @@ pub(crate) fn node(
     attrs: &Attrs,
     path: &[u8],
 ) -> Result<()> {
-    node::mknod(parent, name, kind, 0o600, rdev).context("can't make", path)?;
+    node::mknod(parent, name, kind, 0o600, rdev).context("cannot create", path)?;
     apply_at(parent, name, kind, attrs, path)
 }
 
@@ -55,10 +57,11 @@ pub(crate) fn symlink(
     attrs: &Attrs,
     path: &[u8],
 ) -> Result<()> {
-    node::symlink(parent, name, target).context("can't make the symbolic link", path)?;
+    node::symlink(parent, name, target).context("cannot create the symbolic link", path)?;
     apply_at(parent, name, FileKind::Symlink, attrs, path)
 }
 
+/// Sets the attributes of a new object.
 fn apply_at(
     parent: BorrowedFd<'_>,
     name: &[u8],
@@ -66,37 +69,37 @@ fn apply_at(
     attrs: &Attrs,
     path: &[u8],
 ) -> Result<()> {
-    let fd = dir::open_path(parent, name).context("can't open what was just made", path)?;
+    let fd = dir::open_path(parent, name).context("cannot open the new object", path)?;
     attrs::apply(fd.as_fd(), kind, attrs, path)
 }
 
 /// Creates a regular file with mode 0600, open for reading and writing.
 pub(crate) fn file(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd> {
-    node::create(parent, name, 0o600, OFlags::RDWR).context("can't make the file", path)
+    node::create(parent, name, 0o600, OFlags::RDWR).context("cannot create the file", path)
 }
 
-/// Creates a directory with mode 0700, and opens it.
+/// Creates a directory with mode 0700 and opens it.
 pub(crate) fn dir(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd> {
-    node::mkdir(parent, name, 0o700).context("can't make the folder", path)?;
-    dir::open_dir(parent, name).context("can't open the folder", path)
+    node::mkdir(parent, name, 0o700).context("cannot create the directory", path)?;
+    dir::open_dir(parent, name).context("cannot open the directory", path)
 }
 
-/// Prepares the root of a new tree: it must be empty, and a default ACL that it inherited is removed.
-pub(crate) fn ready_root(root: BorrowedFd<'_>) -> Result<()> {
+/// Prepares the root of a new tree: verifies that it is empty, and removes a default ACL that it inherited.
+pub(crate) fn prepare_root(root: BorrowedFd<'_>) -> Result<()> {
     if !dir::entries(root)
-        .context("can't read the target folder", b"")?
+        .context("cannot read the target directory", b"")?
         .is_empty()
     {
         return Err(TreeError::new(
             ErrorKind::Refused,
-            "the target folder is not empty",
+            "the target directory is not empty",
         ));
     }
     if xattr::get(root, ACL_DEFAULT)
-        .context("can't read the target folder", b"")?
+        .context("cannot read the target directory", b"")?
         .is_some()
     {
-        xattr::remove(root, ACL_DEFAULT).context("can't prepare the target folder", b"")?;
+        xattr::remove(root, ACL_DEFAULT).context("cannot prepare the target directory", b"")?;
     }
     Ok(())
 }
@@ -109,10 +112,10 @@ pub(crate) fn link(
     space: XattrSpace,
     path: &[u8],
 ) -> Result<()> {
-    let what = "can't make the hard link";
-    let device = xattr::get(fd, space.node().as_bytes()).context(what, path)?;
-    if device.is_some() {
-        zero_device::mark_folder(parent, space).context(what, path)?;
+    let message = "cannot create the hard link";
+    let device_marker = xattr::get(fd, space.node().as_bytes()).context(message, path)?;
+    if device_marker.is_some() {
+        zero_device::mark_dir(parent, space).context(message, path)?;
     }
-    node::link_fd(fd, parent, name).context(what, path)
+    node::link_fd(fd, parent, name).context(message, path)
 }

@@ -1,5 +1,7 @@
-//! Opens directories in a tree that is being created: one component at a time and following no symbolic link, so that
-//! nothing can be written outside the tree.
+//! Opens directories in a tree that is being created.
+//!
+//! A path is opened component by component without following symbolic links, so that nothing can be written outside
+//! the tree.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -9,16 +11,19 @@ use cowl_layers::sys::{dir, stat};
 
 use super::create;
 use super::error::{Context as _, ErrorKind, Result, TreeError};
-use super::position::Position;
+use super::position::TreePosition;
 
-/// A cursor over the directories of a tree. It stays in one of them, because entries mostly come directory by directory.
-pub(crate) struct DirCursor(Position);
+/// A cursor over the directories of a tree.
+///
+/// It stays in the directory that was opened last, because consecutive entries are mostly in one directory.
+pub(crate) struct DirCursor(TreePosition);
 
-const BACK: &str = "cannot go back to the directory above";
+const ASCEND: &str = "cannot open the parent directory";
 
 impl DirCursor {
+    /// Creates a cursor at the root of a tree.
     pub(crate) fn new(root: OwnedFd) -> Self {
-        Self(Position::new(root))
+        Self(TreePosition::new(root))
     }
 
     /// Returns the root.
@@ -31,44 +36,49 @@ impl DirCursor {
         self.0.here()
     }
 
-    /// Forgets open directories at or below a normalized path that is about to be replaced.
+    /// Closes the directories at or below a normalized path that is about to be replaced.
     pub(crate) fn forget(&mut self, path: &[u8]) -> Result<()> {
-        self.0.forget(path).context(BACK, path)
+        self.0.forget(path).context(ASCEND, path)
     }
 
     /// Enters a subdirectory of the current directory.
     pub(crate) fn enter(&mut self, name: &[u8], path: &[u8]) -> Result<()> {
-        let fd = step(self.here(), name, Missing::Refuse, path)?;
-        self.0.push(name, fd).context("can't read", path)
+        let fd = open_component(self.here(), name, Missing::Refuse, path)?;
+        self.0.push(name, fd).context("cannot read", path)
     }
 
-    /// Leaves the current directory (its path is for messages), which `finish` may make unsearchable for its owner.
+    /// Calls `finish` for the current directory and returns to its parent; the path is for messages.
+    ///
+    /// `finish` may make the directory unsearchable for its owner.
     pub(crate) fn leave(
         &mut self,
         path: &[u8],
         finish: impl FnOnce(BorrowedFd<'_>) -> Result<()>,
     ) -> Result<()> {
-        self.0.open_above().context(BACK, path)?;
+        self.0.open_above().context(ASCEND, path)?;
         finish(self.here())?;
         let depth = self.0.depth().saturating_sub(1);
-        self.0.back_to(depth).context(BACK, path)
+        self.0.ascend_to(depth).context(ASCEND, path)
     }
 
-    /// Goes to the directory with this normalized path, and returns its descriptor.
+    /// Moves to the directory at this normalized path, and returns its descriptor.
     pub(crate) fn open(&mut self, path: &[u8]) -> Result<BorrowedFd<'_>> {
         self.go_to(path, Missing::Refuse)
     }
 
-    /// Like [`Self::open`]; missing directories are created with mode 0755, as by tar.
+    /// Moves to the directory at this normalized path, and returns its descriptor.
+    ///
+    /// Missing directories are created with mode 0755, as by tar.
     pub(crate) fn open_or_create(&mut self, path: &[u8]) -> Result<BorrowedFd<'_>> {
         self.go_to(path, Missing::Create)
     }
 
+    /// Moves to the directory at a normalized path.
     fn go_to(&mut self, path: &[u8], missing: Missing) -> Result<BorrowedFd<'_>> {
-        let rest = self.0.towards(path).context(BACK, path)?;
+        let rest = self.0.ascend_towards(path).context(ASCEND, path)?;
         for part in rest.split(|&byte| byte == b'/').filter(|p| !p.is_empty()) {
-            let fd = step(self.here(), part, missing, path)?;
-            self.0.push(part, fd).context("can't read", path)?;
+            let fd = open_component(self.here(), part, missing, path)?;
+            self.0.push(part, fd).context("cannot read", path)?;
         }
         Ok(self.here())
     }
@@ -81,24 +91,30 @@ enum Missing {
     Create,
 }
 
-fn step(from: BorrowedFd<'_>, part: &[u8], missing: Missing, path: &[u8]) -> Result<OwnedFd> {
+/// Opens one component of a path in `from`; the whole path is for messages.
+fn open_component(
+    from: BorrowedFd<'_>,
+    part: &[u8],
+    missing: Missing,
+    path: &[u8],
+) -> Result<OwnedFd> {
     match dir::open_dir(from, part) {
         Ok(fd) => Ok(fd),
         Err(error) if error.errno() == Errno::NOENT && missing == Missing::Create => {
             let fd = create::dir(from, part, path)?;
             cowl_layers::sys::attr::chmod(fd.as_fd(), create::IMPLIED_PERM)
-                .context("can't set the mode", path)?;
+                .context("cannot set the mode", path)?;
             Ok(fd)
         }
         Err(error) if matches!(error.errno(), Errno::NOTDIR | Errno::LOOP) => {
-            let found = stat::stat_at(from, part).context("can't read", path)?;
-            let what = match found.kind() {
-                FileKind::Symlink => "the path passes through a symbolic link",
-                _ => "the path passes through what is no folder",
+            let found = stat::stat_at(from, part).context("cannot read", path)?;
+            let message = match found.kind() {
+                FileKind::Symlink => "a component of the path is a symbolic link",
+                _ => "a component of the path is not a directory",
             };
-            Err(TreeError::new(ErrorKind::Refused, what).at(path))
+            Err(TreeError::new(ErrorKind::Refused, message).at(path))
         }
-        Err(error) => Err(error).context("can't open the folder", path),
+        Err(error) => Err(error).context("cannot open the directory", path),
     }
 }
 
@@ -106,11 +122,11 @@ fn step(from: BorrowedFd<'_>, part: &[u8], missing: Missing, path: &[u8]) -> Res
 mod tests {
     use super::*;
 
-    /// Every way between directories of a tree that is deeper than what is kept open leads to the right one.
+    /// Moves between directories of a tree that is deeper than the number of open descriptors.
     #[test]
-    fn it_stands_where_it_was_sent() {
+    fn moves_to_the_requested_directory_at_any_depth() {
         let top = tempfile::tempdir().unwrap();
-        let mut places = DirCursor::new(dir::open_root(top.path()).unwrap());
+        let mut cursor = DirCursor::new(dir::open_root(top.path()).unwrap());
         let deep = |branch: &str, depth: usize| {
             let path = format!("{branch}{}", "/d".repeat(depth));
             path.into_bytes()
@@ -122,36 +138,36 @@ mod tests {
             .collect();
         let mut ids = Vec::new();
         for path in &visited {
-            let fd = places.open_or_create(path).unwrap();
+            let fd = cursor.open_or_create(path).unwrap();
             let stat = stat::stat_fd(fd).unwrap();
             ids.push((stat.dev, stat.ino));
-            assert!(places.0.descriptors() <= super::super::position::OPEN);
+            assert!(cursor.0.descriptors() <= super::super::position::OPEN);
         }
         for (path, expected) in visited.iter().zip(&ids).rev() {
             let mut fresh = DirCursor::new(dir::open_root(top.path()).unwrap());
             let stat = stat::stat_fd(fresh.open(path).unwrap()).unwrap();
             assert_eq!((stat.dev, stat.ino), *expected);
-            let stat = stat::stat_fd(places.open(path).unwrap()).unwrap();
+            let stat = stat::stat_fd(cursor.open(path).unwrap()).unwrap();
             assert_eq!((stat.dev, stat.ino), *expected);
         }
-        // Step by step up, from far below what is open.
-        places.open(&deep("a", 300)).unwrap();
+        // Ascend step by step, from far below the directories that are open.
+        cursor.open(&deep("a", 300)).unwrap();
         for _ in 0..=300 {
-            places.leave(b"", |_| Ok(())).unwrap();
+            cursor.leave(b"", |_| Ok(())).unwrap();
         }
-        let (here, root) = (stat::stat_fd(places.here()), stat::stat_fd(places.root()));
+        let (here, root) = (stat::stat_fd(cursor.here()), stat::stat_fd(cursor.root()));
         assert_eq!(here.unwrap().ino, root.unwrap().ino);
     }
 
     #[test]
-    fn one_that_was_moved_is_noticed() {
+    fn a_moved_ancestor_is_detected() {
         let top = tempfile::tempdir().unwrap();
-        let mut places = DirCursor::new(dir::open_root(top.path()).unwrap());
+        let mut cursor = DirCursor::new(dir::open_root(top.path()).unwrap());
         let path = format!("a{}", "/d".repeat(200)).into_bytes();
-        places.open_or_create(&path).unwrap();
+        cursor.open_or_create(&path).unwrap();
         std::fs::create_dir(top.path().join("b")).unwrap();
         std::fs::rename(top.path().join("a/d/d"), top.path().join("b/d")).unwrap();
-        let noticed = (0..=200).any(|_| places.leave(&path, |_| Ok(())).is_err());
-        assert!(noticed);
+        let detected = (0..=200).any(|_| cursor.leave(&path, |_| Ok(())).is_err());
+        assert!(detected);
     }
 }

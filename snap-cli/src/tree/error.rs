@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use cowl_layers::error::Errno;
+use cowl_layers::shown::Show as _;
 use cowl_layers::view::LayerPath;
 
 /// The result of an operation on a tree.
@@ -23,7 +24,7 @@ pub enum ErrorKind {
     NotPermitted,
     /// A named object does not exist.
     NotFound,
-    /// The disk or the quota is full.
+    /// The file system has no space left, or the quota is exhausted.
     NoSpace,
     /// The input is not an archive of a supported kind.
     NotAnArchive,
@@ -49,24 +50,24 @@ pub enum ErrorKind {
 #[derive(Debug)]
 pub struct TreeError {
     kind: ErrorKind,
-    what: String,
+    message: String,
     path: Option<PathBuf>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl TreeError {
     /// Creates an error without a source.
-    pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
             kind,
-            what: what.into(),
+            message: message.into(),
             path: None,
             source: None,
         }
     }
 
     /// Creates an error from an I/O error, whose errno determines the kind.
-    pub fn io(what: impl Into<String>, source: io::Error) -> Self {
+    pub fn io(message: impl Into<String>, source: io::Error) -> Self {
         let kind = source.raw_os_error().map_or_else(
             || match source.kind() {
                 io::ErrorKind::UnexpectedEof => ErrorKind::Truncated,
@@ -76,11 +77,11 @@ impl TreeError {
         );
         Self {
             source: Some(Box::new(source)),
-            ..Self::new(kind, what)
+            ..Self::new(kind, message)
         }
     }
 
-    /// Sets the path (bytes, as in the tree or the archive).
+    /// Sets the path, in bytes as in the tree or the archive.
     #[must_use]
     pub fn at(mut self, path: impl Into<Vec<u8>>) -> Self {
         self.path = Some(PathBuf::from(std::ffi::OsString::from_vec(path.into())));
@@ -100,8 +101,8 @@ impl TreeError {
     }
 
     /// Returns the message.
-    pub fn what(&self) -> &str {
-        &self.what
+    pub fn message(&self) -> &str {
+        &self.message
     }
 
     /// Returns the path in the tree or the archive, which is relative in most cases.
@@ -110,6 +111,7 @@ impl TreeError {
     }
 }
 
+/// Returns the kind of failure that an errno indicates.
 fn kind_of(errno: Errno) -> ErrorKind {
     match errno {
         Errno::PERM | Errno::ACCESS => ErrorKind::NotPermitted,
@@ -121,10 +123,13 @@ fn kind_of(errno: Errno) -> ErrorKind {
 
 impl fmt::Display for TreeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)?;
+        f.write_str(&self.message)?;
         if let Some(path) = &self.path {
-            // Debug, not display: a newline or an escape code in a name must not reach a terminal.
-            write!(f, ": {path:?}")?;
+            // The root of a tree has an empty relative path, which a reader could not see.
+            match path.as_os_str().is_empty() {
+                true => f.write_str(": .")?,
+                false => write!(f, ": {}", path.shown())?,
+            }
         }
         if let Some(source) = &self.source {
             write!(f, ": {source}")?;
@@ -139,48 +144,48 @@ impl StdError for TreeError {
     }
 }
 
-/// Adds a message and a path to low-level errors.
+/// Adds a message and a path to the errors of lower-level operations.
 pub(crate) trait Context<T> {
     /// Adds a message and a path.
-    fn context(self, what: &str, path: &[u8]) -> Result<T>;
+    fn context(self, message: &str, path: &[u8]) -> Result<T>;
 
-    /// Like [`Self::context`], with a path whose bytes are only built for an error.
-    fn context_at(self, what: &str, path: &LayerPath) -> Result<T>;
+    /// Adds a message and a path whose bytes are assembled only if there is an error.
+    fn context_at(self, message: &str, path: &LayerPath) -> Result<T>;
 }
 
 impl<T> Context<T> for cowl_layers::error::Result<T> {
-    fn context(self, what: &str, path: &[u8]) -> Result<T> {
+    fn context(self, message: &str, path: &[u8]) -> Result<T> {
         self.map_err(|error| {
             let kind = match error {
                 cowl_layers::error::Error::Errno(errno) => kind_of(errno),
                 cowl_layers::error::Error::Damaged(_) => ErrorKind::Damaged,
             };
-            TreeError::new(kind, what).at(path).because(error)
+            TreeError::new(kind, message).at(path).because(error)
         })
     }
 
-    fn context_at(self, what: &str, path: &LayerPath) -> Result<T> {
-        self.or_else(|error| Err(error).context(what, &path.to_bytes()))
+    fn context_at(self, message: &str, path: &LayerPath) -> Result<T> {
+        self.or_else(|error| Err(error).context(message, &path.to_bytes()))
     }
 }
 
 impl<T> Context<T> for std::result::Result<T, Errno> {
-    fn context(self, what: &str, path: &[u8]) -> Result<T> {
-        self.map_err(|errno| TreeError::io(what, errno.into()).at(path))
+    fn context(self, message: &str, path: &[u8]) -> Result<T> {
+        self.map_err(|errno| TreeError::io(message, errno.into()).at(path))
     }
 
-    fn context_at(self, what: &str, path: &LayerPath) -> Result<T> {
-        self.or_else(|error| Err(error).context(what, &path.to_bytes()))
+    fn context_at(self, message: &str, path: &LayerPath) -> Result<T> {
+        self.or_else(|error| Err(error).context(message, &path.to_bytes()))
     }
 }
 
 impl<T> Context<T> for io::Result<T> {
-    fn context(self, what: &str, path: &[u8]) -> Result<T> {
-        self.map_err(|error| TreeError::io(what, error).at(path))
+    fn context(self, message: &str, path: &[u8]) -> Result<T> {
+        self.map_err(|error| TreeError::io(message, error).at(path))
     }
 
-    fn context_at(self, what: &str, path: &LayerPath) -> Result<T> {
-        self.or_else(|error| Err(error).context(what, &path.to_bytes()))
+    fn context_at(self, message: &str, path: &LayerPath) -> Result<T> {
+        self.or_else(|error| Err(error).context(message, &path.to_bytes()))
     }
 }
 
@@ -195,5 +200,22 @@ pub struct Progress {
     pub total: Option<u64>,
 }
 
-/// A callback that receives the progress now and then, and at the end.
+/// A callback that receives the progress repeatedly, and at the end.
 pub type OnProgress<'a> = &'a mut dyn FnMut(Progress);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_show_the_path_on_one_line() {
+        let at = |path: &[u8]| {
+            TreeError::new(ErrorKind::Io, "cannot read")
+                .at(path)
+                .to_string()
+        };
+        assert_eq!(at(b"etc/passwd"), "cannot read: etc/passwd");
+        assert_eq!(at(b"a\n\x1bb"), "cannot read: a\\n\\x1bb");
+        assert_eq!(at(b""), "cannot read: .");
+    }
+}

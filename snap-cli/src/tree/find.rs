@@ -1,44 +1,50 @@
-//! Lookup of paths in a state. Only the directories along a path are read.
+//! Lookup of paths in a state, which reads only the directories along each path.
 
 use cowl_layers::name::Name;
 use cowl_layers::sys::stat::FileKind;
 use cowl_layers::view::{DirNode, Found, View};
 
 use super::error::{Context as _, ErrorKind, Result, TreeError};
-use super::path::{common, split};
+use super::path::{common_prefix, split};
 use super::path_map::PathMap;
 
 /// The maximum number of symbolic links in one resolution, as in the kernel.
-const MOST_LINKS: usize = 40;
+const MAX_LINKS: usize = 40;
 
-/// Normalizes a path: no leading, trailing or repeated slashes; empty for the root. `..` is refused.
-pub fn plain(path: &[u8]) -> Result<Vec<u8>> {
-    let mut plain = Vec::new();
+/// Normalizes a path: removes leading, trailing and repeated slashes and `.`; the root becomes empty.
+///
+/// # Errors
+///
+/// `..` is refused.
+pub fn normalize(path: &[u8]) -> Result<Vec<u8>> {
+    let mut normal = Vec::new();
     for part in parts(path) {
         if part == b".." {
-            return Err(TreeError::new(ErrorKind::Refused, "a path with .. in it").at(path));
+            return Err(TreeError::new(ErrorKind::Refused, "the path contains ..").at(path));
         }
-        if !plain.is_empty() {
-            plain.push(b'/');
+        if !normal.is_empty() {
+            normal.push(b'/');
         }
-        plain.extend_from_slice(part);
+        normal.extend_from_slice(part);
     }
-    Ok(plain)
+    Ok(normal)
 }
 
-/// Returns the object at a path that is normalized by [`plain`]. Symbolic links are not followed.
-pub fn at(view: &View, path: &[u8]) -> Result<Found> {
-    Finder::new(view).at(path)
+/// Returns the object at a path that [`normalize`] returned. Symbolic links are not followed.
+pub fn find(view: &View, path: &[u8]) -> Result<Found> {
+    Finder::new(view).find(path)
 }
 
-/// A lookup of many paths in a state. The directories along the last path are cached: for paths in order, each costs
-/// the components that differ from the previous path.
+/// A lookup of many paths in a state.
+///
+/// The directories along the last path are cached. For paths in order, each lookup costs the components that differ
+/// from the previous path.
 pub struct Finder<'v> {
     view: &'v View,
     root: Option<DirNode>,
     path: Vec<u8>,
     /// The directories along the path, each with the end of its name in the path.
-    way: Vec<(usize, DirNode)>,
+    dirs: Vec<(usize, DirNode)>,
 }
 
 impl std::fmt::Debug for Finder<'_> {
@@ -54,7 +60,7 @@ impl<'v> Finder<'v> {
             view,
             root: None,
             path: Vec::new(),
-            way: Vec::new(),
+            dirs: Vec::new(),
         }
     }
 
@@ -63,9 +69,9 @@ impl<'v> Finder<'v> {
         self.view
     }
 
-    /// Returns the object at a path that is normalized by [`plain`]. Symbolic links are not followed.
-    pub fn at(&mut self, path: &[u8]) -> Result<Found> {
-        self.back(path);
+    /// Returns the object at a path that [`normalize`] returned. Symbolic links are not followed.
+    pub fn find(&mut self, path: &[u8]) -> Result<Found> {
+        self.truncate_to(path);
         if self.root.is_none() {
             self.root = Some(root(self.view)?);
         }
@@ -74,7 +80,7 @@ impl<'v> Finder<'v> {
             rest = rest.strip_prefix(b"/").unwrap_or(rest);
             let end = rest.iter().position(|&byte| byte == b'/');
             let name = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
-            let above = self.way.last().map(|(_, dir)| dir).or(self.root.as_ref());
+            let above = self.dirs.last().map(|(_, dir)| dir).or(self.root.as_ref());
             let Some(above) = above else {
                 return Ok(Found::Absent);
             };
@@ -93,7 +99,7 @@ impl<'v> Finder<'v> {
                 Found::Dir(dir) => {
                     let more = here.get(self.path.len()..).unwrap_or_default();
                     self.path.extend_from_slice(more);
-                    self.way.push((done, dir));
+                    self.dirs.push((done, dir));
                 }
                 found if parts(rest).next().is_none() => return Ok(found),
                 _ => return Ok(Found::Absent),
@@ -101,52 +107,54 @@ impl<'v> Finder<'v> {
         }
     }
 
-    /// Truncates it to the common prefix with a path.
-    fn back(&mut self, path: &[u8]) {
-        let same = common(&self.path, path);
+    /// Releases the cached directories that are not on `path`.
+    fn truncate_to(&mut self, path: &[u8]) {
+        let same = common_prefix(&self.path, path);
         let ends_here = |end: usize| path.get(end).is_none_or(|&byte| byte == b'/');
-        while let Some((end, dir)) = self.way.last() {
+        while let Some((end, dir)) = self.dirs.last() {
             if *end <= same && ends_here(*end) {
                 break;
             }
             dir.leave();
-            self.way.pop();
+            self.dirs.pop();
         }
-        let end = self.way.last().map_or(0, |(end, _)| *end);
+        let end = self.dirs.last().map_or(0, |(end, _)| *end);
         self.path.truncate(end);
     }
 }
 
-/// Whether a symbolic link in the last component of a path is followed.
+/// The treatment of a symbolic link in the last component of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LastLink {
     /// It is followed.
     Follow,
     /// It is the result, as with `O_NOFOLLOW`.
-    Keep,
+    NoFollow,
 }
 
-/// Resolves a path as a program in the state would: symbolic links are followed, and `..` of the root is the root.
-/// Returns the path without links, and the object; a missing object is an error.
-pub fn follow(view: &View, path: &[u8], last: LastLink) -> Result<(Vec<u8>, Found)> {
-    let fail = |kind, what: &str| TreeError::new(kind, what).at(path);
+/// Resolves a path as for a program whose root directory is the state, and returns the path without links, and the
+/// object.
+///
+/// Symbolic links are followed, and `..` of the root is the root. A missing object is an error.
+pub fn resolve(view: &View, path: &[u8], last: LastLink) -> Result<(Vec<u8>, Found)> {
+    let fail = |kind, message: &str| TreeError::new(kind, message).at(path);
     // A trailing slash requires that the last link is followed, to a directory.
     let follows_last = last == LastLink::Follow || path.ends_with(b"/");
-    let mut todo: Vec<Vec<u8>> = parts(path).rev().map(<[u8]>::to_vec).collect();
+    let mut pending: Vec<Vec<u8>> = parts(path).rev().map(<[u8]>::to_vec).collect();
     // The directories along the path, each with the end of its name in the path.
-    let mut way = vec![(0, root(view)?)];
+    let mut dirs = vec![(0, root(view)?)];
     let mut here = Vec::new();
     let mut links = 0;
-    while let Some(part) = todo.pop() {
+    while let Some(part) = pending.pop() {
         if part == b".." {
-            if way.len() > 1 {
-                way.pop();
+            if dirs.len() > 1 {
+                dirs.pop();
             }
             continue;
         }
-        let (above, dir) = way
+        let (above, dir) = dirs
             .last()
-            .ok_or_else(|| fail(ErrorKind::Damaged, "no root"))?;
+            .ok_or_else(|| fail(ErrorKind::Damaged, "there is no root directory"))?;
         here.truncate(*above);
         if !here.is_empty() {
             here.push(b'/');
@@ -156,38 +164,42 @@ pub fn follow(view: &View, path: &[u8], last: LastLink) -> Result<(Vec<u8>, Foun
             Found::Absent | Found::Whiteout => {
                 return Err(TreeError::new(ErrorKind::NotFound, "there is no such path").at(path));
             }
-            Found::Dir(dir) => way.push((here.len(), dir)),
+            Found::Dir(dir) => dirs.push((here.len(), dir)),
             Found::File(file)
-                if file.stat.kind() == FileKind::Symlink && (follows_last || !todo.is_empty()) =>
+                if file.stat.kind() == FileKind::Symlink
+                    && (follows_last || !pending.is_empty()) =>
             {
                 links += 1;
-                if links > MOST_LINKS {
+                if links > MAX_LINKS {
                     return Err(fail(
                         ErrorKind::Refused,
-                        "too many symbolic links on the way",
+                        "too many levels of symbolic links",
                     ));
                 }
                 let target = file.loc.readlink();
-                let target = target.context("can't read the symbolic link", &here)?;
+                let target = target.context("cannot read the symbolic link", &here)?;
                 if target.starts_with(b"/") {
-                    way.truncate(1);
+                    dirs.truncate(1);
                 }
-                todo.extend(parts(&target).rev().map(<[u8]>::to_vec));
+                pending.extend(parts(&target).rev().map(<[u8]>::to_vec));
             }
             file @ Found::File(_) => {
-                if !todo.is_empty() || path.ends_with(b"/") {
-                    return Err(fail(ErrorKind::NotFound, "not a folder on the way"));
+                if !pending.is_empty() || path.ends_with(b"/") {
+                    return Err(fail(
+                        ErrorKind::NotFound,
+                        "a component of the path is not a directory",
+                    ));
                 }
                 return Ok((here, file));
             }
         }
     }
-    way.pop()
+    dirs.pop()
         .map(|(end, dir)| {
             here.truncate(end);
             (here, Found::Dir(dir))
         })
-        .ok_or_else(|| fail(ErrorKind::Damaged, "no root"))
+        .ok_or_else(|| fail(ErrorKind::Damaged, "there is no root directory"))
 }
 
 /// Splits a path into its components.
@@ -212,12 +224,12 @@ pub fn topmost(mut paths: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
 }
 
 fn root(view: &View) -> Result<DirNode> {
-    view.root().context("can't read the root folder", b".")
+    view.root().context("cannot read the root directory", b".")
 }
 
 fn lookup(view: &View, dir: &DirNode, part: &[u8], path: &[u8]) -> Result<Found> {
-    let name = Name::new(part).context("can't read", path)?;
-    view.lookup(dir, &name).context("can't read", path)
+    let name = Name::new(part).context("cannot read", path)?;
+    view.lookup(dir, &name).context("cannot read", path)
 }
 
 #[cfg(test)]
@@ -231,24 +243,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_made_plain() {
-        for (path, made) in [
+    fn paths_are_normalized() {
+        for (path, normal) in [
             ("", ""),
             ("/", ""),
             ("a//b/", "a/b"),
             ("./a/./b", "a/b"),
             ("/etc/fstab", "etc/fstab"),
         ] {
-            assert_eq!(plain(path.as_bytes()).unwrap(), made.as_bytes());
+            assert_eq!(normalize(path.as_bytes()).unwrap(), normal.as_bytes());
         }
-        assert!(plain(b"a/../b").is_err());
+        assert!(normalize(b"a/../b").is_err());
         let paths = ["b", "a/b", "a/b/c", "a/bc", "b/x/y", "b"].map(|p| p.as_bytes().to_vec());
         assert_eq!(topmost(paths.to_vec()), [&b"a/b"[..], b"a/bc", b"b"]);
         assert_eq!(topmost(vec![b"x".to_vec(), Vec::new()]), [b""]);
     }
 
     #[test]
-    fn links_stay_inside() {
+    fn symbolic_links_do_not_leave_the_state() {
         let dir = tempfile::tempdir().unwrap();
         let at = |path: &str| dir.path().join(path);
         fs::create_dir_all(at("usr/lib")).unwrap();
@@ -261,25 +273,35 @@ mod tests {
         symlink("nowhere", at("dangling")).unwrap();
         let layer = Layer::open(dir.path(), XattrSpace::User).unwrap();
         let view = View::new(vec![layer]);
-        let find = |path: &str, last| {
-            let found = follow(&view, path.as_bytes(), last);
+        let resolve_in = |path: &str, last| {
+            let found = resolve(&view, path.as_bytes(), last);
             found.map(|(path, _)| String::from_utf8(path).unwrap())
         };
         for path in ["lib/x", "/usr/absolute", "usr/twice", "usr/lib/../../lib/x"] {
-            assert_eq!(find(path, LastLink::Follow).unwrap(), "usr/lib/x", "{path}");
+            assert_eq!(
+                resolve_in(path, LastLink::Follow).unwrap(),
+                "usr/lib/x",
+                "{path}"
+            );
         }
-        assert_eq!(find("usr/twice", LastLink::Keep).unwrap(), "usr/twice");
-        assert_eq!(find("lib", LastLink::Keep).unwrap(), "lib");
-        assert_eq!(find("lib/", LastLink::Keep).unwrap(), "usr/lib");
-        assert_eq!(find("../../..", LastLink::Keep).unwrap(), "");
-        let kind = |path: &str| find(path, LastLink::Follow).unwrap_err().kind();
+        assert_eq!(
+            resolve_in("usr/twice", LastLink::NoFollow).unwrap(),
+            "usr/twice"
+        );
+        assert_eq!(resolve_in("lib", LastLink::NoFollow).unwrap(), "lib");
+        assert_eq!(resolve_in("lib/", LastLink::NoFollow).unwrap(), "usr/lib");
+        assert_eq!(resolve_in("../../..", LastLink::NoFollow).unwrap(), "");
+        let kind = |path: &str| resolve_in(path, LastLink::Follow).unwrap_err().kind();
         assert_eq!(kind("loop1"), ErrorKind::Refused);
         for path in ["dangling", "no", "usr/lib/x/y", "usr/lib/x/"] {
             assert_eq!(kind(path), ErrorKind::NotFound, "{path}");
         }
-        assert!(matches!(super::at(&view, b"lib/x").unwrap(), Found::Absent));
         assert!(matches!(
-            super::at(&view, b"usr/lib/x").unwrap(),
+            super::find(&view, b"lib/x").unwrap(),
+            Found::Absent
+        ));
+        assert!(matches!(
+            super::find(&view, b"usr/lib/x").unwrap(),
             Found::File(_)
         ));
     }

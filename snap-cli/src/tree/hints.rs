@@ -1,4 +1,4 @@
-//! Errors of trees as errors of the manager, with hints.
+//! Conversion of [`TreeError`] to the manager's error type, with hints.
 
 use super::error::{ErrorKind, TreeError};
 use crate::error::Error;
@@ -6,20 +6,20 @@ use crate::error::Error;
 impl From<TreeError> for Error {
     fn from(error: TreeError) -> Self {
         let hint = match error.kind() {
-            ErrorKind::NotPermitted => Some("are you root? run it with sudo"),
+            ErrorKind::NotPermitted => Some("run the command as root, for example with sudo"),
             ErrorKind::NoSpace => Some("make room on the disk; nothing was changed"),
-            ErrorKind::NotAnArchive => {
-                Some("give a folder, or a tar archive: plain, or compressed by gzip, zstd or xz")
-            }
-            ErrorKind::WholeContainer => Some("cowl import FILE brings it back, snapshots and all"),
-            ErrorKind::Limit => {
-                Some("if you trust it, unpack it with tar and give cowl the directory: --from DIR")
-            }
-            ErrorKind::Image => Some(
-                "unpack it first: umoci unpack, or podman create and podman export; \
-                 --force takes its files as they are",
+            ErrorKind::NotAnArchive => Some(
+                "give a directory or a tar archive, which may be compressed with gzip, zstd or xz",
             ),
-            ErrorKind::Truncated => Some("the file was cut short: fetch or make it anew"),
+            ErrorKind::WholeContainer => Some("import it with its snapshots: cowl import FILE"),
+            ErrorKind::Limit => Some(
+                "if you trust the archive, unpack it with tar and pass the directory: --from DIR",
+            ),
+            ErrorKind::Image => Some(
+                "unpack the image first (umoci unpack, or podman create and podman export); \
+                 --force imports its files unchanged",
+            ),
+            ErrorKind::Truncated => Some("the file is truncated: download or create it again"),
             ErrorKind::Io
             | ErrorKind::NotFound
             | ErrorKind::Empty

@@ -1,5 +1,6 @@
-//! Reading a state without mounting it: listings of directories and the content of files. Symbolic links are resolved
-//! as for a program in the container, never outside of it.
+//! Directory listings and file contents of a state that is not mounted.
+//!
+//! Symbolic links are resolved as for a program in the container, never outside of it.
 
 use std::fs::File;
 
@@ -9,11 +10,11 @@ use cowl_layers::view::{Found, View};
 use super::error::{Context as _, ErrorKind, Result, TreeError};
 use super::find::{self, LastLink};
 use super::path;
-use super::walk::{Step, Walk, open_content};
+use super::walk::{Walk, WalkStep, open_content};
 
 /// An entry of a listing.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct ListedEntry {
     /// The path relative to the listed directory.
     pub path: Vec<u8>,
     /// The attributes.
@@ -22,7 +23,7 @@ pub struct Entry {
     pub target: Option<Vec<u8>>,
 }
 
-/// How deep a listing is.
+/// The depth of a listing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
     /// The entries of the directory.
@@ -31,17 +32,18 @@ pub enum Depth {
     Recursive,
 }
 
-/// Lists the directory at `path`, sorted, each directory before its entries; for another object, the object itself.
-/// A link in the last component is followed if `last` says so and it is not dangling.
+/// Lists the directory at `path`, sorted, each directory before its entries; lists another object itself.
+///
+/// A symbolic link in the last component is followed if `last` is [`LastLink::Follow`] and the link is not dangling.
 pub fn list<E: From<TreeError>>(
     view: &View,
     path: &[u8],
     (last, depth): (LastLink, Depth),
-    visit: &mut dyn FnMut(Entry) -> Result<(), E>,
+    visit: &mut dyn FnMut(ListedEntry) -> Result<(), E>,
 ) -> Result<(), E> {
-    let (real, found) = match find::follow(view, path, last) {
+    let (real, found) = match find::resolve(view, path, last) {
         Err(error) if last == LastLink::Follow && error.kind() == ErrorKind::NotFound => {
-            find::follow(view, path, LastLink::Keep)?
+            find::resolve(view, path, LastLink::NoFollow)?
         }
         other => other?,
     };
@@ -49,17 +51,17 @@ pub fn list<E: From<TreeError>>(
         let name = path::split(&real).1.to_vec();
         return entry(name, &found, &real)?.map_or(Ok(()), visit);
     };
-    let shown = match real.len() {
+    let prefix = match real.len() {
         0 => 0,
         length => length + 1,
     };
     let mut walk = Walk::new(view, &real);
     walk.enter(top)?;
     while let Some(step) = walk.next()? {
-        let Step::Entry(found) = step else {
+        let WalkStep::Entry(found) = step else {
             continue;
         };
-        let path = walk.path().get(shown..).unwrap_or_default().to_vec();
+        let path = walk.path().get(prefix..).unwrap_or_default().to_vec();
         if let Some(entry) = entry(path, &found, walk.path())? {
             visit(entry)?;
         }
@@ -70,31 +72,32 @@ pub fn list<E: From<TreeError>>(
     Ok(())
 }
 
-fn entry(path: Vec<u8>, found: &Found, real: &[u8]) -> Result<Option<Entry>> {
+/// Creates the entry of an object; `None` if there is no object. `real` is its path in the state, for messages.
+fn entry(path: Vec<u8>, found: &Found, real: &[u8]) -> Result<Option<ListedEntry>> {
     let (stat, target) = match found {
         Found::Absent | Found::Whiteout => return Ok(None),
         Found::Dir(dir) => (dir.stat, None),
         Found::File(file) if file.stat.kind() == FileKind::Symlink => {
             let target = file.loc.readlink();
-            let target = target.context("can't read the symbolic link", real)?;
+            let target = target.context("cannot read the symbolic link", real)?;
             (file.stat, Some(target))
         }
         Found::File(file) => (file.stat, None),
     };
-    Ok(Some(Entry { path, stat, target }))
+    Ok(Some(ListedEntry { path, stat, target }))
 }
 
-/// Opens the regular file at `path` for reading. Returns its size too.
+/// Opens the regular file at `path` for reading, and returns it with its size.
 pub fn open(view: &View, path: &[u8]) -> Result<(File, u64)> {
-    let (real, found) = find::follow(view, path, LastLink::Follow)?;
-    let refused = |what: &str| Err(TreeError::new(ErrorKind::Refused, what).at(path));
+    let (real, found) = find::resolve(view, path, LastLink::Follow)?;
+    let refused = |message: &str| Err(TreeError::new(ErrorKind::Refused, message).at(path));
     match found {
         Found::File(file) if file.stat.kind() == FileKind::Regular => {
-            let fd = open_content(file.data_loc()).context("can't open the file", &real)?;
+            let fd = open_content(file.data_loc()).context("cannot open the file", &real)?;
             Ok((fd.into(), file.stat.size))
         }
-        Found::Dir(_) => refused("it is a folder"),
-        Found::File(_) => refused("it is no regular file, so it has no content"),
-        Found::Absent | Found::Whiteout => refused("it is not there"),
+        Found::Dir(_) => refused("is a directory"),
+        Found::File(_) => refused("is not a regular file"),
+        Found::Absent | Found::Whiteout => refused("there is no such path"),
     }
 }

@@ -1,4 +1,4 @@
-//! Relative paths as bytes: no leading slash; the path of the root is empty.
+//! Relative paths as bytes, without a leading slash. The path of the root is empty.
 
 pub(crate) use cowl_layers::view::resolve::join;
 
@@ -14,7 +14,7 @@ pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// Returns the length of the common prefix of two paths in bytes.
-pub(crate) fn common(one: &[u8], two: &[u8]) -> usize {
+pub(crate) fn common_prefix(one: &[u8], two: &[u8]) -> usize {
     const BLOCK: usize = 256;
     let blocks = one.chunks_exact(BLOCK).zip(two.chunks_exact(BLOCK));
     let same = BLOCK * blocks.take_while(|(a, b)| a == b).count();
@@ -22,7 +22,7 @@ pub(crate) fn common(one: &[u8], two: &[u8]) -> usize {
     same + rest.take_while(|(a, b)| a == b).count()
 }
 
-/// Returns whether the path is `top`, or below it.
+/// Returns whether `path` is `top` or below it.
 pub(crate) fn is_within(path: &[u8], top: &[u8]) -> bool {
     top.is_empty()
         || path

@@ -1,75 +1,77 @@
 //! A map from paths that shares common prefixes.
 //!
 //! Its size is linear in the names, where a map of whole paths would be quadratic in the depth of a tree. Paths are
-//! bytes without a leading slash; that of the root is empty. Nothing here recurses.
+//! bytes without a leading slash; that of the root is empty. No function recurses.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use super::path::common;
+use super::path::common_prefix;
 
 /// Values by path.
 ///
-/// The last path that was looked up is cached. For paths in order, each lookup costs the components that differ from
+/// The path of the last lookup is cached. For paths in order, each lookup costs the components that differ from
 /// the previous path.
 #[derive(Debug)]
 pub(crate) struct PathMap<T> {
-    /// The first node is the root.
-    nodes: Vec<Node<T>>,
-    /// Unused nodes.
+    /// All nodes; the first one is the root.
+    nodes: Vec<PathNode<T>>,
+    /// The indexes of unused nodes.
     free: Vec<usize>,
-    memo: RefCell<Memo>,
+    memo: RefCell<LookupCache>,
 }
 
 #[derive(Debug)]
-struct Node<T> {
+struct PathNode<T> {
     value: Option<T>,
     below: BTreeMap<Box<[u8]>, usize>,
 }
 
 /// An existing path and the nodes along it.
 #[derive(Debug, Default)]
-struct Memo {
+struct LookupCache {
     path: Vec<u8>,
     /// For each component: its end in the path, its node, and whether it or one of its ancestors (except for the
     /// root) has a value.
-    way: Vec<(usize, usize, bool)>,
+    components: Vec<(usize, usize, bool)>,
 }
 
-impl Memo {
-    /// Truncates it to the common prefix with a path.
-    fn back(&mut self, path: &[u8]) {
-        let same = common(&self.path, path);
-        let kept = self.way.partition_point(|(end, ..)| *end <= same);
+impl LookupCache {
+    /// Truncates the cached path to its common prefix with `path`.
+    fn truncate_to(&mut self, path: &[u8]) {
+        let same = common_prefix(&self.path, path);
+        let length = self.components.partition_point(|(end, ..)| *end <= same);
         let ends_here = |end: usize| path.get(end).is_none_or(|&byte| byte == b'/');
-        let kept = match self.way.get(..kept).and_then(<[_]>::last) {
-            Some((end, ..)) if !ends_here(*end) => kept - 1,
-            _ => kept,
+        let length = match self.components.get(..length).and_then(<[_]>::last) {
+            Some((end, ..)) if !ends_here(*end) => length - 1,
+            _ => length,
         };
-        self.way.truncate(kept);
-        let end = self.way.last().map_or(0, |(end, ..)| *end);
+        self.components.truncate(length);
+        let end = self.components.last().map_or(0, |(end, ..)| *end);
         self.path.truncate(end);
     }
 
+    /// Appends a component.
     fn push(&mut self, name: &[u8], node: usize, has_value: bool) {
         if !self.path.is_empty() {
             self.path.push(b'/');
         }
         self.path.extend_from_slice(name);
-        let covered = self.covered() || has_value;
-        self.way.push((self.path.len(), node, covered));
+        let covered = self.is_covered() || has_value;
+        self.components.push((self.path.len(), node, covered));
     }
 
     fn node(&self) -> usize {
-        self.way.last().map_or(0, |(_, node, _)| *node)
+        self.components.last().map_or(0, |(_, node, _)| *node)
     }
 
-    fn covered(&self) -> bool {
-        self.way.last().is_some_and(|(.., covered)| *covered)
+    /// Returns whether a component of the path has a value.
+    fn is_covered(&self) -> bool {
+        self.components.last().is_some_and(|(.., covered)| *covered)
     }
 }
 
-impl<T> Default for Node<T> {
+impl<T> Default for PathNode<T> {
     fn default() -> Self {
         Self {
             value: None,
@@ -81,14 +83,14 @@ impl<T> Default for Node<T> {
 impl<T> Default for PathMap<T> {
     fn default() -> Self {
         Self {
-            nodes: vec![Node::default()],
+            nodes: vec![PathNode::default()],
             free: Vec::new(),
             memo: RefCell::default(),
         }
     }
 }
 
-/// The steps of a walk through a [`PathMap`].
+/// A step of a walk through a [`PathMap`].
 pub(crate) enum Visit<'a, T> {
     /// Enters this name in the node that was entered last; the name of the root is empty.
     Enter(&'a [u8], Option<&'a T>),
@@ -96,23 +98,25 @@ pub(crate) enum Visit<'a, T> {
     Leave(Option<&'a T>),
 }
 
+/// Splits a path into its components.
 fn parts(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     path.split(|&byte| byte == b'/')
         .filter(|part| !part.is_empty())
 }
 
 impl<T> PathMap<T> {
-    fn node(&self, at: usize) -> Option<&Node<T>> {
+    fn node(&self, at: usize) -> Option<&PathNode<T>> {
         self.nodes.get(at)
     }
 
+    /// Returns the child of a node with this name.
     fn step(&self, at: usize, name: &[u8]) -> Option<usize> {
         self.node(at)?.below.get(name).copied()
     }
 
     /// Follows a path as far as it exists, and returns the rest.
-    fn go<'p>(&self, memo: &mut Memo, path: &'p [u8]) -> &'p [u8] {
-        memo.back(path);
+    fn descend<'p>(&self, memo: &mut LookupCache, path: &'p [u8]) -> &'p [u8] {
+        memo.truncate_to(path);
         let mut rest = path.get(memo.path.len()..).unwrap_or_default();
         loop {
             rest = rest.strip_prefix(b"/").unwrap_or(rest);
@@ -129,18 +133,21 @@ impl<T> PathMap<T> {
         }
     }
 
+    /// Returns the node of exactly this path.
     fn find(&self, path: &[u8]) -> Option<usize> {
         let mut memo = self.memo.borrow_mut();
-        self.go(&mut memo, path).is_empty().then(|| memo.node())
+        self.descend(&mut memo, path)
+            .is_empty()
+            .then(|| memo.node())
     }
 
     /// Inserts a value and returns the previous one.
     pub(crate) fn insert(&mut self, path: &[u8], value: T) -> Option<T> {
         let mut memo = std::mem::take(&mut *self.memo.borrow_mut());
-        let rest = self.go(&mut memo, path);
+        let rest = self.descend(&mut memo, path);
         for name in parts(rest) {
             let next = self.free.pop().unwrap_or_else(|| {
-                self.nodes.push(Node::default());
+                self.nodes.push(PathNode::default());
                 self.nodes.len() - 1
             });
             if let Some(node) = self.nodes.get_mut(memo.node()) {
@@ -150,7 +157,7 @@ impl<T> PathMap<T> {
         }
         let node = self.nodes.get_mut(memo.node());
         let old = node.and_then(|node| node.value.replace(value));
-        if let Some((.., covered)) = memo.way.last_mut() {
+        if let Some((.., covered)) = memo.components.last_mut() {
             *covered = true;
         }
         *self.memo.borrow_mut() = memo;
@@ -162,21 +169,21 @@ impl<T> PathMap<T> {
         self.node(self.find(path)?)?.value.as_ref()
     }
 
-    /// Whether exactly this path has a value.
+    /// Returns whether exactly this path has a value.
     pub(crate) fn has(&self, path: &[u8]) -> bool {
         self.get(path).is_some()
     }
 
-    /// Whether this path or one of its ancestors has a value. A value of the root counts for the root only.
+    /// Returns whether this path or one of its ancestors has a value. A value of the root counts for the root only.
     pub(crate) fn covers(&self, path: &[u8]) -> bool {
         let mut memo = self.memo.borrow_mut();
-        self.go(&mut memo, path);
-        memo.covered()
+        self.descend(&mut memo, path);
+        memo.is_covered()
     }
 
-    /// Whether a descendant of this path has a value.
+    /// Returns whether a descendant of this path has a value.
     pub(crate) fn has_below(&self, path: &[u8]) -> bool {
-        // Nodes without values at or below them are removed.
+        // Sound because nodes without a value at or below them do not exist.
         let node = self.find(path).and_then(|at| self.node(at));
         node.is_some_and(|node| !node.below.is_empty())
     }
@@ -186,7 +193,7 @@ impl<T> PathMap<T> {
         if self.find(path).is_none() {
             return;
         }
-        *self.memo.get_mut() = Memo::default();
+        *self.memo.get_mut() = LookupCache::default();
         if parts(path).next().is_none() {
             *self = Self::default();
             return;
@@ -194,27 +201,29 @@ impl<T> PathMap<T> {
         self.cut(path);
     }
 
-    /// Removes the nodes at and below a path, and ancestors that lead to no value anymore.
+    /// Removes the nodes at and below a path, and ancestors that no longer lead to a value.
     fn cut(&mut self, path: &[u8]) {
         // The last ancestor that has a value or another child, and the position of the name below it.
-        let (mut keeper, mut at) = ((0, None), 0);
+        let (mut lowest_needed, mut at) = ((0, None), 0);
         for name in parts(path) {
             let Some(node) = self.node(at) else { return };
             if at == 0 || node.value.is_some() || node.below.len() > 1 {
-                keeper = (at, Some(name));
+                lowest_needed = (at, Some(name));
             }
             let Some(next) = self.step(at, name) else {
                 return;
             };
             at = next;
         }
-        let (from, Some(name)) = keeper else { return };
+        let (from, Some(name)) = lowest_needed else {
+            return;
+        };
         let below = self.nodes.get_mut(from).and_then(|n| n.below.remove(name));
-        let mut todo: Vec<usize> = below.into_iter().collect();
-        while let Some(at) = todo.pop() {
+        let mut pending: Vec<usize> = below.into_iter().collect();
+        while let Some(at) = pending.pop() {
             if let Some(node) = self.nodes.get_mut(at) {
                 let node = std::mem::take(node);
-                todo.extend(node.below.into_values());
+                pending.extend(node.below.into_values());
                 self.free.push(at);
             }
         }
@@ -278,7 +287,7 @@ impl<T> PathMap<T> {
         })
     }
 
-    /// Like [`Self::visit`], with the paths.
+    /// Visits all nodes depth-first, with their paths.
     pub(crate) fn each_step<E>(
         &self,
         mut each: impl FnMut(&[u8], Visit<'_, T>) -> Result<(), E>,
@@ -326,13 +335,13 @@ mod tests {
     }
 
     proptest! {
-        /// It does what a map of whole paths does.
+        /// A `PathMap` behaves like a map whose keys are whole paths.
         #[test]
-        fn it_is_a_map(steps in prop::collection::vec((0..3_u8, "[ab](/[ab]){0,3}|"), 1..60)) {
+        fn behaves_like_a_map_of_whole_paths(steps in prop::collection::vec((0..3_u8, "[ab](/[ab]){0,3}|"), 1..60)) {
             let (mut map, mut plain) = (PathMap::default(), BTreeMap::new());
-            for (number, (what, path)) in (0..).zip(steps) {
+            for (number, (operation, path)) in (0..).zip(steps) {
                 let path = path.into_bytes();
-                match what {
+                match operation {
                     0 | 1 => prop_assert_eq!(map.insert(&path, number), plain.insert(path, number)),
                     _ => {
                         map.remove_all(&path);

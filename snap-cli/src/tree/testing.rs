@@ -1,4 +1,4 @@
-//! For tests: a tree with one of everything, and a comparer that shares no code with what is tested.
+//! Test support: a tree with an object of each kind, and a comparison that shares no code with the tested modules.
 
 use cowl_layers::shown::Show as _;
 use std::collections::{BTreeMap, HashMap};
@@ -12,16 +12,16 @@ use cowl_layers::sys::stat::{FileKind, Time};
 use cowl_layers::sys::{dir, node, xattr};
 use std::os::fd::AsFd as _;
 
-/// Whether the calling test may make devices and set owners; else it is noted as skipped.
+/// Returns whether the calling test may create devices and set owners; otherwise records it as skipped.
 pub(crate) fn is_root() -> bool {
     cowl_tests::conditions::can(&[cowl_tests::conditions::Need::Root])
 }
 
-fn path_of(bytes: &[u8]) -> PathBuf {
+fn to_path(bytes: &[u8]) -> PathBuf {
     PathBuf::from(std::ffi::OsStr::from_bytes(bytes))
 }
 
-pub(crate) fn set(path: &Path, name: &str, value: &[u8]) {
+pub(crate) fn set_xattr(path: &Path, name: &str, value: &[u8]) {
     let fd = rustix::fs::open(
         path,
         rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW,
@@ -64,16 +64,16 @@ pub(crate) const ACL: &[u8] = b"\x02\0\0\0\
     \x01\0\x07\0\xff\xff\xff\xff\x02\0\x04\0\xe8\x03\0\0\x04\0\x05\0\xff\xff\xff\xff\
     \x08\0\x06\0\x57\x04\0\0\x10\0\x07\0\xff\xff\xff\xff\x20\0\x04\0\xff\xff\xff\xff";
 
-/// A file capability (cap_net_raw+ep) whose bytes hold a newline.
+/// A file capability (cap_net_raw+ep) whose bytes contain a newline.
 pub(crate) const CAPABILITY: &[u8] = b"\x01\0\0\x02\x0a\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
-/// Makes one of everything that a root filesystem can hold. Needs root.
+/// Creates an object of each kind that a root filesystem can contain. Requires root.
 pub(crate) fn one_of_everything(root: &Path) {
-    let at = |name: &[u8]| root.join(path_of(name));
+    let at = |name: &[u8]| root.join(to_path(name));
     fs::create_dir(at(b"dir")).unwrap();
     fs::create_dir(at(b"dir/inner")).unwrap();
     fs::create_dir(at(b"closed")).unwrap();
-    fs::write(at(b"closed/file"), b"in a closed folder").unwrap();
+    fs::write(at(b"closed/file"), b"in a closed directory").unwrap();
     fs::write(at(b"plain"), b"hello\n").unwrap();
     fs::write(at(b"empty"), b"").unwrap();
     let big: Vec<u8> = (0..300_000_u32)
@@ -119,11 +119,11 @@ pub(crate) fn one_of_everything(root: &Path) {
         .unwrap()
         .set_len(1 << 20)
         .unwrap();
-    owners_and_attributes(root);
-    times(root);
+    set_owners_and_attributes(root);
+    set_all_times(root);
 }
 
-fn owners_and_attributes(root: &Path) {
+fn set_owners_and_attributes(root: &Path) {
     chown(&root.join("dir/big"), 1000, 2_000_000);
     chown(&root.join("fifo"), 4_000_000_000, 5);
     chown(&root.join("dangling"), 3, 4);
@@ -132,32 +132,32 @@ fn owners_and_attributes(root: &Path) {
     chmod(&root.join("dir"), 0o3770);
     chmod(&root.join("closed"), 0o000);
     chmod(&root.join("plain"), 0o400);
-    set(&root.join("plain"), "user.text", b"value");
-    set(&root.join("plain"), "user.eq=uals%3D", b"a\n9 b=c\n\0\xff");
-    set(&root.join("plain"), "user.none", b"");
-    set(&root.join("dir/big"), "security.capability", CAPABILITY);
-    set(&root.join("dir/big"), "trusted.thing", b"t");
-    set(&root.join("link"), "trusted.on-link", b"l");
-    set(&root.join("fifo"), "trusted.on-fifo", b"f");
-    set(&root.join("dir/inner"), "system.posix_acl_access", ACL);
-    set(&root.join("dir/inner"), "system.posix_acl_default", ACL);
-    set(root, "user.on-root", b"r");
-    set(&root.join("sparse"), "system.posix_acl_access", ACL);
+    set_xattr(&root.join("plain"), "user.text", b"value");
+    set_xattr(&root.join("plain"), "user.eq=uals%3D", b"a\n9 b=c\n\0\xff");
+    set_xattr(&root.join("plain"), "user.none", b"");
+    set_xattr(&root.join("dir/big"), "security.capability", CAPABILITY);
+    set_xattr(&root.join("dir/big"), "trusted.thing", b"t");
+    set_xattr(&root.join("link"), "trusted.on-link", b"l");
+    set_xattr(&root.join("fifo"), "trusted.on-fifo", b"f");
+    set_xattr(&root.join("dir/inner"), "system.posix_acl_access", ACL);
+    set_xattr(&root.join("dir/inner"), "system.posix_acl_default", ACL);
+    set_xattr(root, "user.on-root", b"r");
+    set_xattr(&root.join("sparse"), "system.posix_acl_access", ACL);
     chmod(root, 0o751);
 }
 
-fn times(root: &Path) {
+fn set_all_times(root: &Path) {
     let mut at = 1_000_000_000;
     for path in walk(root) {
         at += 1;
-        set_times(&root.join(path_of(&path)), at, 123_456_789);
+        set_times(&root.join(to_path(&path)), at, 123_456_789);
     }
     set_times(&root.join("char"), -5, 250_000_000);
     set_times(&root.join("fifo"), 9_000_000_000, 1);
     set_times(root, 77, 88);
 }
 
-/// All paths below `root`, children before their folder.
+/// Returns all paths below `root`, children before their directory.
 pub(crate) fn walk(root: &Path) -> Vec<Vec<u8>> {
     fn inner(base: &Path, rel: &Path, out: &mut Vec<Vec<u8>>) {
         for entry in fs::read_dir(base.join(rel)).unwrap() {
@@ -174,7 +174,7 @@ pub(crate) fn walk(root: &Path) -> Vec<Vec<u8>> {
     out
 }
 
-/// Everything about a tree that must survive, in lines that a failed assertion shows readably.
+/// Returns a line for each path of a tree with everything that must be preserved.
 pub(crate) fn describe(root: &Path) -> BTreeMap<String, String> {
     let mut groups: HashMap<(u64, u64), String> = HashMap::new();
     let mut out = BTreeMap::new();
@@ -182,7 +182,7 @@ pub(crate) fn describe(root: &Path) -> BTreeMap<String, String> {
     paths.push(Vec::new());
     paths.sort();
     for path in paths {
-        let full = root.join(path_of(&path));
+        let full = root.join(to_path(&path));
         let name = path.escape_ascii().to_string();
         let meta =
             fs::symlink_metadata(&full).unwrap_or_else(|error| panic!("{}: {error}", full.shown()));
@@ -209,7 +209,8 @@ pub(crate) fn describe(root: &Path) -> BTreeMap<String, String> {
             line += &format!(" {} bytes {sum:x}", data.len());
         }
         if !kind.is_dir() && meta.nlink() > 1 {
-            // Names outside the tree, and those that a whiteout hides, count for nothing.
+            // The link count includes names outside the tree and names that a whiteout hides, so only names inside it
+            // are compared.
             let first = groups
                 .entry((meta.dev(), meta.ino()))
                 .or_insert_with(|| name.clone());
@@ -231,8 +232,8 @@ pub(crate) fn describe(root: &Path) -> BTreeMap<String, String> {
     out
 }
 
-/// Fails with the lines that differ.
-pub(crate) fn assert_same(got: &Path, want: &BTreeMap<String, String>, what: &str) {
+/// Panics with the lines that differ if a tree does not match its description.
+pub(crate) fn assert_same(got: &Path, want: &BTreeMap<String, String>, name: &str) {
     let got = describe(got);
     let mut wrong = String::new();
     for path in got
@@ -245,10 +246,10 @@ pub(crate) fn assert_same(got: &Path, want: &BTreeMap<String, String>, what: &st
             wrong += &format!("{path:.80}\n   got {got:.400?}\n  want {want:.400?}\n");
         }
     }
-    assert!(wrong.is_empty(), "{what}: the trees differ\n{wrong}");
+    assert!(wrong.is_empty(), "{name}: the trees differ\n{wrong}");
 }
 
-/// Runs a program and fails with its output.
+/// Runs a program; panics with its standard error if it fails.
 pub(crate) fn run(program: &str, args: &[&std::ffi::OsStr]) -> Vec<u8> {
     let out = std::process::Command::new(program)
         .args(args)

@@ -17,7 +17,7 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{DirNode, Found, Loc, View};
 use rustix::fs::OFlags;
 
-use super::attrs::{self, Xattrs, space_of};
+use super::attrs::{self, Xattrs, marker_space};
 use super::error::{Context as _, ErrorKind, Result, TreeError};
 use super::path::{join, split};
 
@@ -28,88 +28,93 @@ pub(crate) struct Item<'p> {
     /// The number of directories above it; 0 for the root.
     pub(crate) depth: usize,
     pub(crate) stat: Stat,
-    place: Place,
+    location: ObjectLocation,
     /// Set for an entry of a state, where markers are hidden.
     space: Option<XattrSpace>,
 }
 
+/// The location of an object in the layers.
 #[derive(Clone)]
-enum Place {
+enum ObjectLocation {
+    /// The topmost directory of a merged one.
     Dir(Arc<LayerDir>),
     /// The location of the name, and that of the content.
     File(Loc, Loc),
 }
 
 impl<'p> Item<'p> {
-    /// Creates an entry for an object of a state; `None` if there is none.
-    pub(crate) fn of(
+    /// Creates the entry for the object of a state that a lookup found; `None` if it found none.
+    pub(crate) fn from_found(
         path: &'p [u8],
         found: &Found,
         space: Option<XattrSpace>,
     ) -> Result<Option<Self>> {
-        let (place, stat) = match found {
+        let (location, stat) = match found {
             Found::Absent | Found::Whiteout => return Ok(None),
             Found::File(file) => {
                 let data = file.data_loc().clone();
-                (Place::File(file.loc.clone(), data), file.stat)
+                (ObjectLocation::File(file.loc.clone(), data), file.stat)
             }
             Found::Dir(dir) => {
                 let top = dir.locs.first().cloned();
                 let top = top.ok_or_else(|| {
-                    TreeError::new(ErrorKind::Damaged, "a directory that lies nowhere").at(path)
+                    TreeError::new(ErrorKind::Damaged, "the directory is in no layer").at(path)
                 })?;
-                (Place::Dir(top), dir.stat)
+                (ObjectLocation::Dir(top), dir.stat)
             }
         };
         Ok(Some(Self {
             path,
             depth: 0,
             stat,
-            place,
+            location,
             space,
         }))
     }
 
-    /// Returns its name; empty for the root.
+    /// Returns the name; empty for the root.
     pub(crate) fn name(&self) -> &'p [u8] {
         split(self.path).1
     }
 
-    /// Returns its type.
+    /// Returns the file type.
     pub(crate) fn kind(&self) -> FileKind {
         self.stat.kind()
     }
 
-    /// Returns all xattrs that it shows, sorted by name.
+    /// Returns all visible xattrs, sorted by name.
     pub(crate) fn xattrs(&self) -> Result<Xattrs> {
-        let on_disk = match &self.place {
-            Place::Dir(dir) => dir.fd().and_then(|fd| sys::xattr::all((*fd).as_fd())),
-            Place::File(loc, _) => loc.xattrs(),
+        let on_disk = match &self.location {
+            ObjectLocation::Dir(dir) => dir.fd().and_then(|fd| sys::xattr::all((*fd).as_fd())),
+            ObjectLocation::File(loc, _) => loc.xattrs(),
         };
-        let on_disk = on_disk.context("can't read the attributes", self.path)?;
-        Ok(attrs::shown(self.space, on_disk))
+        let on_disk = on_disk.context("cannot read the xattrs", self.path)?;
+        Ok(attrs::visible_xattrs(self.space, on_disk))
     }
 
     /// Returns the target of a symbolic link.
     pub(crate) fn target(&self) -> Result<Vec<u8>> {
-        match &self.place {
-            Place::File(loc, _) => loc
+        match &self.location {
+            ObjectLocation::File(loc, _) => loc
                 .readlink()
-                .context("can't read the symbolic link", self.path),
-            Place::Dir(_) => Err(self.wrong()),
+                .context("cannot read the symbolic link", self.path),
+            ObjectLocation::Dir(_) => Err(self.not_a_file()),
         }
     }
 
     /// Opens the content of a regular file.
     pub(crate) fn open(&self) -> Result<OwnedFd> {
-        match &self.place {
-            Place::File(_, data) => open_content(data).context("can't open the file", self.path),
-            Place::Dir(_) => Err(self.wrong()),
+        match &self.location {
+            ObjectLocation::File(_, data) => {
+                open_content(data).context("cannot open the file", self.path)
+            }
+            ObjectLocation::Dir(_) => Err(self.not_a_file()),
         }
     }
 
-    /// Returns whether it is a whiteout, in a layer that is read as it is on disk. Whiteouts are hard links to each
-    /// other without being names of one file.
+    /// Returns whether the entry is a whiteout in a layer that is read as it is on disk.
+    ///
+    /// Whiteouts may be hard links to each other, although they are not names of one file.
     pub(crate) fn is_whiteout(&self) -> Result<bool> {
         let stat = &self.stat;
         if self.space.is_some() {
@@ -118,18 +123,18 @@ impl<'p> Item<'p> {
         if stat.is_whiteout_device() {
             return Ok(true);
         }
-        // Other objects need no look at their xattrs.
+        // Only empty files with several names can be whiteouts that are marked by an xattr.
         if stat.kind() != FileKind::Regular || stat.size > 0 || stat.nlink < 2 {
             return Ok(false);
         }
-        let marks = [XattrSpace::Trusted, XattrSpace::User].map(XattrSpace::whiteout);
+        let markers = [XattrSpace::Trusted, XattrSpace::User].map(XattrSpace::whiteout);
         let found = self.xattrs()?;
         Ok(found
             .iter()
-            .any(|(name, _)| marks.iter().any(|mark| name == mark.as_bytes())))
+            .any(|(name, _)| markers.iter().any(|marker| name == marker.as_bytes())))
     }
 
-    fn wrong(&self) -> TreeError {
+    fn not_a_file(&self) -> TreeError {
         TreeError::new(ErrorKind::Io, "a directory has no content").at(self.path)
     }
 }
@@ -142,22 +147,22 @@ pub(crate) fn open_content(loc: &Loc) -> cowl_layers::error::Result<OwnedFd> {
     }
 }
 
-/// Values by file, for files with several names.
+/// A map from files with several names to values.
 #[derive(Default)]
-pub(crate) struct Links<T>(HashMap<(u64, u64), T>);
+pub(crate) struct LinkMap<T>(HashMap<(u64, u64), T>);
 
-impl<T> Links<T> {
-    /// Returns the value that was recorded for the first name of this file. For the first name, records `this` and
+impl<T> LinkMap<T> {
+    /// Returns the value that was recorded for the first name of this file. For the first name, records `value` and
     /// returns `None`.
-    pub(crate) fn first(&mut self, stat: &Stat, this: impl FnOnce() -> T) -> Option<&T> {
+    pub(crate) fn first(&mut self, stat: &Stat, value: impl FnOnce() -> T) -> Option<&T> {
         use std::collections::hash_map::Entry;
         if stat.kind() == FileKind::Directory || stat.nlink < 2 {
             return None;
         }
         match self.0.entry((stat.dev, stat.ino)) {
-            Entry::Occupied(known) => Some(known.into_mut()),
-            Entry::Vacant(new) => {
-                new.insert(this());
+            Entry::Occupied(entry) => Some(entry.into_mut()),
+            Entry::Vacant(entry) => {
+                entry.insert(value());
                 None
             }
         }
@@ -169,41 +174,42 @@ pub(crate) trait Tree {
     /// A directory of the tree.
     type Dir;
     /// The result of a lookup.
-    type Node;
+    type Object;
 
     /// Returns the names in a directory, sorted.
     fn names(&self, dir: &Self::Dir) -> cowl_layers::Result<Vec<Name>>;
-    /// Looks up one of them.
-    fn lookup(&self, dir: &Self::Dir, name: &Name) -> cowl_layers::Result<Self::Node>;
-    /// Releases a directory that is not needed any more.
+    /// Looks up a name in a directory.
+    fn lookup(&self, dir: &Self::Dir, name: &Name) -> cowl_layers::Result<Self::Object>;
+    /// Releases the resources of a directory that the walk has left.
     fn leave(&self, dir: &Self::Dir);
 }
 
 /// A step of a walk.
-pub(crate) enum Step<T: Tree> {
+pub(crate) enum WalkStep<T: Tree> {
     /// An entry of the directory that was entered last.
-    Entry(T::Node),
+    Entry(T::Object),
     /// The end of the directory that was entered last.
     Leave(T::Dir),
 }
 
-struct Level<D> {
+/// A directory that was entered and not left.
+struct WalkLevel<D> {
     dir: D,
     /// The remaining names, the next one last.
     names: Vec<Name>,
     /// The length of the directory's path.
-    path: usize,
+    path_length: usize,
 }
 
-/// A walk, which descends into those directories that the caller enters.
+/// A walk that descends into those directories that the caller enters.
 pub(crate) struct Walk<T: Tree> {
     tree: T,
-    levels: Vec<Level<T::Dir>>,
+    levels: Vec<WalkLevel<T::Dir>>,
     path: Vec<u8>,
 }
 
 impl<T: Tree> Walk<T> {
-    /// Creates a walk at this path, in no directory yet.
+    /// Creates a walk at this path. The caller enters the first directory.
     pub(crate) fn new(tree: T, path: &[u8]) -> Self {
         Self {
             tree,
@@ -229,40 +235,41 @@ impl<T: Tree> Walk<T> {
             .names(&dir)
             .context("cannot read the directory", &self.path)?;
         names.reverse();
-        self.levels.push(Level {
+        self.levels.push(WalkLevel {
             dir,
             names,
-            path: self.path.len(),
+            path_length: self.path.len(),
         });
         Ok(())
     }
 
     /// Returns the next entry or the end of a directory; `None` after the end of the first directory.
-    pub(crate) fn next(&mut self) -> Result<Option<Step<T>>> {
+    pub(crate) fn next(&mut self) -> Result<Option<WalkStep<T>>> {
         let Some(level) = self.levels.last_mut() else {
             return Ok(None);
         };
-        self.path.truncate(level.path);
+        self.path.truncate(level.path_length);
         let Some(name) = level.names.pop() else {
             let left = self.levels.pop();
             return Ok(left.map(|level| {
                 self.tree.leave(&level.dir);
-                Step::Leave(level.dir)
+                WalkStep::Leave(level.dir)
             }));
         };
         if !self.path.is_empty() {
             self.path.push(b'/');
         }
         self.path.extend_from_slice(&name);
-        let node = self.tree.lookup(&level.dir, &name);
-        Ok(Some(Step::Entry(node.context("can't read", &self.path)?)))
+        let object = self.tree.lookup(&level.dir, &name);
+        let object = object.context("cannot read", &self.path)?;
+        Ok(Some(WalkStep::Entry(object)))
     }
 }
 
-/// A state, as it is visible.
+/// The visible content of a state.
 impl Tree for &View {
     type Dir = DirNode;
-    type Node = Found;
+    type Object = Found;
 
     fn names(&self, dir: &DirNode) -> cowl_layers::Result<Vec<Name>> {
         let listed = self.list(dir)?;
@@ -278,12 +285,12 @@ impl Tree for &View {
     }
 }
 
-/// A state with its whiteouts.
+/// The content of a state, including whiteouts.
 pub(crate) struct WithWhiteouts<'v>(pub(crate) &'v View);
 
 impl Tree for WithWhiteouts<'_> {
     type Dir = DirNode;
-    type Node = Found;
+    type Object = Found;
 
     fn names(&self, dir: &DirNode) -> cowl_layers::Result<Vec<Name>> {
         let listed = self.0.list_raw(dir)?;
@@ -300,11 +307,11 @@ impl Tree for WithWhiteouts<'_> {
 }
 
 /// A plain directory, in which markers are ordinary objects.
-struct Plain;
+struct PlainDir;
 
-impl Tree for Plain {
+impl Tree for PlainDir {
     type Dir = Arc<LayerDir>;
-    type Node = (Place, Stat);
+    type Object = (ObjectLocation, Stat);
 
     fn names(&self, dir: &Self::Dir) -> cowl_layers::Result<Vec<Name>> {
         let entries = list(dir, Markers::Ignored)?;
@@ -313,18 +320,18 @@ impl Tree for Plain {
         Ok(names)
     }
 
-    fn lookup(&self, dir: &Self::Dir, name: &Name) -> cowl_layers::Result<Self::Node> {
+    fn lookup(&self, dir: &Self::Dir, name: &Name) -> cowl_layers::Result<Self::Object> {
         let stat = sys::stat::stat_at((*dir.fd()?).as_fd(), name)?;
-        let place = if stat.kind() == FileKind::Directory {
-            Place::Dir(LayerDir::child(dir, name.clone(), stat.ino))
+        let location = if stat.kind() == FileKind::Directory {
+            ObjectLocation::Dir(LayerDir::child(dir, name.clone(), stat.ino))
         } else {
             let loc = Loc {
                 dir: dir.clone(),
                 name: name.clone(),
             };
-            Place::File(loc.clone(), loc)
+            ObjectLocation::File(loc.clone(), loc)
         };
-        Ok((place, stat))
+        Ok((location, stat))
     }
 
     fn leave(&self, dir: &Self::Dir) {
@@ -334,8 +341,8 @@ impl Tree for Plain {
 
 /// A visitor of the entries of a walk.
 pub(crate) trait Visitor {
-    /// Visits an entry, a directory before its entries.
-    fn item(&mut self, item: &Item<'_>) -> Result<()>;
+    /// Visits an entry. A directory is visited before its entries.
+    fn visit(&mut self, item: &Item<'_>) -> Result<()>;
 
     /// Visits a directory again, after its entries.
     fn leave(&mut self, _path: &[u8]) -> Result<()> {
@@ -344,42 +351,43 @@ pub(crate) trait Visitor {
 }
 
 impl<F: FnMut(&Item<'_>) -> Result<()>> Visitor for F {
-    fn item(&mut self, item: &Item<'_>) -> Result<()> {
+    fn visit(&mut self, item: &Item<'_>) -> Result<()> {
         self(item)
     }
 }
 
 /// Visits everything in a state.
-pub(crate) fn state(view: &View, visitor: &mut dyn Visitor) -> Result<()> {
+pub(crate) fn visit_state(view: &View, visitor: &mut dyn Visitor) -> Result<()> {
     let root = view
         .root()
         .context("cannot read the root directory", b".")?;
-    below(view, b"", &Found::Dir(root), visitor)
+    visit_below(view, b"", &Found::Dir(root), visitor)
 }
 
 /// Visits the object at a path of a state, and everything below it.
-pub(crate) fn below(
+pub(crate) fn visit_below(
     view: &View,
     path: &[u8],
     found: &Found,
     visitor: &mut dyn Visitor,
 ) -> Result<()> {
     let mut walk = Walk::new(view, path);
-    visit(&mut walk, found, visitor)?;
+    visit_found(&mut walk, found, visitor)?;
     while let Some(step) = walk.next()? {
         match step {
-            Step::Entry(found) => visit(&mut walk, &found, visitor)?,
-            Step::Leave(_) => visitor.leave(walk.path())?,
+            WalkStep::Entry(found) => visit_found(&mut walk, &found, visitor)?,
+            WalkStep::Leave(_) => visitor.leave(walk.path())?,
         }
     }
     Ok(())
 }
 
-fn visit(walk: &mut Walk<&View>, found: &Found, visitor: &mut dyn Visitor) -> Result<()> {
-    let space = space_of(walk.tree);
-    if let Some(item) = Item::of(walk.path(), found, space)? {
+/// Visits an object of a state, and enters it if it is a directory.
+fn visit_found(walk: &mut Walk<&View>, found: &Found, visitor: &mut dyn Visitor) -> Result<()> {
+    let space = marker_space(walk.tree);
+    if let Some(item) = Item::from_found(walk.path(), found, space)? {
         let depth = walk.depth();
-        visitor.item(&Item { depth, ..item })?;
+        visitor.visit(&Item { depth, ..item })?;
     }
     match found {
         Found::Dir(dir) => walk.enter(dir.clone()),
@@ -388,7 +396,11 @@ fn visit(walk: &mut Walk<&View>, found: &Found, visitor: &mut dyn Visitor) -> Re
 }
 
 /// Returns the paths and objects in a directory of a state, sorted.
-pub(crate) fn children(view: &View, dir: &DirNode, path: &[u8]) -> Result<Vec<(Vec<u8>, Found)>> {
+pub(crate) fn list_children(
+    view: &View,
+    dir: &DirNode,
+    path: &[u8],
+) -> Result<Vec<(Vec<u8>, Found)>> {
     let names = view.list(dir).context("cannot read the directory", path)?;
     names
         .into_iter()
@@ -396,45 +408,46 @@ pub(crate) fn children(view: &View, dir: &DirNode, path: &[u8]) -> Result<Vec<(V
             let inner = join(path, &entry.name);
             let found = view
                 .lookup(dir, &entry.name)
-                .context("can't read", &inner)?;
+                .context("cannot read", &inner)?;
             Ok((inner, found))
         })
         .collect()
 }
 
 /// Visits everything in a plain directory.
-pub(crate) fn plain(root: &Path, visitor: &mut dyn Visitor) -> Result<()> {
+pub(crate) fn visit_dir(root: &Path, visitor: &mut dyn Visitor) -> Result<()> {
     let layer = Layer::open(root, XattrSpace::Trusted).map_err(|error| {
         TreeError::new(ErrorKind::NotFound, "cannot open the directory").because(error)
     })?;
     let top = layer.root_dir();
     let stat = sys::stat::stat_fd(layer.root_fd());
     let stat = stat.context("cannot read the root directory", b".")?;
-    let mut walk = Walk::new(Plain, b"");
-    visit_plain(&mut walk, (Place::Dir(top), stat), visitor)?;
+    let mut walk = Walk::new(PlainDir, b"");
+    visit_plain(&mut walk, (ObjectLocation::Dir(top), stat), visitor)?;
     while let Some(step) = walk.next()? {
         match step {
-            Step::Entry(node) => visit_plain(&mut walk, node, visitor)?,
-            Step::Leave(_) => visitor.leave(walk.path())?,
+            WalkStep::Entry(object) => visit_plain(&mut walk, object, visitor)?,
+            WalkStep::Leave(_) => visitor.leave(walk.path())?,
         }
     }
     Ok(())
 }
 
+/// Visits an object of a plain directory, and enters it if it is a directory.
 fn visit_plain(
-    walk: &mut Walk<Plain>,
-    (place, stat): (Place, Stat),
+    walk: &mut Walk<PlainDir>,
+    (location, stat): (ObjectLocation, Stat),
     visitor: &mut dyn Visitor,
 ) -> Result<()> {
-    visitor.item(&Item {
+    visitor.visit(&Item {
         path: walk.path(),
         depth: walk.depth(),
         stat,
-        place: place.clone(),
+        location: location.clone(),
         space: None,
     })?;
-    match place {
-        Place::Dir(dir) => walk.enter(dir),
-        Place::File(..) => Ok(()),
+    match location {
+        ObjectLocation::Dir(dir) => walk.enter(dir),
+        ObjectLocation::File(..) => Ok(()),
     }
 }

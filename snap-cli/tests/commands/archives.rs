@@ -1,5 +1,5 @@
-//! `export` and `import` as people call them, as far as they need no mount: what comes back is what went
-//! out, and what can't be used is refused and leaves nothing.
+//! Tests of the commands `export` and `import` that need no mount: containers round-trip, and invalid archives are
+//! refused and leave nothing.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,7 @@ struct World {
 }
 
 impl World {
-    /// A store with the container web: snapshots with everything that can be said of them, and something
-    /// written since.
+    /// Creates a store with the container web, whose snapshots have all kinds of metadata, and a file written since.
     fn new() -> Self {
         let world = Self {
             scratch: Scratch::for_test(),
@@ -46,7 +45,7 @@ impl World {
         world.ok(&["snapshot", "web", "--name", "named", "--protect"]);
         world.write("etc/first", "changed");
         world.ok(&["snapshot", "web", "--scheduled"]);
-        // A number that was given and taken back is not given again.
+        // The number of a removed snapshot is not reused.
         world.ok(&["snapshot", "web"]);
         world.ok(&["rm", "web", "snap2"]);
         world.write("etc/lost", "before the restore");
@@ -55,7 +54,7 @@ impl World {
         world
     }
 
-    /// The same folder with another store.
+    /// Runs commands on another store in the same directory.
     fn other(&self, store: &'static str, run: impl FnOnce(&Other<'_>)) {
         run(&Other { world: self, store });
     }
@@ -123,10 +122,10 @@ impl Other<'_> {
         for word in words {
             assert!(said.contains(word), "{args:?}: no {word:?} in: {said}");
         }
-        for folder in ["layers", "containers", "trash"] {
-            let path = self.world.path(self.store).join(folder);
+        for dir in ["layers", "containers", "trash"] {
+            let path = self.world.path(self.store).join(dir);
             if let Ok(mut left) = std::fs::read_dir(path) {
-                assert!(left.next().is_none(), "{args:?} left something in {folder}");
+                assert!(left.next().is_none(), "{args:?} left something in {dir}");
             }
         }
         if let Ok(locks) = std::fs::read_dir(self.world.path(self.store).join("locks")) {
@@ -141,7 +140,7 @@ impl Other<'_> {
     }
 }
 
-/// A container's list, but for its own id and for what its layers take on this disk.
+/// Parses the list of a container, without its id and the sizes of its layers.
 fn listed(bytes: &[u8]) -> Value {
     let mut list: Value = serde_json::from_slice(bytes).unwrap();
     list["id"].take();
@@ -155,7 +154,7 @@ fn listed(bytes: &[u8]) -> Value {
     list
 }
 
-/// The digests of what the container is and of its snapshots.
+/// Returns the digests of a container and of its snapshots.
 fn digests(store: &Store, name: &str) -> Vec<(String, String)> {
     let address = Address::parse(name).unwrap();
     let (id, record) = store.find(&address.container).unwrap();
@@ -173,7 +172,7 @@ fn digests(store: &Store, name: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn a_container_comes_back_whole() {
+fn container_round_trips_with_snapshots() {
     let world = World::new();
     for file in ["whole.tar", "whole.tar.zst", "whole.tar.gz"] {
         world.ok(&["export", "web", "--with-snapshots", file]);
@@ -192,13 +191,13 @@ fn a_container_comes_back_whole() {
             diff(["diff", &format!("web@{a}"), &format!("web@{b}")])
         })
         .collect();
-    let told = |run: &dyn Fn(&[&str]) -> Vec<u8>| -> Vec<Vec<u8>> {
+    let diff_outputs = |run: &dyn Fn(&[&str]) -> Vec<u8>| -> Vec<Vec<u8>> {
         diffs
             .iter()
             .map(|args| run(&[&args[0], &args[1], &args[2]]))
             .collect()
     };
-    let want_diffs = told(&|args| world.ok(args));
+    let want_diffs = diff_outputs(&|args| world.ok(args));
     for (store, source) in [
         ("one", "whole.tar"),
         ("two", "whole.tar.zst"),
@@ -213,14 +212,14 @@ fn a_container_comes_back_whole() {
                 "{source}"
             );
             assert_eq!(digests(&world.open(store), "web"), want, "{source}");
-            assert_eq!(told(&|args| other.ok(args)), want_diffs, "{source}");
-            // Numbers go on where they were.
+            assert_eq!(diff_outputs(&|args| other.ok(args)), want_diffs, "{source}");
+            // Numbering continues.
             assert_eq!(other.ok(&["snapshot", "web"]), b"snap3\n");
             assert_eq!(digests(&world.open(store), "web")[0], want[0]);
             other.ok(&["restore", "web", "named"]);
         });
     }
-    // Back into the store where it came from, under another name.
+    // Import into the original store under another name.
     world.ok(&["import", "whole.tar", "web2"]);
     assert_eq!(digests(&world.open("store"), "web2"), want);
     world.ok(&["destroy", "web", "--yes", "--now", "--protected"]);
@@ -230,7 +229,7 @@ fn a_container_comes_back_whole() {
 }
 
 #[test]
-fn a_name_that_is_taken_is_refused_with_what_to_type() {
+fn existing_name_is_refused_with_a_hint() {
     let world = World::new();
     world.ok(&["export", "web", "--with-snapshots", "whole.tar"]);
     let before = digests(&world.open("store"), "web");
@@ -242,7 +241,7 @@ fn a_name_that_is_taken_is_refused_with_what_to_type() {
 }
 
 #[test]
-fn archives_that_can_t_be_used_are_refused_and_leave_nothing() {
+fn invalid_archives_are_refused_and_leave_nothing() {
     let world = World::new();
     let whole = world.ok(&["export", "web", "--with-snapshots", "-"]);
     world.ok(&["export", "web", "plain.tar"]);
@@ -258,9 +257,14 @@ fn archives_that_can_t_be_used_are_refused_and_leave_nothing() {
             1,
             &["whole container", "cowl import"],
         );
-        other.refused(&["import", "-"], &whole[..whole.len() / 2], 1, &["end"]);
+        other.refused(
+            &["import", "-"],
+            &whole[..whole.len() / 2],
+            1,
+            &["truncated"],
+        );
         other.refused(&["import", "-"], &[], 1, &["empty"]);
-        // The sum of the manifest itself.
+        // The checksum in the manifest itself.
         let text = b"\"next_snap\": 3";
         let at = whole
             .windows(text.len())
@@ -276,7 +280,7 @@ fn archives_that_can_t_be_used_are_refused_and_leave_nothing() {
             .unwrap();
         let mut lies = whole.clone();
         lies[at] = b'C';
-        other.refused(&["import", "-"], &lies, 1, &["sum is wrong"]);
+        other.refused(&["import", "-"], &lies, 1, &["wrong checksum"]);
         // A newer version.
         let mut newer = whole.clone();
         let text = b"\"format\": 1";
@@ -286,13 +290,13 @@ fn archives_that_can_t_be_used_are_refused_and_leave_nothing() {
             .unwrap();
         newer[at + text.len() - 1] = b'9';
         other.refused(&["import", "-"], &newer, 1, &["format 9", "newer cowl"]);
-        // After all that it still comes in.
+        // The valid archive can still be imported.
         other.ok_with(&["import", "-"], &whole);
     });
 }
 
 #[test]
-fn a_state_as_a_folder() {
+fn state_is_exported_as_a_directory() {
     let world = World::new();
     world.ok(&["export", "web@named", "--dir", "out"]);
     let want = &digests(&world.open("store"), "web")[2];
@@ -300,7 +304,7 @@ fn a_state_as_a_folder() {
     let got = digest_dir(&world.path("out"), &mut |_| {}).unwrap();
     assert_eq!(got.to_string(), want.1);
     let names = world.names();
-    // What is there stays.
+    // Existing targets are not changed.
     world
         .run_in("store", &["export", "web", "--dir", "out"], b"")
         .fails(1, &[]);
@@ -313,9 +317,50 @@ fn a_state_as_a_folder() {
     std::fs::create_dir(world.path("empty")).unwrap();
     world.ok(&["export", "web", "--dir", "empty"]);
     assert!(world.path("empty/etc/head").is_file());
-    // And back.
+    // Import of the directory.
     world.ok(&["import", "out", "again"]);
     assert_eq!(&digests(&world.open("store"), "again")[0].1, &want.1);
+}
+
+/// A file is replaced by a complete export only. A directory is never replaced.
+#[test]
+fn an_existing_file_is_replaced_by_a_complete_export_only() {
+    let world = World::new();
+    world.write("etc/large", &"0123456789abcdef".repeat(1 << 16));
+    world.ok(&["export", "web@named", "out.tar"]);
+    let first = std::fs::read(world.path("out.tar")).unwrap();
+    let names = world.names();
+    for form in [&[][..], &["--with-snapshots"], &["--oci"]] {
+        // The size limit makes a write of the export fail halfway.
+        let mut command = Command::new("sh");
+        command
+            .args([
+                "-c",
+                "trap '' XFSZ; ulimit -f 128; exec \"$@\"",
+                "sh",
+                programs::cowl().to_str().unwrap(),
+                "--store",
+                world.path("store").to_str().unwrap(),
+                "export",
+                "web",
+                "out.tar",
+            ])
+            .args(form)
+            .current_dir(&*world.scratch);
+        run_command(command, b"").fails(1, &[]);
+        let left = std::fs::read(world.path("out.tar")).unwrap();
+        assert!(left == first, "{form:?}: the old file is not retained");
+        assert_eq!(world.names(), names, "{form:?}: something was left");
+    }
+    world.ok(&["export", "web", "out.tar"]);
+    assert!(std::fs::read(world.path("out.tar")).unwrap() != first);
+    std::fs::create_dir_all(world.path("dir.tar/full")).unwrap();
+    for form in ["--dir", "--oci"] {
+        world
+            .run_in("store", &["export", "web", "dir.tar", form], b"")
+            .fails(1, &[]);
+    }
+    assert!(world.path("dir.tar/full").is_dir());
 }
 
 fn unpack(tar: &Path) -> Vec<String> {
@@ -326,14 +371,14 @@ fn unpack(tar: &Path) -> Vec<String> {
 }
 
 #[test]
-fn changes_as_an_image_layer() {
+fn changes_are_exported_as_an_image_layer() {
     let world = World::new();
     world.ok(&["export", "web@named", "--delta", "d.tar"]);
     assert_eq!(
         unpack(&world.path("d.tar")),
         ["./", "./etc/", "./etc/second"]
     );
-    // Against its parent, which the restore made snap0.
+    // Relative to its parent, which is snap0 after the restore.
     world.ok(&["export", "web", "--delta", "d.tar"]);
     assert_eq!(unpack(&world.path("d.tar")), ["./", "./etc/", "./etc/head"]);
     world.ok(&["export", "web@snap0..snap1", "--delta", "d.tar"]);
@@ -366,7 +411,7 @@ fn changes_as_an_image_layer() {
 }
 
 #[test]
-fn after_a_flatten_into_the_base_everything_shows_the_same() {
+fn flatten_into_the_base_changes_no_content() {
     let world = World::new();
     world.ok(&["clone", "web@named", "other"]);
     let (web, other) = (
@@ -376,7 +421,7 @@ fn after_a_flatten_into_the_base_everything_shows_the_same() {
     world.ok(&["flatten", "web", "--base"]);
     assert_eq!(digests(&world.open("store"), "web"), web);
     assert_eq!(digests(&world.open("store"), "other"), other);
-    // What it began with is in the base now.
+    // Its initial content is in the base now.
     world.ok(&["diff", "web"]);
     world.ok(&["diff", "web@snap0"]);
     world.ok(&["flatten", "other", "--base"]);
@@ -394,9 +439,9 @@ fn after_a_flatten_into_the_base_everything_shows_the_same() {
         .fails(2, &[]);
 }
 
-/// An image is a tar archive, or a directory, too; what is in it is not a root file system.
+/// A container image is a tar archive or a directory, too, but it does not contain a root filesystem directly.
 #[test]
-fn images_are_no_root_file_systems_however_they_come() {
+fn images_are_not_accepted_as_root_filesystems() {
     let world = World::new();
     world.ok(&["export", "web", "--oci", "layout"]);
     world.ok(&["export", "web", "--oci", "oci.tar"]);
@@ -449,7 +494,7 @@ fn images_are_no_root_file_systems_however_they_come() {
         let names = other.ok(&["ls", "one0"]);
         assert_eq!(names.as_slice(), b"blobs\nindex.json\noci-layout\n");
     });
-    // With such files, and more.
+    // A root filesystem may contain such files, too.
     std::fs::create_dir(world.path("layout/etc")).unwrap();
     pack(&["-cf", "root.tar", "-C", "layout", "."]);
     world.other("other", |other| {
@@ -457,7 +502,7 @@ fn images_are_no_root_file_systems_however_they_come() {
     });
 }
 
-/// Layers of images are made again from their files, and must then be the same bytes.
+/// Programs recreate the layers of images from their files, and compare the bytes.
 #[test]
 fn layers_of_images_have_no_sparse_entries() {
     let world = World::new();

@@ -1,5 +1,5 @@
-//! Wrong input on the command line, as far as it needs no mount: the exit code, a message that names what
-//! is wrong, and a store that is the same afterwards, to the last byte.
+//! Tests of invalid input on the command line that need no mount: the exit code, the message, and that the store is
+//! unchanged.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -15,7 +15,7 @@ struct World {
 }
 
 impl World {
-    /// A store with the container web and its snapshot snap0.
+    /// Creates a store with the container web and its snapshot snap0.
     fn new() -> Self {
         let cli = cowl_tests::cowl::Store::for_test();
         let base = cli.beside("base");
@@ -30,16 +30,16 @@ impl World {
         self.cli.beside(name)
     }
 
-    /// Everything in the store but its locks, which say who was there last.
+    /// Returns the content of all files in the store, except the locks, which name their last holder.
     fn content(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut content = BTreeMap::new();
-        let mut folders = vec![self.path("store")];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(&folder).unwrap() {
+        let mut dirs = vec![self.path("store")];
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(&dir).unwrap() {
                 let path = entry.unwrap().path();
                 let kind = path.symlink_metadata().unwrap().file_type();
                 if kind.is_dir() {
-                    folders.push(path.clone());
+                    dirs.push(path.clone());
                     content.insert(path, Vec::new());
                 } else if path.extension() != Some(OsStr::new("lock")) {
                     let bytes = std::fs::read(&path).unwrap();
@@ -61,7 +61,7 @@ impl World {
 }
 
 #[test]
-fn names_that_are_not_there() {
+fn missing_names_are_refused() {
     let world = World::new();
     for args in [
         &["mount", "wbe"][..],
@@ -97,7 +97,7 @@ fn names_that_are_not_there() {
 }
 
 #[test]
-fn names_that_are_taken() {
+fn existing_names_are_refused() {
     let world = World::new();
     let base = world.path("base");
     let base = base.to_str().unwrap();
@@ -116,7 +116,7 @@ fn names_that_are_taken() {
 }
 
 #[test]
-fn names_that_can_not_be() {
+fn invalid_names_are_refused() {
     let world = World::new();
     let base = world.path("base").into_os_string();
     let long = "x".repeat(65);
@@ -162,7 +162,7 @@ fn names_that_can_not_be() {
 }
 
 #[test]
-fn sources_that_can_not_be() {
+fn invalid_sources_are_refused() {
     let world = World::new();
     std::fs::write(world.path("text"), "no archive").unwrap();
     std::fs::write(world.path("empty"), "").unwrap();
@@ -174,7 +174,7 @@ fn sources_that_can_not_be() {
 }
 
 #[test]
-fn command_lines_that_can_not_be() {
+fn invalid_command_lines_are_refused() {
     let world = World::new();
     for args in [
         &[][..],
@@ -195,17 +195,17 @@ fn command_lines_that_can_not_be() {
         world.refused(args, 2, &[]);
     }
     world.refused(&["umount", "web"], 1, &["not mounted"]);
-    let folder = world.path("");
-    let folder = folder.to_str().unwrap().trim_end_matches('/');
-    world.refused(&["export", "web", &format!("{folder}.tar/x.tar")], 1, &[]);
+    let dir = world.path("");
+    let dir = dir.to_str().unwrap().trim_end_matches('/');
+    world.refused(&["export", "web", &format!("{dir}.tar/x.tar")], 1, &[]);
 }
 
 #[test]
-fn mount_points_that_can_not_be() {
+fn invalid_mount_points_are_refused() {
     let world = World::new();
     for (place, word) in [
         ("absent", "does not exist"),
-        ("base/etc/file", "not a folder"),
+        ("base/etc/file", "not a directory"),
         ("base", "not empty"),
         ("store/layers", "hide a part of the store"),
     ] {
@@ -219,7 +219,7 @@ fn mount_points_that_can_not_be() {
 }
 
 #[test]
-fn a_dry_run_changes_nothing() {
+fn dry_run_changes_nothing() {
     let world = World::new();
     world.refused(&["destroy", "web", "--dry-run"], 0, &["would"]);
     world.refused(&["restore", "web", "snap0", "--dry-run"], 0, &["would"]);
@@ -232,7 +232,7 @@ fn a_dry_run_changes_nothing() {
 }
 
 #[test]
-fn a_damaged_store_is_told_and_left_alone() {
+fn damaged_store_is_reported_and_not_changed() {
     let world = World::new();
     world.cli.ok(["clone", "web", "other"]);
     let containers = world.path("store/containers");
@@ -248,7 +248,7 @@ fn a_damaged_store_is_told_and_left_alone() {
     ] {
         world.refused(args, 5, &[name, "checksum"]);
     }
-    // The others go on, and its name is still its own.
+    // Other containers still work, and the name of the damaged one is still in use.
     world.cli.ok(["snapshot", "other"]);
     world.cli.ok(["clone", "other", "new"]);
     world.cli.cowl(["clone", "other", "web"]).fails(1, &[]);
@@ -267,7 +267,7 @@ fn manifest_of(containers: &Path, name: &str) -> PathBuf {
 }
 
 #[test]
-fn a_missing_layer_is_damage() {
+fn missing_layer_is_damage() {
     let world = World::new();
     let layers = world.path("store/layers");
     for layer in std::fs::read_dir(&layers).unwrap() {
@@ -285,7 +285,7 @@ fn a_missing_layer_is_damage() {
 }
 
 #[test]
-fn a_store_of_a_newer_version() {
+fn store_of_a_newer_version_is_refused() {
     let world = World::new();
     let file = world.path("store/store.json");
     let text = std::fs::read_to_string(&file).unwrap();
@@ -302,7 +302,7 @@ fn a_store_of_a_newer_version() {
 }
 
 #[test]
-fn a_folder_that_is_no_store_is_left_alone() {
+fn directory_that_is_not_a_store_is_not_changed() {
     let world = World::new();
     let home = world.path("base");
     let run = |args: &[&str]| {
@@ -312,14 +312,14 @@ fn a_folder_that_is_no_store_is_left_alone() {
     };
     run(&["create", "new", "--from", "/"]).fails(2, &[]);
     run(&["mount", "web"]).fails(3, &[]);
-    // An empty list is no error.
+    // An empty list is not an error.
     run(&["list", "--json"]).ok();
     let entries: Vec<_> = std::fs::read_dir(&home).unwrap().collect();
     assert_eq!(entries.len(), 1);
 }
 
 #[test]
-fn errors_as_json_where_json_is_asked_for() {
+fn errors_are_json_with_the_option_json() {
     let world = World::new();
     let output = world.cli.cowl(["list", "wbe", "--json"]);
     let error: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
@@ -328,7 +328,7 @@ fn errors_as_json_where_json_is_asked_for() {
 }
 
 #[test]
-fn commands_wait_for_each_other_and_say_for_whom() {
+fn commands_wait_for_each_other_and_name_the_lock_holder() {
     let world = World::new();
     let locks = world.path("store/locks");
     let lock = std::fs::read_dir(&locks)
@@ -344,14 +344,15 @@ fn commands_wait_for_each_other_and_say_for_whom() {
         4,
         &["pid 4711 (cowl snapshot web)"],
     );
-    // A child that another test has forked and that has not exec'd yet shares the lock: closing would not end it.
+    // A concurrent test may have forked a child that has not exec'd yet and shares the lock, so closing would not
+    // release it.
     rustix::fs::flock(&held, rustix::fs::FlockOperation::Unlock).unwrap();
     world.cli.ok(["snapshot", "web", "--wait", "0"]);
 }
 
-/// Nothing is collected while nobody knows what it named.
+/// The layers of a container whose manifest is missing are not collected.
 #[test]
-fn a_container_that_lost_its_manifest_is_no_half_made_one() {
+fn container_without_manifest_is_not_a_leftover() {
     let world = World::new();
     std::fs::write(world.path("base/etc/new"), "x").unwrap();
     let file = manifest_of(&world.path("store/containers"), "web");
@@ -369,9 +370,9 @@ fn a_container_that_lost_its_manifest_is_no_half_made_one() {
     world.cli.ok(["diff", "web@snap0", "web"]);
 }
 
-/// What can't be read may be what names the layer that is written to.
+/// An unreadable pending manifest may reference the current head.
 #[test]
-fn a_change_under_way_that_can_not_be_read_is_not_dropped() {
+fn unreadable_pending_manifest_is_not_discarded() {
     let world = World::new();
     let file = manifest_of(&world.path("store/containers"), "web");
     let next = file.with_file_name("container.json.next");
@@ -382,7 +383,7 @@ fn a_change_under_way_that_can_not_be_read_is_not_dropped() {
         assert_eq!(output.code, 1, "{}", output.report());
         assert!(output.report().contains(next_name), "{}", output.report());
     }
-    // A torn one is from before anything relied on it.
+    // A partially written one was never committed, so it is discarded.
     std::fs::write(&next, "{\"form").unwrap();
     world.cli.ok(["snapshot", "web"]);
     assert!(!next.try_exists().unwrap());

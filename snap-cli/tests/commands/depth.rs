@@ -1,4 +1,4 @@
-//! Stacks stay under their limit, whatever the number of snapshots, and nothing that is shown changes.
+//! Tests of the depth limit: stacks never exceed it, regardless of the number of snapshots, and no content changes.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use cowl_tests::scratch::Scratch;
 
 use crate::library;
 
-/// The limit that is built in.
+/// The default limit.
 const LIMIT: usize = 128;
 
 struct World {
@@ -58,7 +58,7 @@ impl World {
         self.find(name).1.stack.len()
     }
 
-    /// Writes a number into the head: a new file, one that is in the base, and now and then a deletion.
+    /// Writes a number into the head: to a new file and to one of the base. Sometimes removes a file.
     fn write(&self, number: usize) {
         let (_, manifest) = self.find("web");
         let head = self.store().paths().layer_tree(manifest.head);
@@ -79,7 +79,7 @@ impl World {
         digest(&view, &mut |_| {}).unwrap().to_string()
     }
 
-    /// The digests of all snapshots, and how deep the deepest of them is.
+    /// Returns the digests of all snapshots, and the depth of the deepest.
     fn snapshots(&self, name: &str) -> (Vec<String>, usize) {
         let (id, manifest) = self.find(name);
         let store = self.store();
@@ -95,7 +95,7 @@ impl World {
 }
 
 #[test]
-fn three_hundred_snapshots_stay_under_the_limit_and_none_changes() {
+fn three_hundred_snapshots_stay_below_the_limit_and_none_changes() {
     let world = World::new(None);
     let mut want = Vec::new();
     for number in 0..300 {
@@ -110,13 +110,13 @@ fn three_hundred_snapshots_stay_under_the_limit_and_none_changes() {
     assert!(got == want, "a snapshot changed");
     assert!(deepest <= LIMIT, "{deepest}");
     assert_eq!(world.digest(&world.find("web").1.stack), want[299]);
-    // Each layer is there once, and what was merged is named by some snapshot still.
+    // A snapshot whose layers were merged can still be restored.
     world.ok(&["restore", "web", "snap7"]);
     assert_eq!(world.digest(&world.find("web").1.stack), want[7]);
 }
 
 #[test]
-fn what_is_shared_with_a_clone_goes_on_and_what_is_nobody_s_goes() {
+fn layers_of_a_clone_are_retained_and_unused_ones_are_removed() {
     let world = World::new(Some(8));
     for number in 0..5 {
         world.write(number);
@@ -130,7 +130,7 @@ fn what_is_shared_with_a_clone_goes_on_and_what_is_nobody_s_goes() {
         assert!(world.depth("web") <= 8);
     }
     assert_eq!(world.digest(&world.find("other").1.stack), other);
-    // No snapshots, no reason to keep what was merged.
+    // Without snapshots, merged layers are garbage.
     let web = world.digest(&world.find("web").1.stack);
     world.ok(&["rm", "web", "--all", "--yes"]);
     world.ok(&["destroy", "other", "--yes"]);
@@ -141,13 +141,13 @@ fn what_is_shared_with_a_clone_goes_on_and_what_is_nobody_s_goes() {
 }
 
 #[test]
-fn a_merge_that_fails_fails_no_snapshot() {
+fn failed_merge_does_not_fail_the_snapshot() {
     let world = World::new(Some(4));
     for number in 0..3 {
         world.write(number);
         world.ok(&["snapshot", "web"]);
     }
-    // What can't be read can't be merged: the lowest delta is gone.
+    // The lowest delta is missing, so it cannot be merged.
     let (_, manifest) = world.find("web");
     assert_eq!(manifest.stack.len(), 4, "it was merged so far");
     let lost = world.store().paths().layer_tree(manifest.stack[2]);
@@ -157,7 +157,7 @@ fn a_merge_that_fails_fails_no_snapshot() {
     assert_eq!(world.ok(&["snapshot", "web"]), "snap3");
     assert_eq!(world.depth("web"), 5);
     std::fs::rename(&away, &lost).unwrap();
-    // The next one does it.
+    // The next snapshot merges.
     world.write(4);
     world.ok(&["snapshot", "web"]);
     assert_eq!(world.depth("web"), 4);

@@ -1,4 +1,4 @@
-//! What `cowl diff` prints, in all its forms, as far as it needs no mount.
+//! Tests of all output formats of `cowl diff` that need no mount.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use cowl_tests::cowl::Store;
 use serde_json::{Value, json};
 
-/// The container web, changed in every way that needs no mount since its snapshot snap0.
+/// Creates the container web, with all kinds of changes since its snapshot snap0 that need no mount.
 fn changed() -> Store {
     let store = Store::for_test();
     let base = store.beside("base");
@@ -37,7 +37,7 @@ fn head_of_web(store: &Store) -> PathBuf {
 }
 
 #[test]
-fn every_form_of_a_diff() {
+fn diff_has_all_output_formats() {
     let store = changed();
     assert_eq!(
         store.ok(["diff", "web"]),
@@ -54,12 +54,9 @@ fn every_form_of_a_diff() {
     );
     assert_eq!(
         store.ok(["diff", "web", "--stat"]),
-        "A  /etc/a b\\n         0 B\n\
-         A  /etc/apt/new  +2.0 KiB\n\
-         M  /etc/fstab        +6 B\n\
-         M  /etc/mode          0 B\n\
-         T  /thing            -2 B\n\
-         2 added, 2 modified, 1 of another type, +2.0 KiB\n"
+        "/etc    2 added, 2 modified  +2.0 KiB\n\
+         /thing  1 type changed           -2 B\n\
+         2 added (+2.0 KiB), 2 modified (+6 B), 1 type changed (-2 B); +2.0 KiB in total\n"
     );
     assert_eq!(
         store.ok(["diff", "web", "--name-only"]),
@@ -69,9 +66,9 @@ fn every_form_of_a_diff() {
         store.ok(["diff", "web", "--name-only", "-0"]),
         "etc/a b\n\0etc/apt/new\0etc/fstab\0etc/mode\0thing\0"
     );
-    let told: Value = serde_json::from_str(&store.ok(["diff", "web", "--json"])).unwrap();
+    let output: Value = serde_json::from_str(&store.ok(["diff", "web", "--json"])).unwrap();
     assert_eq!(
-        told,
+        output,
         json!({
             "changes": [
                 {"status": "A", "path": "etc/a b\n", "new_size": 0},
@@ -85,13 +82,13 @@ fn every_form_of_a_diff() {
         })
     );
     let nothing = store.ok(["diff", "web@snap0", "web@snap0", "--stat"]);
-    assert_eq!(nothing, "nothing differs\n");
+    assert_eq!(nothing, "no differences\n");
     let coloured = store.ok(["--color", "always", "diff", "web", "--", "etc/fstab"]);
     assert_eq!(coloured, "\u{1b}[33mM\u{1b}[0m /etc/fstab\n");
 }
 
 #[test]
-fn only_the_paths_that_are_given() {
+fn diff_is_limited_to_given_paths() {
     let store = changed();
     let only = |paths: &[&str]| store.ok([&["diff", "web@snap0", "web", "--"], paths].concat());
     assert_eq!(

@@ -1,9 +1,8 @@
-//! What each verb prints, word for word: tables, JSON, notes, errors, exit codes.
+//! Golden tests of the exact output of all commands: tables, JSON, notes, errors, exit codes.
 //!
-//! Each file in `tests/golden/` is a session: command lines after `$ `, then what they print (standard error
-//! after `! `), then `[N]` where the exit code is N and not 0. Times, ids, sizes and paths that differ from
-//! run to run stand there as <TIME>, <ID>, <SIZE>, <DIR>. `COWL_GOLDEN=write cargo test -p cowl --test commands golden`
-//! writes what is printed now; the difference is for people to read.
+//! Each file in `tests/golden/` is a session: command lines after `$ `, their output (standard error after `! `), and
+//! `[N]` for an exit code other than 0. Values that vary between runs are replaced by <TIME>, <ID>, <SIZE> and <DIR>.
+//! `COWL_GOLDEN=write cargo test -p cowl --test commands golden` updates the files; review the difference.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -26,12 +25,12 @@ impl World {
         std::fs::create_dir_all(base.join("etc")).unwrap();
         std::fs::write(base.join("etc/fstab"), "none\n").unwrap();
         std::fs::write(base.join("etc/passwd"), "root\n").unwrap();
-        // This machine's own settings are nobody's here.
+        // Isolates the tests from the settings of this machine.
         std::fs::write(world.dir.path().join("none.toml"), "").unwrap();
         world
     }
 
-    /// A line for the shell, in which `cowl` is the program under test, on this world's store.
+    /// Runs a shell command line, in which `cowl` is the program under test, on this world's store.
     fn run(&self, line: &str) -> String {
         let program = cowl_tests::programs::cowl();
         let path = std::env::join_paths(
@@ -59,13 +58,13 @@ impl World {
             Some(0) => {}
             code => text += &format!("[{}]\n", code.unwrap()),
         }
-        self.plain(&text)
+        self.normalize(&text)
     }
 
-    /// Makes snapshots durable, which happens in the background else: lists would show when that was.
+    /// Syncs all snapshots. Otherwise that happens in the background, and lists would depend on the timing.
     fn settle(&self) {
         let session = Session {
-            who: "test".to_owned(),
+            command: "test".to_owned(),
             patience: Duration::from_secs(60),
             mounts: Mounts::default(),
         };
@@ -76,10 +75,10 @@ impl World {
         }
     }
 
-    /// What differs from run to run is given a name.
-    fn plain(&self, text: &str) -> String {
+    /// Replaces the values that vary between runs.
+    fn normalize(&self, text: &str) -> String {
         let text = text.replace(self.dir.path().to_str().unwrap(), "<DIR>");
-        let mut plain = String::new();
+        let mut normalized = String::new();
         for line in text.lines() {
             let aligned = line.contains("  ");
             let words = line.split_inclusive(|c: char| " \"',()[]/.".contains(c));
@@ -92,17 +91,17 @@ impl World {
                 out += if is_id(word) { "<ID>" } else { word };
                 out += after;
             }
-            let out = times(&out);
-            let out = sizes(&out);
-            // The width of columns hangs on what stands in them.
+            let out = replace_times(&out);
+            let out = replace_sizes(&out);
+            // The width of columns depends on their values.
             let out = match aligned && !line.trim_start().starts_with(['"', '{', '}', '[', ']']) {
                 true => out.split_whitespace().collect::<Vec<_>>().join("  "),
                 false => out,
             };
-            plain += &out;
-            plain.push('\n');
+            normalized += &out;
+            normalized.push('\n');
         }
-        plain
+        normalized
     }
 }
 
@@ -110,8 +109,8 @@ fn is_id(word: &str) -> bool {
     word.len() == 36 && word.chars().all(|c| c.is_ascii_hexdigit() || c == '-')
 }
 
-/// Replaces dates with what may follow them: a time of day, a zone.
-fn times(line: &str) -> String {
+/// Replaces dates, each with an optional time of day and zone.
+fn replace_times(line: &str) -> String {
     let shape = |text: &str, like: &str| {
         let fits = |(c, l): (char, char)| (l == '0' && c.is_ascii_digit()) || (l != '0' && c == l);
         text.len() >= like.len() && text.chars().zip(like.chars()).all(fits)
@@ -138,8 +137,8 @@ fn times(line: &str) -> String {
     out
 }
 
-/// Replaces sizes: what a folder takes on the disk is the file system's affair.
-fn sizes(line: &str) -> String {
+/// Replaces sizes, because the disk usage of a directory depends on the filesystem.
+fn replace_sizes(line: &str) -> String {
     let words: Vec<&str> = line.split(' ').collect();
     let is_number =
         |word: &str| !word.is_empty() && word.chars().all(|c| c.is_ascii_digit() || c == '.');
@@ -188,7 +187,7 @@ fn sessions() -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_verb_prints_what_it_printed() {
+fn output_of_all_commands_is_unchanged() {
     let files = sessions();
     assert!(!files.is_empty());
     let mut differ = Vec::new();

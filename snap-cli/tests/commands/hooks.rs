@@ -1,4 +1,4 @@
-//! Scripts before and after snapshot, restore and rm, as somebody puts them into a folder.
+//! Tests of hooks: scripts in a directory that run before and after snapshot, restore and rm.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ struct Machine {
 }
 
 impl Machine {
-    /// A store with the container web, and a configuration file that names the hooks' folder.
+    /// Creates a store with the container web, and a configuration file with the directory of hooks.
     fn new() -> Self {
         let machine = Self {
             cli: cowl_tests::cowl::Store::for_test(),
@@ -35,9 +35,9 @@ impl Machine {
     }
 
     fn hook(&self, when: &str, name: &str, text: &str) -> PathBuf {
-        let folder = self.path("hooks").join(format!("{when}.d"));
-        std::fs::create_dir_all(&folder).unwrap();
-        let path = folder.join(name);
+        let dir = self.path("hooks").join(format!("{when}.d"));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join(name);
         let cowl = programs::cowl();
         let text = format!(
             "#!/bin/sh\ncowl={} log={}\n{text}\n",
@@ -67,7 +67,7 @@ impl Machine {
         run_command(self.command(args), b"").fails(1, words)
     }
 
-    /// What the hooks noted, since the last time.
+    /// Returns and clears the log of the hooks.
     fn log(&self) -> String {
         let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
         std::fs::write(self.path("log"), "").unwrap();
@@ -90,7 +90,7 @@ fn hooks_run_around_snapshot_restore_and_rm() {
             machine.hook(&format!("{when}-{event}"), "note", NOTE);
         }
     }
-    // What a hook prints is not among the data.
+    // The output of a hook is not part of the command's standard output.
     machine.hook("post-snapshot", "talk", "echo talking");
     assert_eq!(machine.ok(&["snapshot", "web"]), "snap0\n");
     assert_eq!(
@@ -123,14 +123,14 @@ fn hooks_run_around_snapshot_restore_and_rm() {
         machine.log(),
         "pre-destroy gone [] \npost-destroy gone [] done\n"
     );
-    // Nothing is done, so nothing is told.
+    // Without a change no hook runs.
     machine.ok(&["snapshot", "web", "--name", "last"]);
     machine.log();
     machine.ok(&["prune", "web", "--keep-last", "1"]);
     machine.ok(&["restore", "web", "last", "--dry-run"]);
     machine.ok(&["rm", "web", "last", "--dry-run"]);
     assert_eq!(machine.log(), "");
-    // What prune removes is removed like any other.
+    // The removal of a snapshot by prune runs the hooks, too.
     machine.ok(&["snapshot", "web", "--name", "newer"]);
     machine.log();
     machine.ok(&["prune", "web", "--keep-last", "1", "--manual"]);
@@ -141,7 +141,7 @@ fn hooks_run_around_snapshot_restore_and_rm() {
 }
 
 #[test]
-fn a_hook_before_that_fails_stops_the_command_before_anything_changed() {
+fn failed_hook_before_a_command_prevents_any_change() {
     let machine = Machine::new();
     machine.ok(&["snapshot", "web"]);
     for event in ["snapshot", "restore", "rm"] {
@@ -161,7 +161,7 @@ fn a_hook_before_that_fails_stops_the_command_before_anything_changed() {
 }
 
 #[test]
-fn a_hook_after_that_fails_is_told_and_undoes_nothing() {
+fn failed_hook_after_a_command_is_reported_and_undoes_nothing() {
     let machine = Machine::new();
     machine.hook("post-snapshot", "no", "exit 7");
     let output = machine.fails(&["snapshot", "web"], &["exit code 7", "nothing was undone"]);
@@ -170,7 +170,7 @@ fn a_hook_after_that_fails_is_told_and_undoes_nothing() {
 }
 
 #[test]
-fn a_hook_may_call_cowl_and_starts_no_hooks_by_it() {
+fn hook_can_call_cowl_without_further_hooks() {
     let machine = Machine::new();
     machine.hook(
         "pre-restore",
@@ -190,7 +190,7 @@ fn a_hook_may_call_cowl_and_starts_no_hooks_by_it() {
 }
 
 #[test]
-fn a_hook_has_the_time_that_the_configuration_gives() {
+fn hook_has_the_configured_timeout() {
     let machine = Machine::new();
     let hooks = machine.path("hooks");
     machine.hook("pre-snapshot", "slow", "sleep 1000");
@@ -206,7 +206,7 @@ fn a_hook_has_the_time_that_the_configuration_gives() {
 }
 
 #[test]
-fn who_interrupts_the_command_interrupts_the_hook() {
+fn interrupt_of_the_command_interrupts_the_hook() {
     let machine = Machine::new();
     machine.hook(
         "pre-snapshot",

@@ -1,4 +1,4 @@
-//! `cowl ls` and `cowl cat`: a state is looked into without a mount.
+//! Tests of `cowl ls` and `cowl cat`, which read a state without a mount.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use cowl_tests::cowl::Store;
 use serde_json::{Value, json};
 
-/// The container web with its snapshot snap0, and a file changed since.
+/// Creates the container web with its snapshot snap0, and changes a file.
 fn web() -> Store {
     let store = Store::for_test();
     let base = store.beside("base");
@@ -18,7 +18,7 @@ fn web() -> Store {
     std::fs::write(at("usr/bin/tool"), [0, 1, 255]).unwrap();
     std::fs::set_permissions(at("usr/bin/tool"), PermissionsExt::from_mode(0o755)).unwrap();
     symlink("usr/bin", at("bin")).unwrap();
-    // Absolute, and upwards over the root: inside the container all the same.
+    // Absolute targets, and ".." above the root, resolve inside the container.
     symlink("/etc/passwd", at("etc/absolute")).unwrap();
     symlink("../../../../../etc/passwd", at("etc/upwards")).unwrap();
     symlink("loop", at("etc/loop")).unwrap();
@@ -33,7 +33,7 @@ fn web() -> Store {
 }
 
 #[test]
-fn a_file_of_any_state_is_printed() {
+fn file_of_any_state_is_printed() {
     let store = web();
     assert_eq!(store.ok(["cat", "web:etc/passwd"]), "changed\n");
     let old = "of the container\n";
@@ -48,17 +48,25 @@ fn a_file_of_any_state_is_printed() {
     let odd: [&OsStr; 2] = ["cat".as_ref(), OsStr::from_bytes(b"web@snap0:odd:\xff")];
     assert_eq!(store.cowl(odd).ok().stdout, b"odd");
 
-    store.refused(["cat", "web:etc"], 1, &["web:etc", "folder", "cowl ls web"]);
+    store.refused(
+        ["cat", "web:etc"],
+        1,
+        &["web:etc", "is a directory", "cowl ls web"],
+    );
     store.refused(["cat", "web:etc/no"], 3, &["web:etc/no", "no such path"]);
-    store.refused(["cat", "web:etc/passwd/x"], 3, &["not a folder"]);
-    store.refused(["cat", "web:etc/loop"], 1, &["too many symbolic links"]);
+    store.refused(["cat", "web:etc/passwd/x"], 3, &["not a directory"]);
+    store.refused(
+        ["cat", "web:etc/loop"],
+        1,
+        &["too many levels of symbolic links"],
+    );
     store.refused(["cat", "web"], 2, &["cowl cat web:PATH"]);
     store.refused(["cat", "web@snap7:etc"], 3, &["snap7"]);
     store.refused(["cat", ":etc"], 2, &["container name"]);
 }
 
 #[test]
-fn folders_are_listed() {
+fn directories_are_listed() {
     let store = web();
     assert_eq!(store.ok(["ls", "web"]), "bin\netc\nodd:\\xff\nusr\n");
     assert_eq!(store.ok(["ls", "web@snap0:bin"]), "tool\n");
@@ -79,10 +87,10 @@ fn folders_are_listed() {
         link.starts_with("lrwxrwxrwx") && link.ends_with("bin -> usr/bin\n"),
         "{link}"
     );
-    let told = store.cowl(["ls", "web:", "-R", "--json"]).ok().stdout;
-    let told: Value = serde_json::from_slice(&told).unwrap();
+    let listing = store.cowl(["ls", "web:", "-R", "--json"]).ok().stdout;
+    let listing: Value = serde_json::from_slice(&listing).unwrap();
     let find = |path: Value| {
-        let entries = told["entries"].as_array().unwrap();
+        let entries = listing["entries"].as_array().unwrap();
         entries.iter().find(|entry| entry["path"] == path).unwrap()
     };
     let tool = find("usr/bin/tool".into());

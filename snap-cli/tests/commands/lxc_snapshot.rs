@@ -1,4 +1,4 @@
-//! cowl called as `lxc-snapshot`, on folders as LXC makes them; no LXC is needed for these.
+//! Tests of cowl called as `lxc-snapshot`, on directories in LXC's layout. They do not need LXC.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -19,7 +19,7 @@ use crate::library;
 
 const TIME: &str = "2026:11:23 13:02:05";
 
-/// A folder of LXC containers: c1 has "now" in its file, and a snapshot snap0 with "then".
+/// A directory of LXC containers with c1, whose file contains "now", and its snapshot snap0 with "then".
 struct World {
     cli: cowl_tests::cowl::Store,
 }
@@ -45,7 +45,7 @@ impl World {
         std::fs::write(rootfs.join("etc/hostname"), "c1\n").unwrap();
         std::fs::hard_link(rootfs.join("etc/file"), rootfs.join("etc/same")).unwrap();
         let config = format!(
-            "# a remark\n\nlxc.rootfs.path = dir:{}\nlxc.uts.name = c1\n\
+            "# a comment\n\nlxc.rootfs.path = dir:{}\nlxc.uts.name = c1\n\
              lxc.net.0.hwaddr = 00:16:3e:11:22:33\n",
             rootfs.display()
         );
@@ -80,7 +80,7 @@ impl World {
         show(&self.run(args).ok().stdout)
     }
 
-    /// It ends with 1, says why, and nothing has changed.
+    /// Asserts that the command ends with 1 and a message that contains `word`, and changes nothing.
     #[track_caller]
     fn refused(&self, args: &[&str], word: &str) {
         let before = self.content();
@@ -105,15 +105,15 @@ impl World {
         std::fs::read_to_string(self.path(name)).unwrap()
     }
 
-    /// All below the folder of containers.
+    /// Returns the content of all files in the directory of containers.
     fn content(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut content = BTreeMap::new();
-        let mut folders = vec![self.path("l")];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(&folder).unwrap() {
+        let mut dirs = vec![self.path("l")];
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(&dir).unwrap() {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
-                    folders.push(path.clone());
+                    dirs.push(path.clone());
                     content.insert(path, Vec::new());
                 } else {
                     let bytes = std::fs::read(&path).unwrap();
@@ -132,8 +132,8 @@ impl World {
         library::open(self.cli.path()).unwrap()
     }
 
-    /// Has cowl keep c1, as far as the front can tell.
-    fn keep(&self) {
+    /// Makes c1 a container of cowl, as far as the front end can detect.
+    fn adopt(&self) {
         let from = self.path("l/c1/rootfs");
         self.cli.create("c1", &from);
         let store = self.store();
@@ -149,8 +149,8 @@ impl World {
         container.commit(next, None, |_| Ok(Swap::Done)).unwrap();
     }
 
-    /// A file of a state of the kept container.
-    fn kept_file(&self, state: &str) -> String {
+    /// Returns the content of the file in a state of the adopted container.
+    fn adopted_file(&self, state: &str) -> String {
         let tar = self.path("x.tar");
         self.cowl(&["export", state, "--force", tar.to_str().unwrap()])
             .ok();
@@ -164,7 +164,7 @@ impl World {
 }
 
 #[test]
-fn the_list_is_by_number() {
+fn list_is_sorted_by_number() {
     let world = World::new();
     for name in ["snap10", "snap9"] {
         world.snapshot(name, "x");
@@ -179,21 +179,18 @@ fn the_list_is_by_number() {
 }
 
 #[test]
-fn the_old_place_is_read() {
+fn old_location_is_read() {
     let world = World::new();
     std::fs::create_dir(world.path("lsnaps")).unwrap();
     std::fs::rename(world.path("l/c1/snaps"), world.path("lsnaps/c1")).unwrap();
-    let folder = world.path("lsnaps/c1");
-    assert_eq!(
-        world.list(),
-        format!("snap0 ({}) {TIME}\n", folder.display())
-    );
+    let dir = world.path("lsnaps/c1");
+    assert_eq!(world.list(), format!("snap0 ({}) {TIME}\n", dir.display()));
     world.ok(&["-n", "c1", "-r", "snap0"]);
     assert_eq!(world.read("l/c1/rootfs/etc/file"), "then");
 }
 
 #[test]
-fn back_to_the_same_name() {
+fn restore_to_the_same_name() {
     let world = World::new();
     let config = world.read("l/c1/config");
     world.ok(&["-n", "c1", "-r", "snap0"]);
@@ -204,7 +201,7 @@ fn back_to_the_same_name() {
         meta("l/c1/rootfs/etc/file").ino(),
         meta("l/c1/rootfs/etc/same").ino()
     );
-    // The snapshot is its own still.
+    // A change of the container does not affect the snapshot.
     std::fs::write(world.path("l/c1/rootfs/etc/file"), "later").unwrap();
     assert_eq!(world.read("l/c1/snaps/snap0/rootfs/etc/file"), "then");
     world.ok(&["-n", "c1", "-r", "snap0", "-N", "c1"]);
@@ -217,9 +214,9 @@ fn back_to_the_same_name() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// What LXC's own restore leaves when its disk is full: no files, and a config that says so no more.
+/// LXC's own restore on a full disk leaves no files, and a config without the root filesystem.
 #[test]
-fn back_where_nothing_is_left() {
+fn restore_of_a_container_without_files() {
     let world = World::new();
     std::fs::remove_dir_all(world.path("l/c1/rootfs")).unwrap();
     world.ok(&["-n", "c1", "-r", "snap0"]);
@@ -227,7 +224,7 @@ fn back_where_nothing_is_left() {
 }
 
 #[test]
-fn back_to_a_new_name() {
+fn restore_to_a_new_name() {
     let world = World::new();
     std::fs::write(world.path("l/c1/snaps/snap0/fstab"), "").unwrap();
     world.ok(&["-n", "c1", "-r", "snap0", "c2"]);
@@ -242,19 +239,19 @@ fn back_to_a_new_name() {
     assert!(config.contains(&rootfs), "{config}");
     assert!(config.contains("lxc.uts.name = c2\n"), "{config}");
     assert!(!config.contains("00:16:3e:11:22:33"), "{config}");
-    assert!(config.starts_with("# a remark\n\n"), "{config}");
+    assert!(config.starts_with("# a comment\n\n"), "{config}");
     assert!(world.path("l/c2/fstab").is_file());
     assert!(!world.is_there("l/c2/ts"));
-    world.refused(&["-n", "c1", "-r", "snap0", "-N", "c2"], "exists already");
+    world.refused(&["-n", "c1", "-r", "snap0", "-N", "c2"], "already exists");
     world.refused(&["-n", "c1", "-r", "snap0", "c3", "c4"], "c4");
     for bad in ["", "..", ".x", "a/b", "a\nb"] {
         world.refused(&["-n", "c1", "-r", "snap0", "-N", bad], "name");
     }
 }
 
-/// "-d A" and "-d ''" removed all snapshots.
+/// Regression test: "-d A" and "-d ''" removed all snapshots.
 #[test]
-fn only_exactly_all_removes_all() {
+fn only_the_exact_word_all_removes_all() {
     let world = World::new();
     world.snapshot("snap1", "x");
     for near in [
@@ -267,9 +264,9 @@ fn only_exactly_all_removes_all() {
     world.refused(&["-n", "c1", "-d", "snap1"], "did you mean snap0?");
 }
 
-/// A snapshot of this name was restored although it is not there, and the container was gone.
+/// Regression test: a restore from a missing snapshot removed the container.
 #[test]
-fn going_back_to_what_is_not_there_changes_nothing() {
+fn restore_of_a_missing_snapshot_changes_nothing() {
     let world = World::new();
     for name in ["snap1", "", ".", "snap", "../../c1"] {
         world.refused(&["-n", "c1", "-r", name], "no snapshot named");
@@ -280,9 +277,9 @@ fn going_back_to_what_is_not_there_changes_nothing() {
     world.refused(&["-L"], "no container is named");
 }
 
-/// What a killed lxc-snapshot leaves was listed, and emptied the container when it was restored.
+/// Regression test: the leftovers of a killed lxc-snapshot were listed, and a restore from them emptied the container.
 #[test]
-fn what_is_not_whole_is_no_snapshot() {
+fn incomplete_snapshot_is_not_used() {
     let world = World::new();
     world.snapshot("snap1", "half");
     std::fs::remove_file(world.path("l/c1/snaps/snap1/ts")).unwrap();
@@ -292,25 +289,25 @@ fn what_is_not_whole_is_no_snapshot() {
         world.line("snap0")
     );
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("snap1 is not whole"), "{said}");
-    world.refused(&["-n", "c1", "-r", "snap1"], "not whole");
-    world.refused(&["-n", "c1", "-r", "snap1", "c2"], "not whole");
+    assert!(said.contains("snap1 is incomplete"), "{said}");
+    world.refused(&["-n", "c1", "-r", "snap1"], "incomplete");
+    world.refused(&["-n", "c1", "-r", "snap1", "c2"], "incomplete");
     world.ok(&["-n", "c1", "-d", "snap1"]);
     assert!(!world.is_there("l/c1/snaps/snap1"));
 }
 
-/// The snapshot stayed when its remark could not be read.
+/// Regression test: the snapshot was retained although its comment could not be read.
 #[test]
-fn a_missing_remark_is_told_before_anything_is_made() {
+fn missing_comment_file_is_reported_before_anything_is_created() {
     let world = World::new();
     world.refused(&["-n", "c1", "-c", "/no/such/file"], "/no/such/file");
-    world.keep();
+    world.adopt();
     world.refused(&["-n", "c1", "-c", "/no/such/file"], "/no/such/file");
     assert_eq!(world.list(), world.line("snap0"));
 }
 
 #[test]
-fn files_that_others_stand_on_stay() {
+fn files_with_dependents_are_retained() {
     let world = World::new();
     let lxcpath = world.path("l");
     world.container(&world.path("l/ov"), "clone");
@@ -321,14 +318,14 @@ fn files_that_others_stand_on_stay() {
     std::fs::write(world.path("l/c1/snaps/snap0/lxc_snapshots"), &list).unwrap();
     world.refused(&["-n", "c1", "-d", "snap0"], "lxc-copy -s");
     world.refused(&["-n", "c1", "-d", "ALL"], "lxc-copy -s");
-    // Nobody stands on it any more.
+    // No snapshot depends on it any more.
     std::fs::remove_dir_all(world.path("l/ov")).unwrap();
     world.ok(&["-n", "c1", "-r", "snap0"]);
     world.ok(&["-n", "c1", "-d", "snap0"]);
 }
 
 #[test]
-fn what_is_in_use_is_not_exchanged() {
+fn container_in_use_is_not_replaced() {
     let world = World::new();
     let mut child = Command::new("sleep")
         .arg("60")
@@ -342,7 +339,7 @@ fn what_is_in_use_is_not_exchanged() {
 }
 
 #[test]
-fn settings_of_then_are_told() {
+fn differing_settings_are_reported() {
     let world = World::new();
     let file = world.path("l/c1/config");
     let text = std::fs::read_to_string(&file).unwrap() + "lxc.start.auto = 1\n";
@@ -352,13 +349,13 @@ fn settings_of_then_are_told() {
     let output = world.run(&["-o", log, "-l", "warn", "-n", "c1", "-r", "snap0"]);
     let said = String::from_utf8(output.stderr).unwrap();
     for said in [said, world.read("log")] {
-        assert!(said.contains("its settings stay as they are"), "{said}");
+        assert!(said.contains("its settings are not restored"), "{said}");
     }
     assert_eq!(world.read("l/c1/config"), text);
 }
 
 #[test]
-fn the_common_options() {
+fn common_options_work() {
     let world = World::new();
     let log = world.path("log");
     let log = log.to_str().unwrap();
@@ -374,8 +371,8 @@ fn the_common_options() {
             .contains("ERROR c1 has no snapshot named \"snap7\"")
     );
     world.refused(
-        &["-o", "/no/such/folder/x", "-n", "c1", "-d", "ALL"],
-        "/no/such/folder/x",
+        &["-o", "/no/such/dir/x", "-n", "c1", "-d", "ALL"],
+        "/no/such/dir/x",
     );
     world.refused(
         &["--rcfile", "/no/such/file", "-n", "c1", "-d", "ALL"],
@@ -393,11 +390,11 @@ fn the_common_options() {
     world.refused(&["-n"], "--name");
 }
 
-/// Whoever took it in was killed before LXC's folder was gone.
+/// The import of the snapshot was killed before LXC's directory was removed.
 #[test]
-fn what_is_taken_in_is_there_once() {
+fn imported_snapshot_is_listed_once() {
     let world = World::new();
-    world.keep();
+    world.adopt();
     let id = world.path("l/c1/snaps/snap0").metadata().unwrap().ino();
     let store = world.store();
     let mut container = recover::open(&store, &ContainerName::parse("c1").unwrap()).unwrap();
@@ -413,38 +410,38 @@ fn what_is_taken_in_is_there_once() {
 }
 
 #[test]
-fn cowls_snapshots_and_lxcs_in_one_list() {
+fn snapshots_of_cowl_and_lxc_are_in_one_list() {
     let world = World::new();
-    world.keep();
-    let remark = world.path("remark");
-    std::fs::write(&remark, "said\n").unwrap();
-    assert_eq!(world.ok(&["-n", "c1", "-c", remark.to_str().unwrap()]), "");
+    world.adopt();
+    let comment = world.path("comment");
+    std::fs::write(&comment, "said\n").unwrap();
+    assert_eq!(world.ok(&["-n", "c1", "-c", comment.to_str().unwrap()]), "");
     let list = world.ok(&["-n", "c1", "-L", "-C"]);
     let lines: Vec<_> = list.lines().collect();
     assert_eq!(lines[0], world.line("snap0").trim());
-    // No name twice, though it is cowl's first.
+    // No name occurs twice, although it is cowl's first snapshot.
     assert!(lines[1].starts_with("snap1 ("), "{list}");
     assert_eq!(lines[2..], ["said"]);
 
-    // What LXC took becomes cowl's when the container goes back to it.
+    // A snapshot of LXC becomes one of cowl when it is restored.
     world.ok(&["-n", "c1", "-r", "snap0"]);
-    assert_eq!(world.kept_file("c1"), "then");
+    assert_eq!(world.adopted_file("c1"), "then");
     assert!(!world.is_there("l/c1/snaps"));
     let json = world.cowl(&["list", "c1", "--json"]);
     let text = String::from_utf8(json.stdout).unwrap();
     assert!(text.contains("2026-11-23T13:02:05Z"), "{text}");
     world.ok(&["-n", "c1", "-r", "snap1"]);
-    assert_eq!(world.kept_file("c1"), "now");
+    assert_eq!(world.adopted_file("c1"), "now");
     world.ok(&["-n", "c1", "-d", "snap0"]);
     world.refused(&["-n", "c1", "-d", "snap0"], "no snapshot named");
-    // A protected one is not among all.
+    // "ALL" does not include a protected snapshot.
     world.ok(&["-n", "c1"]);
     world.cowl(&["protect", "c1@snap1"]).ok();
     let output = world.run(&["-n", "c1", "-d", "ALL"]);
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.code, 1, "{said}");
     assert!(
-        said.contains("snap1 is not removed: it is protected"),
+        said.contains("cannot remove snap1: it is protected"),
         "{said}"
     );
     assert_eq!(world.list().lines().count(), 1);
@@ -454,12 +451,12 @@ fn cowls_snapshots_and_lxcs_in_one_list() {
 }
 
 #[test]
-fn a_name_that_is_there_twice_is_nobodys() {
+fn ambiguous_name_is_refused() {
     let world = World::new();
     std::fs::remove_dir_all(world.path("l/c1/snaps")).unwrap();
-    world.keep();
+    world.adopt();
     world.ok(&["-n", "c1"]);
-    // LXC takes the lowest number that it does not see.
+    // LXC assigns the lowest number that it does not find.
     world.snapshot("snap0", "then");
     for task in ["-r", "-d"] {
         world.refused(
@@ -469,13 +466,13 @@ fn a_name_that_is_there_twice_is_nobodys() {
     }
     let output = world.cowl(&["import-lxc-snapshots", "c1"]);
     assert_eq!(output.stdout, b"snap1\n", "{output:?}");
-    assert_eq!(world.kept_file("c1@snap0"), "now");
-    assert_eq!(world.kept_file("c1@snap1"), "then");
+    assert_eq!(world.adopted_file("c1@snap0"), "now");
+    assert_eq!(world.adopted_file("c1@snap1"), "then");
     assert_eq!(world.list().lines().count(), 2);
 }
 
 #[test]
-fn lxcs_snapshots_are_taken_in() {
+fn snapshots_of_lxc_are_imported() {
     let world = World::new();
     world.snapshot("snap3", "three");
     std::fs::write(world.path("l/c1/snaps/snap3/comment"), "of then\n").unwrap();
@@ -483,7 +480,7 @@ fn lxcs_snapshots_are_taken_in() {
     std::fs::remove_file(world.path("l/c1/snaps/snap4/ts")).unwrap();
     let file = world.path("l/c1/snaps/snap3/rootfs/etc/file");
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o4751)).unwrap();
-    world.keep();
+    world.adopt();
     let before = world.content();
     let dry = world.cowl(&["import-lxc-snapshots", "c1", "--dry-run"]);
     assert!(dry.code == 0 && dry.stdout.is_empty(), "{dry:?}");
@@ -492,13 +489,13 @@ fn lxcs_snapshots_are_taken_in() {
     assert_eq!(done.stdout, b"snap0\nsnap3\n", "{done:?}");
     assert!(world.path("l/c1/snaps/snap4").is_dir());
     assert!(!world.is_there("l/c1/snaps/snap3"));
-    assert_eq!(world.kept_file("c1@snap3"), "three");
+    assert_eq!(world.adopted_file("c1@snap3"), "three");
     let shown = world.ok(&["-n", "c1", "-L", "-C"]);
     assert_eq!(
         shown,
         format!("{}{}of then\n", world.line("snap0"), world.line("snap3"))
     );
-    // The next number is after all of them.
+    // The next number is higher than all of theirs.
     world.ok(&["-n", "c1"]);
     assert!(world.list().contains("snap5 ("), "{}", world.list());
     let other = world.cowl(&["import-lxc-snapshots", "c1", "snap9"]);
@@ -506,16 +503,16 @@ fn lxcs_snapshots_are_taken_in() {
 }
 
 #[test]
-fn three_at_once_all_succeed() {
+fn three_concurrent_commands_succeed() {
     let world = World::new();
-    world.keep();
+    world.adopt();
     let start = |args: &[&str]| world.command(args).spawn().unwrap();
     let three: Vec<_> = (0..3).map(|_| start(&["-n", "c1"])).collect();
     for mut child in three {
         assert!(child.wait().unwrap().success());
     }
     assert_eq!(world.list().lines().count(), 4);
-    // Three restores to one new name: one of them makes it, whole.
+    // Of three restores to the same new name, exactly one creates a complete container.
     let three: Vec<_> = (0..3)
         .map(|_| start(&["-n", "c1", "-r", "snap0", "c2"]))
         .collect();

@@ -1,4 +1,4 @@
-//! What people say about snapshots, and finding them by it: comment, tag, protect, list, show.
+//! Tests of metadata of snapshots, and of lists by metadata: comment, tag, protect, list, show.
 
 use std::path::PathBuf;
 
@@ -23,13 +23,13 @@ impl World {
         serde_json::from_str(&self.cli.ok(args)).unwrap()
     }
 
-    /// One field of each snapshot that a list shows.
+    /// Returns the names of the listed snapshots.
     fn listed(&self, args: &[&str]) -> Vec<String> {
         let args = [&["list", "web", "--format", "{name}"], args].concat();
         self.cli.ok(&args).lines().map(str::to_owned).collect()
     }
 
-    /// Something that makes the next snapshot another.
+    /// Writes a file, so that the next snapshot has another content.
     fn write(&self, name: &str) {
         let manifest = self.json(&["show", "web", "--json"]);
         let head = manifest["head"].as_str().unwrap();
@@ -38,21 +38,21 @@ impl World {
 }
 
 #[test]
-fn a_remark_comes_from_anywhere_and_changes_any_time() {
+fn comment_can_come_from_any_source_and_be_changed() {
     let world = World::new();
-    let file = world.cli.beside("remark");
+    let file = world.cli.beside("comment");
     std::fs::write(&file, "from a file\n").unwrap();
     world
         .cli
         .ok(["snapshot", "web", "-c", file.to_str().unwrap()]);
-    let said = || world.json(&["show", "web@snap0", "--json"])["comment"].clone();
-    assert_eq!(said(), "from a file");
+    let comment = || world.json(&["show", "web@snap0", "--json"])["comment"].clone();
+    assert_eq!(comment(), "from a file");
     world.cli.ok(["comment", "web@snap0", "from a word"]);
-    assert_eq!(said(), "from a word");
+    assert_eq!(comment(), "from a word");
 
     let piped = ["comment", "web@snap0", "-c", "-"];
     world.cli.cowl_with(piped, b"from a pipe\n").ok();
-    assert_eq!(said(), "from a pipe");
+    assert_eq!(comment(), "from a pipe");
 
     let edit = |editor: &str| -> Output {
         let mut command = world.cli.command(["comment", "web@snap0"]);
@@ -60,17 +60,17 @@ fn a_remark_comes_from_anywhere_and_changes_any_time() {
         run_command(command, b"")
     };
     edit("sed -i s/pipe/editor/").ok();
-    assert_eq!(said(), "from a editor");
+    assert_eq!(comment(), "from a editor");
     edit("false").fails(1, &[]);
-    assert_eq!(said(), "from a editor");
+    assert_eq!(comment(), "from a editor");
 
     world.cli.ok(["comment", "web@snap0", ""]);
-    assert_eq!(said(), "");
+    assert_eq!(comment(), "");
     world.cli.refused(["comment", "web", "x"], 2, &["web@SNAP"]);
     world
         .cli
         .refused(["comment", "web@snap1", "x"], 3, &["did you mean snap0?"]);
-    // A file that is not there is found before anything is made.
+    // A missing file is reported before a snapshot is created.
     world
         .cli
         .refused(["snapshot", "web", "-c", "/absent"], 1, &["/absent"]);
@@ -78,7 +78,7 @@ fn a_remark_comes_from_anywhere_and_changes_any_time() {
 }
 
 #[test]
-fn tags_and_protection() {
+fn tags_and_protection_can_be_changed() {
     let world = World::new();
     world.cli.ok([
         "snapshot",
@@ -111,7 +111,7 @@ fn tags_and_protection() {
     world.cli.refused(
         ["tag", "web@snap0", "--remove", "keep"],
         1,
-        &["it has: env"],
+        &["its tags are: env"],
     );
     world
         .cli
@@ -173,7 +173,7 @@ fn lists_are_filtered_and_sorted() {
 }
 
 #[test]
-fn the_tree_shows_what_was_made_from_what() {
+fn tree_shows_parents() {
     let world = World::new();
     world.cli.ok(["snapshot", "web"]);
     for name in ["a", "b"] {
@@ -192,7 +192,7 @@ fn the_tree_shows_what_was_made_from_what() {
 }
 
 #[test]
-fn show_tells_all() {
+fn show_prints_all_properties() {
     let world = World::new();
     world.cli.ok(["snapshot", "web", "-m", "one"]);
     let text = world.cli.ok(["show", "web@snap0"]);

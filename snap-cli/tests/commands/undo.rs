@@ -1,11 +1,11 @@
-//! `restore --undo` and `--copy` on a container that is not mounted.
+//! Tests of `restore --undo` and `--copy` on a container that is not mounted.
 
 use cowl_tests::command::run_command;
 
 use crate::undo_world::{World, digest_dir};
 
 #[test]
-fn a_restore_is_taken_back_and_that_again() {
+fn restore_and_undo_can_be_undone() {
     let world = World::new();
     world.ok(&["snapshot", "web"]);
     world.write("file", "two");
@@ -19,26 +19,26 @@ fn a_restore_is_taken_back_and_that_again() {
         world.ok(&["restore", "web", "--undo"]);
         assert_eq!(world.now(), restored);
     }
-    // Nothing was written meanwhile, so nothing was kept again.
+    // Nothing was written since, so there is no further automatic snapshot.
     assert_eq!(world.snapshots(), ["snap0", "auto0"]);
 }
 
 #[test]
-fn where_nothing_had_been_written_the_snapshot_it_was_at_comes_back() {
+fn undo_without_writes_restores_the_previous_snapshot() {
     let world = World::new();
     world.ok(&["snapshot", "web"]);
     world.write("file", "two");
     world.ok(&["snapshot", "web"]);
     world.ok(&["restore", "web", "snap0"]);
     assert_eq!(world.snapshots(), ["snap0", "snap1"]);
-    // Once more changes nothing, and does not hide what there is to undo.
+    // A repeated restore changes nothing, and does not affect the undo.
     world.ok(&["restore", "web", "snap0"]);
     world.ok(&["restore", "web", "--undo"]);
     assert_eq!(world.read("file"), "two");
 }
 
 #[test]
-fn what_no_snapshot_holds_any_more_is_kept() {
+fn state_without_a_snapshot_is_retained() {
     let world = World::new();
     world.ok(&["snapshot", "web"]);
     world.write("file", "two");
@@ -51,10 +51,10 @@ fn what_no_snapshot_holds_any_more_is_kept() {
 }
 
 #[test]
-fn what_can_not_be_undone_says_why() {
+fn impossible_undo_reports_the_reason() {
     let world = World::new();
     let error = world.fails(&["restore", "web", "--undo"], 1);
-    assert!(error.contains("nothing to undo"), "{error}");
+    assert!(error.contains("cannot undo"), "{error}");
     world.ok(&["snapshot", "web"]);
     world.write("file", "two");
     world.ok(&["restore", "web", "snap0"]);
@@ -72,7 +72,7 @@ fn what_can_not_be_undone_says_why() {
 }
 
 #[test]
-fn a_comment_says_nothing_about_what_is_undone() {
+fn undo_does_not_depend_on_comments() {
     let world = World::new();
     world.ok(&["snapshot", "web"]);
     world.write("file", "two");
@@ -84,7 +84,7 @@ fn a_comment_says_nothing_about_what_is_undone() {
 }
 
 #[test]
-fn a_copy_is_a_plain_folder_with_all_of_the_state() {
+fn copy_is_a_plain_directory_with_the_complete_state() {
     let world = World::new();
     world.write("etc/new", "new");
     world.ok(&["snapshot", "web"]);
@@ -97,12 +97,12 @@ fn a_copy_is_a_plain_folder_with_all_of_the_state() {
         (
             &["restore", "web", "snap0", "--copy", "out"][..],
             1,
-            "there already",
+            "exists already",
         ),
         (
             &["restore", "web", "snap0", "--copy", "empty"],
             1,
-            "there already",
+            "exists already",
         ),
         (
             &["restore", "web", "snap0", "--copy", "no/such/out"],
@@ -113,7 +113,7 @@ fn a_copy_is_a_plain_folder_with_all_of_the_state() {
         (
             &["restore", "web", "snap0", "new", "--copy", "out2"],
             2,
-            "two places",
+            "a container and a directory at once",
         ),
         (&["restore", "web", "snap9", "--copy", "out2"], 3, "snap9"),
     ] {
@@ -126,7 +126,7 @@ fn a_copy_is_a_plain_folder_with_all_of_the_state() {
 }
 
 #[test]
-fn a_full_disk_leaves_nothing_of_a_copy() {
+fn full_disk_leaves_no_partial_copy() {
     let world = World::new();
     world.write("etc/big", &"x".repeat(100_000));
     world.ok(&["snapshot", "web"]);
@@ -147,7 +147,7 @@ fn a_full_disk_leaves_nothing_of_a_copy() {
 }
 
 #[test]
-fn a_copied_container_shares_no_layer() {
+fn copied_container_shares_no_layer() {
     let world = World::new();
     world.write("etc/new", "new");
     world.ok(&["snapshot", "web"]);

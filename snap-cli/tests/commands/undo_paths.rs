@@ -1,8 +1,8 @@
-//! `undo`, and `restore` of single paths, on a container that is not mounted.
+//! Tests of `undo`, and of `restore` of single paths, on a container that is not mounted.
 
 use crate::undo_world::World;
 
-/// A store whose container has changes of every kind since snap0.
+/// Creates a store whose container has all kinds of changes since snap0.
 fn changed() -> World {
     let world = World::new();
     let base = world.path("more");
@@ -12,7 +12,7 @@ fn changed() -> World {
         ("file", "one"),
         ("gone/deep/x", "x"),
         ("moves/inner", "inner"),
-        ("becomes-folder", "file"),
+        ("becomes-dir", "file"),
         ("a", "linked"),
     ] {
         std::fs::write(base.join(name), text).unwrap();
@@ -29,9 +29,9 @@ fn changed() -> World {
         fs.rmdir("gone");
         fs.rename("moves", "moved");
         fs.write("moved/inner", "changed");
-        fs.remove("becomes-folder");
-        fs.mkdir("becomes-folder");
-        fs.write("becomes-folder/new", "new");
+        fs.remove("becomes-dir");
+        fs.mkdir("becomes-dir");
+        fs.write("becomes-dir/new", "new");
         fs.write("file", "two");
         fs.write("added", "added");
     });
@@ -39,7 +39,7 @@ fn changed() -> World {
 }
 
 #[test]
-fn everything_comes_back_exactly() {
+fn undo_restores_everything_exactly() {
     let world = changed();
     let before = world.now();
     let said = world.ok(&["undo", "web", "--dry-run"]);
@@ -48,11 +48,11 @@ fn everything_comes_back_exactly() {
         "bring back /gone/deep/x",
         "rename back /moved -> /moves",
         "put back /moves/inner",
-        "put back /becomes-folder",
+        "put back /becomes-dir",
         "put back /file",
         "remove /added",
     ] {
-        // What is within a renamed folder is told by its path of today.
+        // Files in a renamed directory are printed with their current path.
         let line = line.replace("back /moves/inner", "back /moved/inner");
         assert!(said.lines().any(|other| other == line), "{line}: {said}");
     }
@@ -61,7 +61,7 @@ fn everything_comes_back_exactly() {
     assert_eq!(world.now(), world.at("snap0"));
     assert_eq!(world.snapshots(), ["snap0", "auto0"]);
     assert_eq!(world.ok(&["diff", "web"]), "");
-    // Nothing is left to do, and nothing is done.
+    // A repeated undo has no effect.
     assert_eq!(world.ok(&["undo", "web"]), "");
     assert_eq!(world.snapshots(), ["snap0", "auto0"]);
     world.ok(&["restore", "web", "--undo"]);
@@ -71,7 +71,7 @@ fn everything_comes_back_exactly() {
 }
 
 #[test]
-fn only_chosen_paths_are_taken_back() {
+fn only_given_paths_are_undone() {
     let world = changed();
     let json = world.ok(&["undo", "web", "snap0", "--json", "--", "/file", "added"]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -87,11 +87,11 @@ fn only_chosen_paths_are_taken_back() {
         diff.contains("D /gone") && diff.contains("R /moves"),
         "{diff}"
     );
-    // One end of a rename: the other is left alone.
+    // The old path of a rename is restored, and the new path is not changed.
     world.ok(&["undo", "web", "--", "moves"]);
     assert_eq!(world.read("moves/inner"), "inner");
     assert_eq!(world.read("moved/inner"), "changed");
-    // A folder that is gone comes back for a path in it.
+    // A removed parent directory is restored with a path in it.
     world.ok(&["restore", "web", "snap0", "--", "gone/deep/x"]);
     assert_eq!(world.read("gone/deep/x"), "x");
     let diff = world.ok(&["diff", "web@snap0", "web"]);
@@ -102,7 +102,7 @@ fn only_chosen_paths_are_taken_back() {
 }
 
 #[test]
-fn restoring_paths() {
+fn given_paths_are_restored() {
     let world = changed();
     world.ok(&["restore", "web", "snap0", "--dry-run", "--", "gone", "a"]);
     assert_eq!(world.snapshots(), ["snap0"]);
@@ -126,11 +126,11 @@ fn restoring_paths() {
     assert!(!diff.contains("added"), "{diff}");
     world.ok(&["restore", "web", "--undo"]);
     assert_eq!(world.read("added"), "added");
-    world.is_clean();
+    world.assert_clean();
 }
 
 #[test]
-fn what_the_container_began_with_is_the_last_resort() {
+fn without_a_snapshot_undo_restores_the_initial_content() {
     let world = World::new();
     let began = world.now();
     world.edit(|fs| fs.write("file", "two"));

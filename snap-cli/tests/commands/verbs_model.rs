@@ -1,13 +1,13 @@
-//! Random sequences of verbs and of changes of files must leave the trees that a model in memory says: of
-//! each container, and of each of its snapshots. `PROPTEST_CASES=N` runs more; what fails is shrunk.
+//! Property test: random sequences of commands and file changes result in the trees that a model in memory predicts, for
+//! each container and each of its snapshots. `PROPTEST_CASES=N` sets the number of cases; failing cases are shrunk.
 //!
-//! The verbs are called as people call them; files are changed by the overlay in process, without a mount.
+//! The commands run as processes. Files are changed by the overlay in process, without a mount.
 
 use std::collections::BTreeSet;
 
 use crate::common::{Fs, metacopy};
 use crate::library;
-use crate::model_tree::{Model, Node, Rename, same};
+use crate::model_tree::{Model, Node, Rename, assert_same};
 use cowl::store::Store;
 use cowl::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use cowl::store::name::{ContainerName, SnapshotName};
@@ -18,25 +18,27 @@ use proptest::prelude::*;
 use proptest::test_runner::Config;
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
-/// More containers than this are not made.
+/// The maximum number of containers.
 const CONTAINERS: usize = 4;
 
-/// A change of one file. Places are found when their turn comes, so that a shorter history makes sense.
+/// A change of one file.
+///
+/// Paths are chosen when the change is applied, so that a shrunk sequence remains valid.
 #[derive(Clone, Copy, Debug)]
 enum Change {
     Create(u16, usize, u8),
     Mkdir(u16, usize),
     Append(u16, u8),
     Unlink(u16),
-    RemoveFolder(u16),
+    RemoveDir(u16),
     Rename(u16, u16, usize),
     Link(u16, u16, usize),
     Chmod(u16, u32),
 }
 
-/// Something that is done with containers: `u8`s choose one of them, and one of its snapshots.
+/// A command on containers. The `u8`s choose a container and its snapshots.
 #[derive(Clone, Debug)]
-enum Act {
+enum Command {
     Change(u8, Vec<Change>),
     Snapshot(u8),
     Restore(u8, u8),
@@ -57,7 +59,7 @@ fn change() -> impl Strategy<Value = Change> {
         3 => (at(), name()).prop_map(|(at, name)| Change::Mkdir(at, name)),
         3 => (at(), byte()).prop_map(|(at, byte)| Change::Append(at, byte)),
         2 => at().prop_map(Change::Unlink),
-        2 => at().prop_map(Change::RemoveFolder),
+        2 => at().prop_map(Change::RemoveDir),
         3 => (at(), at(), name()).prop_map(|(at, to, name)| Change::Rename(at, to, name)),
         1 => (at(), at(), name()).prop_map(|(at, to, name)| Change::Link(at, to, name)),
         1 => (at(), prop_oneof![Just(0o600), Just(0o755)])
@@ -65,36 +67,36 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
-fn act() -> impl Strategy<Value = Act> {
+fn command() -> impl Strategy<Value = Command> {
     let which = any::<u8>;
     prop_oneof![
-        6 => (which(), vec(change(), 1..6)).prop_map(|(at, changes)| Act::Change(at, changes)),
-        4 => which().prop_map(Act::Snapshot),
-        2 => (which(), which()).prop_map(|(at, snap)| Act::Restore(at, snap)),
-        1 => (which(), which()).prop_map(|(at, snap)| Act::RestoreNew(at, snap)),
-        1 => which().prop_map(Act::Clone),
-        1 => which().prop_map(Act::Flatten),
-        1 => (which(), which(), which()).prop_map(|(at, a, b)| Act::FlattenRange(at, a, b)),
-        1 => which().prop_map(Act::FlattenBase),
-        1 => which().prop_map(Act::FlattenDepth),
-        1 => which().prop_map(Act::RoundTrip),
-        1 => which().prop_map(Act::Destroy),
+        6 => (which(), vec(change(), 1..6)).prop_map(|(at, changes)| Command::Change(at, changes)),
+        4 => which().prop_map(Command::Snapshot),
+        2 => (which(), which()).prop_map(|(at, snap)| Command::Restore(at, snap)),
+        1 => (which(), which()).prop_map(|(at, snap)| Command::RestoreNew(at, snap)),
+        1 => which().prop_map(Command::Clone),
+        1 => which().prop_map(Command::Flatten),
+        1 => (which(), which(), which()).prop_map(|(at, a, b)| Command::FlattenRange(at, a, b)),
+        1 => which().prop_map(Command::FlattenBase),
+        1 => which().prop_map(Command::FlattenDepth),
+        1 => which().prop_map(Command::RoundTrip),
+        1 => which().prop_map(Command::Destroy),
     ]
 }
 
-/// What a container is to be.
+/// The expected state of a container.
 #[derive(Clone, Debug)]
-struct Known {
+struct ContainerModel {
     name: String,
     head: Model,
-    /// What its head began as: written to it since, it is kept by a restore.
+    /// The initial content of its head. If the head differs from it, a restore retains the head as a snapshot.
     began: Model,
     snapshots: Vec<(String, Model)>,
 }
 
 struct World {
     cli: cowl_tests::cowl::Store,
-    known: Vec<Known>,
+    containers: Vec<ContainerModel>,
     made: usize,
 }
 
@@ -102,18 +104,18 @@ impl World {
     fn new() -> Self {
         let world = Self {
             cli: cowl_tests::cowl::Store::for_test(),
-            known: Vec::new(),
+            containers: Vec::new(),
             made: 0,
         };
         std::fs::create_dir(world.cli.beside("base")).unwrap();
         world
     }
 
-    fn begin(&mut self) {
+    fn create_first(&mut self) {
         let base = self.cli.beside("base");
         let name = self.fresh();
         self.ok(&["create", &name, "--from", base.to_str().unwrap()]);
-        self.known.push(Known {
+        self.containers.push(ContainerModel {
             name,
             head: Model::new(),
             began: Model::new(),
@@ -145,7 +147,7 @@ impl World {
     }
 
     fn change(&mut self, at: usize, changes: &[Change]) {
-        let (_, manifest) = self.manifest(&self.known[at].name);
+        let (_, manifest) = self.manifest(&self.containers[at].name);
         let store = self.store();
         let (tree, work) = (
             store.paths().layer_tree(manifest.head),
@@ -155,111 +157,111 @@ impl World {
         let lowers = self.layers(manifest.below_head());
         let fs = Fs::new(Overlay::new(Some(upper), lowers, metacopy()).unwrap());
         for change in changes {
-            one_change(&fs, &mut self.known[at].head, *change);
+            one_change(&fs, &mut self.containers[at].head, *change);
         }
     }
 
     #[expect(clippy::too_many_lines, reason = "one arm for each operation")]
-    fn act(&mut self, act: &Act) {
-        let (Act::Change(which, _)
-        | Act::Snapshot(which)
-        | Act::Restore(which, _)
-        | Act::RestoreNew(which, _)
-        | Act::Clone(which)
-        | Act::Flatten(which)
-        | Act::FlattenRange(which, _, _)
-        | Act::FlattenBase(which)
-        | Act::FlattenDepth(which)
-        | Act::RoundTrip(which)
-        | Act::Destroy(which)) = act;
-        if self.known.is_empty() {
-            self.begin();
+    fn command(&mut self, command: &Command) {
+        let (Command::Change(which, _)
+        | Command::Snapshot(which)
+        | Command::Restore(which, _)
+        | Command::RestoreNew(which, _)
+        | Command::Clone(which)
+        | Command::Flatten(which)
+        | Command::FlattenRange(which, _, _)
+        | Command::FlattenBase(which)
+        | Command::FlattenDepth(which)
+        | Command::RoundTrip(which)
+        | Command::Destroy(which)) = command;
+        if self.containers.is_empty() {
+            self.create_first();
         }
-        let at = usize::from(*which) % self.known.len();
-        let name = self.known[at].name.clone();
-        let snapshots = self.known[at].snapshots.len();
+        let at = usize::from(*which) % self.containers.len();
+        let name = self.containers[at].name.clone();
+        let snapshots = self.containers[at].snapshots.len();
         let pick = |which: &u8| (snapshots > 0).then(|| usize::from(*which) % snapshots);
-        match act {
-            Act::Change(_, changes) => self.change(at, changes),
-            Act::Snapshot(_) => {
+        match command {
+            Command::Change(_, changes) => self.change(at, changes),
+            Command::Snapshot(_) => {
                 let taken = self.ok(&["snapshot", &name]).trim().to_owned();
-                let known = &mut self.known[at];
+                let known = &mut self.containers[at];
                 known.began = known.head.clone();
                 known.snapshots.push((taken, known.head.clone()));
             }
-            Act::Restore(_, snap) => {
+            Command::Restore(_, snap) => {
                 if let Some(snap) = pick(snap) {
                     self.restore(at, snap);
                 }
             }
-            Act::RestoreNew(_, snap) => {
+            Command::RestoreNew(_, snap) => {
                 if let Some(snap) = pick(snap)
-                    && self.known.len() < CONTAINERS
+                    && self.containers.len() < CONTAINERS
                 {
                     let new = self.fresh();
-                    let (snapshot, model) = self.known[at].snapshots[snap].clone();
+                    let (snapshot, model) = self.containers[at].snapshots[snap].clone();
                     self.ok(&["restore", &name, &snapshot, &new]);
-                    self.began_as(new, model);
+                    self.add_container(new, model);
                 }
             }
-            Act::Clone(_) => {
-                if self.known.len() < CONTAINERS {
+            Command::Clone(_) => {
+                if self.containers.len() < CONTAINERS {
                     let new = self.fresh();
                     self.ok(&["clone", &name, &new]);
-                    // What it was is frozen by that.
-                    let known = &mut self.known[at];
+                    // The command freezes the head.
+                    let known = &mut self.containers[at];
                     known.began = known.head.clone();
                     let head = known.head.clone();
-                    self.began_as(new, head);
+                    self.add_container(new, head);
                 }
             }
-            Act::Flatten(_) => {
+            Command::Flatten(_) => {
                 self.ok(&["flatten", &name]);
             }
-            Act::FlattenRange(_, a, b) => {
+            Command::FlattenRange(_, a, b) => {
                 if let (Some(a), Some(b)) = (pick(a), pick(b)) {
                     let (a, b) = (a.min(b), a.max(b));
-                    let snapshots = &self.known[at].snapshots;
+                    let snapshots = &self.containers[at].snapshots;
                     let range = format!("{}..{}", snapshots[a].0, snapshots[b].0);
-                    // Not every pair lies below what the container is now.
+                    // Not every pair of snapshots is in the current stack.
                     let output = self.cli.cowl(["flatten", &name, &range]);
                     assert!(matches!(output.code, 0..=2), "{range}: {output:?}");
                 }
             }
-            Act::FlattenBase(_) => {
+            Command::FlattenBase(_) => {
                 self.ok(&["flatten", &name, "--base"]);
                 assert_eq!(self.manifest(&name).1.stack.len(), 2);
             }
-            Act::FlattenDepth(_) => {
+            Command::FlattenDepth(_) => {
                 self.ok(&["flatten", &name, "--depth", "5"]);
                 assert!(self.manifest(&name).1.stack.len() <= 5);
             }
-            Act::RoundTrip(_) => {
-                if self.known.len() < CONTAINERS {
+            Command::RoundTrip(_) => {
+                if self.containers.len() < CONTAINERS {
                     let new = self.fresh();
                     let file = self.cli.beside("whole.tar");
                     let file = file.to_str().unwrap();
                     self.ok(&["export", &name, "--with-snapshots", file]);
-                    // What it was is frozen by that.
-                    let known = &mut self.known[at];
+                    // The command freezes the head.
+                    let known = &mut self.containers[at];
                     known.began = known.head.clone();
                     self.ok(&["import", file, &new]);
-                    let back = Known {
+                    let back = ContainerModel {
                         name: new,
-                        ..self.known[at].clone()
+                        ..self.containers[at].clone()
                     };
-                    self.known.push(back);
+                    self.containers.push(back);
                 }
             }
-            Act::Destroy(_) => {
+            Command::Destroy(_) => {
                 self.ok(&["destroy", &name, "--yes"]);
-                self.known.remove(at);
+                self.containers.remove(at);
             }
         }
     }
 
-    fn began_as(&mut self, name: String, model: Model) {
-        self.known.push(Known {
+    fn add_container(&mut self, name: String, model: Model) {
+        self.containers.push(ContainerModel {
             name,
             head: model.clone(),
             began: model,
@@ -268,13 +270,13 @@ impl World {
     }
 
     fn restore(&mut self, at: usize, snap: usize) {
-        let name = self.known[at].name.clone();
+        let name = self.containers[at].name.clone();
         let before = self.names(&name);
-        let (snapshot, model) = self.known[at].snapshots[snap].clone();
+        let (snapshot, model) = self.containers[at].snapshots[snap].clone();
         self.ok(&["restore", &name, &snapshot]);
         let after = self.names(&name);
         let new: Vec<_> = after.difference(&before).cloned().collect();
-        let known = &mut self.known[at];
+        let known = &mut self.containers[at];
         let changed = known.head.shown() != known.began.shown();
         assert!(new.len() <= 1 && (!changed || new.len() == 1), "{new:?}");
         let old = std::mem::replace(&mut known.head, model.clone());
@@ -293,18 +295,21 @@ impl World {
             .collect()
     }
 
-    /// Everything is as the model says.
+    /// Asserts that all containers and snapshots equal the model.
     fn compare(&self) {
         let store = self.store();
         let all = self.ok(&["list", "--format", "{name}"]);
         let all: BTreeSet<&str> = all.lines().collect();
         assert_eq!(
             all,
-            self.known.iter().map(|known| known.name.as_str()).collect()
+            self.containers
+                .iter()
+                .map(|known| known.name.as_str())
+                .collect()
         );
-        for known in &self.known {
+        for known in &self.containers {
             let (id, manifest) = self.manifest(&known.name);
-            same(&self.tree(&manifest.stack), &known.head);
+            assert_same(&self.tree(&manifest.stack), &known.head);
             let names: BTreeSet<_> = known
                 .snapshots
                 .iter()
@@ -317,7 +322,7 @@ impl World {
                     .unwrap();
                 let stack = store.snapshot(id, found.id).unwrap().stack;
                 assert_eq!(stack.first(), Some(&found.layer), "{name}");
-                same(&self.tree(&stack), model);
+                assert_same(&self.tree(&stack), model);
             }
         }
     }
@@ -327,15 +332,15 @@ impl World {
     }
 }
 
-/// Does the same on both sides; what can't be done on one can't on the other.
+/// Applies a change to the overlay and the model, and asserts that both succeed or fail in the same way.
 fn one_change(fs: &Fs, model: &mut Model, change: Change) {
-    let (paths, folders) = (model.paths(), model.folders());
+    let (paths, dirs) = (model.paths(), model.dirs());
     let there = |at: u16| paths.get(usize::from(at) % paths.len().max(1)).cloned();
     let inside = |at: u16, name: usize| {
-        let folder = &folders[usize::from(at) % folders.len()];
-        match folder.is_empty() {
+        let dir = &dirs[usize::from(at) % dirs.len()];
+        match dir.is_empty() {
             true => NAMES[name].to_owned(),
-            false => format!("{folder}/{}", NAMES[name]),
+            false => format!("{dir}/{}", NAMES[name]),
         }
     };
     let (got, want) = match change {
@@ -348,7 +353,7 @@ fn one_change(fs: &Fs, model: &mut Model, change: Change) {
         }
         Change::Mkdir(at, name) => {
             let path = inside(at, name);
-            (fs.mkdir(&path), model.make(&path, Node::folder()))
+            (fs.mkdir(&path), model.make(&path, Node::dir()))
         }
         Change::Rename(at, to, name) => {
             let (Some(path), to) = (there(at), inside(to, name)) else {
@@ -376,7 +381,7 @@ fn one_change(fs: &Fs, model: &mut Model, change: Change) {
             Some(path) => (fs.unlink(&path), model.unlink(&path)),
             None => return,
         },
-        Change::RemoveFolder(at) => match there(at) {
+        Change::RemoveDir(at) => match there(at) {
             Some(path) => (fs.rmdir(&path), model.rmdir(&path)),
             None => return,
         },
@@ -402,10 +407,10 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn verbs_do_what_the_model_says(acts in vec(act(), 1..30)) {
+    fn random_commands_match_the_model(commands in vec(command(), 1..30)) {
         let mut world = World::new();
-        for act in &acts {
-            world.act(act);
+        for command in &commands {
+            world.command(command);
         }
         world.compare();
     }

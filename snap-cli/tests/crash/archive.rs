@@ -1,4 +1,4 @@
-//! Like `snapshots.rs`, for commands that bring containers in and out, and merge their layers.
+//! Like `snapshots.rs`, for export, import and flatten.
 
 use crate::web::{at_every_call, at_every_call_after, can};
 
@@ -23,7 +23,7 @@ fn flatten_depth() {
     }
 }
 
-/// The merge comes after the snapshot is there, and with it or without it all is well.
+/// The merge follows the snapshot, and the store is consistent with and without it.
 #[test]
 fn snapshot_of_a_stack_that_is_too_deep() {
     if can(false) {

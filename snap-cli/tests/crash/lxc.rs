@@ -81,19 +81,19 @@ impl World {
             .then(|| digest_dir(&path, &mut |_| ()).unwrap().to_string())
     }
 
-    /// Nothing of ours lies about among LXC's containers.
+    /// Asserts that there are no leftovers of cowl among LXC's containers.
     #[track_caller]
-    fn is_clean(&self, what: &str) {
-        let mut folders = vec![self.path("l")];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(&folder).unwrap() {
+    fn assert_clean(&self, what: &str) {
+        let mut dirs = vec![self.path("l")];
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(&dir).unwrap() {
                 let path = entry.unwrap().path();
                 let name = entry_name(&path);
-                // (An adopted root file system leaves a note where it was.)
-                let ours = name.contains("cowl-re") || name.ends_with(".tmp");
-                assert!(!ours, "{what}: {}", path.display());
+                // The note in place of an adopted root filesystem is not a leftover.
+                let is_leftover = name.contains("cowl-re") || name.ends_with(".tmp");
+                assert!(!is_leftover, "{what}: {}", path.display());
                 if path.symlink_metadata().unwrap().is_dir() {
-                    folders.push(path);
+                    dirs.push(path);
                 }
             }
         }
@@ -121,7 +121,7 @@ fn content(world: &World, rootfs: &str) -> String {
 }
 
 #[test]
-fn going_back_to_lxcs_snapshot() {
+fn restore_from_a_snapshot_of_lxc() {
     if !can(&[Need::Root, Need::Program("strace")]) {
         return;
     }
@@ -140,12 +140,12 @@ fn going_back_to_lxcs_snapshot() {
             world.digest("l/c1/snaps/snap0/rootfs"),
         );
         assert_eq!(one, other, "{what}");
-        world.is_clean(what);
+        world.assert_clean(what);
     });
 }
 
 #[test]
-fn a_new_container_of_lxcs_snapshot() {
+fn new_container_from_a_snapshot_of_lxc() {
     if !can(&[Need::Root, Need::Program("strace")]) {
         return;
     }
@@ -158,13 +158,13 @@ fn a_new_container_of_lxcs_snapshot() {
         assert_eq!(content(world, "l/c1/rootfs"), "now now", "{what}");
         // Any command that makes or removes something cleans up.
         world.ok(&["-n", "c1", "-r", "snap0", "c3"]);
-        world.is_clean(what);
+        world.assert_clean(what);
         assert_eq!(content(world, "l/c3/rootfs"), "then then", "{what}");
     });
 }
 
 #[test]
-fn removing_lxcs_snapshot() {
+fn removal_of_a_snapshot_of_lxc() {
     if !can(&[Need::Root, Need::Program("strace")]) {
         return;
     }
@@ -179,17 +179,17 @@ fn removing_lxcs_snapshot() {
         }
         world.ok(&["-n", "c1", "-d", "ALL"]);
         assert_eq!(world.ok(&["-n", "c1", "-L"]), "No snapshots\n", "{what}");
-        world.is_clean(what);
+        world.assert_clean(what);
     });
 }
 
 #[test]
-fn the_first_snapshot_has_cowl_keep_the_container() {
+fn first_snapshot_adopts_the_container() {
     if !can(&[Need::Root, Need::Program("strace")]) {
         return;
     }
     at_every_call(false, &["-n", "c1"], |world, what| {
-        // The next command puts in order what is left, whichever it is.
+        // Any next command completes or rolls back the interrupted one.
         let list = world.ok(&["-n", "c1", "-L"]);
         let taken = list.lines().count() - 1;
         assert!(taken <= 1, "{what}: {list}");
@@ -206,7 +206,7 @@ fn the_first_snapshot_has_cowl_keep_the_container() {
         }
         world.ok(&["-n", "c1"]);
         let list = world.ok(&["-n", "c1", "-L"]);
-        // What was on the disk whole, and not in force yet, came into force.
+        // A snapshot that was complete on disk but not committed was committed.
         let more = list.lines().count() - 1 - taken;
         assert!(more == 1 || (taken == 0 && more == 2), "{what}: {list}");
         for line in list.lines().skip(1) {
@@ -214,12 +214,12 @@ fn the_first_snapshot_has_cowl_keep_the_container() {
             let state = world.content_of(&format!("c1@{name}"));
             assert_eq!(state.as_deref(), Some("now now"), "{what}: {name}");
         }
-        world.is_clean(what);
+        world.assert_clean(what);
     });
 }
 
 #[test]
-fn going_back_takes_lxcs_snapshot_in() {
+fn restore_imports_the_snapshot_of_lxc() {
     if !can(&[Need::Root, Need::Program("strace")]) {
         return;
     }

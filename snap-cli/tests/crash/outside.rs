@@ -31,10 +31,9 @@ struct World {
     cli: cowl_tests::cowl::Store,
 }
 
-/// Every file of LXC's directory, and the states of each container of the store. Ids and the path of the world are
-/// left out.
+/// All files in LXC's directory, and the states of all containers in the store, without ids and temporary paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Shown {
+struct WorldState {
     files: BTreeMap<String, String>,
     containers: BTreeMap<String, (String, Vec<String>)>,
     deleted: usize,
@@ -82,7 +81,7 @@ impl World {
         std::fs::write(tree.join(path), text).unwrap();
     }
 
-    fn shown(&self) -> Shown {
+    fn state(&self) -> WorldState {
         let mut ids = Vec::new();
         let mut containers = BTreeMap::new();
         let mut deleted = 0;
@@ -110,7 +109,7 @@ impl World {
             .into_iter()
             .map(|(path, text)| (plain(path), plain(text)))
             .collect();
-        Shown {
+        WorldState {
             files,
             containers,
             deleted,
@@ -118,7 +117,7 @@ impl World {
     }
 }
 
-/// Names and content; times are another each time.
+/// Appends names and content, but no times, which vary between runs.
 fn content(view: &View, dir: &DirNode, path: &str, out: &mut String) {
     for entry in view.list(dir).unwrap() {
         let name = std::str::from_utf8(&entry.name).unwrap();
@@ -159,18 +158,18 @@ fn at_every_call(story: &Story) {
         let world = World::new(story);
         let log = world.cli.beside("strace.log");
         let calls = calls(&world.command(story.command), &log);
-        (calls, world.shown())
+        (calls, world.state())
     };
     at_each(&format!("{:?}", story.command), &calls, |call| {
         let what = format!("{:?} killed at {call:?}", story.command);
         let world = World::new(story);
-        let before = world.shown();
+        let before = world.state();
         let killed = kill_at(&world.command(story.command), call);
-        // The next command cleans up, whichever it is.
+        // Any next command cleans up.
         for next in ["status", "list"] {
             world.ok(&[next]);
         }
-        let now = world.shown();
+        let now = world.state();
         assert!(
             now == before || now == after,
             "{what}:\nbefore {before:#?}\nnow {now:#?}\nafter {after:#?}"
@@ -178,7 +177,7 @@ fn at_every_call(story: &Story) {
         remains::assert_none(world.cli.path(), &what);
         if now == before && before != after {
             world.ok(story.command);
-            assert_eq!(world.shown(), after, "{what}, then again");
+            assert_eq!(world.state(), after, "{what}, then again");
         }
         killed
     });
@@ -193,7 +192,7 @@ fn adopt() {
 }
 
 #[test]
-fn release_what_moves_back() {
+fn release_of_an_unchanged_root_filesystem() {
     at_every_call(&Story {
         before: &[ADOPT],
         command: &["release", "c1"],
@@ -201,7 +200,7 @@ fn release_what_moves_back() {
 }
 
 #[test]
-fn release_what_was_written_to() {
+fn release_of_a_changed_root_filesystem() {
     at_every_call(&Story {
         before: &[
             ADOPT,

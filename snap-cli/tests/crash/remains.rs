@@ -1,4 +1,4 @@
-//! What an interrupted command may leave in a store: nothing that no manifest names.
+//! Detection of leftovers: an interrupted command must leave no unreferenced object in a store.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use cowl::store::deleted;
 
 use crate::library;
 
-/// Checks that the store at `path` holds nothing that no manifest names. A store that does not exist yet is clean.
+/// Asserts that the store at `path` contains no unreferenced object. A store that does not exist yet is clean.
 #[track_caller]
 pub(crate) fn assert_none(path: &Path, what: &str) {
     let Ok(store) = library::open(path) else {

@@ -163,7 +163,7 @@ pub(crate) fn at_every_call_after(
         let world = world();
         let before = states(&world);
         let killed = kill_at(&world.cli.command(args), call);
-        // The next command cleans up, whichever it is.
+        // Any next command cleans up.
         for next in ["status", "list", "check"] {
             let output = world.cli.cowl([next]);
             assert_eq!(output.code, 0, "{what}, then {}", output.report());
@@ -202,11 +202,11 @@ fn is_like(a: &[Option<States>], b: &[Option<States>]) -> bool {
 /// Checks that web is mounted, that what is written through the mount reaches the head, and that no frozen layer
 /// changes.
 fn assert_mount_works(world: &World, id: ContainerId, what: &str) {
-    let place = world.store().paths().mount_dir(id);
-    assert!(is_mounted(&place), "{what}: not mounted any more");
+    let mount_point = world.store().paths().mount_dir(id);
+    assert!(is_mounted(&mount_point), "{what}: not mounted any more");
     let snapshots = world.states("web").unwrap().snapshots;
-    std::fs::write(place.join("etc/after"), "the crash").unwrap();
-    std::fs::write(place.join("etc/file"), "changed").unwrap();
+    std::fs::write(mount_point.join("etc/after"), "the crash").unwrap();
+    std::fs::write(mount_point.join("etc/file"), "changed").unwrap();
     let (_, manifest) = world.find("web").unwrap();
     let head = world.store().paths().layer_tree(manifest.head);
     assert!(
@@ -216,13 +216,13 @@ fn assert_mount_works(world: &World, id: ContainerId, what: &str) {
     assert_eq!(world.states("web").unwrap().snapshots, snapshots, "{what}");
     world.umount();
     world.cli.ok(["mount", "web"]);
-    let text = std::fs::read_to_string(place.join("etc/after")).unwrap();
+    let text = std::fs::read_to_string(mount_point.join("etc/after")).unwrap();
     assert_eq!(text, "the crash", "{what}");
     world.umount();
 }
 
-fn is_mounted(place: &Path) -> bool {
-    cowl_tests::mount::at(place).is_some()
+fn is_mounted(mount_point: &Path) -> bool {
+    cowl_tests::mount::at(mount_point).is_some()
 }
 
 /// Kills `args`, which changes a mounted web path by path after it has saved its state. However far the command came,

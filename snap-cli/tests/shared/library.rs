@@ -8,7 +8,7 @@ use cowl::store::{Session, Store};
 /// Opens the store, as a command does.
 pub(crate) fn open(path: &Path) -> cowl::error::Result<Store> {
     let session = Session {
-        who: "test".to_owned(),
+        command: "test".to_owned(),
         patience: Duration::from_secs(5),
         mounts: Default::default(),
     };

@@ -100,21 +100,26 @@ fn a_layer_written_behind_our_back() {
     let base = of_stack(&store, 4).join("tree/base-file");
     let before = std::fs::metadata(&base).unwrap().modified().unwrap();
     std::fs::write(&base, "BASE\n").unwrap();
-    says(&store, &[], 5, &["damaged", "behind cowl's back", "web"]);
+    says(
+        &store,
+        &[],
+        5,
+        &["damaged", "modified by another program", "web"],
+    );
     // With its old time it only shows when contents are read.
     let file = std::fs::File::options().write(true).open(&base).unwrap();
     file.set_modified(before).unwrap();
     says(&store, &[], 0, &[]);
-    says(&store, &["--deep"], 5, &["another content"]);
+    says(&store, &["--deep"], 5, &["content differs"]);
     // There is nothing to put it right from, and nothing is made worse.
-    says(&store, &["--deep", "--repair"], 5, &["another content"]);
+    says(&store, &["--deep", "--repair"], 5, &["content differs"]);
     std::fs::write(&base, "base\n").unwrap();
     file.set_modified(before).unwrap();
     says(&store, &["--deep"], 0, &[]);
     // A mode, a new file, one that is gone.
     let tree = of_stack(&store, 1).join("tree");
     std::fs::write(tree.join("new"), "").unwrap();
-    says(&store, &["web"], 5, &["behind cowl's back"]);
+    says(&store, &["web"], 5, &["modified by another program"]);
     // The clone does not stand on that one.
     says(&store, &["other"], 0, &[]);
 }
@@ -139,7 +144,7 @@ fn a_snapshot_whose_file_is_lost_or_torn() {
     std::fs::remove_file(snapshot_file(&store, 1)).unwrap();
     std::fs::write(snapshot_file(&store, 2), "{}").unwrap();
     says(&store, &[], 5, &["web@snap1", "web@snap2"]);
-    is_right_again(&store, &["made anew from its top layer"]);
+    is_right_again(&store, &["rebuilt from its top layer"]);
     // What could not be read is still there.
     let kept = std::fs::read_dir(store.path().join("damaged")).unwrap();
     let kept: Vec<_> = kept.map(|entry| entry.unwrap().path()).collect();
@@ -151,7 +156,7 @@ fn a_snapshot_whose_file_is_lost_or_torn() {
         file["stack"][0] = layer.clone();
         file["stack"].as_array_mut().unwrap().truncate(1);
     });
-    says(&store, &[], 5, &["web@snap1", "two states"]);
+    says(&store, &[], 5, &["web@snap1", "different states"]);
 }
 
 #[test]
@@ -160,7 +165,7 @@ fn a_layer_whose_file_is_lost_or_torn() {
     std::fs::remove_file(of_stack(&store, 1).join("layer.json")).unwrap();
     std::fs::write(of_stack(&store, 4).join("layer.json"), "torn").unwrap();
     says(&store, &[], 5, &["layer.json"]);
-    is_right_again(&store, &["made anew from a stack"]);
+    is_right_again(&store, &["rebuilt from a stack"]);
     // It still counts as the base, which is not what a snapshot wrote.
     let list = store.cowl(["list", "web", "--json"]).ok().json();
     assert!(list["snapshots"][0]["size"].as_u64().unwrap() > 0);
@@ -171,7 +176,7 @@ fn a_layer_that_is_missing() {
     let store = store();
     let tree = of_stack(&store, 2).join("tree");
     std::fs::rename(&tree, tree.with_file_name("elsewhere")).unwrap();
-    says(&store, &[], 5, &["missing", "other, web stand on it"]);
+    says(&store, &[], 5, &["missing", "other, web depend on it"]);
     says(&store, &["--repair"], 5, &["missing"]);
     std::fs::rename(tree.with_file_name("elsewhere"), &tree).unwrap();
     is_right_again(&store, &[]);
@@ -181,8 +186,8 @@ fn a_layer_that_is_missing() {
 fn a_work_folder_that_is_missing() {
     let store = store();
     std::fs::remove_dir(of_stack(&store, 0).join("work")).unwrap();
-    says(&store, &[], 5, &["work folder of web"]);
-    is_right_again(&store, &["made anew, empty"]);
+    says(&store, &[], 5, &["work directory of web"]);
+    is_right_again(&store, &["created, empty"]);
 }
 
 #[test]
@@ -197,9 +202,9 @@ fn counters_and_parents_that_can_not_be() {
         &store,
         &[],
         5,
-        &["snap1", "given already", "web@snap1 was made from"],
+        &["snap1", "already assigned", "parent snapshot of web@snap1"],
     );
-    is_right_again(&store, &["set right"]);
+    is_right_again(&store, &["corrected"]);
     assert_eq!(store.cowl(["snapshot", "web"]).ok().out(), "snap3");
 }
 
@@ -214,7 +219,7 @@ fn names_that_are_there_twice() {
     change(&file, |manifest| {
         manifest["snapshots"][1]["name"] = "snap0".into()
     });
-    says(&store, &[], 5, &["names the snapshot snap0 twice"]);
+    says(&store, &[], 5, &["lists the snapshot snap0 twice"]);
 }
 
 #[test]
@@ -229,7 +234,7 @@ fn a_head_that_something_else_stands_on() {
         &store,
         &[],
         5,
-        &["web writes to the layer", "other, web stand"],
+        &["web writes to the layer", "other, web depend"],
     );
 }
 
@@ -238,7 +243,7 @@ fn a_frozen_layer_that_a_mount_writes_to() {
     let store = store();
     let tree = std::fs::File::open(of_stack(&store, 2).join("tree")).unwrap();
     rustix::fs::flock(&tree, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    says(&store, &[], 5, &["some mount writes to the layer"]);
+    says(&store, &[], 5, &["a mount writes to the layer"]);
 }
 
 #[test]
@@ -267,19 +272,19 @@ fn what_lies_about_is_told_and_taken_away() {
     std::fs::create_dir_all(&run).unwrap();
     std::fs::write(run.join("state.json"), "torn").unwrap();
     let words = [
-        "a layer that nothing names",
-        "whose making was cut off",
-        "a file that nothing names",
-        "of a container that is gone",
-        "a lock that nobody needs",
-        "on its way out",
-        "cowl did not make this",
-        "the mount of web can't be read",
+        "a layer that is not referenced",
+        "whose creation was interrupted",
+        "a file that is not referenced",
+        "a directory of a removed container",
+        "an unused lock file",
+        "an object in the trash",
+        "not created by cowl",
+        "the mount of web is unreadable",
     ];
     says(&store, &[], 0, &words);
     says(&store, &["--repair"], 0, &["removed"]);
     // What is not ours is left where it is.
-    says(&store, &[], 0, &["cowl did not make this"]);
+    says(&store, &[], 0, &["not created by cowl"]);
     std::fs::remove_dir(root.join("layers/mine")).unwrap();
     is_right_again(&store, &[]);
     assert!(!root.join("layers").join(id).try_exists().unwrap());
@@ -295,8 +300,8 @@ fn a_change_that_was_cut_off() {
     change(&next, |manifest| {
         manifest["generation"] = (generation + 1).into()
     });
-    says(&store, &[], 0, &["a change of web was cut off"]);
-    is_right_again(&store, &["put in order"]);
+    says(&store, &[], 0, &["a change of web was interrupted"]);
+    is_right_again(&store, &["completed or rolled back"]);
     assert!(!next.try_exists().unwrap());
 }
 

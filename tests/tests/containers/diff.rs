@@ -242,7 +242,7 @@ fn a_patch_tells_text_and_names_the_rest() {
         "old mode 100644\nnew mode 100755\n",
         "deleted file mode 120000\n--- a/link\n+++ /dev/null\n@@ -1,1 +0,0 @@\n-old\n",
         "new file mode 120000\n--- /dev/null\n+++ b/link\n@@ -0,0 +1,1 @@\n+new\n",
-        "# /folder: folder added, mode 0700, owner 0:0\n",
+        "# /folder: directory added, mode 0700, owner 0:0\n",
         "# /pipe: named pipe added, mode 0644, owner 0:0\n",
         "# /null: character device 1:3 added, mode 0644, owner 0:0\n",
         "diff --git a/empty b/empty\nnew file mode 100644\n",

@@ -182,7 +182,7 @@ fn apt_takes_a_snapshot_before_dpkg_runs() {
         stopped.report()
     );
     assert!(
-        stopped.err().contains("apt stops here"),
+        stopped.err().contains("apt is stopped"),
         "{}",
         stopped.report()
     );

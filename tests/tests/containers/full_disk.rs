@@ -141,7 +141,7 @@ impl Disk {
             let output = self.cowl(args);
             // A container's name alone goes with --with-snapshots; the rest is for want of space.
             if output.code != 2 {
-                output.fails(1, &["No space", "make room"]);
+                output.fails(1, &["No space", "free some space"]);
             }
             assert_eq!(names(&self.place), before, "{args:?} left something");
             assert_eq!(self.list(), list, "{args:?}");
@@ -271,7 +271,7 @@ fn an_archive_that_does_not_fit_leaves_nothing_behind() {
         &["import", bomb, "bomb"],
     ] {
         let refused = disk.cowl(args);
-        refused.fails(1, &["second", "No space left", "make room on the disk"]);
+        refused.fails(1, &["second", "No space left", "free some space"]);
         disk.cowl(&["list", "bomb"]).fails(3, &["bomb"]);
         assert_eq!(disk.list(), list);
         disk.cowl(&["gc"]).ok();

@@ -181,7 +181,7 @@ fn a_config_that_is_no_regular_file_is_refused_at_once() {
     made("mkfifo").fails(1, &["config", "not a regular file"]);
     made("ln -s /dev/zero").fails(1, &["config", "not a regular file"]);
     made("ln -s /proc/self/mem").fails(1, &["config"]);
-    made("truncate -s 5M").fails(1, &["config", "longer than"]);
+    made("truncate -s 5M").fails(1, &["config", "larger than"]);
     // Another user's link is followed to that user's own files only.
     let real = world.store.scratch().join("real");
     std::fs::write(&real, &text).unwrap();

@@ -87,7 +87,7 @@ fn colours_are_for_terminals() {
 fn quiet_leaves_data_and_errors() {
     let store = store();
     let told = store.cowl(["restore", "web", "snap0", "--dry-run"]).ok();
-    assert!(told.err().contains("would make"), "{}", told.report());
+    assert!(told.err().contains("would restore"), "{}", told.report());
     let told = store
         .cowl(["restore", "web", "snap0", "--dry-run", "-q"])
         .ok();

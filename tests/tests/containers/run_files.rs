@@ -208,7 +208,7 @@ fn a_layer_is_not_frozen_below_a_daemon_that_cannot_be_seen() {
     mounted.fails(4, &["in use by another mount"]);
     store
         .cowl(["snapshot", "web"])
-        .fails(4, &["not known here", "umount"]);
+        .fails(4, &["not visible here", "umount"]);
     assert_eq!(store.snapshots("web"), before);
     fs::remove_dir_all(&system).unwrap();
     fs::rename(&away, &system).unwrap();

@@ -329,7 +329,7 @@ fn failures_of_the_original_do_not_happen_here() {
     assert_eq!(world.names(), both);
     world
         .run(&["-n", "c1", "-r", "snap9"])
-        .fails(1, &["not whole"]);
+        .fails(1, &["incomplete"]);
     world.run(&["-n", "c1", "-d", "snap9"]).ok();
     // A restore of what is not there took the container away.
     world
@@ -531,7 +531,7 @@ fn overlays_of_lxcs() {
     world
         .run(&["-n", "c1", "-r", "snap0"])
         .fails(1, &["lxc-copy -s"]);
-    world.run(&["-n", "c1"]).fails(1, &["stand on the files"]);
+    world.run(&["-n", "c1"]).fails(1, &["depend on its files"]);
     world.run(&["-n", "c2", "-d", "snap0"]).ok();
     let above = std::fs::read_to_string(world.path("c1/lxc_snapshots")).unwrap();
     assert_eq!(above.lines().count(), 2, "{above}");

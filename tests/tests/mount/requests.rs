@@ -325,7 +325,7 @@ fn what_a_mount_is_asked_for_is_told() {
         answer["why"]
             .as_str()
             .unwrap()
-            .contains("does not know the question \"of_tomorrow\""),
+            .contains("does not know the request \"of_tomorrow\""),
         "{answer}"
     );
     store.cowl(["umount", "web"]).ok();

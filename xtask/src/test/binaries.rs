@@ -1,6 +1,7 @@
-//! The workspace's test binaries, several at a time: most tests wait (for syncs, unmounts, daemons) and leave the CPUs
-//! idle. Each worker has a mount namespace of its own, so that the mounts of one binary cannot keep those of another
-//! busy.
+//! Runs the workspace's test binaries, several at a time.
+//!
+//! Most tests wait for syncs, unmounts and daemons, and leave the CPUs idle. Each worker has a mount namespace
+//! of its own, so that the mounts of one binary cannot keep those of another busy.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -13,7 +14,7 @@ use serde_json::Value;
 
 use crate::run::{Failure, Result, Run, failure, note, target};
 
-/// The binaries that take longest, longest first: they start first.
+/// The slowest binaries, slowest first: they start first.
 const LONG: [&str; 6] = [
     "mount",
     "crash",
@@ -31,7 +32,7 @@ pub(super) struct Binary {
     /// The package's directory, in which cargo runs tests too.
     dir: PathBuf,
     program: PathBuf,
-    /// Its position among those that take longest.
+    /// Its index among the slowest binaries.
     rank: usize,
 }
 
@@ -46,7 +47,7 @@ pub(super) fn build() -> Result<Vec<Binary>> {
             .map_err(|error| Failure(format!("cargo printed {line}: {error}")))
     });
     let messages = parsed.collect::<Result<Vec<Value>>>()?;
-    let mut binaries: Vec<_> = messages.iter().filter_map(binary).collect();
+    let mut binaries: Vec<_> = messages.iter().filter_map(parse_binary).collect();
     binaries.sort_by(|one, other| (one.rank, &one.name).cmp(&(other.rank, &other.name)));
     if binaries.is_empty() {
         return failure("cargo built no tests");
@@ -54,8 +55,8 @@ pub(super) fn build() -> Result<Vec<Binary>> {
     Ok(binaries)
 }
 
-/// Reads a message of cargo: an executable with tests.
-fn binary(message: &Value) -> Option<Binary> {
+/// Parses a message of cargo: an executable with tests.
+fn parse_binary(message: &Value) -> Option<Binary> {
     let text = |pointer: &str| message.pointer(pointer)?.as_str();
     if message.pointer("/profile/test")? != &Value::Bool(true) {
         return None;
@@ -78,7 +79,9 @@ fn binary(message: &Value) -> Option<Binary> {
     })
 }
 
-/// Runs the binaries, `jobs` at a time, with these variables in their environment. All run, even if one fails.
+/// Runs the binaries, `jobs` at a time, with these variables in their environment.
+///
+/// All run, even if one fails.
 pub(super) fn run(binaries: Vec<Binary>, jobs: usize, environment: &[(&str, &Path)]) -> Result<()> {
     let logs = target()?.join("test-logs");
     std::fs::create_dir_all(&logs)?;
@@ -99,8 +102,8 @@ pub(super) fn run(binaries: Vec<Binary>, jobs: usize, environment: &[(&str, &Pat
                 crate::namespace::enter();
                 while let Some(binary) = next() {
                     let log = logs.join(format!("{}.log", binary.name));
-                    if let Err(Failure(why)) = run_one(&binary, &log, environment) {
-                        note(&why);
+                    if let Err(Failure(message)) = run_one(&binary, &log, environment) {
+                        note(&message);
                         let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
                         failed.push(binary.name);
                     }
@@ -115,7 +118,9 @@ pub(super) fn run(binaries: Vec<Binary>, jobs: usize, environment: &[(&str, &Pat
     failure(format!("tests failed in {}", failed.join(", ")))
 }
 
-/// Runs one binary; its output goes to `log`. Prints the result, or all output if it failed.
+/// Runs one binary, with its output in `log`.
+///
+/// Prints the result, or all output if it failed.
 fn run_one(binary: &Binary, log: &Path, environment: &[(&str, &Path)]) -> Result<()> {
     let output = File::create(log)?;
     let start = Instant::now();
@@ -169,15 +174,15 @@ mod tests {
             "profile": {"test": true},
             "executable": "/w/target/debug/deps/mount-1",
         });
-        let found = binary(&message).unwrap();
+        let found = parse_binary(&message).unwrap();
         assert_eq!((found.name.as_str(), found.rank), ("tests-mount", 0));
         assert_eq!(found.dir, Path::new("/w/tests"));
         let mut library = message.clone();
         library["profile"]["test"] = Value::Bool(false);
-        assert!(binary(&library).is_none());
+        assert!(parse_binary(&library).is_none());
         let mut unit = message;
         unit["target"] = serde_json::json!({"kind": ["lib"], "name": "cowl_tests"});
-        let found = binary(&unit).unwrap();
+        let found = parse_binary(&unit).unwrap();
         assert_eq!((found.name.as_str(), found.rank), ("tests-lib", LONG.len()));
     }
 

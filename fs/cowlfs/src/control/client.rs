@@ -1,4 +1,4 @@
-//! The asking side.
+//! The client side of the control socket.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -6,70 +6,70 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::{Answer, Ask, Bind, NOT_UNDERSTOOD, Stats, Status, short_path};
+use super::{Bind, NOT_UNDERSTOOD, Request, Response, Stats, Status, short_path};
 use cowl_layers::sys;
 
-/// How long a daemon may take to accept a connection, and to say that it lives.
-const PRESENCE: Duration = Duration::from_secs(5);
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How often it is checked meanwhile whether the daemon was stopped.
-const SLICE: Duration = Duration::from_millis(100);
+/// The time limit for a daemon to accept a connection and to answer a ping.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time limit for a response.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// The interval in which the state of the daemon is checked while waiting for a response.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A connection to a daemon.
 #[derive(Debug)]
 pub struct Client {
     stream: BufReader<UnixStream>,
-    /// The daemon's process.
+    /// The process id of the daemon.
     pid: u32,
 }
 
-/// Why a daemon did not do what it was asked.
+/// A failed request to a daemon.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// Files are open.
     #[error("{readers} descriptor(s) are open for reading, {writers} for writing")]
     Busy {
-        /// How many for writing.
+        /// The number of descriptors for writing.
         writers: u32,
-        /// How many for reading only.
+        /// The number of descriptors for reading only.
         readers: u32,
     },
-    /// Somebody uses the mount.
+    /// A process uses the mount, or it is mounted elsewhere.
     #[error("the mount is in use")]
     InUse {
-        /// Processes in other mount namespaces that hold a copy of it, for daemons that do not detach those.
+        /// Processes whose mount namespace has a copy of the mount. Only older daemons report them.
         pids: Vec<u32>,
-        /// Other mounts of the same file system.
+        /// Deliberate mounts of the file system elsewhere.
         binds: Vec<Bind>,
     },
-    /// It lives but does not answer.
-    #[error("the daemon (pid {pid}) does not answer{}", described(*.state))]
+    /// The daemon runs but does not respond in time.
+    #[error("the daemon (pid {pid}) does not answer{}", describe(*.state))]
     Silent {
-        /// Its process; 0 where that can't be seen from here.
+        /// Its process id; 0 if it is not visible in this pid namespace.
         pid: u32,
-        /// The state of its process, as proc(5) names it.
+        /// The state of its process, as in proc(5).
         state: Option<char>,
     },
-    /// It was killed, and the kernel has not ended its process yet.
-    #[error("the daemon (pid {pid}) was killed and has not ended yet")]
+    /// The daemon was killed, but its process has not exited yet.
+    #[error("the daemon (pid {pid}) was killed and has not exited yet")]
     Ending {
-        /// Its process.
+        /// Its process id.
         pid: u32,
     },
-    /// It is of another version and does not know the question.
+    /// The daemon does not know the request, because it is of another version.
     #[error("{0}")]
     NotUnderstood(String),
-    /// It tried and failed.
+    /// The daemon reported an error.
     #[error("{0}")]
     Failed(String),
-    /// It could not be asked, or its answer made no sense.
+    /// The connection failed, or the response was invalid.
     #[error("no answer from the daemon: {0}")]
     Io(#[from] io::Error),
 }
 
-/// What a process state means, in parentheses.
-fn described(state: Option<char>) -> String {
+/// Formats a process state for the end of a message.
+fn describe(state: Option<char>) -> String {
     match state {
         Some(state @ ('T' | 't')) => format!(": it is stopped (state {state})"),
         Some(state) => format!(" (state {state})"),
@@ -78,102 +78,107 @@ fn described(state: Option<char>) -> String {
 }
 
 impl Client {
-    /// Connects to the socket of a daemon and waits until it says that it lives. That it does so is the proof: a
-    /// process that was killed may hold its locks, and take connections, for a while.
+    /// Connects to the socket of a daemon and waits for its response to a ping.
+    ///
+    /// A connection alone does not prove that the daemon works: a killed process may hold its locks, and accept
+    /// connections, for a while.
     pub fn connect(socket: &Path) -> Result<Self, ControlError> {
-        let (_folder, path) = short_path(socket)?;
-        let stream = sys::socket::connect(&path, PRESENCE)?;
+        let (_dir, path) = short_path(socket)?;
+        let stream = sys::socket::connect(&path, PING_TIMEOUT)?;
         let pid = sys::socket::peer_process(&stream)?;
-        stream.set_write_timeout(Some(PRESENCE))?;
-        stream.set_read_timeout(Some(SLICE))?;
+        stream.set_write_timeout(Some(PING_TIMEOUT))?;
+        stream.set_read_timeout(Some(POLL_INTERVAL))?;
         let mut client = Self {
             stream: BufReader::new(stream),
             pid,
         };
-        match client.ask(&Ask::Ping, PRESENCE)? {
-            // One that does not know the question lives as well.
-            Answer::Done | Answer::Failed { .. } => Ok(client),
-            other => Err(unexpected(other)),
+        match client.send(&Request::Ping, PING_TIMEOUT)? {
+            // A daemon that does not know the request works as well.
+            Response::Done | Response::Failed { .. } => Ok(client),
+            other => Err(into_error(other)),
         }
     }
 
-    /// Returns the daemon's process id, 0 where that can't be seen from here.
+    /// Returns the daemon's process id; 0 if it is not visible in this pid namespace.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// What it serves, and how busy it is.
+    /// Queries the layers of the mount, and the number of open files.
     pub fn status(&mut self) -> Result<Status, ControlError> {
-        // A push may be under way, for ten seconds at most.
-        match self.ask(&Ask::Status, Duration::from_secs(12))? {
-            Answer::Status(status) => Ok(status),
-            other => Err(unexpected(other)),
+        // A push of a layer delays the response by up to ten seconds.
+        match self.send(&Request::Status, Duration::from_secs(12))? {
+            Response::Status(status) => Ok(status),
+            other => Err(into_error(other)),
         }
     }
 
-    /// What it has done since it was started.
+    /// Queries the statistics since the start of the daemon.
     pub fn stats(&mut self) -> Result<Stats, ControlError> {
-        match self.ask(&Ask::Stats, PATIENCE)? {
-            Answer::Stats(stats) => Ok(stats),
-            other => Err(unexpected(other)),
+        match self.send(&Request::Stats, TIMEOUT)? {
+            Response::Stats(stats) => Ok(stats),
+            other => Err(into_error(other)),
         }
     }
 
-    /// Puts an empty layer on top; see [`cowl_overlay::Overlay::push_layer`].
+    /// Pushes an empty layer as the new upper one; see [`cowl_overlay::Overlay::push_layer`].
     pub fn push_layer(&mut self, upper: &Path, work: &Path) -> Result<(), ControlError> {
-        let ask = Ask::PushLayer {
+        let request = Request::PushLayer {
             upper: upper.as_os_str().as_bytes().to_vec(),
             work: work.as_os_str().as_bytes().to_vec(),
         };
-        self.done(&ask, PATIENCE)
+        self.run(&request, TIMEOUT)
     }
 
-    /// Has everything that programs stored through mappings written to the layers.
+    /// Writes everything that programs have stored through mappings to the layers.
     pub fn flush(&mut self) -> Result<(), ControlError> {
-        // As long as it takes to write all of the memory that is mapped.
-        self.done(&Ask::Flush, Duration::from_secs(600))
+        // It may have to write all of the memory.
+        self.run(&Request::Flush, Duration::from_secs(600))
     }
 
-    /// Starts making the frozen layers durable in the background, and returns at once.
+    /// Starts to sync the frozen layers in the background, and returns immediately.
     pub fn settle(&mut self) -> Result<(), ControlError> {
-        self.done(&Ask::Settle, PATIENCE)
+        self.run(&Request::Settle, TIMEOUT)
     }
 
-    /// Unmounts, unless the mount is in use anywhere, and returns at once.
+    /// Unmounts, unless the mount is in use in any namespace, and returns immediately.
     pub fn detach(&mut self) -> Result<(), ControlError> {
-        self.done(&Ask::Detach, PATIENCE)
+        self.run(&Request::Detach, TIMEOUT)
     }
 
-    fn done(&mut self, ask: &Ask, patience: Duration) -> Result<(), ControlError> {
-        match self.ask(ask, patience)? {
-            Answer::Done => Ok(()),
-            other => Err(unexpected(other)),
+    /// Sends a request that has no result.
+    fn run(&mut self, request: &Request, timeout: Duration) -> Result<(), ControlError> {
+        match self.send(request, timeout)? {
+            Response::Done => Ok(()),
+            other => Err(into_error(other)),
         }
     }
 
-    fn ask(&mut self, ask: &Ask, patience: Duration) -> Result<Answer, ControlError> {
-        let mut line = serde_json::to_vec(ask).map_err(io::Error::from)?;
+    /// Sends a request and waits for the response.
+    fn send(&mut self, request: &Request, timeout: Duration) -> Result<Response, ControlError> {
+        let mut line = serde_json::to_vec(request).map_err(io::Error::from)?;
         line.push(b'\n');
         self.stream.get_mut().write_all(&line)?;
-        let until = Instant::now() + patience;
-        let mut answer = Vec::new();
+        let until = Instant::now() + timeout;
+        let mut response = Vec::new();
         let mut ended = false;
         loop {
-            match self.stream.read_until(b'\n', &mut answer) {
-                Ok(_) if answer.ends_with(b"\n") => break,
+            match self.stream.read_until(b'\n', &mut response) {
+                Ok(_) if response.ends_with(b"\n") => break,
                 Ok(_) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let (pid, seen) = (self.pid, sys::process::inspect(self.pid));
+                    let (pid, process) = (self.pid, sys::process::inspect(self.pid));
                     if ended {
                         return Err(ControlError::Ending { pid });
                     }
-                    // Race: a daemon that unmounts may answer and exit after the read timed out. Its answer is in the
-                    // socket's buffer then, so read once more.
-                    ended = seen.is_some_and(|seen| seen.killed) || sys::process::is_gone(pid);
+                    // Race: a daemon that unmounts may respond and exit after the read timed out. Its response is in
+                    // the socket's buffer then, so read once more.
+                    ended =
+                        process.is_some_and(|process| process.killed) || sys::process::is_gone(pid);
                     if ended {
                         continue;
                     }
-                    let state = seen.map(|seen| seen.state);
+                    let state = process.map(|process| process.state);
                     if state == Some('T') || Instant::now() >= until {
                         return Err(ControlError::Silent { pid, state });
                     }
@@ -182,23 +187,24 @@ impl Client {
                 Err(error) => return Err(error.into()),
             }
         }
-        serde_json::from_slice(&answer).map_err(|error| {
-            let what = format!("it answers as another version does: {error}");
-            io::Error::other(what).into()
+        serde_json::from_slice(&response).map_err(|error| {
+            let message = format!("its response is of another version: {error}");
+            io::Error::other(message).into()
         })
     }
 }
 
-fn unexpected(answer: Answer) -> ControlError {
-    match answer {
-        Answer::Busy { writers, readers } => ControlError::Busy { writers, readers },
-        Answer::InUse { pids, binds } => ControlError::InUse { pids, binds },
-        Answer::Failed { why } if why.starts_with(NOT_UNDERSTOOD) => {
-            ControlError::NotUnderstood(why)
+/// Returns the error for a response that is not the expected one.
+fn into_error(response: Response) -> ControlError {
+    match response {
+        Response::Busy { writers, readers } => ControlError::Busy { writers, readers },
+        Response::InUse { pids, binds } => ControlError::InUse { pids, binds },
+        Response::Failed { message } if message.starts_with(NOT_UNDERSTOOD) => {
+            ControlError::NotUnderstood(message)
         }
-        Answer::Failed { why } => ControlError::Failed(why),
-        Answer::Done | Answer::Status(_) | Answer::Stats(_) => {
-            ControlError::Io(io::Error::other("an answer to another question"))
+        Response::Failed { message } => ControlError::Failed(message),
+        Response::Done | Response::Status(_) | Response::Stats(_) => {
+            ControlError::Io(io::Error::other("the response does not match the request"))
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Ending a mount at once, whatever the size of its caches, but only while nothing uses it anywhere.
+//! Unmounting, without a delay for large caches, but only if no process uses the mount in any mount namespace.
 //!
-//! Copies of the mount in other mount namespaces that no process uses are in nobody's way: they are taken out of
-//! their trees. Where that is impossible, because they are locked or no process shows the way to them, the
-//! connection is broken off; by then nothing can be written through it any more.
+//! Copies of the mount in other mount namespaces that no process uses do not prevent it: they are detached. If that is
+//! impossible, because a copy is locked or its namespace contains no visible process, the connection is aborted; by
+//! then no process can write through the copy any more.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::place::{self, Found, Place, Role};
-use super::{Answer, Bind};
+use super::own_mount::{self, FoundMount, OwnMount, Role};
+use super::{Bind, Response};
 use cowl_layers::error::Errno;
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
@@ -20,64 +20,69 @@ use cowl_layers::sys::namespace::{AbortSwitch, HASTY, Inside, PATIENT};
 use cowl_layers::sys::users::Device;
 use cowl_overlay::Overlay;
 
-/// How long a file that was closed may count as open: the kernel reports it a moment later.
-const CLOSING: Duration = Duration::from_millis(200);
-/// How long a mount that is in no tree any more may take to end by itself.
-pub(super) const ENDING: Duration = Duration::from_secs(1);
-/// How often copies are searched anew: one may be copied while another is detached.
+/// How long a closed file may count as open: RELEASE is asynchronous.
+const RELEASE_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long the file system may take to end after its last mount was detached.
+pub(super) const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// The number of searches for copies. Race: a mount may be copied while another copy is detached.
 const ROUNDS: usize = 3;
 
-/// A mount that is in no tree any more.
+/// A file system whose mount was unmounted.
 #[derive(Debug)]
 pub(super) struct Detached {
-    /// A mount that keeps the file system alive, and with it this process. To be dropped after the answer.
+    /// A detached mount that keeps the file system, and with it this process, alive until the response was sent.
     alive: Option<OwnedFd>,
-    /// Copies stay that can't be detached.
-    locked: bool,
+    /// Copies remain that cannot be detached.
+    has_copies: bool,
 }
 
 impl Detached {
-    /// Lets the file system end, or ends it.
-    pub(super) fn end(self, session: &Session) {
-        let session = session.clone();
+    /// Ends the file system: drops the last mount, or aborts the connection.
+    pub(super) fn end(self, connection: &FuseConnection) {
+        let connection = connection.clone();
         drop(self.alive);
-        let patience = if self.locked { Duration::ZERO } else { ENDING };
+        let timeout = if self.has_copies {
+            Duration::ZERO
+        } else {
+            END_TIMEOUT
+        };
         thread::spawn(move || {
-            if !session.ends_within(patience) {
-                log::info!("copies of the mount are out of reach: the connection is broken off");
-                session.abort();
+            if !connection.wait_for_end(timeout) {
+                log::info!("cannot detach all copies of the mount: aborting the connection");
+                connection.abort();
             }
         });
     }
 }
 
-/// The session of a mount: whether the kernel still sends requests, and how to end that.
+/// The connection of the file system: its end, and a means to abort it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Session {
-    ended: Arc<AtomicBool>,
+pub(crate) struct FuseConnection {
+    has_ended: Arc<AtomicBool>,
     switch: Option<Arc<AbortSwitch>>,
 }
 
-impl Session {
-    /// The session of a file system that is mounted.
-    pub(crate) fn of(device: Device) -> Self {
+impl FuseConnection {
+    /// Opens the abort switch of a file system, which must be mounted. Without the privilege for it, [`Self::abort`]
+    /// exits.
+    pub(crate) fn open(device: Device) -> Self {
         let switch = AbortSwitch::open(device);
-        let switch = switch.inspect_err(|error| log::debug!("no fusectl: {error}"));
+        let switch = switch.inspect_err(|error| log::debug!("cannot open fusectl: {error}"));
         Self {
-            ended: Arc::default(),
+            has_ended: Arc::default(),
             switch: switch.ok().map(Arc::new),
         }
     }
 
-    /// Notes that the last request was answered.
-    pub(crate) fn has_ended(&self) {
-        self.ended.store(true, Ordering::Release);
+    /// Records that the last request was answered.
+    pub(crate) fn record_end(&self) {
+        self.has_ended.store(true, Ordering::Release);
     }
 
-    /// Waits for the end; whether it came in time.
-    pub(super) fn ends_within(&self, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
-        while !self.ended.load(Ordering::Acquire) {
+    /// Waits for the end. Returns false on a timeout.
+    pub(super) fn wait_for_end(&self, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
+        while !self.has_ended.load(Ordering::Acquire) {
             if Instant::now() >= until {
                 return false;
             }
@@ -86,51 +91,53 @@ impl Session {
         true
     }
 
-    /// Ends it, whatever uses the mount.
+    /// Aborts the connection, even if the mount is in use.
     pub(super) fn abort(&self) {
-        if self.ends_within(Duration::ZERO) {
+        if self.wait_for_end(Duration::ZERO) {
             return;
         }
         match self.switch.as_ref().map(|switch| switch.abort()) {
             Some(Ok(())) => return,
-            Some(Err(error)) => log::warn!("cannot break off the connection: {error}"),
+            Some(Err(error)) => log::warn!("cannot abort the connection: {error}"),
             None => {}
         }
-        // With the last descriptor of /dev/fuse the connection ends, too.
-        log::info!("the process ends, and with it the connection");
+        // The kernel aborts the connection when the last descriptor of /dev/fuse is closed.
+        log::info!("exiting, which aborts the connection");
         std::process::exit(0);
     }
 }
 
-/// Unmounts.
-pub(super) fn detach(overlay: &Overlay, place: &Place) -> Result<Detached, Answer> {
-    let failed = |what: &'static str| {
-        move |error: cowl_layers::Error| Answer::Failed {
-            why: format!("cannot {what} {}: {error}", place.path.shown()),
+/// Unmounts the file system, or returns the response that refuses it.
+pub(super) fn detach(overlay: &Overlay, mount: &OwnMount) -> Result<Detached, Response> {
+    let failed = |step: &'static str| {
+        move |error: cowl_layers::Error| Response::Failed {
+            message: format!("cannot {step} {}: {error}", mount.path.shown()),
         }
     };
-    // Something else may be mounted over it.
+    // ESTALE: another file system is mounted over it.
     let covered = |error: cowl_layers::Error| match error.errno() {
-        Errno::STALE => Answer::Failed {
-            why: format!(
+        Errno::STALE => Response::Failed {
+            message: format!(
                 "another file system is mounted over {}: unmount that first",
-                place.path.shown()
+                mount.path.shown()
             ),
         },
         _ => failed("unmount")(error),
     };
-    let found = place.find().map_err(failed("find"))?;
-    refuse_users(place, &found)?;
+    let found = mount.find_all().map_err(failed("find"))?;
+    refuse_users(mount, &found)?;
     let own = found.iter().find(|one| one.role == Role::Own);
-    // Keeps the file system alive, so that the unmount need not wait until the kernel has dropped every cached
-    // inode, and so that it can be put back.
+    // A clone keeps the file system alive, so that the unmount does not wait until the kernel has dropped every cached
+    // inode, and so that a refusal below can roll the unmount back.
     let alive = match own {
         Some(own) => {
-            let alive = own.act(PATIENT, Inside::clone_of).map_err(covered)?;
-            match own.act(PATIENT, Inside::unmount) {
+            let alive = own
+                .run_inside(PATIENT, Inside::clone_mount)
+                .map_err(covered)?;
+            match own.run_inside(PATIENT, Inside::unmount) {
                 Ok(()) => {}
                 Err(error) if error.errno() == Errno::BUSY => {
-                    return Err(Answer::InUse {
+                    return Err(Response::InUse {
                         pids: Vec::new(),
                         binds: Vec::new(),
                     });
@@ -141,78 +148,79 @@ pub(super) fn detach(overlay: &Overlay, place: &Place) -> Result<Detached, Answe
         }
         None => found
             .first()
-            .and_then(|one| one.act(HASTY, Inside::clone_of).ok()),
+            .and_then(|one| one.run_inside(HASTY, Inside::clone_mount).ok()),
     };
-    // Copies that follow this one were unmounted with it.
-    match detach_copies(overlay, place) {
-        Ok(locked) => Ok(Detached { alive, locked }),
-        Err(answer) => {
+    // Copies to which the unmount propagates are unmounted already.
+    match detach_copies(overlay, mount) {
+        Ok(has_copies) => Ok(Detached { alive, has_copies }),
+        Err(response) => {
             if let (Some(own), Some(alive)) = (own, alive) {
-                own.act(PATIENT, move |_, mount| {
+                own.run_inside(PATIENT, move |_, mount| {
                     sys::mount::attach(&alive, &mount.at)
                 })
-                .map_err(failed("put back the mount at"))?;
+                .map_err(failed("restore the mount at"))?;
             }
-            Err(answer)
+            Err(response)
         }
     }
 }
 
-/// Ends what is left of a mount that was unmounted.
-pub(super) fn end_copies(overlay: &Overlay, place: &Place) -> Result<Detached, Answer> {
+/// Detaches the remaining copies after the mount itself was unmounted, or returns the response that refuses it.
+pub(super) fn end_copies(overlay: &Overlay, mount: &OwnMount) -> Result<Detached, Response> {
     let alive = None;
-    detach_copies(overlay, place).map(|locked| Detached { alive, locked })
+    detach_copies(overlay, mount).map(|has_copies| Detached { alive, has_copies })
 }
 
-/// Detaches what is left elsewhere and lets go of the layer that is written. Whether copies stay.
-fn detach_copies(overlay: &Overlay, place: &Place) -> Result<bool, Answer> {
-    let failed = |error: cowl_layers::Error| Answer::Failed {
-        why: format!("cannot find the copies of {}: {error}", place.path.shown()),
+/// Detaches the copies of the mount and releases the upper layer. Returns whether copies remain.
+fn detach_copies(overlay: &Overlay, mount: &OwnMount) -> Result<bool, Response> {
+    let failed = |error: cowl_layers::Error| Response::Failed {
+        message: format!("cannot find the copies of {}: {error}", mount.path.shown()),
     };
-    let mut locked = 0;
+    let mut remaining = 0;
     for _ in 0..ROUNDS {
-        let found = place.find().map_err(failed)?;
+        let found = mount.find_all().map_err(failed)?;
         if found.is_empty() {
-            locked = 0;
+            remaining = 0;
             break;
         }
-        // Before they are detached, and again when they can't be reached any more.
-        refuse_users(place, &found)?;
-        locked = place::detach_all(&found);
-        if locked > 0 {
+        // Checked here, and again below, because processes can start to use a copy until it is detached.
+        refuse_users(mount, &found)?;
+        remaining = own_mount::detach_all(&found);
+        if remaining > 0 {
             break;
         }
     }
-    refuse_users(place, &[])?;
-    let until = Instant::now() + CLOSING;
+    refuse_users(mount, &[])?;
+    let until = Instant::now() + RELEASE_TIMEOUT;
     loop {
         let (readers, writers) = overlay.open_files();
         if (readers, writers) == (0, 0) {
             break;
         }
         if Instant::now() >= until {
-            // Held by no process: by a loop device, say, or in a message that nobody has received.
-            return Err(Answer::Busy { writers, readers });
+            // The descriptor is not held by a process, but by a loop device, for example, or by a message in a socket.
+            return Err(Response::Busy { writers, readers });
         }
         thread::sleep(Duration::from_millis(5));
     }
-    overlay.retire().map_err(|writers| Answer::Busy {
+    overlay.retire().map_err(|writers| Response::Busy {
         writers,
         readers: 0,
     })?;
-    Ok(locked > 0)
+    Ok(remaining > 0)
 }
 
-/// Refuses while a process uses the file system, or it is mounted somewhere on purpose.
-pub(super) fn refuse_users(place: &Place, found: &[Found]) -> Result<(), Answer> {
-    let users = sys::users::of(place.device, &[std::process::id()]);
-    let users = users.map_err(|error| Answer::Failed {
-        why: format!("cannot list processes: {error}"),
+/// Returns the response that refuses an unmount, if a process uses the file system, or it is deliberately mounted
+/// elsewhere.
+pub(super) fn refuse_users(mount: &OwnMount, found: &[FoundMount]) -> Result<(), Response> {
+    let users = sys::users::list(mount.device, &[std::process::id()]);
+    let users = users.map_err(|error| Response::Failed {
+        message: format!("cannot list processes: {error}"),
     })?;
-    let on_purpose = |one: &&Found| matches!(one.role, Role::Bind | Role::Overlay);
+    let is_deliberate = |one: &&FoundMount| matches!(one.role, Role::Bind | Role::Overlay);
     let binds: Vec<_> = found
         .iter()
-        .filter(on_purpose)
+        .filter(is_deliberate)
         .map(|one| Bind {
             pid: one.namespace.pid,
             at: one.mount.at.as_os_str().as_bytes().to_vec(),
@@ -222,7 +230,7 @@ pub(super) fn refuse_users(place: &Place, found: &[Found]) -> Result<(), Answer>
     if users.is_empty() && binds.is_empty() {
         return Ok(());
     }
-    // Who asks finds and names the processes itself.
+    // The client lists the processes itself.
     let pids = Vec::new();
-    Err(Answer::InUse { pids, binds })
+    Err(Response::InUse { pids, binds })
 }

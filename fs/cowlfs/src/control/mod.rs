@@ -1,12 +1,13 @@
-//! Talking to a running daemon over a unix socket: what it serves, how busy it is, a new layer on top,
-//! what it has done so far, and the end of its mount. One JSON line asks, one answers.
+//! The control socket: a client can query a running daemon, push a new top layer, and end the mount.
 //!
-//! Daemon and command may be of different versions: a daemon lives on when a newer cowl is installed. So a
-//! question that is not known is answered, and with words that say what to do.
+//! A request is one line of JSON, and so is the response.
+//!
+//! Client and daemon may be of different versions, because a daemon continues to run when a newer cowl is installed. So
+//! the daemon answers an unknown request with a message that starts with [`NOT_UNDERSTOOD`] and names both.
 
 mod client;
 mod detach;
-mod place;
+mod own_mount;
 mod server;
 mod signals;
 mod stats;
@@ -18,21 +19,21 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use client::{Client, ControlError};
-pub(crate) use detach::Session;
-pub(crate) use place::Place;
-pub(crate) use server::{Flush, Serving, listen, serve};
-pub(crate) use signals::{Mounted, Signals};
-pub(crate) use stats::Gauge;
+pub(crate) use detach::FuseConnection;
+pub(crate) use own_mount::OwnMount;
+pub(crate) use server::{Flush, ServedMount, listen, serve};
+pub(crate) use signals::{SignalTarget, Signals};
 pub use stats::Stats;
+pub(crate) use stats::StatsSource;
 
-/// How the refusal of a question begins that the daemon does not know.
+/// The start of the error message for an unknown request. Clients recognize it.
 const NOT_UNDERSTOOD: &str = "not understood";
 
-/// What a client asks.
+/// A request of a client.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "ask")]
-enum Ask {
-    /// Answered at once, whatever else is under way.
+enum Request {
+    /// Answered immediately, even during another request.
     Ping,
     Status,
     PushLayer {
@@ -45,10 +46,10 @@ enum Ask {
     Settle,
 }
 
-/// What the daemon answers.
+/// A response of the daemon.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "answer")]
-enum Answer {
+enum Response {
     Status(Status),
     Stats(Stats),
     Done,
@@ -58,58 +59,61 @@ enum Answer {
         readers: u32,
     },
     InUse {
-        /// Processes whose mount namespace holds a copy, of daemons before copies were detached.
+        /// Processes whose mount namespace has a copy. Only older daemons send them; newer ones detach copies.
         pids: Vec<u32>,
         #[serde(default)]
         binds: Vec<Bind>,
     },
     Failed {
-        why: String,
+        #[serde(rename = "why")]
+        message: String,
     },
 }
 
-/// A mount of the daemon's file system that was made on purpose, besides its own, or one that lies on it.
+/// A deliberate mount of the daemon's file system elsewhere, or a kernel overlayfs with a layer on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
-    /// A process of the mount namespace that it is in.
+    /// A process in its mount namespace.
     pub pid: u32,
-    /// Where it is there; the bytes of the path.
+    /// Its mount point there; the bytes of the path.
     pub at: Vec<u8>,
-    /// It is an overlay of the kernel's that has a layer in the mount.
+    /// It is a kernel overlayfs with a layer on the mount.
     #[serde(default)]
     pub overlay: bool,
 }
 
-/// What a daemon says of itself.
+/// The status of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// Its process.
+    /// The process id of the daemon.
     pub pid: u32,
-    /// Where it mounted; the bytes of the path.
+    /// The mount point; the bytes of the path.
     pub mountpoint: Vec<u8>,
-    /// The layer that is written.
+    /// The upper layer; the bytes of the path.
     pub upper: Option<Vec<u8>>,
-    /// The layers below, topmost first.
+    /// The lower layers, topmost first.
     pub lowers: Vec<Vec<u8>>,
-    /// Descriptors open for reading only.
+    /// The number of descriptors that are open for reading only.
     pub open_files: u32,
-    /// Descriptors open for writing.
+    /// The number of descriptors that are open for writing.
     pub open_for_write: u32,
-    /// Inodes that the kernel knows.
+    /// The number of inodes that the kernel knows.
     pub inodes: usize,
 }
 
-/// A socket's path has at most 107 bytes; through a descriptor of its folder any folder will do.
+/// Returns a short path to a socket, and the descriptor that the path goes through.
+///
+/// The address of a socket has at most 107 bytes. A path through a descriptor of the directory avoids this limit.
 fn short_path(socket: &Path) -> io::Result<(OwnedFd, PathBuf)> {
-    let (Some(folder), Some(name)) = (socket.parent(), socket.file_name()) else {
+    let (Some(dir), Some(name)) = (socket.parent(), socket.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
-    let folder = if folder.as_os_str().is_empty() {
+    let dir = if dir.as_os_str().is_empty() {
         Path::new(".")
     } else {
-        folder
+        dir
     };
-    let fd = cowl_layers::sys::dir::open_root(folder)
+    let fd = cowl_layers::sys::dir::open_root(dir)
         .map_err(|error| io::Error::from_raw_os_error(error.errno().raw_os_error()))?;
     let short = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())).join(name);
     Ok((fd, short))

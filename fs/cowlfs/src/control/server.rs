@@ -1,4 +1,4 @@
-//! The answering side, in a thread of the daemon.
+//! The server side of the control socket, in threads of the daemon.
 
 use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Write};
@@ -13,71 +13,63 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::detach::{self, Detached};
-use super::{Answer, Ask, Gauge, NOT_UNDERSTOOD, Place, Session, Status, short_path};
+use super::{
+    FuseConnection, NOT_UNDERSTOOD, OwnMount, Request, Response, StatsSource, Status, short_path,
+};
 use crate::config::Config;
 use cowl_layers::format::XattrSpace;
 use cowl_layers::layer::{Layer, Upper};
+use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
 use cowl_overlay::{Overlay, PushError};
 
-/// How long a client may take for its question, and for taking the answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time limit for a client to send a request and to receive the response.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Makes the socket, in place of one that a dead daemon left.
+/// Creates the socket. Replaces one that a dead daemon left behind.
 pub(crate) fn listen(socket: &Path) -> io::Result<UnixListener> {
-    let (_folder, path) = short_path(socket)?;
+    let (_dir, path) = short_path(socket)?;
     match std::fs::symlink_metadata(&path) {
-        Ok(there) if there.file_type().is_socket() => std::fs::remove_file(&path)?,
-        Ok(_) => return Err(io::Error::other("something that is no socket is there")),
+        Ok(existing) if existing.file_type().is_socket() => std::fs::remove_file(&path)?,
+        Ok(_) => return Err(io::Error::other("the path exists and is not a socket")),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
     UnixListener::bind(path)
 }
 
-/// What an answer needs.
-struct Daemon {
-    /// One answer at a time: who asks for the status while a layer is being pushed must hear how that
-    /// ended, because it decides by it which manifest holds.
-    answering: Mutex<()>,
-    overlay: Arc<Overlay>,
-    config: Config,
-    place: Place,
-    gauge: Gauge,
-    /// Has the kernel hand over what it keeps of a file.
-    flush: Arc<Flush>,
-    session: Session,
+/// The state that requests need.
+struct Server {
+    /// Serializes requests. A client that queries the status during a push must learn the result of the push, because
+    /// it decides by it which manifest is valid.
+    lock: Mutex<()>,
+    mount: ServedMount,
 }
 
-/// See [`crate::fuse`].
+/// Writes back the dirty pages of a file in the kernel; see [`crate::fuse`].
 pub(crate) type Flush = Box<dyn Fn(u64) -> io::Result<()> + Send + Sync>;
 
-/// What there is to be asked about.
-pub(crate) struct Serving {
+/// The parts of a daemon that requests query and change.
+pub(crate) struct ServedMount {
     pub(crate) overlay: Arc<Overlay>,
     pub(crate) config: Config,
-    pub(crate) place: Place,
-    pub(crate) gauge: Gauge,
+    pub(crate) mount: OwnMount,
+    pub(crate) stats: StatsSource,
     pub(crate) flush: Arc<Flush>,
-    pub(crate) session: Session,
+    pub(crate) connection: FuseConnection,
 }
 
-/// Answers until the process ends, each client in a thread of its own.
-pub(crate) fn serve(listener: UnixListener, serving: Serving) {
-    let daemon = Arc::new(Daemon {
-        answering: Mutex::new(()),
-        overlay: serving.overlay,
-        config: serving.config,
-        place: serving.place,
-        gauge: serving.gauge,
-        flush: serving.flush,
-        session: serving.session,
+/// Serves clients until the process ends, each in a thread of its own.
+pub(crate) fn serve(listener: UnixListener, mount: ServedMount) {
+    let server = Arc::new(Server {
+        lock: Mutex::new(()),
+        mount,
     });
     thread::spawn(move || {
         for stream in listener.incoming() {
-            let daemon = daemon.clone();
+            let server = server.clone();
             thread::spawn(move || {
-                if let Err(error) = stream.and_then(|stream| answer_all(stream, &daemon)) {
+                if let Err(error) = stream.and_then(|stream| serve_client(stream, &server)) {
                     log::info!("control connection: {error}");
                 }
             });
@@ -85,76 +77,78 @@ pub(crate) fn serve(listener: UnixListener, serving: Serving) {
     });
 }
 
-fn answer_all(stream: UnixStream, daemon: &Daemon) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+/// Answers the requests of one client until it closes the connection.
+fn serve_client(stream: UnixStream, server: &Server) -> io::Result<()> {
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
     while stream.read_line(&mut line)? > 0 {
-        let (answer, detached) = match serde_json::from_str(&line) {
-            // Shows that the daemon lives, also while it is busy with another question.
-            Ok(Ask::Ping) => (Answer::Done, None),
-            Ok(ask) => {
-                let _one = daemon.answering.lock();
-                // A command that was killed meanwhile must not change anything any more: the next one
-                // has decided already that it did not.
-                let gone = sys::socket::peer_is_gone(stream.get_ref())
+        let (response, detached) = match serde_json::from_str(&line) {
+            // Without the lock: it proves that the daemon works, even during another request.
+            Ok(Request::Ping) => (Response::Done, None),
+            Ok(request) => {
+                let _serialized = server.lock.lock();
+                // Race: the client may have been killed while it waited for the lock, and the next command may already
+                // have concluded that the request had no effect. So the request must not be executed any more.
+                let is_closed = sys::socket::peer_is_gone(stream.get_ref())
                     .map_err(|error| io::Error::from_raw_os_error(error.errno().raw_os_error()))?;
-                if gone {
+                if is_closed {
                     return Ok(());
                 }
-                answer(ask, daemon)
+                execute(request, &server.mount)
             }
             Err(error) => (not_understood(&line, &error), None),
         };
-        let mut text = serde_json::to_vec(&answer)?;
+        let mut text = serde_json::to_vec(&response)?;
         text.push(b'\n');
         stream.get_mut().write_all(&text)?;
-        // What keeps a detached mount alive goes: the kernel drops its caches now, whose requests the other
-        // threads answer, and then the process ends.
+        // This drops the last mount. The kernel then drops its caches, the worker threads answer the requests that this
+        // causes, and the process exits.
         if let Some(detached) = detached {
-            detached.end(&daemon.session);
+            detached.end(&server.mount.connection);
         }
         line.clear();
     }
     Ok(())
 }
 
-/// An older or a newer client's question is named; what is no question at all is told as it is.
-fn not_understood(line: &str, error: &serde_json::Error) -> Answer {
-    let asked = serde_json::from_str::<serde_json::Value>(line);
-    let asked = asked
+/// Returns the response to an unknown request, which names the request if there is a name.
+fn not_understood(line: &str, error: &serde_json::Error) -> Response {
+    let value = serde_json::from_str::<serde_json::Value>(line);
+    let name = value
         .as_ref()
         .ok()
-        .and_then(|asked| asked.get("ask")?.as_str());
-    let why = match asked {
-        Some(ask) => format!(
-            "{NOT_UNDERSTOOD}: a daemon of version {} does not know the question \"{}\" ({error})",
+        .and_then(|value| value.get("ask")?.as_str());
+    let message = match name {
+        Some(name) => format!(
+            "{NOT_UNDERSTOOD}: a daemon of version {} does not know the request \"{}\" ({error})",
             env!("CARGO_PKG_VERSION"),
-            ask.escape_default()
+            name.shown()
         ),
         None => format!("{NOT_UNDERSTOOD}: {error}"),
     };
-    Answer::Failed { why }
+    Response::Failed { message }
 }
 
-fn answer(ask: Ask, daemon: &Daemon) -> (Answer, Option<Detached>) {
-    let (overlay, config) = (&daemon.overlay, &daemon.config);
-    match ask {
-        Ask::Status => (Answer::Status(status(overlay, config)), None),
-        Ask::PushLayer { upper, work } => {
+/// Executes a request. Returns the response, and after a [`Request::Detach`] the mount, to be ended after the response.
+fn execute(request: Request, served: &ServedMount) -> (Response, Option<Detached>) {
+    let (overlay, config) = (&served.overlay, &served.config);
+    match request {
+        Request::Status => (Response::Status(status(overlay, config)), None),
+        Request::PushLayer { upper, work } => {
             let upper = Path::new(OsStr::from_bytes(&upper));
             let work = Path::new(OsStr::from_bytes(&work));
             (push(overlay, config, upper, work), None)
         }
-        Ask::Flush => (flush(daemon), None),
-        Ask::Stats => (stats(daemon), None),
-        Ask::Ping => (Answer::Done, None),
-        Ask::Detach => match detach::detach(overlay, &daemon.place) {
-            Ok(detached) => (Answer::Done, Some(detached)),
-            Err(answer) => (answer, None),
+        Request::Flush => (flush(served), None),
+        Request::Stats => (stats(served), None),
+        Request::Ping => (Response::Done, None),
+        Request::Detach => match detach::detach(overlay, &served.mount) {
+            Ok(detached) => (Response::Done, Some(detached)),
+            Err(response) => (response, None),
         },
-        Ask::Settle => (settle(config), None),
+        Request::Settle => (settle(config), None),
     }
 }
 
@@ -173,58 +167,60 @@ fn status(overlay: &Overlay, config: &Config) -> Status {
     }
 }
 
-fn stats(daemon: &Daemon) -> Answer {
-    match daemon.gauge.read() {
-        Ok(stats) => Answer::Stats(stats),
-        Err(error) => Answer::Failed {
-            why: format!("cannot tell how much memory it takes: {error}"),
+fn stats(served: &ServedMount) -> Response {
+    match served.stats.read() {
+        Ok(stats) => Response::Stats(stats),
+        Err(error) => Response::Failed {
+            message: format!("cannot read the memory usage: {error}"),
         },
     }
 }
 
-/// What programs stored through mappings is in the layers afterwards.
-fn flush(daemon: &Daemon) -> Answer {
-    for ino in daemon.overlay.inodes_with_writers() {
-        if let Err(error) = (daemon.flush)(ino) {
-            let why = format!("cannot have the kernel write what it keeps: {error}");
-            return Answer::Failed { why };
+/// Writes everything that programs have stored through mappings to the layers.
+fn flush(served: &ServedMount) -> Response {
+    for ino in served.overlay.inodes_with_writers() {
+        if let Err(error) = (served.flush)(ino) {
+            let message = format!("cannot write back mapped pages: {error}");
+            return Response::Failed { message };
         }
     }
-    Answer::Done
+    Response::Done
 }
 
-/// Wakes the thread of the daemon that syncs layers. The request itself waits for no disk.
-fn settle(config: &Config) -> Answer {
+/// Wakes the thread of the daemon that syncs layers. It does not wait for the sync.
+fn settle(config: &Config) -> Response {
     match config.settle.as_ref().map(|settle| settle.send(())) {
-        Some(Ok(())) => Answer::Done,
-        Some(Err(error)) => Answer::Failed {
-            why: format!("nothing syncs its layers: {error}"),
+        Some(Ok(())) => Response::Done,
+        Some(Err(error)) => Response::Failed {
+            message: format!("the thread that syncs layers has exited: {error}"),
         },
-        None => Answer::Failed {
-            why: format!("{NOT_UNDERSTOOD}: this daemon does not sync its layers"),
+        None => Response::Failed {
+            message: format!("{NOT_UNDERSTOOD}: this daemon does not sync its layers"),
         },
     }
 }
 
-fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Answer {
-    let failed = |why: String| Answer::Failed { why };
+fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Response {
+    let failed = |message: String| Response::Failed { message };
     if !config.snapshots {
-        return failed("this mount takes no new layers".into());
+        return failed("no layer can be pushed on this mount".into());
     }
     let space = config.space.unwrap_or_else(XattrSpace::detect);
-    let opened =
-        Layer::open(upper, space).and_then(|layer| Upper::of(config.mount.through(), layer, work));
+    let opened = Layer::open(upper, space)
+        .and_then(|layer| Upper::from_layer(config.mount.through(), layer, work));
     let new = match opened {
         Ok(new) => new,
         Err(error) => return failed(error.to_string()),
     };
     match overlay.push_layer(new) {
-        Ok(()) => Answer::Done,
-        Err(PushError::TooBusy) => failed("requests went on for ten seconds; try again".into()),
+        Ok(()) => Response::Done,
+        Err(PushError::TooBusy) => {
+            failed("requests were running for ten seconds without a pause: try again".into())
+        }
         Err(PushError::Unattended(writers)) => failed(format!(
-            "{writers} file(s) are written to past the daemon, which a snapshot can't stop: close them (one that \
-             was opened for reading and writing counts until the kernel forgets it: 'sysctl vm.drop_caches=2'), or \
-             mount anew with passthrough=read"
+            "{writers} file(s) are open for writing by passthrough, which a snapshot cannot pause: close them (a file \
+             that was opened for reading and writing counts until the kernel forgets it: 'sysctl vm.drop_caches=2'), \
+             or mount again with passthrough=read"
         )),
         Err(PushError::Setup(error)) => failed(error.to_string()),
     }
@@ -237,25 +233,25 @@ mod tests {
     use cowl_overlay::OverlayOptions;
 
     #[test]
-    fn a_question_of_another_version_is_named() {
+    fn an_unknown_request_is_named() {
         let refused = |line: &str| {
-            let error = serde_json::from_str::<Ask>(line).unwrap_err();
+            let error = serde_json::from_str::<Request>(line).unwrap_err();
             match not_understood(line, &error) {
-                Answer::Failed { why } => why,
+                Response::Failed { message } => message,
                 other => panic!("{other:?}"),
             }
         };
-        let why = refused("{\"ask\": \"of_tomorrow\", \"more\": 1}\n");
-        assert!(why.starts_with(NOT_UNDERSTOOD), "{why}");
-        assert!(why.contains("\"of_tomorrow\""), "{why}");
-        assert!(why.contains(env!("CARGO_PKG_VERSION")), "{why}");
-        let why = refused("what?\n");
-        assert!(why.starts_with(NOT_UNDERSTOOD), "{why}");
+        let message = refused("{\"ask\": \"of_tomorrow\", \"more\": 1}\n");
+        assert!(message.starts_with(NOT_UNDERSTOOD), "{message}");
+        assert!(message.contains("\"of_tomorrow\""), "{message}");
+        assert!(message.contains(env!("CARGO_PKG_VERSION")), "{message}");
+        let message = refused("what?\n");
+        assert!(message.starts_with(NOT_UNDERSTOOD), "{message}");
     }
 
-    /// The next command has decided by then that the killed one changed nothing.
+    /// The next command may already have concluded that the killed one had no effect.
     #[test]
-    fn what_a_killed_command_asked_for_is_not_done() {
+    fn a_request_of_a_killed_client_is_not_executed() {
         let top = tempfile::tempdir().unwrap();
         let path = |name: &str| top.path().join(name);
         for name in ["lower", "upper", "work", "next", "next-work"] {
@@ -270,37 +266,39 @@ mod tests {
             ..Config::new(vec![path("lower")], None, path("mount"))
         };
         let overlay = Arc::new(overlay);
-        let daemon = Daemon {
-            answering: Mutex::new(()),
-            gauge: Gauge::new(overlay.clone(), Arc::default()),
-            overlay,
-            place: Place::attached(path("mount"), (0, 0).into()),
-            config,
-            flush: Arc::new(Box::new(|_| Ok(()))),
-            session: Session::default(),
+        let server = Server {
+            lock: Mutex::new(()),
+            mount: ServedMount {
+                stats: StatsSource::new(overlay.clone(), Arc::default()),
+                overlay,
+                config,
+                mount: OwnMount::record(path("mount"), (0, 0).into()),
+                flush: Arc::new(Box::new(|_| Ok(()))),
+                connection: FuseConnection::default(),
+            },
         };
-        let ask = Ask::PushLayer {
+        let request = Request::PushLayer {
             upper: path("next").into_os_string().into_encoded_bytes(),
             work: path("next-work").into_os_string().into_encoded_bytes(),
         };
-        let mut line = serde_json::to_vec(&ask).unwrap();
+        let mut line = serde_json::to_vec(&request).unwrap();
         line.push(b'\n');
 
-        let (mut client, server) = UnixStream::pair().unwrap();
+        let (mut client, stream) = UnixStream::pair().unwrap();
         client.write_all(&line).unwrap();
         drop(client);
-        answer_all(server, &daemon).unwrap();
-        assert_eq!(daemon.overlay.layer_paths().0, Some(path("upper")));
+        serve_client(stream, &server).unwrap();
+        assert_eq!(server.mount.overlay.layer_paths().0, Some(path("upper")));
 
-        let (mut client, server) = UnixStream::pair().unwrap();
+        let (mut client, stream) = UnixStream::pair().unwrap();
         client.write_all(&line).unwrap();
         thread::scope(|scope| {
-            scope.spawn(|| answer_all(server, &daemon).unwrap());
-            let mut answer = String::new();
-            BufReader::new(&client).read_line(&mut answer).unwrap();
-            assert!(answer.contains("done"), "{answer}");
+            scope.spawn(|| serve_client(stream, &server).unwrap());
+            let mut response = String::new();
+            BufReader::new(&client).read_line(&mut response).unwrap();
+            assert!(response.contains("done"), "{response}");
             client.shutdown(std::net::Shutdown::Both).unwrap();
         });
-        assert_eq!(daemon.overlay.layer_paths().0, Some(path("next")));
+        assert_eq!(server.mount.overlay.layer_paths().0, Some(path("next")));
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::server::Flush;
-use super::{Gauge, Place, Session, detach, place};
+use super::{FuseConnection, OwnMount, StatsSource, detach, own_mount};
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys::namespace::{HASTY, Inside};
 use cowl_layers::sys::process::CHECK;
@@ -22,12 +22,12 @@ const GRACE: Duration = Duration::from_secs(5);
 pub(crate) struct Signals(Option<SigSet>);
 
 /// The parts of a daemon that are needed to end its mount.
-pub(crate) struct Mounted {
+pub(crate) struct SignalTarget {
     pub(crate) overlay: Arc<Overlay>,
-    pub(crate) place: Place,
-    pub(crate) gauge: Gauge,
+    pub(crate) mount: OwnMount,
+    pub(crate) stats: StatsSource,
     pub(crate) flush: Arc<Flush>,
-    pub(crate) session: Session,
+    pub(crate) connection: FuseConnection,
 }
 
 impl Signals {
@@ -47,35 +47,35 @@ impl Signals {
         }
     }
 
-    /// Waits for signals in a thread of its own.
+    /// Starts a thread that handles the signals.
     ///
     /// SIGUSR1 logs the statistics. SIGUSR2 ends the mount if it was unmounted and only unused copies remain. Any
     /// other signal ends the mount and the daemon; a second one does so immediately.
-    pub(crate) fn watch(self, mounted: Mounted) {
+    pub(crate) fn handle(self, target: SignalTarget) {
         let Some(set) = self.0 else { return };
-        let mounted = Arc::new(mounted);
+        let target = Arc::new(target);
         thread::spawn(move || {
             let ending = AtomicBool::new(false);
             loop {
                 match set.wait() {
                     // Logged as a warning, because the user requested it and the default log level drops anything
                     // lower.
-                    Ok(Signal::SIGUSR1) => match mounted.gauge.read() {
+                    Ok(Signal::SIGUSR1) => match target.stats.read() {
                         Ok(stats) => log::warn!("{stats}"),
                         Err(error) => log::warn!("cannot read the statistics: {error}"),
                     },
-                    Ok(CHECK) => mounted.check(),
+                    Ok(CHECK) => target.check(),
                     Ok(signal) if ending.swap(true, Ordering::Relaxed) => {
                         log::warn!("{signal} again: aborting the connection");
-                        mounted.session.abort();
+                        target.connection.abort();
                     }
                     Ok(signal) => {
-                        log::info!("{signal}: unmounting {}", mounted.place.path.shown());
-                        let mounted = mounted.clone();
-                        thread::spawn(move || mounted.end());
+                        log::info!("{signal}: unmounting {}", target.mount.path.shown());
+                        let target = target.clone();
+                        thread::spawn(move || target.end());
                     }
                     Err(error) => {
-                        log::warn!("waiting for signals: {error}");
+                        log::warn!("cannot wait for signals: {error}");
                         return;
                     }
                 }
@@ -84,70 +84,71 @@ impl Signals {
     }
 }
 
-impl Mounted {
+impl SignalTarget {
     /// Ends the session if the mount was unmounted and only unused copies in other mount namespaces remain.
     fn check(&self) {
-        let found = match self.place.find() {
+        let found = match self.mount.find_all() {
             Ok(found) => found,
             Err(error) => return log::warn!("cannot find the mount: {error}"),
         };
-        let home = self.place.sees_home();
-        if found.is_empty() || found.iter().any(|one| one.role != place::Role::Copy) {
+        let is_visible = self.mount.is_origin_visible();
+        if found.is_empty() || found.iter().any(|one| one.role != own_mount::Role::Copy) {
             return;
         }
-        if home != Some(true) {
+        if is_visible != Some(true) {
             // The mount's own namespace is not visible, and the mount may be in use there. Detach copies, but do not
             // abort.
-            if home == Some(false) && detach::refuse_users(&self.place, &found).is_ok() {
-                place::detach_all(&found);
+            if is_visible == Some(false) && detach::refuse_users(&self.mount, &found).is_ok() {
+                own_mount::detach_all(&found);
             }
             return;
         }
-        match detach::end_copies(&self.overlay, &self.place) {
-            Ok(detached) => detached.end(&self.session),
+        match detach::end_copies(&self.overlay, &self.mount) {
+            Ok(detached) => detached.end(&self.connection),
             Err(refused) => log::info!("copies of the mount are in use: {refused:?}"),
         }
     }
 
-    /// Detaches the mount from every namespace, writes back dirty data, and ends the session when the last user is
-    /// gone or the grace period is over.
+    /// Detaches the mount from every namespace, writes back dirty data, and ends the session after the last use, or
+    /// when the grace period is over.
     fn end(&self) {
         let mut alive = None;
-        match self.place.find() {
+        match self.mount.find_all() {
             // Deliberate mounts elsewhere, such as a container's root, end with the connection.
             Ok(mut found) => {
-                found.retain(|one| matches!(one.role, place::Role::Own | place::Role::Copy));
+                found
+                    .retain(|one| matches!(one.role, own_mount::Role::Own | own_mount::Role::Copy));
                 // Keeps the file system alive until the writeback is complete.
                 alive = found
                     .first()
-                    .and_then(|one| one.act(HASTY, Inside::clone_of).ok());
-                place::detach_all(&found);
+                    .and_then(|one| one.run_inside(HASTY, Inside::clone_mount).ok());
+                own_mount::detach_all(&found);
             }
             Err(error) => log::warn!("cannot find the mount: {error}"),
         }
         self.write_back();
         drop(alive);
-        if self.session.ends_within(detach::ENDING) {
+        if self.connection.wait_for_end(detach::END_TIMEOUT) {
             return;
         }
         let unused = || {
-            let found = self.place.find().unwrap_or_default();
-            self.overlay.open_files() == (0, 0) && detach::refuse_users(&self.place, &found).is_ok()
+            let found = self.mount.find_all().unwrap_or_default();
+            self.overlay.open_files() == (0, 0) && detach::refuse_users(&self.mount, &found).is_ok()
         };
         if unused() {
             log::info!("cannot detach all copies of the mount: aborting the connection");
-            return self.session.abort();
+            return self.connection.abort();
         }
-        if self.session.ends_within(GRACE) {
+        if self.connection.wait_for_end(GRACE) {
             return;
         }
         let (readers, writers) = self.overlay.open_files();
         log::warn!(
-            "{} is in use still ({readers} files open for reading, {writers} for writing): the connection is broken off",
-            self.place.path.shown()
+            "aborting the connection: {} is still in use ({readers} files open for reading, {writers} for writing)",
+            self.mount.path.shown()
         );
         self.write_back();
-        self.session.abort();
+        self.connection.abort();
     }
 
     fn write_back(&self) {

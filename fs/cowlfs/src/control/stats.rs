@@ -1,4 +1,4 @@
-//! What a daemon has done, and what it takes: for `cowl stats`, for its log, for benchmarks.
+//! The statistics of a daemon, for `cowl stats`, its log and benchmarks.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,32 +12,32 @@ use cowl_layers::error::Result;
 use cowl_layers::sys;
 use cowl_overlay::Overlay;
 
-/// What a daemon has done since it was started, and what it takes now.
+/// The activity of a daemon since its start, and its current use of resources.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stats {
-    /// Its process.
+    /// The process id of the daemon.
     pub pid: u32,
-    /// Seconds since it was started.
+    /// Seconds since its start.
     pub uptime: f64,
-    /// Inodes that the kernel knows.
+    /// The number of inodes that the kernel knows.
     pub inodes: usize,
-    /// Descriptors open for reading only.
+    /// The number of descriptors that are open for reading only.
     pub open_files: u32,
-    /// Descriptors open for writing.
+    /// The number of descriptors that are open for writing.
     pub open_for_write: u32,
-    /// Bytes of memory that it shares with nobody.
+    /// The memory that it does not share with other processes, in bytes.
     pub memory: u64,
-    /// How many requests of each kind the kernel sent; kinds that never came are left out.
+    /// The number of requests from the kernel by kind, without kinds that were never sent.
     pub requests: BTreeMap<String, u64>,
 }
 
 impl Stats {
-    /// All requests.
+    /// Returns the number of all requests.
     pub fn total(&self) -> u64 {
         self.requests.values().sum()
     }
 
-    /// The kinds, what came most first.
+    /// Returns the kinds of requests with their numbers, the most frequent first.
     pub fn by_count(&self) -> Vec<(&str, u64)> {
         let kinds = self.requests.iter();
         let mut kinds: Vec<_> = kinds.map(|(name, count)| (name.as_str(), *count)).collect();
@@ -46,7 +46,7 @@ impl Stats {
     }
 }
 
-/// One line for a log.
+/// Formats the statistics as one line for the log.
 impl fmt::Display for Stats {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -66,16 +66,16 @@ impl fmt::Display for Stats {
     }
 }
 
-/// Where all that is read off.
+/// The sources of the statistics.
 #[derive(Clone, Debug)]
-pub(crate) struct Gauge {
+pub(crate) struct StatsSource {
     overlay: Arc<Overlay>,
     requests: Arc<Requests>,
     started: Instant,
 }
 
-impl Gauge {
-    /// Time runs from here.
+impl StatsSource {
+    /// Creates a source for a daemon that starts now.
     pub(crate) fn new(overlay: Arc<Overlay>, requests: Arc<Requests>) -> Self {
         Self {
             overlay,
@@ -84,7 +84,7 @@ impl Gauge {
         }
     }
 
-    /// As it is now.
+    /// Returns the current statistics.
     pub(crate) fn read(&self) -> Result<Stats> {
         let (open_files, open_for_write) = self.overlay.open_files();
         let counts = self.requests.counts().into_iter();
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_line_tells_what_came_most_first() {
+    fn a_log_line_lists_the_most_frequent_requests_first() {
         let stats = Stats {
             pid: 1,
             uptime: 61.7,

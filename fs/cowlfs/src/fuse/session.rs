@@ -1,4 +1,4 @@
-//! A session with the kernel, from the first request to the unmount.
+//! A session with the kernel, from the protocol handshake to the unmount.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,37 +8,38 @@ use std::sync::Arc;
 use fuser::{Session, SessionACL};
 
 use super::adapter::Adapter;
-use super::serving::Serving;
-use super::workers::{self, Crew, Lookout};
+use super::settings::SessionSettings;
+use super::workers::{self, BusyPoll, WorkerPool};
 use crate::choices::Awake;
-use cowl_layers::sys::idle::{self, Wish};
+use cowl_layers::sys::idle::{self, LatencyRequest};
 use cowl_layers::sys::mount::{self, MountOptions, PreparedMount};
 use cowl_layers::sys::users::Device;
 use cowl_overlay::Overlay;
 
-/// A session that the kernel has greeted; its mount is not in the tree yet.
+/// A session after the protocol handshake; its mount is not attached yet.
 pub(crate) struct Prepared {
     attached: Attached,
     mount: PreparedMount,
 }
 
-/// A session whose mount is in the tree, before its first thread runs.
+/// A session whose mount is attached; its threads do not run yet.
 pub(crate) struct Attached {
     session: Session<Adapter>,
-    crew: Arc<Crew>,
-    watched: OwnedFd,
+    pool: Arc<WorkerPool>,
+    /// The device, for the monitor.
+    monitored: OwnedFd,
     awake: Awake,
 }
 
-/// Why there is no session.
+/// An error that prevented a session.
 #[derive(Debug)]
 pub(crate) enum SessionError {
-    /// /dev/fuse can't be opened.
+    /// Opening /dev/fuse failed.
     Device(cowl_layers::Error),
-    /// The kernel refuses the file system.
+    /// The kernel refused to create the file system.
     Mount(cowl_layers::Error),
-    /// The greeting failed.
-    Greeting(io::Error),
+    /// The protocol handshake failed.
+    Handshake(io::Error),
 }
 
 /// Opens /dev/fuse.
@@ -46,17 +47,17 @@ pub(crate) fn open_device() -> Result<OwnedFd, SessionError> {
     mount::open_device().map_err(SessionError::Device)
 }
 
-/// Makes the file system and answers the kernel's greeting.
+/// Creates the file system and performs the protocol handshake.
 pub(crate) fn prepare(
     device: OwnedFd,
     overlay: Arc<Overlay>,
     options: &MountOptions,
-    serving: &Serving,
+    settings: &SessionSettings,
 ) -> Result<Prepared, SessionError> {
-    let again = || device.try_clone().map_err(SessionError::Greeting);
-    let (looked_at, watched) = (again()?, again()?);
-    let lookout = Lookout::new(looked_at, serving.lookout);
-    let crew = Arc::new(Crew::new(serving.threads));
+    let duplicate = || device.try_clone().map_err(SessionError::Handshake);
+    let (polled, monitored) = (duplicate()?, duplicate()?);
+    let busy_poll = BusyPoll::new(polled, settings.busy_poll);
+    let pool = Arc::new(WorkerPool::new(settings.threads));
     let mount = PreparedMount::new(device.as_fd(), options).map_err(SessionError::Mount)?;
     let mut config = fuser::Config::default();
     config.acl = if options.allow_other {
@@ -64,32 +65,33 @@ pub(crate) fn prepare(
     } else {
         SessionACL::Owner
     };
-    config.n_threads = Some(serving.threads);
+    config.n_threads = Some(settings.threads);
     let acl = config.acl;
-    // `from_fd` leaves mounting and unmounting to us: fuser's own unmount would, after somebody
-    // else's, unmount whatever lies at the path by then.
-    let adapter = Adapter::new(overlay, serving, crew.clone(), lookout);
+    // `from_fd` leaves mounting and unmounting to this process. fuser unmounts by path: if another process had
+    // unmounted the file system already, fuser would unmount an unrelated one that was mounted there since.
+    let adapter = Adapter::new(overlay, settings, pool.clone(), busy_poll);
     let notifier = adapter.notifier.clone();
-    let session = Session::from_fd(adapter, device, acl, config).map_err(SessionError::Greeting)?;
+    let session =
+        Session::from_fd(adapter, device, acl, config).map_err(SessionError::Handshake)?;
     notifier.get_or_init(|| session.notifier());
     let attached = Attached {
         session,
-        crew,
-        watched,
-        awake: serving.awake,
+        pool,
+        monitored,
+        awake: settings.awake,
     };
     Ok(Prepared { attached, mount })
 }
 
-/// The wish for awake CPUs, where it is asked for and can be had. Without it everything is only slower.
-fn wish(asked: Awake) -> Option<Wish> {
-    if asked == Awake::Off || (asked == Awake::Auto && !idle::is_small_guest_that_halts()) {
+/// Opens a latency request, if it is configured and permitted. Without one, requests only take longer.
+fn open_latency_request(awake: Awake) -> Option<LatencyRequest> {
+    if awake == Awake::Off || (awake == Awake::Auto && !idle::is_small_guest_that_halts()) {
         return None;
     }
-    match Wish::new() {
-        Ok(wish) => Some(wish),
+    match LatencyRequest::new() {
+        Ok(request) => Some(request),
         Err(error) => {
-            let level = if asked == Awake::On {
+            let level = if awake == Awake::On {
                 log::Level::Warn
             } else {
                 log::Level::Info
@@ -103,17 +105,18 @@ fn wish(asked: Awake) -> Option<Wish> {
     }
 }
 
-/// Has the kernel hand over what it keeps of files.
+/// Makes the kernel write back dirty pages of files.
 #[derive(Debug)]
 pub(crate) struct Flusher(fuser::Notifier);
 
 impl Flusher {
-    /// Comes back when everything that programs stored in the file through mappings has been written. (To
-    /// drop its pages is the one thing for which the kernel waits for them: since Linux 6.16 syncfs(2) only
-    /// begins.)
+    /// Writes back everything that programs have stored in the file through mappings, and waits for it.
+    ///
+    /// It invalidates the file's pages, because that is the only operation for which the kernel waits for them: since
+    /// Linux 6.16, syncfs(2) only starts the writeback of FUSE files.
     pub(crate) fn flush(&self, ino: u64) -> io::Result<()> {
         match self.0.inval_inode(fuser::INodeNo(ino), 0, 0) {
-            // It keeps nothing of it.
+            // The kernel has no such inode, and so no pages of it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         }
@@ -121,28 +124,30 @@ impl Flusher {
 }
 
 impl Prepared {
-    /// For the time while the session runs.
+    /// Returns the session's flusher. It works while the session runs.
     pub(crate) fn flusher(&self) -> Flusher {
         Flusher(self.attached.session.notifier())
     }
 
-    /// The mount's device number.
+    /// Returns the device number of the file system.
     pub(crate) fn device(&self) -> Result<Device, cowl_layers::Error> {
         self.mount.device()
     }
 
-    /// Puts the mount at its place.
-    pub(crate) fn attach(self, at: &Path) -> Result<Attached, cowl_layers::Error> {
-        self.mount.attach(at)?;
+    /// Attaches the mount at a mount point.
+    pub(crate) fn attach(self, mountpoint: &Path) -> Result<Attached, cowl_layers::Error> {
+        self.mount.attach(mountpoint)?;
         Ok(self.attached)
     }
 }
 
 impl Attached {
-    /// Starts to watch over the threads that will answer. Threads stay in the mount namespace that they were
-    /// started in.
+    /// Starts the monitor, and returns the session to run.
+    ///
+    /// Threads remain in the mount namespace in which they were started.
     pub(crate) fn start(self) -> io::Result<Session<Adapter>> {
-        workers::start(&self.crew, self.watched, wish(self.awake))?;
+        let latency = open_latency_request(self.awake);
+        workers::start_monitor(&self.pool, self.monitored, latency)?;
         Ok(self.session)
     }
 }

@@ -7,19 +7,19 @@ const PREFIX_OF_PREFIX: &[u8] = b".wh..wh.";
 /// The name of a file that makes its directory opaque.
 pub const OPAQUE_NAME: &[u8] = b".wh..wh..opq";
 /// The xattr that makes a directory opaque if its value is `y`.
-pub const OPAQUE_ATTRIBUTE: &[u8] = b"user.fuseoverlayfs.opaque";
+pub const OPAQUE_XATTR: &[u8] = b"user.fuseoverlayfs.opaque";
 /// The prefix of fuse-overlayfs's xattrs.
 const XATTR_PREFIX: &[u8] = b"user.fuseoverlayfs.";
 /// The maximum length of a name.
 const NAME_MAX: usize = 255;
 
 /// Whether a file name is a marker.
-pub fn is_mark(name: &[u8]) -> bool {
+pub fn is_marker(name: &[u8]) -> bool {
     name.starts_with(PREFIX)
 }
 
 /// Whether an xattr belongs to fuse-overlayfs.
-pub fn is_attribute(name: &[u8]) -> bool {
+pub fn is_marker_xattr(name: &[u8]) -> bool {
     name.starts_with(XATTR_PREFIX)
 }
 
@@ -28,7 +28,7 @@ pub fn is_attribute(name: &[u8]) -> bool {
 /// Returns `None` if it would be longer than NAME_MAX, or if `name` is itself a marker.
 pub fn whiteout_name(name: &[u8]) -> Option<Vec<u8>> {
     let whiteout = [PREFIX, name].concat();
-    (whiteout.len() <= NAME_MAX && !is_mark(name)).then_some(whiteout)
+    (whiteout.len() <= NAME_MAX && !is_marker(name)).then_some(whiteout)
 }
 
 /// Returns the name that a whiteout hides; `None` for any other name.
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_their_marks() {
+    fn names_and_their_markers() {
         assert_eq!(whiteout_name(b"a").unwrap(), b".wh.a");
         assert_eq!(hidden_name(b".wh.a"), Some(&b"a"[..]));
         for nothing in [
@@ -61,6 +61,6 @@ mod tests {
         assert_eq!(whiteout_name(&[b'n'; 252]), None);
         assert!(whiteout_name(&[b'n'; 251]).is_some());
         assert_eq!(whiteout_name(b".wh.a"), None);
-        assert!(is_attribute(OPAQUE_ATTRIBUTE) && !is_attribute(b"user.fuse"));
+        assert!(is_marker_xattr(OPAQUE_XATTR) && !is_marker_xattr(b"user.fuse"));
     }
 }

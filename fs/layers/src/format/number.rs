@@ -52,16 +52,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_round_trip() {
-        let mark = NumberMark {
+    fn values_round_trip() {
+        let number = NumberMark {
             layer: 0x0123_4567_89ab_cdef,
             ino: u64::MAX,
         };
-        assert_eq!(NumberMark::parse(&mark.to_value()).unwrap(), Some(mark));
+        assert_eq!(NumberMark::parse(&number.to_value()).unwrap(), Some(number));
     }
 
     #[test]
-    fn unknown_versions_are_passed_over_and_damage_is_told() {
+    fn unknown_versions_are_ignored_and_damage_is_an_error() {
         assert_eq!(NumberMark::parse(&[2, 1, 2, 3]).unwrap(), None);
         assert!(NumberMark::parse(&[]).is_err());
         assert!(NumberMark::parse(&[1, 2, 3]).is_err());

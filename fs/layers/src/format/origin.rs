@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_that_the_kernel_made() {
+    fn parses_an_index_entry_of_the_kernel() {
         let name = b"00fb1d00010000000000000000000000000000000054e09a007a0f20ed";
         let (kind, bytes) = handle_of_entry(name).unwrap();
         assert_eq!(kind, 1);
@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn other_names_are_none() {
+    fn other_names_are_not_parsed() {
         for name in [
             &b""[..],
             b"#3313",

@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_round_trip() {
+    fn values_round_trip() {
         for value in [&b"name"[..], b"/a", b"/a/b/c", b"/\xff", b"..."] {
             assert_eq!(Redirect::parse(value).unwrap().to_value(), value);
         }
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_could_lead_out() {
+    fn refuses_paths_out_of_the_layer() {
         for value in [
             &b""[..],
             b"/",

@@ -84,18 +84,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_are_hidden_and_escaped_names_come_back() {
+    fn markers_are_hidden_and_escaped_names_restored() {
         for space in [XattrSpace::Trusted, XattrSpace::User] {
-            for mark in [
+            for marker in [
                 space.opaque(),
                 space.redirect(),
                 space.ino(),
                 space.prefix(),
             ] {
-                assert_eq!(space.to_mount(mark.as_bytes()), None);
-                let stored = space.to_disk(mark.as_bytes());
-                assert_ne!(&*stored, mark.as_bytes());
-                assert_eq!(space.to_mount(&stored).unwrap(), mark.as_bytes());
+                assert_eq!(space.to_mount(marker.as_bytes()), None);
+                let stored = space.to_disk(marker.as_bytes());
+                assert_ne!(&*stored, marker.as_bytes());
+                assert_eq!(space.to_mount(&stored).unwrap(), marker.as_bytes());
                 let twice = space.to_disk(&stored);
                 assert_eq!(space.to_mount(&twice).unwrap(), &*stored);
             }

@@ -21,7 +21,7 @@ impl XattrSpace {
     /// Returns the escaped xattr of an object that cowl set and no user, if any.
     ///
     /// `value` returns the value of an xattr on disk.
-    pub fn not_a_users<E>(
+    pub fn internal_xattr<E>(
         self,
         value: impl Fn(&str) -> Result<Option<Vec<u8>>, E>,
     ) -> Result<Option<&'static str>, E> {
@@ -42,14 +42,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_no_user_set_is_hidden() {
+    fn only_internal_xattrs_are_hidden() {
         let space = XattrSpace::Trusted;
         let ask = |attrs: &[(&str, &[u8])]| {
             let value = |name: &str| {
                 let found = attrs.iter().find(|(n, _)| *n == name);
                 Ok::<_, ()>(found.map(|(_, v)| v.to_vec()))
             };
-            space.not_a_users(value).unwrap()
+            space.internal_xattr(value).unwrap()
         };
         let (node, nodes) = (space.node(), space.nodes());
         let (whiteout, opaque) = (space.escaped_whiteout(), space.escaped_opaque());

@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_chain_keeps_no_more_than_there_is_room_for() {
+    fn chain_holds_at_most_the_cached_descriptors() {
         for capacity in [16, 64, 2048] {
             for length in [1, 5, capacity - 1, capacity, 3 * capacity, 100 * capacity] {
                 let spaced = Spaced::with_capacity(length, capacity);

@@ -242,7 +242,7 @@ impl LayerDir {
     }
 
     /// Whether both are the same directory of the same layer.
-    pub fn same_place(&self, other: &Self) -> bool {
+    pub fn is_same_location(&self, other: &Self) -> bool {
         self.key == other.key || (self.layer.id() == other.layer.id() && self.ino == other.ino)
     }
 
@@ -255,7 +255,7 @@ impl LayerDir {
     }
 
     /// Records that the directory was removed. Later operations on it use the descriptor `fd`.
-    pub fn gone(&self, fd: Arc<OwnedFd>) {
+    pub fn set_removed(&self, fd: Arc<OwnedFd>) {
         *self.location.write() = DirLocation::Removed(fd);
     }
 }
@@ -273,7 +273,7 @@ impl Moving<'_> {
     }
 
     /// Records that the directory was removed. Later operations on it use the descriptor `fd`.
-    pub fn gone(mut self, fd: Arc<OwnedFd>) {
+    pub fn set_removed(mut self, fd: Arc<OwnedFd>) {
         *self.0 = DirLocation::Removed(fd);
     }
 }

@@ -9,13 +9,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use super::{LayerDir, Upper};
 use crate::error::Result;
 use crate::format::OPAQUE;
-use crate::format::foreign::{OPAQUE_ATTRIBUTE, OPAQUE_NAME, hidden_name, is_mark, whiteout_name};
+use crate::format::foreign::{OPAQUE_NAME, OPAQUE_XATTR, hidden_name, is_marker, whiteout_name};
 use crate::sys;
 use crate::sys::dir::RawEntry;
 use crate::sys::stat::{FileKind, Stat};
 
 /// Returns the attributes of the whiteout `.wh.NAME` in `dir`, if it exists.
-pub(super) fn whiteout_of(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Stat>> {
+pub(super) fn stat_whiteout(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Stat>> {
     match whiteout_name(name) {
         Some(whiteout) => stat_if_present(dir, &whiteout),
         None => Ok(None),
@@ -24,8 +24,8 @@ pub(super) fn whiteout_of(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Sta
 
 /// Whether the directory `name` in `dir` is opaque.
 pub(super) fn is_opaque(dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool> {
-    let xattr = sys::xattr::get_at(dir, name, OPAQUE_ATTRIBUTE)?;
-    if xattr.is_some_and(|value| value == b"y") || whiteout_of(dir, name)?.is_some() {
+    let xattr = sys::xattr::get_at(dir, name, OPAQUE_XATTR)?;
+    if xattr.is_some_and(|value| value == b"y") || stat_whiteout(dir, name)?.is_some() {
         return Ok(true);
     }
     let inner = sys::dir::open_dir(dir, name)?;
@@ -33,8 +33,10 @@ pub(super) fn is_opaque(dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool> {
 }
 
 /// Removes the markers from a listing, and returns the names that they hide.
-pub(super) fn take_marks(names: &mut Vec<RawEntry>) -> Vec<Box<[u8]>> {
-    let markers: Vec<_> = names.extract_if(.., |entry| is_mark(&entry.name)).collect();
+pub(super) fn remove_markers(names: &mut Vec<RawEntry>) -> Vec<Box<[u8]>> {
+    let markers: Vec<_> = names
+        .extract_if(.., |entry| is_marker(&entry.name))
+        .collect();
     markers
         .iter()
         .filter_map(|marker| hidden_name(&marker.name))

@@ -21,7 +21,7 @@ const INODE: &[u8] = b"inode-";
 
 /// An entry on disk.
 #[derive(Debug)]
-pub struct Entry {
+pub struct JournalEntry {
     list: Vec<u8>,
     inode: Vec<u8>,
 }
@@ -32,9 +32,9 @@ pub fn write(
     staged: Staged,
     paths: &[Vec<u8>],
     order: Order,
-) -> Result<Entry> {
+) -> Result<JournalEntry> {
     let suffix = staged.name().to_vec();
-    let entry = Entry {
+    let entry = JournalEntry {
         list: [LIST, &suffix].concat(),
         inode: [INODE, &suffix].concat(),
     };
@@ -53,7 +53,7 @@ pub fn write(
     Ok(entry)
 }
 
-impl Entry {
+impl JournalEntry {
     /// Returns the name, in the work directory, of the inode to link.
     pub fn inode_name(&self) -> &[u8] {
         &self.inode
@@ -129,7 +129,7 @@ mod tests {
 
     /// Interrupts the linking of one file under three names after each step.
     #[test]
-    fn a_mount_finishes_what_a_kill_interrupted() {
+    fn mount_completes_interrupted_operations() {
         for done in 0..=3 {
             let top = tempfile::tempdir().unwrap();
             let (u, w) = (top.path().join("u"), top.path().join("w"));

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use super::{LayerDir, Markers, foreign, zero_device};
 use crate::error::Result;
-use crate::format::foreign::is_mark;
+use crate::format::foreign::is_marker;
 use crate::format::{NumberMark, OPAQUE_XATTR_WHITEOUTS};
 use crate::name::Name;
 use crate::sys;
@@ -37,7 +37,7 @@ pub fn list(dir: &LayerDir, markers: Markers) -> Result<Vec<LayerEntry>> {
     let has_devices = has(space.nodes());
     let mut raw = sys::dir::read(&open)?;
     let hidden = if dir.layer().is_foreign() {
-        foreign::take_marks(&mut raw)
+        foreign::remove_markers(&mut raw)
     } else {
         Vec::new()
     };
@@ -51,8 +51,8 @@ pub fn list(dir: &LayerDir, markers: Markers) -> Result<Vec<LayerEntry>> {
         });
     }
     for entry in raw {
-        if is_mark(&entry.name) {
-            dir.layer().note_likely_mark(&entry.name);
+        if is_marker(&entry.name) {
+            dir.layer().warn_of_likely_marker(&entry.name);
         }
         let mut kind = match entry.kind {
             Some(kind) => kind,

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use dir::{LayerDir, Moving};
 pub use list::{LayerEntry, list, number_at};
-pub use probe::{Markers, Probe, Seen, probe};
+pub use probe::{LayerObject, Markers, Probe, probe};
 pub use upper::Upper;
 pub use whiteout::WhiteoutForm;
 pub use work::{Staged, WorkDir};
@@ -133,7 +133,7 @@ impl Layer {
     }
 
     /// Logs a warning about a name that fuse-overlayfs would treat as a marker, once for each layer.
-    fn note_likely_mark(&self, name: &[u8]) {
+    fn warn_of_likely_marker(&self, name: &[u8]) {
         if !self.warned.swap(true, Ordering::Relaxed) {
             log::warn!(
                 "the layer {} contains the name {}: if it is a whiteout of fuse-overlayfs or a container image, \

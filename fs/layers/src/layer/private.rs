@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Errno, Error, Result};
 use crate::shown::Show as _;
 use crate::sys;
-use crate::sys::private::{Through, mount_of};
+use crate::sys::private::{Through, clone_mount};
 
 /// The way by which a directory was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub(super) enum Reached {
 /// Opens a layer's root directory for reading.
 pub(super) fn for_reading(path: &Path) -> Result<(OwnedFd, Reached)> {
     let plain = sys::dir::open_root(path)?;
-    Ok(match mount_of(plain.as_fd(), Through::Reading) {
+    Ok(match clone_mount(plain.as_fd(), Through::Reading) {
         Ok(private) => (private, Reached::PrivateMount),
         Err(error) => {
             log::debug!("no private mount of {}: {error}", path.shown());
@@ -65,7 +65,7 @@ fn through_one_mount(
         .take_while(|(one, two)| one == two)
         .map(|(component, _)| component)
         .collect();
-    let mount = mount_of(sys::dir::open_root(&common)?.as_fd(), through)?;
+    let mount = clone_mount(sys::dir::open_root(&common)?.as_fd(), through)?;
     let open = |path: &Path, plain: &OwnedFd| -> Result<OwnedFd> {
         let below = path.strip_prefix(&common).map_err(|_| Errno::INVAL)?;
         let dir = sys::dir::open_dir(mount.as_fd(), below.as_os_str().as_bytes())?;

@@ -4,14 +4,14 @@ use std::os::fd::AsFd;
 
 use super::{LayerDir, foreign, zero_device};
 use crate::error::Result;
-use crate::format::foreign::is_mark;
+use crate::format::foreign::is_marker;
 use crate::format::{NumberMark, OPAQUE, Redirect, XattrSpace};
 use crate::sys;
 use crate::sys::stat::{FileKind, Stat};
 
 /// The meaning of a name in one layer, for [`crate::view::resolve`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub enum LayerObject {
     /// The layer does not contain the name; the lookup continues below.
     Absent,
     /// The name is hidden; the lookup ends.
@@ -35,8 +35,8 @@ pub enum Seen {
 /// The result of a lookup in one layer that found an object.
 #[derive(Clone, Debug)]
 pub struct Probe {
-    /// The meaning.
-    pub seen: Seen,
+    /// The object, as its markers define it.
+    pub object: LayerObject,
     /// The object's attributes.
     pub stat: Stat,
     /// The inode number that it retains from before its copy-up.
@@ -55,17 +55,17 @@ pub enum Markers {
 
 /// Looks `name` up in the directory `dir` of a layer; `None` if it is absent.
 pub fn probe(dir: &LayerDir, name: &[u8], markers: Markers) -> Result<Option<Probe>> {
-    let marks = markers == Markers::Read;
-    if dir.layer().is_foreign() && is_mark(name) {
+    let reads_markers = markers == Markers::Read;
+    if dir.layer().is_foreign() && is_marker(name) {
         return Ok(None);
     }
     let fd = dir.fd()?;
     let stat = match sys::stat::stat_at((*fd).as_fd(), name) {
         Ok(stat) => stat,
         Err(error) if error.is_absent() && dir.layer().is_foreign() => {
-            let hidden = foreign::whiteout_of((*fd).as_fd(), name)?;
+            let hidden = foreign::stat_whiteout((*fd).as_fd(), name)?;
             return Ok(hidden.map(|stat| Probe {
-                seen: Seen::Whiteout,
+                object: LayerObject::Whiteout,
                 stat,
                 number: None,
             }));
@@ -74,27 +74,27 @@ pub fn probe(dir: &LayerDir, name: &[u8], markers: Markers) -> Result<Option<Pro
         Err(error) => return Err(error),
     };
     let mut found = Probe {
-        seen: Seen::plain(stat.kind()),
+        object: LayerObject::plain(stat.kind()),
         stat,
         number: None,
     };
     let empty = zero_device::may_be(stat.kind(), stat.size);
     if stat.is_whiteout_device() {
-        found.seen = Seen::Whiteout;
-    } else if marks || empty {
+        found.object = LayerObject::Whiteout;
+    } else if reads_markers || empty {
         let space = dir.layer().space();
         let names = sys::xattr::list_at((*fd).as_fd(), name)?;
         let has = |marker: &str| names.iter().any(|name| **name == *marker.as_bytes());
         if empty && has(space.node()) && zero_device::is_at((*fd).as_fd(), name, space)? {
-            found.stat = zero_device::shown(stat);
+            found.stat = zero_device::device_stat(stat);
         }
-        if marks {
+        if reads_markers {
             let get = |marker: &str| sys::xattr::get_at((*fd).as_fd(), name, marker.as_bytes());
             read_markers(space, &names, get, &mut found)?;
         }
     }
-    if let Seen::Dir { opaque, .. } = &mut found.seen
-        && marks
+    if let LayerObject::Dir { opaque, .. } = &mut found.object
+        && reads_markers
         && dir.layer().is_foreign()
     {
         *opaque = *opaque || foreign::is_opaque((*fd).as_fd(), name)?;
@@ -102,7 +102,7 @@ pub fn probe(dir: &LayerDir, name: &[u8], markers: Markers) -> Result<Option<Pro
     Ok(Some(found))
 }
 
-impl Seen {
+impl LayerObject {
     fn plain(kind: FileKind) -> Self {
         match kind {
             FileKind::Directory => Self::Dir {
@@ -133,25 +133,25 @@ fn read_markers(
         found.number = NumberMark::parse(&raw)?;
     }
     if found.stat.kind() == FileKind::Regular && found.stat.size == 0 && has(space.whiteout()) {
-        found.seen = Seen::Whiteout;
+        found.object = LayerObject::Whiteout;
         return Ok(());
     }
     let found_redirect = match value(space.redirect())? {
         Some(raw) => Some(Redirect::parse(&raw)?),
         None => None,
     };
-    match &mut found.seen {
-        Seen::Dir { opaque, redirect } => {
+    match &mut found.object {
+        LayerObject::Dir { opaque, redirect } => {
             *opaque = value(space.opaque())?.is_some_and(|raw| raw == OPAQUE);
             *redirect = found_redirect;
         }
-        Seen::File { metacopy, redirect } => {
+        LayerObject::File { metacopy, redirect } => {
             *metacopy = found.stat.kind() == FileKind::Regular && has(space.metacopy());
             if *metacopy {
                 *redirect = found_redirect;
             }
         }
-        Seen::Absent | Seen::Whiteout => {}
+        LayerObject::Absent | LayerObject::Whiteout => {}
     }
     Ok(())
 }

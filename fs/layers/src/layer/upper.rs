@@ -34,11 +34,15 @@ impl Upper {
     ///
     /// Both directories must be on one file system, because objects are moved from the work directory by a rename.
     pub fn open(upper: &Path, work: &Path, space: XattrSpace) -> Result<Arc<Self>, SetupError> {
-        Self::of(Through::Writing, Layer::open(upper, space)?, work)
+        Self::from_layer(Through::Writing, Layer::open(upper, space)?, work)
     }
 
     /// Like [`Upper::open`], for a layer that is open already; `through` decides on access times.
-    pub fn of(through: Through, layer: Arc<Layer>, work: &Path) -> Result<Arc<Self>, SetupError> {
+    pub fn from_layer(
+        through: Through,
+        layer: Arc<Layer>,
+        work: &Path,
+    ) -> Result<Arc<Self>, SetupError> {
         let dirs = UpperDirs::open(through, layer, work)?;
         let locked = dirs.lock()?;
         let recovered = locked.recover()?;

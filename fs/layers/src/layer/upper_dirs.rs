@@ -107,8 +107,8 @@ impl RecoveredUpper {
             .map_err(|error| unusable(&self.work_path, error))?;
         Ok(Features {
             whiteouts,
-            order: Order::of(self.layer.root_fd()),
-            early: Early::of(self.layer.root_fd()),
+            order: Order::for_dir(self.layer.root_fd()),
+            early: Early::for_dir(self.layer.root_fd()),
         })
     }
 }

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn whiteouts_are_links_to_one() {
+    fn whiteouts_are_hard_links_to_one_inode() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("work")).unwrap();
         let work = work(&dir.path().join("work"));

@@ -19,7 +19,7 @@ pub(super) fn may_be(kind: FileKind, size: u64) -> bool {
 }
 
 /// Returns the visible attributes of a device, computed from the attributes `stat` on disk.
-pub fn shown(stat: Stat) -> Stat {
+pub fn device_stat(stat: Stat) -> Stat {
     Stat {
         mode: FileKind::CharDevice.mode_bits() | stat.perm(),
         rdev: 0,
@@ -36,7 +36,7 @@ pub(super) fn is_at(dir: BorrowedFd<'_>, name: &[u8], space: XattrSpace) -> Resu
 }
 
 /// Sets the xattrs that make the empty regular file `fd` represent a device.
-pub fn mark(fd: BorrowedFd<'_>, space: XattrSpace) -> Result<()> {
+pub fn mark_file(fd: BorrowedFd<'_>, space: XattrSpace) -> Result<()> {
     sys::xattr::set(fd, space.node().as_bytes(), NODE)?;
     sys::xattr::set(fd, space.escaped_whiteout().as_bytes(), b"")
 }
@@ -45,7 +45,7 @@ pub fn mark(fd: BorrowedFd<'_>, space: XattrSpace) -> Result<()> {
 ///
 /// To be called before the device is linked into the directory: listings check for devices only in directories with
 /// these xattrs.
-pub fn mark_folder(dir: BorrowedFd<'_>, space: XattrSpace) -> Result<()> {
+pub fn mark_dir(dir: BorrowedFd<'_>, space: XattrSpace) -> Result<()> {
     let nodes = space.nodes().as_bytes();
     if sys::xattr::get(dir, nodes)?.is_some() {
         return Ok(());
@@ -61,7 +61,7 @@ pub fn mark_folder(dir: BorrowedFd<'_>, space: XattrSpace) -> Result<()> {
 /// Records that a directory's escaped opaque xattr belongs to a user from now on, and is visible.
 ///
 /// To be called before the user's value is set.
-pub fn opaque_is_a_users(dir: BorrowedFd<'_>, space: XattrSpace) -> Result<()> {
+pub fn give_opaque_to_user(dir: BorrowedFd<'_>, space: XattrSpace) -> Result<()> {
     let nodes = space.nodes().as_bytes();
     match sys::xattr::get(dir, nodes)? {
         Some(value) if value == NODES_WITH_OPAQUE => sys::xattr::set(dir, nodes, NODES),

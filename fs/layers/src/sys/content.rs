@@ -83,13 +83,13 @@ fn check(fd: BorrowedFd<'_>) -> Result<()> {
 mod tests {
     use super::*;
     use crate::sys::node;
-    use crate::sys::private::{Through, mount_of};
+    use crate::sys::private::{Through, clone_mount};
 
     /// Checks that objects of each other type are refused without blocking.
     ///
     /// Both access modes are tried, because an open of a FIFO blocks with O_RDONLY, but not with O_RDWR.
     #[test]
-    fn nothing_but_a_regular_file_has_content() {
+    fn only_regular_files_have_content() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), "text").unwrap();
         std::fs::create_dir(dir.path().join("dir")).unwrap();
@@ -111,7 +111,7 @@ mod tests {
             }
         }
         // Without the privilege to mount, only the first sequence is tested.
-        let private = mount_of(plain.as_fd(), Through::Writing).ok();
+        let private = clone_mount(plain.as_fd(), Through::Writing).ok();
         for flags in [OFlags::RDONLY, OFlags::RDWR] {
             for name in &names {
                 let name = name.as_bytes();
@@ -136,11 +136,11 @@ mod tests {
 
     /// Checks that a private mount refuses devices by itself, before any check of the type.
     #[test]
-    fn a_private_mount_has_no_devices() {
+    fn private_mount_refuses_devices() {
         let dir = tempfile::tempdir().unwrap();
         let plain = crate::sys::dir::open_root(dir.path()).unwrap();
         let made = node::mknod(plain.as_fd(), b"null", FileKind::CharDevice, 0o666, 0x103);
-        let Ok(private) = mount_of(plain.as_fd(), Through::Reading) else {
+        let Ok(private) = clone_mount(plain.as_fd(), Through::Reading) else {
             return;
         };
         if made.is_ok() {

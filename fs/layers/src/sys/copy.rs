@@ -189,7 +189,7 @@ mod tests {
 
     /// Copies files of sizes around each threshold, and files with holes, and compares the content.
     #[test]
-    fn every_size_is_copied_whole_and_holes_stay() {
+    fn all_sizes_are_copied_completely_and_holes_preserved() {
         for len in [0, 1, 4096, SMALL - 1, SMALL, SMALL + 1, 9 << 20] {
             let (src, dst) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
             let data: Vec<u8> = (0..len).map(|at| (at % 251) as u8 + 1).collect();
@@ -214,7 +214,7 @@ mod tests {
 
     /// Checks that the rest of a file that was truncated during the copy reads as zeros.
     #[test]
-    fn a_file_that_got_shorter_is_copied_to_its_old_size() {
+    fn copy_of_a_truncated_file_has_the_requested_size() {
         let (src, dst) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         src.write_all_at(&[7; 4096], 0).unwrap();
         copy_data(src.as_fd(), dst.as_fd(), 4099).unwrap();

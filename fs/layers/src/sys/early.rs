@@ -24,9 +24,9 @@ pub struct Early {
 
 impl Early {
     /// Returns the cases of the file system that holds `dir`.
-    pub fn of(dir: BorrowedFd<'_>) -> Self {
+    pub fn for_dir(dir: BorrowedFd<'_>) -> Self {
         match order::kind_and_options(dir) {
-            Ok((order::EXT4, Some(options))) => Self::of_ext4(&options),
+            Ok((order::EXT4, Some(options))) => Self::for_ext4(&options),
             Ok((order::XFS, _)) => Self {
                 on_any_cut: true,
                 ..Self::default()
@@ -47,7 +47,7 @@ impl Early {
     }
 
     /// Without delayed allocation, blocks are allocated as they are written, and data=ordered covers them.
-    fn of_ext4(options: &str) -> Self {
+    fn for_ext4(options: &str) -> Self {
         let off = ["noauto_da_alloc", "nodelalloc", "data=journal"];
         let is_on = !options.split(',').any(|option| off.contains(&option));
         Self {
@@ -77,20 +77,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_that_turn_it_off() {
-        assert!(Early::of_ext4("rw,discard,stripe=16").on_replace);
-        assert!(Early::of_ext4("rw,data=ordered").on_rewrite);
+    fn mount_options_disable_early_writeback() {
+        assert!(Early::for_ext4("rw,discard,stripe=16").on_replace);
+        assert!(Early::for_ext4("rw,data=ordered").on_rewrite);
         for off in [
             "rw,noauto_da_alloc",
             "nodelalloc,data=ordered",
             "rw,data=journal",
         ] {
-            assert_eq!(Early::of_ext4(off), Early::default(), "{off}");
+            assert_eq!(Early::for_ext4(off), Early::default(), "{off}");
         }
     }
 
     #[test]
-    fn truncations_that_count() {
+    fn truncations_that_start_writeback() {
         let none = Early::default();
         assert!(!none.after_cut(0));
         let rewrite = Early {
@@ -106,8 +106,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_in_memory_does_nothing() {
+    fn tmpfs_starts_no_early_writeback() {
         let dir = rustix::fs::open("/dev/shm", rustix::fs::OFlags::PATH, 0.into()).unwrap();
-        assert_eq!(Early::of(dir.as_fd()), Early::default());
+        assert_eq!(Early::for_dir(dir.as_fd()), Early::default());
     }
 }

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table() {
+    fn parses_proc_locks() {
         let text = "\
 1: FLOCK  ADVISORY  READ 4711 08:01:131 0 EOF
 2: POSIX  ADVISORY  WRITE 12 08:01:7 0 EOF
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_lock_is_seen() {
+    fn own_lock_is_found() {
         use std::os::unix::fs::MetadataExt;
         let file = tempfile::tempfile().unwrap();
         rustix::fs::flock(&file, rustix::fs::FlockOperation::LockShared).unwrap();

@@ -19,7 +19,7 @@ struct Raw {
 /// Returns the type and the bytes of the handle of an object, whose descriptor may be O_PATH.
 ///
 /// Returns `None` if the file system does not support handles.
-pub fn of(fd: BorrowedFd<'_>) -> Result<Option<(i32, Vec<u8>)>> {
+pub fn from_fd(fd: BorrowedFd<'_>) -> Result<Option<(i32, Vec<u8>)>> {
     let mut raw = Raw {
         bytes: MAX_BYTES as u32,
         kind: 0,

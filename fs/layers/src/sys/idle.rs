@@ -8,18 +8,18 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 
 /// The kernel's default latency, which is no limit (`PM_QOS_CPU_LATENCY_DEFAULT_VALUE`).
-const ANY: i32 = 2_000_000_000;
+const NO_LIMIT: i32 = 2_000_000_000;
 /// The maximum number of CPUs. On a larger machine, a request would keep many CPUs awake that no mount uses.
-const FEW_CPUS: usize = 8;
+const MAX_CPUS: usize = 8;
 
 /// A request for CPUs that wake up without latency.
 #[derive(Debug)]
-pub struct Wish {
+pub struct LatencyRequest {
     device: File,
-    active: bool,
+    is_active: bool,
 }
 
-impl Wish {
+impl LatencyRequest {
     /// Opens the device, with an inactive request. Fails without the permission to open it.
     pub fn new() -> io::Result<Self> {
         let device = OpenOptions::new()
@@ -27,18 +27,32 @@ impl Wish {
             .open("/dev/cpu_dma_latency")?;
         Ok(Self {
             device,
-            active: false,
+            is_active: false,
         })
     }
 
-    /// Activates or deactivates the request. The kernel wakes up every idle CPU once for each change.
-    pub fn be(&mut self, on: bool) -> io::Result<()> {
-        if self.active != on {
-            let limit: i32 = if on { 0 } else { ANY };
-            self.device.write_all(&limit.to_ne_bytes())?;
-            self.active = on;
+    /// Keeps idle CPUs awake from here on.
+    ///
+    /// Only a change costs anything: the kernel wakes up every idle CPU once for it.
+    pub fn activate(&mut self) -> io::Result<()> {
+        if !self.is_active {
+            self.write_limit(0)?;
+            self.is_active = true;
         }
         Ok(())
+    }
+
+    /// Withdraws the request; the descriptor stays open for the next one.
+    pub fn deactivate(&mut self) -> io::Result<()> {
+        if self.is_active {
+            self.write_limit(NO_LIMIT)?;
+            self.is_active = false;
+        }
+        Ok(())
+    }
+
+    fn write_limit(&mut self, microseconds: i32) -> io::Result<()> {
+        self.device.write_all(&microseconds.to_ne_bytes())
     }
 }
 
@@ -50,11 +64,11 @@ pub fn is_small_guest_that_halts() -> bool {
     // Count all CPUs, and not only those in this process's affinity mask: the request affects all of them.
     let online = std::fs::read_to_string("/sys/devices/system/cpu/online");
     driver.is_ok_and(|name| name.trim_ascii() == b"haltpoll")
-        && online.is_ok_and(|cpus| count(&cpus).is_some_and(|cpus| cpus <= FEW_CPUS))
+        && online.is_ok_and(|cpus| count_cpus(&cpus).is_some_and(|cpus| cpus <= MAX_CPUS))
 }
 
 /// Counts the CPUs in a list such as `0-3,8`.
-fn count(list: &str) -> Option<usize> {
+fn count_cpus(list: &str) -> Option<usize> {
     let ranges = list.trim().split(',').map(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
@@ -69,21 +83,24 @@ mod tests {
 
     #[test]
     fn cpus_are_counted() {
-        assert_eq!(count("0-1\n"), Some(2));
-        assert_eq!(count("0-3,8,10-11\n"), Some(7));
+        assert_eq!(count_cpus("0-1\n"), Some(2));
+        assert_eq!(count_cpus("0-3,8,10-11\n"), Some(7));
         for other in ["", "x", "3-1", "0-"] {
-            assert_eq!(count(other), None, "{other}");
+            assert_eq!(count_cpus(other), None, "{other}");
         }
     }
 
     #[test]
-    fn a_wish_can_be_taken_back() {
-        match Wish::new() {
-            Ok(mut wish) => {
-                for on in [false, true, true, false] {
-                    wish.be(on).unwrap();
-                    assert_eq!(wish.active, on);
+    fn a_latency_request_can_be_withdrawn() {
+        match LatencyRequest::new() {
+            Ok(mut request) => {
+                request.deactivate().unwrap();
+                for _ in 0..2 {
+                    request.activate().unwrap();
+                    assert!(request.is_active);
                 }
+                request.deactivate().unwrap();
+                assert!(!request.is_active);
             }
             // Only root may open the device, and in a container it may be absent or denied.
             Err(error) => assert!(

@@ -97,7 +97,7 @@ impl PreparedMount {
 
     /// Returns the device number, which identifies the file system.
     pub fn device(&self) -> Result<Device> {
-        Device::of_fd(&self.mount)
+        Device::from_fd(&self.mount)
     }
 }
 

@@ -150,7 +150,7 @@ impl Inside {
     }
 
     /// Clones the mount as a detached mount.
-    pub fn clone_of(&self, mount: &Mount) -> Result<OwnedFd> {
+    pub fn clone_mount(&self, mount: &Mount) -> Result<OwnedFd> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_EMPTY_PATH;
@@ -188,7 +188,7 @@ pub fn is_mounted(device: Device) -> Result<bool> {
 fn is_mount(fd: impl AsFd, mount: &Mount) -> Result<bool> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let stat = rustix::fs::statx(&fd, "", flags, StatxFlags::MNT_ID)?;
-    Ok(stat.stx_mnt_id == mount.id && Device::of_fd(&fd)? == mount.device)
+    Ok(stat.stx_mnt_id == mount.id && Device::from_fd(&fd)? == mount.device)
 }
 
 /// Moves this thread to a new mount namespace that contains only the mounts that the paths `keep` are on.

@@ -35,7 +35,7 @@ pub enum Order {
 
 impl Order {
     /// Determines the order of the file system that holds `dir`.
-    pub fn of(dir: BorrowedFd<'_>) -> Self {
+    pub fn for_dir(dir: BorrowedFd<'_>) -> Self {
         match determine(dir) {
             Ok(order) => order,
             Err(error) => {
@@ -187,7 +187,7 @@ mod tests {
         31 22 7:2 / /x rw master:1 - xfs /dev/loop2 rw,attr2,logdev=/dev/sdb\n";
 
     #[test]
-    fn options_are_those_of_the_device() {
+    fn options_belong_to_the_device() {
         assert_eq!(options(TABLE, "254:0"), Some("rw,discard"));
         assert_eq!(options(TABLE, "7:1"), Some("rw,data=writeback"));
         assert_eq!(options(TABLE, "7:2"), Some("rw,attr2,logdev=/dev/sdb"));
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_other_ways_is_not_usual() {
+    fn only_default_journal_options_are_usual() {
         assert!(is_usual_ext4("rw,discard,stripe=16"));
         assert!(is_usual_ext4("rw,data=ordered"));
         for other in [
@@ -212,8 +212,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_in_memory_is_not_known() {
+    fn tmpfs_has_an_unknown_order() {
         let dir = rustix::fs::open("/dev/shm", rustix::fs::OFlags::PATH, 0.into()).unwrap();
-        assert_eq!(Order::of(dir.as_fd()), Order::Unknown);
+        assert_eq!(Order::for_dir(dir.as_fd()), Order::Unknown);
     }
 }

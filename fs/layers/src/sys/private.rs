@@ -26,7 +26,7 @@ pub enum Through {
 ///
 /// Fails without the privilege to mount. In a user namespace, the atime and read-only flags of an inherited mount may
 /// be locked; then as many flags are set as possible.
-pub fn mount_of(dir: BorrowedFd<'_>, through: Through) -> Result<OwnedFd> {
+pub fn clone_mount(dir: BorrowedFd<'_>, through: Through) -> Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;

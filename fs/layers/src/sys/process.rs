@@ -169,7 +169,7 @@ pub fn ask_to_check(pid: u32) -> Result<bool> {
 
 /// The state of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct ProcessState {
     /// The state code of proc_pid_status(5), such as 'T' for stopped.
     pub state: char,
     /// Whether it is dead or has SIGKILL pending. It executes no more code, even if the kernel has not reaped it yet.
@@ -177,8 +177,8 @@ pub struct Seen {
 }
 
 /// Inspects a process; `None` if it has ended or is in an invisible pid namespace.
-pub fn inspect(pid: u32) -> Option<Seen> {
-    parse_seen(&status(pid).ok()??)
+pub fn inspect(pid: u32) -> Option<ProcessState> {
+    parse_state(&status(pid).ok()??)
 }
 
 /// Whether no process has this id; `false` if that is unknown.
@@ -189,14 +189,14 @@ pub fn is_gone(pid: u32) -> bool {
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(Errno::SRCH))
 }
 
-fn parse_seen(status: &[u8]) -> Option<Seen> {
+fn parse_state(status: &[u8]) -> Option<ProcessState> {
     let state = parse_line(status, b"State:")?.chars().next()?;
     let pending = |label: &[u8]| {
         let set = parse_line(status, label).and_then(|set| u64::from_str_radix(set, 16).ok());
         set.is_some_and(|set| set & (1 << (libc::SIGKILL - 1)) != 0)
     };
     let killed = matches!(state, 'Z' | 'X') || pending(b"SigPnd:") || pending(b"ShdPnd:");
-    Some(Seen { state, killed })
+    Some(ProcessState { state, killed })
 }
 
 /// Reads /proc/PID/status of a thread; `None` if it has ended or is in an invisible pid namespace.
@@ -264,10 +264,10 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_process_is_told_apart() {
+    fn killed_process_is_detected() {
         let seen = |state: &str, pending: &str| {
             let status = format!("Name:\tx\nState:\t{state}\nSigPnd:\t{pending}\nShdPnd:\t0\n");
-            parse_seen(status.as_bytes()).unwrap()
+            parse_state(status.as_bytes()).unwrap()
         };
         for (state, pending, killed) in [
             ("S (sleeping)", "0000000000000000", false),

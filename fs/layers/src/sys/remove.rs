@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_and_width_take_no_more_descriptors() {
+    fn descriptors_do_not_grow_with_depth_or_width() {
         let top = tempfile::tempdir().unwrap();
         fs::create_dir(top.path().join("t")).unwrap();
         chain(&top.path().join("t"), 3000);
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn no_mode_and_no_link_is_in_the_way() {
+    fn modes_and_symlinks_do_not_prevent_removal() {
         let top = tempfile::tempdir().unwrap();
         let at = |path: &str| top.path().join(path);
         fs::create_dir_all(at("t/a/b/c")).unwrap();
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_path_is_shortened_in_the_middle() {
+    fn long_path_is_shortened_in_the_middle() {
         let level = |number: usize| Level {
             name: number.to_string().into_bytes().into(),
             id: (0, 0),

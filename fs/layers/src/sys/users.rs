@@ -56,7 +56,7 @@ pub struct User {
 
 impl User {
     /// Returns a process that only has a copy of the mount in its mount namespace; `None` if it has ended.
-    pub fn of_namespace(pid: u32) -> Option<Self> {
+    pub fn from_namespace(pid: u32) -> Option<Self> {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         fs::read_link(proc.join("ns/mnt")).ok()?;
         Some(Self {
@@ -91,7 +91,7 @@ pub struct Device {
 
 impl Device {
     /// Returns the device of the file system that `path` is on, without sending it a request.
-    pub fn of_path(path: &Path) -> Result<Self> {
+    pub fn from_path(path: &Path) -> Result<Self> {
         let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
         let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::TYPE)?;
         Ok(Self {
@@ -101,7 +101,7 @@ impl Device {
     }
 
     /// Returns the device of the file system behind a descriptor, without sending it a request.
-    pub fn of_fd(fd: impl std::os::fd::AsFd) -> Result<Self> {
+    pub fn from_fd(fd: impl std::os::fd::AsFd) -> Result<Self> {
         let flags = AtFlags::STATX_DONT_SYNC | AtFlags::EMPTY_PATH;
         let stat = rustix::fs::statx(fd, "", flags, StatxFlags::TYPE)?;
         Ok(Self {
@@ -120,7 +120,7 @@ impl From<(u32, u32)> for Device {
 /// Lists all processes except `except` that use the file system `dev`.
 ///
 /// Processes that end in the meantime, or that this one may not inspect, are omitted.
-pub fn of(dev: Device, except: &[u32]) -> Result<Vec<User>> {
+pub fn list(dev: Device, except: &[u32]) -> Result<Vec<User>> {
     let mut users = Vec::new();
     for pid in pids()? {
         if except.contains(&pid) {
@@ -171,7 +171,7 @@ pub fn command(proc: &Path) -> String {
 ///
 /// Sends no request to the file system, which may hang.
 fn lies_on(link: &Path, dev: Device) -> bool {
-    Device::of_path(link).is_ok_and(|found| found == dev)
+    Device::from_path(link).is_ok_and(|found| found == dev)
 }
 
 /// Lists the uses of the file system `dev` by a process.
@@ -284,20 +284,20 @@ mod tests {
     #[test]
     fn this_process_is_found_by_its_open_file() {
         let file = tempfile::tempfile().unwrap();
-        let dev = Device::of_fd(&file).unwrap();
+        let dev = Device::from_fd(&file).unwrap();
         let me = std::process::id();
-        let users = of(dev, &[]).unwrap();
+        let users = list(dev, &[]).unwrap();
         let found = users.iter().find(|user| user.pid == me).unwrap();
         assert!(found.holds.contains(&Hold::Open(true)), "{found:?}");
-        assert!(!of(dev, &[me]).unwrap().iter().any(|user| user.pid == me));
+        assert!(!list(dev, &[me]).unwrap().iter().any(|user| user.pid == me));
     }
 
     #[test]
-    fn a_thread_with_a_directory_of_its_own_is_found() {
+    fn thread_with_its_own_working_directory_is_found() {
         // No other test works in /proc.
-        let proc = Device::of_path(Path::new("/proc")).unwrap();
+        let proc = Device::from_path(Path::new("/proc")).unwrap();
         let me = std::process::id();
-        let found = || of(proc, &[]).unwrap().into_iter().find(|u| u.pid == me);
+        let found = || list(proc, &[]).unwrap().into_iter().find(|u| u.pid == me);
         let works_in_proc = || found().is_some_and(|user| user.holds.contains(&Hold::Cwd));
         assert!(!works_in_proc());
         let ready = std::sync::Barrier::new(2);

@@ -18,8 +18,8 @@ use crate::sys::stat::{FileKind, stat_fd};
 
 /// The treatment of symbolic links in the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Links {
-    /// Links are followed as by a process that has the tree as its root.
+pub enum SymlinkPolicy {
+    /// SymlinkPolicy are followed as by a process that has the tree as its root.
     InTree,
     /// A link ends the resolution: the path names no file.
     Refused,
@@ -27,7 +27,7 @@ pub enum Links {
 
 /// The object at a path inside a tree.
 #[derive(Debug)]
-pub enum Named {
+pub enum OpenedObject {
     /// A regular file, opened.
     File(OwnedFd),
     /// No object, or a path that leads through a file, in a loop, out of the tree, or onto another mount.
@@ -40,26 +40,35 @@ pub enum Named {
 const TRIES: u32 = 16;
 
 /// Opens the regular file `path` inside the tree `root`, with the access mode of `access`.
-pub fn open(root: BorrowedFd<'_>, path: &[u8], links: Links, access: OFlags) -> Result<Named> {
+pub fn open(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    links: SymlinkPolicy,
+    access: OFlags,
+) -> Result<OpenedObject> {
     let found = match resolve(root, path, links) {
         Ok(found) => found,
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::NAMETOOLONG) => {
-            return Ok(Named::Nothing);
+            return Ok(OpenedObject::Nothing);
         }
         Err(error) => return Err(error.into()),
     };
     match stat_fd(&found)?.kind() {
-        FileKind::Regular => Ok(Named::File(content::reopen(found.as_fd(), access)?)),
-        other => Ok(Named::Other(other)),
+        FileKind::Regular => Ok(OpenedObject::File(content::reopen(found.as_fd(), access)?)),
+        other => Ok(OpenedObject::Other(other)),
     }
 }
 
-fn resolve(root: BorrowedFd<'_>, path: &[u8], links: Links) -> std::result::Result<OwnedFd, Errno> {
+fn resolve(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    links: SymlinkPolicy,
+) -> std::result::Result<OwnedFd, Errno> {
     let mut flags = OFlags::PATH | OFlags::CLOEXEC;
     let mut how = ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
     match links {
-        Links::InTree => how |= ResolveFlags::IN_ROOT,
-        Links::Refused => {
+        SymlinkPolicy::InTree => how |= ResolveFlags::IN_ROOT,
+        SymlinkPolicy::Refused => {
             how |= ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
             flags |= OFlags::NOFOLLOW;
         }
@@ -92,19 +101,19 @@ mod tests {
         (dir, opened)
     }
 
-    fn text(root: &OwnedFd, path: &str, links: Links) -> Option<String> {
+    fn text(root: &OwnedFd, path: &str, links: SymlinkPolicy) -> Option<String> {
         match open(root.as_fd(), path.as_bytes(), links, OFlags::RDONLY).unwrap() {
-            Named::File(fd) => {
+            OpenedObject::File(fd) => {
                 let mut text = String::new();
                 std::fs::File::from(fd).read_to_string(&mut text).unwrap();
                 Some(text)
             }
-            Named::Nothing | Named::Other(_) => None,
+            OpenedObject::Nothing | OpenedObject::Other(_) => None,
         }
     }
 
     #[test]
-    fn links_lead_nowhere_outside() {
+    fn symlinks_do_not_escape_the_tree() {
         let (dir, root) = tree();
         let path = dir.path().join("root");
         let outside = dir.path().join("outside");
@@ -116,13 +125,16 @@ mod tests {
         link(Path::new("/proc/self/root/etc/passwd"), "etc/magic");
         link(Path::new("round"), "etc/round");
         // `..` stops at the tree's root, as for a process in a chroot.
-        assert_eq!(text(&root, "etc/up", Links::InTree).as_deref(), Some("own"));
         assert_eq!(
-            text(&root, "etc/rooted", Links::InTree).as_deref(),
+            text(&root, "etc/up", SymlinkPolicy::InTree).as_deref(),
             Some("own")
         );
         assert_eq!(
-            text(&root, "linked/file", Links::InTree).as_deref(),
+            text(&root, "etc/rooted", SymlinkPolicy::InTree).as_deref(),
+            Some("own")
+        );
+        assert_eq!(
+            text(&root, "linked/file", SymlinkPolicy::InTree).as_deref(),
             Some("text")
         );
         for path in [
@@ -132,7 +144,7 @@ mod tests {
             "etc/absent",
             "etc/file/x",
         ] {
-            assert_eq!(text(&root, path, Links::InTree), None, "{path}");
+            assert_eq!(text(&root, path, SymlinkPolicy::InTree), None, "{path}");
         }
         for path in [
             "etc/up",
@@ -141,16 +153,16 @@ mod tests {
             "../outside",
             "/etc/passwd",
         ] {
-            assert_eq!(text(&root, path, Links::Refused), None, "{path}");
+            assert_eq!(text(&root, path, SymlinkPolicy::Refused), None, "{path}");
         }
         assert_eq!(
-            text(&root, "etc/file", Links::Refused).as_deref(),
+            text(&root, "etc/file", SymlinkPolicy::Refused).as_deref(),
             Some("text")
         );
     }
 
     #[test]
-    fn what_is_no_regular_file_is_not_opened() {
+    fn only_regular_files_are_opened() {
         let (dir, root) = tree();
         let path = dir.path().join("root/etc");
         let made = dir::open_root(&path).unwrap();
@@ -162,9 +174,10 @@ mod tests {
             ("etc/inner", FileKind::Directory),
         ] {
             for access in [OFlags::RDONLY, OFlags::WRONLY | OFlags::TRUNC] {
-                let found = open(root.as_fd(), path.as_bytes(), Links::InTree, access).unwrap();
+                let found =
+                    open(root.as_fd(), path.as_bytes(), SymlinkPolicy::InTree, access).unwrap();
                 assert!(
-                    matches!(found, Named::Other(other) if other == kind),
+                    matches!(found, OpenedObject::Other(other) if other == kind),
                     "{path}: {found:?}"
                 );
             }

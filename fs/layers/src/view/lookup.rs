@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::names::PartialIndex;
-use super::resolve::{Fold, Kind, Target, Use, join, replace_last};
+use super::resolve::{Fold, MergeKind, NextPath, Use, join, replace_last};
 use super::{DirNode, FileNode, Found, LayerPath, Loc, View};
 use crate::error::{Error, Result};
 use crate::format::Redirect;
-use crate::layer::{Layer, LayerDir, Markers, Probe, Seen, probe};
+use crate::layer::{Layer, LayerDir, LayerObject, Markers, Probe, probe};
 use crate::name::Name;
 use crate::sys::stat::FileKind;
 
@@ -58,7 +58,7 @@ impl View {
         let mut last = None;
         while let Some(target) = fold.target() {
             match target {
-                Target::InParent(name) => {
+                NextPath::InParent(name) => {
                     let at = known.map_or(Some(next), |known| known.next(next, name));
                     let Some((at, loc)) = at.and_then(|at| Some((at, locs.get(at)?))) else {
                         break;
@@ -73,7 +73,7 @@ impl View {
                     });
                     got.take(&mut fold, hit);
                 }
-                Target::Path(path) => {
+                NextPath::Path(path) => {
                     // Determine the position only here: with many layers, the search would dominate a lookup.
                     if let Some(loc) = last.take() {
                         layer_at = self.position(loc.layer())? + 1;
@@ -88,8 +88,8 @@ impl View {
                 }
             }
         }
-        if let Some(Target::Path(path)) = fold.target().cloned()
-            && fold.kind() == Kind::Metacopy
+        if let Some(NextPath::Path(path)) = fold.target().cloned()
+            && fold.kind() == MergeKind::Metacopy
         {
             for layer in &self.data {
                 if let Some(hit) = find_data(layer, &path)? {
@@ -129,7 +129,7 @@ impl View {
                 }
                 return Ok(None);
             };
-            let Seen::Dir { opaque, redirect } = &found.seen else {
+            let LayerObject::Dir { opaque, redirect } = &found.object else {
                 fold.stop();
                 return Ok(None);
             };
@@ -150,9 +150,9 @@ impl View {
         }
         let Some(found) = found else { return Ok(None) };
         let name = Name::new(last)?;
-        let mut seen = found;
+        let mut adjusted = found;
         if stop_after
-            && let Seen::Dir { opaque, redirect } = &mut seen.seen
+            && let LayerObject::Dir { opaque, redirect } = &mut adjusted.object
             && !matches!(redirect, Some(Redirect::Path(_)))
         {
             *opaque = true;
@@ -160,34 +160,36 @@ impl View {
         Ok(Some(LayerHit {
             dir,
             name,
-            probe: seen,
+            probe: adjusted,
         }))
     }
 
     fn finish(&self, parent: Option<&LayerPath>, fold: &Fold, got: Gathered) -> Result<Found> {
         let below = fold.target().filter(|_| self.is_part());
         let below = below.and_then(|target| match target {
-            Target::InParent(name) => {
+            NextPath::InParent(name) => {
                 let above = parent?;
                 Some(above.join(name))
             }
-            Target::Path(path) => Some(LayerPath::from(&path[..])),
+            NextPath::Path(path) => Some(LayerPath::from(&path[..])),
         });
 
         let Some(top) = got.top else {
             return Ok(match fold.kind() {
-                Kind::Whiteout => Found::Whiteout,
+                MergeKind::Whiteout => Found::Whiteout,
                 _ => Found::Absent,
             });
         };
         let layer = top.dir.layer().clone();
         let ino = self.number(&layer, &top.probe.stat, top.probe.number);
         let mut stat = top.probe.stat;
-        let redirect = match &top.probe.seen {
-            Seen::Dir { redirect, .. } | Seen::File { redirect, .. } => redirect.clone(),
-            Seen::Absent | Seen::Whiteout => None,
+        let redirect = match &top.probe.object {
+            LayerObject::Dir { redirect, .. } | LayerObject::File { redirect, .. } => {
+                redirect.clone()
+            }
+            LayerObject::Absent | LayerObject::Whiteout => None,
         };
-        if fold.kind() == Kind::Dir {
+        if fold.kind() == MergeKind::Dir {
             return Ok(Found::Dir(DirNode {
                 locs: got.dirs,
                 below,
@@ -208,7 +210,7 @@ impl View {
                 "a metacopy whose content is not a regular file",
             ));
         }
-        let data_missing = fold.kind() == Kind::Metacopy;
+        let data_missing = fold.kind() == MergeKind::Metacopy;
         if data_missing && !self.is_part() {
             return Err(Error::Damaged("a metacopy whose content is in no layer"));
         }
@@ -227,8 +229,8 @@ impl View {
 impl Gathered {
     fn take(&mut self, fold: &mut Fold, hit: Option<LayerHit>) {
         let Some(hit) = hit else { return };
-        let is_dir = matches!(hit.probe.seen, Seen::Dir { .. });
-        match fold.step(&hit.probe.seen) {
+        let is_dir = matches!(hit.probe.object, LayerObject::Dir { .. });
+        match fold.step(&hit.probe.object) {
             Use::Top => {
                 if is_dir {
                     self.dirs.push(hit.as_dir());
@@ -299,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_redirect_on_the_way_changes_the_front_only() {
+    fn redirect_of_a_parent_changes_only_the_prefix() {
         let sibling = Redirect::Sibling(Name::new("x").unwrap());
         let path = Redirect::Path(b"q/r/s"[..].into());
         assert_eq!(redirected(b"a/b/c", 0, 3, &sibling), b"x/b/c");

@@ -242,8 +242,8 @@ impl Loc {
     }
 
     /// Whether both are the same name in the same directory of the same layer.
-    pub fn same_place(&self, other: &Self) -> bool {
-        self.name == other.name && self.dir.same_place(&other.dir)
+    pub fn is_same_location(&self, other: &Self) -> bool {
+        self.name == other.name && self.dir.is_same_location(&other.dir)
     }
 
     /// Returns all xattrs on disk, including markers.
@@ -254,13 +254,13 @@ impl Loc {
 
 impl DirNode {
     /// Whether both are merged from the same directories. Then everything below them is equal as well.
-    pub fn same_place(&self, other: &Self) -> bool {
+    pub fn is_same_location(&self, other: &Self) -> bool {
         self.locs.len() == other.locs.len()
             && self
                 .locs
                 .iter()
                 .zip(&other.locs)
-                .all(|(one, two)| one.same_place(two))
+                .all(|(one, two)| one.is_same_location(two))
     }
 
     /// Reopens the parent directories for a walk that returns to them ([`LayerDir::leave`]).
@@ -286,12 +286,12 @@ impl FileNode {
 }
 
 /// Removes the marker xattrs from a list. The remaining ones have their names on disk.
-pub fn without_marks(space: XattrSpace, mut on_disk: Xattrs) -> Xattrs {
+pub fn without_markers(space: XattrSpace, mut on_disk: Xattrs) -> Xattrs {
     let value = |xattr: &str| {
         let found = on_disk.iter().find(|(name, _)| name == xattr.as_bytes());
         Ok::<_, Infallible>(found.map(|(_, value)| value.clone()))
     };
-    let Ok(hidden) = space.not_a_users(value);
+    let Ok(hidden) = space.internal_xattr(value);
     on_disk.retain(|(name, _)| {
         space.to_mount(name).is_some() && hidden.is_none_or(|hidden| name != hidden.as_bytes())
     });
@@ -300,7 +300,7 @@ pub fn without_marks(space: XattrSpace, mut on_disk: Xattrs) -> Xattrs {
 
 /// Removes the marker xattrs from a list, and unescapes the names of the others, as they are visible on a mount.
 pub fn user_xattrs(space: XattrSpace, on_disk: Xattrs) -> Xattrs {
-    without_marks(space, on_disk)
+    without_markers(space, on_disk)
         .into_iter()
         .filter_map(|(name, value)| Some((space.to_mount(&name)?.into_owned(), value)))
         .collect()

@@ -142,7 +142,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn known_names_change_nothing(
+    fn cached_names_do_not_change_results(
         layers in proptest::collection::vec(
             proptest::collection::vec((0..NAMES.len(), object()), 0..5), 1..7)
     ) {

@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_one_is_dropped_without_recursion() {
+    fn long_chain_is_dropped_without_recursion() {
         let mut path = LayerPath::default();
         for _ in 0..500_000 {
             path = path.join(b"d");

@@ -6,12 +6,12 @@
 //! path that is looked up in the layers below.
 
 use crate::format::Redirect;
-use crate::layer::Seen;
+use crate::layer::LayerObject;
 use crate::name::Name;
 
 /// The path to look up in the next layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum NextPath {
     /// A name in the parent directory, as far as that exists in the layer.
     InParent(Name),
     /// A path from the layer's root, without a leading slash.
@@ -20,7 +20,7 @@ pub enum Target {
 
 /// The result of the search so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MergeKind {
     /// No layer contained the name yet.
     Nothing,
     /// The name is hidden.
@@ -51,53 +51,56 @@ pub enum Use {
 /// The search for one name, layer by layer from the top.
 #[derive(Clone, Debug)]
 pub struct Fold {
-    kind: Kind,
+    kind: MergeKind,
     stopped: bool,
-    target: Target,
+    target: NextPath,
 }
 
 impl Fold {
     /// Starts a search for `name`.
     pub fn new(name: Name) -> Self {
         Self {
-            kind: Kind::Nothing,
+            kind: MergeKind::Nothing,
             stopped: false,
-            target: Target::InParent(name),
+            target: NextPath::InParent(name),
         }
     }
 
     /// Returns the result so far.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> MergeKind {
         self.kind
     }
 
     /// Returns the path to look up in the next layer; `None` if the search has ended.
-    pub fn target(&self) -> Option<&Target> {
+    pub fn target(&self) -> Option<&NextPath> {
         (!self.stopped).then_some(&self.target)
     }
 
     /// Adds the result of the lookup in the next layer.
-    pub fn step(&mut self, seen: &Seen) -> Use {
+    pub fn step(&mut self, seen: &LayerObject) -> Use {
         match (self.kind, seen) {
-            (_, Seen::Absent) => Use::Nothing,
-            (Kind::Nothing, Seen::Whiteout) => {
-                self.kind = Kind::Whiteout;
+            (_, LayerObject::Absent) => Use::Nothing,
+            (MergeKind::Nothing, LayerObject::Whiteout) => {
+                self.kind = MergeKind::Whiteout;
                 self.stopped = true;
                 Use::Nothing
             }
-            (Kind::Nothing | Kind::Dir, Seen::Dir { opaque, redirect }) => {
-                let first = self.kind == Kind::Nothing;
-                self.kind = Kind::Dir;
+            (MergeKind::Nothing | MergeKind::Dir, LayerObject::Dir { opaque, redirect }) => {
+                let first = self.kind == MergeKind::Nothing;
+                self.kind = MergeKind::Dir;
                 self.stopped = *opaque;
                 self.follow(redirect.as_ref());
                 if first { Use::Top } else { Use::Merge }
             }
-            (Kind::Nothing | Kind::Metacopy, Seen::File { metacopy, redirect }) => {
-                let first = self.kind == Kind::Nothing;
+            (
+                MergeKind::Nothing | MergeKind::Metacopy,
+                LayerObject::File { metacopy, redirect },
+            ) => {
+                let first = self.kind == MergeKind::Nothing;
                 self.kind = if *metacopy {
-                    Kind::Metacopy
+                    MergeKind::Metacopy
                 } else {
-                    Kind::File
+                    MergeKind::File
                 };
                 self.stopped = !*metacopy;
                 self.follow(redirect.as_ref());
@@ -117,23 +120,23 @@ impl Fold {
 
     /// Ends the search, because an object on the path to a redirect's target hides the target.
     pub fn stop(&mut self) {
-        if self.kind == Kind::Nothing {
-            self.kind = Kind::Whiteout;
+        if self.kind == MergeKind::Nothing {
+            self.kind = MergeKind::Whiteout;
         }
         self.stopped = true;
     }
 
     /// Changes the path for further layers, because a directory on the path has a redirect itself.
     pub fn retarget(&mut self, path: Box<[u8]>) {
-        self.target = Target::Path(path);
+        self.target = NextPath::Path(path);
     }
 
     fn follow(&mut self, redirect: Option<&Redirect>) {
         match (redirect, &mut self.target) {
             (None, _) => {}
-            (Some(Redirect::Path(path)), target) => *target = Target::Path(path.clone()),
-            (Some(Redirect::Sibling(name)), Target::InParent(own)) => *own = name.clone(),
-            (Some(Redirect::Sibling(name)), Target::Path(path)) => {
+            (Some(Redirect::Path(path)), target) => *target = NextPath::Path(path.clone()),
+            (Some(Redirect::Sibling(name)), NextPath::InParent(own)) => *own = name.clone(),
+            (Some(Redirect::Sibling(name)), NextPath::Path(path)) => {
                 *path = replace_last(path, name).into();
             }
         }
@@ -161,20 +164,20 @@ pub fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    fn every_result() -> Vec<Seen> {
+    fn every_result() -> Vec<LayerObject> {
         let redirects = [
             None,
             Some(Redirect::Sibling(Name::new("s").unwrap())),
             Some(Redirect::Path(b"p/q"[..].into())),
         ];
-        let mut all = vec![Seen::Absent, Seen::Whiteout];
+        let mut all = vec![LayerObject::Absent, LayerObject::Whiteout];
         for redirect in redirects {
             for flag in [false, true] {
-                all.push(Seen::Dir {
+                all.push(LayerObject::Dir {
                     opaque: flag,
                     redirect: redirect.clone(),
                 });
-                all.push(Seen::File {
+                all.push(LayerObject::File {
                     metacopy: flag,
                     redirect: redirect.clone(),
                 });
@@ -184,51 +187,51 @@ mod tests {
     }
 
     /// An independent implementation of the rules, over the whole sequence instead of step by step.
-    fn expected(layers: &[Seen]) -> (Kind, Vec<usize>) {
-        let Some(first) = layers.iter().position(|seen| *seen != Seen::Absent) else {
-            return (Kind::Nothing, vec![]);
+    fn expected(layers: &[LayerObject]) -> (MergeKind, Vec<usize>) {
+        let Some(first) = layers.iter().position(|seen| *seen != LayerObject::Absent) else {
+            return (MergeKind::Nothing, vec![]);
         };
         match &layers[first] {
-            Seen::Absent => unreachable!(),
-            Seen::Whiteout => (Kind::Whiteout, vec![]),
-            Seen::File {
+            LayerObject::Absent => unreachable!(),
+            LayerObject::Whiteout => (MergeKind::Whiteout, vec![]),
+            LayerObject::File {
                 metacopy: false, ..
-            } => (Kind::File, vec![first]),
-            Seen::File { metacopy: true, .. } => {
+            } => (MergeKind::File, vec![first]),
+            LayerObject::File { metacopy: true, .. } => {
                 for (at, seen) in layers.iter().enumerate().skip(first + 1) {
                     match seen {
-                        Seen::Absent | Seen::File { metacopy: true, .. } => {}
-                        Seen::File {
+                        LayerObject::Absent | LayerObject::File { metacopy: true, .. } => {}
+                        LayerObject::File {
                             metacopy: false, ..
-                        } => return (Kind::File, vec![first, at]),
-                        Seen::Whiteout | Seen::Dir { .. } => break,
+                        } => return (MergeKind::File, vec![first, at]),
+                        LayerObject::Whiteout | LayerObject::Dir { .. } => break,
                     }
                 }
-                (Kind::Metacopy, vec![first])
+                (MergeKind::Metacopy, vec![first])
             }
-            Seen::Dir { .. } => {
+            LayerObject::Dir { .. } => {
                 let mut merged = vec![];
                 for (at, seen) in layers.iter().enumerate().skip(first) {
                     match seen {
-                        Seen::Absent => {}
-                        Seen::Dir { opaque, .. } => {
+                        LayerObject::Absent => {}
+                        LayerObject::Dir { opaque, .. } => {
                             merged.push(at);
                             if *opaque {
                                 break;
                             }
                         }
-                        Seen::Whiteout | Seen::File { .. } => break,
+                        LayerObject::Whiteout | LayerObject::File { .. } => break,
                     }
                 }
-                (Kind::Dir, merged)
+                (MergeKind::Dir, merged)
             }
         }
     }
 
     #[test]
-    fn every_sequence_of_marks_in_up_to_three_layers() {
+    fn every_sequence_of_markers_in_up_to_three_layers() {
         let results = every_result();
-        let mut sequences: Vec<Vec<Seen>> = vec![vec![]];
+        let mut sequences: Vec<Vec<LayerObject>> = vec![vec![]];
         let mut tried = 0;
         for _ in 0..3 {
             sequences = sequences
@@ -261,8 +264,8 @@ mod tests {
     }
 
     #[test]
-    fn redirects_change_what_is_asked_next() {
-        let dir = |redirect| Seen::Dir {
+    fn redirects_change_the_next_path() {
+        let dir = |redirect| LayerObject::Dir {
             opaque: false,
             redirect,
         };
@@ -272,17 +275,17 @@ mod tests {
         fold.step(&dir(sibling("m")));
         assert_eq!(
             fold.target(),
-            Some(&Target::InParent(Name::new("m").unwrap()))
+            Some(&NextPath::InParent(Name::new("m").unwrap()))
         );
         fold.step(&dir(path(b"a/b")));
-        assert_eq!(fold.target(), Some(&Target::Path(b"a/b"[..].into())));
+        assert_eq!(fold.target(), Some(&NextPath::Path(b"a/b"[..].into())));
         fold.step(&dir(sibling("c")));
-        assert_eq!(fold.target(), Some(&Target::Path(b"a/c"[..].into())));
-        fold.step(&Seen::Absent);
-        assert_eq!(fold.target(), Some(&Target::Path(b"a/c"[..].into())));
-        fold.step(&Seen::Whiteout);
+        assert_eq!(fold.target(), Some(&NextPath::Path(b"a/c"[..].into())));
+        fold.step(&LayerObject::Absent);
+        assert_eq!(fold.target(), Some(&NextPath::Path(b"a/c"[..].into())));
+        fold.step(&LayerObject::Whiteout);
         assert_eq!(fold.target(), None);
-        assert_eq!(fold.kind(), Kind::Dir);
+        assert_eq!(fold.kind(), MergeKind::Dir);
     }
 
     #[test]

@@ -1,15 +1,15 @@
-//! New objects: files, directories, nodes, symbolic links.
+//! Creation of files, directories, device nodes and symbolic links.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use super::dirs::{live_dir, refuse_marker_name};
+use super::dirs::{refuse_marker_name, require_live_dir};
 use super::upper_names::{NewObject, UpperNames};
 use super::zero_device::{commit_zero_device, stage_zero_device};
-use crate::content::{Content, FileHandle};
-use crate::copy_up::{CopyUp, set_opaque, stage_in_twin};
+use crate::content::{Content, Opened};
+use crate::copy_up::{CopyUp, set_opaque, stage_in_temp_dir};
 use crate::inode::{Inode, NO_CAPABILITIES, OpenOptions};
 use crate::metadata::{Attr, Attributes};
 use crate::plan::UpperEntry;
@@ -32,7 +32,7 @@ pub(crate) struct Create<'o> {
 }
 
 impl Create<'_> {
-    /// Makes a directory.
+    /// Creates a directory.
     pub(crate) fn mkdir(
         &self,
         caller: Caller,
@@ -41,13 +41,13 @@ impl Create<'_> {
         mode: u32,
     ) -> Result<Arc<Inode>> {
         let kind = FileKind::Directory;
-        self.make(caller, (parent, name), kind, |dir, name| {
+        self.make_object(caller, (parent, name), kind, |dir, name| {
             sys::node::mkdir(dir, name, mode & 0o7777)
         })
         .map(|(inode, _)| inode)
     }
 
-    /// Makes an empty file, a FIFO, a socket or a device.
+    /// Creates an empty file, a FIFO, a socket or a device.
     pub(crate) fn mknod(
         &self,
         caller: Caller,
@@ -60,13 +60,13 @@ impl Create<'_> {
         if is_zero_device(kind, rdev) {
             return self.make_zero_device(caller, parent, name, mode & 0o7777);
         }
-        self.make(caller, (parent, name), kind, |dir, name| {
+        self.make_object(caller, (parent, name), kind, |dir, name| {
             sys::node::mknod(dir, name, kind, mode & 0o7777, rdev)
         })
         .map(|(inode, _)| inode)
     }
 
-    /// Makes a symbolic link.
+    /// Creates a symbolic link.
     pub(crate) fn symlink(
         &self,
         caller: Caller,
@@ -74,65 +74,68 @@ impl Create<'_> {
         name: &Name,
         target: &[u8],
     ) -> Result<Arc<Inode>> {
-        self.make(caller, (parent, name), FileKind::Symlink, |dir, name| {
+        self.make_object(caller, (parent, name), FileKind::Symlink, |dir, name| {
             sys::node::symlink(dir, name, target)
         })
         .map(|(inode, _)| inode)
     }
 
-    /// Makes a regular file and opens it.
+    /// Creates a regular file and opens it.
     pub(crate) fn create(
         &self,
         caller: Caller,
         parent: &Arc<Inode>,
         name: &Name,
         mode: u32,
-        how: OpenOptions,
-    ) -> Result<(Arc<Inode>, Arc<FileHandle>, Attr)> {
-        // The descriptor that makes the file is kept: its access was granted with the creation, whatever the
-        // mode is.
+        options: OpenOptions,
+    ) -> Result<(Arc<Inode>, Opened, Attr)> {
+        // The handle uses the descriptor that created the file: O_CREAT grants access even if the mode denies it.
         let mut opened: Option<OwnedFd> = None;
-        let (inode, stat) = self.make(caller, (parent, name), FileKind::Regular, |dir, name| {
-            opened = Some(sys::node::create(dir, name, mode & 0o7777, OFlags::RDWR)?);
-            Ok(())
-        })?;
+        let (inode, stat) =
+            self.make_object(caller, (parent, name), FileKind::Regular, |dir, name| {
+                opened = Some(sys::node::create(dir, name, mode & 0o7777, OFlags::RDWR)?);
+                Ok(())
+            })?;
         let fd = match opened {
             Some(fd) => fd,
             None => return Err(Error::Errno(Errno::IO)),
         };
-        // No other thread has it yet.
+        // No other thread has access to the inode yet, so the fact cannot race with a change.
         inode
             .facts()
             .note(inode.facts().snapshot(), NO_CAPABILITIES);
         let attr = self.attributes.attr_as_found(&inode, stat)?;
-        let handle = self.content.adopt(&inode, fd, how);
-        Ok((inode, handle, attr))
+        let opened = self.content.adopt(&inode, fd, options);
+        Ok((inode, opened, attr))
     }
 
-    /// Makes an object as the caller: in its directory if the name is free, else in the work directory, from
-    /// where it replaces the whiteout.
-    fn make(
+    /// Creates an object with the caller's ids.
+    ///
+    /// Creates it directly in its directory if the name is free. Over a whiteout, stages it in the work directory
+    /// and renames it over the whiteout.
+    fn make_object(
         &self,
         caller: Caller,
         (parent, name): (&Arc<Inode>, &Name),
         kind: FileKind,
-        mut how: impl FnMut(BorrowedFd<'_>, &[u8]) -> Result<()>,
+        mut create: impl FnMut(BorrowedFd<'_>, &[u8]) -> Result<()>,
     ) -> Result<(Arc<Inode>, Stat)> {
-        live_dir(parent)?;
-        let (_, up) = self.copy_up.dir_up(parent)?;
+        require_live_dir(parent)?;
+        let (_, upper_dir) = self.copy_up.copy_up_dir(parent)?;
         let _names = parent.names()?.lock();
-        let dir = live_dir(parent)?;
-        let fd = up.fd()?;
+        let dir = require_live_dir(parent)?;
+        let fd = upper_dir.fd()?;
         let fd = (*fd).as_fd();
-        refuse_marker_name(&up, name)?;
-        self.upper_names.require_free(&dir, &up, name)?;
-        match self.cx.as_creator(caller, || how(fd, name)) {
+        refuse_marker_name(&upper_dir, name)?;
+        self.upper_names.require_free(&dir, &upper_dir, name)?;
+        match self.cx.as_creator(caller, || create(fd, name)) {
             Ok(()) => {}
             Err(error) if error.errno() == Errno::EXIST => {
-                if self.upper_names.upper_has(&up, name)? != UpperEntry::Whiteout {
+                if self.upper_names.upper_entry(&upper_dir, name)? != UpperEntry::Whiteout {
                     return Err(error);
                 }
-                let staged = stage_in_twin(self.cx, caller, fd, |twin| how(twin, b"new"))?;
+                let staged =
+                    stage_in_temp_dir(self.cx, caller, fd, |temp_dir| create(temp_dir, b"new"))?;
                 if kind == FileKind::Directory {
                     set_opaque(self.cx, staged.open_path()?.as_fd())?;
                     staged.commit(fd, name, RenameMode::Exchange)?;
@@ -144,10 +147,10 @@ impl Create<'_> {
         }
         parent.note_change();
         self.upper_names
-            .intern_new(parent, &up, name, NewObject::AsStored)
+            .intern_new(parent, &upper_dir, name, NewObject::AsStored)
     }
 
-    /// Makes a device 0:0.
+    /// Creates a character device 0:0, stored as a marked regular file.
     fn make_zero_device(
         &self,
         caller: Caller,
@@ -155,17 +158,17 @@ impl Create<'_> {
         name: &Name,
         mode: u32,
     ) -> Result<Arc<Inode>> {
-        live_dir(parent)?;
-        let (_, up) = self.copy_up.dir_up(parent)?;
+        require_live_dir(parent)?;
+        let (_, upper_dir) = self.copy_up.copy_up_dir(parent)?;
         let _names = parent.names()?.lock();
-        let dir = live_dir(parent)?;
-        refuse_marker_name(&up, name)?;
-        self.upper_names.require_free(&dir, &up, name)?;
-        let staged = stage_zero_device(self.cx, caller, &up, mode)?;
-        commit_zero_device(&self.upper_names, staged, &up, name)?;
+        let dir = require_live_dir(parent)?;
+        refuse_marker_name(&upper_dir, name)?;
+        self.upper_names.require_free(&dir, &upper_dir, name)?;
+        let staged = stage_zero_device(self.cx, caller, &upper_dir, mode)?;
+        commit_zero_device(&self.upper_names, staged, &upper_dir, name)?;
         parent.note_change();
         self.upper_names
-            .intern_new(parent, &up, name, NewObject::ZeroDevice)
+            .intern_new(parent, &upper_dir, name, NewObject::ZeroDevice)
             .map(|(inode, _)| inode)
     }
 }

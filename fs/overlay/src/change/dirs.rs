@@ -1,4 +1,4 @@
-//! Directories in which a name changes: their state, their locks, and the names that they cannot have.
+//! Directories in which a name changes: their state, their locks, and reserved names.
 
 use std::sync::Arc;
 
@@ -6,12 +6,12 @@ use parking_lot::MutexGuard;
 
 use crate::inode::{DirState, Inode};
 use cowl_layers::error::{Errno, Error, Result};
-use cowl_layers::format::foreign::is_mark;
+use cowl_layers::format::foreign::is_marker;
 use cowl_layers::layer::LayerDir;
 use cowl_layers::name::Name;
 
 /// Returns the state of a directory; ENOENT if it was removed.
-pub(super) fn live_dir(inode: &Inode) -> Result<DirState> {
+pub(super) fn require_live_dir(inode: &Inode) -> Result<DirState> {
     let dir = inode.dir()?;
     if dir.removed {
         return Err(Error::NOT_FOUND);
@@ -19,26 +19,26 @@ pub(super) fn live_dir(inode: &Inode) -> Result<DirState> {
     Ok(dir)
 }
 
-/// Returns EINVAL for a name that would be a marker in a layer in which names are markers.
-pub(super) fn refuse_marker_name(up: &LayerDir, name: &Name) -> Result<()> {
-    if up.layer().is_foreign() && is_mark(name) {
+/// Returns EINVAL for a name that fuse-overlayfs's format reserves for markers, if the layer has that format.
+pub(super) fn refuse_marker_name(upper_dir: &LayerDir, name: &Name) -> Result<()> {
+    if upper_dir.layer().is_foreign() && is_marker(name) {
         return Err(Error::Errno(Errno::INVAL));
     }
     Ok(())
 }
 
-/// Locks the names of both directories, always in the same order.
+/// Locks the `names` of two directories in order of their inode numbers, to prevent a deadlock.
 pub(super) fn lock_both<'a>(
-    one: &'a Arc<Inode>,
-    two: &'a Arc<Inode>,
+    first: &'a Arc<Inode>,
+    second: &'a Arc<Inode>,
 ) -> Result<(MutexGuard<'a, ()>, Option<MutexGuard<'a, ()>>)> {
-    if Arc::ptr_eq(one, two) {
-        return Ok((one.names()?.lock(), None));
+    if Arc::ptr_eq(first, second) {
+        return Ok((first.names()?.lock(), None));
     }
-    let (first, second) = if one.ino() < two.ino() {
-        (one, two)
+    let (first, second) = if first.ino() < second.ino() {
+        (first, second)
     } else {
-        (two, one)
+        (second, first)
     };
     Ok((first.names()?.lock(), Some(second.names()?.lock())))
 }

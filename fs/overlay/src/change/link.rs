@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::dirs::{live_dir, refuse_marker_name};
+use super::dirs::{refuse_marker_name, require_live_dir};
 use super::redirect::Redirects;
 use super::upper_names::UpperNames;
 use crate::copy_up::{CopyUp, prepare_dir_for};
@@ -25,7 +25,7 @@ pub(crate) struct Link<'o> {
 }
 
 impl Link<'_> {
-    /// Gives a file one more name.
+    /// Creates a hard link to a file.
     pub(crate) fn link(
         &self,
         inode: &Arc<Inode>,
@@ -35,20 +35,20 @@ impl Link<'_> {
         if inode.is_dir() {
             return Err(Error::Errno(Errno::PERM));
         }
-        self.redirects.file_up(inode)?;
-        let (_, up) = self.copy_up.dir_up(parent)?;
+        self.redirects.copy_up_file_with_redirect(inode)?;
+        let (_, upper_dir) = self.copy_up.copy_up_dir(parent)?;
         let _names = parent.names()?.lock();
-        let dir = live_dir(parent)?;
-        let fd = up.fd()?;
+        let dir = require_live_dir(parent)?;
+        let fd = upper_dir.fd()?;
         let fd = (*fd).as_fd();
-        refuse_marker_name(&up, name)?;
+        refuse_marker_name(&upper_dir, name)?;
         prepare_dir_for(self.cx, inode, fd)?;
-        // Not by a name: the directory that has it is not locked, and it may be another file's by now. If no name
-        // is left the kernel returns ENOENT, as for any file.
+        // Link from a descriptor, not from a name: the directory of that name is not locked, and a race with a
+        // rename would link another file. If the file has no name left, linkat(2) returns ENOENT as usual.
         let source = access_path(inode)?;
         let link_to =
             |dir: BorrowedFd<'_>, name: &[u8]| sys::node::link_fd(source.as_fd(), dir, name);
-        match self.upper_names.upper_has(&up, name)? {
+        match self.upper_names.upper_entry(&upper_dir, name)? {
             UpperEntry::Object => return Err(Error::Errno(Errno::EXIST)),
             UpperEntry::Nothing => {
                 self.upper_names.require_free_below(&dir, name)?;

@@ -1,4 +1,6 @@
 //! Changes of names: creation, hard links, removal, rename.
+//!
+//! Each operation copies up the directories that it changes, locks their names, and then changes the upper layer.
 
 mod create;
 mod dirs;

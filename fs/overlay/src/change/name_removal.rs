@@ -1,4 +1,4 @@
-//! The end of a name, by a removal or because a rename replaces it.
+//! Removal of a file's name, by unlink or because a rename replaces it.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use cowl_layers::name::Name;
 use cowl_layers::sys;
 use cowl_layers::view::Loc;
 
-/// The steps before and after a name ends.
+/// The steps before and after the removal of a name.
 #[derive(Clone, Copy)]
 pub(crate) struct NameRemoval<'o> {
     pub(crate) cx: &'o Context<'o>,
@@ -20,23 +20,26 @@ pub(crate) struct NameRemoval<'o> {
 }
 
 impl NameRemoval<'_> {
-    /// Copies up a file with several names, with all of them, before one is removed or moved: so the link count
-    /// is right from here on, and the rest stays one file.
-    pub(super) fn gather_links(&self, inode: &Arc<Inode>) -> Result<()> {
+    /// Copies up a lower file with several names under all of them, before one is removed or moved.
+    ///
+    /// The link count on disk is then correct, and the remaining names stay links to one file.
+    pub(super) fn copy_up_all_links(&self, inode: &Arc<Inode>) -> Result<()> {
         let file = inode.file()?;
         if self.cx.stack.is_in_upper(&file) || file.orphan {
             return Ok(());
         }
-        // Since a snapshot it may be a file of a lower that only its anchor leads to.
+        // After a snapshot, the anchor may be the only access to a file of the former upper layer.
         if sys::stat::stat_fd(&*access_path(inode)?)?.nlink > 1 {
-            self.copy_up.file_up(inode, CopyExtent::Metadata)?;
+            self.copy_up.copy_up_file(inode, CopyExtent::Metadata)?;
         }
         Ok(())
     }
 
-    /// Returns a descriptor that leads to a file after its last known name is removed, for processes that have it
-    /// open. `None` if another name leads to it.
-    pub(super) fn anchor(
+    /// Opens a descriptor that keeps a file accessible after its last known name is removed.
+    ///
+    /// Processes may still have the file open. Returns `None` if it is accessible otherwise: through another name,
+    /// an existing anchor, or its location in a lower layer.
+    pub(super) fn open_anchor(
         &self,
         inode: &Arc<Inode>,
         parent: &Arc<Inode>,
@@ -51,10 +54,10 @@ impl NameRemoval<'_> {
             .iter()
             .filter(|a| !(a.name == *name && Arc::ptr_eq(&a.parent, parent)));
         for other in others {
-            // Another name leads to it from here on.
-            if let Some(up) = self.cx.stack.upper_dir(&other.parent.dir()?) {
+            // Use another name in the upper layer as the file's location from here on.
+            if let Some(upper_dir) = self.cx.stack.upper_dir(&other.parent.dir()?) {
                 let loc = Loc {
-                    dir: up.clone(),
+                    dir: upper_dir.clone(),
                     name: other.name.clone(),
                 };
                 if loc.stat().is_ok_and(|stat| stat.ino == file.identity.ino) {
@@ -66,25 +69,26 @@ impl NameRemoval<'_> {
         Ok(Some(Arc::new(file.loc.open_path()?)))
     }
 
-    /// Releases the identity of an object that has no name any more: another one may get it.
+    /// Releases the identity of an object without names, because the filesystem may reuse its inode number.
     pub(super) fn note_removed(&self, inode: &Arc<Inode>) {
-        let gone = if inode.is_dir() {
+        let removed = if inode.is_dir() {
             inode.dir().is_ok_and(|dir| dir.removed)
         } else {
             inode.file().is_ok_and(|file| file.orphan)
         };
-        if gone {
+        if removed {
             self.inodes.remove_substitute(inode.identity());
         }
-        // The kernel decrements the count of one link that every file shows.
+        // Every file reports one link, but the kernel decrements its cached count after an unlink.
         if self.cx.options.static_nlink && !inode.is_dir() {
             self.cx.note_stale(inode);
         }
     }
 }
 
-/// Removes a name from a file's state. `anchor` leads to a file of which no other name is known; a file without
-/// any name is an orphan.
+/// Removes a name from a file's state, and marks the file as an orphan if none is left.
+///
+/// `anchor` must be a descriptor of the file if no other name of it is known.
 pub(super) fn forget_name(
     state: &mut InodeState,
     parent: &Arc<Inode>,
@@ -99,11 +103,11 @@ pub(super) fn forget_name(
     if anchor.is_some() {
         file.anchor = anchor;
     }
-    // Not all names of a file are known: the link count on disk shows whether one is left.
-    let left = match &file.anchor {
+    // The state holds only some names of a file: only the link count on disk shows whether one is left.
+    let links = match &file.anchor {
         Some(anchor) => Some(sys::stat::stat_fd(&**anchor)?.nlink),
         None => None,
     };
-    file.orphan = left.map_or(file.aliases.is_empty(), |left| left == 0);
+    file.orphan = links.map_or(file.aliases.is_empty(), |links| links == 0);
     Ok(())
 }

@@ -1,5 +1,7 @@
-//! Redirects: before an object gets another name, its location below is recorded on it, because it was found by
-//! its name so far.
+//! Redirects, which record where the lower layers have an object.
+//!
+//! An object without a redirect is found in the lower layers by its own path, so one must be set before the object
+//! gets another path.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -13,14 +15,14 @@ use cowl_layers::format::Redirect;
 use cowl_layers::sys;
 use cowl_layers::view::resolve::join;
 
-/// The directory to which a rename moves an object.
+/// The target directory of a rename, relative to the source directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Destination {
     SameDir,
     OtherDir,
 }
 
-/// Copying up for a change of a name.
+/// Copy-up with a redirect, before a name changes.
 #[derive(Clone, Copy)]
 pub(crate) struct Redirects<'o> {
     pub(crate) cx: &'o Context<'o>,
@@ -29,9 +31,11 @@ pub(crate) struct Redirects<'o> {
 }
 
 impl Redirects<'_> {
-    /// Copies up a file that is about to get another name, and records on a metacopy where its content is.
-    pub(super) fn file_up(&self, inode: &Arc<Inode>) -> Result<()> {
-        self.copy_up.file_up(inode, CopyExtent::Metadata)?;
+    /// Copies up a file that is about to get another name.
+    ///
+    /// A metacopy gets a redirect to its content.
+    pub(super) fn copy_up_file_with_redirect(&self, inode: &Arc<Inode>) -> Result<()> {
+        self.copy_up.copy_up_file(inode, CopyExtent::Metadata)?;
         let file = inode.file()?;
         if file.data.is_none() || matches!(file.redirect.as_deref(), Some(Redirect::Path(_))) {
             return Ok(());
@@ -48,32 +52,36 @@ impl Redirects<'_> {
         let target = access_path(inode)?;
         match sys::xattr::set((*target).as_fd(), marker, &redirect.to_value()) {
             Ok(()) => inode.update_file(|file| file.redirect = Some(Box::new(redirect))),
-            // A path of thousands of bytes does not fit: then the content is copied up and needs no redirect.
+            // A path of thousands of bytes does not fit in an xattr. Copy up the content, which then needs no
+            // redirect.
             Err(Error::Errno(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE)) => {
-                self.copy_up.file_up(inode, CopyExtent::Data).map(drop)
+                self.copy_up.copy_up_file(inode, CopyExtent::Data).map(drop)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Copies up an object of any type that is about to be moved, and records on it where the layers below
-    /// have it.
-    pub(super) fn any_up(&self, inode: &Arc<Inode>, to: Destination) -> Result<()> {
+    /// Copies up an object of any type that is about to be moved.
+    ///
+    /// A merged directory and a metacopy get a redirect. Returns EXDEV if the redirect of a directory does not fit.
+    pub(super) fn copy_up_with_redirect(&self, inode: &Arc<Inode>, to: Destination) -> Result<()> {
         if !inode.is_dir() {
-            return self.file_up(inode);
+            return self.copy_up_file_with_redirect(inode);
         }
-        let (dir, up) = self.copy_up.dir_up(inode)?;
+        let (dir, upper_dir) = self.copy_up.copy_up_dir(inode)?;
         if dir.locs.len() < 2 || matches!(dir.redirect, Some(Redirect::Path(_))) {
             return Ok(());
         }
         let stack = &self.cx.stack;
         let mut redirect = Redirect::Path(path_below(stack, inode)?.into());
         let marker = stack.upper()?.layer.space().redirect().as_bytes();
-        let set =
-            |value: &Redirect| sys::xattr::set((*up.fd()?).as_fd(), marker, &value.to_value());
+        let set = |value: &Redirect| {
+            sys::xattr::set((*upper_dir.fd()?).as_fd(), marker, &value.to_value())
+        };
         match set(&redirect) {
             Ok(()) => {}
-            // A path of thousands of bytes does not fit. Within the directory its old name is sufficient.
+            // A path of thousands of bytes does not fit in an xattr. Within the same parent directory, the old
+            // name is sufficient as a redirect.
             Err(Error::Errno(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE))
                 if to == Destination::SameDir =>
             {
@@ -84,7 +92,7 @@ impl Redirects<'_> {
                 };
                 set(&redirect)?;
             }
-            // Elsewhere it cannot be moved, and programs copy after this error.
+            // After EXDEV, programs such as mv(1) fall back to a copy.
             Err(Error::Errno(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE)) => {
                 return Err(Error::Errno(Errno::XDEV));
             }

@@ -1,9 +1,9 @@
-//! Removing names.
+//! Removal of names: unlink and rmdir.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::dirs::{live_dir, lock_both};
+use super::dirs::{lock_both, require_live_dir};
 use super::name_removal::{NameRemoval, forget_name};
 use super::upper_names::UpperNames;
 use crate::copy_up::CopyUp;
@@ -29,16 +29,16 @@ pub(crate) struct Remove<'o> {
 }
 
 impl Remove<'_> {
-    /// Removes a name that is not a directory.
+    /// Removes a name of an object that is not a directory.
     pub(crate) fn unlink(&self, parent: &Arc<Inode>, name: &Name) -> Result<()> {
-        let up = match self.cx.stack.upper_dir(&live_dir(parent)?) {
-            Some(up) => up.clone(),
+        let upper_dir = match self.cx.stack.upper_dir(&require_live_dir(parent)?) {
+            Some(upper_dir) => upper_dir.clone(),
             None => {
-                // The directory is not copied up for a name that cannot be removed.
+                // Do not copy up the directory for a name that cannot be removed.
                 let inode = self.names.lookup(parent, name)?.ok_or(Error::NOT_FOUND)?;
                 refuse_dir(&inode)?;
                 self.cx.stack.upper()?;
-                self.copy_up.dir_up(parent)?.1
+                self.copy_up.copy_up_dir(parent)?.1
             }
         };
         let find = || {
@@ -51,17 +51,17 @@ impl Remove<'_> {
         let hit = find()?;
         let (_names, hit) = if !hit.in_top && hit.stat.nlink > 1 {
             drop(names);
-            self.name_removal.gather_links(&hit.inode)?;
+            self.name_removal.copy_up_all_links(&hit.inode)?;
             (parent.names()?.lock(), find()?)
         } else {
             (names, hit)
         };
-        let dir = live_dir(parent)?;
-        let state = self.state_of(&hit, &dir, &up, name)?;
+        let dir = require_live_dir(parent)?;
+        let state = self.name_state_from_hit(&hit, &dir, &upper_dir, name)?;
         let inode = hit.inode;
-        let anchor = self.name_removal.anchor(&inode, parent, name)?;
+        let anchor = self.name_removal.open_anchor(&inode, parent, name)?;
         inode.update_states(None, |file, _| {
-            self.remove_name(&up, name, state)?;
+            self.remove_name(&upper_dir, name, state)?;
             forget_name(file, parent, name, anchor)
         })?;
         inode.note_change();
@@ -75,23 +75,23 @@ impl Remove<'_> {
         let inode = self.names.lookup(parent, name)?.ok_or(Error::NOT_FOUND)?;
         let removed = inode.dir()?;
         self.cx.stack.upper()?;
-        let (_, up) = self.copy_up.dir_up(parent)?;
-        // Both: nothing can be created in a directory while it is removed.
+        let (_, upper_dir) = self.copy_up.copy_up_dir(parent)?;
+        // The lock of the removed directory prevents a race with a creation in it.
         let _names = lock_both(parent, &inode)?;
-        let dir = live_dir(parent)?;
+        let dir = require_live_dir(parent)?;
         if !self.names.is_empty(&inode)? {
             return Err(Error::Errno(Errno::NOTEMPTY));
         }
-        let state = self.upper_names.name_state(&dir, &up, name)?;
-        let kept = match self.cx.stack.upper_dir(&removed) {
-            Some(up) => Some((up, up.fd()?)),
+        let state = self.upper_names.name_state(&dir, &upper_dir, name)?;
+        let removed_dir = match self.cx.stack.upper_dir(&removed) {
+            Some(upper_dir) => Some((upper_dir, upper_dir.fd()?)),
             None => None,
         };
         inode.update_states(None, |dir, _| {
-            let moving = kept.map(|(up, fd)| (up.moving(), fd));
-            self.remove_name(&up, name, state)?;
+            let moving = removed_dir.map(|(upper_dir, fd)| (upper_dir.moving(), fd));
+            self.remove_name(&upper_dir, name, state)?;
             if let Some((moving, fd)) = moving {
-                moving.gone(fd);
+                moving.set_removed(fd);
             }
             dir.set_removed();
             Ok(())
@@ -103,12 +103,19 @@ impl Remove<'_> {
         Ok(())
     }
 
-    /// Returns what the layers have under a name at which an object was just found. The caller must hold the
-    /// directory's `names`.
-    fn state_of(&self, hit: &Hit, dir: &DirState, up: &LayerDir, name: &Name) -> Result<NameState> {
-        if up.layer().is_foreign() {
-            // There may also be a marker.
-            return self.upper_names.name_state(dir, up, name);
+    /// Returns the state of a name at which an object was just found.
+    ///
+    /// The caller must hold the directory's `names`.
+    fn name_state_from_hit(
+        &self,
+        hit: &Hit,
+        dir: &DirState,
+        upper_dir: &LayerDir,
+        name: &Name,
+    ) -> Result<NameState> {
+        if upper_dir.layer().is_foreign() {
+            // The upper directory may also have a marker for the name.
+            return self.upper_names.name_state(dir, upper_dir, name);
         }
         Ok(if hit.in_top {
             NameState {
@@ -123,8 +130,9 @@ impl Remove<'_> {
         })
     }
 
-    fn remove_name(&self, up: &LayerDir, name: &Name, state: NameState) -> Result<()> {
-        let fd = up.fd()?;
+    /// Removes a name on disk as its state requires.
+    fn remove_name(&self, upper_dir: &LayerDir, name: &Name, state: NameState) -> Result<()> {
+        let fd = upper_dir.fd()?;
         let fd = (*fd).as_fd();
         let upper = self.cx.stack.upper()?;
         match plan::remove(state) {
@@ -132,21 +140,23 @@ impl Remove<'_> {
             RemovePlan::Hide => upper.whiteout_new(fd, name),
             RemovePlan::ReplaceByWhiteout => {
                 let whiteout = upper.stage_whiteout(fd)?;
-                // An exchange replaces files and directories alike; the replaced object is removed with the
-                // staged name.
+                // Only an exchange can replace both files and directories by a whiteout. The replaced object is
+                // removed together with the staged name.
                 whiteout.commit(fd, name, RenameMode::Exchange)
             }
             RemovePlan::Remove => self.remove_in_upper(fd, name),
         }
     }
 
+    /// Removes an object that exists only in the upper layer.
     fn remove_in_upper(&self, dir: BorrowedFd<'_>, name: &Name) -> Result<()> {
         match sys::node::unlink(dir, name) {
             Err(error) if matches!(error.errno(), Errno::ISDIR | Errno::PERM) => {}
             other => return other,
         }
         match sys::node::rmdir(dir, name) {
-            // Only whiteouts can be left in it: it is moved to the work directory and removed there.
+            // The merged directory is empty, so only whiteouts are left in it. Move it to the work directory, which
+            // removes it together with them.
             Err(error) if error.errno() == Errno::NOTEMPTY => {
                 let (staged, ()) = self.cx.stack.upper()?.work.stage(|work, tmp| {
                     sys::node::rename(dir, name, work, tmp, RenameMode::NoReplace)
@@ -159,6 +169,7 @@ impl Remove<'_> {
     }
 }
 
+/// Returns EISDIR for a directory.
 fn refuse_dir(inode: &Inode) -> Result<()> {
     if inode.is_dir() {
         return Err(Error::Errno(Errno::ISDIR));

@@ -1,4 +1,4 @@
-//! Names in the upper: whether they are free, and entering a new object.
+//! Names in the upper layer: availability, and registration of new objects.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -8,65 +8,73 @@ use crate::names::{Names, intern_dir, intern_file};
 use crate::plan::{NameState, UpperEntry};
 use crate::reach::Context;
 use cowl_layers::error::{Errno, Error, Result};
-use cowl_layers::layer::{LayerDir, Markers, Seen, probe, zero_device};
+use cowl_layers::layer::{LayerDir, LayerObject, Markers, probe, zero_device};
 use cowl_layers::name::Name;
 use cowl_layers::sys;
 use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{DirNode, FileNode, Loc};
 
-/// The names in directories of the upper.
+/// Access to the names in directories of the upper layer.
 #[derive(Clone, Copy)]
 pub(crate) struct UpperNames<'o> {
     pub(crate) cx: &'o Context<'o>,
     pub(crate) names: Names<'o>,
 }
 
-/// A new object in the upper.
+/// The representation of a new object in the upper layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NewObject {
-    /// It shows as it lies there.
+    /// The type on disk is the type that the mount reports.
     AsStored,
-    /// It is a file that shows as a device 0:0.
+    /// A regular file on disk that the mount reports as a device 0:0.
     ZeroDevice,
 }
 
 impl UpperNames<'_> {
-    /// Returns what the upper has under a name.
-    pub(super) fn upper_has(&self, up: &LayerDir, name: &Name) -> Result<UpperEntry> {
-        if up.layer().is_foreign() {
-            self.cx.stack.upper()?.settle(up, name)?;
+    /// Returns the type of the upper layer's entry under a name.
+    pub(super) fn upper_entry(&self, upper_dir: &LayerDir, name: &Name) -> Result<UpperEntry> {
+        if upper_dir.layer().is_foreign() {
+            self.cx.stack.upper()?.settle(upper_dir, name)?;
         }
-        Ok(match probe(up, name, Markers::Read)? {
+        Ok(match probe(upper_dir, name, Markers::Read)? {
             None => UpperEntry::Nothing,
-            Some(found) if found.seen == Seen::Whiteout => UpperEntry::Whiteout,
+            Some(found) if found.object == LayerObject::Whiteout => UpperEntry::Whiteout,
             Some(_) => UpperEntry::Object,
         })
     }
 
-    /// Returns what the layers have under a name.
+    /// Returns the state of a name in all layers.
     pub(super) fn name_state(
         &self,
         dir: &DirState,
-        up: &LayerDir,
+        upper_dir: &LayerDir,
         name: &Name,
     ) -> Result<NameState> {
         Ok(NameState {
-            upper: self.upper_has(up, name)?,
+            upper: self.upper_entry(upper_dir, name)?,
             below: self.names.is_visible_below(dir, name)?,
         })
     }
 
-    /// Returns EEXIST if a lower layer alone has the name, which the upper's directory does not show.
-    pub(super) fn require_free(&self, dir: &DirState, up: &LayerDir, name: &Name) -> Result<()> {
-        // In a foreign layer the last failed lookup may have missed a marker.
-        let known = !up.layer().is_foreign() && self.names.absent.is(&dir.locs, name);
-        if dir.locs.len() > 1 && !known && self.upper_has(up, name)? == UpperEntry::Nothing {
+    /// Returns EEXIST if only a lower layer has the name.
+    ///
+    /// If the upper layer has it, the system call that creates the object fails by itself.
+    pub(super) fn require_free(
+        &self,
+        dir: &DirState,
+        upper_dir: &LayerDir,
+        name: &Name,
+    ) -> Result<()> {
+        // In a layer of fuse-overlayfs, a cached negative lookup does not exclude a marker.
+        let known = !upper_dir.layer().is_foreign() && self.names.absent.is(&dir.locs, name);
+        if dir.locs.len() > 1 && !known && self.upper_entry(upper_dir, name)? == UpperEntry::Nothing
+        {
             self.require_free_below(dir, name)?;
         }
         Ok(())
     }
 
-    /// Returns EEXIST if the name would show without the upper.
+    /// Returns EEXIST if the name exists in the merged lower layers.
     pub(super) fn require_free_below(&self, dir: &DirState, name: &Name) -> Result<()> {
         match self.names.is_visible_below(dir, name)? {
             true => Err(Error::Errno(Errno::EXIST)),
@@ -74,23 +82,23 @@ impl UpperNames<'_> {
         }
     }
 
-    /// Enters a new object into the inode table.
+    /// Adds a new object of the upper layer to the inode table.
     pub(super) fn intern_new(
         &self,
         parent: &Arc<Inode>,
-        up: &Arc<LayerDir>,
+        upper_dir: &Arc<LayerDir>,
         name: &Name,
         new: NewObject,
     ) -> Result<(Arc<Inode>, Stat)> {
-        let mut stat = sys::stat::stat_at((*up.fd()?).as_fd(), name)?;
+        let mut stat = sys::stat::stat_at((*upper_dir.fd()?).as_fd(), name)?;
         if new == NewObject::ZeroDevice {
-            stat = zero_device::shown(stat);
+            stat = zero_device::device_stat(stat);
         }
-        let ino = self.cx.stack.view().number(up.layer(), &stat, None);
+        let ino = self.cx.stack.view().number(upper_dir.layer(), &stat, None);
         let inodes = self.names.inodes;
         let inode = if stat.kind() == FileKind::Directory {
             let node = DirNode {
-                locs: vec![LayerDir::child(up, name.clone(), stat.ino)],
+                locs: vec![LayerDir::child(upper_dir, name.clone(), stat.ino)],
                 below: None,
                 redirect: None,
                 stat,
@@ -100,7 +108,7 @@ impl UpperNames<'_> {
         } else {
             let node = FileNode {
                 loc: Loc {
-                    dir: up.clone(),
+                    dir: upper_dir.clone(),
                     name: name.clone(),
                 },
                 data: None,

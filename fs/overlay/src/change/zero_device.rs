@@ -1,11 +1,12 @@
-//! The character device 0:0, which is a whiteout where it lies in a layer. Programs that keep layers of their
-//! own on the mount make it: kernel overlayfs, podman, umoci. It is stored as described in
-//! [`cowl_layers::format::zero_device`].
+//! Creation of the character device 0:0.
+//!
+//! Programs that store layers on the mount create such devices: kernel overlayfs, podman, umoci. In a layer of this
+//! overlay a device 0:0 would be a whiteout, so it is stored as described in [`cowl_layers::format::zero_device`].
 
 use std::os::fd::AsFd;
 
 use super::upper_names::UpperNames;
-use crate::copy_up::stage_in_twin;
+use crate::copy_up::stage_in_temp_dir;
 use crate::plan::UpperEntry;
 use crate::reach::{Caller, Context};
 use cowl_layers::error::{Errno, Error, Result};
@@ -15,33 +16,33 @@ use cowl_layers::sys;
 use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::FileKind;
 
-/// Stages a device 0:0, as the caller would make it in `up`.
+/// Stages a device 0:0 with the owner and mode that it would get if the caller created it in `upper_dir`.
 pub(super) fn stage_zero_device(
     cx: &Context<'_>,
     caller: Caller,
-    up: &LayerDir,
+    upper_dir: &LayerDir,
     mode: u32,
 ) -> Result<Staged> {
-    let staged = stage_in_twin(cx, caller, (*up.fd()?).as_fd(), |twin| {
-        sys::node::mknod(twin, b"new", FileKind::Regular, mode, 0)
+    let staged = stage_in_temp_dir(cx, caller, (*upper_dir.fd()?).as_fd(), |temp_dir| {
+        sys::node::mknod(temp_dir, b"new", FileKind::Regular, mode, 0)
     })?;
     let space = cx.stack.upper()?.layer.space();
-    zero_device::mark(staged.open_path()?.as_fd(), space)?;
+    zero_device::mark_file(staged.open_path()?.as_fd(), space)?;
     Ok(staged)
 }
 
-/// Gives a staged device a name that is free or a whiteout.
+/// Renames a staged device to a name that is free or a whiteout; EEXIST otherwise.
 pub(super) fn commit_zero_device(
     upper_names: &UpperNames<'_>,
     staged: Staged,
-    up: &LayerDir,
+    upper_dir: &LayerDir,
     name: &Name,
 ) -> Result<()> {
-    let fd = up.fd()?;
+    let fd = upper_dir.fd()?;
     let fd = (*fd).as_fd();
     let space = upper_names.cx.stack.upper()?.layer.space();
-    zero_device::mark_folder(fd, space)?;
-    match upper_names.upper_has(up, name)? {
+    zero_device::mark_dir(fd, space)?;
+    match upper_names.upper_entry(upper_dir, name)? {
         UpperEntry::Object => Err(Error::Errno(Errno::EXIST)),
         UpperEntry::Nothing => staged.commit(fd, name, RenameMode::NoReplace),
         UpperEntry::Whiteout => staged.commit(fd, name, RenameMode::Replace),

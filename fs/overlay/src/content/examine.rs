@@ -1,4 +1,4 @@
-//! Properties of an open file that decide how the kernel may access its content.
+//! Properties of an open file on which the passthrough policy depends.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -12,19 +12,22 @@ use cowl_layers::sys;
 const ELF: [u8; 4] = *b"\x7fELF";
 
 impl FileHandle {
-    /// Whether it is a program or a library: seldom written in place, and mapped by many processes. `fd` leads
-    /// to the content.
+    /// Whether the file is a program or a library.
+    ///
+    /// Such files are rarely written in place and are mapped by many processes. `fd` must be a descriptor of the
+    /// content.
     pub fn is_program(&self, fd: &OwnedFd) -> Result<bool> {
         if is_library(&self.inode.file()?) {
             return Ok(true);
         }
-        let runs = self.how.exec || sys::stat::stat_fd(fd)?.perm() & 0o111 != 0;
+        let is_executable = self.options.exec || sys::stat::stat_fd(fd)?.perm() & 0o111 != 0;
         let mut start = [0; 4];
-        Ok(runs && rustix::io::pread(fd, &mut start, 0)? == ELF.len() && start == ELF)
+        Ok(is_executable && rustix::io::pread(fd, &mut start, 0)? == ELF.len() && start == ELF)
     }
 
-    /// Whether a write may remove something besides changing the content: setuid, setgid, capabilities. `fd`
-    /// leads to the content.
+    /// Whether the file has setuid, setgid or capabilities, which a write may have to remove.
+    ///
+    /// `fd` must be a descriptor of the content.
     pub fn is_privileged(&self, fd: &OwnedFd) -> Result<bool> {
         if sys::stat::stat_fd(fd)?.perm() & 0o6000 != 0 {
             return Ok(true);
@@ -46,7 +49,7 @@ impl FileHandle {
     }
 }
 
-/// Whether it has a library's name: `NAME.so`, `NAME.so.VERSION`.
+/// Whether the file has the name of a shared library: `NAME.so` or `NAME.so.VERSION`.
 fn is_library(file: &FileState) -> bool {
     file.aliases.iter().any(|alias| {
         let name: &[u8] = &alias.name;

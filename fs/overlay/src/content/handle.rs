@@ -1,35 +1,33 @@
-//! Open files.
+//! Open files and their counters.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use parking_lot::Mutex;
-
 use crate::inode::{Inode, OpenOptions};
 use crate::reach::Caller;
 use rustix::fs::OFlags;
 
-/// The origin of a write, which decides what it removes from the file besides changing its content.
+/// The origin of a write, which decides whether it removes setuid, setgid and capabilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writer {
-    /// A system call of a process that may keep setuid and setgid; capabilities are removed.
+    /// A system call of a process with CAP_FSETID: only capabilities are removed.
     Privileged,
     /// A system call of any other process: setuid, setgid and capabilities are removed.
     Unprivileged(Caller),
-    /// The kernel, with data that was stored through a mapping: on a plain directory nothing is removed.
+    /// Write-back of a shared mapping by the kernel: nothing is removed, as on a plain directory.
     Mapping,
 }
 
-/// The flags of open(2).
-pub(super) fn open_flags(how: OpenOptions) -> OFlags {
-    let access = if how.write || how.truncate {
+/// Returns the flags of open(2) for a file's content.
+pub(super) fn open_flags(options: OpenOptions) -> OFlags {
+    let access = if options.write || options.truncate {
         OFlags::RDWR
     } else {
         OFlags::RDONLY
     };
     access
-        | if how.keep_atime {
+        | if options.keep_atime {
             OFlags::NOATIME
         } else {
             OFlags::empty()
@@ -37,88 +35,87 @@ pub(super) fn open_flags(how: OpenOptions) -> OFlags {
 }
 
 /// A descriptor of a file's content, and the version of the content.
-pub(super) type Versioned = (Arc<OwnedFd>, u32);
+pub type VersionedDescriptor = (Arc<OwnedFd>, u32);
 
-/// An open file. A descriptor that was opened before the file was copied up follows it.
+/// An open file. It owns no descriptor: see [`super::descriptors`].
 #[derive(Debug)]
 pub struct FileHandle {
     pub(super) inode: Arc<Inode>,
-    pub(super) how: OpenOptions,
-    /// Opened when a request first needs it.
-    pub(super) open: Mutex<Option<Versioned>>,
-    /// The number of pushed layers for which the content is known to lie in the upper.
+    pub(super) options: OpenOptions,
+    /// The number of the inode's writeback errors that were reported through this open file.
+    pub(super) errors_seen: AtomicU32,
+    /// The value of [`OpenCounts::pushes`] at which the content was last known to be in the upper layer.
     pub(super) pushes: AtomicU32,
 }
 
 impl FileHandle {
-    /// Returns the file.
+    /// Returns the inode of the file.
     pub fn inode(&self) -> &Arc<Inode> {
         &self.inode
     }
 
-    /// Whether it can be written through.
-    pub fn writes(&self) -> bool {
-        self.how.write
+    /// Whether the file was opened for writing.
+    pub fn is_writable(&self) -> bool {
+        self.options.write
     }
 
-    /// Returns how it was opened.
-    pub fn how(&self) -> OpenOptions {
-        self.how
-    }
-
-    /// Returns the descriptor of the content, if it is open, and the version of the content.
-    pub fn opened(&self) -> Option<(Arc<OwnedFd>, u32)> {
-        self.open.lock().clone()
+    /// Returns the options with which the file was opened.
+    pub fn options(&self) -> OpenOptions {
+        self.options
     }
 }
 
-/// The open files of a mount, and the pushed layers.
+/// The result of an open.
+#[derive(Debug)]
+pub struct Opened {
+    /// The open file.
+    pub handle: Arc<FileHandle>,
+    /// The descriptor of its content; `None` if opening the content is deferred to the first request that needs it.
+    pub descriptor: Option<VersionedDescriptor>,
+}
+
+/// The counters of a mount's open files and of its pushed layers.
 #[derive(Debug, Default)]
 pub(crate) struct OpenCounts {
     writers: AtomicU32,
     readers: AtomicU32,
-    /// The number of pushed layers; it changes only with the stack.
+    /// The number of pushed layers. It changes only under the stack's exclusive lock.
     pushes: AtomicU32,
 }
 
 impl OpenCounts {
-    fn counter(&self, how: OpenOptions) -> &AtomicU32 {
-        if how.write {
+    fn counter(&self, options: OpenOptions) -> &AtomicU32 {
+        if options.write {
             &self.writers
         } else {
             &self.readers
         }
     }
 
-    /// Counts an open, and returns its handle.
-    pub(super) fn open(
-        &self,
-        inode: &Arc<Inode>,
-        opened: Option<(OwnedFd, u32)>,
-        how: OpenOptions,
-    ) -> Arc<FileHandle> {
-        self.counter(how).fetch_add(1, Ordering::AcqRel);
-        inode.count_open(how);
+    /// Counts an open file, and returns its handle.
+    pub(super) fn count_open(&self, inode: &Arc<Inode>, options: OpenOptions) -> Arc<FileHandle> {
+        self.counter(options).fetch_add(1, Ordering::AcqRel);
+        inode.count_open(options);
         Arc::new(FileHandle {
             inode: inode.clone(),
-            how,
-            open: Mutex::new(opened.map(|(fd, version)| (Arc::new(fd), version))),
+            options,
+            errors_seen: AtomicU32::new(0),
             pushes: AtomicU32::new(self.pushes()),
         })
     }
 
-    /// Counts the close of a handle.
-    pub(crate) fn close(&self, handle: &FileHandle) {
-        self.counter(handle.how).fetch_sub(1, Ordering::AcqRel);
-        handle.inode.count_close(handle.how);
+    /// Counts the close of an open file.
+    pub(crate) fn count_close(&self, handle: &FileHandle) {
+        self.counter(handle.options).fetch_sub(1, Ordering::AcqRel);
+        handle.inode.count_close(handle.options);
     }
 
-    /// Returns the number of open descriptors for writing.
+    /// Returns the number of files that are open for writing.
     pub(crate) fn writers(&self) -> u32 {
         self.writers.load(Ordering::Acquire)
     }
 
-    /// Returns the number of open descriptors for reading only.
+    /// Returns the number of files that are open only for reading.
     pub(crate) fn readers(&self) -> u32 {
         self.readers.load(Ordering::Acquire)
     }
@@ -128,7 +125,7 @@ impl OpenCounts {
         self.pushes.load(Ordering::Acquire)
     }
 
-    /// Counts a pushed layer; the caller must hold the stack's exclusive lock.
+    /// Counts a pushed layer. The caller must hold the stack's exclusive lock.
     pub(crate) fn count_push(&self) {
         self.pushes.fetch_add(1, Ordering::AcqRel);
     }

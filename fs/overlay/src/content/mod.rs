@@ -1,5 +1,6 @@
-//! The content of files: open descriptors that follow a file over its copy-up, reading and writing.
+//! The content of files: reads and writes through handles that stay valid across a copy-up.
 
+mod descriptors;
 mod examine;
 mod handle;
 mod open;
@@ -7,10 +8,11 @@ mod privileges;
 mod sync;
 mod transfer;
 
+pub(crate) use descriptors::ContentDescriptors;
 pub(crate) use handle::OpenCounts;
-pub use handle::{FileHandle, Writer};
+pub use handle::{FileHandle, Opened, VersionedDescriptor, Writer};
 pub(crate) use open::Content;
 pub use privileges::SETID;
-pub(crate) use privileges::{for_caller, truncate};
+pub(crate) use privileges::{change_for_caller, truncate};
 pub use sync::Close;
 pub use transfer::SeekTo;

@@ -1,35 +1,40 @@
-//! Opening files, and the descriptors behind open files.
+//! Opening of files, and the descriptors of open files.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::handle::{FileHandle, OpenCounts, open_flags};
+use super::descriptors::ContentDescriptors;
+use super::handle::{FileHandle, OpenCounts, Opened, VersionedDescriptor, open_flags};
 use super::privileges::truncate;
 use crate::copy_up::{CopyExtent, CopyUp};
 use crate::inode::{Inode, OpenOptions};
 use crate::reach::{Caller, Context, open_content};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys::stat::FileKind;
+use rustix::fs::OFlags;
 
-/// The content of files.
+/// Access to the content of files.
 #[derive(Clone, Copy)]
 pub(crate) struct Content<'o> {
     pub(crate) cx: &'o Context<'o>,
     pub(crate) copy_up: CopyUp<'o>,
     pub(crate) opens: &'o OpenCounts,
+    pub(crate) descriptors: &'o ContentDescriptors,
 }
 
 impl Content<'_> {
-    /// Opens a regular file. Its content is not opened before a request through the handle needs it if `known`
-    /// says that this version of it was opened before, or if it is data of a layer that is only read.
+    /// Opens a regular file.
+    ///
+    /// Opening the content is deferred to the first request that needs it if `is_known_version` returns true for
+    /// the current version of the content, or if the file is known to be plain data of a lower layer.
     pub(crate) fn open(
         &self,
         caller: Caller,
         inode: &Arc<Inode>,
-        how: OpenOptions,
-        known: impl FnOnce(u32) -> bool,
-    ) -> Result<Arc<FileHandle>> {
+        options: OpenOptions,
+        is_known_version: impl FnOnce(u32) -> bool,
+    ) -> Result<Opened> {
         if inode.kind() != FileKind::Regular {
             let errno = if inode.is_dir() {
                 Errno::ISDIR
@@ -39,70 +44,92 @@ impl Content<'_> {
             };
             return Err(Error::Errno(errno));
         }
-        if how.truncate && !how.write && inode.is_executing() {
-            // For an open for writing the kernel has checked this itself; for one that only truncates it checks
-            // after the open, and with FUSE_ATOMIC_O_TRUNC the open has truncated the file by then.
+        if options.truncate && !options.write && inode.is_executing() {
+            // The kernel checks for ETXTBSY itself at an open for writing. At one that only truncates it checks
+            // after the open, and with FUSE_ATOMIC_O_TRUNC the file is truncated by then.
             return Err(Error::Errno(Errno::TXTBSY));
         }
-        if how.write || how.truncate {
-            let extent = if how.truncate {
+        if options.write || options.truncate {
+            let extent = if options.truncate {
                 CopyExtent::Truncate
             } else {
                 CopyExtent::Data
             };
-            self.copy_up.file_up(inode, extent)?;
+            self.copy_up.copy_up_file(inode, extent)?;
         }
-        // Before the content is opened: if it moves meanwhile, the handle opens it again.
+        // Read the version before opening the content: if a copy-up races with the open, the handle has a stale
+        // version and reopens the content.
         let version = inode.content_version();
-        if !how.write && !how.truncate && (known(version) || inode.facts().is_plain_data()) {
-            return Ok(self.opens.open(inode, None, how));
+        if !options.write
+            && !options.truncate
+            && (is_known_version(version) || inode.facts().is_plain_data())
+        {
+            return Ok(self.count_open(inode, None, options));
         }
-        let fd = open_content(inode, open_flags(how))?;
-        if how.truncate {
+        let fd = Arc::new(self.open_content(inode, open_flags(options))?);
+        if options.truncate {
             inode.note_change();
             truncate(self.cx, caller, inode, &fd, 0)?;
         }
-        Ok(self.opens.open(inode, Some((fd, version)), how))
+        Ok(self.count_open(inode, Some((fd, version)), options))
     }
 
-    /// Returns a handle of a file that was just created, with the descriptor that created it.
-    pub(crate) fn adopt(
+    /// Counts an open file, and caches its descriptor.
+    fn count_open(
         &self,
         inode: &Arc<Inode>,
-        fd: OwnedFd,
-        how: OpenOptions,
-    ) -> Arc<FileHandle> {
-        let version = inode.content_version();
-        self.opens.open(inode, Some((fd, version)), how)
+        descriptor: Option<VersionedDescriptor>,
+        options: OpenOptions,
+    ) -> Opened {
+        let handle = self.opens.count_open(inode, options);
+        self.descriptors.add_user(&handle, descriptor.clone());
+        Opened { handle, descriptor }
     }
 
-    /// Whether an open file's content lies in the layer that is written.
+    /// Returns the handle of a file that was just created through `fd`.
+    pub(crate) fn adopt(&self, inode: &Arc<Inode>, fd: OwnedFd, options: OpenOptions) -> Opened {
+        let version = inode.content_version();
+        self.count_open(inode, Some((Arc::new(fd), version)), options)
+    }
+
+    /// Whether the content of an open file is in the upper layer.
     pub(crate) fn is_in_upper(&self, handle: &FileHandle) -> Result<bool> {
         let file = handle.inode.file()?;
         Ok(file.data.is_none() && self.cx.stack.is_in_upper(&file))
     }
 
-    /// Returns the descriptor of a handle, opened again if the content has moved since.
+    /// Returns the descriptor of a handle, reopened if it was evicted or a copy-up has moved the content.
     pub(crate) fn descriptor(&self, handle: &FileHandle) -> Result<Arc<OwnedFd>> {
-        let mut open = handle.open.lock();
         let version = handle.inode.content_version();
-        if let Some((fd, of)) = &*open
-            && *of == version
-        {
-            return Ok(fd.clone());
+        if let Some(fd) = self.descriptors.get(handle, version) {
+            return Ok(fd);
         }
-        let fd = Arc::new(open_content(&handle.inode, open_flags(handle.how))?);
-        *open = Some((fd.clone(), version));
+        let fd = Arc::new(self.open_content(&handle.inode, open_flags(handle.options))?);
+        self.descriptors.put(handle, (fd.clone(), version));
         Ok(fd)
     }
 
-    /// Like [`Self::descriptor`], for a change of the content. A descriptor that was opened for writing before a
-    /// snapshot was taken leads to a layer that is frozen now: its file is copied up first, as by an open.
+    /// Opens a file's content. Retries once with half of the cached descriptors closed if there are too many.
+    fn open_content(&self, inode: &Inode, flags: OFlags) -> Result<OwnedFd> {
+        match open_content(inode, flags) {
+            Err(error) if matches!(error.errno(), Errno::MFILE | Errno::NFILE) => {
+                self.descriptors.evict_half();
+                open_content(inode, flags)
+            }
+            done => done,
+        }
+    }
+
+    /// Returns the descriptor of a handle for a change of the content.
+    ///
+    /// A descriptor that was opened for writing before a snapshot refers to a frozen layer. In that case, copies
+    /// the file up first, as an open does.
     pub(super) fn descriptor_to_write(&self, handle: &FileHandle) -> Result<Arc<OwnedFd>> {
-        // It changes under the stack's exclusive lock alone, and this operation holds the shared one.
+        // No race: the number changes only under the stack's exclusive lock, and this operation holds the shared
+        // one.
         let pushes = self.opens.pushes();
         if handle.pushes.load(Ordering::Acquire) != pushes {
-            self.copy_up.file_up(&handle.inode, CopyExtent::Data)?;
+            self.copy_up.copy_up_file(&handle.inode, CopyExtent::Data)?;
             handle.pushes.store(pushes, Ordering::Release);
         }
         self.descriptor(handle)

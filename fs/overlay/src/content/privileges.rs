@@ -1,5 +1,4 @@
-//! Setuid and setgid bits at a change of a file's content, which are removed as they are for the caller on a
-//! plain directory.
+//! Removal of setuid and setgid when a file's content changes, as on a plain directory.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,11 +10,14 @@ use crate::reach::{Caller, Context, has_capability};
 use cowl_layers::error::Result;
 use cowl_layers::sys;
 
-/// The mode bits with which a program runs as another user or group: S_ISUID and S_ISGID.
+/// The mode bits S_ISUID and S_ISGID.
 pub const SETID: u32 = 0o6000;
 
-/// Sets a file's size. Done with the caller's ids, and without the right to keep the bits: a layer on another
-/// FUSE mount gets the caller's ids, but the crate does not pass the kernel's request to drop the bits on.
+/// Sets a file's size.
+///
+/// Unless the caller may keep setuid and setgid, the system call runs with the caller's ids and without
+/// CAP_FSETID. A layer on another FUSE mount then sees the caller's ids; `fuser` does not forward the kernel's request
+/// to drop the bits.
 pub(crate) fn truncate(
     cx: &Context<'_>,
     caller: Caller,
@@ -30,15 +32,15 @@ pub(crate) fn truncate(
             as_unprivileged(cx, caller, inode, fd, || sys::attr::truncate(fd, size))
         })?;
     }
-    // The new content is written back early.
+    // A file that was truncated is written back early, at its close.
     if cx.early()?.after_cut(size) {
         inode.flags().set_truncated();
     }
     Ok(())
 }
 
-/// Runs a change at which setuid and setgid may be removed, as the layer's file system runs it for the caller.
-pub(crate) fn for_caller<T>(
+/// Runs a change that removes setuid and setgid unless the caller has CAP_FSETID.
+pub(crate) fn change_for_caller<T>(
     cx: &Context<'_>,
     caller: Caller,
     inode: &Arc<Inode>,
@@ -53,8 +55,8 @@ pub(crate) fn for_caller<T>(
 
 /// Runs a change of a file's content for a caller without CAP_FSETID.
 ///
-/// The kernel caches the mode beyond a write and runs programs by the cached one, so the object is listed as
-/// stale if bits may have been removed.
+/// If bits may have been removed, lists the object as stale: the kernel does not invalidate the cached mode after a
+/// write, and uses it in execve(2).
 pub(crate) fn as_unprivileged<T>(
     cx: &Context<'_>,
     caller: Caller,
@@ -67,13 +69,14 @@ pub(crate) fn as_unprivileged<T>(
         return change();
     }
     cx.note_stale(inode);
-    // Without the right to execute, setgid marks a file for mandatory locking, which a member may keep.
+    // Without group execute permission, setgid marks a file for mandatory locking, and a member of the group may
+    // keep it.
     let keeps = stat.perm() & 0o2010 == 0o2000 && cx.is_member(caller, stat.gid)?;
     let own = cx.ids_on_disk(caller)?.gid;
     sys::creds::dropping_setid(if keeps { stat.gid } else { own }, change)
 }
 
-/// Whether a change by this caller leaves setuid and setgid as they are.
+/// Whether a change by this caller keeps setuid and setgid.
 fn keeps_setid(caller: Caller, fd: &OwnedFd) -> Result<bool> {
     let perm = sys::stat::stat_fd(fd)?.perm();
     Ok(perm & SETID == 0 || has_capability(caller, CapabilitySet::FSETID)?)

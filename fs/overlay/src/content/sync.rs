@@ -1,4 +1,4 @@
-//! Writing files and directories to the disk.
+//! Sync of files and directories to stable storage.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -13,18 +13,19 @@ use cowl_layers::error::{Errno, Result};
 use cowl_layers::sys;
 use cowl_layers::sys::copy::SyncScope;
 
-/// Whether a descriptor of an open file is left after a close.
+/// Whether other descriptors refer to an open file at a close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close {
-    /// None is left.
+    /// No other descriptor refers to it.
     Last,
-    /// One may be left.
+    /// Another descriptor may refer to it.
     NotLast,
 }
 
 impl Content<'_> {
-    /// Writes a file to the disk. A lower one too: it may have been written in this mount or an earlier one,
-    /// before a snapshot was taken.
+    /// Syncs a file to stable storage.
+    ///
+    /// A file of a lower layer is synced, too: it may have been written before the layer was frozen by a snapshot.
     pub(crate) fn fsync(&self, handle: &FileHandle, scope: SyncScope) -> Result<()> {
         if self.cx.options.volatile {
             return Ok(());
@@ -32,30 +33,37 @@ impl Content<'_> {
         let inode = &handle.inode;
         let file = inode.file()?;
         let fd = match &file.data {
-            // Its content lies below, unchanged; its attributes may have changed.
+            // A metacopy: only its attributes can have changed.
             Some(_) => Arc::new(sys::content::reopen(
                 (*access_path(inode)?).as_fd(),
                 OFlags::RDONLY,
             )?),
             None => self.descriptor(handle)?,
         };
-        // fdatasync(2) does not persist the rename of a copy-up (on ext4 only a change of content or size
-        // counts), and without that the name leads to the old content.
-        let named = inode.flags().has_unsynced_name();
-        let scope = if named { SyncScope::All } else { scope };
+        // fdatasync(2) does not persist the rename of a copy-up: on ext4 it commits only changes of content or size.
+        // Without that rename, the name refers to the old content after a crash.
+        let has_unsynced_name = inode.flags().has_unsynced_name();
+        let scope = if has_unsynced_name {
+            SyncScope::All
+        } else {
+            scope
+        };
         let in_upper = self.cx.stack.is_in_upper(&file);
-        match sys::copy::sync(&*fd, scope) {
-            // A read-only file system may not support fsync.
+        match self
+            .descriptors
+            .report_sync(handle, sys::copy::sync(&*fd, scope))
+        {
+            // A read-only filesystem may not support fsync.
             Err(error) if error.errno() == Errno::INVAL && !in_upper => return Ok(()),
             other => other?,
         }
-        if named && in_upper {
+        if has_unsynced_name && in_upper {
             inode.flags().clear_unsynced_name();
         }
         Ok(())
     }
 
-    /// Writes the name of a new copy-up to the disk, unless that was done since.
+    /// Syncs the name of a new copy-up to stable storage, if it is not synced yet.
     pub(crate) fn sync_name(&self, handle: &FileHandle) -> Result<()> {
         if handle.inode.flags().has_unsynced_name() {
             self.fsync(handle, SyncScope::All)?;
@@ -63,7 +71,7 @@ impl Content<'_> {
         Ok(())
     }
 
-    /// Writes a directory's names to the disk.
+    /// Syncs the names of a directory to stable storage.
     pub(crate) fn fsync_dir(&self, inode: &Inode) -> Result<()> {
         let dir = inode.dir()?;
         if self.cx.options.volatile || dir.removed {
@@ -79,11 +87,12 @@ impl Content<'_> {
         Ok(())
     }
 
-    /// Starts write-back of a file that was truncated before, when a descriptor of it is closed: early, so that
-    /// the next commit of the journal seldom finds it empty.
+    /// Starts write-back at the close of a file that was truncated before.
+    ///
+    /// After an early write-back, the next journal commit is unlikely to persist an empty file.
     pub(crate) fn close_truncated(&self, handle: &FileHandle, close: Close) -> Result<()> {
         let inode = &handle.inode;
-        if !handle.how.write || !inode.flags().is_truncated() {
+        if !handle.options.write || !inode.flags().is_truncated() {
             return Ok(());
         }
         if close == Close::Last {

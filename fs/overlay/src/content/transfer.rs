@@ -1,4 +1,4 @@
-//! Reading and changing the content of open files.
+//! Reads and writes of open files.
 
 use std::os::fd::AsFd;
 
@@ -11,7 +11,7 @@ use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::CAPABILITY;
 use cowl_layers::sys;
 
-/// What [`Content::seek`] looks for; the kernel handles the other kinds of lseek(2) itself.
+/// The target of [`Content::seek`]. The kernel handles the other kinds of lseek(2) itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SeekTo {
     /// SEEK_DATA.
@@ -21,45 +21,55 @@ pub enum SeekTo {
 }
 
 impl Content<'_> {
-    /// Reads into `buffer`; fewer bytes than its size only at the end of the file.
-    pub(crate) fn read(&self, handle: &FileHandle, at: u64, buffer: &mut [u8]) -> Result<usize> {
+    /// Reads into `buffer`, and returns the number of bytes read.
+    ///
+    /// The number is less than the size of `buffer` only at the end of the file.
+    pub(crate) fn read(
+        &self,
+        handle: &FileHandle,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize> {
         let fd = self.descriptor(handle)?;
         let mut done = 0;
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            let got =
-                rustix::io::retry_on_intr(|| rustix::io::pread(&fd, &mut *rest, at + done as u64))?;
-            if got == 0 {
+            let count = rustix::io::retry_on_intr(|| {
+                rustix::io::pread(&fd, &mut *rest, offset + done as u64)
+            })?;
+            if count == 0 {
                 break;
             }
-            done += got;
+            done += count;
         }
         Ok(done)
     }
 
-    /// Writes `data`, on a full disk as much of it as fits, and returns the number of bytes written.
+    /// Writes `data`, and returns the number of bytes written.
+    ///
+    /// On a full disk, writes as much as fits.
     pub(crate) fn write(
         &self,
         handle: &FileHandle,
-        at: u64,
+        offset: u64,
         data: &[u8],
-        by: Writer,
+        writer: Writer,
     ) -> Result<usize> {
-        if !handle.how.write {
+        if !handle.options.write {
             return Err(Error::Errno(Errno::BADF));
         }
         self.cx.stack.upper()?;
         let fd = self.descriptor_to_write(handle)?;
-        let write = || sys::copy::write_some(&*fd, data, at);
-        let done = match by {
+        let write = || sys::copy::write_some(&*fd, data, offset);
+        let done = match writer {
             Writer::Privileged => write()?,
             Writer::Unprivileged(caller) => {
                 as_unprivileged(self.cx, caller, &handle.inode, &fd, write)?
             }
             Writer::Mapping => {
-                let kept = sys::xattr::get(fd.as_fd(), CAPABILITY)?;
-                // The kernel ignores a shorter answer, and the rest would be lost.
-                sys::copy::write_all(&*fd, data, at)?;
-                if let Some(value) = kept {
+                let capability = sys::xattr::get(fd.as_fd(), CAPABILITY)?;
+                // The kernel does not retry a short write of write-back, so the rest would be lost.
+                sys::copy::write_all(&*fd, data, offset)?;
+                if let Some(value) = capability {
                     sys::xattr::set(fd.as_fd(), CAPABILITY, &value)?;
                 }
                 data.len()
@@ -69,37 +79,38 @@ impl Content<'_> {
         Ok(done)
     }
 
-    /// fallocate(2), with the flags as the system call takes them.
+    /// Executes fallocate(2); `mode` has the flags of the system call.
     pub(crate) fn fallocate(
         &self,
         handle: &FileHandle,
         mode: u32,
-        at: u64,
+        offset: u64,
         len: u64,
     ) -> Result<()> {
-        if !handle.how.write {
+        if !handle.options.write {
             return Err(Error::Errno(Errno::BADF));
         }
         self.cx.stack.upper()?;
         let fd = self.descriptor_to_write(handle)?;
         let mode = FallocateFlags::from_bits_retain(mode);
-        rustix::fs::fallocate(&fd, mode, at, len)?;
+        rustix::fs::fallocate(&fd, mode, offset, len)?;
         handle.inode.note_change();
         Ok(())
     }
 
-    /// lseek(2) with SEEK_DATA or SEEK_HOLE.
-    pub(crate) fn seek(&self, handle: &FileHandle, at: u64, to: SeekTo) -> Result<u64> {
+    /// Returns the offset of the next data or hole, like lseek(2) with SEEK_DATA or SEEK_HOLE.
+    pub(crate) fn seek(&self, handle: &FileHandle, offset: u64, to: SeekTo) -> Result<u64> {
         let fd = self.descriptor(handle)?;
         let from = match to {
-            SeekTo::Data => SeekFrom::Data(at),
-            SeekTo::Hole => SeekFrom::Hole(at),
+            SeekTo::Data => SeekFrom::Data(offset),
+            SeekTo::Hole => SeekFrom::Hole(offset),
         };
         Ok(rustix::fs::seek(&fd, from)?)
     }
 
-    /// Copies between two open files below the mount, without the data passing through this process; blocks are
-    /// shared if the file system can.
+    /// Copies between two open files with copy_file_range(2) on the layers.
+    ///
+    /// The data does not pass through this process, and a filesystem with reflinks shares the blocks.
     pub(crate) fn copy_file_range(
         &self,
         from: (&FileHandle, u64),
@@ -107,16 +118,22 @@ impl Content<'_> {
         len: usize,
     ) -> Result<usize> {
         self.cx.stack.upper()?;
-        // The target first: the source may be the same file.
+        // Open the target first: if the source is the same file, this copies it up.
         let target = self.descriptor_to_write(to.0)?;
         let source = self.descriptor(from.0)?;
         let atime = sys::stat::stat_fd(&*source)?.atime;
-        let (mut at, mut to_at) = (from.1, to.1);
+        let (mut offset, mut to_offset) = (from.1, to.1);
         let copied = rustix::io::retry_on_intr(|| {
-            rustix::fs::copy_file_range(&source, Some(&mut at), &target, Some(&mut to_at), len)
+            rustix::fs::copy_file_range(
+                &source,
+                Some(&mut offset),
+                &target,
+                Some(&mut to_offset),
+                len,
+            )
         })?;
         to.0.inode.note_change();
-        // The kernel treats FUSE inodes as if they had no access times, and invalidates nothing of the source.
+        // The kernel does not track access times of FUSE inodes, so it does not invalidate the source's attributes.
         if sys::stat::stat_fd(&*source)?.atime != atime {
             self.cx.note_stale(&from.0.inode);
         }

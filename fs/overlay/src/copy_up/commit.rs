@@ -1,11 +1,11 @@
-//! Putting a staged copy in place of the original.
+//! The commit of a staged copy: it replaces the original in the merged view.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::dirs::parent_up;
+use super::dirs::parent_in_upper;
 use super::stage::StagedFile;
-use super::times::preserving_times;
+use super::times::preserve_times;
 use super::zero_device::prepare_dir_for;
 use crate::inode::{Alias, FileState, Identity, Inode, InodeTable, NumberMarker};
 use crate::reach::Context;
@@ -17,17 +17,17 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::Loc;
 
 /// The location of a file after its copy-up.
-pub(super) struct Copied {
+pub(super) struct CopiedFile {
     pub(super) loc: Loc,
-    /// The content stays where it was.
+    /// The content stays in the lower layer.
     pub(super) metacopy: bool,
     pub(super) stat: Stat,
     pub(super) redirect: Option<Redirect>,
-    /// Leads to a copy without a name.
+    /// A descriptor of a copy without a name.
     pub(super) orphan: Option<Arc<OwnedFd>>,
 }
 
-/// The last step of the copy-up of one file.
+/// The final step of the copy-up of one file.
 #[derive(Clone, Copy)]
 pub(super) struct Commit<'o> {
     pub(super) cx: &'o Context<'o>,
@@ -35,71 +35,76 @@ pub(super) struct Commit<'o> {
 }
 
 impl Commit<'_> {
-    /// Gives a staged copy the file's only name.
+    /// Renames a staged copy to the file's only name.
     pub(super) fn commit_one(
         &self,
         inode: &Arc<Inode>,
         file: &FileState,
-        made: StagedFile,
+        copy: StagedFile,
         alias: &Alias,
     ) -> Result<()> {
         let names = alias.parent.names()?.lock();
         let now = inode.file()?;
-        let there = |a: &Alias| a.name == alias.name && Arc::ptr_eq(&a.parent, &alias.parent);
-        if now.orphan || !now.aliases.iter().any(there) {
-            // Its name was removed while its content was copied.
+        let is_alias = |a: &Alias| a.name == alias.name && Arc::ptr_eq(&a.parent, &alias.parent);
+        if now.orphan || !now.aliases.iter().any(is_alias) {
+            // Race: the name was removed while the content was copied.
             drop(names);
-            return self.adopt_orphan(inode, file, made);
+            return self.adopt_orphan(inode, file, copy);
         }
-        let parent = parent_up(&self.cx.stack, alias)?;
-        preserving_times(self.cx, self.inodes, &alias.parent, &parent, |fd| {
+        let parent = parent_in_upper(&self.cx.stack, alias)?;
+        preserve_times(self.cx, self.inodes, &alias.parent, &parent, |fd| {
             prepare_dir_for(self.cx, inode, fd)?;
-            made.staged.commit(fd, &alias.name, RenameMode::NoReplace)
+            copy.staged.commit(fd, &alias.name, RenameMode::NoReplace)
         })?;
-        let to = Copied {
+        let to = CopiedFile {
             loc: Loc {
                 dir: parent,
                 name: alias.name.clone(),
             },
-            metacopy: made.metacopy,
-            stat: made.stat,
+            metacopy: copy.metacopy,
+            stat: copy.stat,
             redirect: None,
             orphan: None,
         };
-        self.switch(inode, file, to)?;
+        self.record_copy(inode, file, to)?;
         alias.parent.advance_generation();
         Ok(())
     }
 
-    /// Makes a staged copy that of a file without a name.
+    /// Uses a staged copy for a file without a name.
     pub(super) fn adopt_orphan(
         &self,
         inode: &Arc<Inode>,
         file: &FileState,
-        made: StagedFile,
+        copy: StagedFile,
     ) -> Result<()> {
-        let anchor = Arc::new(made.staged.open_path()?);
+        let anchor = Arc::new(copy.staged.open_path()?);
         let dir = self.cx.stack.upper()?.layer.root_dir();
-        // The location is a placeholder: all access goes through the anchor. Removing the staged name leaves
-        // an object without names, as the original is.
+        // The location is a placeholder: all access goes through the anchor. Dropping the staged copy removes its
+        // name, so that it is unlinked like the original.
         let loc = Loc {
             dir,
-            name: Name::new(made.staged.name())?,
+            name: Name::new(copy.staged.name())?,
         };
-        let to = Copied {
+        let to = CopiedFile {
             loc,
-            metacopy: made.metacopy,
-            stat: made.stat,
+            metacopy: copy.metacopy,
+            stat: copy.stat,
             redirect: None,
             orphan: Some(anchor),
         };
-        self.switch(inode, file, to)
+        self.record_copy(inode, file, to)
     }
 
-    /// Records that the inode lies in the upper layer from here on.
-    pub(super) fn switch(&self, inode: &Arc<Inode>, before: &FileState, to: Copied) -> Result<()> {
+    /// Records that the inode's object is in the upper layer from here on.
+    pub(super) fn record_copy(
+        &self,
+        inode: &Arc<Inode>,
+        before: &FileState,
+        to: CopiedFile,
+    ) -> Result<()> {
         let identity = Identity::from_stat(&to.stat);
-        // Only regular files and directories can have user.* xattrs, such as the marker of the inode number.
+        // Only regular files and directories can have user.* xattrs, such as the marker with the inode number.
         let space = self.cx.stack.upper()?.layer.space();
         let marker = if space == XattrSpace::Trusted || inode.kind() == FileKind::Regular {
             NumberMarker::Present
@@ -118,10 +123,10 @@ impl Commit<'_> {
                 file.orphan = true;
                 file.aliases.clear();
             } else if !file.orphan {
-                // It led to the original.
+                // The anchor refers to the original.
                 file.anchor = None;
             }
-            // Counted for the location below; here the names will change.
+            // The count holds only for a lower file: in the upper layer, names can change.
             file.visible = None;
             file.identity = identity;
         };

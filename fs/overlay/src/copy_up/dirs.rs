@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::stage::stage_dir;
-use super::times::{preserving_ctime, preserving_times};
+use super::times::{preserve_ctime, preserve_times};
 use crate::inode::{Alias, DirState, Identity, Inode, InodeTable, NumberMarker};
 use crate::reach::{Context, Stack};
 use cowl_layers::error::{Errno, Error, Result};
@@ -19,22 +19,23 @@ pub(super) struct DirCopyUp<'o> {
 }
 
 impl DirCopyUp<'_> {
-    /// Copies a directory up, and all directories above it that are not in the upper yet. Returns its state
-    /// and its location in the upper.
-    pub(super) fn dir_up(&self, inode: &Arc<Inode>) -> Result<(DirState, Arc<LayerDir>)> {
+    /// Copies up a directory and all its ancestors that are not in the upper layer.
+    ///
+    /// Returns the state of the directory and its location in the upper layer.
+    pub(super) fn copy_up_dir(&self, inode: &Arc<Inode>) -> Result<(DirState, Arc<LayerDir>)> {
         let stack = &self.cx.stack;
         let dir = inode.dir()?;
-        if let Some(up) = stack.upper_dir(&dir) {
-            let up = up.clone();
-            return Ok((dir, up));
+        if let Some(upper_dir) = stack.upper_dir(&dir) {
+            let upper_dir = upper_dir.clone();
+            return Ok((dir, upper_dir));
         }
         stack.upper()?;
-        // From the topmost directory that is not in the upper downwards, without recursion.
+        // Collect the ancestors iteratively, because a deep path would overflow the stack.
         let mut pending = vec![inode.clone()];
         while let Some(highest) = pending.last() {
             let dir = highest.dir()?;
             let Some(alias) = dir.alias.as_ref() else {
-                // The root is always in the upper; nothing can be created in a removed directory.
+                // A removed directory: the root, which has no alias either, is always in the upper layer.
                 return Err(Error::NOT_FOUND);
             };
             let parent = alias.parent.clone();
@@ -46,16 +47,20 @@ impl DirCopyUp<'_> {
         while let Some(next) = pending.pop() {
             let _copying = next.copying().lock();
             if stack.upper_dir(&next.dir()?).is_none() {
-                preserving_ctime(self.cx, self.inodes, &next, |_, _| self.one_dir_up(&next))?;
+                preserve_ctime(self.cx, self.inodes, &next, |_, _| {
+                    self.copy_up_one_dir(&next)
+                })?;
             }
         }
         let dir = inode.dir()?;
-        let up = stack.upper_dir(&dir).cloned().ok_or(Error::NOT_FOUND)?;
-        Ok((dir, up))
+        let upper_dir = stack.upper_dir(&dir).cloned().ok_or(Error::NOT_FOUND)?;
+        Ok((dir, upper_dir))
     }
 
-    /// Copies one directory up. Its parent must be in the upper, and the caller must hold its `copying`.
-    fn one_dir_up(&self, inode: &Arc<Inode>) -> Result<()> {
+    /// Copies up one directory.
+    ///
+    /// Its parent must be in the upper layer. The caller must hold the directory's `copying`.
+    fn copy_up_one_dir(&self, inode: &Arc<Inode>) -> Result<()> {
         let dir = inode.dir()?;
         let (staged, stat) = stage_dir(self.cx, dir.top()?)?;
         let alias = dir.alias.ok_or(Error::NOT_FOUND)?;
@@ -64,21 +69,21 @@ impl DirCopyUp<'_> {
         if dir.removed {
             return Err(Error::NOT_FOUND);
         }
-        // It may have been moved since; only the present name is used.
+        // The directory may have been renamed while it was staged: use its current name.
         let alias = match dir.alias {
             Some(now) if Arc::ptr_eq(&now.parent, &alias.parent) => now,
             _ => return Err(Error::Errno(Errno::STALE)),
         };
-        let parent = parent_up(&self.cx.stack, &alias)?;
-        let up = LayerDir::child(&parent, alias.name.clone(), stat.ino);
-        preserving_times(self.cx, self.inodes, &alias.parent, &parent, |fd| {
+        let parent = parent_in_upper(&self.cx.stack, &alias)?;
+        let upper_dir = LayerDir::child(&parent, alias.name.clone(), stat.ino);
+        preserve_times(self.cx, self.inodes, &alias.parent, &parent, |fd| {
             staged.commit(fd, &alias.name, RenameMode::NoReplace)
         })?;
         let identity = Identity::from_stat(&stat);
         self.inodes
             .relocate(inode, identity, NumberMarker::Present, || {
                 inode.update_dir(|dir| {
-                    dir.locs = std::iter::once(up)
+                    dir.locs = std::iter::once(upper_dir)
                         .chain(dir.locs.iter().cloned())
                         .collect();
                     dir.redirect = None;
@@ -90,8 +95,8 @@ impl DirCopyUp<'_> {
         Ok(())
     }
 
-    /// Copies up a directory that was removed and lay only below: its copy has no name either.
-    pub(super) fn removed_dir_up(&self, inode: &Arc<Inode>) -> Result<()> {
+    /// Copies up a removed directory that was only in lower layers. The copy has no name either.
+    pub(super) fn copy_up_removed_dir(&self, inode: &Arc<Inode>) -> Result<()> {
         let _copying = inode.copying().lock();
         let dir = inode.dir()?;
         if self.cx.stack.upper_dir(&dir).is_some() {
@@ -100,21 +105,21 @@ impl DirCopyUp<'_> {
         let (staged, stat) = stage_dir(self.cx, dir.top()?)?;
         let fd = Arc::new(staged.open_path()?);
         let name = Name::new(staged.name())?;
-        let up = LayerDir::child(&self.cx.stack.upper()?.layer.root_dir(), name, stat.ino);
-        up.gone(fd);
+        let upper_dir = LayerDir::child(&self.cx.stack.upper()?.layer.root_dir(), name, stat.ino);
+        upper_dir.set_removed(fd);
         let identity = Identity::from_stat(&stat);
         self.inodes
             .relocate(inode, identity, NumberMarker::Present, || {
                 inode.update_dir(|dir| {
-                    dir.locs = Arc::from([up]);
+                    dir.locs = Arc::from([upper_dir]);
                     dir.identity = identity;
                 })
             })
     }
 }
 
-/// Returns the location in the upper of the directory that holds `alias`, which was copied up before.
-pub(super) fn parent_up(stack: &Stack, alias: &Alias) -> Result<Arc<LayerDir>> {
+/// Returns the location of an alias's parent in the upper layer; ESTALE if it was not copied up.
+pub(super) fn parent_in_upper(stack: &Stack, alias: &Alias) -> Result<Arc<LayerDir>> {
     let parent = alias.parent.dir()?;
     stack
         .upper_dir(&parent)

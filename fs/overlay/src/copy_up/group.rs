@@ -1,15 +1,17 @@
-//! Copy-up of a lower file with several hard links: all its visible names are copied up together, so that they
-//! stay one file now, after a remount, and when this upper has become a lower.
+//! Copy-up of a lower file with several hard links.
+//!
+//! All visible names are copied up together, so that they stay links to one file, also after a remount and when this
+//! upper layer has become a lower one. A journal entry makes the operation atomic across a crash.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
-use super::commit::{Commit, Copied};
-use super::dirs::parent_up;
+use super::commit::{Commit, CopiedFile};
+use super::dirs::parent_in_upper;
 use super::stage::StagedFile;
-use super::times::preserving_times;
+use super::times::preserve_times;
 use super::zero_device::prepare_dir_for;
 use crate::inode::{Alias, FileState, Inode};
 use crate::names::{Names, path_below};
@@ -20,7 +22,7 @@ use cowl_layers::sys;
 use cowl_layers::view::Loc;
 use cowl_layers::view::resolve::join;
 
-/// The last step of the copy-up of a file with several names.
+/// The final step of the copy-up of a file with several names.
 #[derive(Clone, Copy)]
 pub(super) struct GroupCommit<'o> {
     pub(super) commit: Commit<'o>,
@@ -28,33 +30,35 @@ pub(super) struct GroupCommit<'o> {
 }
 
 impl GroupCommit<'_> {
-    /// Gives a staged copy all names of the file, whose directories were copied up before. Only this process
-    /// sees the intermediate steps; after a crash between them the journal completes them at the next mount.
+    /// Links a staged copy under all names of the file, whose directories must be in the upper layer.
+    ///
+    /// The intermediate steps are not visible through the mount. After a crash between them, the next mount completes
+    /// them from the journal.
     pub(super) fn commit(
         &self,
         inode: &Arc<Inode>,
         file: &FileState,
-        made: StagedFile,
+        copy: StagedFile,
         aliases: &[Alias],
     ) -> Result<()> {
         let cx = self.commit.cx;
         let upper = cx.stack.upper()?;
-        let redirect = match (made.metacopy, aliases.first()) {
-            (true, Some(first)) => Some(self.set_redirect(&made, first)?),
+        let redirect = match (copy.metacopy, aliases.first()) {
+            (true, Some(first)) => Some(self.set_redirect(&copy, first)?),
             _ => None,
         };
         let mut locations = Vec::new();
         for alias in aliases {
-            locations.push((parent_up(&cx.stack, alias)?, alias));
+            locations.push((parent_in_upper(&cx.stack, alias)?, alias));
         }
         let mut paths = Vec::new();
         for (parent, alias) in &locations {
             paths.push(join(&parent.path_in_layer()?, &alias.name));
         }
-        let entry = journal::write(&upper.work, made.staged, &paths, cx.order()?)?;
+        let entry = journal::write(&upper.work, copy.staged, &paths, cx.order()?)?;
         let mut linked = Vec::new();
-        // Held until the inode has its new location: a lookup of a name that is linked already would take it
-        // for another file.
+        // Hold the locks until the inode has its new location. Otherwise a concurrent lookup of a linked name would
+        // take the copy for another file.
         let _names = lock_all(aliases)?;
         for (parent, alias) in &locations {
             if let Err(error) = self.link_one(inode, alias, parent, &entry, &mut linked) {
@@ -66,54 +70,55 @@ impl GroupCommit<'_> {
             entry.remove(&upper.work)?;
             return Err(Error::NOT_FOUND);
         };
-        // Before the copy becomes visible: its name in the journal must not be counted as a link.
+        // Remove the entry before the copy becomes visible: its name in the journal counts as a link on disk.
         if let Err(error) = entry.remove(&upper.work) {
-            // The copy-up is complete: an error here would report that it is not.
-            log::warn!("cannot end a journal entry: {error}; the next mount will");
+            // Not an error of the operation: the copy-up is complete.
+            log::warn!("cannot remove a journal entry: {error} (the next mount removes it)");
         }
-        let to = Copied {
+        let to = CopiedFile {
             loc,
-            metacopy: made.metacopy,
-            stat: made.stat,
+            metacopy: copy.metacopy,
+            stat: copy.stat,
             redirect,
             orphan: None,
         };
-        self.commit.switch(inode, file, to)?;
+        self.commit.record_copy(inode, file, to)?;
         for alias in aliases {
             alias.parent.advance_generation();
         }
         Ok(())
     }
 
-    /// Sets the redirect of a metacopy with several names: each name alone would search for the content
-    /// under itself.
-    fn set_redirect(&self, made: &StagedFile, first: &Alias) -> Result<Redirect> {
+    /// Sets the redirect of a metacopy with several names.
+    ///
+    /// Without a redirect, a lookup searches for the content under the name that it was called with.
+    fn set_redirect(&self, copy: &StagedFile, first: &Alias) -> Result<Redirect> {
         let stack = &self.commit.cx.stack;
         let path = join(&path_below(stack, &first.parent)?, &first.name);
         let redirect = Redirect::Path(path.into());
-        let fd = made.staged.open_path()?;
-        let mark = stack.upper()?.layer.space().redirect().as_bytes();
-        sys::xattr::set(fd.as_fd(), mark, &redirect.to_value())?;
+        let fd = copy.staged.open_path()?;
+        let marker = stack.upper()?.layer.space().redirect().as_bytes();
+        sys::xattr::set(fd.as_fd(), marker, &redirect.to_value())?;
         Ok(redirect)
     }
 
-    /// Links the staged file under one of its names, if the name is still the file's.
+    /// Links the staged file under one of its names, unless that name now belongs to another file.
     fn link_one(
         &self,
         inode: &Arc<Inode>,
         alias: &Alias,
         parent: &Arc<LayerDir>,
-        entry: &journal::Entry,
+        entry: &journal::JournalEntry,
         linked: &mut Vec<(Loc, Arc<Inode>)>,
     ) -> Result<()> {
-        // Only the layers know: since the names were collected this one may have become another file's.
+        // Look the name up again: after the names were collected, it may have been removed or replaced.
         let found = self.names.lookup_locked(&alias.parent, &alias.name)?;
         if !found.is_some_and(|hit| Arc::ptr_eq(&hit.inode, inode)) {
             return Ok(());
         }
         let Commit { cx, inodes } = self.commit;
         let work = &cx.stack.upper()?.work;
-        preserving_times(cx, inodes, &alias.parent, parent, |fd| {
+        preserve_times(cx, inodes, &alias.parent, parent, |fd| {
             prepare_dir_for(cx, inode, fd)?;
             sys::node::link(work.fd(), entry.inode_name(), fd, &alias.name)
         })?;
@@ -126,22 +131,30 @@ impl GroupCommit<'_> {
         Ok(())
     }
 
-    /// Removes the names that a failed copy-up made. If that fails too, the journal's entry stays, and the
-    /// next mount completes the copy-up.
-    fn roll_back(&self, linked: &[(Loc, Arc<Inode>)], entry: journal::Entry, work: &WorkDir) {
+    /// Removes the links that a failed copy-up created.
+    ///
+    /// If the rollback fails, too, the journal entry remains, and the next mount completes the copy-up.
+    fn roll_back(
+        &self,
+        linked: &[(Loc, Arc<Inode>)],
+        entry: journal::JournalEntry,
+        work: &WorkDir,
+    ) {
         let Commit { cx, inodes } = self.commit;
         let names = linked.iter().try_for_each(|(loc, parent)| {
-            preserving_times(cx, inodes, parent, &loc.dir, |fd| {
+            preserve_times(cx, inodes, parent, &loc.dir, |fd| {
                 sys::node::unlink(fd, &loc.name)
             })
         });
         if let Err(error) = names.and_then(|()| entry.remove(work)) {
-            log::warn!("cannot undo a copy-up of a file with several names: {error}");
+            log::warn!(
+                "cannot roll back the copy-up of a file with several names: {error} (the next mount completes it)"
+            );
         }
     }
 }
 
-/// Locks the `names` of all directories that hold these names, always in the same order.
+/// Locks the `names` of all parents of these aliases in order of their inode numbers, to prevent a deadlock.
 fn lock_all(aliases: &[Alias]) -> Result<Vec<MutexGuard<'_, ()>>> {
     let mut parents: Vec<&Arc<Inode>> = aliases.iter().map(|alias| &alias.parent).collect();
     parents.sort_by_key(|parent| parent.ino());

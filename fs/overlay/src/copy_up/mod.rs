@@ -1,7 +1,7 @@
-//! Copy-up: moving an object into the layer that is written.
+//! Copy-up: an object of a lower layer is copied to the upper layer before it changes.
 //!
-//! Everything is made in the work directory and gets its name by one call, so that a crash leaves the old
-//! object or the new one. Only the object's own lock is held meanwhile.
+//! The copy is staged in the work directory and committed by one rename, so that a crash leaves either the original or
+//! the complete copy. While the content is copied, only the object's own lock is held.
 
 mod commit;
 mod dirs;
@@ -29,12 +29,12 @@ use commit::Commit;
 use dirs::DirCopyUp;
 use group::GroupCommit;
 use stage::stage_file;
-pub(crate) use stage::{CopyExtent, set_opaque, stage_dir, stage_in_twin};
-use times::preserving_ctime;
-pub(crate) use times::preserving_times;
+pub(crate) use stage::{CopyExtent, set_opaque, stage_dir, stage_in_temp_dir};
+use times::preserve_ctime;
+pub(crate) use times::preserve_times;
 pub(crate) use zero_device::prepare_dir_for;
 
-/// The copy-up of objects.
+/// Copy-up of objects of any type.
 #[derive(Clone, Copy)]
 pub(crate) struct CopyUp<'o> {
     pub(crate) cx: &'o Context<'o>,
@@ -57,47 +57,49 @@ impl<'o> CopyUp<'o> {
         }
     }
 
-    /// Copies a directory up. Returns its state and its location in the upper.
-    pub(crate) fn dir_up(&self, inode: &Arc<Inode>) -> Result<(DirState, Arc<LayerDir>)> {
-        self.dirs().dir_up(inode)
+    /// Copies up a directory and its ancestors.
+    ///
+    /// Returns its state and its location in the upper layer.
+    pub(crate) fn copy_up_dir(&self, inode: &Arc<Inode>) -> Result<(DirState, Arc<LayerDir>)> {
+        self.dirs().copy_up_dir(inode)
     }
 
-    /// Copies up an object that is not a directory.
-    pub(crate) fn file_up(&self, inode: &Arc<Inode>, extent: CopyExtent) -> Result<FileState> {
+    /// Copies up an object that is not a directory, and returns its new state.
+    pub(crate) fn copy_up_file(&self, inode: &Arc<Inode>, extent: CopyExtent) -> Result<FileState> {
         let file = inode.file()?;
-        if self.is_up(&file, extent) {
+        if self.is_copied(&file, extent) {
             return Ok(file);
         }
         self.cx.stack.upper()?;
         let _copying = inode.copying().lock();
         let file = inode.file()?;
-        if self.is_up(&file, extent) {
+        if self.is_copied(&file, extent) {
             return Ok(file);
         }
-        preserving_ctime(self.cx, self.inodes, inode, |fd, stat| {
+        preserve_ctime(self.cx, self.inodes, inode, |fd, stat| {
             if self.cx.stack.is_in_upper(&file) {
-                self.fill(inode, &file)
+                self.complete_metacopy(inode, &file)
             } else {
-                self.first_up(inode, &file, (fd, stat), extent)
+                self.copy_up_from_lower(inode, &file, (fd, stat), extent)
             }
         })?;
         inode.file()
     }
 
     /// Copies up an object of any type, for a change of its attributes.
-    pub(crate) fn any_up(&self, inode: &Arc<Inode>) -> Result<()> {
+    pub(crate) fn copy_up_any(&self, inode: &Arc<Inode>) -> Result<()> {
         if inode.is_dir() {
             if inode.dir()?.removed {
-                return self.dirs().removed_dir_up(inode);
+                return self.dirs().copy_up_removed_dir(inode);
             }
-            self.dir_up(inode).map(drop)
+            self.copy_up_dir(inode).map(drop)
         } else {
-            self.file_up(inode, CopyExtent::Metadata).map(drop)
+            self.copy_up_file(inode, CopyExtent::Metadata).map(drop)
         }
     }
 
-    /// Whether an object, of any kind, lies in the upper.
-    pub(crate) fn is_any_up(&self, inode: &Inode) -> Result<bool> {
+    /// Whether an object of any type is in the upper layer.
+    pub(crate) fn is_in_upper(&self, inode: &Inode) -> Result<bool> {
         if inode.is_dir() {
             Ok(self.cx.stack.upper_dir(&inode.dir()?).is_some())
         } else {
@@ -105,19 +107,22 @@ impl<'o> CopyUp<'o> {
         }
     }
 
-    fn is_up(&self, file: &FileState, extent: CopyExtent) -> bool {
+    /// Whether a file is copied up to this extent.
+    fn is_copied(&self, file: &FileState, extent: CopyExtent) -> bool {
         self.cx.stack.is_in_upper(file) && (extent == CopyExtent::Metadata || file.data.is_none())
     }
 
-    /// Copies the content of a metacopy into the file that is already in the upper. Its marker is removed
-    /// last: a crash before that leaves a metacopy, whose content is below and complete. Used also for a file
-    /// that is about to be truncated, because a metacopy of size 0 would be incomplete, and without its
-    /// marker a file of holes.
-    fn fill(&self, inode: &Arc<Inode>, file: &FileState) -> Result<()> {
-        // Not by the name in `file`: it may be another file's by now, whose content would be lost.
+    /// Copies the content of a metacopy into the upper layer.
+    ///
+    /// The marker is removed last: a crash before that leaves a metacopy, whose content in the lower layer is still
+    /// complete. Also runs for a file that is about to be truncated: a metacopy of size 0 would be incomplete, and one
+    /// without its marker a file of holes.
+    fn complete_metacopy(&self, inode: &Arc<Inode>, file: &FileState) -> Result<()> {
+        // Do not open it by the name in `file`: after a race with a rename, that name may belong to another file,
+        // whose content would be overwritten.
         let target = sys::content::reopen((*access_path(inode)?).as_fd(), OFlags::RDWR)?;
         let before = sys::stat::stat_fd(&target)?;
-        // Writing removes a file's capabilities; only a write of a user may.
+        // A write removes a file's capabilities, but a copy-up must preserve them.
         let capability = sys::xattr::get(target.as_fd(), CAPABILITY)?;
         let data = file.data_loc().open_read()?;
         let (from, to) = (data.as_fd(), target.as_fd());
@@ -132,7 +137,7 @@ impl<'o> CopyUp<'o> {
         )?;
         self.cx.order()?.content_first(&target, copied)?;
         let space = self.cx.stack.upper()?.layer.space();
-        // An attempt that failed between the two may have removed the first.
+        // Ignore absent markers: an earlier attempt may have failed after it removed the first one.
         remove_marker(target.as_fd(), space.metacopy())?;
         if file.redirect.is_some() {
             remove_marker(target.as_fd(), space.redirect())?;
@@ -144,8 +149,8 @@ impl<'o> CopyUp<'o> {
         })
     }
 
-    /// Copies up a file that is not in the upper.
-    fn first_up(
+    /// Copies up a file that is only in lower layers.
+    fn copy_up_from_lower(
         &self,
         inode: &Arc<Inode>,
         file: &FileState,
@@ -153,28 +158,28 @@ impl<'o> CopyUp<'o> {
         extent: CopyExtent,
     ) -> Result<()> {
         if file.orphan {
-            return self.orphan_up(inode, file, source, extent);
+            return self.copy_up_orphan(inode, file, source, extent);
         }
         let aliases = self.links.visible_names_with(inode, file, source.1)?;
         for alias in &aliases {
-            self.dir_up(&alias.parent)?;
+            self.copy_up_dir(&alias.parent)?;
         }
-        let made = stage_file(self.cx, inode.kind(), file, source, extent)?;
+        let copy = stage_file(self.cx, inode.kind(), file, source, extent)?;
         match aliases.as_slice() {
-            [] => self.orphan_up(inode, file, source, extent),
-            [only] => self.commit().commit_one(inode, file, made, only),
+            [] => self.copy_up_orphan(inode, file, source, extent),
+            [only] => self.commit().commit_one(inode, file, copy, only),
             several => {
                 let group = GroupCommit {
                     commit: self.commit(),
                     names: self.links.names,
                 };
-                group.commit(inode, file, made, several)
+                group.commit(inode, file, copy, several)
             }
         }
     }
 
-    /// Copies up a file that is open but has no name left: its copy has none either.
-    fn orphan_up(
+    /// Copies up an open file without a name. The copy has no name either.
+    fn copy_up_orphan(
         &self,
         inode: &Arc<Inode>,
         file: &FileState,
@@ -186,11 +191,12 @@ impl<'o> CopyUp<'o> {
         } else {
             extent
         };
-        let made = stage_file(self.cx, inode.kind(), file, source, extent)?;
-        self.commit().adopt_orphan(inode, file, made)
+        let copy = stage_file(self.cx, inode.kind(), file, source, extent)?;
+        self.commit().adopt_orphan(inode, file, copy)
     }
 }
 
+/// Removes a marker xattr if it exists.
 fn remove_marker(fd: BorrowedFd<'_>, marker: &str) -> Result<()> {
     match sys::xattr::remove(fd, marker.as_bytes()) {
         Err(error) if error.errno() != Errno::NODATA => Err(error),

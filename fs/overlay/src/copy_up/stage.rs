@@ -1,4 +1,4 @@
-//! Making objects in the work directory, for a copy-up or a creation to put in place.
+//! Staging: objects are created in the work directory, and later committed by a copy-up or a creation.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -7,33 +7,33 @@ use rustix::fs::OFlags;
 use crate::inode::FileState;
 use crate::reach::{Caller, Context};
 use cowl_layers::error::{Errno, Error, Result};
-use cowl_layers::format::foreign::is_attribute;
+use cowl_layers::format::foreign::is_marker_xattr;
 use cowl_layers::format::{ACL_DEFAULT, NumberMark, OPAQUE, OPAQUE_XATTR_WHITEOUTS};
 use cowl_layers::layer::{Layer, LayerDir, Staged, zero_device};
 use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::stat::{FileKind, Stat};
 
-/// How much of a file is copied up.
+/// The extent of a file's copy-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CopyExtent {
-    /// Everything.
+    /// The content and all metadata.
     Data,
-    /// Owner, mode, times and xattrs; the content stays below if the mount allows that.
+    /// Owner, mode, times and xattrs. The content stays in the lower layer if the mount has metacopy enabled.
     Metadata,
-    /// As `Data`, but the content is about to be truncated: none is copied.
+    /// All metadata but no content, because the file is about to be truncated to size 0.
     Truncate,
 }
 
-/// A copy that is ready to be put in place.
+/// A staged copy of a file, ready for its commit.
 pub(super) struct StagedFile {
     pub(super) staged: Staged,
-    /// Its content is still below.
+    /// The content stays in the lower layer.
     pub(super) metacopy: bool,
     pub(super) stat: Stat,
 }
 
-/// Stages a copy of `file`, which `source` leads to, with all its attributes and xattrs.
+/// Stages a copy of `file` with its attributes and xattrs. `source` is a descriptor of it, with its attributes.
 pub(super) fn stage_file(
     cx: &Context<'_>,
     kind: FileKind,
@@ -54,7 +54,7 @@ pub(super) fn stage_file(
                 sys::attr::truncate(&new, stat.size)?;
             } else if extent != CopyExtent::Truncate && stat.size > 0 {
                 let data = match (&file.data, &file.anchor) {
-                    // Its name is another file's now, or a whiteout.
+                    // The name no longer refers to the file: it has a whiteout or another file.
                     (None, Some(anchor)) => {
                         sys::content::reopen((**anchor).as_fd(), OFlags::RDONLY)?
                     }
@@ -75,10 +75,10 @@ pub(super) fn stage_file(
             sys::dir::open_path(dir, name)
         }
         _ if stat.kind() != kind => {
-            // A device 0:0 as it lies on disk.
+            // A device 0:0, which is a marked regular file on disk.
             sys::node::mknod(dir, name, FileKind::Regular, 0o600, 0)?;
             let new = sys::dir::open_path(dir, name)?;
-            zero_device::mark(new.as_fd(), upper.layer.space())?;
+            zero_device::mark_file(new.as_fd(), upper.layer.space())?;
             Ok(new)
         }
         _ => {
@@ -87,30 +87,30 @@ pub(super) fn stage_file(
         }
     })?;
     let layer = file.loc.dir.layer();
-    // The truncation is a change of the content, and it shows with the name already.
-    let cut = extent == CopyExtent::Truncate;
-    let mtime = if cut {
+    // The truncation changes the content, and it is visible as soon as the copy is.
+    let truncated = extent == CopyExtent::Truncate;
+    let mtime = if truncated {
         SetTime::Now
     } else {
         SetTime::At(stat.mtime)
     };
-    let made = copy_attributes(cx, layer, source.as_fd(), stat, target.as_fd(), mtime)?;
+    let new_stat = copy_attributes(cx, layer, source.as_fd(), stat, target.as_fd(), mtime)?;
     if metacopy {
-        let mark = upper.layer.space().metacopy().as_bytes();
-        sys::xattr::set(target.as_fd(), mark, b"")?;
+        let marker = upper.layer.space().metacopy().as_bytes();
+        sys::xattr::set(target.as_fd(), marker, b"")?;
     }
     if kind == FileKind::Regular {
         match copied {
-            // Or a power cut could leave an empty file over a good one.
+            // Otherwise a power cut could replace the complete original by an empty file.
             Some(copied) => cx.order()?.content_first(&target, copied)?,
-            // Where no data was copied there is none to lose.
+            // No data was copied, so only the attributes must be ordered before the rename.
             None => cx.order()?.attributes_first(&target)?,
         }
     }
     Ok(StagedFile {
         staged,
         metacopy,
-        stat: made,
+        stat: new_stat,
     })
 }
 
@@ -124,13 +124,15 @@ pub(crate) fn stage_dir(cx: &Context<'_>, source: &LayerDir) -> Result<(Staged, 
         sys::dir::open_dir(dir, name)
     })?;
     let (layer, mtime) = (source.layer(), SetTime::At(stat.mtime));
-    let made = copy_attributes(cx, layer, (*fd).as_fd(), &stat, target.as_fd(), mtime)?;
-    Ok((staged, made))
+    let new_stat = copy_attributes(cx, layer, (*fd).as_fd(), &stat, target.as_fd(), mtime)?;
+    Ok((staged, new_stat))
 }
 
-/// Stages a new object in a directory that is made like `parent`, so that it gets the same group, setgid bit
-/// and ACL as it would there. `make` makes it under the name `new`.
-pub(crate) fn stage_in_twin(
+/// Stages a new object in a temporary directory with the attributes of `parent`.
+///
+/// The object thereby inherits the same group, setgid bit and ACL as in `parent`. `make` must create it under the name
+/// `new`.
+pub(crate) fn stage_in_temp_dir(
     cx: &Context<'_>,
     caller: Caller,
     parent: BorrowedFd<'_>,
@@ -138,7 +140,7 @@ pub(crate) fn stage_in_twin(
 ) -> Result<Staged> {
     let upper = cx.stack.upper()?;
     let stat = sys::stat::stat_fd(parent)?;
-    let (twin, fd) = upper.work.stage(|dir, name| {
+    let (temp_dir, fd) = upper.work.stage(|dir, name| {
         sys::node::mkdir(dir, name, 0o700)?;
         sys::dir::open_dir(dir, name)
     })?;
@@ -157,16 +159,17 @@ pub(crate) fn stage_in_twin(
             sys::node::RenameMode::NoReplace,
         )
     })?;
-    drop(twin);
+    drop(temp_dir);
     Ok(staged)
 }
 
-/// Makes a directory opaque that is in the upper alone: it hides the directories below it.
+/// Sets the opaque marker on a directory that is only in the upper layer, so that it hides the lower ones.
 pub(crate) fn set_opaque(cx: &Context<'_>, dir: BorrowedFd<'_>) -> Result<()> {
     let space = cx.stack.upper()?.layer.space();
-    let mark = space.opaque().as_bytes();
-    if sys::xattr::get(dir, mark)?.is_some_and(|old| old == OPAQUE_XATTR_WHITEOUTS) {
-        // The xattr has one value for both, and marked files in a directory without theirs would show.
+    let marker = space.opaque().as_bytes();
+    if sys::xattr::get(dir, marker)?.is_some_and(|old| old == OPAQUE_XATTR_WHITEOUTS) {
+        // The value of the same xattr also enables xattr whiteouts. Remove these whiteouts first, because they
+        // would become visible files.
         for entry in sys::dir::entries(dir)? {
             let whiteout = space.whiteout().as_bytes();
             if sys::xattr::get_at(dir, &entry.name, whiteout)?.is_some()
@@ -176,12 +179,14 @@ pub(crate) fn set_opaque(cx: &Context<'_>, dir: BorrowedFd<'_>) -> Result<()> {
             }
         }
     }
-    sys::xattr::set(dir, mark, OPAQUE)
+    sys::xattr::set(dir, marker, OPAQUE)
 }
 
-/// Copies owner, xattrs, mode and times, in an order in which the copy never allows more than the original: it
-/// was made for this process alone, and the mode is set after the owner and the ACL. Each is a change of its
-/// own in the journal below, so equal values are not set. Returns the attributes of the copy as it was made.
+/// Copies owner, xattrs, mode and times, and returns the attributes that the copy had before.
+///
+/// In this order the copy never grants more access than the original: it is created with a private mode, and the mode
+/// is set after the owner and the ACL. An owner that is equal already is not set, because each change costs an entry
+/// in the filesystem's journal.
 fn copy_attributes(
     cx: &Context<'_>,
     layer: &Layer,
@@ -190,28 +195,30 @@ fn copy_attributes(
     target: BorrowedFd<'_>,
     mtime: SetTime,
 ) -> Result<Stat> {
-    let made = sys::stat::stat_fd(target)?;
-    if (made.uid, made.gid) != (stat.uid, stat.gid) {
+    let created = sys::stat::stat_fd(target)?;
+    if (created.uid, created.gid) != (stat.uid, stat.gid) {
         sys::attr::chown(target, Some(stat.uid), Some(stat.gid))?;
     }
-    let lent = copy_xattrs(cx, layer, source, stat, target)?;
+    let number = copy_xattrs(cx, layer, source, stat, target)?;
     if stat.kind() != FileKind::Symlink {
         sys::attr::chmod(target, stat.perm())?;
     }
-    let mark = cx.stack.upper()?.layer.space().ino().as_bytes();
-    match sys::xattr::set(target, mark, &lent.to_value()) {
+    let marker = cx.stack.upper()?.layer.space().ino().as_bytes();
+    match sys::xattr::set(target, marker, &number.to_value()) {
         Ok(()) => {}
-        // user.* xattrs exist on regular files and directories only. Without the marker the object has
-        // another number after a remount; nothing else depends on it.
+        // Only regular files and directories can have user.* xattrs. Without the marker, the object gets another
+        // inode number after a remount; nothing else depends on it.
         Err(Error::Errno(Errno::PERM | Errno::OPNOTSUPP))
             if !matches!(stat.kind(), FileKind::Regular | FileKind::Directory) => {}
         Err(error) => return Err(error),
     }
     sys::attr::utimens(target, SetTime::At(stat.atime), mtime)?;
-    Ok(made)
+    Ok(created)
 }
 
-/// Copies the xattrs that a user can see. Returns the object whose number the copy shows.
+/// Copies the xattrs that are visible through the mount.
+///
+/// Returns the inode number that the copy must report, as the layer and the inode number of its first owner.
 fn copy_xattrs(
     cx: &Context<'_>,
     layer: &Layer,
@@ -219,7 +226,7 @@ fn copy_xattrs(
     stat: &Stat,
     target: BorrowedFd<'_>,
 ) -> Result<NumberMark> {
-    let mut lent = NumberMark {
+    let mut number = NumberMark {
         layer: layer.id(),
         ino: stat.ino,
     };
@@ -228,33 +235,33 @@ fn copy_xattrs(
         let found = all.iter().find(|(other, _)| other == name.as_bytes());
         Ok::<_, Error>(found.map(|(_, value)| value.clone()))
     };
-    let ours = layer.space().not_a_users(value)?;
+    let internal = layer.space().internal_xattr(value)?;
     for (name, value) in &all {
-        if ours.is_some_and(|ours| name == ours.as_bytes()) {
+        if internal.is_some_and(|internal| name == internal.as_bytes()) {
             continue;
         }
         if name == layer.space().ino().as_bytes() {
-            // A number that was inherited already stays its first owner's, as long as that layer is in the stack.
-            if let Some(mark) = NumberMark::parse(value)?
+            // An inherited number keeps referring to its first owner while that layer is in the stack.
+            if let Some(inherited) = NumberMark::parse(value)?
                 && cx
                     .stack
                     .view()
                     .layers()
                     .iter()
-                    .any(|l| l.id() == mark.layer)
+                    .any(|l| l.id() == inherited.layer)
             {
-                lent = mark;
+                number = inherited;
             }
             continue;
         }
-        if layer.is_foreign() && is_attribute(name) {
+        if layer.is_foreign() && is_marker_xattr(name) {
             continue;
         }
-        // The other markers concern the source's own layer; escaped ones are a user's.
+        // The other markers apply only to the source's layer. Escaped ones belong to the user and are copied.
         if layer.space().to_mount(name).is_none() {
             continue;
         }
         sys::xattr::set(target, name, value)?;
     }
-    Ok(lent)
+    Ok(number)
 }

@@ -1,7 +1,9 @@
-//! Times over a copy-up. A copy-up changes nothing that a process sees, so no time may change by it: neither
-//! those of the directory in which the copy gets its name, nor the object's own. Modification times are set
-//! back. Change times cannot be, so the old one is shown until a real change, or for as long as the mount
-//! lives. Without this, tar(1) reports that a directory changed while it was read.
+//! Preservation of times across a copy-up.
+//!
+//! A copy-up is invisible to processes, so it must not change the times of the object or of the directory that gets the
+//! copy's name. Modification times are restored on disk. Change times cannot be set, so the mount reports the old one
+//! until a real change, or until the unmount. Otherwise tar(1), for example, would report that a directory changed
+//! while it was read.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -14,21 +16,23 @@ use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::stat::{Stat, Time};
 
-/// Runs `change` on an object without exposing a new ctime. `change` gets the object's descriptor and
-/// attributes.
-pub(crate) fn preserving_ctime<T>(
+/// Runs `change` on an object without exposing a new ctime.
+///
+/// `change` gets a descriptor and the attributes of the object.
+pub(crate) fn preserve_ctime<T>(
     cx: &Context<'_>,
     inodes: &InodeTable,
     inode: &Arc<Inode>,
     change: impl FnOnce(&OwnedFd, &Stat) -> Result<T>,
 ) -> Result<T> {
     let (fd, stat) = access_path_and_stat(inode)?;
-    preserving(cx, inodes, inode, (&stat, None), || change(&fd, &stat))
+    preserve(cx, inodes, inode, (&stat, None), || change(&fd, &stat))
 }
 
-/// Runs `change` in a directory, whose location in the upper is `dir`, without exposing new times. The caller
-/// must hold the directory's `names`.
-pub(crate) fn preserving_times<T>(
+/// Runs `change` in a directory without exposing new times.
+///
+/// `dir` is the location of the directory in the upper layer. The caller must hold the directory's `names`.
+pub(crate) fn preserve_times<T>(
     cx: &Context<'_>,
     inodes: &InodeTable,
     inode: &Arc<Inode>,
@@ -39,20 +43,24 @@ pub(crate) fn preserving_times<T>(
     let fd = (*fd).as_fd();
     let before = sys::stat::stat_fd(fd)?;
     let shown = (&before, Some(before.mtime));
-    preserving(cx, inodes, inode, shown, || {
+    preserve(cx, inodes, inode, shown, || {
         let done = change(fd)?;
         let restored = sys::attr::utimens(fd, SetTime::At(before.atime), SetTime::At(before.mtime));
-        // The change is made: an error here would report that it is not.
+        // Not an error of the operation: the change itself is complete.
         if let Err(error) = restored {
-            log::warn!("cannot restore the times of {dir:?}: {error}");
+            log::warn!(
+                "cannot restore the times of the directory with inode number {}: {error}",
+                inode.ino()
+            );
         }
         Ok(done)
     })
 }
 
-/// Runs `change` without exposing a new ctime, nor a new mtime where one is given. Concurrent readers get the
-/// times that hold before and after.
-fn preserving<T>(
+/// Runs `change` without exposing a new ctime, and without a new mtime if one is given.
+///
+/// Concurrent readers get the old times while `change` runs.
+fn preserve<T>(
     cx: &Context<'_>,
     inodes: &InodeTable,
     inode: &Arc<Inode>,
@@ -66,18 +74,21 @@ fn preserving<T>(
     })?;
     match stat_on_disk(inode) {
         Ok(now) => {
-            // The request that caused this does not imply it to the kernel: a copy has other blocks, and a
-            // directory that now lies in two layers another link count.
-            let seen = |stat: &Stat| (stat.dev, stat.ino, stat.size, stat.blocks);
-            if seen(&now) != seen(before) {
+            // The kernel does not expect these attributes to change by the request that caused the copy-up: the copy
+            // can have another number of blocks, and a directory that becomes merged another link count.
+            let cached = |stat: &Stat| (stat.dev, stat.ino, stat.size, stat.blocks);
+            if cached(&now) != cached(before) {
                 cx.note_stale(inode);
             }
             inodes.override_ctime(inode, now.ctime, shown);
         }
-        // The change is made: an error here would report that it is not.
+        // Not an error of the operation: the change itself is complete.
         Err(error) => {
             inode.end_times_override(held);
-            log::warn!("the change time of {} moves: {error}", inode.ino());
+            log::warn!(
+                "cannot preserve the change time of inode {}: {error}",
+                inode.ino()
+            );
         }
     }
     Ok(done)

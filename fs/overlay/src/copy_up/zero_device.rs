@@ -1,4 +1,4 @@
-//! Copy-up and the character device 0:0, which is a whiteout where it lies in a layer.
+//! Copy-up of character devices 0:0, which are marked regular files in a layer.
 
 use std::os::fd::BorrowedFd;
 
@@ -9,13 +9,14 @@ use cowl_layers::layer::zero_device;
 use cowl_layers::sys;
 use cowl_layers::sys::stat::FileKind;
 
-/// Prepares the directory `dir` of the upper for an object of the upper, or a copy of a lower one, that is
-/// about to get a name in it.
+/// Prepares a directory of the upper layer for a new name of `inode`.
+///
+/// If the object is a device 0:0, marks the directory `dir` as one that contains such devices.
 pub(crate) fn prepare_dir_for(cx: &Context<'_>, inode: &Inode, dir: BorrowedFd<'_>) -> Result<()> {
     if inode.kind() == FileKind::CharDevice
         && sys::stat::stat_fd(&*access_path(inode)?)?.kind() == FileKind::Regular
     {
-        zero_device::mark_folder(dir, cx.stack.upper()?.layer.space())?;
+        zero_device::mark_dir(dir, cx.stack.upper()?.layer.space())?;
     }
     Ok(())
 }

@@ -8,6 +8,8 @@
 //! 3. `state` of an inode. If two are locked, the one with the lower inode number comes first. While it is held for
 //!    writing, the only system calls are those that change the object's own name.
 
+#[cfg(test)]
+pub(crate) mod fixture;
 mod flags;
 mod identity;
 mod node_ids;

@@ -413,35 +413,13 @@ impl TableEntry {
 
 #[cfg(test)]
 mod tests {
-    use smallvec::SmallVec;
-
-    use super::super::{FileState, InodeState};
     use super::*;
-    use cowl_layers::format::XattrSpace;
-    use cowl_layers::layer::Layer;
-    use cowl_layers::name::Name;
-    use cowl_layers::sys::stat::FileKind;
-    use cowl_layers::view::Loc;
 
     const BELOW: Identity = Identity { dev: 1, ino: 10 };
     const ABOVE: Identity = Identity { dev: 2, ino: 20 };
 
     fn file(ino: u64, layer: &std::path::Path) -> Arc<Inode> {
-        let loc = Loc {
-            dir: Layer::open(layer, XattrSpace::User).unwrap().root_dir(),
-            name: Name::new(b"name").unwrap(),
-        };
-        let state = InodeState::File(FileState {
-            data: Some(Box::new(loc.clone())),
-            loc,
-            redirect: None,
-            aliases: SmallVec::new(),
-            orphan: false,
-            anchor: None,
-            visible: None,
-            identity: BELOW,
-        });
-        Inode::new(ino, FileKind::Regular, state)
+        super::super::fixture::metacopy(ino, layer, BELOW)
     }
 
     /// Otherwise two openers of a file that is being copied up get two inodes in the kernel, and locks of the

@@ -1,16 +1,17 @@
-//! The ids inside POSIX ACLs.
+//! Mapping of the ids in POSIX ACLs.
 
 use crate::idmap::IdMap;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::{ACL_ACCESS, ACL_DEFAULT};
 
-/// Whether an xattr is an ACL.
+/// Whether an xattr is a POSIX ACL.
 pub(super) fn is_acl(name: &[u8]) -> bool {
     name == ACL_ACCESS || name == ACL_DEFAULT
 }
 
-/// Translates the ids in the value of an ACL: a version word, then entries of tag, permissions and id
-/// (the kernel's posix_acl_xattr.h).
+/// Maps the ids in the value of an ACL; EINVAL if the value is malformed or `map` returns `None`.
+///
+/// The value is a version word, followed by entries of tag, permissions and id (the kernel's posix_acl_xattr.h).
 pub(super) fn map_acl(
     value: &[u8],
     map: impl Fn(&IdMap, u32) -> Option<u32>,

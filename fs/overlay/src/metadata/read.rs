@@ -1,4 +1,4 @@
-//! Attributes of objects as stat(2) shows them.
+//! Attributes of objects, as stat(2) on the mount returns them.
 
 use std::sync::Arc;
 
@@ -11,16 +11,16 @@ use cowl_layers::name::Name;
 use cowl_layers::sys;
 use cowl_layers::sys::stat::{FileKind, Stat};
 
-/// The attributes that stat(2) shows: `stat` with the owner as the mount shows it, and the number.
+/// The attributes that stat(2) on the mount returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {
-    /// The number.
+    /// The inode number.
     pub ino: u64,
-    /// Everything else; its own `dev` and `ino` are the layer's.
+    /// All other attributes, with mapped ids. `dev` and `ino` in it are those of the layer.
     pub stat: Stat,
 }
 
-/// Reading of attributes.
+/// Read access to attributes.
 #[derive(Clone, Copy)]
 pub(crate) struct Attributes<'o> {
     pub(crate) cx: &'o Context<'o>,
@@ -28,7 +28,7 @@ pub(crate) struct Attributes<'o> {
 }
 
 impl Attributes<'_> {
-    /// Returns the object `name` in `parent` and its attributes.
+    /// Looks up `name` in `parent`, and returns the object with its attributes.
     pub(crate) fn lookup(
         &self,
         parent: &Arc<Inode>,
@@ -41,12 +41,13 @@ impl Attributes<'_> {
         Ok(Some((inode, attr)))
     }
 
-    /// Returns the attributes of an object that was just found or made with `stat`. These are shown, unless a
-    /// copy-up moved or moves its times, or the names of a file with several must be counted.
+    /// Returns the attributes of an object that was just found or created, with `stat` on disk.
+    ///
+    /// Reads the attributes again only if a copy-up affects the times, or the visible links must be counted.
     pub(crate) fn attr_as_found(&self, inode: &Arc<Inode>, stat: Stat) -> Result<Attr> {
         let plain = inode.is_dir() || stat.nlink == 1 || self.cx.options.static_nlink;
         if plain && !inode.had_times_override() {
-            Ok(self.shown(inode, stat))
+            Ok(self.attr_from_stat(inode, stat))
         } else {
             self.attr(inode)
         }
@@ -63,22 +64,22 @@ impl Attributes<'_> {
         };
         let mut version = inode.times_version();
         let mut stat = read()?;
-        // Times that were read in the middle of a copy-up are not valid once it has ended.
+        // Retry after a race with a copy-up: times that were read during it are invalid after it.
         while version != inode.times_version() {
             version = inode.times_version();
             stat = read()?;
         }
-        // The kernel writes to some files by itself, and only these times show that it did; a copy-up sets
-        // the one of them back.
+        // Passthrough writes bypass this process. They set mtime and ctime to the same value, whereas a copy-up
+        // restores mtime; so only unequal times can be from a copy-up.
         if inode.kind() != FileKind::Regular || stat.mtime != stat.ctime {
             stat.ctime = inode.visible_ctime(stat.ctime);
         }
         stat.mtime = inode.visible_mtime(stat.mtime);
-        Ok(self.shown(inode, stat))
+        Ok(self.attr_from_stat(inode, stat))
     }
 
-    /// Returns the attributes to show if the disk has `stat`, with the links and times to show.
-    fn shown(&self, inode: &Inode, mut stat: Stat) -> Attr {
+    /// Converts `stat`, in which links and times are already those to report: maps ids and adds the inode number.
+    fn attr_from_stat(&self, inode: &Inode, mut stat: Stat) -> Attr {
         let ids = self.cx.options;
         stat.uid = ids.uids.to_mount(stat.uid);
         stat.gid = ids.gids.to_mount(stat.gid);
@@ -105,7 +106,7 @@ impl Attributes<'_> {
                 return Ok(Attempt::OtherObject);
             }
             if stat.kind() != inode.kind() {
-                stat = zero_device::shown(stat);
+                stat = zero_device::device_stat(stat);
             }
             if let Some(data) = &file.data {
                 stat.blocks = data.stat()?.blocks;
@@ -121,8 +122,9 @@ impl Attributes<'_> {
         })
     }
 
-    /// Returns the number of names under which a file with several links shows. A layer above its own may hide
-    /// some of them, which the count on disk does not reflect.
+    /// Returns the number of visible names of a file with several links.
+    ///
+    /// A layer above the file's may hide some names, which the link count on disk does not reflect.
     fn visible_links(&self, inode: &Arc<Inode>, file: &FileState, on_disk: u64) -> Result<u64> {
         if self.cx.stack.is_in_upper(file) {
             return Ok(on_disk);
@@ -154,9 +156,9 @@ mod tests {
     use cowl_layers::format::XattrSpace;
     use cowl_layers::layer::{Layer, Upper};
 
-    /// Names were counted in the lower layer, and the count was noted when the file had been copied up already.
+    /// Reproduces a race: links are counted in the lower layer, but the count is recorded after a copy-up.
     #[test]
-    fn names_counted_before_a_copy_up_do_not_count_after_it() {
+    fn stale_link_count_is_not_used_after_a_copy_up() {
         let top = tempfile::tempdir().unwrap();
         let space = XattrSpace::detect();
         let at = |name: &str| top.path().join(name);

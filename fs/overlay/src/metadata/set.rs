@@ -1,4 +1,4 @@
-//! Changing owner, mode, size and times.
+//! Changes of owner, mode, size and times.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use rustix::fs::OFlags;
 use rustix::thread::CapabilitySet;
 
 use super::read::{Attr, Attributes};
-use crate::content::{Content, FileHandle, for_caller, truncate};
+use crate::content::{Content, FileHandle, change_for_caller, truncate};
 use crate::copy_up::{CopyExtent, CopyUp};
 use crate::inode::{Inode, PLAIN_DATA};
 use crate::reach::{Caller, Context, access_path, has_capability, open_content, stat_on_disk};
@@ -17,14 +17,14 @@ use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::stat::FileKind;
 
-/// Changes of attributes, as one request brings them.
+/// The attribute changes of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SetAttr {
     /// Permission bits.
     pub mode: Option<u32>,
-    /// Owner, as the mount shows it.
+    /// Owner, as visible through the mount.
     pub uid: Option<u32>,
-    /// Group, as the mount shows it.
+    /// Group, as visible through the mount.
     pub gid: Option<u32>,
     /// Size in bytes.
     pub size: Option<u64>,
@@ -47,7 +47,7 @@ impl Default for SetAttr {
     }
 }
 
-/// Changes of attributes.
+/// Execution of attribute changes.
 #[derive(Clone, Copy)]
 pub(crate) struct SetAttributes<'o> {
     pub(crate) cx: &'o Context<'o>,
@@ -57,8 +57,9 @@ pub(crate) struct SetAttributes<'o> {
 }
 
 impl SetAttributes<'_> {
-    /// Changes attributes. An empty change is the kernel's request to drop setuid, setgid and
-    /// capabilities (FUSE_HANDLE_KILLPRIV_V2).
+    /// Changes attributes, and returns the new ones.
+    ///
+    /// An empty change is the kernel's request to drop setuid, setgid and capabilities (FUSE_HANDLE_KILLPRIV_V2).
     pub(crate) fn set_attr(
         &self,
         caller: Caller,
@@ -83,24 +84,25 @@ impl SetAttributes<'_> {
         if let Some(size) = set.size {
             self.set_size(caller, inode, size, handle)?;
         }
-        self.copy_up.any_up(inode)?;
-        // A copy-up in a directory sets the directory's times back, but not over those that are set here.
+        self.copy_up.copy_up_any(inode)?;
+        // Locked against concurrent copy-ups in the directory, which would overwrite the new times with the old
+        // ones.
         let _names = inode.names().ok().map(|names| names.lock());
         let target = access_path(inode)?;
         let fd = target.as_fd();
         if let Some(bits) = dropped {
             drop_privileges(&target, bits)?;
-            // A chown(2) that names neither owner nor group updates the change time all the same.
+            // chown(2) updates the change time even without a new owner or group.
             sys::attr::chown(fd, None, None)?;
         }
         if set.uid.is_some() || set.gid.is_some() {
-            for_caller(self.cx, caller, inode, &target, || {
+            change_for_caller(self.cx, caller, inode, &target, || {
                 sys::attr::chown(fd, uid, gid)
             })?;
         }
         if let Some(mode) = set.mode {
             sys::attr::chmod(fd, mode)?;
-            // A file that may be run now was nothing but data before.
+            // A plain data file may have become executable.
             inode.facts().forget(PLAIN_DATA);
         }
         if set.atime != SetTime::Keep || set.mtime != SetTime::Keep {
@@ -110,6 +112,7 @@ impl SetAttributes<'_> {
         self.attributes.attr(inode)
     }
 
+    /// Truncates or extends a regular file.
     fn set_size(
         &self,
         caller: Caller,
@@ -130,18 +133,19 @@ impl SetAttributes<'_> {
         } else {
             CopyExtent::Data
         };
-        self.copy_up.file_up(inode, extent)?;
-        let fd = match handle.filter(|handle| handle.writes()) {
+        self.copy_up.copy_up_file(inode, extent)?;
+        let fd = match handle.filter(|handle| handle.is_writable()) {
             Some(handle) => self.content.descriptor(handle)?,
             None => Arc::new(open_content(inode, OFlags::RDWR)?),
         };
         truncate(self.cx, caller, inode, &fd, size)
     }
 
-    /// Returns the mode bits that the empty request drops. It is sent for a change of the content, for which a
-    /// process has the file open for writing, and for a chown that changes nothing, for which setuid is
-    /// removed only if the caller owns the file. The kernel leaves that check to the daemon; without it any
-    /// user could remove setuid from any program.
+    /// Returns the mode bits that an empty request drops; EPERM if the caller may not drop them.
+    ///
+    /// The kernel sends the request for a change of the content, when a process has the file open for writing, and for
+    /// a chown(2) without changes, when only the owner of the file may remove setuid. The kernel leaves this check to
+    /// the daemon. Without it, any user could remove setuid from any program.
     fn privileges_to_drop(&self, caller: Caller, inode: &Inode) -> Result<u32> {
         let stat = stat_on_disk(inode)?;
         if stat.kind() == FileKind::Directory {
@@ -154,8 +158,8 @@ impl SetAttributes<'_> {
                     && !self.cx.is_member(caller, stat.gid)?));
         let drop = 0o4000 | if setgid { 0o2000 } else { 0 };
         if stat.perm() & drop != 0 {
-            let who = self.cx.ids_on_disk(caller)?;
-            if caller.uid != 0 && who.uid != stat.uid && !inode.has_writers() {
+            let ids = self.cx.ids_on_disk(caller)?;
+            if caller.uid != 0 && ids.uid != stat.uid && !inode.has_writers() {
                 return Err(Error::Errno(Errno::PERM));
             }
         }
@@ -163,7 +167,7 @@ impl SetAttributes<'_> {
     }
 }
 
-/// Drops these mode bits, and capabilities.
+/// Removes mode bits and the file capabilities from an object that is not a directory.
 fn drop_privileges(target: &OwnedFd, bits: u32) -> Result<()> {
     let stat = sys::stat::stat_fd(target)?;
     if stat.kind() == FileKind::Directory {

@@ -1,4 +1,4 @@
-//! Xattrs: all that users set, and none of the overlay's markers.
+//! Extended attributes, without the overlay's own markers.
 
 use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,7 +13,7 @@ use crate::inode::{Inode, NO_CAPABILITIES};
 use crate::reach::{Caller, Context, access_path, has_capability};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::CAPABILITY;
-use cowl_layers::format::foreign::is_attribute;
+use cowl_layers::format::foreign::is_marker_xattr;
 use cowl_layers::layer::zero_device;
 use cowl_layers::sys;
 
@@ -37,7 +37,7 @@ impl Xattrs<'_> {
             return Err(Error::Errno(Errno::NODATA));
         }
         let capability = name == CAPABILITY;
-        // The kernel queries it at the first write to every file.
+        // The result is cached, because the kernel requests this xattr at the first write to every file.
         if capability && inode.facts().has_no_capabilities() {
             return Err(Error::Errno(Errno::NODATA));
         }
@@ -45,14 +45,16 @@ impl Xattrs<'_> {
         let space = self.cx.stack.space();
         let target = access_path(inode)?;
         let disk = space.to_disk(name);
-        if self.is_ours(target.as_fd(), &disk)? {
+        if self.is_internal(target.as_fd(), &disk)? {
             return Err(Error::Errno(Errno::NODATA));
         }
-        let value = self.value(target.as_fd(), &disk).inspect_err(|error| {
-            if capability && error.errno() == Errno::NODATA {
-                inode.facts().note(before, NO_CAPABILITIES);
-            }
-        })?;
+        let value = self
+            .read_value(target.as_fd(), &disk)
+            .inspect_err(|error| {
+                if capability && error.errno() == Errno::NODATA {
+                    inode.facts().note(before, NO_CAPABILITIES);
+                }
+            })?;
         let ids = self.cx.options;
         if is_acl(name) && !(ids.uids.is_identity() && ids.gids.is_identity()) {
             return map_acl(
@@ -65,16 +67,17 @@ impl Xattrs<'_> {
         Ok(value)
     }
 
-    /// Returns all names, each followed by a NUL, as listxattr(2) does. As on a plain directory, trusted.* is
-    /// shown only to callers with CAP_SYS_ADMIN.
+    /// Returns the names of all xattrs, each followed by a NUL, as listxattr(2) does.
+    ///
+    /// As on a plain directory, trusted.* is visible only to callers with CAP_SYS_ADMIN.
     pub(crate) fn list(&self, caller: Caller, inode: &Arc<Inode>) -> Result<Vec<u8>> {
         let space = self.cx.stack.space();
         let target = access_path(inode)?;
         let mut names = Vec::new();
         // Checked only if there is a trusted.* name.
-        let mut admin = None;
+        let mut has_sys_admin = None;
         for name in sys::xattr::list(target.as_fd())? {
-            if self.is_ours(target.as_fd(), &name)? {
+            if self.is_internal(target.as_fd(), &name)? {
                 continue;
             }
             if self.cx.options.no_acl && is_acl(&name) {
@@ -82,12 +85,12 @@ impl Xattrs<'_> {
             }
             if let Some(shown) = space.to_mount(&name) {
                 if shown.starts_with(b"trusted.") {
-                    let asked = match admin {
+                    let is_admin = match has_sys_admin {
                         Some(known) => known,
                         None => has_capability(caller, CapabilitySet::SYS_ADMIN)?,
                     };
-                    admin = Some(asked);
-                    if !asked {
+                    has_sys_admin = Some(is_admin);
+                    if !is_admin {
                         continue;
                     }
                 }
@@ -98,7 +101,7 @@ impl Xattrs<'_> {
         Ok(names)
     }
 
-    /// Sets an xattr; `flags` as setxattr(2) takes them.
+    /// Sets an xattr; `flags` are those of setxattr(2).
     pub(crate) fn set(
         &self,
         caller: Caller,
@@ -108,48 +111,50 @@ impl Xattrs<'_> {
         flags: u32,
     ) -> Result<()> {
         self.refuse_acl(name)?;
-        // It would be the ACL on one file system and an unrelated xattr on another.
+        // This name is an alias of an ACL on some filesystems, and an unrelated xattr on others.
         if sys::xattr::is_alias(name) {
             return Err(Error::Errno(Errno::OPNOTSUPP));
         }
         self.cx.stack.upper()?;
-        if is_attribute(name) && self.cx.stack.has_foreign_layers() {
+        if is_marker_xattr(name) && self.cx.stack.has_foreign_layers() {
             return Err(Error::Errno(Errno::PERM));
         }
         let disk = self.cx.stack.space().to_disk(name);
-        if !self.copy_up.is_any_up(inode)? {
+        if !self.copy_up.is_in_upper(inode)? {
             self.refuse_set(inode, &disk, flags)?;
         }
-        self.copy_up.any_up(inode)?;
+        self.copy_up.copy_up_any(inode)?;
         let target = access_path(inode)?;
         inode.facts().forget(NO_CAPABILITIES);
-        let _after = Setting(inode);
-        self.changing_xattrs(inode, &target, || {
+        let _forget_after = ForgetNoCapabilities(inode);
+        self.change_xattrs(inode, &target, || {
             self.set_in_upper(caller, inode, &target, (name, &disk), value, flags)
         })
     }
 
-    /// Fails as the call on the copy would, so that nothing is copied up for a call that changes nothing.
+    /// Returns the error that setting the xattr on the copy would return, before anything is copied up.
     fn refuse_set(&self, inode: &Arc<Inode>, disk: &[u8], flags: u32) -> Result<()> {
         let before = access_path(inode)?;
-        let hidden = self.is_ours(before.as_fd(), disk)?;
-        let there = match self.value(before.as_fd(), disk) {
-            Ok(_) => !hidden,
+        let is_hidden = self.is_internal(before.as_fd(), disk)?;
+        let exists = match self.read_value(before.as_fd(), disk) {
+            Ok(_) => !is_hidden,
             Err(error) if error.errno() == Errno::NODATA => false,
             Err(error) => return Err(error),
         };
-        if there && flags & XATTR_CREATE != 0 {
+        if exists && flags & XATTR_CREATE != 0 {
             return Err(Error::Errno(Errno::EXIST));
         }
-        if !there && flags & XATTR_REPLACE != 0 {
+        if !exists && flags & XATTR_REPLACE != 0 {
             return Err(Error::Errno(Errno::NODATA));
         }
         Ok(())
     }
 
-    /// Runs a change of the xattrs of an object in the upper. The kernel learns from the request that the change
-    /// time moves, but not that the number of blocks may change.
-    fn changing_xattrs<T>(
+    /// Runs a change of the xattrs of an object in the upper layer.
+    ///
+    /// The kernel invalidates the cached change time by itself. If the number of blocks changes, the object is listed
+    /// as stale.
+    fn change_xattrs<T>(
         &self,
         inode: &Arc<Inode>,
         target: &OwnedFd,
@@ -164,7 +169,9 @@ impl Xattrs<'_> {
         Ok(done)
     }
 
-    /// Sets an xattr of an object in the upper. `name`: as the caller names it; `disk`: as it is stored.
+    /// Sets an xattr of an object in the upper layer.
+    ///
+    /// `name` is the caller's name of the xattr, `disk` the stored one.
     fn set_in_upper(
         &self,
         caller: Caller,
@@ -175,15 +182,15 @@ impl Xattrs<'_> {
         flags: u32,
     ) -> Result<()> {
         let mut flags = flags;
-        if self.is_ours(target.as_fd(), disk)? {
-            // An xattr that does not show does not exist to a user.
+        if self.is_internal(target.as_fd(), disk)? {
+            // To the caller, a hidden xattr does not exist.
             if flags & XATTR_REPLACE != 0 {
                 return Err(Error::Errno(Errno::NODATA));
             }
             flags &= !XATTR_CREATE;
         }
         if disk == self.cx.stack.space().escaped_opaque().as_bytes() && inode.is_dir() {
-            zero_device::opaque_is_a_users(target.as_fd(), self.cx.stack.space())?;
+            zero_device::give_opaque_to_user(target.as_fd(), self.cx.stack.space())?;
         }
         if !is_acl(name) {
             return sys::xattr::set_with(target.as_fd(), disk, value, flags);
@@ -194,14 +201,15 @@ impl Xattrs<'_> {
         } else {
             Cow::Owned(map_acl(value, IdMap::to_disk, &ids.uids, &ids.gids)?)
         };
-        // As the caller: the file system drops setgid for a caller outside the file's group. It checks the
-        // caller's group and the supplementary ones; here the matching one replaces the first.
+        // Set the ACL with the caller's ids: the filesystem drops setgid for a caller outside the file's group. It
+        // also checks the supplementary groups, which are not set here; so for a member, use the file's group as the
+        // primary one.
         let stat = sys::stat::stat_fd(target)?;
-        let mut who = self.cx.ids_on_disk(caller)?;
+        let mut ids_on_disk = self.cx.ids_on_disk(caller)?;
         if stat.perm() & 0o2000 != 0 && self.cx.is_member(caller, stat.gid)? {
-            who.gid = stat.gid;
+            ids_on_disk.gid = stat.gid;
         }
-        sys::creds::as_caller(who, || {
+        sys::creds::as_caller(ids_on_disk, || {
             sys::xattr::set_with(target.as_fd(), disk, &value, flags)
         })
     }
@@ -213,25 +221,27 @@ impl Xattrs<'_> {
         if sys::xattr::is_alias(name) {
             return Err(Error::Errno(Errno::NODATA));
         }
-        // Nothing is copied up for an xattr that does not exist.
+        // Do not copy up the object for an xattr that does not exist.
         let disk = self.cx.stack.space().to_disk(name);
         let before = access_path(inode)?;
-        if self.is_ours(before.as_fd(), &disk)? {
+        if self.is_internal(before.as_fd(), &disk)? {
             return Err(Error::Errno(Errno::NODATA));
         }
-        match self.value(before.as_fd(), &disk) {
-            // File systems succeed in removing an ACL that does not exist.
+        match self.read_value(before.as_fd(), &disk) {
+            // On a plain directory, too, the removal of an absent ACL succeeds.
             Err(error) if is_acl(name) && error.errno() == Errno::NODATA => return Ok(()),
             other => other.map(drop)?,
         }
-        self.copy_up.any_up(inode)?;
+        self.copy_up.copy_up_any(inode)?;
         let target = access_path(inode)?;
-        self.changing_xattrs(inode, &target, || sys::xattr::remove(target.as_fd(), &disk))
+        self.change_xattrs(inode, &target, || sys::xattr::remove(target.as_fd(), &disk))
     }
 
-    /// Returns the value of an xattr on disk; ENODATA if it does not exist. A lower may lie on a file system
-    /// without support for this kind, and that must not show if the topmost layer's supports it.
-    fn value(&self, fd: BorrowedFd<'_>, disk: &[u8]) -> Result<Vec<u8>> {
+    /// Returns the value of an xattr on disk; ENODATA if it does not exist.
+    ///
+    /// If a lower layer's filesystem does not support this kind of xattr but the topmost layer's does, also returns
+    /// ENODATA.
+    fn read_value(&self, fd: BorrowedFd<'_>, disk: &[u8]) -> Result<Vec<u8>> {
         let unsupported = Error::Errno(Errno::OPNOTSUPP);
         match (
             sys::xattr::value(fd, disk),
@@ -247,21 +257,23 @@ impl Xattrs<'_> {
         }
     }
 
-    /// Whether an xattr on disk has a user's name although no user set it: an escaped marker that belongs to a
-    /// device 0:0.
-    fn is_ours(&self, fd: BorrowedFd<'_>, disk: &[u8]) -> Result<bool> {
-        if is_attribute(disk) && self.cx.stack.has_foreign_layers() {
+    /// Whether an xattr on disk was set by the overlay, although it has the stored name of a user's xattr.
+    ///
+    /// Such are the escaped markers of devices 0:0, and fuse-overlayfs's markers where the mount reads them.
+    fn is_internal(&self, fd: BorrowedFd<'_>, disk: &[u8]) -> Result<bool> {
+        if is_marker_xattr(disk) && self.cx.stack.has_foreign_layers() {
             return Ok(true);
         }
         let space = self.cx.stack.space();
         let escaped = [space.escaped_whiteout(), space.escaped_opaque()];
-        if !escaped.iter().any(|mark| disk == mark.as_bytes()) {
+        if !escaped.iter().any(|marker| disk == marker.as_bytes()) {
             return Ok(false);
         }
-        let ours = space.not_a_users(|mark| sys::xattr::get(fd, mark.as_bytes()))?;
-        Ok(ours.is_some_and(|ours| disk == ours.as_bytes()))
+        let internal = space.internal_xattr(|marker| sys::xattr::get(fd, marker.as_bytes()))?;
+        Ok(internal.is_some_and(|internal| disk == internal.as_bytes()))
     }
 
+    /// Returns EOPNOTSUPP for an ACL if the mount has ACLs disabled.
     fn refuse_acl(&self, name: &[u8]) -> Result<()> {
         if self.cx.options.no_acl && is_acl(name) {
             return Err(Error::Errno(Errno::OPNOTSUPP));
@@ -270,10 +282,12 @@ impl Xattrs<'_> {
     }
 }
 
-/// The time during which an xattr is set: a fact that was found out in it does not hold after it.
-struct Setting<'a>(&'a Inode);
+/// A guard that invalidates the cached fact [`NO_CAPABILITIES`] when the setting of an xattr ends.
+///
+/// A concurrent reader may have cached the fact while the xattr was being set.
+struct ForgetNoCapabilities<'a>(&'a Inode);
 
-impl Drop for Setting<'_> {
+impl Drop for ForgetNoCapabilities<'_> {
     fn drop(&mut self) {
         self.0.facts().forget(NO_CAPABILITIES);
     }

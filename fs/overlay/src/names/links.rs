@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::lookup::Names;
 use crate::inode::{Alias, FileState, Inode};
 use cowl_layers::error::Result;
-use cowl_layers::layer::{Layer, LayerDir, Markers, Seen, list, probe};
+use cowl_layers::layer::{Layer, LayerDir, LayerObject, Markers, list, probe};
 use cowl_layers::name::Name;
 use cowl_layers::sys;
 use cowl_layers::sys::stat::{FileKind, Stat};
@@ -166,7 +166,7 @@ impl Links<'_> {
             candidates.extend(moved.iter().cloned());
             for candidate in candidates {
                 let Ok(state) = candidate.dir() else { continue };
-                let merges = state.locs.iter().any(|loc| loc.same_place(&dir));
+                let merges = state.locs.iter().any(|loc| loc.is_same_location(&dir));
                 if merges && !state.removed && !next.iter().any(|n| Arc::ptr_eq(n, &candidate)) {
                     next.push(candidate);
                 }
@@ -227,9 +227,9 @@ fn scan(layer: &Arc<Layer>) -> Result<Scan> {
             let Some(found) = probe(&dir, &entry.name, Markers::Read)? else {
                 continue;
             };
-            if let Seen::Dir {
+            if let LayerObject::Dir {
                 redirect: Some(_), ..
-            } = found.seen
+            } = found.object
             {
                 scan.redirects.push(inner.clone());
             }

@@ -124,8 +124,8 @@ fn open_content_with(inode: &Inode, access: OFlags) -> Result<OwnedFd> {
             Err(error) => {
                 // It may be the object that took the name that could not be opened: a whiteout gives ENXIO.
                 let now = inode.file()?;
-                let same =
-                    now.loc.same_place(&file.loc) && now.anchor.is_some() == file.anchor.is_some();
+                let same = now.loc.is_same_location(&file.loc)
+                    && now.anchor.is_some() == file.anchor.is_some();
                 if same && !error.is_absent() {
                     return Err(error);
                 }

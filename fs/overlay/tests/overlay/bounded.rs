@@ -1,7 +1,6 @@
-//! What is kept of objects goes when nobody knows them any more: memory and descriptors are bounded,
-//! whatever was done before.
+//! The overlay releases the memory and the descriptors of objects that are no longer referenced.
 
-use crate::common::{Lab, READ, caller, plant};
+use crate::common::{Lab, READ, caller, create_files};
 use cowl_layers::Name;
 use cowl_overlay::RenameFlags;
 
@@ -9,14 +8,15 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// The kernel sends FORGET when an inode leaves its cache and RELEASE when a file is closed, and it hands
-/// waiting FORGETs over first: the last word on an inode is often the close.
+/// The kernel sends FORGET when it evicts an inode and RELEASE when a file is closed.
+///
+/// It delivers queued FORGETs first, so the last request for an inode is often RELEASE.
 #[test]
-fn a_file_that_is_closed_after_it_was_forgotten_is_not_kept() {
+fn inode_forgotten_before_close_is_released() {
     let count = 1000;
     let lab = Lab::new(|top| {
         for number in 0..count {
-            plant(top, &[&format!("d{number}/f")]);
+            create_files(top, &[&format!("d{number}/f")]);
         }
     });
     let fs = lab.open();
@@ -30,18 +30,18 @@ fn a_file_that_is_closed_after_it_was_forgotten_is_not_kept() {
         drop(inode);
         fs.overlay.close(&handle);
     }
-    let kept = inodes.len();
-    assert!(kept < count / 2, "{kept} of {count} are kept");
+    let remaining = inodes.len();
+    assert!(remaining < count / 2, "{remaining} of {count} remain");
 }
 
-/// Folders from below that were moved are noted, because hard links may show in them; removed ones show
-/// nothing.
+/// Moved lower directories are recorded, because they may contain hard links. The record of a removed one must be
+/// dropped.
 #[test]
-fn folders_that_were_moved_and_removed_hold_no_descriptors() {
+fn removed_directories_leak_no_descriptors() {
     let count = 300;
     let lab = Lab::new(|top| {
         for number in 0..count {
-            plant(top, &[&format!("d{number}/")]);
+            create_files(top, &[&format!("d{number}/")]);
         }
     });
     let fs = lab.open();
@@ -62,5 +62,8 @@ fn folders_that_were_moved_and_removed_hold_no_descriptors() {
         op.rmdir(root, &name("e")).unwrap();
     }
     let more = descriptors().saturating_sub(before);
-    assert!(more < count / 3, "{more} descriptors for {count} folders");
+    assert!(
+        more < count / 3,
+        "{more} descriptors left by {count} directories"
+    );
 }

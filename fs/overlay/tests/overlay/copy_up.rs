@@ -1,10 +1,11 @@
-//! What a copy-up keeps, and how much it copies.
+//! Copy-up: preserved metadata, and the amount of copied data.
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use crate::common::{
-    CUT, Lab, THEN, blocks, is_root, lstat, mode, plant, set_xattr, stamp, xattrs,
+    FIXED_TIME, Lab, TRUNCATE, blocks, create_files, is_root, lstat, set_fixed_times, set_mode,
+    set_xattr, xattrs,
 };
 use cowl_layers::error::Errno;
 use cowl_layers::sys::attr::{SetTime, chown};
@@ -12,10 +13,10 @@ use cowl_layers::sys::stat::Time;
 use cowl_overlay::{OverlayOptions, SetAttr};
 
 #[test]
-fn everything_that_belongs_to_a_file_comes_along() {
+fn copy_up_preserves_all_metadata() {
     for options in [OverlayOptions::default(), crate::common::metacopy()] {
         let lab = Lab::new(|top| {
-            plant(top, &["d/f", "d/s/"]);
+            create_files(top, &["d/f", "d/s/"]);
             let (f, d) = (top.join("d/f"), top.join("d"));
             set_xattr(&f, "user.colour", b"blue\0green");
             set_xattr(&d, "user.colour", b"red");
@@ -24,19 +25,19 @@ fn everything_that_belongs_to_a_file_comes_along() {
                 chown(fd.as_fd(), Some(12), Some(34)).unwrap();
                 std::os::unix::fs::chown(&f, Some(56), Some(78)).unwrap();
             }
-            mode(&f, 0o4751);
-            mode(&d, 0o2755);
+            set_mode(&f, 0o4751);
+            set_mode(&d, 0o2755);
         })
         .with(options);
         let fs = lab.open();
         let numbers = ["d", "d/f", "d/s"].map(|path| fs.number(path));
         let before = fs.tree();
-        // A change of the time of reading changes nothing else, but brings everything up.
-        let read = SetAttr {
+        // Setting the access time changes nothing else but causes a copy-up.
+        let set_atime = SetAttr {
             atime: SetTime::At(Time { secs: 5, nanos: 6 }),
             ..SetAttr::default()
         };
-        let attr = fs.set("d/f", &read).unwrap();
+        let attr = fs.set("d/f", &set_atime).unwrap();
         assert_eq!(attr.stat.atime, Time { secs: 5, nanos: 6 });
         assert_eq!(fs.tree(), before);
         let fs = {
@@ -45,14 +46,14 @@ fn everything_that_belongs_to_a_file_comes_along() {
         };
         assert_eq!(fs.tree(), before);
         assert_eq!(["d", "d/f", "d/s"].map(|path| fs.number(path)), numbers);
-        // Its folder came up too, and nobody sees that.
-        assert_eq!(fs.attr("d").unwrap().stat.mtime, THEN);
-        assert_eq!(lstat(&lab.upper().join("d")).mtime, THEN);
+        // The copy-up of the parent directory is not visible.
+        assert_eq!(fs.attr("d").unwrap().stat.mtime, FIXED_TIME);
+        assert_eq!(lstat(&lab.upper().join("d")).mtime, FIXED_TIME);
     }
 }
 
 #[test]
-fn how_much_is_copied() {
+fn copy_up_copies_only_needed_data() {
     const SIZE: u64 = 1 << 20;
     let build = |top: &std::path::Path| std::fs::write(top.join("f"), vec![7; 1 << 20]).unwrap();
     let full = || Lab::new(build).with(OverlayOptions::default());
@@ -60,7 +61,7 @@ fn how_much_is_copied() {
 
     let lab = full();
     lab.open().chmod("f", 0o600).unwrap();
-    assert_eq!(lab.marks(), ["f file"]);
+    assert_eq!(lab.describe_upper(), ["f file"]);
     assert!(blocks(&lab.upper().join("f")) * 512 >= SIZE);
 
     let lab = meta();
@@ -68,11 +69,11 @@ fn how_much_is_copied() {
     fs.chmod("f", 0o600).unwrap();
     let attr = fs.attr("f").unwrap().stat;
     assert_eq!((attr.size, attr.blocks * 512 >= SIZE), (SIZE, true));
-    assert_eq!(lab.marks(), ["f file metacopy"]);
+    assert_eq!(lab.describe_upper(), ["f file metacopy"]);
     assert!(blocks(&lab.upper().join("f")) < 64, "data was copied");
-    // Opening for writing fills it.
+    // An open for writing copies the content.
     fs.append("f", b"end").unwrap();
-    assert_eq!(lab.marks(), ["f file"]);
+    assert_eq!(lab.describe_upper(), ["f file"]);
     assert_eq!(fs.attr("f").unwrap().stat.size, SIZE + 3);
     let own = std::fs::read(lab.upper().join("f")).unwrap();
     assert_eq!(
@@ -83,10 +84,10 @@ fn how_much_is_copied() {
 
     for lab in [meta(), full()] {
         let fs = lab.open();
-        let handle = fs.open("f", CUT).unwrap();
-        assert_eq!(lab.marks(), ["f file"]);
+        let handle = fs.open("f", TRUNCATE).unwrap();
+        assert_eq!(lab.describe_upper(), ["f file"]);
         assert_eq!(fs.attr("f").unwrap().stat.size, 0);
-        assert!(fs.attr("f").unwrap().stat.mtime > THEN);
+        assert!(fs.attr("f").unwrap().stat.mtime > FIXED_TIME);
         fs.write_handle(&handle, 0, b"x").unwrap();
         fs.overlay.close(&handle);
         assert_eq!(fs.read("f").unwrap(), b"x");
@@ -96,21 +97,21 @@ fn how_much_is_copied() {
         );
     }
 
-    // A metacopy that is cut to nothing, and an empty file, which has no content to leave below.
+    // A metacopy that is truncated to size 0, and an empty file, which never becomes a metacopy.
     let lab = meta();
     let fs = lab.open();
     fs.chmod("f", 0o600).unwrap();
     fs.overwrite("f", b"").unwrap();
     drop(fs);
-    assert_eq!(lab.marks(), ["f file"]);
+    assert_eq!(lab.describe_upper(), ["f file"]);
     assert_eq!(lab.open().read("f").unwrap(), b"");
     let lab = Lab::new(|top| std::fs::write(top.join("f"), b"").unwrap());
     lab.open().chmod("f", 0o600).unwrap();
-    assert_eq!(lab.marks(), ["f file"]);
+    assert_eq!(lab.describe_upper(), ["f file"]);
 }
 
 #[test]
-fn holes_stay_holes() {
+fn copy_up_preserves_holes() {
     const END: u64 = 8 << 20;
     let lab = Lab::new(|top| {
         let file = std::fs::File::create(top.join("f")).unwrap();
@@ -129,7 +130,7 @@ fn holes_stay_holes() {
 }
 
 #[test]
-fn other_kinds_come_up_too() {
+fn copy_up_of_symlinks_and_fifos() {
     let lab = Lab::new(|top| {
         std::os::unix::fs::symlink("to nowhere", top.join("s")).unwrap();
         rustix::fs::mknodat(
@@ -145,13 +146,13 @@ fn other_kinds_come_up_too() {
     let before = fs.tree();
     let numbers = ["s", "p"].map(|path| fs.number(path));
     let touch = SetAttr {
-        mtime: SetTime::At(THEN),
+        mtime: SetTime::At(FIXED_TIME),
         ..SetAttr::default()
     };
     for path in ["s", "p"] {
         fs.set(path, &touch).unwrap();
     }
-    assert_eq!(lab.marks(), ["p node", "s symlink"]);
+    assert_eq!(lab.describe_upper(), ["p node", "s symlink"]);
     drop(fs);
     let fs = lab.open();
     assert_eq!(fs.tree(), before);
@@ -166,14 +167,14 @@ fn other_kinds_come_up_too() {
 }
 
 #[test]
-fn marks_of_the_lower_are_not_taken_along_and_escaped_ones_are() {
-    let lab = Lab::new(|top| plant(top, &["f", "d/x"]));
+fn copy_up_copies_only_escaped_markers() {
+    let lab = Lab::new(|top| create_files(top, &["f", "d/x"]));
     let (redirect, escaped) = (
         lab.space.redirect(),
         format!("{}opaque", lab.space.escaped()),
     );
     lab.add_lower(|top| {
-        plant(top, &["d2/", "f"]);
+        create_files(top, &["d2/", "f"]);
         set_xattr(&top.join("d2"), redirect, b"d");
         set_xattr(&top.join("f"), &escaped, b"y");
     });
@@ -197,9 +198,9 @@ fn marks_of_the_lower_are_not_taken_along_and_escaped_ones_are() {
 }
 
 #[test]
-fn reading_and_failing_copy_nothing() {
-    let lab = Lab::new(|top| plant(top, &["d/f", "g"]));
-    stamp(&lab.lower());
+fn reads_and_failed_calls_copy_nothing_up() {
+    let lab = Lab::new(|top| create_files(top, &["d/f", "g"]));
+    set_fixed_times(&lab.lower());
     let fs = lab.open();
     fs.tree();
     assert_eq!(
@@ -217,11 +218,11 @@ fn reading_and_failing_copy_nothing() {
     assert_eq!(fs.create("g", b"").unwrap_err(), Errno::EXIST);
     assert_eq!(fs.link("d", "h").unwrap_err(), Errno::PERM);
     assert_eq!(fs.truncate("d", 0).unwrap_err(), Errno::ISDIR);
-    assert_eq!(lab.marks(), [""; 0]);
+    assert_eq!(lab.describe_upper(), [""; 0]);
     let handle = fs.open("g", crate::common::READ).unwrap();
     assert_eq!(fs.write_handle(&handle, 0, b"x").unwrap_err(), Errno::BADF);
     assert_eq!(
         std::fs::metadata(lab.lower().join("g")).unwrap().mtime(),
-        THEN.secs
+        FIXED_TIME.secs
     );
 }

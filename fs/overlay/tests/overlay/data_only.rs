@@ -1,9 +1,11 @@
-//! Data-only layers: nothing in them shows, and a metacopy with a path for a redirect finds its content
-//! there. This is how composefs and image stores keep content by its digest.
+//! Data-only layers.
+//!
+//! Their names are not visible, but a metacopy with an absolute redirect finds its content there. composefs and image
+//! stores keep content by digest in this way.
 
 use std::path::Path;
 
-use crate::common::{Lab, plant, set_xattr, spaces};
+use crate::common::{Lab, create_files, set_xattr, spaces};
 use cowl_layers::error::Errno;
 use cowl_layers::format::XattrSpace;
 
@@ -15,7 +17,7 @@ fn metacopy(path: &Path, space: XattrSpace, size: u64, redirect: &[u8]) {
 }
 
 #[test]
-fn content_is_found_by_its_path() {
+fn metacopy_finds_content_in_data_only_layers() {
     for &space in spaces() {
         let data = tempfile::tempdir().unwrap();
         let (one, two) = (data.path().join("1"), data.path().join("2"));
@@ -27,15 +29,15 @@ fn content_is_found_by_its_path() {
         std::fs::write(two.join("objects/ab/ef"), b"second").unwrap();
         std::fs::write(two.join("sibling"), b"by name").unwrap();
         std::os::unix::fs::symlink("ab", two.join("objects/link")).unwrap();
-        // No marks count in a data-only layer.
+        // Markers have no meaning in a data-only layer.
         set_xattr(&two.join("objects"), space.opaque(), b"y");
-        let lab = Lab::new(|top| plant(top, &["plain"]));
+        let lab = Lab::new(|top| create_files(top, &["plain"]));
         lab.add_lower(|top| {
             metacopy(&top.join("d/a"), space, 5, b"/objects/ab/cd");
             metacopy(&top.join("b"), space, 6, b"/objects/ab/ef");
             metacopy(&top.join("sibling"), space, 7, b"sibling");
             metacopy(&top.join("link"), space, 6, b"/objects/link/ef");
-            metacopy(&top.join("folder"), space, 6, b"/objects/ab");
+            metacopy(&top.join("directory"), space, 6, b"/objects/ab");
             metacopy(&top.join("nowhere"), space, 6, b"/objects/zz");
         });
         let lab = lab.in_space(space);
@@ -43,8 +45,8 @@ fn content_is_found_by_its_path() {
         let fs = lab.open_over_data(&layers);
         assert_eq!(fs.read("d/a").unwrap(), b"first");
         assert_eq!(fs.read("b").unwrap(), b"second");
-        // A redirect that is no path does not lead there, nor does anything that is no plain file.
-        for damaged in ["sibling", "link", "folder", "nowhere"] {
+        // A relative redirect does not refer to data-only layers, and the content must be a regular file.
+        for damaged in ["sibling", "link", "directory", "nowhere"] {
             assert_eq!(fs.read(damaged), Err(Errno::IO), "{damaged}");
         }
         assert_eq!(fs.read("objects/ab/cd"), Err(Errno::NOENT));

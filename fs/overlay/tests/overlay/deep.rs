@@ -1,16 +1,17 @@
-//! A folder that lies in many layers, whose names are remembered, through every change that can make what
-//! was remembered wrong: the same tree must show as one that forgot everything.
+//! The name cache of a directory in many layers.
+//!
+//! After every change that could make the cache stale, the tree must equal that of a new overlay without a cache.
 
 use std::collections::BTreeMap;
 
-use crate::common::{Fs, Lab, plant};
+use crate::common::{Fs, Lab, create_files};
 use cowl_layers::sys;
 use cowl_layers::sys::stat::FileKind;
 use std::os::fd::AsFd;
 
 const LAYERS: usize = 7;
 
-/// Each layer has names of its own and hides one of the layer below.
+/// Creates layers of which each has its own names and hides one of the layer below.
 fn deep() -> Lab {
     let lab = Lab::new(|_| {});
     for layer in 0..LAYERS {
@@ -21,7 +22,7 @@ fn deep() -> Lab {
                 format!("d/gone{layer}"),
                 "d/all".to_owned(),
             ];
-            plant(top, &names.each_ref().map(String::as_str));
+            create_files(top, &names.each_ref().map(String::as_str));
             if layer > 0 {
                 let dir = sys::dir::open_root(&top.join("d")).unwrap();
                 let hidden = format!("gone{}", layer - 1);
@@ -33,50 +34,50 @@ fn deep() -> Lab {
     lab
 }
 
-/// What shows in one folder when every name is asked for, often enough that its names are remembered.
-fn asked(fs: &Fs, folder: &str) -> BTreeMap<String, Option<Vec<u8>>> {
+/// Reads every name of a directory, often enough that the names are cached.
+fn read_all(fs: &Fs, dir: &str) -> BTreeMap<String, Option<Vec<u8>>> {
     let mut found = BTreeMap::new();
     for _ in 0..2 {
         for layer in 0..LAYERS {
             for name in ["own", "gone", "new"] {
-                let path = format!("{folder}/{name}{layer}");
+                let path = format!("{dir}/{name}{layer}");
                 found.insert(format!("{name}{layer}"), fs.read(&path).ok());
             }
         }
-        found.insert("all".to_owned(), fs.read(&format!("{folder}/all")).ok());
+        found.insert("all".to_owned(), fs.read(&format!("{dir}/all")).ok());
     }
     found
 }
 
-/// Looks in both ways, at the mount and at one that is made for it.
-fn check(lab: &Lab, fs: &Fs, folders: &[&str]) {
+/// Compares lookups, listings and the tree with those of a new overlay.
+fn check(lab: &Lab, fs: &Fs, dirs: &[&str]) {
     let fresh = lab.open_read_only();
-    for folder in folders {
-        let told = asked(fs, folder);
-        assert_eq!(told, asked(&fresh, folder), "{folder}");
-        let there: Vec<&String> = told
+    for dir in dirs {
+        let found = read_all(fs, dir);
+        assert_eq!(found, read_all(&fresh, dir), "{dir}");
+        let existing: Vec<&String> = found
             .iter()
             .filter(|(_, content)| content.is_some())
             .map(|(name, _)| name)
             .collect();
-        let names = fs.names(folder).unwrap_or_default();
+        let names = fs.names(dir).unwrap_or_default();
         let names: Vec<&String> = names
             .iter()
             .filter(|name| !name.starts_with("sub"))
             .collect();
-        assert_eq!(there, names, "{folder}");
+        assert_eq!(existing, names, "{dir}");
     }
     assert_eq!(fs.tree(), lab.open_read_only().tree());
 }
 
 #[test]
-fn what_is_remembered_of_a_deep_folder_stays_right() {
+fn name_cache_of_a_deep_directory_stays_coherent() {
     let lab = deep();
     let fs = lab.open();
     let both = ["d", "d/sub"];
     check(&lab, &fs, &both);
     assert_eq!(fs.names("d").unwrap().len(), LAYERS + 3);
-    // The upper hides, shows and replaces.
+    // Changes in the upper layer.
     fs.unlink("d/own2").unwrap();
     fs.unlink("d/all").unwrap();
     fs.append("d/own3", b" and more").unwrap();
@@ -85,7 +86,7 @@ fn what_is_remembered_of_a_deep_folder_stays_right() {
     fs.create("d/own2", b"again").unwrap();
     fs.create("d/all", b"of the upper").unwrap();
     check(&lab, &fs, &both);
-    // The upper becomes a layer like the others, and a new one hides some of it.
+    // The upper layer becomes a lower one, and a new one hides some of its names.
     lab.push(&fs).unwrap();
     check(&lab, &fs, &both);
     fs.unlink("d/new1").unwrap();
@@ -93,7 +94,7 @@ fn what_is_remembered_of_a_deep_folder_stays_right() {
     fs.rename("d/own4", "d/new4").unwrap();
     fs.rename("d/own5", "d/sub/new5").unwrap();
     check(&lab, &fs, &both);
-    // The folder moves, and another one takes its name.
+    // The directory is moved, and another one gets its name.
     fs.rename("d", "moved").unwrap();
     check(&lab, &fs, &["d", "moved", "moved/sub"]);
     fs.mkdir("d").unwrap();
@@ -105,7 +106,7 @@ fn what_is_remembered_of_a_deep_folder_stays_right() {
     fs.rename("d/sub", "d/sub2").unwrap();
     fs.unlink("d/own6").unwrap();
     check(&lab, &fs, &["d", "moved", "d/sub2"]);
-    // Emptied and removed; a folder that is made there has nothing of the old one.
+    // A removed directory: one that is created at the same path inherits nothing from it.
     for name in fs.names("d/sub2").unwrap() {
         fs.unlink(&format!("d/sub2/{name}")).unwrap();
     }

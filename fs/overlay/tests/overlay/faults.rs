@@ -1,9 +1,10 @@
-//! Whatever changing call is the last one that worked, a new mount shows the tree as it was before the
-//! operation or as it is after it, and the work folder is empty.
+//! Fault injection: each changing system call fails in turn.
+//!
+//! Afterwards, a new mount must have the tree from before or from after the operation, and an empty work directory.
 
 use std::path::Path;
 
-use crate::common::{Fs, Lab, R, READ, THEN, Tree, plant, set_xattr};
+use crate::common::{FIXED_TIME, Fs, Lab, R, READ, Tree, create_files, set_xattr};
 use cowl_layers::error::Errno;
 use cowl_layers::layer::Upper;
 use cowl_layers::sys::copy::SyncScope;
@@ -11,132 +12,132 @@ use cowl_layers::sys::fault::{arm, arm_once, disarm};
 
 struct Case {
     name: &'static str,
-    /// What happens before, without faults.
-    first: fn(&Fs),
+    /// Operations before the tested one, without faults.
+    setup: fn(&Fs),
     act: fn(&Fs) -> R<()>,
 }
 
-fn nothing(_: &Fs) {}
+fn no_setup(_: &Fs) {}
 
 const CASES: &[Case] = &[
     Case {
         name: "append to a lower file",
-        first: nothing,
+        setup: no_setup,
         act: |fs| fs.append("d/f", b"more"),
     },
     Case {
-        name: "cut a lower file",
-        first: nothing,
+        name: "truncate a lower file",
+        setup: no_setup,
         act: |fs| fs.truncate("d/f", 3),
     },
     Case {
         name: "open with O_TRUNC",
-        first: nothing,
+        setup: no_setup,
         act: |fs| fs.overwrite("d/f", b""),
     },
     Case {
         name: "open a metacopy with O_TRUNC",
-        first: |fs| fs.chmod("d/f", 0o600).unwrap(),
+        setup: |fs| fs.chmod("d/f", 0o600).unwrap(),
         act: |fs| fs.overwrite("d/f", b""),
     },
     Case {
         name: "append to a metacopy",
-        first: |fs| fs.chmod("d/f", 0o600).unwrap(),
+        setup: |fs| fs.chmod("d/f", 0o600).unwrap(),
         act: |fs| fs.append("d/f", b"more"),
     },
     Case {
         name: "append to a renamed metacopy",
-        first: |fs| fs.rename("d/f", "e").unwrap(),
+        setup: |fs| fs.rename("d/f", "e").unwrap(),
         act: |fs| fs.append("e", b"more"),
     },
     Case {
         name: "chmod a lower file",
-        first: nothing,
+        setup: no_setup,
         act: |fs| fs.chmod("d/f", 0o600),
     },
     Case {
-        name: "chmod a lower folder",
-        first: nothing,
+        name: "chmod a lower directory",
+        setup: no_setup,
         act: |fs| fs.chmod("d/sub", 0o700),
     },
     Case {
         name: "chmod one of three names",
-        first: nothing,
+        setup: no_setup,
         act: |fs| fs.chmod("d/h2", 0o600),
     },
     Case {
         name: "append to one of three names",
-        first: nothing,
+        setup: no_setup,
         act: |fs| fs.append("h1", b"+"),
     },
     Case {
         name: "unlink one of three names",
-        first: nothing,
+        setup: no_setup,
         act: |fs| fs.unlink("d/h2"),
     },
     Case {
         name: "setxattr",
-        first: nothing,
+        setup: no_setup,
         act: |fs| fs.set_xattr("d/f", "user.new", b"1"),
     },
     Case {
         name: "unlink a lower file",
-        first: nothing,
+        setup: no_setup,
         act: |fs| fs.unlink("d/f"),
     },
     Case {
         name: "unlink a merged file",
-        first: |fs| fs.append("d/f", b"x").unwrap(),
+        setup: |fs| fs.append("d/f", b"x").unwrap(),
         act: |fs| fs.unlink("d/f"),
     },
     Case {
-        name: "rmdir a lower folder",
-        first: nothing,
+        name: "rmdir a lower directory",
+        setup: no_setup,
         act: |fs| fs.rmdir("empty"),
     },
     Case {
-        name: "rmdir a merged folder with whiteouts",
-        first: |fs| fs.unlink("m/x").unwrap(),
+        name: "rmdir a merged directory with whiteouts",
+        setup: |fs| fs.unlink("m/x").unwrap(),
         act: |fs| fs.rmdir("m"),
     },
     Case {
         name: "rename a lower file",
-        first: nothing,
+        setup: no_setup,
         act: |fs| fs.rename("d/f", "new"),
     },
     Case {
         name: "rename one of three names",
-        first: nothing,
+        setup: no_setup,
         act: |fs| fs.rename("h1", "h9"),
     },
     Case {
         name: "rename a lower file over an upper one",
-        first: |fs| fs.create("up", b"up").unwrap(),
+        setup: |fs| fs.create("up", b"up").unwrap(),
         act: |fs| fs.rename("d/f", "up"),
     },
     Case {
         name: "rename over a lower file",
-        first: nothing,
+        setup: no_setup,
         act: |fs| fs.rename("d/f", "m/x"),
     },
     Case {
-        name: "rename a lower folder",
-        first: nothing,
+        name: "rename a lower directory",
+        setup: no_setup,
         act: |fs| fs.rename("d", "moved"),
     },
     Case {
-        name: "rename a merged folder across parents",
-        first: |fs| fs.create("d/new", b"new").unwrap(),
+        name: "rename a merged directory across parents",
+        setup: |fs| fs.create("d/new", b"new").unwrap(),
         act: |fs| fs.rename("d", "m/moved"),
     },
     Case {
-        name: "rename a folder over an emptied one",
-        first: |fs| fs.unlink("m/x").unwrap(),
+        name: "rename a directory over an emptied one",
+        setup: |fs| fs.unlink("m/x").unwrap(),
         act: |fs| fs.rename("d", "m"),
     },
     Case {
-        name: "rename a new folder over an emptied one",
-        first: |fs| {
+        name: "rename a new directory over an emptied one",
+        setup: |fs| {
             fs.unlink("m/x").unwrap();
             fs.mkdir("n").unwrap();
             fs.create("n/inside", b"1").unwrap();
@@ -144,8 +145,8 @@ const CASES: &[Case] = &[
         act: |fs| fs.rename("n", "m"),
     },
     Case {
-        name: "rename a new folder over a whiteout",
-        first: |fs| {
+        name: "rename a new directory over a whiteout",
+        setup: |fs| {
             fs.rmdir("empty").unwrap();
             fs.mkdir("n").unwrap();
             fs.create("n/inside", b"1").unwrap();
@@ -153,13 +154,13 @@ const CASES: &[Case] = &[
         act: |fs| fs.rename("n", "empty"),
     },
     Case {
-        name: "exchange two folders",
-        first: nothing,
+        name: "exchange two directories",
+        setup: no_setup,
         act: |fs| fs.exchange("d", "m"),
     },
     Case {
         name: "mkdir over a whiteout",
-        first: |fs| {
+        setup: |fs| {
             fs.unlink("m/x").unwrap();
             fs.rmdir("m").unwrap();
         },
@@ -167,92 +168,93 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "create over a whiteout",
-        first: |fs| fs.unlink("d/f").unwrap(),
+        setup: |fs| fs.unlink("d/f").unwrap(),
         act: |fs| fs.create("d/f", b""),
     },
     Case {
-        name: "mkdir in a lower folder",
-        first: nothing,
+        name: "mkdir in a lower directory",
+        setup: no_setup,
         act: |fs| fs.mkdir("d/sub/n"),
     },
     Case {
         name: "link a lower file",
-        first: nothing,
+        setup: no_setup,
         act: |fs| fs.link("d/f", "m/l"),
     },
     Case {
         name: "link one of three names",
-        first: nothing,
+        setup: no_setup,
         act: |fs| fs.link("d/h2", "m/h4"),
     },
     Case {
         name: "link over a whiteout",
-        first: |fs| fs.unlink("m/x").unwrap(),
+        setup: |fs| fs.unlink("m/x").unwrap(),
         act: |fs| fs.link("d/f", "m/x"),
     },
     Case {
-        name: "symlink in a lower folder",
-        first: nothing,
+        name: "symlink in a lower directory",
+        setup: no_setup,
         act: |fs| fs.symlink("d/s", "x"),
     },
 ];
 
 fn build(top: &Path) {
-    plant(top, &["d/f", "d/sub/inner", "m/x", "empty/", "h1"]);
+    create_files(top, &["d/f", "d/sub/inner", "m/x", "empty/", "h1"]);
     std::fs::hard_link(top.join("h1"), top.join("d/h2")).unwrap();
     std::fs::hard_link(top.join("h1"), top.join("d/sub/h3")).unwrap();
     set_xattr(&top.join("d/f"), "user.old", b"old");
 }
 
-/// A content that is brought up late (`fill`) changes the file's time before it is put back. Whoever
-/// asked for that was about to change the file, so that such a time may show.
-const FILLS: [&str; 3] = [
+/// The cases in which a fault may leave a changed mtime.
+///
+/// The content of a metacopy is copied before the mtime is restored. The caller is about to change the file anyway.
+const COMPLETE_METACOPIES: [&str; 3] = [
     "open a metacopy with O_TRUNC",
     "append to a metacopy",
     "append to a renamed metacopy",
 ];
 
-/// A time of this run reads as none: another run has another one.
-fn seen(fs: &Fs) -> Tree {
+/// Returns the merged tree without times that were set in this run, because they differ between runs.
+fn visible_tree(fs: &Fs) -> Tree {
     let mut tree = fs.tree();
     for shown in tree.values_mut() {
-        shown.mtime = shown.mtime.filter(|time| *time == THEN);
+        shown.mtime = shown.mtime.filter(|time| *time == FIXED_TIME);
     }
     tree
 }
 
-fn prepared(case: &Case) -> (Lab, Fs) {
+fn prepare(case: &Case) -> (Lab, Fs) {
     let lab = Lab::new(build);
     let fs = lab.open();
-    (case.first)(&fs);
+    (case.setup)(&fs);
     drop(fs);
     let fs = lab.open();
     (lab, fs)
 }
 
-/// Returns the number of faults that made the operation fail or left it half done.
-fn run(case: &Case) -> u64 {
+/// Runs a case with a crash at every changing call in turn, and returns the number of crashes.
+fn crash_at_every_call(case: &Case) -> u64 {
     let name = case.name;
-    let (lab, fs) = prepared(case);
-    let before = seen(&fs);
+    let (lab, fs) = prepare(case);
+    let before = visible_tree(&fs);
     (case.act)(&fs).unwrap();
-    let live = seen(&fs);
+    let live = visible_tree(&fs);
     drop(fs);
-    let after = seen(&lab.open());
+    let after = visible_tree(&lab.open());
     assert_eq!(live, after, "{name}: another tree after a new mount");
     assert_ne!(before, after, "{name}: nothing happened");
-    for good in 0.. {
-        let (lab, fs) = prepared(case);
-        // A kernel has looked at the names before.
-        seen(&fs);
+    for successes in 0.. {
+        let (lab, fs) = prepare(case);
+        // Before an operation, the kernel has looked up the names.
+        visible_tree(&fs);
         disarm();
-        arm(good);
+        arm(successes);
         let result = (case.act)(&fs);
         let calls = disarm();
         drop(fs);
         let fs = lab.open();
-        let mut now = seen(&fs);
-        if FILLS.contains(&name) && now != after {
+        let mut now = visible_tree(&fs);
+        if COMPLETE_METACOPIES.contains(&name) && now != after {
             for (path, shown) in &mut now {
                 shown.mtime = before.get(path).and_then(|old| old.mtime);
             }
@@ -260,113 +262,117 @@ fn run(case: &Case) -> u64 {
         if result.is_ok() {
             assert_eq!(
                 now, after,
-                "{name}: told that it worked, {good} of {calls} calls did"
+                "{name}: success was reported, but only {successes} of {calls} calls succeeded"
             );
         } else {
             assert!(
                 now == before || now == after,
-                "{name}: after {good} calls neither before nor after:\n{}",
+                "{name}: neither the old nor the new tree after {successes} calls:\n{}",
                 difference(&before, &after, &now)
             );
         }
-        let left = std::fs::read_dir(lab.work().join("work")).unwrap().count();
+        let leftovers = std::fs::read_dir(lab.work().join("work")).unwrap().count();
         assert_eq!(
-            left, 0,
-            "{name}: the work folder is not empty after {good} calls"
+            leftovers, 0,
+            "{name}: the work directory is not empty after {successes} calls"
         );
-        if calls <= good {
-            return good;
+        if calls <= successes {
+            return successes;
         }
     }
     unreachable!()
 }
 
-/// A call that failed once, as on a full disk, leaves a mount that goes on: it shows the tree before or
-/// after, and so does the next mount.
-fn go_on(case: &Case) -> Result<u64, String> {
+/// Runs a case in which each changing call fails once in turn, as on a full disk.
+///
+/// The mount remains usable and has the old or the new tree. A retry succeeds, and the next mount has the new tree.
+fn fail_once_at_every_call(case: &Case) -> Result<u64, String> {
     let name = case.name;
-    let (lab, fs) = prepared(case);
-    let before = seen(&fs);
+    let (lab, fs) = prepare(case);
+    let before = visible_tree(&fs);
     (case.act)(&fs).unwrap();
-    let after = seen(&fs);
+    let after = visible_tree(&fs);
     drop((fs, lab));
-    for good in 0.. {
-        let (lab, mut fs) = prepared(case);
-        seen(&fs);
-        // When the journal's entry can't be removed, its link counts until the next mount.
+    for successes in 0.. {
+        let (lab, mut fs) = prepare(case);
+        visible_tree(&fs);
+        // If the journal entry cannot be removed, it counts as a link until the next mount.
         fs.links_may_be_off = true;
         disarm();
-        arm_once(good);
+        arm_once(successes);
         let result = (case.act)(&fs);
         let calls = disarm();
         let mut states = Vec::new();
-        let seen_now = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| seen(&fs)));
-        states.push(seen_now.map_err(|_| format!("{name}: broken after {good} calls"))?);
+        let current = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| visible_tree(&fs)));
+        states.push(current.map_err(|_| format!("{name}: inconsistent after {successes} calls"))?);
         if result.is_err() {
-            // Again, now that it can work.
-            (case.act)(&fs).map_err(|e| format!("{name}: not again after {good} calls: {e}"))?;
+            // Retry without faults.
+            (case.act)(&fs)
+                .map_err(|e| format!("{name}: the retry failed after {successes} calls: {e}"))?;
         }
         drop(fs);
-        states.push(seen(&lab.open()));
-        if FILLS.contains(&name) && states[0] != after {
+        states.push(visible_tree(&lab.open()));
+        if COMPLETE_METACOPIES.contains(&name) && states[0] != after {
             for (path, shown) in &mut states[0] {
                 shown.mtime = before.get(path).and_then(|old| old.mtime);
             }
         }
         for (path, shown) in &mut states[0] {
-            let fitting = before.get(path).or(after.get(path));
-            if fitting.is_some_and(|old| old.names.len() > 1) {
+            let expected = before.get(path).or(after.get(path));
+            if expected.is_some_and(|old| old.names.len() > 1) {
                 shown.nlink = shown.names.len() as u64;
             }
         }
         if states[0] != before && states[0] != after {
             let difference = difference(&before, &after, &states[0]);
             return Err(format!(
-                "{name}: in between after {good} calls:\n{difference}"
+                "{name}: neither the old nor the new tree after {successes} calls:\n{difference}"
             ));
         }
         if states[1] != after {
             let difference = difference(&before, &after, &states[1]);
-            return Err(format!("{name}: again after {good} calls:\n{difference}"));
+            return Err(format!(
+                "{name}: wrong tree after a retry after {successes} calls:\n{difference}"
+            ));
         }
-        if calls <= good {
-            return Ok(good);
+        if calls <= successes {
+            return Ok(successes);
         }
     }
     unreachable!()
 }
 
 #[test]
-fn a_failed_call_can_be_made_again() {
+fn failed_operation_can_be_retried() {
     let mut failed = Vec::new();
     for case in CASES {
-        match go_on(case) {
+        match fail_once_at_every_call(case) {
             Ok(injected) => assert!(injected > 0),
-            Err(why) => failed.push(why),
+            Err(problem) => failed.push(problem),
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
-/// A mount that makes good what a killed one left may be killed itself, again and again.
+/// The recovery by a mount after a crash may crash itself, repeatedly.
 #[test]
-fn recovery_can_be_cut_off_too() {
+fn recovery_can_be_interrupted() {
     let cases = CASES
         .iter()
         .filter(|case| case.name.contains("three names"));
-    let mut cut_off = 0;
+    let mut interrupted = 0;
     for case in cases {
         let name = case.name;
-        let (lab, fs) = prepared(case);
-        let before = seen(&fs);
+        let (lab, fs) = prepare(case);
+        let before = visible_tree(&fs);
         (case.act)(&fs).unwrap();
-        let after = seen(&fs);
+        let after = visible_tree(&fs);
         drop((fs, lab));
-        for good in 0.. {
-            let (lab, fs) = prepared(case);
-            seen(&fs);
+        for successes in 0.. {
+            let (lab, fs) = prepare(case);
+            visible_tree(&fs);
             disarm();
-            arm(good);
+            arm(successes);
             let result = (case.act)(&fs);
             let calls = disarm();
             drop(fs);
@@ -376,20 +382,23 @@ fn recovery_can_be_cut_off_too() {
                 disarm();
                 match opened {
                     Ok(_) => break,
-                    Err(_) => cut_off += 1,
+                    Err(_) => interrupted += 1,
                 }
             }
-            let now = seen(&lab.open());
-            let fits = now == after || (result.is_err() && now == before);
+            let now = visible_tree(&lab.open());
+            let is_expected = now == after || (result.is_err() && now == before);
             let difference = difference(&before, &after, &now);
-            assert!(fits, "{name}: after {good} calls:\n{difference}");
-            if calls <= good {
+            assert!(
+                is_expected,
+                "{name}: after {successes} calls:\n{difference}"
+            );
+            if calls <= successes {
                 break;
             }
         }
     }
-    println!("{cut_off} recoveries cut off");
-    assert!(cut_off > 0);
+    println!("{interrupted} recoveries interrupted");
+    assert!(interrupted > 0);
 }
 
 fn difference(before: &Tree, after: &Tree, now: &Tree) -> String {
@@ -411,10 +420,10 @@ fn difference(before: &Tree, after: &Tree, now: &Tree) -> String {
 }
 
 #[test]
-fn before_or_after_at_every_call() {
+fn crash_at_every_call_leaves_old_or_new_tree() {
     let mut failed = Vec::new();
     for case in CASES {
-        match std::panic::catch_unwind(|| run(case)) {
+        match std::panic::catch_unwind(|| crash_at_every_call(case)) {
             Ok(injected) => {
                 println!("{injected:3} faults: {}", case.name);
                 assert!(injected > 0, "{}: no fault was injected", case.name);
@@ -429,8 +438,8 @@ fn before_or_after_at_every_call() {
 }
 
 #[test]
-fn what_was_written_before_a_snapshot_can_be_synced_after_it() {
-    let lab = Lab::new(|top| plant(top, &["d/old"]));
+fn fsync_covers_writes_before_a_snapshot() {
+    let lab = Lab::new(|top| create_files(top, &["d/old"]));
     let fs = lab.open();
     fs.create("d/new", b"text").unwrap();
     lab.push(&fs).unwrap();
@@ -438,12 +447,12 @@ fn what_was_written_before_a_snapshot_can_be_synced_after_it() {
     let op = fs.overlay.begin();
     op.fsync(&file, SyncScope::All).unwrap();
     op.fsync_dir(&dir).unwrap();
-    // An error of the disk is told, so the disk was asked.
+    // An injected I/O error is returned, so both calls reach the disk.
     arm(0);
-    let told = [op.fsync(&file, SyncScope::Data), op.fsync_dir(&dir)];
+    let results = [op.fsync(&file, SyncScope::Data), op.fsync_dir(&dir)];
     disarm();
     assert_eq!(
-        told.map(|done| done.map_err(|e| e.errno())),
+        results.map(|done| done.map_err(|e| e.errno())),
         [Err(Errno::IO); 2]
     );
     drop(op);

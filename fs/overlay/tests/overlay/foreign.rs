@@ -1,9 +1,11 @@
-//! Layers that others wrote: marks that cowl reads and does not write, marks that mean nothing where
-//! they stand, and damage, which is told and never taken for "absent".
+//! Layers from other programs.
+//!
+//! They have markers that cowl reads but never writes, markers without a meaning, and damaged markers. Damage is an
+//! error and never treated as an absent object.
 
 use std::path::Path;
 
-use crate::common::{Lab, plant, set_xattr, spaces};
+use crate::common::{Lab, create_files, set_xattr, spaces};
 use cowl_layers::error::Errno;
 use cowl_layers::format::XattrSpace;
 
@@ -13,16 +15,16 @@ fn whiteout(path: &Path) {
     rustix::fs::mknodat(rustix::fs::CWD, path, device, mode, 0).unwrap();
 }
 
-fn marked_file(path: &Path, space: XattrSpace) {
+fn create_xattr_whiteout(path: &Path, space: XattrSpace) {
     std::fs::write(path, b"").unwrap();
     set_xattr(path, space.whiteout(), b"");
 }
 
 struct Case {
     name: &'static str,
-    /// Makes the layer above one with `d/x`, `d/y`, `e/z` and `f`.
+    /// Creates the layer above one with `d/x`, `d/y`, `e/z` and `f`.
     build: fn(&Path, XattrSpace),
-    /// All paths that show.
+    /// All visible paths.
     shown: &'static [&'static str],
 }
 
@@ -33,18 +35,18 @@ const CASES: &[Case] = &[
         shown: &["d", "d/x", "d/y", "e", "e/z", "f"],
     },
     Case {
-        name: "marked files in a marked folder",
+        name: "marked files in a marked directory",
         build: |top, space| {
-            plant(top, &["d/"]);
+            create_files(top, &["d/"]);
             set_xattr(&top.join("d"), space.opaque(), b"x");
-            marked_file(&top.join("d/x"), space);
+            create_xattr_whiteout(&top.join("d/x"), space);
         },
         shown: &["d", "d/y", "e", "e/z", "f"],
     },
     Case {
         name: "whiteouts that hide nothing, and names of tar layers",
         build: |top, _| {
-            plant(top, &["new/.wh.name", "e/.wh..wh..opq"]);
+            create_files(top, &["new/.wh.name", "e/.wh..wh..opq"]);
             whiteout(&top.join("new/w"));
             whiteout(&top.join("w"));
         },
@@ -63,7 +65,7 @@ const CASES: &[Case] = &[
     Case {
         name: "a sibling redirect",
         build: |top, space| {
-            plant(top, &["moved/"]);
+            create_files(top, &["moved/"]);
             set_xattr(&top.join("moved"), space.redirect(), b"d");
             whiteout(&top.join("d"));
         },
@@ -72,16 +74,16 @@ const CASES: &[Case] = &[
     Case {
         name: "a path redirect that ends in a NUL",
         build: |top, space| {
-            plant(top, &["e/moved/"]);
+            create_files(top, &["e/moved/"]);
             set_xattr(&top.join("e/moved"), space.redirect(), b"/d\0");
             whiteout(&top.join("d"));
         },
         shown: &["e", "e/moved", "e/moved/x", "e/moved/y", "e/z", "f"],
     },
     Case {
-        name: "an opaque folder with a redirect shows its own alone",
+        name: "an opaque directory with a redirect is not merged",
         build: |top, space| {
-            plant(top, &["e/own"]);
+            create_files(top, &["e/own"]);
             set_xattr(&top.join("e"), space.opaque(), b"y");
             set_xattr(&top.join("e"), space.redirect(), b"/d");
         },
@@ -90,7 +92,7 @@ const CASES: &[Case] = &[
     Case {
         name: "a redirect to nowhere, and one to a file",
         build: |top, space| {
-            plant(top, &["n/own", "m/"]);
+            create_files(top, &["n/own", "m/"]);
             set_xattr(&top.join("n"), space.redirect(), b"/none/at/all");
             set_xattr(&top.join("m"), space.redirect(), b"f");
         },
@@ -99,26 +101,26 @@ const CASES: &[Case] = &[
     Case {
         name: "a redirect on a file that is whole",
         build: |top, space| {
-            plant(top, &["f"]);
+            create_files(top, &["f"]);
             set_xattr(&top.join("f"), space.redirect(), b"/d/x");
         },
         shown: &["d", "d/x", "d/y", "e", "e/z", "f"],
     },
     Case {
-        name: "a file over a folder, a folder over a file",
-        build: |top, _| plant(top, &["d", "f/in"]),
+        name: "a file over a directory, a directory over a file",
+        build: |top, _| create_files(top, &["d", "f/in"]),
         shown: &["d", "e", "e/z", "f", "f/in"],
     },
 ];
 
 fn over(build: impl FnOnce(&Path), space: XattrSpace) -> Lab {
-    let lab = Lab::new(|top| plant(top, &["d/x", "d/y", "e/z", "f"])).in_space(space);
+    let lab = Lab::new(|top| create_files(top, &["d/x", "d/y", "e/z", "f"])).in_space(space);
     lab.add_lower(build);
     lab
 }
 
 #[test]
-fn what_shows() {
+fn foreign_markers_are_interpreted() {
     for &space in spaces() {
         for case in CASES {
             let lab = over(|top| (case.build)(top, space), space);
@@ -126,7 +128,7 @@ fn what_shows() {
             let tree = fs.tree();
             let paths: Vec<&String> = tree.keys().collect();
             assert_eq!(paths, case.shown, "{}", case.name);
-            // The same with all of it brought up, and moved there and back.
+            // Copy everything up, and rename each object of the root back and forth.
             for (path, object) in &tree {
                 fs.chmod(path, object.perm).unwrap();
                 if !path.contains('/') {
@@ -134,7 +136,7 @@ fn what_shows() {
                     fs.rename("elsewhere", path).unwrap();
                 }
             }
-            assert!(fs.tree() == tree, "{}: brought up", case.name);
+            assert!(fs.tree() == tree, "{}: copied up", case.name);
             drop(fs);
             assert!(
                 lab.open().tree() == tree,
@@ -145,30 +147,30 @@ fn what_shows() {
     }
 }
 
-/// A folder with marked files that gets opaque: the two marks are one attribute.
+/// The opaque marker and the marker of a directory with xattr whiteouts are values of the same xattr.
 #[test]
-fn marked_files_in_a_folder_that_gets_opaque() {
+fn xattr_whiteouts_in_a_directory_that_becomes_opaque() {
     for &space in spaces() {
         let lab = over(|_| {}, space);
-        // As a mount leaves it where no devices can be made.
+        // As a mount leaves it where device nodes are refused.
         let n = lab.upper().join("n");
-        plant(&lab.upper(), &["n/own"]);
+        create_files(&lab.upper(), &["n/own"]);
         set_xattr(&n, space.opaque(), b"x");
-        marked_file(&n.join("w"), space);
+        create_xattr_whiteout(&n.join("w"), space);
         let fs = lab.open();
         assert_eq!(fs.names("n").unwrap(), ["own"]);
         fs.unlink("e/z").unwrap();
         fs.rename("n", "e").unwrap();
         assert_eq!(fs.names("e").unwrap(), ["own"]);
         fs.tree();
-        assert_eq!(lab.marks(), ["e dir opaque", "e/own file"]);
+        assert_eq!(lab.describe_upper(), ["e dir opaque", "e/own file"]);
         fs.unlink("e/own").unwrap();
         fs.rmdir("e").unwrap();
     }
 }
 
 #[test]
-fn damage_is_told() {
+fn damaged_markers_return_eio() {
     let space = XattrSpace::detect();
     let bad: [(&str, &[u8]); 5] = [
         (space.redirect(), b"../d"),
@@ -177,26 +179,26 @@ fn damage_is_told() {
         (space.ino(), b""),
         (space.ino(), b"\x01short"),
     ];
-    for (mark, value) in bad {
+    for (marker, value) in bad {
         let lab = over(
             |top| {
-                plant(top, &["d/"]);
-                set_xattr(&top.join("d"), mark, value);
+                create_files(top, &["d/"]);
+                set_xattr(&top.join("d"), marker, value);
             },
             space,
         );
         let fs = lab.open();
-        let why = format!("{mark} {}", value.escape_ascii());
-        assert_eq!(fs.attr("d").unwrap_err(), Errno::IO, "{why}");
-        assert_eq!(fs.mkdir("d").unwrap_err(), Errno::IO, "{why}");
-        assert_eq!(fs.read("f").unwrap(), b"content of f", "{why}");
-        // What it marks is not hidden by that, and the layer is not written over it.
-        assert_eq!(lab.marks(), [""; 0], "{why}");
+        let description = format!("{marker} {}", value.escape_ascii());
+        assert_eq!(fs.attr("d").unwrap_err(), Errno::IO, "{description}");
+        assert_eq!(fs.mkdir("d").unwrap_err(), Errno::IO, "{description}");
+        assert_eq!(fs.read("f").unwrap(), b"content of f", "{description}");
+        // The upper layer stays unchanged: the marked object is not replaced.
+        assert_eq!(lab.describe_upper(), [""; 0], "{description}");
     }
-    // A file whose content is nowhere.
+    // A metacopy without content in any layer.
     let lab = over(
         |top| {
-            plant(top, &["lost"]);
+            create_files(top, &["lost"]);
             set_xattr(&top.join("lost"), space.metacopy(), b"");
         },
         space,
@@ -205,14 +207,14 @@ fn damage_is_told() {
 }
 
 #[test]
-fn a_borrowed_number_counts_only_while_its_lender_is_there() {
+fn inherited_number_requires_its_layer() {
     let space = XattrSpace::detect();
     let lab = over(
         |top| {
-            plant(top, &["later", "other"]);
+            create_files(top, &["later", "other"]);
             set_xattr(&top.join("later"), space.ino(), b"\x02whatever");
-            let nobody = [&[1][..], &7_u64.to_le_bytes(), &1234_u64.to_le_bytes()].concat();
-            set_xattr(&top.join("other"), space.ino(), &nobody);
+            let unknown_layer = [&[1][..], &7_u64.to_le_bytes(), &1234_u64.to_le_bytes()].concat();
+            set_xattr(&top.join("other"), space.ino(), &unknown_layer);
         },
         space,
     );

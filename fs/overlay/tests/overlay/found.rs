@@ -1,12 +1,13 @@
-//! What the model test found, each in the fewest steps that show it.
+//! Regression tests of failures that the model test found, each reduced to a minimum.
 
 use crate::common::Lab;
 use cowl_layers::format::XattrSpace;
 
-/// In the user space a fifo or symbolic link can't carry the mark of its number: its copy had two numbers
-/// at once, the one that was known and the one that a new look at the name gave.
+/// In the user namespace, a FIFO or a symbolic link cannot have the xattr with its inode number.
+///
+/// The copy had two numbers at once: the cached one and the one that a new lookup returned.
 #[test]
-fn what_can_carry_no_mark_keeps_its_number_while_mounted() {
+fn object_without_number_marker_keeps_its_number_while_mounted() {
     let lab = Lab::new(|_| {}).in_space(XattrSpace::User);
     let fs = lab.open();
     fs.mkfifo("fifo").unwrap();
@@ -17,9 +18,9 @@ fn what_can_carry_no_mark_keeps_its_number_while_mounted() {
     fs.rename("link", "moved").unwrap();
     let after = || ["fifo", "moved"].map(|name| fs.number(name));
     assert_eq!(after(), before);
-    // The listing says the same.
+    // Verifies that listings agree.
     fs.tree();
-    // What was forgotten comes back as the same.
+    // A forgotten object gets the same number at the next lookup.
     for number in before {
         fs.overlay.inodes().forget(number, u64::MAX);
     }
@@ -27,9 +28,9 @@ fn what_can_carry_no_mark_keeps_its_number_while_mounted() {
     fs.tree();
 }
 
-/// And the number does not pass to what comes to lie in its place on the disk.
+/// A new object that reuses the inode on disk must not inherit the number of the removed copy.
 #[test]
-fn a_number_that_could_not_be_marked_goes_with_its_object() {
+fn number_without_marker_is_not_reused() {
     let lab = Lab::new(|_| {}).in_space(XattrSpace::User);
     let fs = lab.open();
     let names: Vec<String> = (0..20).map(|at| format!("fifo{at}")).collect();
@@ -39,13 +40,13 @@ fn a_number_that_could_not_be_marked_goes_with_its_object() {
         fs.chmod(name, 0o600).unwrap();
         let number = fs.number(name);
         fs.unlink(name).unwrap();
-        // Nobody has it any more, so that its place on the disk is free.
+        // Drop the last reference, so that the filesystem frees the inode.
         fs.overlay.inodes().forget(number, u64::MAX);
     }
-    // The file system gives freed inodes to the next who asks.
+    // The filesystem reuses freed inodes.
     for at in 0..40 {
         fs.create(&format!("file{at}"), b"x").unwrap();
     }
-    // A listing and a look at a name say the same number.
+    // Verifies that listings agree with lookups.
     fs.tree();
 }

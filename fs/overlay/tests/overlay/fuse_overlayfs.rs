@@ -1,14 +1,15 @@
-//! Marks of fuse-overlayfs, which are names: read where the mount is told to, ordinary names elsewhere.
+//! Markers of fuse-overlayfs, which are file names: interpreted with the mount option, ordinary names without it.
 
-use crate::common::{Lab, plant, set_xattr, spaces};
+use crate::common::{Lab, create_files, set_xattr, spaces};
 use cowl_layers::error::Errno;
 use cowl_layers::format::XattrSpace;
 
-/// A lower, a layer above it that fuse-overlayfs could have written, and an upper that it wrote.
+/// Creates a lower layer, and above it a layer and an upper layer as fuse-overlayfs writes them.
 fn lab(space: XattrSpace) -> Lab {
-    let lab = Lab::new(|top| plant(top, &["d/x", "d/y", "e/z", "f", "g/a", "h/b", "i/c", "k"]));
+    let lab =
+        Lab::new(|top| create_files(top, &["d/x", "d/y", "e/z", "f", "g/a", "h/b", "i/c", "k"]));
     lab.add_lower(|top| {
-        plant(
+        create_files(
             top,
             &[
                 "d/.wh.x",
@@ -25,12 +26,12 @@ fn lab(space: XattrSpace) -> Lab {
         set_xattr(&top.join("g"), "user.fuseoverlayfs.opaque", b"y");
     });
     let lab = lab.in_space(space);
-    plant(&lab.upper(), &["i/.wh.c", ".wh.k", "d/.wh.y"]);
+    create_files(&lab.upper(), &["i/.wh.c", ".wh.k", "d/.wh.y"]);
     lab
 }
 
 #[test]
-fn names_are_marks_where_the_mount_is_told_so() {
+fn fuse_overlayfs_markers_count_with_the_option() {
     for &space in spaces() {
         let lab = lab(space);
         let fs = lab.open_foreign();
@@ -63,13 +64,13 @@ fn names_are_marks_where_the_mount_is_told_so() {
 }
 
 #[test]
-fn changes_above_them_leave_marks_of_our_own() {
+fn changes_above_fuse_overlayfs_markers_leave_own_markers() {
     for &space in spaces() {
         let lab = lab(space);
         let fs = lab.open_foreign();
-        // Copied up, an opaque folder must not hide itself.
-        for folder in ["d", "e", "g", "h", "i"] {
-            fs.chmod(folder, 0o700).unwrap();
+        // The copy of an opaque directory must not hide the original's content.
+        for dir in ["d", "e", "g", "h", "i"] {
+            fs.chmod(dir, 0o700).unwrap();
         }
         fs.create("k", b"k").unwrap();
         fs.mkdir("f").unwrap();
@@ -77,11 +78,11 @@ fn changes_above_them_leave_marks_of_our_own() {
         fs.link("d/y", "i/c").unwrap();
         fs.unlink("i/own").unwrap();
         fs.rename("h", "h2").unwrap();
-        for mark in [".wh.new", "d/.wh..wh..opq", ".wh."] {
-            assert_eq!(fs.create(mark, b""), Err(Errno::INVAL), "{mark}");
-            assert_eq!(fs.mkdir(mark), Err(Errno::INVAL), "{mark}");
-            assert_eq!(fs.rename("k", mark), Err(Errno::INVAL), "{mark}");
-            assert_eq!(fs.link("k", mark), Err(Errno::INVAL), "{mark}");
+        for marker in [".wh.new", "d/.wh..wh..opq", ".wh."] {
+            assert_eq!(fs.create(marker, b""), Err(Errno::INVAL), "{marker}");
+            assert_eq!(fs.mkdir(marker), Err(Errno::INVAL), "{marker}");
+            assert_eq!(fs.rename("k", marker), Err(Errno::INVAL), "{marker}");
+            assert_eq!(fs.link("k", marker), Err(Errno::INVAL), "{marker}");
         }
         fs.unlink("k").unwrap();
         fs.rename("d/y", "k").unwrap();
@@ -95,8 +96,8 @@ fn changes_above_them_leave_marks_of_our_own() {
             ("i", &["c"]),
         ];
         let fs = lab.open_foreign();
-        for (folder, names) in expected {
-            assert_eq!(fs.names(folder).unwrap(), names, "{folder}");
+        for (dir, names) in expected {
+            assert_eq!(fs.names(dir).unwrap(), names, "{dir}");
         }
         assert_eq!(fs.names("h2").unwrap(), ["own"]);
         assert_eq!(fs.attr("k").unwrap().stat.nlink, 2);
@@ -109,7 +110,7 @@ fn changes_above_them_leave_marks_of_our_own() {
 }
 
 #[test]
-fn they_are_ordinary_names_else() {
+fn fuse_overlayfs_markers_are_ordinary_names_without_the_option() {
     for &space in spaces() {
         let lab = lab(space);
         let fs = lab.open();
@@ -127,12 +128,12 @@ fn they_are_ordinary_names_else() {
     }
 }
 
-/// `.wh.NAME` beside NAME says that a folder NAME is opaque: another folder that gets its name is not.
+/// `.wh.NAME` next to a directory NAME marks it as opaque. A directory that is moved to NAME must not become opaque.
 #[test]
-fn a_folder_that_is_moved_over_a_marked_one_shows_what_it_showed() {
+fn directory_moved_over_an_opaque_marker_keeps_its_content() {
     for &space in spaces() {
-        let lab = Lab::new(|top| plant(top, &["from/a", "to/b", "plain/c"])).in_space(space);
-        plant(&lab.upper(), &["to/", ".wh.to", "plain/", ".wh.plain"]);
+        let lab = Lab::new(|top| create_files(top, &["from/a", "to/b", "plain/c"])).in_space(space);
+        create_files(&lab.upper(), &["to/", ".wh.to", "plain/", ".wh.plain"]);
         let mut fs = lab.open_foreign();
         assert_eq!(fs.names("to").unwrap(), [""; 0]);
         fs.rename("from", "to").unwrap();

@@ -1,18 +1,18 @@
-//! A file with several names stays one file: through a change, a new mount, a frozen upper.
+//! Hard links are never broken: by a change, a new mount, or a frozen upper layer.
 
-use crate::common::{Fs, Lab, WRITE, plant};
+use crate::common::{Fs, Lab, WRITE, create_files};
 
 const NAMES: [&str; 3] = ["a", "d/b", "e/f/c"];
 
 fn lab() -> Lab {
     Lab::new(|top| {
-        plant(top, &["a", "d/x", "e/f/y"]);
+        create_files(top, &["a", "d/x", "e/f/y"]);
         std::fs::hard_link(top.join("a"), top.join("d/b")).unwrap();
         std::fs::hard_link(top.join("a"), top.join("e/f/c")).unwrap();
     })
 }
 
-fn one_file(fs: &Fs, names: &[&str], content: &[u8], perm: u32) {
+fn assert_one_file(fs: &Fs, names: &[&str], content: &[u8], perm: u32) {
     let number = fs.number(names[0]);
     for name in names {
         let attr = fs.attr(name).unwrap();
@@ -24,10 +24,10 @@ fn one_file(fs: &Fs, names: &[&str], content: &[u8], perm: u32) {
     fs.tree();
 }
 
-type Act = fn(&Fs, &str);
+type Change = fn(&Fs, &str);
 
-/// What is done through one name, and what content and mode show through all then.
-const ACTS: [(Act, &[u8], u32); 4] = [
+/// A change through one name, with the expected content and mode through all names.
+const CHANGES: [(Change, &[u8], u32); 4] = [
     (
         |fs, name| fs.chmod(name, 0o600).unwrap(),
         b"content of a",
@@ -54,47 +54,46 @@ const ACTS: [(Act, &[u8], u32); 4] = [
 ];
 
 #[test]
-fn a_change_through_one_shows_through_all() {
-    for (act, content, perm) in ACTS {
+fn change_through_one_name_is_visible_through_all() {
+    for (act, content, perm) in CHANGES {
         for name in NAMES {
             let lab = lab();
             let fs = lab.open();
             let number = fs.number(name);
-            one_file(&fs, &NAMES, b"content of a", 0o644);
+            assert_one_file(&fs, &NAMES, b"content of a", 0o644);
             act(&fs, name);
-            one_file(&fs, &NAMES, content, perm);
+            assert_one_file(&fs, &NAMES, content, perm);
             drop(fs);
             let fs = lab.open();
-            one_file(&fs, &NAMES, content, perm);
+            assert_one_file(&fs, &NAMES, content, perm);
             assert_eq!(fs.number(name), number);
-            // Frozen, and changed once more, through another name.
+            // Freeze the layer, and change the file through another name.
             lab.push(&fs).unwrap();
-            one_file(&fs, &NAMES, content, perm);
+            assert_one_file(&fs, &NAMES, content, perm);
             fs.chmod(NAMES[1], 0o640).unwrap();
-            one_file(&fs, &NAMES, content, 0o640);
+            assert_one_file(&fs, &NAMES, content, 0o640);
             lab.push(&fs).unwrap();
             fs.overwrite(NAMES[2], b"last").unwrap();
-            one_file(&fs, &NAMES, b"last", 0o640);
+            assert_one_file(&fs, &NAMES, b"last", 0o640);
             drop(fs);
             let fs = lab.open();
-            one_file(&fs, &NAMES, b"last", 0o640);
+            assert_one_file(&fs, &NAMES, b"last", 0o640);
             assert_eq!(fs.number(name), number);
         }
     }
 }
 
-/// Folders above the names are moved before the file comes up, in this mount, an earlier one, or a
-/// frozen layer.
+/// Parents of the names are moved before the copy-up: in this mount, an earlier one, or a frozen layer.
 #[test]
-fn names_in_moved_folders() {
-    for (act, content, perm) in ACTS {
-        for way in 0..3 {
+fn hard_links_in_moved_directories() {
+    for (act, content, perm) in CHANGES {
+        for scenario in 0..3 {
             let lab = lab();
             let mut fs = lab.open();
             fs.rename("e", "moved").unwrap();
             fs.rename("moved/f", "d/g").unwrap();
             fs.rename("d", "h").unwrap();
-            match way {
+            match scenario {
                 0 => {}
                 1 => {
                     drop(fs);
@@ -110,60 +109,63 @@ fn names_in_moved_folders() {
             }
             let names = ["a", "h/b", "h/g/c"];
             act(&fs, "h/g/c");
-            one_file(&fs, &names, content, perm);
+            assert_one_file(&fs, &names, content, perm);
             drop(fs);
-            one_file(&lab.open(), &names, content, perm);
+            assert_one_file(&lab.open(), &names, content, perm);
         }
     }
 }
 
 #[test]
-fn names_come_and_go() {
+fn link_unlink_and_rename_of_hard_links() {
     let lab = lab();
     let fs = lab.open();
     fs.unlink("a").unwrap();
-    one_file(&fs, &NAMES[1..], b"content of a", 0o644);
+    assert_one_file(&fs, &NAMES[1..], b"content of a", 0o644);
     fs.link("d/b", "n").unwrap();
-    one_file(&fs, &["d/b", "e/f/c", "n"], b"content of a", 0o644);
+    assert_one_file(&fs, &["d/b", "e/f/c", "n"], b"content of a", 0o644);
     fs.rename("e/f/c", "a").unwrap();
-    one_file(&fs, &["a", "d/b", "n"], b"content of a", 0o644);
-    // Two names of one file: nothing happens.
+    assert_one_file(&fs, &["a", "d/b", "n"], b"content of a", 0o644);
+    // Renaming between two names of one file does nothing.
     fs.rename("a", "n").unwrap();
-    one_file(&fs, &["a", "d/b", "n"], b"content of a", 0o644);
+    assert_one_file(&fs, &["a", "d/b", "n"], b"content of a", 0o644);
     fs.append("n", b"+").unwrap();
-    one_file(&fs, &["a", "d/b", "n"], b"content of a+", 0o644);
+    assert_one_file(&fs, &["a", "d/b", "n"], b"content of a+", 0o644);
     fs.rename("d/x", "n").unwrap();
-    one_file(&fs, &["a", "d/b"], b"content of a+", 0o644);
+    assert_one_file(&fs, &["a", "d/b"], b"content of a+", 0o644);
     lab.push(&fs).unwrap();
     fs.unlink("d/b").unwrap();
-    one_file(&fs, &["a"], b"content of a+", 0o644);
+    assert_one_file(&fs, &["a"], b"content of a+", 0o644);
     drop(fs);
     let fs = lab.open();
-    one_file(&fs, &["a"], b"content of a+", 0o644);
+    assert_one_file(&fs, &["a"], b"content of a+", 0o644);
     assert_eq!(fs.read("n").unwrap(), b"content of d/x");
 }
 
-/// A name that an upper layer of another program hides does not come back with the others.
+/// A name that is hidden by a layer of another program does not reappear in a copy-up.
 #[test]
-fn hidden_names_are_not_linked() {
+fn hidden_names_are_not_copied_up() {
     let lab = lab();
     lab.add_lower(|top| {
-        plant(top, &["d/"]);
+        create_files(top, &["d/"]);
         let device = rustix::fs::FileType::CharacterDevice;
         let mode = rustix::fs::Mode::empty();
         rustix::fs::mknodat(rustix::fs::CWD, top.join("a"), device, mode, 0).unwrap();
         std::fs::write(top.join("d/b"), "another").unwrap();
     });
     let fs = lab.open();
-    one_file(&fs, &["e/f/c"], b"content of a", 0o644);
+    assert_one_file(&fs, &["e/f/c"], b"content of a", 0o644);
     fs.chmod("e/f/c", 0o600).unwrap();
-    one_file(&fs, &["e/f/c"], b"content of a", 0o600);
-    one_file(&fs, &["d/b"], b"another", 0o644);
-    assert_eq!(lab.marks(), ["e dir", "e/f dir", "e/f/c file metacopy"]);
+    assert_one_file(&fs, &["e/f/c"], b"content of a", 0o600);
+    assert_one_file(&fs, &["d/b"], b"another", 0o644);
+    assert_eq!(
+        lab.describe_upper(),
+        ["e dir", "e/f dir", "e/f/c file metacopy"]
+    );
 }
 
 #[test]
-fn a_file_whose_known_names_go_keeps_the_others() {
+fn removal_of_all_known_names_keeps_the_others() {
     let lab = Lab::new(|_| {});
     let upper = lab.upper();
     std::fs::write(upper.join("a"), b"text").unwrap();
@@ -171,21 +173,21 @@ fn a_file_whose_known_names_go_keeps_the_others() {
         std::fs::hard_link(upper.join("a"), upper.join(name)).unwrap();
     }
     let fs = lab.open();
-    // Nobody has looked at the other names yet.
+    // The other names were not looked up yet.
     let inode = fs.find("a").unwrap();
     let handle = fs.open("a", WRITE).unwrap();
     fs.unlink("a").unwrap();
-    assert_eq!(fs.attr_of(&inode).unwrap().stat.nlink, 3);
+    assert_eq!(fs.attr_of_inode(&inode).unwrap().stat.nlink, 3);
     fs.write_handle(&handle, 0, b"more").unwrap();
     assert_eq!(fs.attr("b").unwrap().stat.nlink, 3);
     assert_eq!(fs.attr("b").unwrap().ino, inode.ino());
     fs.link("b", "e").unwrap();
     fs.rename("b", "f").unwrap();
     assert_eq!(fs.read("c").unwrap(), b"more");
-    assert_eq!(fs.attr_of(&inode).unwrap().stat.nlink, 4);
+    assert_eq!(fs.attr_of_inode(&inode).unwrap().stat.nlink, 4);
     fs.overlay.close(&handle);
     lab.push(&fs).unwrap();
-    // Copied up with all of them, though one was never looked at.
+    // The file is copied up under all names, although one was never looked up.
     fs.append("c", b"!").unwrap();
     for name in ["c", "d", "e", "f"] {
         assert_eq!(fs.read(name).unwrap(), b"more!", "{name}");
@@ -193,28 +195,28 @@ fn a_file_whose_known_names_go_keeps_the_others() {
     let handle = fs.open("c", WRITE).unwrap();
     for (name, left) in [("c", 3), ("d", 2), ("e", 1), ("f", 0)] {
         fs.unlink(name).unwrap();
-        assert_eq!(fs.attr_of(&inode).unwrap().stat.nlink, left, "{name}");
+        assert_eq!(fs.attr_of_inode(&inode).unwrap().stat.nlink, left, "{name}");
     }
     assert_eq!(fs.read_handle(&handle).unwrap(), b"more!");
     fs.overlay.close(&handle);
 }
 
 #[test]
-fn a_file_with_ten_thousand_names_stays_one() {
+fn file_with_ten_thousand_names_stays_one_file() {
     const NAMES: usize = 10_000;
     let lab = Lab::new(|top| {
-        plant(top, &["d/0", "e/"]);
+        create_files(top, &["d/0", "e/"]);
         for number in 1..NAMES {
-            let folder = if number % 2 == 0 { "d" } else { "e" };
-            let name = top.join(folder).join(number.to_string());
+            let dir = if number % 2 == 0 { "d" } else { "e" };
+            let name = top.join(dir).join(number.to_string());
             std::fs::hard_link(top.join("d/0"), name).unwrap();
         }
     });
     let fs = lab.open();
     fs.overwrite("e/1", b"new").unwrap();
     for number in (0..NAMES).step_by(997) {
-        let folder = if number % 2 == 0 { "d" } else { "e" };
-        let path = format!("{folder}/{number}");
+        let dir = if number % 2 == 0 { "d" } else { "e" };
+        let path = format!("{dir}/{number}");
         assert_eq!(fs.read(&path).unwrap(), b"new", "{path}");
         assert_eq!(fs.attr(&path).unwrap().stat.nlink, NAMES as u64);
     }
@@ -222,9 +224,9 @@ fn a_file_with_ten_thousand_names_stays_one() {
     assert_eq!(fs.attr("e/9999").unwrap().stat.nlink, NAMES as u64 - 1);
 }
 
-/// Names beyond those that are remembered: the last remembered one went, and then the layer was frozen.
+/// A file has more names than the inode records; all recorded ones are removed, and then the layer is frozen.
 #[test]
-fn names_that_are_left_over_a_snapshot_are_counted() {
+fn unknown_names_are_counted_after_a_snapshot() {
     let names: Vec<String> = (0..12).map(|number| format!("n{number:02}")).collect();
     let lab = Lab::new(|_| {});
     let fs = lab.open();
@@ -233,7 +235,7 @@ fn names_that_are_left_over_a_snapshot_are_counted() {
     for pair in names.windows(2) {
         fs.link(&pair[0], &pair[1]).unwrap();
     }
-    // The eight that are remembered, so that none is.
+    // Remove the eight recorded names.
     for name in &names[4..] {
         fs.unlink(name).unwrap();
     }
@@ -247,6 +249,6 @@ fn names_that_are_left_over_a_snapshot_are_counted() {
     }
     let inode = fs.find(&names[0]).unwrap();
     fs.unlink(&names[0]).unwrap();
-    assert_eq!(fs.attr_of(&inode).unwrap().stat.nlink, 0);
+    assert_eq!(fs.attr_of_inode(&inode).unwrap().stat.nlink, 0);
     assert_eq!(fs.names("").unwrap(), [""; 0]);
 }

@@ -1,18 +1,18 @@
-//! Which layer is written, and by whom: a frozen one never, an overlay without upper none.
+//! Writes go only to the upper layer: never to a frozen one, and nowhere without an upper layer.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
-use crate::common::{Fs, Lab, R, READ, WRITE, caller, disk, is_root, plant};
+use crate::common::{Fs, Lab, R, READ, WRITE, caller, create_files, disk, is_root};
 use cowl_layers::error::Errno;
 use cowl_layers::format::XattrSpace;
 use cowl_overlay::idmap::{IdMap, IdRange, OVERFLOW};
 use cowl_overlay::{Caller, OverlayOptions, PushError, SetAttr};
 
-/// Numbers that look random and are the same in every run.
-struct Dice(u64);
+/// A deterministic pseudorandom number generator.
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     fn below(&mut self, limit: usize) -> usize {
         self.0 = self
             .0
@@ -22,22 +22,20 @@ impl Dice {
     }
 }
 
-/// How many runs; COWL_SEEDS asks for more.
+/// Returns the number of runs, which COWL_SEEDS sets.
 fn seeds() -> u64 {
     std::env::var("COWL_SEEDS").map_or(3, |seeds| seeds.parse().unwrap())
 }
 
-/// One operation on something that is there; most of them work.
-fn some_change(fs: &Fs, dice: &mut Dice, turn: usize) -> bool {
+/// Runs a random operation on an existing path, and returns whether it succeeded. Most do.
+fn random_change(fs: &Fs, rng: &mut Rng, turn: usize) -> bool {
     let tree = fs.tree();
     let paths: Vec<&String> = tree.keys().collect();
-    let path = paths[dice.below(paths.len())].as_str();
-    let other = paths[dice.below(paths.len())];
-    let folder = other.rsplit_once('/').map_or("", |(folder, _)| folder);
-    let new = format!("{folder}/n{turn}")
-        .trim_start_matches('/')
-        .to_owned();
-    let kind = dice.below(12);
+    let path = paths[rng.below(paths.len())].as_str();
+    let other = paths[rng.below(paths.len())];
+    let dir = other.rsplit_once('/').map_or("", |(dir, _)| dir);
+    let new = format!("{dir}/n{turn}").trim_start_matches('/').to_owned();
+    let kind = rng.below(12);
     let done = match kind {
         0 => fs.append(path, b"+"),
         1 => fs.overwrite(path, b"new"),
@@ -51,16 +49,16 @@ fn some_change(fs: &Fs, dice: &mut Dice, turn: usize) -> bool {
         10 => fs.mkdir(&new),
         _ => fs.create(&new, b"made"),
     };
-    // Shown when the test fails.
+    // cargo prints this only if the test fails.
     println!("{turn}: {kind} {path} {other} {new}: {done:?}");
     done.is_ok()
 }
 
 #[test]
-fn a_frozen_layer_is_never_written() {
+fn frozen_layer_is_never_written() {
     for seed in 0..seeds() {
         let lab = Lab::new(|top| {
-            plant(top, &["a", "d/b", "d/s/c", "d/s/t/u", "e/f", "g/"]);
+            create_files(top, &["a", "d/b", "d/s/c", "d/s/t/u", "e/f", "g/"]);
             std::fs::hard_link(top.join("a"), top.join("e/h")).unwrap();
             std::fs::hard_link(top.join("a"), top.join("d/s/i")).unwrap();
         })
@@ -74,11 +72,11 @@ fn a_frozen_layer_is_never_written() {
         let base = disk(&lab.lower());
         let bottom = lab.lower();
         let fs = lab.open();
-        let mut dice = Dice(seed);
+        let mut rng = Rng(seed);
         let mut frozen = Vec::new();
         for round in 0..3 {
             let worked = (0..70)
-                .filter(|turn| some_change(&fs, &mut dice, round * 100 + turn))
+                .filter(|turn| random_change(&fs, &mut rng, round * 100 + turn))
                 .count();
             assert!(worked > 20, "{worked}");
             let shown = fs.tree();
@@ -88,13 +86,13 @@ fn a_frozen_layer_is_never_written() {
             let digest = disk(&old);
             frozen.push((old, digest, shown));
         }
-        // Now everything is changed.
+        // Change every object.
         for (path, object) in fs.tree() {
             println!("chmod {path}");
             fs.chmod(&path, object.perm ^ 0o001).unwrap();
         }
         for turn in 0..60 {
-            some_change(&fs, &mut dice, 1000 + turn);
+            random_change(&fs, &mut rng, 1000 + turn);
         }
         let shown = fs.tree();
         let numbers = |fs: &Fs| -> Vec<u64> { shown.keys().map(|path| fs.number(path)).collect() };
@@ -114,14 +112,14 @@ fn a_frozen_layer_is_never_written() {
 }
 
 #[test]
-fn what_is_being_written_goes_on_in_the_new_layer() {
-    let lab = Lab::new(|top| plant(top, &["f", "g", "h"]));
+fn open_writers_continue_in_the_new_layer() {
+    let lab = Lab::new(|top| create_files(top, &["f", "g", "h"]));
     let fs = lab.open();
     let reader = fs.open("f", READ).unwrap();
     let writer = fs.open("f", WRITE).unwrap();
     let other = fs.open("f", WRITE).unwrap();
     fs.write_handle(&writer, 0, b"C").unwrap();
-    // One with two names, one without any, and one that only its attributes bring up first.
+    // A file with two names, one without a name, and one whose attributes are copied up before its content.
     fs.link("g", "alias").unwrap();
     let linked = fs.open("alias", WRITE).unwrap();
     let nameless = fs.open("h", WRITE).unwrap();
@@ -133,8 +131,8 @@ fn what_is_being_written_goes_on_in_the_new_layer() {
     let before = fs.tree();
     let old = lab.push(&fs).unwrap();
     let digest = disk(&old);
-    assert!(fs.tree() == before, "a push shows nothing");
-    assert_eq!(lab.marks(), [""; 0], "a push copies nothing");
+    assert!(fs.tree() == before, "a push is not visible");
+    assert_eq!(lab.describe_upper(), [""; 0], "a push copies nothing");
 
     for (handle, at, data) in [
         (&writer, 1, b"O"),
@@ -156,7 +154,7 @@ fn what_is_being_written_goes_on_in_the_new_layer() {
     assert_eq!(fs.number("alias"), fs.number("g"));
     assert_eq!(disk(&old), digest, "the frozen layer was written");
 
-    // And once more.
+    // Push a second layer.
     let second = lab.push(&fs).unwrap();
     let second_digest = disk(&second);
     fs.write_handle(&writer, 0, b"c").unwrap();
@@ -168,15 +166,15 @@ fn what_is_being_written_goes_on_in_the_new_layer() {
 }
 
 #[test]
-fn a_push_costs_the_same_however_much_there_is() {
-    let lab = Lab::new(|top| plant(top, &["f"]));
+fn push_cost_is_independent_of_tree_size() {
+    let lab = Lab::new(|top| create_files(top, &["f"]));
     let fs = lab.open();
     for at in 0..500 {
         fs.create(&format!("n{at}"), b"x").unwrap();
     }
     let old = lab.push(&fs).unwrap();
     assert_eq!(std::fs::read_dir(&old).unwrap().count(), 500);
-    assert_eq!(lab.marks(), [""; 0]);
+    assert_eq!(lab.describe_upper(), [""; 0]);
     assert_eq!(
         std::fs::read_dir(lab.work().join("work")).unwrap().count(),
         0
@@ -184,8 +182,8 @@ fn a_push_costs_the_same_however_much_there_is() {
 }
 
 #[test]
-fn without_an_upper_everything_is_refused() {
-    let lab = Lab::new(|top| plant(top, &["f", "d/x", "e/"]));
+fn changes_without_an_upper_layer_return_erofs() {
+    let lab = Lab::new(|top| create_files(top, &["f", "d/x", "e/"]));
     let acts: [fn(&Fs) -> R<()>; 19] = [
         |fs| fs.append("f", b"+"),
         |fs| fs.overwrite("f", b""),
@@ -218,15 +216,15 @@ fn without_an_upper_everything_is_refused() {
 }
 
 #[test]
-fn marks_of_another_overlay_are_stored_escaped() {
+fn markers_of_a_nested_overlay_are_stored_escaped() {
     for &space in crate::common::spaces() {
-        let mut lab = Lab::new(|top| plant(top, &["d/x"]));
+        let mut lab = Lab::new(|top| create_files(top, &["d/x"]));
         lab.space = space;
         let fs = lab.open();
-        for mark in [space.opaque(), space.redirect(), space.ino()] {
-            fs.set_xattr("d", mark, b"y").unwrap();
-            assert_eq!(fs.get_xattr("d", mark).unwrap(), b"y");
-            let inner = mark.strip_prefix(space.prefix()).unwrap();
+        for marker in [space.opaque(), space.redirect(), space.ino()] {
+            fs.set_xattr("d", marker, b"y").unwrap();
+            assert_eq!(fs.get_xattr("d", marker).unwrap(), b"y");
+            let inner = marker.strip_prefix(space.prefix()).unwrap();
             let stored = format!("{}{inner}", space.escaped());
             let on_disk = crate::common::xattrs(&lab.upper().join("d"));
             assert!(on_disk.contains(&(stored, b"y".to_vec())), "{on_disk:?}");
@@ -234,10 +232,14 @@ fn marks_of_another_overlay_are_stored_escaped() {
         assert_eq!(fs.xattr_names(&fs.find("d").unwrap()).len(), 3);
         drop(fs);
         let fs = lab.open();
-        assert_eq!(fs.names("d").unwrap(), ["x"], "it was taken for a mark");
+        assert_eq!(
+            fs.names("d").unwrap(),
+            ["x"],
+            "it was interpreted as a marker"
+        );
         fs.remove_xattr("d", space.opaque()).unwrap();
         assert_eq!(fs.get_xattr("d", space.opaque()), Err(Errno::NODATA));
-        // Another space's marks are nobody's.
+        // Markers of another namespace are ordinary xattrs.
         if space == XattrSpace::Trusted {
             fs.set_xattr("d", "user.overlay.opaque", b"y").unwrap();
             let on_disk = crate::common::xattrs(&lab.upper().join("d"));
@@ -264,7 +266,7 @@ fn ids_are_mapped_both_ways() {
         IdMap::new(vec![range], None)
     };
     let lab = Lab::new(|top| {
-        plant(top, &["mine", "foreign"]);
+        create_files(top, &["mine", "foreign"]);
         std::os::unix::fs::chown(top.join("mine"), Some(100_005), Some(100_006)).unwrap();
     })
     .with(OverlayOptions {
@@ -293,7 +295,7 @@ fn ids_are_mapped_both_ways() {
         ((7, 6), (100_007, 100_006))
     );
     assert_eq!(fs.set("mine", &set(1000)).unwrap_err(), Errno::OVERFLOW);
-    // Copied up as it lies below, though it shows as nobody's.
+    // A copy-up preserves an owner that is not mapped.
     fs.chmod("foreign", 0o600).unwrap();
     assert_eq!(
         (owner(&fs, "foreign"), on_disk("foreign")),
@@ -307,7 +309,7 @@ fn ids_are_mapped_both_ways() {
         Some(100_009),
     )
     .unwrap();
-    let who = Caller {
+    let mapped_caller = Caller {
         pid: 0,
         uid: 8,
         gid: 9,
@@ -315,16 +317,19 @@ fn ids_are_mapped_both_ways() {
     };
     let root = fs.find("").unwrap();
     let name = cowl_layers::Name::new("new").unwrap();
-    fs.overlay.begin().mkdir(who, &root, &name, 0o755).unwrap();
+    fs.overlay
+        .begin()
+        .mkdir(mapped_caller, &root, &name, 0o755)
+        .unwrap();
     assert_eq!(
         (owner(&fs, "new"), on_disk("new")),
         ((8, 9), (100_008, 100_009))
     );
 }
 
-/// Whoever lets the kernel write by itself counts the files; the frozen layer would be written to.
+/// With passthrough, the kernel writes without requests, so a push would let it write to a frozen layer.
 #[test]
-fn no_layer_is_pushed_while_files_are_written_unseen() {
+fn push_fails_while_files_may_be_written_without_requests() {
     let lab = Lab::new(|_| {});
     let fs = lab.open();
     fs.create("file", b"content").unwrap();

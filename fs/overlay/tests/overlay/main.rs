@@ -1,4 +1,4 @@
-//! The overlay without FUSE: layers, names, copy-up, redirects, races.
+//! Tests of the overlay in process, without FUSE: layers, names, copy-up, redirects, races.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,7 +18,6 @@ mod found;
 mod fuse_overlayfs;
 mod hard_links;
 mod layers;
-mod marked_whiteouts;
 mod model;
 mod model_tree;
 mod names;
@@ -26,4 +25,5 @@ mod open_files;
 mod races;
 mod times;
 mod unchanged;
+mod xattr_whiteouts;
 mod zero_device;

@@ -1,13 +1,14 @@
-//! Random operations on an overlay in process and on a tree in memory must give the same results and
-//! leave the same tree: over new mounts, new layers on top, forgotten inodes, files that stay open
-//! without a name. `PROPTEST_CASES=N` runs more; what fails is shrunk to the fewest operations.
+//! Random operations on an overlay in process and on a model in memory.
+//!
+//! Both must return the same results and have the same tree, across new mounts, new upper layers, forgotten inodes and
+//! unlinked open files. `PROPTEST_CASES=N` runs more cases; a failure is shrunk to a minimal list of operations.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::common::{Fs, Lab, OpenOptions, READ, WRITE, disk};
-use crate::model_tree::{Model, Node, Rename, same};
+use crate::model_tree::{Model, Node, Rename, assert_same};
 use cowl_layers::error::Errno;
 use cowl_layers::format::XattrSpace;
 use cowl_layers::sys::stat::FileKind;
@@ -20,82 +21,82 @@ const SLOTS: usize = 2;
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 const MODES: [u32; 4] = [0o644, 0o600, 0o755, 0o4755];
 
-/// A place in the tree, found when its turn comes: so that a shorter history still makes sense.
+/// A choice of a path, resolved when the operation runs, so that a shrunk list of operations remains valid.
 #[derive(Clone, Copy, Debug)]
-enum Spot {
-    /// Something that is there.
-    There(u16),
-    /// A name in a folder that is there.
-    In(u16, usize),
-    /// A name that something had before.
-    Gone(u16),
+enum PathChoice {
+    /// An existing path.
+    Existing(u16),
+    /// A name in an existing directory.
+    InDir(u16, usize),
+    /// A path that existed before.
+    Former(u16),
 }
 
 #[derive(Clone, Debug)]
-enum Act {
-    Create(Spot, u8),
-    Mkdir(Spot),
-    Symlink(Spot),
-    Mkfifo(Spot),
-    Unlink(Spot),
-    Rmdir(Spot),
-    /// With all that is in it.
-    RemoveTree(Spot),
-    Rename(Spot, Spot, Rename),
-    Link(Spot, Spot),
-    Append(Spot, u8),
-    Overwrite(Spot, u8),
-    Truncate(Spot, u64),
-    Chmod(Spot, u32),
-    SetXattr(Spot, u8),
-    RemoveXattr(Spot),
-    Open(usize, Spot, bool),
+enum Operation {
+    Create(PathChoice, u8),
+    Mkdir(PathChoice),
+    Symlink(PathChoice),
+    Mkfifo(PathChoice),
+    Unlink(PathChoice),
+    Rmdir(PathChoice),
+    /// Removes a directory recursively.
+    RemoveTree(PathChoice),
+    Rename(PathChoice, PathChoice, Rename),
+    Link(PathChoice, PathChoice),
+    Append(PathChoice, u8),
+    Overwrite(PathChoice, u8),
+    Truncate(PathChoice, u64),
+    Chmod(PathChoice, u32),
+    SetXattr(PathChoice, u8),
+    RemoveXattr(PathChoice),
+    Open(usize, PathChoice, bool),
     ReadOpen(usize),
     WriteOpen(usize, u64, u8),
     StatOpen(usize),
-    /// What is open grows through one of its names.
+    /// Appends to an open file through one of its names.
     AppendOpen(usize, u8),
-    /// A folder goes with all that is in it, and a new one is made elsewhere and moved there.
-    Replace(Spot, Spot),
+    /// Removes a directory recursively, and moves a new one to its path.
+    Replace(PathChoice, PathChoice),
     Close(usize),
-    /// A new mount over the same layers.
+    /// Opens a new overlay over the same layers.
     Mount,
-    /// A new layer on top.
+    /// Pushes a new upper layer.
     Push,
-    /// The kernel forgets everything that is not open.
+    /// Forgets all inodes that are not open, as the kernel does.
     Forget,
     Compare,
 }
 
-fn there() -> impl Strategy<Value = Spot> {
+fn existing_path() -> impl Strategy<Value = PathChoice> {
     prop_oneof![
-        12 => any::<u16>().prop_map(Spot::There),
-        1 => new(),
+        12 => any::<u16>().prop_map(PathChoice::Existing),
+        1 => new_path(),
     ]
 }
 
-fn new() -> impl Strategy<Value = Spot> {
+fn new_path() -> impl Strategy<Value = PathChoice> {
     prop_oneof![
-        3 => (any::<u16>(), 0..NAMES.len()).prop_map(|(folder, name)| Spot::In(folder, name)),
-        2 => any::<u16>().prop_map(Spot::Gone),
+        3 => (any::<u16>(), 0..NAMES.len()).prop_map(|(dir, name)| PathChoice::InDir(dir, name)),
+        2 => any::<u16>().prop_map(PathChoice::Former),
     ]
 }
 
-fn to() -> impl Strategy<Value = Spot> {
-    prop_oneof![3 => new(), 1 => there()]
+fn rename_target() -> impl Strategy<Value = PathChoice> {
+    prop_oneof![3 => new_path(), 1 => existing_path()]
 }
 
-fn made() -> impl Strategy<Value = Act> {
+fn creation() -> impl Strategy<Value = Operation> {
     prop_oneof![
-        4 => (new(), any::<u8>()).prop_map(|(p, b)| Act::Create(p, b)),
-        4 => new().prop_map(Act::Mkdir),
-        1 => new().prop_map(Act::Symlink),
-        1 => new().prop_map(Act::Mkfifo),
-        2 => (there(), new()).prop_map(|(a, b)| Act::Link(a, b)),
+        4 => (new_path(), any::<u8>()).prop_map(|(p, b)| Operation::Create(p, b)),
+        4 => new_path().prop_map(Operation::Mkdir),
+        1 => new_path().prop_map(Operation::Symlink),
+        1 => new_path().prop_map(Operation::Mkfifo),
+        2 => (existing_path(), new_path()).prop_map(|(a, b)| Operation::Link(a, b)),
     ]
 }
 
-fn act() -> impl Strategy<Value = Act> {
+fn operation() -> impl Strategy<Value = Operation> {
     let slot = || 0..SLOTS;
     let rename = prop_oneof![
         3 => Just(Rename::Replace),
@@ -103,45 +104,45 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Rename::Exchange),
     ];
     prop_oneof![
-        12 => made(),
-        4 => there().prop_map(Act::Unlink),
-        2 => there().prop_map(Act::Rmdir),
-        2 => there().prop_map(Act::RemoveTree),
-        9 => (there(), to(), rename).prop_map(|(a, b, how)| Act::Rename(a, b, how)),
-        4 => (there(), any::<u8>()).prop_map(|(p, b)| Act::Append(p, b)),
-        2 => (there(), any::<u8>()).prop_map(|(p, b)| Act::Overwrite(p, b)),
-        2 => (there(), 0..9u64).prop_map(|(p, size)| Act::Truncate(p, size)),
-        4 => (there(), 0..MODES.len()).prop_map(|(p, m)| Act::Chmod(p, MODES[m])),
-        2 => (there(), any::<u8>()).prop_map(|(p, b)| Act::SetXattr(p, b)),
-        1 => there().prop_map(Act::RemoveXattr),
-        3 => (slot(), there(), any::<bool>()).prop_map(|(s, p, w)| Act::Open(s, p, w)),
-        3 => slot().prop_map(Act::ReadOpen),
-        2 => (slot(), 0..9u64, any::<u8>()).prop_map(|(s, at, b)| Act::WriteOpen(s, at, b)),
-        2 => slot().prop_map(Act::StatOpen),
-        3 => (slot(), any::<u8>()).prop_map(|(s, b)| Act::AppendOpen(s, b)),
-        2 => (there(), new()).prop_map(|(place, new)| Act::Replace(place, new)),
-        1 => slot().prop_map(Act::Close),
-        2 => Just(Act::Mount),
-        2 => Just(Act::Push),
-        2 => Just(Act::Forget),
-        1 => Just(Act::Compare),
+        12 => creation(),
+        4 => existing_path().prop_map(Operation::Unlink),
+        2 => existing_path().prop_map(Operation::Rmdir),
+        2 => existing_path().prop_map(Operation::RemoveTree),
+        9 => (existing_path(), rename_target(), rename).prop_map(|(a, b, how)| Operation::Rename(a, b, how)),
+        4 => (existing_path(), any::<u8>()).prop_map(|(p, b)| Operation::Append(p, b)),
+        2 => (existing_path(), any::<u8>()).prop_map(|(p, b)| Operation::Overwrite(p, b)),
+        2 => (existing_path(), 0..9u64).prop_map(|(p, size)| Operation::Truncate(p, size)),
+        4 => (existing_path(), 0..MODES.len()).prop_map(|(p, m)| Operation::Chmod(p, MODES[m])),
+        2 => (existing_path(), any::<u8>()).prop_map(|(p, b)| Operation::SetXattr(p, b)),
+        1 => existing_path().prop_map(Operation::RemoveXattr),
+        3 => (slot(), existing_path(), any::<bool>()).prop_map(|(s, p, w)| Operation::Open(s, p, w)),
+        3 => slot().prop_map(Operation::ReadOpen),
+        2 => (slot(), 0..9u64, any::<u8>()).prop_map(|(s, at, b)| Operation::WriteOpen(s, at, b)),
+        2 => slot().prop_map(Operation::StatOpen),
+        3 => (slot(), any::<u8>()).prop_map(|(s, b)| Operation::AppendOpen(s, b)),
+        2 => (existing_path(), new_path()).prop_map(|(target, new)| Operation::Replace(target, new)),
+        1 => slot().prop_map(Operation::Close),
+        2 => Just(Operation::Mount),
+        2 => Just(Operation::Push),
+        2 => Just(Operation::Forget),
+        1 => Just(Operation::Compare),
     ]
 }
 
-/// One open file, of the overlay and of the model.
+/// An open file: the handle, the node of the model, and whether it is open for writing.
 type Open = (Arc<FileHandle>, usize, bool);
 
-struct Pair {
+struct OverlayAndModel {
     lab: Lab,
     fs: Option<Fs>,
     model: Model,
     open: [Option<Open>; SLOTS],
-    gone: Vec<String>,
-    /// What was pushed down, as it was then.
+    former_names: Vec<String>,
+    /// The frozen layers, with their state on disk at the push.
     frozen: Vec<(PathBuf, BTreeMap<String, String>)>,
 }
 
-impl Pair {
+impl OverlayAndModel {
     fn new(lab: Lab) -> Self {
         let fs = Some(lab.open());
         Self {
@@ -149,12 +150,12 @@ impl Pair {
             fs,
             model: Model::new(),
             open: Default::default(),
-            gone: Vec::new(),
+            former_names: Vec::new(),
             frozen: Vec::new(),
         }
     }
 
-    /// No layer that was pushed down is ever written again.
+    /// Verifies that no frozen layer was written.
     fn check_frozen(&self) {
         for (path, digest) in &self.frozen {
             assert!(disk(path) == *digest, "{} was written", path.display());
@@ -165,29 +166,29 @@ impl Pair {
         self.fs.as_ref().unwrap()
     }
 
-    fn path(&self, spot: Spot) -> String {
+    fn path(&self, choice: PathChoice) -> String {
         let pick =
             |from: &[String], which: u16| from.get(usize::from(which) % from.len().max(1)).cloned();
-        let found = match spot {
-            Spot::There(which) => pick(&self.model.paths(), which),
-            Spot::Gone(which) => pick(&self.gone, which),
-            Spot::In(which, name) => {
-                let folders = self.model.folders();
-                pick(&folders, which).map(|folder| join(&folder, NAMES[name]))
+        let found = match choice {
+            PathChoice::Existing(which) => pick(&self.model.paths(), which),
+            PathChoice::Former(which) => pick(&self.former_names, which),
+            PathChoice::InDir(which, name) => {
+                let dirs = self.model.dirs();
+                pick(&dirs, which).map(|dir| join(&dir, NAMES[name]))
             }
         };
         found.unwrap_or_else(|| NAMES[0].to_owned())
     }
 
-    fn leaves(&mut self, path: &str) {
-        self.gone.retain(|gone| gone != path);
-        self.gone.push(path.to_owned());
-        if self.gone.len() > 6 {
-            self.gone.remove(0);
+    fn record_former_name(&mut self, path: &str) {
+        self.former_names.retain(|former| former != path);
+        self.former_names.push(path.to_owned());
+        if self.former_names.len() > 6 {
+            self.former_names.remove(0);
         }
     }
 
-    /// As rm -r does.
+    /// Removes a tree as `rm -r` does.
     fn remove_tree(&mut self, top: &str) {
         for path in self.model.paths().into_iter().rev() {
             if path != top && !self.model.is_inside(&path, top) {
@@ -208,73 +209,78 @@ impl Pair {
     }
 
     #[expect(clippy::too_many_lines, reason = "one arm for each operation")]
-    fn act(&mut self, act: &Act) {
-        if let Act::Replace(place, new) = act {
-            let (place, new) = (self.path(*place), self.path(*new));
-            self.remove_tree(&place);
-            let made = (self.fs().mkdir(&new), self.model.make(&new, Node::folder()));
-            assert_eq!(made.0, made.1, "{act:?}: {new}");
-            if self.model.is_inside(&new, &place) {
+    fn apply(&mut self, operation: &Operation) {
+        if let Operation::Replace(target, new) = operation {
+            let (target, new) = (self.path(*target), self.path(*new));
+            self.remove_tree(&target);
+            let made = (self.fs().mkdir(&new), self.model.make(&new, Node::dir()));
+            assert_eq!(made.0, made.1, "{operation:?}: {new}");
+            if self.model.is_inside(&new, &target) {
                 return;
             }
             let how = Rename::Replace;
             let moved = (
-                self.fs().rename_with(&new, &place, how.flags()),
-                self.model.rename(&new, &place, how),
+                self.fs().rename_with(&new, &target, how.flags()),
+                self.model.rename(&new, &target, how),
             );
-            assert_eq!(moved.0, moved.1, "{act:?}: {new} to {place}");
+            assert_eq!(moved.0, moved.1, "{operation:?}: {new} to {target}");
             return;
         }
-        if let Act::RemoveTree(spot) = act {
-            let path = self.path(*spot);
-            self.leaves(&path);
+        if let Operation::RemoveTree(choice) = operation {
+            let path = self.path(*choice);
+            self.record_former_name(&path);
             return self.remove_tree(&path);
         }
-        if let Act::Unlink(spot) | Act::Rmdir(spot) | Act::Rename(spot, _, _) = act {
-            let path = self.path(*spot);
-            self.leaves(&path);
+        if let Operation::Unlink(choice)
+        | Operation::Rmdir(choice)
+        | Operation::Rename(choice, _, _) = operation
+        {
+            let path = self.path(*choice);
+            self.record_former_name(&path);
         }
-        let (place, other) = match act {
-            Act::Rename(from, to, _) | Act::Link(from, to) => (self.path(*from), self.path(*to)),
-            Act::Create(spot, _)
-            | Act::Mkdir(spot)
-            | Act::Symlink(spot)
-            | Act::Mkfifo(spot)
-            | Act::Unlink(spot)
-            | Act::Rmdir(spot)
-            | Act::Append(spot, _)
-            | Act::Overwrite(spot, _)
-            | Act::Truncate(spot, _)
-            | Act::Chmod(spot, _)
-            | Act::SetXattr(spot, _)
-            | Act::RemoveXattr(spot)
-            | Act::Open(_, spot, _) => (self.path(*spot), String::new()),
+        let (chosen, other) = match operation {
+            Operation::Rename(from, to, _) | Operation::Link(from, to) => {
+                (self.path(*from), self.path(*to))
+            }
+            Operation::Create(choice, _)
+            | Operation::Mkdir(choice)
+            | Operation::Symlink(choice)
+            | Operation::Mkfifo(choice)
+            | Operation::Unlink(choice)
+            | Operation::Rmdir(choice)
+            | Operation::Append(choice, _)
+            | Operation::Overwrite(choice, _)
+            | Operation::Truncate(choice, _)
+            | Operation::Chmod(choice, _)
+            | Operation::SetXattr(choice, _)
+            | Operation::RemoveXattr(choice)
+            | Operation::Open(_, choice, _) => (self.path(*choice), String::new()),
             _ => Default::default(),
         };
-        let (path, other) = (place.as_str(), other.as_str());
+        let (path, other) = (chosen.as_str(), other.as_str());
         let (fs, model) = (self.fs.as_ref().unwrap(), &mut self.model);
-        let (got, want) = match act {
-            Act::Create(_, byte) => {
+        let (got, want) = match operation {
+            Operation::Create(_, byte) => {
                 let data = vec![*byte; usize::from(*byte % 7)];
                 (
                     fs.create(path, &data),
                     model.make(path, Node::file(data.clone())),
                 )
             }
-            Act::Mkdir(_) => (fs.mkdir(path), model.make(path, Node::folder())),
-            Act::Symlink(_) => (
+            Operation::Mkdir(_) => (fs.mkdir(path), model.make(path, Node::dir())),
+            Operation::Symlink(_) => (
                 fs.symlink(path, "a/b"),
-                model.make(path, Node::other(FileKind::Symlink)),
+                model.make(path, Node::with_kind(FileKind::Symlink)),
             ),
-            Act::Mkfifo(_) => (
+            Operation::Mkfifo(_) => (
                 fs.mkfifo(path),
-                model.make(path, Node::other(FileKind::Fifo)),
+                model.make(path, Node::with_kind(FileKind::Fifo)),
             ),
-            Act::Unlink(_) => (fs.unlink(path), model.unlink(path)),
-            Act::Rmdir(_) => (fs.rmdir(path), model.rmdir(path)),
-            Act::Rename(_, _, how) => {
+            Operation::Unlink(_) => (fs.unlink(path), model.unlink(path)),
+            Operation::Rmdir(_) => (fs.rmdir(path), model.rmdir(path)),
+            Operation::Rename(_, _, how) => {
                 if model.is_inside(path, other) {
-                    // The kernel refuses it before anybody else is asked.
+                    // The kernel refuses this without a request.
                     return;
                 }
                 (
@@ -282,104 +288,110 @@ impl Pair {
                     model.rename(path, other, *how),
                 )
             }
-            Act::Link(..) => (fs.link(path, other), model.link(path, other)),
-            Act::Append(_, byte) => (fs.append(path, &[*byte]), model.append(path, *byte)),
-            Act::Overwrite(_, byte) => (
+            Operation::Link(..) => (fs.link(path, other), model.link(path, other)),
+            Operation::Append(_, byte) => (fs.append(path, &[*byte]), model.append(path, *byte)),
+            Operation::Overwrite(_, byte) => (
                 fs.overwrite(path, &[*byte; 3]),
                 model.set_content(path, |content| *content = vec![*byte; 3]),
             ),
-            Act::Truncate(_, size) => (
+            Operation::Truncate(_, size) => (
                 fs.truncate(path, *size),
                 model.truncate(path, usize::try_from(*size).unwrap()),
             ),
-            Act::Chmod(_, mode) => (fs.chmod(path, *mode), model.chmod(path, *mode)),
-            Act::SetXattr(_, byte) => (
+            Operation::Chmod(_, mode) => (fs.chmod(path, *mode), model.chmod(path, *mode)),
+            Operation::SetXattr(_, byte) => (
                 fs.set_xattr(path, "user.x", &[*byte]),
                 model.set_xattr(path, Some(*byte)),
             ),
-            Act::RemoveXattr(_) => (fs.remove_xattr(path, "user.x"), model.set_xattr(path, None)),
+            Operation::RemoveXattr(_) => {
+                (fs.remove_xattr(path, "user.x"), model.set_xattr(path, None))
+            }
             _ => {
-                let path = place.clone();
-                return self.act_open(act, &path);
+                let path = chosen.clone();
+                return self.apply_to_open_file(operation, &path);
             }
         };
-        assert_eq!(got, want, "{act:?}: {path} {other}");
+        assert_eq!(got, want, "{operation:?}: {path} {other}");
     }
 
-    fn act_open(&mut self, act: &Act, path: &str) {
-        match act {
-            Act::Open(slot, _, write) => {
+    fn apply_to_open_file(&mut self, operation: &Operation, path: &str) {
+        match operation {
+            Operation::Open(slot, _, write) => {
                 self.close(*slot);
                 let how: OpenOptions = if *write { WRITE } else { READ };
                 let (got, want) = (self.fs().open(path, how), self.model.open(path));
-                assert_eq!(got.as_ref().err(), want.as_ref().err(), "{act:?}");
+                assert_eq!(got.as_ref().err(), want.as_ref().err(), "{operation:?}");
                 if let (Ok(handle), Ok(node)) = (got, want) {
                     self.open[*slot] = Some((handle, node, *write));
                 }
             }
-            Act::ReadOpen(slot) => {
+            Operation::ReadOpen(slot) => {
                 if let Some((handle, node, _)) = &self.open[*slot] {
                     let got = self.fs().read_handle(handle).unwrap();
-                    assert_eq!(got, self.model.node(*node).content, "{act:?}");
+                    assert_eq!(got, self.model.node(*node).content, "{operation:?}");
                 }
             }
-            Act::WriteOpen(slot, at, byte) => {
+            Operation::WriteOpen(slot, at, byte) => {
                 if let Some((handle, node, true)) = &self.open[*slot] {
                     self.fs().write_handle(handle, *at, &[*byte]).unwrap();
                     self.model
                         .write(*node, usize::try_from(*at).unwrap(), *byte);
                 }
             }
-            Act::StatOpen(slot) => {
+            Operation::StatOpen(slot) => {
                 if let Some((handle, node, _)) = &self.open[*slot] {
-                    let stat = self.fs().attr_of(handle.inode()).unwrap().stat;
+                    let stat = self.fs().attr_of_inode(handle.inode()).unwrap().stat;
                     let want = (
                         self.model.node(*node).content.len(),
                         self.model.links(*node),
                     );
-                    assert_eq!((stat.size as usize, stat.nlink as usize), want, "{act:?}");
+                    assert_eq!(
+                        (stat.size as usize, stat.nlink as usize),
+                        want,
+                        "{operation:?}"
+                    );
                 }
             }
-            Act::AppendOpen(slot, byte) => {
+            Operation::AppendOpen(slot, byte) => {
                 if let Some((handle, node, _)) = &self.open[*slot]
-                    && let Some(path) = self.model.path_of(*node)
+                    && let Some(path) = self.model.path_to_node(*node)
                 {
                     self.fs().append(&path, &[*byte]).unwrap();
                     self.model.append(&path, *byte).unwrap();
                     let got = self.fs().read_handle(handle).unwrap();
-                    assert_eq!(got, self.model.node(*node).content, "{act:?}: {path}");
+                    assert_eq!(got, self.model.node(*node).content, "{operation:?}: {path}");
                 }
             }
-            Act::Close(slot) => self.close(*slot),
-            Act::Mount => {
+            Operation::Close(slot) => self.close(*slot),
+            Operation::Mount => {
                 (0..SLOTS).for_each(|slot| self.close(slot));
                 self.mount();
                 self.compare();
             }
-            Act::Push => {
+            Operation::Push => {
                 let old = self.lab.push(self.fs()).unwrap();
                 self.check_frozen();
                 let digest = disk(&old);
                 self.frozen.push((old, digest));
                 self.compare();
             }
-            Act::Forget => self.forget(),
+            Operation::Forget => self.forget(),
             _ => self.compare(),
         }
     }
 
     fn mount(&mut self) {
-        // The locks on the layers go with the overlay that has them.
+        // Drop the old overlay first, because it holds the locks of the layers.
         drop(self.fs.take());
         self.fs = Some(self.lab.open());
         if self.lab.space == XattrSpace::User {
-            // Nothing else can carry the mark that keeps a number.
+            // Other types cannot have the xattr that preserves the number.
             self.model
                 .forget_numbers(|kind| !matches!(kind, FileKind::Regular | FileKind::Directory));
         }
     }
 
-    /// What is open keeps its inode, and with it the folders above.
+    /// Forgets all inodes except those of open files, which also hold their parents.
     fn forget(&mut self) {
         let held: Vec<u64> = self
             .open
@@ -397,7 +409,7 @@ impl Pair {
 
     fn compare(&mut self) {
         let shown = self.fs().tree();
-        same(&shown, &self.model);
+        assert_same(&shown, &self.model);
         for path in self.model.paths() {
             let number = self.fs().number(&path);
             self.model.check_number(&path, number);
@@ -405,17 +417,17 @@ impl Pair {
     }
 }
 
-fn join(folder: &str, name: &str) -> String {
-    if folder.is_empty() {
+fn join(dir: &str, name: &str) -> String {
+    if dir.is_empty() {
         return name.to_owned();
     }
-    format!("{folder}/{name}")
+    format!("{dir}/{name}")
 }
 
-fn run(lab: Lab, acts: &[Act]) {
-    let mut pair = Pair::new(lab);
-    for act in acts {
-        pair.act(act);
+fn run(lab: Lab, operations: &[Operation]) {
+    let mut pair = OverlayAndModel::new(lab);
+    for operation in operations {
+        pair.apply(operation);
     }
     pair.compare();
     (0..SLOTS).for_each(|slot| pair.close(slot));
@@ -423,13 +435,13 @@ fn run(lab: Lab, acts: &[Act]) {
     pair.compare();
     pair.check_frozen();
     drop(pair.fs.take());
-    same(&pair.lab.open_read_only().tree(), &pair.model);
+    assert_same(&pair.lab.open_read_only().tree(), &pair.model);
 }
 
 fn lab(metacopy: bool, space: XattrSpace) -> Lab {
     let options = OverlayOptions {
         metacopy,
-        // What a test does needs to survive no power cut.
+        // Skip syncs: no power cut is tested here.
         volatile: true,
         ..OverlayOptions::default()
     };
@@ -450,13 +462,13 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn an_overlay_is_a_tree(
-        made in vec(made(), 6..24),
-        acts in vec(act(), 1..100),
+    fn overlay_matches_model(
+        made in vec(creation(), 6..24),
+        operations in vec(operation(), 1..100),
         metacopy in any::<bool>(),
         space in 0..crate::common::spaces().len(),
     ) {
-        let acts: Vec<Act> = made.into_iter().chain([Act::Push]).chain(acts).collect();
-        run(lab(metacopy, crate::common::spaces()[space]), &acts);
+        let operations: Vec<Operation> = made.into_iter().chain([Operation::Push]).chain(operations).collect();
+        run(lab(metacopy, crate::common::spaces()[space]), &operations);
     }
 }

@@ -1,14 +1,13 @@
-//! What lies on the disk after names were removed, made anew and moved, and that a new mount shows the
-//! same.
+//! The markers on disk after names were removed, created again and moved, and the tree of a new mount.
 
-use crate::common::{Fs, Lab, plant, spaces};
+use crate::common::{Fs, Lab, create_files, spaces};
 use cowl_layers::error::Errno;
 use cowl_overlay::RenameFlags;
 
 struct Case {
     name: &'static str,
     act: fn(&Fs),
-    /// What the upper holds then.
+    /// The expected content of the upper layer.
     upper: &'static [&'static str],
 }
 
@@ -48,7 +47,7 @@ const CASES: &[Case] = &[
         upper: &["empty whiteout"],
     },
     Case {
-        name: "rmdir a folder with whiteouts",
+        name: "rmdir a directory with whiteouts",
         act: |fs| {
             fs.unlink("m/x").unwrap();
             fs.rmdir("m").unwrap();
@@ -65,7 +64,7 @@ const CASES: &[Case] = &[
         upper: &["m dir opaque"],
     },
     Case {
-        name: "a name in a new folder over a whiteout comes and goes without whiteout",
+        name: "a name in a new directory over a whiteout is removed without a whiteout",
         act: |fs| {
             fs.rmdir("empty").unwrap();
             fs.mkdir("empty").unwrap();
@@ -75,7 +74,7 @@ const CASES: &[Case] = &[
         upper: &["empty dir opaque"],
     },
     Case {
-        name: "a file over a folder's whiteout",
+        name: "a file over a directory's whiteout",
         act: |fs| {
             fs.rmdir("empty").unwrap();
             fs.create("empty", b"").unwrap();
@@ -121,12 +120,12 @@ const CASES: &[Case] = &[
         upper: &["f file"],
     },
     Case {
-        name: "rename a lower folder",
+        name: "rename a lower directory",
         act: |fs| fs.rename("d", "e").unwrap(),
         upper: &["d whiteout", "e dir redirect=/d"],
     },
     Case {
-        name: "rename a folder twice, across parents",
+        name: "rename a directory twice, across parents",
         act: |fs| {
             fs.rename("d", "e").unwrap();
             fs.rename("e", "m/e").unwrap();
@@ -134,7 +133,7 @@ const CASES: &[Case] = &[
         upper: &["d whiteout", "m dir", "m/e dir redirect=/d"],
     },
     Case {
-        name: "rename a merged folder",
+        name: "rename a merged directory",
         act: |fs| {
             fs.create("d/n", b"").unwrap();
             fs.rename("d", "e").unwrap();
@@ -142,7 +141,7 @@ const CASES: &[Case] = &[
         upper: &["d whiteout", "e dir redirect=/d", "e/n file"],
     },
     Case {
-        name: "rename a folder in a moved folder",
+        name: "rename a directory in a moved directory",
         act: |fs| {
             fs.rename("d", "e").unwrap();
             fs.rename("e/s", "e/t").unwrap();
@@ -158,7 +157,7 @@ const CASES: &[Case] = &[
         ],
     },
     Case {
-        name: "rename a lower folder over a whiteout",
+        name: "rename a lower directory over a whiteout",
         act: |fs| {
             fs.rmdir("empty").unwrap();
             fs.rename("d", "empty").unwrap();
@@ -166,7 +165,7 @@ const CASES: &[Case] = &[
         upper: &["d whiteout", "empty dir redirect=/d"],
     },
     Case {
-        name: "rename a new folder over an emptied lower one",
+        name: "rename a new directory over an emptied lower one",
         act: |fs| {
             fs.unlink("m/x").unwrap();
             fs.mkdir("n").unwrap();
@@ -176,7 +175,7 @@ const CASES: &[Case] = &[
         upper: &["m dir opaque", "m/i file"],
     },
     Case {
-        name: "rename a new folder over a whiteout",
+        name: "rename a new directory over a whiteout",
         act: |fs| {
             fs.rmdir("empty").unwrap();
             fs.mkdir("n").unwrap();
@@ -185,7 +184,7 @@ const CASES: &[Case] = &[
         upper: &["empty dir opaque"],
     },
     Case {
-        name: "a folder made anew where one was moved away",
+        name: "a directory made anew where one was moved away",
         act: |fs| {
             fs.rename("d", "e").unwrap();
             fs.mkdir("d").unwrap();
@@ -193,12 +192,12 @@ const CASES: &[Case] = &[
         upper: &["d dir opaque", "e dir redirect=/d"],
     },
     Case {
-        name: "exchange lower folders",
+        name: "exchange lower directories",
         act: |fs| fs.exchange("d", "m").unwrap(),
         upper: &["d dir redirect=/m", "m dir redirect=/d"],
     },
     Case {
-        name: "exchange a file and a new folder",
+        name: "exchange a file and a new directory",
         act: |fs| {
             fs.mkdir("n").unwrap();
             fs.exchange("n", "f").unwrap();
@@ -223,7 +222,7 @@ const CASES: &[Case] = &[
         upper: &["f whiteout", "g file"],
     },
     Case {
-        name: "a metacopy in a moved folder",
+        name: "a metacopy in a moved directory",
         act: |fs| {
             fs.rename("d", "e").unwrap();
             fs.chmod("e/a", 0o600).unwrap();
@@ -231,7 +230,7 @@ const CASES: &[Case] = &[
         upper: &["d whiteout", "e dir redirect=/d", "e/a file metacopy"],
     },
     Case {
-        name: "a metacopy out of a moved folder",
+        name: "a metacopy out of a moved directory",
         act: |fs| {
             fs.rename("d", "e").unwrap();
             fs.rename("e/a", "a").unwrap();
@@ -246,17 +245,17 @@ const CASES: &[Case] = &[
 ];
 
 fn lab() -> Lab {
-    Lab::new(|top| plant(top, &["f", "d/a", "d/s/deep/b", "m/x", "empty/"]))
+    Lab::new(|top| create_files(top, &["f", "d/a", "d/s/deep/b", "m/x", "empty/"]))
 }
 
 #[test]
-fn what_lies_on_the_disk() {
+fn markers_on_disk_after_changes() {
     let cases = CASES.iter();
     for (case, &space) in cases.flat_map(|case| spaces().iter().map(move |space| (case, space))) {
         let lab = lab().in_space(space);
         let fs = lab.open();
         (case.act)(&fs);
-        assert_eq!(lab.marks(), case.upper, "{}", case.name);
+        assert_eq!(lab.describe_upper(), case.upper, "{}", case.name);
         let shown = fs.tree();
         drop(fs);
         assert_eq!(lab.open().tree(), shown, "{}: after a new mount", case.name);
@@ -269,9 +268,9 @@ fn what_lies_on_the_disk() {
     }
 }
 
-/// The same, with the upper frozen after every case and the next one done on top of it.
+/// Freezes the upper layer after each case, and then copies up and moves its directories.
 #[test]
-fn marks_in_a_frozen_layer_count_as_before() {
+fn markers_in_a_frozen_layer_remain_valid() {
     for case in CASES {
         let lab = lab();
         let fs = lab.open();
@@ -279,7 +278,7 @@ fn marks_in_a_frozen_layer_count_as_before() {
         let shown = fs.tree();
         lab.push(&fs).unwrap();
         assert_eq!(fs.tree(), shown, "{}: after a push", case.name);
-        // Bring all up, and move every folder of the root and back.
+        // Copy up all directories, and rename those of the root back and forth.
         for (path, object) in shown.iter().filter(|(_, o)| o.mtime.is_none()) {
             fs.chmod(path, object.perm).unwrap();
             if !path.contains('/') {
@@ -294,7 +293,7 @@ fn marks_in_a_frozen_layer_count_as_before() {
 }
 
 #[test]
-fn content_follows_a_moved_folder() {
+fn content_follows_a_moved_directory() {
     let lab = lab();
     let fs = lab.open();
     fs.append("d/s/deep/b", b"+").unwrap();
@@ -310,7 +309,7 @@ fn content_follows_a_moved_folder() {
 }
 
 #[test]
-fn flags_of_rename() {
+fn rename_flags() {
     let lab = lab();
     let fs = lab.open();
     let keep = RenameFlags {
@@ -331,7 +330,7 @@ fn flags_of_rename() {
 }
 
 #[test]
-fn a_removed_folder_takes_nothing_in() {
+fn removed_directory_accepts_no_new_names() {
     let lab = lab();
     let fs = lab.open();
     fs.unlink("m/x").unwrap();
@@ -339,7 +338,7 @@ fn a_removed_folder_takes_nothing_in() {
     for path in ["empty", "m", "n"] {
         let inode = fs.find(path).unwrap();
         fs.rmdir(path).unwrap();
-        assert_eq!(fs.attr_of(&inode).unwrap().stat.nlink, 0, "{path}");
+        assert_eq!(fs.attr_of_inode(&inode).unwrap().stat.nlink, 0, "{path}");
         assert!(fs.entries(&inode).is_empty(), "{path}");
         let name = cowl_layers::Name::new("x").unwrap();
         let op = fs.overlay.begin();
@@ -347,9 +346,9 @@ fn a_removed_folder_takes_nothing_in() {
         let made = op.mkdir(crate::common::caller(), &inode, &name, 0o755);
         assert_eq!(made.unwrap_err().errno(), Errno::NOENT, "{path}");
         drop(op);
-        // A new one of that name is another one.
+        // A new directory of the same name is a different inode.
         fs.mkdir(path).unwrap();
-        assert_eq!(fs.attr_of(&inode).unwrap().stat.nlink, 0);
+        assert_eq!(fs.attr_of_inode(&inode).unwrap().stat.nlink, 0);
         assert_ne!(fs.number(path), inode.ino());
     }
 }

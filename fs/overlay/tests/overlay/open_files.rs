@@ -1,11 +1,11 @@
-//! What an open file sees of what happens to the file afterwards.
+//! Open files, whose file changes after the open.
 
-use crate::common::{Fs, Lab, READ, WRITE, plant};
+use crate::common::{Fs, Lab, READ, WRITE, create_files};
 use cowl_overlay::OverlayOptions;
 
 fn labs() -> [Lab; 2] {
     let build = |top: &std::path::Path| {
-        plant(top, &["f", "g", "h1"]);
+        create_files(top, &["f", "g", "h1"]);
         std::fs::hard_link(top.join("h1"), top.join("h2")).unwrap();
     };
     [
@@ -14,10 +14,10 @@ fn labs() -> [Lab; 2] {
     ]
 }
 
-type Act = fn(&Fs);
+type Change = fn(&Fs);
 
-/// What happens to `f` while it is open, and what the open file reads then.
-const ACTS: [(Act, &[u8], u64); 8] = [
+/// A change of `f` while it is open, with the expected content and link count.
+const CHANGES: [(Change, &[u8], u64); 8] = [
     (|fs| fs.append("f", b"+").unwrap(), b"content of f+", 1),
     (|fs| fs.overwrite("f", b"new").unwrap(), b"new", 1),
     (|fs| fs.truncate("f", 3).unwrap(), b"con", 1),
@@ -43,23 +43,23 @@ const ACTS: [(Act, &[u8], u64); 8] = [
 ];
 
 #[test]
-fn an_open_file_follows_its_file() {
-    // Of a lower file, a metacopy, and a file in the upper.
-    let befores: [fn(&Fs); 3] = [
+fn open_file_sees_later_changes() {
+    // The file is a lower one, a metacopy, or in the upper layer.
+    let setups: [fn(&Fs); 3] = [
         |_| {},
         |fs| fs.chmod("f", 0o640).unwrap(),
         |fs| fs.append("f", b"").unwrap(),
     ];
-    for before in befores {
-        for (act, content, nlink) in ACTS {
+    for setup in setups {
+        for (act, content, nlink) in CHANGES {
             for lab in labs() {
                 let fs = lab.open();
-                before(&fs);
+                setup(&fs);
                 let handle = fs.open("f", READ).unwrap();
                 assert_eq!(fs.read_handle(&handle).unwrap(), b"content of f");
                 act(&fs);
                 assert_eq!(fs.read_handle(&handle).unwrap(), content);
-                let attr = fs.attr_of(handle.inode()).unwrap();
+                let attr = fs.attr_of_inode(handle.inode()).unwrap();
                 assert_eq!(attr.stat.nlink, nlink);
                 assert_eq!(attr.ino, handle.inode().ino());
                 lab.push(&fs).unwrap();
@@ -72,9 +72,9 @@ fn an_open_file_follows_its_file() {
     }
 }
 
-/// An open file without a name can be changed still, before and after its layer is frozen.
+/// An unlinked open file can be changed after its layer is frozen.
 #[test]
-fn a_file_without_names() {
+fn unlinked_open_file_can_be_changed() {
     for lab in labs() {
         for path in ["f", "g"] {
             let fs = lab.open();
@@ -83,7 +83,7 @@ fn a_file_without_names() {
             }
             let handle = fs.open(path, READ).unwrap();
             fs.unlink(path).unwrap();
-            let left = lab.marks();
+            let left = lab.describe_upper();
             lab.push(&fs).unwrap();
             let set = cowl_overlay::SetAttr {
                 mode: Some(0o600),
@@ -97,14 +97,14 @@ fn a_file_without_names() {
             drop(op);
             let content = format!("content of {path}");
             assert_eq!(fs.read_handle(&handle).unwrap(), content.as_bytes());
-            assert_eq!(lab.marks(), [""; 0], "nothing of it has a name");
+            assert_eq!(lab.describe_upper(), [""; 0], "the copy has a name");
             assert!(left.contains(&format!("{path} whiteout")));
         }
     }
 }
 
 #[test]
-fn writing_through_a_file_that_is_renamed_and_unlinked() {
+fn write_after_rename_and_unlink() {
     for lab in labs() {
         let fs = lab.open();
         let handle = fs.open("f", WRITE).unwrap();
@@ -119,16 +119,16 @@ fn writing_through_a_file_that_is_renamed_and_unlinked() {
 }
 
 #[test]
-fn one_name_of_an_open_file_goes() {
+fn unlink_of_one_name_of_an_open_file() {
     for lab in labs() {
         let fs = lab.open();
         let handle = fs.open("h1", READ).unwrap();
         fs.unlink("h1").unwrap();
-        assert_eq!(fs.attr_of(handle.inode()).unwrap().stat.nlink, 1);
+        assert_eq!(fs.attr_of_inode(handle.inode()).unwrap().stat.nlink, 1);
         fs.append("h2", b"+").unwrap();
         assert_eq!(fs.read_handle(&handle).unwrap(), b"content of h1+");
         fs.unlink("h2").unwrap();
-        assert_eq!(fs.attr_of(handle.inode()).unwrap().stat.nlink, 0);
+        assert_eq!(fs.attr_of_inode(handle.inode()).unwrap().stat.nlink, 0);
         assert_eq!(fs.read_handle(&handle).unwrap(), b"content of h1+");
     }
 }

@@ -1,4 +1,4 @@
-//! Two threads on one object: what one of them sees must be what the other made.
+//! Races of two threads on one object.
 
 use std::fs;
 use std::sync::{Arc, Barrier};
@@ -20,13 +20,13 @@ fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
-fn overlay(place: &std::path::Path) -> Overlay {
+fn overlay(tmp: &std::path::Path) -> Overlay {
     let space = XattrSpace::detect();
-    for folder in ["upper", "work"] {
-        fs::create_dir(place.join(folder)).unwrap();
+    for dir in ["upper", "work"] {
+        fs::create_dir(tmp.join(dir)).unwrap();
     }
-    let upper = Upper::open(&place.join("upper"), &place.join("work"), space).unwrap();
-    let lower = Layer::open(&place.join("lower"), space).unwrap();
+    let upper = Upper::open(&tmp.join("upper"), &tmp.join("work"), space).unwrap();
+    let lower = Layer::open(&tmp.join("lower"), space).unwrap();
     let options = OverlayOptions {
         metacopy: true,
         volatile: true,
@@ -35,8 +35,8 @@ fn overlay(place: &std::path::Path) -> Overlay {
     Overlay::new(Some(upper), vec![lower], options).unwrap()
 }
 
-/// Runs both for every number at the same moment.
-fn both(count: usize, one: impl Fn(usize) + Sync, two: impl Fn(usize) + Sync) {
+/// Runs both functions concurrently for every number.
+fn run_concurrently(count: usize, one: impl Fn(usize) + Sync, two: impl Fn(usize) + Sync) {
     let barrier = Barrier::new(2);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -53,16 +53,16 @@ fn both(count: usize, one: impl Fn(usize) + Sync, two: impl Fn(usize) + Sync) {
 }
 
 #[test]
-fn a_lookup_beside_a_copy_up_finds_the_same_object() {
-    let place = tempfile::tempdir().unwrap();
-    let lower = place.path().join("lower");
+fn lookup_racing_with_a_copy_up_finds_the_same_inode() {
+    let tmp = tempfile::tempdir().unwrap();
+    let lower = tmp.path().join("lower");
     fs::create_dir(&lower).unwrap();
     let count = 1500;
     for number in 0..count {
         fs::write(lower.join(format!("f{number}")), "old").unwrap();
         fs::create_dir(lower.join(format!("d{number}"))).unwrap();
     }
-    let overlay = overlay(place.path());
+    let overlay = overlay(tmp.path());
     let root = overlay.root().clone();
     let known: Vec<_> = (0..count)
         .flat_map(|number| [format!("f{number}"), format!("d{number}")])
@@ -76,7 +76,7 @@ fn a_lookup_beside_a_copy_up_finds_the_same_object() {
             found
         })
         .collect();
-    both(
+    run_concurrently(
         count,
         |number| {
             let op = overlay.begin();
@@ -102,15 +102,15 @@ fn a_lookup_beside_a_copy_up_finds_the_same_object() {
 }
 
 #[test]
-fn an_open_for_reading_beside_the_first_for_writing_sees_what_is_written() {
-    let place = tempfile::tempdir().unwrap();
-    let lower = place.path().join("lower");
+fn reader_opened_during_a_copy_up_sees_later_writes() {
+    let tmp = tempfile::tempdir().unwrap();
+    let lower = tmp.path().join("lower");
     fs::create_dir(&lower).unwrap();
     let count = 1500;
     for number in 0..count {
         fs::write(lower.join(format!("f{number}")), "old").unwrap();
     }
-    let overlay = overlay(place.path());
+    let overlay = overlay(tmp.path());
     let root = overlay.root().clone();
     let find = |number| {
         let op = overlay.begin();
@@ -119,7 +119,7 @@ fn an_open_for_reading_beside_the_first_for_writing_sees_what_is_written() {
             .unwrap()
     };
     let done = Barrier::new(2);
-    both(
+    run_concurrently(
         count,
         |number| {
             let inode = find(number);
@@ -148,22 +148,22 @@ fn an_open_for_reading_beside_the_first_for_writing_sees_what_is_written() {
     );
 }
 
-/// Work on one file never stops work on another: while one is copied up, its folder is listed and a
-/// sibling is copied up as well. No time is measured; a lock held over the copy would be a deadlock
-/// here, because the copy waits for the others.
+/// While a file is copied up, its directory can be searched, and a sibling can be copied up.
+///
+/// If the copy held a lock that the other operations need, they would complete at most once during the copy.
 #[test]
-fn a_copy_up_holds_nobody_up() {
-    let place = tempfile::tempdir().unwrap();
-    let lower = place.path().join("lower");
+fn copy_up_blocks_no_other_operation() {
+    let tmp = tempfile::tempdir().unwrap();
+    let lower = tmp.path().join("lower");
     fs::create_dir(&lower).unwrap();
     let big = fs::File::create(lower.join("big")).unwrap();
-    // Data, not a hole, so that there is something to copy.
+    // Write data instead of a hole, so that the copy takes time.
     let block = vec![1_u8; 1 << 20];
     for _ in 0..256 {
         std::io::Write::write_all(&mut &big, &block).unwrap();
     }
     fs::write(lower.join("small"), "s").unwrap();
-    let overlay = overlay(place.path());
+    let overlay = overlay(tmp.path());
     let root = overlay.root().clone();
     let find = |text| overlay.begin().lookup(&root, &name(text)).unwrap().unwrap();
     let (big, small) = (find("big"), find("small"));
@@ -173,7 +173,7 @@ fn a_copy_up_holds_nobody_up() {
         truncate: false,
         exec: false,
     };
-    let turns = std::sync::atomic::AtomicUsize::new(0);
+    let rounds = std::sync::atomic::AtomicUsize::new(0);
     let copied = std::sync::atomic::AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -188,22 +188,23 @@ fn a_copy_up_holds_nobody_up() {
             let handle = op.open(ROOT, &small, how).unwrap();
             op.write(&handle, 0, b"t", Writer::Privileged).unwrap();
             overlay.close(&handle);
-            turns.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            rounds.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         }
     });
     assert!(
-        turns.into_inner() > 1,
-        "the copy of 256 MiB let nobody pass"
+        rounds.into_inner() > 1,
+        "the copy of 256 MiB blocked all other operations"
     );
 }
 
-/// One name is moved to and fro while another file takes it in turn: what is asked of the object meanwhile
-/// is never answered for the other one, nor with "no such name".
+/// Two files are renamed to each other's names repeatedly.
+///
+/// Concurrent requests for one of them never return data of the other one, and never ENOENT.
 #[test]
-fn attributes_beside_a_rename_are_the_objects_own() {
-    let place = tempfile::tempdir().unwrap();
-    fs::create_dir(place.path().join("lower")).unwrap();
-    let overlay = overlay(place.path());
+fn attributes_during_a_rename_are_of_the_right_object() {
+    let tmp = tempfile::tempdir().unwrap();
+    fs::create_dir(tmp.path().join("lower")).unwrap();
+    let overlay = overlay(tmp.path());
     let root = overlay.root().clone();
     let make = |text: &str| {
         let op = overlay.begin();
@@ -254,18 +255,19 @@ fn attributes_beside_a_rename_are_the_objects_own() {
     });
 }
 
-/// A file whose content is still below is opened for writing while it is moved away and another one
-/// gets its name: the content goes where it belongs.
+/// A metacopy is opened for writing while it is moved and another file gets its name.
+///
+/// The content must be copied into the metacopy, not into the other file.
 #[test]
-fn a_file_that_is_filled_beside_a_rename_is_the_right_one() {
-    let place = tempfile::tempdir().unwrap();
-    let lower = place.path().join("lower");
+fn metacopy_completed_during_a_rename_is_the_right_file() {
+    let tmp = tempfile::tempdir().unwrap();
+    let lower = tmp.path().join("lower");
     fs::create_dir(&lower).unwrap();
     let count = 1000;
     for number in 0..count {
         fs::write(lower.join(format!("f{number}")), "old").unwrap();
     }
-    let overlay = overlay(place.path());
+    let overlay = overlay(tmp.path());
     let root = overlay.root().clone();
     let text = |first: &str, number: usize| name(&format!("{first}{number}"));
     let known: Vec<_> = (0..count)
@@ -292,7 +294,7 @@ fn a_file_that_is_filled_beside_a_rename_is_the_right_one() {
         })
         .collect();
     let failed = std::sync::Mutex::new(Vec::new());
-    both(
+    run_concurrently(
         count,
         |number| {
             for (from, to) in [("f", "g"), ("n", "f")] {
@@ -308,7 +310,7 @@ fn a_file_that_is_filled_beside_a_rename_is_the_right_one() {
                 write: true,
                 ..OpenOptions::default()
             };
-            // No panic here: the other thread would wait for ever.
+            // A panic here would leave the other thread waiting at the barrier.
             match op.open(ROOT, &known[number], how) {
                 Ok(handle) => overlay.close(&handle),
                 Err(error) => failed.lock().unwrap().push((number, error)),
@@ -318,18 +320,19 @@ fn a_file_that_is_filled_beside_a_rename_is_the_right_one() {
     assert_eq!(failed.into_inner().unwrap(), []);
     for number in 0..count {
         let read = |first: &str| {
-            fs::read_to_string(place.path().join(format!("upper/{first}{number}"))).unwrap()
+            fs::read_to_string(tmp.path().join(format!("upper/{first}{number}"))).unwrap()
         };
         assert_eq!((&*read("f"), &*read("g")), ("new file", "old"), "{number}");
     }
 }
 
-/// A name of a file is looked up while it is removed (a link count does that to find the others). When
-/// the layer is frozen later and the file changes, the name stays whose it is by then.
+/// A name of a file is looked up while it is removed, as when links are counted.
+///
+/// A stale record of the name must not overwrite a new file of that name when the file is copied up later.
 #[test]
-fn a_name_that_was_removed_beside_a_lookup_does_not_come_back() {
-    let place = tempfile::tempdir().unwrap();
-    let lower = place.path().join("lower");
+fn name_removed_during_a_lookup_does_not_reappear() {
+    let tmp = tempfile::tempdir().unwrap();
+    let lower = tmp.path().join("lower");
     fs::create_dir(&lower).unwrap();
     let count = 600;
     for number in 0..count {
@@ -337,7 +340,7 @@ fn a_name_that_was_removed_beside_a_lookup_does_not_come_back() {
         let (one, two) = (format!("a{number}"), format!("b{number}"));
         fs::hard_link(lower.join(one), lower.join(two)).unwrap();
     }
-    let overlay = overlay(place.path());
+    let overlay = overlay(tmp.path());
     let root = overlay.root().clone();
     let text = |first: &str, number: usize| name(&format!("{first}{number}"));
     let known: Vec<_> = (0..count)
@@ -346,7 +349,7 @@ fn a_name_that_was_removed_beside_a_lookup_does_not_come_back() {
             op.lookup(&root, &text("a", number)).unwrap().unwrap()
         })
         .collect();
-    both(
+    run_concurrently(
         count,
         |number| overlay.begin().unlink(&root, &text("b", number)).unwrap(),
         |number| {
@@ -359,10 +362,10 @@ fn a_name_that_was_removed_beside_a_lookup_does_not_come_back() {
         let name = text("b", number);
         op.mknod(ROOT, &root, &name, 0o100_644, 0).unwrap();
     }
-    for folder in ["upper2", "work2"] {
-        fs::create_dir(place.path().join(folder)).unwrap();
+    for dir in ["upper2", "work2"] {
+        fs::create_dir(tmp.path().join(dir)).unwrap();
     }
-    let (new, work) = (place.path().join("upper2"), place.path().join("work2"));
+    let (new, work) = (tmp.path().join("upper2"), tmp.path().join("work2"));
     let upper = Upper::open(&new, &work, XattrSpace::detect()).unwrap();
     overlay.push_layer(upper).unwrap();
     for (number, inode) in known.iter().enumerate() {
@@ -374,17 +377,17 @@ fn a_name_that_was_removed_beside_a_lookup_does_not_come_back() {
         op.set_attr(ROOT, inode, &set, None).unwrap();
         assert!(
             !new.join(format!("b{number}")).try_exists().unwrap(),
-            "b{number} came back as a name of a{number}"
+            "b{number} reappeared as a name of a{number}"
         );
     }
 }
 
-/// The name by which a file is linked may be another file's by then.
+/// A file is linked while a rename gives its name to another file.
 #[test]
-fn a_link_beside_a_replacement_is_one_of_the_file_that_was_meant() {
-    let place = tempfile::tempdir().unwrap();
-    fs::create_dir(place.path().join("lower")).unwrap();
-    let overlay = overlay(place.path());
+fn link_during_a_replacement_links_the_right_file() {
+    let tmp = tempfile::tempdir().unwrap();
+    fs::create_dir(tmp.path().join("lower")).unwrap();
+    let overlay = overlay(tmp.path());
     let root = overlay.root().clone();
     let text = |first: &str, number: usize| name(&format!("{first}{number}"));
     let count = 3000;
@@ -397,7 +400,7 @@ fn a_link_beside_a_replacement_is_one_of_the_file_that_was_meant() {
                 .unwrap()
         })
         .collect();
-    both(
+    run_concurrently(
         count,
         |number| {
             let linked = overlay

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::common::{Fs, Lab, WRITE, caller, is_root, mode, plant, set_xattr, stamp};
+use crate::common::{
+    Fs, Lab, WRITE, caller, create_files, is_root, set_fixed_times, set_mode, set_xattr,
+};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_overlay::idmap::IdMap;
 use cowl_overlay::inode::Inode;
@@ -11,7 +13,7 @@ use cowl_overlay::{Caller, Op, OverlayOptions, SetAttr, Writer};
 const CREATE: u32 = 1;
 const REPLACE: u32 = 2;
 const ACCESS: &[u8] = b"system.posix_acl_access";
-/// An undefined flag of fallocate(2), which no file system sees.
+/// An undefined flag of fallocate(2), which no filesystem receives.
 const UNKNOWN: u32 = 1 << 30;
 
 type Call = fn(&Op<'_>, &Arc<Inode>) -> Result<()>;
@@ -22,25 +24,31 @@ fn set(op: &Op<'_>, inode: &Arc<Inode>, name: &[u8], flags: u32) -> Result<()> {
 
 /// Each call with its expected error, if any.
 const CALLS: [(&str, Option<Errno>, Call); 7] = [
-    ("replaces none", Some(Errno::NODATA), |op, inode| {
-        set(op, inode, b"user.none", REPLACE)
-    }),
     (
-        "makes one that is there",
+        "replace an absent xattr",
+        Some(Errno::NODATA),
+        |op, inode| set(op, inode, b"user.none", REPLACE),
+    ),
+    (
+        "create an existing xattr",
         Some(Errno::EXIST),
         |op, inode| set(op, inode, b"user.there", CREATE),
     ),
-    ("is not supported", Some(Errno::OPNOTSUPP), |op, inode| {
-        set(op, inode, b"system.none", 0)
-    }),
-    ("removes none", Some(Errno::NODATA), |op, inode| {
-        op.remove_xattr(inode, b"user.none")
-    }),
-    ("removes no ACL", None, |op, inode| {
+    (
+        "set an unsupported xattr",
+        Some(Errno::OPNOTSUPP),
+        |op, inode| set(op, inode, b"system.none", 0),
+    ),
+    (
+        "remove an absent xattr",
+        Some(Errno::NODATA),
+        |op, inode| op.remove_xattr(inode, b"user.none"),
+    ),
+    ("remove an absent ACL", None, |op, inode| {
         op.remove_xattr(inode, ACCESS)
     }),
     (
-        "gives it to one that the disk has not",
+        "set an owner that is not mapped",
         Some(Errno::OVERFLOW),
         |op, inode| {
             let set = SetAttr {
@@ -52,7 +60,7 @@ const CALLS: [(&str, Option<Errno>, Call); 7] = [
         },
     ),
     (
-        "takes setuid from another's file",
+        "clear setuid of another user's file",
         Some(Errno::PERM),
         |op, inode| {
             let other = Caller {
@@ -69,10 +77,10 @@ const CALLS: [(&str, Option<Errno>, Call); 7] = [
 
 fn lab() -> Lab {
     let lab = Lab::new(|top| {
-        plant(top, &["f", "d/"]);
+        create_files(top, &["f", "d/"]);
         set_xattr(&top.join("f"), "user.there", b"v");
-        mode(&top.join("f"), 0o4777);
-        stamp(top);
+        set_mode(&top.join("f"), 0o4777);
+        set_fixed_times(top);
     });
     let map = || IdMap::new(IdMap::parse("0:0:5000").unwrap(), None);
     lab.with(OverlayOptions {
@@ -83,30 +91,30 @@ fn lab() -> Lab {
 }
 
 fn check(fs: &Fs, inode: &Arc<Inode>, calls: &[(&str, Option<Errno>, Call)]) {
-    for (what, error, call) in calls {
-        let before = fs.attr_of(inode).unwrap();
+    for (name, error, call) in calls {
+        let before = fs.attr_of_inode(inode).unwrap();
         let done = call(&fs.overlay.begin(), inode);
-        assert_eq!(done.err().map(Error::errno), *error, "{what}");
-        assert_eq!(fs.attr_of(inode).unwrap(), before, "{what}");
+        assert_eq!(done.err().map(Error::errno), *error, "{name}");
+        assert_eq!(fs.attr_of_inode(inode).unwrap(), before, "{name}");
     }
 }
 
 #[test]
-fn calls_that_change_nothing_copy_nothing_up() {
+fn no_op_calls_copy_nothing_up() {
     let lab = lab();
     let fs = lab.open();
     check(&fs, &fs.find("f").unwrap(), &CALLS);
-    assert_eq!(lab.marks(), [""; 0]);
+    assert_eq!(lab.describe_upper(), [""; 0]);
     assert!(!lab.upper().join("f").try_exists().unwrap());
 }
 
 /// A copy-up changes the ctime on disk, which a failing call must not expose.
 #[test]
-fn calls_that_change_nothing_move_no_change_time() {
+fn no_op_calls_preserve_ctime() {
     let lab = lab();
     let fs = lab.open();
     let inode = fs.find("f").unwrap();
-    let before = fs.attr_of(&inode).unwrap().stat.ctime;
+    let before = fs.attr_of_inode(&inode).unwrap().stat.ctime;
     let handle = fs.open("f", WRITE).unwrap();
     assert!(lab.upper().join("f").try_exists().unwrap());
     // While the file is open for writing, a write by any process clears the setuid bit.
@@ -116,19 +124,19 @@ fn calls_that_change_nothing_move_no_change_time() {
     op.write(&handle, u64::MAX / 2, b"x", Writer::Privileged)
         .unwrap_err();
     drop(op);
-    assert_eq!(fs.attr_of(&inode).unwrap().stat.ctime, before);
+    assert_eq!(fs.attr_of_inode(&inode).unwrap().stat.ctime, before);
     fs.write_handle(&handle, 0, b"x").unwrap();
-    assert!(fs.attr_of(&inode).unwrap().stat.ctime > before);
+    assert!(fs.attr_of_inode(&inode).unwrap().stat.ctime > before);
     fs.overlay.close(&handle);
 }
 
 /// Attributes are listed for invalidation if a request changes more than its type implies, and only then, because
 /// each costs the kernel another request.
 #[test]
-fn what_changes_beyond_the_kind_of_a_request_is_listed() {
+fn unexpected_attribute_changes_are_listed_as_stale() {
     let lab = Lab::new(|top| {
-        plant(top, &["d/f", "d/g"]);
-        mode(&top.join("d/f"), 0o4777);
+        create_files(top, &["d/f", "d/g"]);
+        set_mode(&top.join("d/f"), 0o4777);
     });
     let fs = lab.open();
     let numbers = |op: &Op<'_>| {

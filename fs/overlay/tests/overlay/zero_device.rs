@@ -1,6 +1,6 @@
-//! The character device 0:0 and RENAME_WHITEOUT: what programs need that keep layers on the mount.
+//! The character device 0:0 and RENAME_WHITEOUT, which programs need that store layers on the mount.
 
-use crate::common::{Fs, Lab, plant, set_xattr, spaces};
+use crate::common::{Fs, Lab, create_files, set_xattr, spaces};
 use cowl_layers::error::Errno;
 use cowl_layers::format::XattrSpace;
 use cowl_layers::sys::stat::{FileKind, Stat};
@@ -13,7 +13,7 @@ const WHITEOUT: RenameFlags = RenameFlags {
 };
 
 fn lab(space: XattrSpace) -> Lab {
-    Lab::new(|top| plant(top, &["d/x", "d/y", "e/z", "f"])).in_space(space)
+    Lab::new(|top| create_files(top, &["d/x", "d/y", "e/z", "f"])).in_space(space)
 }
 
 fn stat(fs: &Fs, path: &str) -> Stat {
@@ -32,9 +32,9 @@ fn listed(fs: &Fs, path: &str) -> (FileKind, u64) {
     (entry.kind, entry.ino)
 }
 
-/// The device is one in every way that a program can ask.
+/// Verifies that a path is a device 0:0 in stat, listings and xattrs.
 #[track_caller]
-fn is_device(fs: &Fs, space: XattrSpace, path: &str) {
+fn assert_zero_device(fs: &Fs, space: XattrSpace, path: &str) {
     let stat = stat(fs, path);
     assert_eq!(
         (stat.kind(), stat.rdev, stat.size, stat.blocks),
@@ -43,32 +43,32 @@ fn is_device(fs: &Fs, space: XattrSpace, path: &str) {
     );
     let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
     assert_eq!(listed(fs, path), (FileKind::CharDevice, ino(fs, path)));
-    let mark = [space.prefix(), "whiteout"].concat();
-    assert_eq!(fs.get_xattr(path, &mark), Err(Errno::NODATA), "{path}");
+    let marker = [space.prefix(), "whiteout"].concat();
+    assert_eq!(fs.get_xattr(path, &marker), Err(Errno::NODATA), "{path}");
     let all = [path, parent].map(|path| fs.xattr_names(&fs.find(path).unwrap()));
     let shown = all
         .iter()
         .flatten()
         .map(|name| name.escape_ascii().to_string());
-    let marks: Vec<_> = shown
+    let markers: Vec<_> = shown
         .filter(|name| name.starts_with(space.prefix()))
         .collect();
-    assert_eq!(marks, [""; 0], "{path}");
+    assert_eq!(markers, [""; 0], "{path}");
 }
 
 #[test]
-fn a_device_0_0_lasts_and_hides_nothing() {
+fn zero_device_persists_and_hides_nothing() {
     for &space in spaces() {
         let lab = lab(space);
         let fs = lab.open();
         for path in ["d/dev", "dev", "e/dev"] {
             fs.zero_device(path, 0o640).unwrap();
-            is_device(&fs, space, path);
+            assert_zero_device(&fs, space, path);
             assert_eq!(stat(&fs, path).perm(), 0o640);
         }
         assert_eq!(fs.zero_device("f", 0o600), Err(Errno::EXIST));
         assert_eq!(fs.zero_device("d/dev", 0o600), Err(Errno::EXIST));
-        // Where a lower file was removed, and where it is moved, linked, swapped to.
+        // At the name of a removed lower file, and as the result of a rename, a link and an exchange.
         fs.unlink("d/x").unwrap();
         fs.zero_device("d/x", 0o600).unwrap();
         fs.mkdir("plain").unwrap();
@@ -86,14 +86,14 @@ fn a_device_0_0_lasts_and_hides_nothing() {
             "plain3/file",
         ];
         for path in all {
-            is_device(&fs, space, path);
+            assert_zero_device(&fs, space, path);
         }
         assert_eq!(stat(&fs, "e/dev").kind(), FileKind::Regular);
         assert_eq!(stat(&fs, "plain/moved").nlink, 2);
         drop(fs);
         for fs in [lab.open_read_only(), lab.open()] {
             for path in all {
-                is_device(&fs, space, path);
+                assert_zero_device(&fs, space, path);
             }
             assert_eq!(fs.names("d").unwrap(), ["dev", "x", "y"]);
         }
@@ -107,7 +107,7 @@ fn a_device_0_0_lasts_and_hides_nothing() {
 }
 
 #[test]
-fn it_is_one_still_when_its_layer_is_a_lower_one_and_it_is_copied_up() {
+fn zero_device_survives_push_and_copy_up() {
     for &space in spaces() {
         let lab = lab(space);
         let fs = lab.open();
@@ -117,7 +117,7 @@ fn it_is_one_still_when_its_layer_is_a_lower_one_and_it_is_copied_up() {
         lab.push(&fs).unwrap();
         let number = ino(&fs, "one");
         for path in ["d/dev", "d/two", "one"] {
-            is_device(&fs, space, path);
+            assert_zero_device(&fs, space, path);
         }
         fs.chmod("one", 0o600).unwrap();
         fs.rename("d", "moved").unwrap();
@@ -125,7 +125,7 @@ fn it_is_one_still_when_its_layer_is_a_lower_one_and_it_is_copied_up() {
         drop(fs);
         let fs = lab.open();
         for path in ["one", "moved/dev", "e/two"] {
-            is_device(&fs, space, path);
+            assert_zero_device(&fs, space, path);
         }
         assert_eq!(stat(&fs, "one").perm(), 0o600);
         assert_eq!(ino(&fs, "one"), number);
@@ -135,7 +135,7 @@ fn it_is_one_still_when_its_layer_is_a_lower_one_and_it_is_copied_up() {
 }
 
 #[test]
-fn the_bottom_layer_may_hold_them() {
+fn zero_device_in_the_bottom_layer() {
     for &space in spaces() {
         let lab = lab(space);
         let fs = lab.open();
@@ -144,18 +144,18 @@ fn the_bottom_layer_may_hold_them() {
         let bottom = lab.upper();
         let again = Lab::over(vec![bottom]).in_space(space);
         let fs = again.open();
-        is_device(&fs, space, "d/dev");
+        assert_zero_device(&fs, space, "d/dev");
     }
 }
 
 #[test]
-fn rename_leaves_a_device_when_asked() {
+fn rename_whiteout_leaves_a_zero_device() {
     for &space in spaces() {
         let lab = lab(space);
         let fs = lab.open();
         fs.create("new", b"").unwrap();
         for (from, to) in [
-            // Lower to free, upper to free, lower over lower, a folder, over a hidden name.
+            // A lower file to a free name, a new one to a free name, a lower one over a lower one, a directory.
             ("f", "g"),
             ("new", "newer"),
             ("d/x", "d/y"),
@@ -164,14 +164,14 @@ fn rename_leaves_a_device_when_asked() {
             let number = ino(&fs, from);
             fs.rename_with(from, to, WHITEOUT).unwrap();
             assert_eq!(ino(&fs, to), number, "{from}");
-            is_device(&fs, space, from);
+            assert_zero_device(&fs, space, from);
         }
         fs.unlink("f").unwrap();
         fs.rename_with("g", "f", WHITEOUT).unwrap();
-        is_device(&fs, space, "g");
-        // The device itself can be moved so as well.
+        assert_zero_device(&fs, space, "g");
+        // The device itself can be moved in the same way.
         fs.rename_with("new", "last", WHITEOUT).unwrap();
-        is_device(&fs, space, "last");
+        assert_zero_device(&fs, space, "last");
         let exchange = RenameFlags {
             exchange: true,
             ..WHITEOUT
@@ -186,14 +186,14 @@ fn rename_leaves_a_device_when_asked() {
         drop(fs);
         let fs = lab.open();
         for path in ["g", "new", "last", "d/x", "e"] {
-            is_device(&fs, space, path);
+            assert_zero_device(&fs, space, path);
         }
         assert_eq!(fs.names("h").unwrap(), ["z"]);
     }
 }
 
 #[test]
-fn escaped_marks_that_a_user_sets_stay_a_users() {
+fn escaped_markers_set_by_a_user_are_preserved() {
     for &space in spaces() {
         let lab = lab(space);
         let fs = lab.open();
@@ -205,10 +205,10 @@ fn escaped_marks_that_a_user_sets_stay_a_users() {
             fs.set_xattr("d", &opaque, value).unwrap();
             assert_eq!(fs.get_xattr("d", &opaque).unwrap(), value);
         }
-        is_listed(&fs, "d/dev");
+        assert_listed_as_device(&fs, "d/dev");
         fs.remove_xattr("d", &opaque).unwrap();
-        is_listed(&fs, "d/dev");
-        // Set before the device came.
+        assert_listed_as_device(&fs, "d/dev");
+        // A marker that was set before the device was created.
         fs.set_xattr("e", &opaque, b"x").unwrap();
         fs.zero_device("e/dev", 0o600).unwrap();
         assert_eq!(fs.get_xattr("e", &opaque).unwrap(), b"x");
@@ -216,15 +216,15 @@ fn escaped_marks_that_a_user_sets_stay_a_users() {
 }
 
 #[track_caller]
-fn is_listed(fs: &Fs, path: &str) {
+fn assert_listed_as_device(fs: &Fs, path: &str) {
     assert_eq!(listed(fs, path).0, FileKind::CharDevice);
 }
 
 #[test]
-fn a_mark_of_another_version_is_a_file() {
+fn marker_of_another_version_is_a_regular_file() {
     for &space in spaces() {
         let lab = Lab::new(|top| {
-            plant(top, &["n"]);
+            create_files(top, &["n"]);
             std::fs::write(top.join("n"), b"").unwrap();
             set_xattr(&top.join("n"), space.node(), &[9]);
             set_xattr(top, space.nodes(), &[9]);
@@ -234,42 +234,41 @@ fn a_mark_of_another_version_is_a_file() {
     }
 }
 
-/// The folder's mark that is there for kernel overlayfs alone is in nobody's way.
+/// The hidden marker of the directory exists only for kernel overlayfs and must not affect a user's xattr.
 #[test]
-fn a_user_sets_the_mark_that_was_hidden_as_if_it_were_not_there() {
+fn user_can_set_a_hidden_marker() {
     const CREATE: u32 = 1;
     const REPLACE: u32 = 2;
     for &space in spaces() {
         let lab = lab(space);
         let fs = lab.open();
         fs.zero_device("d/dev", 0o600).unwrap();
-        let mark = space.opaque();
+        let marker = space.opaque();
         let set = |value: &[u8], flags: u32| {
             let inode = fs.find("d").unwrap();
             let op = fs.overlay.begin();
             let done = op.set_xattr(
                 crate::common::caller(),
                 &inode,
-                mark.as_bytes(),
+                marker.as_bytes(),
                 value,
                 flags,
             );
             done.map_err(|error| error.errno())
         };
         assert_eq!(set(b"y", REPLACE), Err(Errno::NODATA));
-        assert_eq!(fs.get_xattr("d", mark), Err(Errno::NODATA));
+        assert_eq!(fs.get_xattr("d", marker), Err(Errno::NODATA));
         assert_eq!(set(b"y", CREATE), Ok(()));
-        assert_eq!(fs.get_xattr("d", mark).unwrap(), b"y");
+        assert_eq!(fs.get_xattr("d", marker).unwrap(), b"y");
         assert_eq!(set(b"n", CREATE), Err(Errno::EXIST));
         assert_eq!(set(b"x", REPLACE), Ok(()));
-        assert_eq!(fs.get_xattr("d", mark).unwrap(), b"x");
+        assert_eq!(fs.get_xattr("d", marker).unwrap(), b"x");
     }
 }
 
-/// All that can fail but the last step is done before the file moves: who is told of an error finds what
-/// was there.
+/// All steps that can fail, except the last one, precede the rename. After an error, the old tree is unchanged.
 #[test]
-fn a_move_that_cannot_leave_its_device_is_not_made() {
+fn failed_rename_whiteout_moves_nothing() {
     let try_with = |good: u64| {
         let lab = lab(XattrSpace::detect());
         let fs = lab.open();
@@ -281,7 +280,7 @@ fn a_move_that_cannot_leave_its_device_is_not_made() {
     };
     let (mut moved, mut passed) = (Vec::new(), 0);
     for good in 0.. {
-        // A fault of what only clears up is no error, so one that passes is not yet the end.
+        // A fault in a cleanup step is not an error of the operation, so the first success is not the end.
         if passed > 8 {
             break;
         }
@@ -294,6 +293,6 @@ fn a_move_that_cannot_leave_its_device_is_not_made() {
             (Err(_), names) => moved.push((good, names)),
         }
     }
-    // The device can get its name only when that is free.
+    // Only the last step, which links the device, can fail after the rename.
     assert!(moved.len() <= 1, "{moved:?}");
 }

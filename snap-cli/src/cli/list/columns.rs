@@ -1,11 +1,11 @@
-//! `--format`: a text with fields of the JSON in braces.
+//! Templates of the option `--format`: text with fields of the JSON in braces.
 
 use serde_json::Value;
 
 use super::super::output;
 use crate::error::{Error, Result};
 
-/// A text with fields in it.
+/// A parsed template.
 #[derive(Debug)]
 pub(super) struct Template {
     parts: Vec<Part>,
@@ -18,13 +18,11 @@ enum Part {
 }
 
 impl Template {
-    /// Reads the text: `{field}`, `{{` and `}}` for braces, `\t`, `\n`, `\\`.
+    /// Parses a template: `{field}`, `{{` and `}}` for braces, `\t`, `\n`, `\\`.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let refuse = |why: &str| {
-            Err(
-                Error::usage(format!("the format \"{text}\" can't be used: {why}"))
-                    .hint("for example: --format '{name}\\t{created}\\t{comment}'"),
-            )
+            Err(Error::usage(format!("invalid format \"{text}\": {why}"))
+                .hint("write for example: --format '{name}\\t{created}\\t{comment}'"))
         };
         let mut parts = Vec::new();
         let mut plain = String::new();
@@ -35,7 +33,7 @@ impl Template {
                     Some('t') => plain.push('\t'),
                     Some('n') => plain.push('\n'),
                     Some('\\') => plain.push('\\'),
-                    _ => return refuse("after \\ comes t, n or \\"),
+                    _ => return refuse("\\ must be followed by t, n or \\"),
                 },
                 '{' if rest.as_str().starts_with('{') => {
                     rest.next();
@@ -47,13 +45,13 @@ impl Template {
                 }
                 '{' => {
                     let Some((field, after)) = rest.as_str().split_once('}') else {
-                        return refuse("a brace is not closed");
+                        return refuse("{ without }");
                     };
                     rest = after.chars();
                     parts.push(Part::Text(std::mem::take(&mut plain)));
                     parts.push(Part::Field(field.to_owned()));
                 }
-                '}' => return refuse("a brace is closed that was not opened"),
+                '}' => return refuse("} without {"),
                 c => plain.push(c),
             }
         }
@@ -62,7 +60,7 @@ impl Template {
         Ok(Self { parts })
     }
 
-    /// The text for one object; a field that it does not have is an error.
+    /// Fills the template with the fields of an object; fails if a field does not exist.
     pub(super) fn fill(&self, object: &Value) -> Result<String> {
         let mut line = String::new();
         for part in &self.parts {
@@ -81,13 +79,13 @@ impl Template {
 }
 
 fn unknown(name: &str, object: &Value) -> Error {
-    let known: Vec<&str> = object
+    let fields: Vec<&str> = object
         .as_object()
         .map(|object| object.keys().map(String::as_str).collect())
         .unwrap_or_default();
-    let hint = match crate::store::name::nearest(name, known.iter().copied()) {
+    let hint = match crate::store::name::nearest(name, fields.iter().copied()) {
         Some(near) => format!("did you mean {{{near}}}?"),
-        None => format!("there are: {}", known.join(", ")),
+        None => format!("use one of: {}", fields.join(", ")),
     };
     Error::usage(format!("there is no field {{{name}}}")).hint(hint)
 }
@@ -99,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn templates() {
+    fn templates_are_filled_with_fields() {
         let object = json!({"name": "web", "size": 12, "comment": "a\nb", "parent": null});
         for (text, line) in [
             ("{name}", "web"),

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::super::output;
 use super::columns::Template;
 use super::{Args, OrderWord};
-use crate::container::state::{Mounted, look};
+use crate::container::state::{Mounted, probe};
 use crate::error::{Error, Result};
-use crate::snapshot::select::{Filter, natural};
+use crate::snapshot::select::{Filter, natural_key};
 use crate::store::Store;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use crate::store::sizes::Sizes;
@@ -20,7 +20,7 @@ use crate::store::sizes::Sizes;
 struct Row {
     manifest: ContainerManifest,
     mounted: Mounted,
-    /// What its layers take; `None` where that can't be told.
+    /// The size of its frozen layers; `None` if it cannot be determined.
     size: Option<u64>,
     store: String,
 }
@@ -33,12 +33,12 @@ pub(super) fn print(
 ) -> Result<()> {
     let (mut rows, mut broken) = (Vec::new(), None);
     for store in stores {
-        let _reading = store.share()?;
+        let _reading = store.lock_shared()?;
         for (id, record) in store.containers()? {
             match record {
-                Ok(record) if takes(filter, &record.body) => rows.push(Row {
-                    mounted: look(store, id).unwrap_or_else(|error| {
-                        output::complain(&error, args.json);
+                Ok(record) if matches(filter, &record.body) => rows.push(Row {
+                    mounted: probe(store, id).unwrap_or_else(|error| {
+                        output::print_error(&error, output::Format::from_option(args.json));
                         broken = Some(error);
                         Mounted::No
                     }),
@@ -48,7 +48,7 @@ pub(super) fn print(
                 }),
                 Ok(_) => {}
                 Err(error) => {
-                    output::complain(&error, args.json);
+                    output::print_error(&error, output::Format::from_option(args.json));
                     broken = Some(error);
                 }
             }
@@ -59,7 +59,7 @@ pub(super) fn print(
     broken.map_or(Ok(()), Err)
 }
 
-fn takes(filter: &Filter, manifest: &ContainerManifest) -> bool {
+fn matches(filter: &Filter, manifest: &ContainerManifest) -> bool {
     let time = || manifest.created.parse::<jiff::Timestamp>();
     filter
         .since
@@ -70,12 +70,12 @@ fn takes(filter: &Filter, manifest: &ContainerManifest) -> bool {
         && filter
             .pattern
             .as_ref()
-            .is_none_or(|pattern| pattern.fits(manifest.name.as_str()))
+            .is_none_or(|pattern| pattern.matches(manifest.name.as_str()))
 }
 
-/// What the frozen layers of a container take, each once. A list is no place to fail for want of it.
+/// Returns the size of a container's frozen layers, each counted once. The list is printed even if it is unknown.
 fn size(store: &Store, id: ContainerId, manifest: &ContainerManifest) -> Option<u64> {
-    let mut sizes = Sizes::of(store, id);
+    let mut sizes = Sizes::read(store, id);
     let below = manifest.below_head().iter().copied();
     let taken = manifest.snapshots.iter().map(|s| s.layer);
     let layers: BTreeSet<LayerId> = below.chain(taken).collect();
@@ -89,21 +89,23 @@ fn size(store: &Store, id: ContainerId, manifest: &ContainerManifest) -> Option<
             }
         }
     }
-    sizes.keep();
+    sizes.save();
     Some(sum)
 }
 
 fn sort(rows: &mut [Row], args: &Args) -> Result<()> {
     match args.sort {
-        // By name, since containers come from several stores.
+        // Containers of several stores have no common order of creation except by time.
         OrderWord::Taken | OrderWord::Name => {
-            rows.sort_by_cached_key(|row| natural(row.manifest.name.as_str()));
+            rows.sort_by_cached_key(|row| natural_key(row.manifest.name.as_str()));
         }
         OrderWord::Time => rows.sort_by_key(|row| row.manifest.created.clone()),
         OrderWord::Size => rows.sort_by_key(|row| Reverse(row.size)),
         OrderWord::Comment => {
-            return Err(Error::usage("containers have no remark to sort by")
-                .hint("sort them by name, time or size"));
+            return Err(
+                Error::usage("cannot sort containers by comment: they have none")
+                    .hint("sort them by name, time or size"),
+            );
         }
     }
     if args.reverse {
@@ -116,27 +118,27 @@ fn show(args: &Args, rows: &[Row], template: Option<&Template>) -> Result<()> {
     if let Some(template) = template {
         return rows
             .iter()
-            .try_for_each(|row| output::text(&template.fill(&row.as_json())?));
+            .try_for_each(|row| output::print_text(&template.fill(&row.as_json())?));
     }
     if args.json {
         let list: Vec<Value> = rows.iter().map(Row::as_json).collect();
-        return output::data(&json!({ "containers": list }));
+        return output::print_json(&json!({ "containers": list }));
     }
     let cells = rows.iter().map(|row| {
         vec![
             row.manifest.name.to_string(),
             row.manifest.snapshots.len().to_string(),
-            row.size.map_or_else(|| "?".to_owned(), output::size),
-            output::local_time(&row.manifest.created),
-            row.place().map_or_else(String::new, output::shown),
+            row.size.map_or_else(|| "?".to_owned(), output::format_size),
+            output::format_local_time(&row.manifest.created),
+            row.mountpoint().map_or_else(String::new, output::shown),
         ]
     });
-    let heads = ["NAME", "SNAPSHOTS", "SIZE", "CREATED", "MOUNTED AT"];
-    output::table(args.heads(&heads), cells.collect(), &[1, 2])
+    let header = ["NAME", "SNAPSHOTS", "SIZE", "CREATED", "MOUNTED AT"];
+    output::print_table(args.header(&header), cells.collect(), &[1, 2])
 }
 
 impl Row {
-    fn place(&self) -> Option<&[u8]> {
+    fn mountpoint(&self) -> Option<&[u8]> {
         match &self.mounted {
             Mounted::Alive(state) => Some(state.mountpoint.as_os_str().as_bytes()),
             Mounted::No | Mounted::Dead(_) => None,
@@ -150,7 +152,7 @@ impl Row {
             "snapshots": self.manifest.snapshots.len(),
             "layers": self.manifest.stack.len(),
             "size": self.size,
-            "mountpoint": self.place().map(output::json_path),
+            "mountpoint": self.mountpoint().map(output::json_path),
             "store": self.store,
         })
     }

@@ -1,4 +1,4 @@
-//! `cowl list`: the arguments, and what both lists have in common.
+//! The command `cowl list`: its arguments, and the common parts of both lists.
 
 mod columns;
 mod containers;
@@ -6,7 +6,7 @@ mod snapshots;
 
 use std::ffi::OsString;
 
-use super::{Context, Verb, text};
+use super::{CliCommand, Context, text};
 use crate::error::{Error, Result};
 use crate::snapshot::select::{Filter, Order, Pattern};
 use crate::store::manifest::SnapshotKind;
@@ -15,41 +15,41 @@ use columns::Template;
 
 /// List the containers, or the snapshots of one
 ///
-/// Snapshots are listed as they were taken, oldest first. The size of a snapshot is what was written to
-/// the disk since the one that it was made from; the size of a container is that of all its layers, without
-/// what was written since its last snapshot. Layers that several containers share count in each.
+/// Snapshots are listed in the order in which they were taken. The size of a snapshot is the data written
+/// since the snapshot that it is based on. The size of a container is that of all its layers, except the
+/// data written since its last snapshot. Layers that several containers share count for each of them.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The container whose snapshots to list
+    /// List the snapshots of this container
     name: Option<OsString>,
-    /// Draw which snapshot was made from which; "now" is what the container is
+    /// Draw the tree of snapshots, each below the one that it is based on; "now" is the current state
     #[arg(long, conflicts_with_all = ["json", "sort", "reverse", "format"], requires = "name")]
     tree: bool,
-    /// Only what was taken since then: a time (2026-11-24, 2026-11-24 13:00) or an age (7d, 36h)
+    /// List only entries since a time (2026-11-24, 2026-11-24 13:00) or an age (7d, 36h)
     #[arg(long, value_name = "TIME")]
     since: Option<OsString>,
-    /// Only what was taken before then
+    /// List only entries before a time or an age
     #[arg(long, value_name = "TIME")]
     until: Option<OsString>,
-    /// Only what has this tag; may be given several times
+    /// List only snapshots with this tag; may be given several times
     #[arg(long, value_name = "KEY[=VALUE]", requires = "name")]
     tag: Vec<OsString>,
-    /// Only what has this in its name or remark: a part, or a pattern with * ? [abc]
+    /// List only entries with this text, or a pattern with * ? [abc], in their name or comment
     #[arg(long = "match", value_name = "PATTERN")]
     pattern: Option<OsString>,
-    /// Only what was made by hand, by a timer or hook, or by a command before it changed something
+    /// List only snapshots taken manually, by a timer or hook, or automatically before a change
     #[arg(long, value_enum, requires = "name")]
     kind: Vec<KindWord>,
-    /// By what to sort
+    /// Sort by this column
     #[arg(long, value_enum, default_value = "taken")]
     sort: OrderWord,
-    /// Turn the order round
+    /// Reverse the order
     #[arg(short, long)]
     reverse: bool,
-    /// Print each as this text says: {name} and other fields of --json in braces, \t and \n
+    /// Print each entry in this format: fields of --json in braces such as {name}, \t and \n
     #[arg(long, value_name = "TEXT", conflicts_with = "json")]
     format: Option<OsString>,
-    /// Leave the heads of the columns out
+    /// Omit the header line
     #[arg(long)]
     no_header: bool,
     /// Print JSON
@@ -73,14 +73,14 @@ enum OrderWord {
     Comment,
 }
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let filter = self.filter()?;
         let template = self.template()?;
         match &self.name {
             Some(name) => {
                 let name = ContainerName::parse(name)?;
-                let store = context.store_of(&name)?;
+                let store = context.store_for(&name)?;
                 snapshots::print(self, &store, &name, &filter, template.as_ref())?;
             }
             None => containers::print(self, &context.stores()?, &filter, template.as_ref())?,
@@ -88,25 +88,25 @@ impl Verb for Args {
         Ok(0)
     }
 
-    fn json(&self) -> bool {
+    fn is_json(&self) -> bool {
         self.json
     }
 }
 
 impl Args {
     fn filter(&self) -> Result<Filter> {
-        let moment = |word: &Option<OsString>| word.as_ref().map(text::moment).transpose();
+        let time = |word: &Option<OsString>| word.as_ref().map(text::parse_time).transpose();
         let tag = |word: &OsString| -> Result<_> {
-            let word = text::plain(word)?;
+            let word = text::parse(word)?;
             Ok(match word.split_once('=') {
                 Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
                 None => (word, None),
             })
         };
-        let pattern = self.pattern.as_ref().map(text::plain).transpose()?;
+        let pattern = self.pattern.as_ref().map(text::parse).transpose()?;
         Ok(Filter {
-            since: moment(&self.since)?,
-            until: moment(&self.until)?,
+            since: time(&self.since)?,
+            until: time(&self.until)?,
             tags: self.tag.iter().map(tag).collect::<Result<_>>()?,
             pattern: pattern.as_deref().map(Pattern::parse).transpose()?,
             kinds: self
@@ -141,11 +141,11 @@ impl Args {
         }
     }
 
-    /// The heads of a table; none when nobody wants them.
-    fn heads<'h>(&self, heads: &'h [&'h str]) -> &'h [&'h str] {
+    /// Returns the names of a table's columns, or none with `--no-header`.
+    fn header<'h>(&self, names: &'h [&'h str]) -> &'h [&'h str] {
         match self.no_header {
             true => &[],
-            false => heads,
+            false => names,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The list of one container's snapshots, and their tree.
+//! The list and the tree of one container's snapshots.
 
 use std::collections::HashMap;
 
@@ -9,14 +9,14 @@ use super::Args;
 use super::columns::Template;
 use crate::error::Result;
 use crate::recover;
-use crate::snapshot::list::{Entry, snapshots};
+use crate::snapshot::list::{SnapshotEntry, list_snapshots};
 use crate::snapshot::select::{Filter, sort};
-use crate::snapshot::tree::tree;
+use crate::snapshot::tree::draw_tree;
 use crate::store::Store;
 use crate::store::manifest::{ContainerManifest, Durability};
 use crate::store::name::ContainerName;
 
-const HEADS: [&str; 5] = ["NAME", "TIME", "SIZE", "AFTER", "COMMENT"];
+const HEADER: [&str; 5] = ["NAME", "TIME", "SIZE", "AFTER", "COMMENT"];
 
 pub(super) fn print(
     args: &Args,
@@ -26,16 +26,16 @@ pub(super) fn print(
     template: Option<&Template>,
 ) -> Result<()> {
     let (id, manifest) = {
-        // Locked for a moment: what a killed command left is put in order first.
+        // Opened, and so locked, only for a moment: to complete or roll back interrupted operations.
         let container = recover::open(store, name)?;
         (container.id(), container.manifest().clone())
     };
-    let _reading = store.share()?;
-    let mut entries = snapshots(store, id, &manifest)?;
+    let _reading = store.lock_shared()?;
+    let mut entries = list_snapshots(store, id, &manifest)?;
     if args.tree {
         return draw(args, &manifest, &entries, filter);
     }
-    entries.retain(|entry| filter.takes(entry));
+    entries.retain(|entry| filter.matches(entry));
     sort(&mut entries, args.order());
     if args.reverse {
         entries.reverse();
@@ -43,35 +43,35 @@ pub(super) fn print(
     if let Some(template) = template {
         return entries
             .iter()
-            .try_for_each(|entry| output::text(&template.fill(&as_json(entry))?));
+            .try_for_each(|entry| output::print_text(&template.fill(&as_json(entry))?));
     }
     if args.json {
         let list: Vec<Value> = entries.iter().map(as_json).collect();
-        return output::data(&json!({ "name": manifest.name, "id": id, "snapshots": list }));
+        return output::print_json(&json!({ "name": manifest.name, "id": id, "snapshots": list }));
     }
     let rows = entries.iter().map(|entry| row(entry, String::new()));
-    output::table(args.heads(&HEADS), rows.collect(), &[2])
+    output::print_table(args.header(&HEADER), rows.collect(), &[2])
 }
 
-/// The whole tree; what the filter does not let through shows its name alone.
+/// Prints the whole tree; of a snapshot that the filter rejects, only the name.
 fn draw(
     args: &Args,
     manifest: &ContainerManifest,
-    entries: &[Entry],
+    entries: &[SnapshotEntry],
     filter: &Filter,
 ) -> Result<()> {
-    let known: HashMap<_, _> = entries.iter().map(|e| (e.snapshot.id, e)).collect();
+    let by_id: HashMap<_, _> = entries.iter().map(|e| (e.snapshot.id, e)).collect();
     let list: Vec<_> = entries
         .iter()
         .map(|e| (e.snapshot.id, e.snapshot.parent))
         .collect();
-    let rows = tree(&list, manifest.parent).into_iter().map(|line| {
-        match line.id.and_then(|id| known.get(&id)) {
+    let rows = draw_tree(&list, manifest.parent).into_iter().map(|line| {
+        match line.id.and_then(|id| by_id.get(&id)) {
             Some(entry) => {
                 let mut cells = row(entry, line.prefix);
-                // The tree says it.
+                // The tree shows the parent.
                 cells.remove(3);
-                if !filter.takes(entry) {
+                if !filter.matches(entry) {
                     cells.truncate(1);
                     cells.resize(4, String::new());
                 }
@@ -84,15 +84,15 @@ fn draw(
             }
         }
     });
-    let [name, time, size, _, comment] = HEADS;
-    output::table(
-        args.heads(&[name, time, size, comment]),
+    let [name, time, size, _, comment] = HEADER;
+    output::print_table(
+        args.header(&[name, time, size, comment]),
         rows.collect(),
         &[2],
     )
 }
 
-fn row(entry: &Entry, prefix: String) -> Vec<String> {
+fn row(entry: &SnapshotEntry, prefix: String) -> Vec<String> {
     let snapshot = &entry.snapshot;
     let mut comment = output::shown(snapshot.comment.as_bytes());
     for (key, value) in &snapshot.tags {
@@ -116,22 +116,22 @@ fn row(entry: &Entry, prefix: String) -> Vec<String> {
     }
     vec![
         prefix + snapshot.name.as_str(),
-        output::local_time(&snapshot.created),
-        output::size(entry.bytes),
+        output::format_local_time(&snapshot.created),
+        output::format_size(entry.bytes),
         entry.parent.clone().unwrap_or_default(),
         comment.trim_start().to_owned(),
     ]
 }
 
-/// What is known of one snapshot.
-pub(super) fn as_json(entry: &Entry) -> Value {
+/// Returns the details of a snapshot for JSON and for `--format`.
+pub(super) fn as_json(entry: &SnapshotEntry) -> Value {
     let snapshot = &entry.snapshot;
     json!({
         "name": snapshot.name,
         "id": snapshot.id,
         "kind": snapshot.kind,
         "created": snapshot.created,
-        "time": output::local_time(&snapshot.created),
+        "time": output::format_local_time(&snapshot.created),
         "size": entry.bytes,
         "comment": snapshot.comment,
         "parent": entry.parent,

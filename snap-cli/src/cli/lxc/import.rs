@@ -1,85 +1,87 @@
-//! `cowl import-lxc-snapshots`
+//! The command `cowl import-lxc-snapshots`.
 
 use std::ffi::OsString;
 
-use crate::cli::{Context, Verb, output};
+use crate::cli::{CliCommand, Context, output};
 use crate::error::{Error, Result};
 use crate::lxc::binding;
-use crate::lxc::locked::{LockedSnapshots, find};
+use crate::lxc::locked::{LockedSnapshots, find_snapshot};
 use crate::lxc::snapshots::LxcSnapshot;
 use crate::recover;
-use crate::snapshot::lxc_import::{bring, finish};
+use crate::snapshot::lxc_import::{import_snapshot, remove_imported};
 use crate::store::name::ContainerName;
 use cowl_layers::shown::Show as _;
 
-/// Take in the snapshots that LXC's own lxc-snapshot made of a container
+/// Import the snapshots that LXC's own lxc-snapshot took of a container
 ///
-/// Each becomes a snapshot of cowl's, with its time and its remark, and keeps its name where that is free.
-/// Its files are copied into the store, and LXC's folder of it goes when all of it is there.
+/// Each becomes a snapshot of cowl, with its time and its comment, and with its name unless that is taken.
+/// Its files are copied into the store; LXC's directory of it is removed after a complete copy.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Args {
     /// The container
     name: OsString,
-    /// Only these of LXC's snapshots [default: all]
+    /// Import only these snapshots [default: all]
     #[arg(value_name = "SNAP")]
     snapshots: Vec<OsString>,
-    /// Only say what would be done
+    /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
 }
 
-impl Verb for Args {
+impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
-        let store = context.store_of(&name)?;
+        let store = context.store_for(&name)?;
         let mut container = recover::open(&store, &name)?;
         let Some(lxc) = container.manifest().lxc.clone() else {
             return Err(Error::failed(format!(
-                "{name} is no LXC container: it has no such snapshots"
+                "cannot import LXC snapshots of {name}: it is not an LXC container"
             ))
-            .hint(format!("`cowl show {name}` tells what it is")));
+            .hint(format!("show its details: cowl show {name}")));
         };
-        let place = LockedSnapshots::open(binding::of(&lxc), store.session().patience)?;
+        let locked = LockedSnapshots::open(binding::from_link(&lxc), store.session().patience)?;
         if !self.dry_run {
-            finish(&container, &place)?;
+            remove_imported(&container, &locked)?;
         }
-        for tree in self.chosen(&place)? {
+        for tree in self.chosen(&locked)? {
             let shown = output::shown(tree.name.as_encoded_bytes());
             if tree.taken.is_none() && self.snapshots.is_empty() {
-                output::note(&format!("{shown} is left out: it is not whole"));
+                output::print_note(&format!("skipped {shown}: it is incomplete"));
                 continue;
             }
             if self.dry_run {
-                output::note(&format!("would take in {}", tree.dir.shown()));
+                output::print_note(&format!("would import {}", tree.dir.shown()));
                 continue;
             }
             let mut bar = output::Bar::new("importing");
-            let brought = bring(&mut container, &place, &tree, &mut |done| bar.tell(done))?;
+            let imported =
+                import_snapshot(&mut container, &locked, &tree, &mut |done| bar.update(done))?;
             drop(bar);
-            for note in brought.notes {
-                output::note(&note);
+            for note in imported.notes {
+                output::print_note(&note);
             }
-            if brought.name.as_str() != shown {
-                output::note(&format!(
-                    "{shown} is {} now: its name was taken",
-                    brought.name
+            if imported.name.as_str() != shown {
+                output::print_note(&format!(
+                    "imported {shown} as {}: its name is taken",
+                    imported.name
                 ));
             }
-            output::line(brought.name.as_str())?;
+            output::print_line(imported.name.as_str())?;
         }
         Ok(0)
     }
 }
 
 impl Args {
-    fn chosen(&self, place: &LockedSnapshots) -> Result<Vec<LxcSnapshot>> {
-        let all = place.trees()?;
+    /// Returns the snapshots that the command line names, or all.
+    fn chosen(&self, locked: &LockedSnapshots) -> Result<Vec<LxcSnapshot>> {
+        let all = locked.list()?;
         if self.snapshots.is_empty() {
             return Ok(all);
         }
         let named = self.snapshots.iter();
         named
-            .map(|name| find(place.container(), &all, name).cloned())
+            .map(|name| find_snapshot(locked.container(), &all, name).cloned())
             .collect()
     }
 }

@@ -1,4 +1,4 @@
-//! LXC: `cowl lxc`, `cowl import-lxc-snapshots`, and cowl called as `lxc-snapshot`.
+//! Commands for LXC: `cowl lxc`, `cowl import-lxc-snapshots`, and cowl called as `lxc-snapshot`.
 
 pub(super) mod convert;
 pub(super) mod import;

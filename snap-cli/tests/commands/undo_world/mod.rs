@@ -1,5 +1,4 @@
-//! A store with one container that is not mounted: what is in it is written through the file system in
-//! process.
+//! A store with one container that is not mounted. Its content is changed through the overlay in process.
 #![allow(dead_code, reason = "not every test needs all of it")]
 
 use std::path::{Path, PathBuf};
@@ -20,7 +19,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// A store with the container web: a file that says "one", and a folder with two more.
+    /// Creates a store with the container web, which contains a file with "one", and two files in directories.
     pub(crate) fn new() -> Self {
         let cli = cowl_tests::cowl::Store::for_test();
         let base = cli.beside("base");
@@ -72,7 +71,7 @@ impl World {
         names.map(|known| known.name.to_string()).collect()
     }
 
-    /// Writes straight into the head, which is enough for whole files in folders that are there.
+    /// Writes a file directly into the head.
     pub(crate) fn write(&self, path: &str, content: &str) {
         let head = self.store().paths().layer_tree(self.manifest("web").1.head);
         let path = head.join(path);
@@ -80,7 +79,7 @@ impl World {
         std::fs::write(path, content).unwrap();
     }
 
-    /// What a state holds, as a plain folder.
+    /// Exports a state as a plain directory, and returns its path.
     pub(crate) fn export(&self, state: &str, to: &str) -> PathBuf {
         let to = self.path(to);
         self.ok(&["export", "--dir", state, to.to_str().unwrap()]);
@@ -88,7 +87,7 @@ impl World {
     }
 
     pub(crate) fn read(&self, path: &str) -> String {
-        let dir = self.export("web", "look");
+        let dir = self.export("web", "read");
         let text = std::fs::read_to_string(dir.join(path)).unwrap();
         std::fs::remove_dir_all(dir).unwrap();
         text
@@ -111,17 +110,17 @@ impl World {
     }
 }
 
-/// The digest of a plain folder.
+/// Returns the digest of a plain directory.
 pub(crate) fn digest_dir(dir: &Path) -> String {
     cowl::tree::digest_dir(dir, &mut |_| ())
         .unwrap()
         .to_string()
 }
 
-/// The container's file system in process.
+/// The container's filesystem in process.
 pub(crate) struct Fs(Overlay);
 
-fn me() -> Caller {
+fn caller() -> Caller {
     Caller {
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
@@ -148,29 +147,33 @@ impl Fs {
 
     pub(crate) fn mkdir(&self, path: &str) {
         let (op, (parent, name)) = (self.0.begin(), split(path));
-        op.mkdir(me(), &op.lookup_path(parent).unwrap(), &name, 0o755)
+        op.mkdir(caller(), &op.lookup_path(parent).unwrap(), &name, 0o755)
             .unwrap();
     }
 
     pub(crate) fn rename(&self, from: &str, to: &str) {
         let (op, (old, from), (new, to)) = (self.0.begin(), split(from), split(to));
         let (old, new) = (op.lookup_path(old).unwrap(), op.lookup_path(new).unwrap());
-        op.rename(me(), &old, &from, &new, &to, RenameFlags::default())
+        op.rename(caller(), &old, &from, &new, &to, RenameFlags::default())
             .unwrap();
     }
 
-    /// Makes the file, or gives it another content.
+    /// Creates the file, or replaces its content.
     pub(crate) fn write(&self, path: &str, content: &str) {
         let (op, (parent, name)) = (self.0.begin(), split(path));
         let parent = op.lookup_path(parent).unwrap();
-        let how = OpenOptions {
+        let options = OpenOptions {
             write: true,
             truncate: true,
             ..OpenOptions::default()
         };
         let handle = match op.lookup(&parent, &name).unwrap() {
-            Some(inode) => op.open(me(), &inode, how).unwrap(),
-            None => op.create(me(), &parent, &name, 0o644, how).unwrap().1,
+            Some(inode) => op.open(caller(), &inode, options).unwrap(),
+            None => {
+                op.create(caller(), &parent, &name, 0o644, options)
+                    .unwrap()
+                    .1
+            }
         };
         op.write(&handle, 0, content.as_bytes(), Writer::Privileged)
             .unwrap();
@@ -179,7 +182,7 @@ impl Fs {
 }
 
 impl World {
-    /// Changes the container as programs in it would.
+    /// Changes the container through the overlay, as programs in it do.
     pub(crate) fn edit(&self, change: impl FnOnce(&Fs)) {
         let (store, manifest) = (self.store(), self.manifest("web").1);
         let (tree, work) = (
@@ -196,9 +199,9 @@ impl World {
         .unwrap()));
     }
 
-    /// No layer is there that nothing names.
+    /// Asserts that each layer in the store is referenced.
     #[track_caller]
-    pub(crate) fn is_clean(&self) {
+    pub(crate) fn assert_clean(&self) {
         let (id, manifest) = self.manifest("web");
         let mut used: std::collections::BTreeSet<_> = manifest.stack.iter().copied().collect();
         for known in &manifest.snapshots {

@@ -1,4 +1,4 @@
-//! Admission of opens: a program that runs with setuid or setgid, and writers of its file, exclude one another.
+//! Admission of opens: a program that runs with setuid or setgid excludes writers of its file, and they exclude it.
 //! docs/decisions/0015 has the reasons.
 
 use std::num::NonZeroUsize;
@@ -12,25 +12,28 @@ use cowl_layers::sys::stat::{FileKind, Time};
 use cowl_overlay::inode::Inode;
 use cowl_overlay::{Op, OpenOptions, SETID};
 
-/// How many refused opens are remembered until they are repeated.
-const REFUSED: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+/// The number of refused opens that are remembered until the kernel repeats them.
+const MAX_REFUSED: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 
-/// Opens that were refused with ESTALE, upon which the kernel looks the name up and opens it once more: the
-/// inode and the thread, and the change time of the file then.
+/// Opens that were refused with ESTALE, by inode number and thread, with the change time of the file at that time.
+///
+/// On ESTALE the kernel looks the name up again and repeats the open once.
 #[derive(Debug)]
-pub(super) struct Refused(Mutex<LruCache<(u64, u32), Time>>);
+pub(super) struct RefusedOpens(Mutex<LruCache<(u64, u32), Time>>);
 
-impl Default for Refused {
+impl Default for RefusedOpens {
     fn default() -> Self {
-        Self(Mutex::new(LruCache::new(REFUSED)))
+        Self(Mutex::new(LruCache::new(MAX_REFUSED)))
     }
 }
 
-impl Refused {
-    /// Answers an open. The first time that it cannot be admitted it is refused with ESTALE, the second time with
-    /// ETXTBSY. One that was only outdated is admitted then, unless the file has changed again: the kernel has
-    /// refreshed the mode in between.
-    fn answer(&self, open: (u64, u32), ctime: Time, admission: Admission) -> Result<()> {
+impl RefusedOpens {
+    /// Returns the error for an open, and remembers a refusal.
+    ///
+    /// An open that cannot be admitted is refused with ESTALE the first time, and with ETXTBSY the second time. If only
+    /// the kernel's cached mode was outdated, the second open is admitted, unless the file has changed again: the
+    /// kernel has refreshed the mode in between.
+    fn check(&self, open: (u64, u32), ctime: Time, admission: Admission) -> Result<()> {
         let mut refused = self.0.lock();
         match (refused.pop(&open), admission) {
             (_, Admission::Admitted) => Ok(()),
@@ -38,80 +41,82 @@ impl Refused {
                 refused.put(open, ctime);
                 Err(Error::Errno(Errno::STALE))
             }
-            (Some(then), Admission::Outdated) if then == ctime => Ok(()),
+            (Some(before), Admission::Outdated) if before == ctime => Ok(()),
             (Some(_), _) => Err(Error::Errno(Errno::TXTBSY)),
         }
     }
 
-    /// Keeps writers off programs that run with setuid or setgid, from the open for execve(2) on.
+    /// Admits an open, or refuses it if a program with setuid or setgid bits and a writer of its file would overlap.
     ///
-    /// The kernel sends this open after it has checked the mode for the last time, and before it refuses writers
-    /// by itself (ETXTBSY). It does not notice a writer that opens and closes the file in between and thereby
-    /// clears the bits. So the two exclude one another here as well, and a program whose bits were cleared
-    /// since the kernel cached them is looked up again. The caller has counted the file as open: of two opens at
-    /// once at least one sees the other.
+    /// It prevents a race: for execve(2) the kernel sends this open after it has checked the mode for the last time,
+    /// and before it excludes writers itself (ETXTBSY). It does not notice a writer that opens and closes the file in
+    /// between and thereby clears the bits. So programs and writers exclude each other here as well, and the kernel
+    /// must look up again a program whose bits were cleared since it cached them. The caller must have counted the
+    /// file as open, so that at least one of two concurrent opens sees the other.
     ///
-    /// RELEASE is asynchronous, so a conflicting descriptor may be closed already; the kernel's repetition of
-    /// the open gives it time. Only then the open fails with ETXTBSY.
+    /// RELEASE is asynchronous, so a conflicting descriptor may be closed already; the kernel's retry of the open
+    /// gives the RELEASE time to arrive. The open fails with ETXTBSY only if the retry conflicts as well.
     pub(super) fn admit(
         &self,
         op: &Op<'_>,
         inode: &Arc<Inode>,
-        how: OpenOptions,
+        options: OpenOptions,
         thread: u32,
     ) -> Result<()> {
         let shown = inode.flags().setid_shown();
-        if !(how.exec || how.write) || shown == 0 {
+        if !(options.exec || options.write) || shown == 0 {
             return Ok(());
         }
         let stat = op.stat_on_disk(inode)?;
         let on_disk = stat.perm() & SETID;
-        let admission = admission(
-            how,
+        let admission = decide(
+            options,
             shown,
             on_disk,
             inode.has_writers(),
             inode.is_executing(),
         );
-        self.answer((inode.ino(), thread), stat.ctime, admission)
+        self.check((inode.ino(), thread), stat.ctime, admission)
     }
 }
 
-/// What an open means for a program with setuid or setgid bits.
+/// The decision on one open of a program with setuid or setgid bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Admission {
     Admitted,
-    /// The kernel's cached mode may have bits that are gone: it has to ask again, once.
+    /// The mode in the kernel's cache may have bits that were cleared: it must request the mode again, once.
     Outdated,
     /// A program and a writer would overlap.
     Busy,
 }
 
-/// Decides on an open of a file that the kernel was answered with the setuid and setgid bits `shown`, and that has
-/// those `on_disk`. `is_written`, `is_run`: the file is open so, this open included.
-fn admission(
-    how: OpenOptions,
+/// Decides on an open of a file whose setuid and setgid bits `shown` were sent to the kernel, and that has the bits
+/// `on_disk`.
+///
+/// `is_written` and `is_run` report its open descriptors for writing and for execve(2), including this one.
+fn decide(
+    options: OpenOptions,
     shown: u32,
     on_disk: u32,
     is_written: bool,
     is_run: bool,
 ) -> Admission {
-    if how.exec && shown & !on_disk != 0 {
+    if options.exec && shown & !on_disk != 0 {
         Admission::Outdated
-    } else if (how.exec && is_written) || (how.write && is_run) {
+    } else if (options.exec && is_written) || (options.write && is_run) {
         Admission::Busy
     } else {
         Admission::Admitted
     }
 }
 
-/// Admits a change of the mode of `inode` to `mode`; ETXTBSY where it is to gain setuid or setgid bits while it is
-/// open for execve(2) and for writing at once.
+/// Admits a change of the mode of `inode` to `mode`. Returns ETXTBSY if the file would gain setuid or setgid bits while
+/// it is open both for execve(2) and for writing.
 ///
-/// [`Refused::admit`] asks nothing about a file that was never shown with such bits, so both opens may have been
-/// admitted. The program about to start would run with the new bits, and with what the writer writes after they
-/// were set, although that write takes them off. The bits are noted first: an open that counts from here on is
-/// asked about.
+/// [`RefusedOpens::admit`] does not check a file that was never shown with such bits, so both opens may have been
+/// admitted. The program that is about to start would run with the new bits and with data that the writer writes
+/// after they were set, although that write clears them. The bits are noted before the check, so that every open that
+/// is counted after it is checked.
 pub(super) fn admit_mode(inode: &Inode, mode: Option<u32>) -> Result<()> {
     let bits = mode.unwrap_or(0) & SETID;
     if bits == 0 || inode.kind() != FileKind::Regular {
@@ -148,43 +153,43 @@ mod tests {
     };
 
     #[test]
-    fn a_program_with_bits_and_its_writers_exclude_one_another() {
+    fn a_setid_program_and_its_writers_exclude_each_other() {
         use Admission::{Admitted, Busy, Outdated};
-        for (how, on_disk, is_written, is_run, wanted) in [
+        for (options, on_disk, is_written, is_run, wanted) in [
             (EXEC, 0o6000, false, true, Admitted),
             (EXEC, 0o6000, true, true, Busy),
             (WRITE, 0o6000, true, false, Admitted),
             (WRITE, 0o6000, true, true, Busy),
-            // Cleared by a write that was admitted before.
+            // A write that was admitted before has cleared the bits.
             (WRITE, 0, true, true, Busy),
             (WRITE, 0, true, false, Admitted),
             (EXEC, 0, false, true, Outdated),
             (EXEC, 0, true, true, Outdated),
-            // A member of the group keeps setgid where it is no right to execute.
+            // A write by a member of the group does not clear setgid on a file without group execute permission.
             (EXEC, 0o2000, false, true, Outdated),
             (READ, 0o6000, true, true, Admitted),
         ] {
-            let got = admission(how, 0o6000, on_disk, is_written, is_run);
-            assert_eq!(got, wanted, "{how:?} {on_disk:o} {is_written} {is_run}");
+            let got = decide(options, 0o6000, on_disk, is_written, is_run);
+            assert_eq!(got, wanted, "{options:?} {on_disk:o} {is_written} {is_run}");
         }
-        assert_eq!(admission(EXEC, 0o2000, 0o6000, false, true), Admitted);
+        assert_eq!(decide(EXEC, 0o2000, 0o6000, false, true), Admitted);
     }
 
-    /// Neither open was asked about, because the file had never been shown with such bits.
+    /// Neither open is checked, because the file was never shown with such bits.
     #[test]
-    fn no_bits_are_set_between_a_writer_and_the_start_of_a_program() {
+    fn setid_bits_cannot_be_set_during_a_write_and_an_exec() {
         const BUSY: Result<()> = Err(Error::Errno(Errno::TXTBSY));
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("program"), "text").unwrap();
         let layer = Layer::open(dir.path(), XattrSpace::detect()).unwrap();
         let overlay = Overlay::new(None, vec![layer], OverlayOptions::default()).unwrap();
         let inode = overlay.begin().lookup_path(b"program").unwrap();
-        for how in [WRITE, EXEC] {
-            inode.count_open(how);
+        for options in [WRITE, EXEC] {
+            inode.count_open(options);
             assert_eq!(admit_mode(&inode, Some(0o755)), Ok(()));
             assert_eq!(admit_mode(&inode, None), Ok(()));
             assert_eq!(inode.flags().setid_shown(), 0);
-            inode.count_close(how);
+            inode.count_close(options);
         }
         inode.count_open(OpenOptions {
             write: true,
@@ -202,13 +207,12 @@ mod tests {
     }
 
     #[test]
-    fn an_open_is_refused_for_another_look_first() {
+    fn an_open_is_refused_with_estale_first() {
         use Admission::{Admitted, Busy, Outdated};
         const STALE: Result<()> = Err(Error::Errno(Errno::STALE));
         const BUSY: Result<()> = Err(Error::Errno(Errno::TXTBSY));
-        let refused = Refused::default();
-        let answer =
-            |open, secs, admission| refused.answer(open, Time { secs, nanos: 0 }, admission);
+        let refused = RefusedOpens::default();
+        let check = |open, secs, admission| refused.check(open, Time { secs, nanos: 0 }, admission);
         for (open, ctime, admission, wanted) in [
             ((1, 7), 1, Admitted, Ok(())),
             ((1, 7), 1, Busy, STALE),
@@ -221,10 +225,10 @@ mod tests {
             ((1, 7), 2, Outdated, STALE),
             ((1, 7), 2, Outdated, Ok(())),
             ((1, 7), 2, Outdated, STALE),
-            // The bits went after the second look.
+            // The bits were cleared after the second lookup.
             ((1, 7), 3, Outdated, BUSY),
         ] {
-            assert_eq!(answer(open, ctime, admission), wanted, "{open:?} {ctime}");
+            assert_eq!(check(open, ctime, admission), wanted, "{open:?} {ctime}");
         }
     }
 }

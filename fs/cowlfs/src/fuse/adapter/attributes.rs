@@ -1,60 +1,62 @@
-//! For how long the kernel may cache attributes. docs/decisions/0015 has the reasons.
+//! Decides for how long the kernel may cache attributes. docs/decisions/0015 has the reasons.
 //!
-//! The kernel runs a program by the mode in its cache. For execve(2) it refreshes a mode that is invalidated or
-//! expired, but not after it has opened the file; see `admission` for the time from there on.
+//! The kernel runs a program according to the mode in its cache. For execve(2) it refreshes a mode that is invalidated
+//! or expired, but not after it has opened the file; `admission` covers the time after that.
 
 use std::time::Duration;
 
 use super::Adapter;
+use crate::fuse::passthrough::SetidBits;
 use cowl_layers::sys::stat::FileKind;
 use cowl_overlay::inode::Inode;
 use cowl_overlay::{Attr, SETID};
 
-/// How the kernel takes the attributes of a reply.
+/// Whether the kernel checks the attributes of a reply against later invalidations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Accepted {
-    /// It drops them when they were invalidated after it had sent the request: replies to LOOKUP, GETATTR and
+    /// It discards them if they were invalidated after it had sent the request: replies to LOOKUP, GETATTR and
     /// READDIRPLUS.
     IfCurrent,
-    /// It takes them as they are: replies to SETATTR, LINK, CREATE and whatever else makes a name.
+    /// It always caches them: replies to SETATTR, LINK, CREATE and the other requests that create a name.
     Always,
 }
 
 impl Adapter {
-    /// Returns how long the kernel may cache `found`, the attributes of `inode`, which it knows as `number`.
-    pub(super) fn keep_attr(
+    /// Returns how long the kernel may cache `attr`, the attributes of `inode`, which it knows as `number`.
+    pub(super) fn attr_timeout(
         &self,
         inode: &Inode,
         number: u64,
-        found: &Attr,
+        attr: &Attr,
         accepted: Accepted,
     ) -> Duration {
-        let setid = shows_setid(inode, found);
-        let outdated = setid && accepted == Accepted::Always;
-        if outdated || self.passing.is_unsure(number, setid) {
+        let setid = note_setid(inode, attr);
+        let may_be_stale = setid == SetidBits::Set && accepted == Accepted::Always;
+        if may_be_stale || self.backing.has_volatile_attr(number, setid) {
             Duration::ZERO
         } else {
-            self.keep
+            self.cache_timeout
         }
     }
 
-    /// Returns how long the kernel may cache `found`, the attributes of a file that is answered as created, and
-    /// its name. It is empty: what makes it worth mapping has the kernel ask for size and times again.
-    pub(super) fn keep_created(&self, inode: &Inode, found: &Attr) -> Duration {
-        if shows_setid(inode, found) {
-            Duration::ZERO
-        } else {
-            self.keep
+    /// Returns how long the kernel may cache `attr`, the attributes of a file in a reply to CREATE, and its name.
+    ///
+    /// The file is empty. Before it is worth mapping it must be extended, and that makes the kernel request its size
+    /// and times again.
+    pub(super) fn created_attr_timeout(&self, inode: &Inode, attr: &Attr) -> Duration {
+        match note_setid(inode, attr) {
+            SetidBits::Set => Duration::ZERO,
+            SetidBits::Clear => self.cache_timeout,
         }
     }
 }
 
-/// Whether attributes to be answered have setuid or setgid bits, which is noted.
-fn shows_setid(inode: &Inode, found: &Attr) -> bool {
-    let bits = found.stat.perm() & SETID;
-    let setid = found.stat.kind() == FileKind::Regular && bits != 0;
-    if setid {
-        inode.flags().note_setid_shown(bits);
+/// Returns whether attributes to be sent have setuid or setgid bits. Notes in the inode that they were shown.
+fn note_setid(inode: &Inode, attr: &Attr) -> SetidBits {
+    let bits = attr.stat.perm() & SETID;
+    if attr.stat.kind() != FileKind::Regular || bits == 0 {
+        return SetidBits::Clear;
     }
-    setid
+    inode.flags().note_setid_shown(bits);
+    SetidBits::Set
 }

@@ -1,4 +1,4 @@
-//! Between the protocol's types and ours. Pure.
+//! Conversions between the types of the protocol and those of the overlay. Pure.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -12,14 +12,16 @@ use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::stat::{FileKind, Time};
 use cowl_overlay::{Attr, Caller, OpenOptions, RenameFlags, Writer};
 
-/// How the kernel marks an open for execve(2) (include/linux/fs.h: `__FMODE_EXEC`, which
-/// fuse_send_open passes on with the other flags).
+/// The flag of an open for execve(2): `__FMODE_EXEC` in include/linux/fs.h, which fuse_send_open includes in the flags
+/// of the request.
 const FMODE_EXEC: i32 = 0x20;
 
-pub(super) fn errno(error: cowl_layers::Error) -> fuser::Errno {
+/// Returns the error number of a reply.
+pub(super) fn to_errno(error: cowl_layers::Error) -> fuser::Errno {
     fuser::Errno::from_i32(error.errno().raw_os_error())
 }
 
+/// Returns the process that sent a request, with its umask.
 pub(super) fn caller(request: &Request, umask: u32) -> Caller {
     Caller {
         uid: request.uid(),
@@ -29,7 +31,8 @@ pub(super) fn caller(request: &Request, umask: u32) -> Caller {
     }
 }
 
-pub(super) fn kind(kind: FileKind) -> FileType {
+/// Returns the protocol's type of a file.
+pub(super) fn to_file_type(kind: FileKind) -> FileType {
     match kind {
         FileKind::Regular => FileType::RegularFile,
         FileKind::Directory => FileType::Directory,
@@ -50,7 +53,8 @@ fn system_time(time: Time) -> SystemTime {
     }
 }
 
-pub(super) fn set_time(time: Option<TimeOrNow>) -> SetTime {
+/// Returns the change of a time that a SETATTR request demands.
+pub(super) fn to_set_time(time: Option<TimeOrNow>) -> SetTime {
     match time {
         None => SetTime::Keep,
         Some(TimeOrNow::Now) => SetTime::Now,
@@ -58,8 +62,10 @@ pub(super) fn set_time(time: Option<TimeOrNow>) -> SetTime {
     }
 }
 
-/// A time as a request brings it. The crate reads seconds before 1970 with their nanoseconds on the wrong
-/// side: -3 s and 0.5 s more arrive as 3.5 s before. No value has two meanings, so it can be undone.
+/// Returns a time of a request.
+///
+/// For seconds before 1970, `fuser` subtracts the nanoseconds instead of adding them: -3 s plus 0.5 s arrives as
+/// -3.5 s. The mapping is unambiguous, so it is reverted here.
 fn from_system_time(time: SystemTime) -> Time {
     let (duration, before) = match time.duration_since(UNIX_EPOCH) {
         Ok(after) => (after, false),
@@ -72,20 +78,21 @@ fn from_system_time(time: SystemTime) -> Time {
     }
 }
 
-/// The C library's device number in the protocol's 32 bits (the kernel's new_encode_dev).
+/// Converts a device number of the C library to the protocol's 32 bits (new_encode_dev in the kernel).
 fn device_to_protocol(rdev: u64) -> u32 {
     let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }
 
-/// The protocol's device number in the C library's form.
+/// Converts a device number of the protocol to that of the C library (new_decode_dev in the kernel).
 pub(super) fn device_from_protocol(rdev: u32) -> u64 {
     let major = (rdev & 0xf_ff00) >> 8;
     let minor = (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00);
     rustix::fs::makedev(major, minor)
 }
 
-pub(super) fn attr(attr: &Attr) -> FileAttr {
+/// Returns attributes in the form of a reply.
+pub(super) fn to_file_attr(attr: &Attr) -> FileAttr {
     let stat = &attr.stat;
     FileAttr {
         ino: INodeNo(attr.ino),
@@ -95,8 +102,8 @@ pub(super) fn attr(attr: &Attr) -> FileAttr {
         mtime: system_time(stat.mtime),
         ctime: system_time(stat.ctime),
         crtime: UNIX_EPOCH,
-        kind: kind(stat.kind()),
-        // Twelve bits.
+        kind: to_file_type(stat.kind()),
+        // At most twelve bits.
         perm: u16::try_from(stat.perm()).unwrap_or(0o7777),
         nlink: u32::try_from(stat.nlink).unwrap_or(u32::MAX),
         uid: stat.uid,
@@ -107,12 +114,13 @@ pub(super) fn attr(attr: &Attr) -> FileAttr {
     }
 }
 
-pub(super) fn name_of(name: &OsStr) -> Result<Name> {
+/// Returns a validated file name.
+pub(super) fn parse_name(name: &OsStr) -> Result<Name> {
     Name::new(name.as_bytes())
 }
 
-/// renameat2(2)'s flags; EINVAL for one that nobody knows.
-pub(super) fn rename_flags(flags: fuser::RenameFlags) -> Result<RenameFlags> {
+/// Returns the flags of renameat2(2), or EINVAL for an unknown flag.
+pub(super) fn to_rename_flags(flags: fuser::RenameFlags) -> Result<RenameFlags> {
     use fuser::RenameFlags as Wire;
     let known = Wire::RENAME_NOREPLACE | Wire::RENAME_EXCHANGE | Wire::RENAME_WHITEOUT;
     if !known.contains(flags) {
@@ -125,7 +133,7 @@ pub(super) fn rename_flags(flags: fuser::RenameFlags) -> Result<RenameFlags> {
     })
 }
 
-/// Who is behind a write.
+/// Returns the origin of a WRITE request: a mapping, or a process with or without CAP_FSETID.
 pub(super) fn writer(request: &Request, flags: WriteFlags) -> Writer {
     if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
         Writer::Mapping
@@ -136,24 +144,25 @@ pub(super) fn writer(request: &Request, flags: WriteFlags) -> Writer {
     }
 }
 
-/// Whether what is opened so can be mapped to be stored to.
-pub(super) fn maps(flags: OpenFlags) -> bool {
+/// Whether a file that is opened with these flags can be mapped shared and writable.
+pub(super) fn can_map_writable(flags: OpenFlags) -> bool {
     flags.acc_mode() == OpenAccMode::O_RDWR
 }
 
-/// Whether each write is to be on the disk when it ends (O_SYNC has the bit of O_DSYNC in it).
-pub(super) fn syncs(flags: OpenFlags) -> bool {
+/// Whether each write must be durable when it returns. O_SYNC includes the bit of O_DSYNC.
+pub(super) fn is_synchronous(flags: OpenFlags) -> bool {
     flags.0 & libc::O_DSYNC != 0
 }
 
-pub(super) fn how(flags: OpenFlags) -> (OpenOptions, bool) {
-    let how = OpenOptions {
+/// Returns the options of an open, and whether the flags include O_DIRECT.
+pub(super) fn to_open_options(flags: OpenFlags) -> (OpenOptions, bool) {
+    let options = OpenOptions {
         write: flags.acc_mode() != OpenAccMode::O_RDONLY,
         truncate: flags.0 & libc::O_TRUNC != 0,
         exec: flags.0 & FMODE_EXEC != 0,
         keep_atime: flags.0 & libc::O_NOATIME != 0,
     };
-    (how, flags.0 & libc::O_DIRECT != 0)
+    (options, flags.0 & libc::O_DIRECT != 0)
 }
 
 #[cfg(test)]
@@ -161,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_before_1970_keep_their_nanoseconds() {
+    fn times_before_1970_retain_their_nanoseconds() {
         for (secs, nanos) in [(0, 0), (1, 5), (-1, 0), (-1, 999_999_999), (-1_000_000, 1)] {
             let time = Time { secs, nanos };
             let shown = match system_time(time).duration_since(UNIX_EPOCH) {
@@ -169,14 +178,14 @@ mod tests {
                 Err(before) => -i128::try_from(before.duration().as_nanos()).unwrap(),
             };
             assert_eq!(shown, i128::from(secs) * 1_000_000_000 + i128::from(nanos));
-            // As the crate makes it of a request.
+            // As `fuser` decodes a request.
             let duration = Duration::new(secs.unsigned_abs(), nanos);
-            let asked = if secs < 0 {
+            let decoded = if secs < 0 {
                 UNIX_EPOCH - duration
             } else {
                 UNIX_EPOCH + duration
             };
-            assert_eq!(from_system_time(asked), time);
+            assert_eq!(from_system_time(decoded), time);
         }
     }
 

@@ -1,4 +1,4 @@
-//! One handler for each kind of request. A handler makes one call of the overlay and sends one reply.
+//! The handlers: one for each kind of request. A handler makes one call of the overlay and sends one reply.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -17,15 +17,15 @@ use super::Adapter;
 use super::admission::admit_mode;
 use super::attributes::Accepted;
 use super::convert::{
-    caller, device_from_protocol, errno, name_of, rename_flags, set_time, writer,
+    caller, device_from_protocol, parse_name, to_errno, to_rename_flags, to_set_time, writer,
 };
-use super::reply::{self, empty, with_attr, xattr};
+use super::reply::{reply_empty, reply_statfs, reply_xattr, with_attr};
 use crate::requests::Opcode;
 use cowl_layers::error::{Errno, Error};
 use cowl_layers::sys::copy::SyncScope;
 use cowl_overlay::{SeekTo, SetAttr};
 
-/// The largest read and write: one request of 256 pages.
+/// The maximum size of a read or a write: 256 pages in one request.
 const MAX_WRITE: u32 = 1 << 20;
 
 thread_local! {
@@ -34,7 +34,7 @@ thread_local! {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        for wanted in [
+        for flag in [
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
@@ -45,53 +45,53 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_POSIX_ACL,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-            if self.passing.policy().any() {
+            if self.backing.policy().allows_any() {
                 InitFlags::FUSE_PASSTHROUGH
             } else {
                 InitFlags::empty()
             },
         ] {
-            if let Err(missing) = config.add_capabilities(wanted) {
+            if let Err(missing) = config.add_capabilities(flag) {
                 log::info!("the kernel lacks {missing:?}");
             }
         }
         let capabilities = config.capabilities();
-        self.keep_listings &= capabilities.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        self.cache_listings &= capabilities.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         for result in [
             config.set_max_write(MAX_WRITE).map(drop),
             config.set_max_background(64).map(|_| ()).map_err(u32::from),
-            if self.passing.policy().any() {
+            if self.backing.policy().allows_any() {
                 config.set_max_stack_depth(self.max_stack_depth).map(drop)
             } else {
                 Ok(())
             },
         ] {
             if let Err(limit) = result {
-                log::info!("the kernel allows only {limit}");
+                log::info!("the kernel limits a setting of the session to {limit}");
             }
         }
         Ok(())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, out: ReplyEntry) {
-        let _turn = self.turn(Opcode::Lookup);
-        self.look_up(parent, name, out);
+        let _span = self.begin_request(Opcode::Lookup);
+        self.reply_lookup(parent, name, out);
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
-        // Many come in one request, so none of them is a turn. But one may take long: what nothing leads to any
-        // more is freed on the disk.
+        // One request can carry many of them, so none has a span of its own. But one can take long: it may close the
+        // last reference to a removed file, whose blocks are then freed.
         self.requests.count(Opcode::Forget);
-        let _busy = self.crew.busy();
+        let _occupied = self.pool.occupy();
         self.overlay.forget(ino.0, count);
         let inodes = self.overlay.inodes();
-        self.passing.forget(ino.0, || inodes.is_forgotten(ino.0));
+        self.backing.forget(ino.0, || inodes.is_forgotten(ino.0));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<Fh>, reply: ReplyAttr) {
-        let _turn = self.turn(Opcode::Getattr);
+        let _span = self.begin_request(Opcode::Getattr);
         let done = self.run("getattr", ino, None, |op| with_attr(op, op.inode(ino.0)?));
-        self.attributes(ino, done, Accepted::IfCurrent, reply);
+        self.reply_attr(ino, done, Accepted::IfCurrent, reply);
     }
 
     fn setattr(
@@ -112,14 +112,14 @@ impl Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let _turn = self.turn(Opcode::Setattr);
+        let _span = self.begin_request(Opcode::Setattr);
         let set = SetAttr {
             mode,
             uid,
             gid,
             size,
-            atime: set_time(atime),
-            mtime: set_time(mtime),
+            atime: to_set_time(atime),
+            mtime: to_set_time(mtime),
         };
         let done = self.run("setattr", ino, None, |op| {
             let handle = fh.map(|fh| self.files.get(fh.0)).transpose()?;
@@ -128,14 +128,14 @@ impl Filesystem for Adapter {
             let found = op.set_attr(caller(req, 0), &inode, &set, handle.as_deref())?;
             Ok((inode, found))
         });
-        self.attributes(ino, done, Accepted::Always, reply);
+        self.reply_attr(ino, done, Accepted::Always, reply);
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        let _turn = self.turn(Opcode::Readlink);
+        let _span = self.begin_request(Opcode::Readlink);
         match self.run("readlink", ino, None, |op| op.read_link(&*op.inode(ino.0)?)) {
             Ok(target) => reply.data(&target),
-            Err(error) => reply.error(errno(error)),
+            Err(error) => reply.error(to_errno(error)),
         }
     }
 
@@ -149,14 +149,14 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let _turn = self.turn(Opcode::Mknod);
+        let _span = self.begin_request(Opcode::Mknod);
         let rdev = device_from_protocol(rdev);
         let done = self.run("mknod", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
-            let inode = op.mknod(caller(req, umask), &parent, &name_of(name)?, mode, rdev)?;
+            let inode = op.mknod(caller(req, umask), &parent, &parse_name(name)?, mode, rdev)?;
             with_attr(op, inode)
         });
-        self.entry(done, Accepted::Always, reply);
+        self.reply_entry(done, Accepted::Always, reply);
     }
 
     fn mkdir(
@@ -168,13 +168,13 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let _turn = self.turn(Opcode::Mkdir);
+        let _span = self.begin_request(Opcode::Mkdir);
         let done = self.run("mkdir", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
-            let inode = op.mkdir(caller(req, umask), &parent, &name_of(name)?, mode)?;
+            let inode = op.mkdir(caller(req, umask), &parent, &parse_name(name)?, mode)?;
             with_attr(op, inode)
         });
-        self.entry(done, Accepted::Always, reply);
+        self.reply_entry(done, Accepted::Always, reply);
     }
 
     fn symlink(
@@ -185,43 +185,43 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let _turn = self.turn(Opcode::Symlink);
+        let _span = self.begin_request(Opcode::Symlink);
         let done = self.run("symlink", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
             let target = target.as_os_str().as_bytes();
-            let inode = op.symlink(caller(req, 0), &parent, &name_of(name)?, target)?;
+            let inode = op.symlink(caller(req, 0), &parent, &parse_name(name)?, target)?;
             with_attr(op, inode)
         });
-        self.entry(done, Accepted::Always, reply);
+        self.reply_entry(done, Accepted::Always, reply);
     }
 
     fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let _turn = self.turn(Opcode::Link);
+        let _span = self.begin_request(Opcode::Link);
         let done = self.run("link", ino, Some(name), |op| {
-            let inode = op.link(&op.inode(ino.0)?, &op.inode(parent.0)?, &name_of(name)?)?;
+            let inode = op.link(&op.inode(ino.0)?, &op.inode(parent.0)?, &parse_name(name)?)?;
             with_attr(op, inode)
         });
-        self.entry(done, Accepted::Always, reply);
+        self.reply_entry(done, Accepted::Always, reply);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.turn(Opcode::Unlink);
+        let _span = self.begin_request(Opcode::Unlink);
         let done = self.run("unlink", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
-            op.unlink(&parent, &name_of(name)?)
+            op.unlink(&parent, &parse_name(name)?)
                 .inspect(|()| parent.note_removal())
         });
-        empty(done, reply);
+        reply_empty(done, reply);
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.turn(Opcode::Rmdir);
+        let _span = self.begin_request(Opcode::Rmdir);
         let done = self.run("rmdir", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
-            op.rmdir(&parent, &name_of(name)?)
+            op.rmdir(&parent, &parse_name(name)?)
                 .inspect(|()| parent.note_removal())
         });
-        empty(done, reply);
+        reply_empty(done, reply);
     }
 
     fn rename(
@@ -234,20 +234,20 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turn(Opcode::Rename);
+        let _span = self.begin_request(Opcode::Rename);
         let done = self.run("rename", parent, Some(name), |op| {
             let (from, to) = (op.inode(parent.0)?, op.inode(new_parent.0)?);
-            let (name, new_name) = (name_of(name)?, name_of(new_name)?);
-            let flags = rename_flags(flags)?;
+            let (name, new_name) = (parse_name(name)?, parse_name(new_name)?);
+            let flags = to_rename_flags(flags)?;
             op.rename(caller(req, 0), &from, &name, &to, &new_name, flags)?;
             self.after_rename(op, (&from, &name), (&to, &new_name), flags);
             Ok(())
         });
-        empty(done, reply);
+        reply_empty(done, reply);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let _turn = self.turn(Opcode::Open);
+        let _span = self.begin_request(Opcode::Open);
         self.open_file(req, ino, flags, reply);
     }
 
@@ -261,7 +261,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let _turn = self.turn(Opcode::Create);
+        let _span = self.begin_request(Opcode::Create);
         let flags = OpenFlags(flags);
         self.create_file(req, (parent, name), (mode, umask), flags, reply);
     }
@@ -277,7 +277,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let _turn = self.turn(Opcode::Read);
+        let _span = self.begin_request(Opcode::Read);
         BUFFER.with_borrow_mut(|buffer| {
             let size = size as usize;
             if buffer.len() < size {
@@ -289,7 +289,7 @@ impl Filesystem for Adapter {
             });
             match done {
                 Ok(got) => reply.data(buffer.get(..got).unwrap_or_default()),
-                Err(error) => reply.error(errno(error)),
+                Err(error) => reply.error(to_errno(error)),
             }
         });
     }
@@ -306,20 +306,20 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let _turn = self.turn(Opcode::Write);
-        let by = writer(req, write_flags);
+        let _span = self.begin_request(Opcode::Write);
+        let writer = writer(req, write_flags);
         let done = self.run("write", ino, None, |op| {
-            op.write(&*self.files.get(fh.0)?, offset, data, by)
+            op.write(&*self.files.get(fh.0)?, offset, data, writer)
         });
         match done {
             // A request carries at most MAX_WRITE bytes.
             Ok(done) => reply.written(u32::try_from(done).unwrap_or(MAX_WRITE)),
-            Err(error) => reply.error(errno(error)),
+            Err(error) => reply.error(to_errno(error)),
         }
     }
 
     fn flush(&self, _: &Request, ino: INodeNo, fh: Fh, _: LockOwner, reply: ReplyEmpty) {
-        let _turn = self.turn(Opcode::Flush);
+        let _span = self.begin_request(Opcode::Flush);
         self.flush_file(ino, fh);
         reply.ok();
     }
@@ -334,13 +334,13 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turn(Opcode::Release);
+        let _span = self.begin_request(Opcode::Release);
         self.release_file(ino, fh);
         reply.ok();
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: Fh, datasync: bool, reply: ReplyEmpty) {
-        let _turn = self.turn(Opcode::Fsync);
+        let _span = self.begin_request(Opcode::Fsync);
         let scope = if datasync {
             SyncScope::Data
         } else {
@@ -349,38 +349,38 @@ impl Filesystem for Adapter {
         let done = self.run("fsync", ino, None, |op| {
             op.fsync(&*self.files.get(fh.0)?, scope)
         });
-        empty(done, reply);
+        reply_empty(done, reply);
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let _turn = self.turn(Opcode::Opendir);
+        let _span = self.begin_request(Opcode::Opendir);
         self.open_dir(reply);
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: Fh, offset: u64, out: ReplyDirectory) {
-        let _turn = self.turn(Opcode::Readdir);
+        let _span = self.begin_request(Opcode::Readdir);
         self.list(ino, offset, out);
     }
 
-    fn readdirplus(&self, _: &Request, ino: INodeNo, _: Fh, at: u64, out: ReplyDirectoryPlus) {
-        let _turn = self.turn(Opcode::Readdirplus);
-        self.list_plus(ino, at, out);
+    fn readdirplus(&self, _: &Request, ino: INodeNo, _: Fh, offset: u64, out: ReplyDirectoryPlus) {
+        let _span = self.begin_request(Opcode::Readdirplus);
+        self.list_plus(ino, offset, out);
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, _: Fh, _: OpenFlags, reply: ReplyEmpty) {
-        let _turn = self.turn(Opcode::Releasedir);
+        let _span = self.begin_request(Opcode::Releasedir);
         reply.ok();
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: Fh, _: bool, reply: ReplyEmpty) {
-        let _turn = self.turn(Opcode::Fsyncdir);
+        let _span = self.begin_request(Opcode::Fsyncdir);
         let done = self.run("fsyncdir", ino, None, |op| op.fsync_dir(&*op.inode(ino.0)?));
-        empty(done, reply);
+        reply_empty(done, reply);
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, out: ReplyStatfs) {
-        let _turn = self.turn(Opcode::Statfs);
-        reply::statfs(self.run("statfs", ino, None, |op| op.statfs()), out);
+        let _span = self.begin_request(Opcode::Statfs);
+        reply_statfs(self.run("statfs", ino, None, |op| op.statfs()), out);
     }
 
     fn setxattr(
@@ -393,37 +393,37 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turn(Opcode::Setxattr);
+        let _span = self.begin_request(Opcode::Setxattr);
         let done = self.run("setxattr", ino, Some(name), |op| {
             let inode = op.inode(ino.0)?;
             let flags = flags.cast_unsigned();
             op.set_xattr(caller(req, 0), &inode, name.as_bytes(), value, flags)
         });
-        empty(done, reply);
+        reply_empty(done, reply);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let _turn = self.turn(Opcode::Getxattr);
+        let _span = self.begin_request(Opcode::Getxattr);
         let done = self.run("getxattr", ino, Some(name), |op| {
             op.get_xattr(&op.inode(ino.0)?, name.as_bytes())
         });
-        xattr(done, size, reply);
+        reply_xattr(done, size, reply);
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let _turn = self.turn(Opcode::Listxattr);
+        let _span = self.begin_request(Opcode::Listxattr);
         let done = self.run("listxattr", ino, None, |op| {
             op.list_xattr(caller(req, 0), &op.inode(ino.0)?)
         });
-        xattr(done, size, reply);
+        reply_xattr(done, size, reply);
     }
 
     fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.turn(Opcode::Removexattr);
+        let _span = self.begin_request(Opcode::Removexattr);
         let done = self.run("removexattr", ino, Some(name), |op| {
             op.remove_xattr(&op.inode(ino.0)?, name.as_bytes())
         });
-        empty(done, reply);
+        reply_empty(done, reply);
     }
 
     fn ioctl(
@@ -437,9 +437,9 @@ impl Filesystem for Adapter {
         _: u32,
         out: ReplyIoctl,
     ) {
-        let _turn = self.turn(Opcode::Ioctl);
-        // What a plain file says to a terminal's ioctl. For chattr's as well: an overlayfs of the kernel
-        // above us takes no other answer for "keeps no flags" and would copy nothing up.
+        let _span = self.begin_request(Opcode::Ioctl);
+        // As a plain file answers the ioctls of terminals. The ioctls for file attributes (chattr) must get it, too: a
+        // kernel overlayfs on this mount takes only ENOTTY as "not supported", and otherwise its copy-ups fail.
         out.error(fuser::Errno::ENOTTY);
     }
 
@@ -453,7 +453,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turn(Opcode::Fallocate);
+        let _span = self.begin_request(Opcode::Fallocate);
         let done = self.run("fallocate", ino, None, |op| {
             op.fallocate(
                 &*self.files.get(fh.0)?,
@@ -462,22 +462,30 @@ impl Filesystem for Adapter {
                 length,
             )
         });
-        empty(done, reply);
+        reply_empty(done, reply);
     }
 
-    fn lseek(&self, _: &Request, ino: INodeNo, fh: Fh, at: i64, whence: i32, reply: ReplyLseek) {
-        let _turn = self.turn(Opcode::Lseek);
+    fn lseek(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: Fh,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let _span = self.begin_request(Opcode::Lseek);
         let done = self.run("lseek", ino, None, |op| {
-            let at = u64::try_from(at).map_err(|_| Error::Errno(Errno::NXIO))?;
+            let offset = u64::try_from(offset).map_err(|_| Error::Errno(Errno::NXIO))?;
             match whence {
-                libc::SEEK_DATA => op.seek(&*self.files.get(fh.0)?, at, SeekTo::Data),
-                libc::SEEK_HOLE => op.seek(&*self.files.get(fh.0)?, at, SeekTo::Hole),
+                libc::SEEK_DATA => op.seek(&*self.files.get(fh.0)?, offset, SeekTo::Data),
+                libc::SEEK_HOLE => op.seek(&*self.files.get(fh.0)?, offset, SeekTo::Hole),
                 _ => Err(Error::Errno(Errno::INVAL)),
             }
         });
         match done {
-            Ok(at) => reply.offset(at.cast_signed()),
-            Err(error) => reply.error(errno(error)),
+            Ok(offset) => reply.offset(offset.cast_signed()),
+            Err(error) => reply.error(to_errno(error)),
         }
     }
 
@@ -494,16 +502,16 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let _turn = self.turn(Opcode::CopyFileRange);
+        let _span = self.begin_request(Opcode::CopyFileRange);
         let done = self.run("copy_file_range", ino, None, |op| {
             let (from, to) = (self.files.get(fh_in.0)?, self.files.get(fh_out.0)?);
-            // The reply has 32 bits; a page below the limit, as the kernel itself caps it.
+            // The reply has 32 bits. The kernel has the same limit: INT_MAX, rounded down to a page.
             let len = usize::try_from(len).unwrap_or(usize::MAX).min(0x7fff_f000);
             op.copy_file_range((&from, offset_in), (&to, offset_out), len)
         });
         match done {
             Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
-            Err(error) => reply.error(errno(error)),
+            Err(error) => reply.error(to_errno(error)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Numbers for open files and folders, as the protocol carries them.
+//! Handle numbers of open files, as the protocol carries them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use parking_lot::RwLock;
 
 use cowl_layers::error::{Errno, Error, Result};
 
-/// Open things by number; a number is never used twice.
+/// Open files by handle number. A number is never reused.
 #[derive(Debug)]
 pub(super) struct Handles<T> {
     open: RwLock<HashMap<u64, Arc<T>>>,
@@ -25,17 +25,20 @@ impl<T> Default for Handles<T> {
 }
 
 impl<T> Handles<T> {
-    pub(super) fn insert(&self, thing: Arc<T>) -> u64 {
+    /// Assigns a number to an open file.
+    pub(super) fn insert(&self, file: Arc<T>) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.open.write().insert(number, thing);
+        self.open.write().insert(number, file);
         number
     }
 
+    /// Returns the open file with this number, or EBADF.
     pub(super) fn get(&self, number: u64) -> Result<Arc<T>> {
         let open = self.open.read();
         open.get(&number).cloned().ok_or(Error::Errno(Errno::BADF))
     }
 
+    /// Removes a number and returns its open file, if there is one.
     pub(super) fn remove(&self, number: u64) -> Option<Arc<T>> {
         self.open.write().remove(&number)
     }

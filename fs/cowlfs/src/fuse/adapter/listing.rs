@@ -1,9 +1,9 @@
-//! Looking names up and reading folders.
+//! Lookup of names, and listings of directories.
 //!
-//! Folders are not opened: the kernel takes ENOSYS for "there is no need" (fc->no_opendir), asks for
-//! listings with handle 0, and keeps every listing until the folder changes through it
-//! (fs/fuse/readdir.c). What it can't know is told it here, see [`Adapter::before_end`] and
-//! [`Adapter::after_rename`]; docs/decisions/0011 has the reasons.
+//! Directories are not opened: on ENOSYS the kernel stops sending OPENDIR (fc->no_opendir), reads listings with handle
+//! 0, and caches each listing until the directory changes through the kernel (fs/fuse/readdir.c). For the changes that
+//! the kernel cannot detect, [`Adapter::before_end`] and [`Adapter::after_rename`] invalidate the listing.
+//! docs/decisions/0011 has the reasons.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -13,25 +13,26 @@ use std::time::Duration;
 use fuser::{INodeNo, ReplyAttr, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen};
 
 use super::attributes::Accepted;
-use super::convert::{attr, errno, kind, name_of};
-use super::reply::{absent, log_failure};
+use super::convert::{parse_name, to_errno, to_file_attr, to_file_type};
+use super::reply::{log_failure, negative_attr};
 use super::{Adapter, GENERATION};
 use cowl_layers::error::{Error, Result};
 use cowl_layers::name::Name;
+use cowl_layers::shown::Show as _;
 use cowl_layers::sys::stat::Stat;
 use cowl_overlay::inode::Inode;
 use cowl_overlay::{Attr, DirEntry, Op, RenameFlags};
 
-/// What a listing with attributes says of one entry.
-struct Plus {
-    /// The object, of which the kernel then counts a lookup.
+/// One entry of a READDIRPLUS reply.
+struct PlusEntry {
+    /// The inode, for which the kernel counts a lookup.
     inode: Option<Arc<Inode>>,
     attr: Attr,
 }
 
 impl Adapter {
-    /// Replies with a new or found object, and only then counts that the kernel knows it.
-    pub(super) fn entry(
+    /// Sends a reply with an inode, after counting a lookup of it.
+    pub(super) fn reply_entry(
         &self,
         done: Result<(Arc<Inode>, Attr)>,
         accepted: Accepted,
@@ -41,21 +42,22 @@ impl Adapter {
             Ok((inode, found)) => {
                 let number = self.overlay.inodes().node_id(&inode);
                 self.overlay.inodes().count_lookup_as(&inode, number);
-                let mut keep = self.keep_attr(&inode, number, &found, accepted);
-                let mut found = attr(&found);
+                let mut timeout = self.attr_timeout(&inode, number, &found, accepted);
+                let mut found = to_file_attr(&found);
                 if number != inode.ino() {
-                    // The crate has one field for both numbers: what stat shows is asked for at once.
+                    // `fuser` has one field for two numbers: that of the node, and that in the attributes. With a
+                    // timeout of zero the kernel requests the attributes, with the number for stat(2), at once.
                     found.ino = INodeNo(number);
-                    keep = Duration::ZERO;
+                    timeout = Duration::ZERO;
                 }
-                reply.entry_with_ttls(&keep, &self.keep, &found, GENERATION);
+                reply.entry_with_ttls(&timeout, &self.cache_timeout, &found, GENERATION);
             }
-            Err(error) => reply.error(errno(error)),
+            Err(error) => reply.error(to_errno(error)),
         }
     }
 
-    /// Replies with the attributes of what the kernel knows by this number.
-    pub(super) fn attributes(
+    /// Sends a reply with the attributes of the inode that the kernel knows as `ino`.
+    pub(super) fn reply_attr(
         &self,
         ino: INodeNo,
         done: Result<(Arc<Inode>, Attr)>,
@@ -64,34 +66,37 @@ impl Adapter {
     ) {
         match done {
             Ok((inode, found)) => {
-                let keep = self.keep_attr(&inode, ino.0, &found, accepted);
-                reply.attr(&keep, &attr(&found));
+                let timeout = self.attr_timeout(&inode, ino.0, &found, accepted);
+                reply.attr(&timeout, &to_file_attr(&found));
             }
-            Err(error) => reply.error(errno(error)),
+            Err(error) => reply.error(to_errno(error)),
         }
     }
 
-    pub(super) fn look_up(&self, parent: INodeNo, name: &OsStr, out: ReplyEntry) {
+    /// Answers a LOOKUP request.
+    pub(super) fn reply_lookup(&self, parent: INodeNo, name: &OsStr, out: ReplyEntry) {
         let done = self.run("lookup", parent, Some(name), |op| {
-            op.lookup_attr(&op.inode(parent.0)?, &name_of(name)?)?
+            op.lookup_attr(&op.inode(parent.0)?, &parse_name(name)?)?
                 .ok_or(Error::NOT_FOUND)
         });
         match done {
             Err(error) if error == Error::NOT_FOUND => {
-                out.entry(&self.keep, &absent(), GENERATION);
+                out.entry(&self.cache_timeout, &negative_attr(), GENERATION);
             }
-            other => self.entry(other, Accepted::IfCurrent, out),
+            other => self.reply_entry(other, Accepted::IfCurrent, out),
         }
     }
 
+    /// Answers an OPENDIR request.
     pub(super) fn open_dir(&self, out: ReplyOpen) {
-        if self.keep_listings {
+        if self.cache_listings {
             out.error(fuser::Errno::ENOSYS);
         } else {
             out.opened(fuser::FileHandle(0), fuser::FopenFlags::empty());
         }
     }
 
+    /// Answers a READDIR request.
     pub(super) fn list(&self, ino: INodeNo, offset: u64, mut out: ReplyDirectory) {
         let done = self.run("readdir", ino, None, |op| {
             let inode = op.inode(ino.0)?;
@@ -100,7 +105,7 @@ impl Adapter {
             for (next, entry) in listing.entries_from(offset) {
                 let ino = op.entry_ino(&listing, entry)?;
                 let name = OsStr::from_bytes(entry.name());
-                if out.add(INodeNo(ino), next, kind(entry.kind()), name) {
+                if out.add(INodeNo(ino), next, to_file_type(entry.kind()), name) {
                     break;
                 }
                 empty = false;
@@ -110,32 +115,33 @@ impl Adapter {
         });
         match done {
             Ok(()) => out.ok(),
-            Err(error) => out.error(errno(error)),
+            Err(error) => out.error(to_errno(error)),
         }
     }
 
+    /// Answers a READDIRPLUS request.
     pub(super) fn list_plus(&self, ino: INodeNo, offset: u64, mut out: ReplyDirectoryPlus) {
         let done = self.run("readdirplus", ino, None, |op| {
             let inode = op.inode(ino.0)?;
             let listing = op.listing(&inode, offset)?;
             let mut empty = true;
             for (next, entry) in listing.entries_from(offset) {
-                // Removed since the listing was taken: passed over.
+                // The entry was removed since the listing was read.
                 let Some(plus) = plus_entry(op, &inode, entry)? else {
                     continue;
                 };
                 let name = OsStr::from_bytes(entry.name());
-                let mut found = attr(&plus.attr);
-                let mut keep = Duration::ZERO;
+                let mut found = to_file_attr(&plus.attr);
+                let mut timeout = Duration::ZERO;
                 if let Some(inode) = &plus.inode {
                     let number = self.overlay.inodes().node_id(inode);
-                    let allowed = self.keep_attr(inode, number, &plus.attr, Accepted::IfCurrent);
+                    let allowed = self.attr_timeout(inode, number, &plus.attr, Accepted::IfCurrent);
                     if number == inode.ino() {
-                        keep = allowed;
+                        timeout = allowed;
                     }
                     found.ino = INodeNo(number);
                 }
-                if out.add(found.ino, next, name, &keep, &found, GENERATION) {
+                if out.add(found.ino, next, name, &timeout, &found, GENERATION) {
                     break;
                 }
                 empty = false;
@@ -148,23 +154,27 @@ impl Adapter {
         });
         match done {
             Ok(()) => out.ok(),
-            Err(error) => out.error(errno(error)),
+            Err(error) => out.error(to_errno(error)),
         }
     }
 
-    /// To be called before a part of a listing is answered. An empty one is the end, and makes the kernel
-    /// keep what it was told before. From then on it looks for the positions of all that are still reading
-    /// the folder in what it kept, and takes one that it does not find there for the end: a program
-    /// whose position names an entry that was removed lately, by another one, would miss what comes
-    /// behind. So the pages of that folder's listing are dropped first, and all of them go on asking.
+    /// Prepares the reply to a request for a part of a listing; `empty` means that the part is the end.
+    ///
+    /// The end makes the kernel cache the parts before it. From then on the kernel searches the cached listing for the
+    /// positions of all processes that are still reading the directory, and treats a position that it does not find
+    /// as the end. A process whose position is at an entry that another one has just removed would miss the entries
+    /// behind it. So the directory's cached listing is invalidated before the reply, and all processes continue with
+    /// requests.
     fn before_end(&self, inode: &Inode, empty: bool) {
-        if empty && self.keep_listings && inode.has_recent_removal() {
-            self.drop_listing(inode.ino());
+        if empty && self.cache_listings && inode.has_recent_removal() {
+            self.invalidate_listing(inode.ino());
         }
     }
 
-    /// To be called after a rename. A folder that came to another one has another `..`, and the kernel
-    /// goes by the folder's own changes.
+    /// Invalidates the listings that a rename made stale.
+    ///
+    /// A directory that moved to another parent has another `..`, but the kernel invalidates its listing only on
+    /// changes of the directory itself.
     pub(super) fn after_rename(
         &self,
         op: &Op<'_>,
@@ -173,26 +183,30 @@ impl Adapter {
         flags: RenameFlags,
     ) {
         from.0.note_removal();
-        if Arc::ptr_eq(from.0, to.0) || !self.keep_listings {
+        if Arc::ptr_eq(from.0, to.0) || !self.cache_listings {
             return;
         }
         for (parent, name) in [to, from].into_iter().take(1 + usize::from(flags.exchange)) {
             match op.lookup(parent, name) {
-                Ok(Some(moved)) if moved.is_dir() => self.drop_listing(moved.ino()),
+                Ok(Some(moved)) if moved.is_dir() => self.invalidate_listing(moved.ino()),
                 Ok(_) => {}
-                // The move is made: an error here would tell that it is not.
-                Err(error) => log::warn!("cannot look at what was moved to {name}: {error}"),
+                // Not a failure of the request: the rename is complete.
+                Err(error) => log::warn!(
+                    "cannot invalidate the listing of the renamed directory {}: {error}",
+                    name.shown()
+                ),
             }
         }
     }
 }
 
-/// `None` when the entry is gone. Of `.` and `..` the kernel takes only number and type, and counts no
-/// lookup. One damaged entry does not hide the others: it is named, and whoever asks for it gets the
-/// error.
-fn plus_entry(op: &Op<'_>, folder: &Arc<Inode>, entry: &DirEntry) -> Result<Option<Plus>> {
-    let bare = || {
-        Ok(Some(Plus {
+/// Returns an entry with its attributes, or `None` if it was removed.
+///
+/// Of `.` and `..` the kernel uses only number and type, and counts no lookup. A damaged entry is listed in the same
+/// way, so that it does not hide the others: a lookup of it returns the error.
+fn plus_entry(op: &Op<'_>, dir: &Arc<Inode>, entry: &DirEntry) -> Result<Option<PlusEntry>> {
+    let without_inode = || {
+        Ok(Some(PlusEntry {
             inode: None,
             attr: Attr {
                 ino: entry.ino_on_disk(),
@@ -204,17 +218,17 @@ fn plus_entry(op: &Op<'_>, folder: &Arc<Inode>, entry: &DirEntry) -> Result<Opti
         }))
     };
     if entry.is_dots() {
-        return bare();
+        return without_inode();
     }
-    match op.lookup_attr(folder, entry.name()) {
-        Ok(found) => Ok(found.map(|(inode, attr)| Plus {
+    match op.lookup_attr(dir, entry.name()) {
+        Ok(found) => Ok(found.map(|(inode, attr)| PlusEntry {
             inode: Some(inode),
             attr,
         })),
         Err(error) => {
             let name = OsStr::from_bytes(entry.name());
-            log_failure("listing", INodeNo(folder.ino()), Some(name), error);
-            bare()
+            log_failure("listing", INodeNo(dir.ino()), Some(name), error);
+            without_inode()
         }
     }
 }

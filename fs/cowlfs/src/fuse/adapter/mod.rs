@@ -1,5 +1,4 @@
-//! The overlay as the protocol sees it: a request becomes one call of the overlay, and its result one reply. Nothing
-//! is decided here.
+//! Turns each request of the protocol into one call of the overlay, and its result into one reply. It decides nothing.
 //!
 //! `filesystem` has the handlers; `listing` and `opening` have those of more than a few lines, `attributes` and
 //! `admission` the rules for attributes that the kernel caches.
@@ -20,11 +19,11 @@ use std::time::Duration;
 
 use fuser::{Generation, INodeNo, Notifier};
 
-use self::admission::Refused;
+use self::admission::RefusedOpens;
 use self::handles::Handles;
-use super::passthrough::{Passing, Policy};
-use super::serving::Serving;
-use super::workers::{Crew, Lookout, Turn};
+use super::passthrough::{BackingFiles, Policy};
+use super::settings::SessionSettings;
+use super::workers::{BusyPoll, RequestSpan, WorkerPool};
 use crate::requests::{Opcode, Requests};
 use cowl_layers::error::Result;
 use cowl_overlay::inode::Inode;
@@ -32,85 +31,83 @@ use cowl_overlay::{FileHandle, Op, Overlay};
 
 const GENERATION: Generation = Generation(0);
 
-/// The overlay as the protocol sees it.
+/// The handlers of requests, with the state that they share.
 #[derive(Debug)]
 pub(crate) struct Adapter {
     overlay: Arc<Overlay>,
     files: Handles<FileHandle>,
-    keep: Duration,
-    /// Whether the kernel may keep listings, and knows what it means that folders are not opened.
-    keep_listings: bool,
-    passing: Passing,
-    refused: Refused,
+    cache_timeout: Duration,
+    /// Whether the kernel may cache listings. It must support directories that are not opened.
+    cache_listings: bool,
+    backing: BackingFiles,
+    refused: RefusedOpens,
     max_stack_depth: u32,
-    /// There once the session is.
+    /// The notifier of the session, set once the session exists.
     pub(super) notifier: Arc<OnceLock<Notifier>>,
     requests: Arc<Requests>,
-    crew: Arc<Crew>,
-    lookout: Lookout,
+    pool: Arc<WorkerPool>,
+    busy_poll: BusyPoll,
 }
 
 impl Adapter {
     pub(super) fn new(
         overlay: Arc<Overlay>,
-        serving: &Serving,
-        crew: Arc<Crew>,
-        lookout: Lookout,
+        settings: &SessionSettings,
+        pool: Arc<WorkerPool>,
+        busy_poll: BusyPoll,
     ) -> Self {
-        let policy = if serving.may_pass {
-            Policy::new(
-                serving.passthrough,
-                serving.coherence,
-                serving.may_be_pushed,
-            )
+        let policy = if settings.may_use_passthrough {
+            Policy::new(settings.passthrough, settings.coherence, settings.stack)
         } else {
             Policy::OFF
         };
-        let passing = Passing::new(policy, overlay.passthrough_writers());
-        // An overlayfs of the kernel on this mount wants as little as there is; files of one below it need
-        // two.
+        let backing = BackingFiles::new(policy, overlay.passthrough_writers());
+        // The kernel limits the depth of stacked file systems. Passthrough to files on an overlayfs needs a depth of
+        // two. Otherwise one is enough, and leaves the most for a kernel overlayfs on this mount.
         let max_stack_depth = if overlay.is_on_overlayfs() { 2 } else { 1 };
         Self {
             overlay,
-            passing,
-            refused: Refused::default(),
+            backing,
+            refused: RefusedOpens::default(),
             max_stack_depth,
             files: Handles::default(),
-            keep: serving.keep,
-            keep_listings: serving.keep_listings,
+            cache_timeout: settings.cache_timeout,
+            cache_listings: settings.cache_listings,
             notifier: Arc::default(),
-            requests: serving.requests.clone(),
-            crew,
-            lookout,
+            requests: settings.requests.clone(),
+            pool,
+            busy_poll,
         }
     }
 
-    /// Begins a request; what this returns is dropped after the reply.
-    fn turn(&self, opcode: Opcode) -> Turn<'_> {
+    /// Counts a request and begins its span, which the handler must drop after the reply.
+    fn begin_request(&self, opcode: Opcode) -> RequestSpan<'_> {
         self.requests.count(opcode);
-        Turn::begin(&self.crew, &self.lookout)
+        RequestSpan::begin(&self.pool, &self.busy_poll)
     }
 
-    /// Runs one operation and invalidates what the kernel caches wrongly since; an error that speaks of a
-    /// damaged layer or of the machine is logged once, here.
+    /// Runs one operation of the overlay, and invalidates the kernel's attributes that it made stale.
+    ///
+    /// It is also the one place that logs errors caused by a damaged layer or by the machine.
     fn run<T>(
         &self,
-        what: &str,
+        request: &str,
         ino: INodeNo,
         name: Option<&OsStr>,
         run: impl FnOnce(&Op<'_>) -> Result<T>,
     ) -> Result<T> {
         let op = self.overlay.begin();
         let done = run(&op);
-        // A failed call may have copied something up.
+        // Also after an error: a failed operation may have copied up a file.
         let stale = op.take_stale();
         drop(op);
         self.invalidate_stale(&stale);
-        done.inspect_err(|error| reply::log_failure(what, ino, name, *error))
+        done.inspect_err(|error| reply::log_failure(request, ino, name, *error))
     }
 
-    /// Has the kernel drop the cached attributes of objects that an operation lists. It must happen before the
-    /// reply: the caller may rely on them directly after it.
+    /// Invalidates the kernel's cached attributes of these inodes.
+    ///
+    /// It must happen before the reply: the caller may rely on new attributes directly after it.
     fn invalidate_stale(&self, stale: &[Arc<Inode>]) {
         for inode in stale {
             let number = self.overlay.inodes().node_id(inode);
@@ -121,32 +118,34 @@ impl Adapter {
         }
     }
 
-    /// Has the kernel drop the cached attributes of what it knows by this number.
+    /// Invalidates the kernel's cached attributes of the inode with this number.
     ///
-    /// A handler may do so: with a negative offset the kernel takes no page lock and no directory lock, and the
-    /// request holds a reference to the inode, so that the notification never drops the last one.
+    /// A handler can do so without a deadlock: with a negative offset the kernel takes no page lock and no directory
+    /// lock, and the request holds a reference to the inode, so that the notification never drops the last one.
     fn invalidate_attr(&self, number: u64) {
         let Some(notifier) = self.notifier.get() else {
             return;
         };
         match notifier.inval_inode(INodeNo(number), -1, 0) {
             Ok(()) => {}
-            // The kernel does not know it, and has cached nothing.
+            // The kernel has no such inode, and so no attributes of it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => log::warn!("attributes of {number} may be out of date: {error}"),
+            Err(error) => log::warn!("cannot invalidate the attributes of inode {number}: {error}"),
         }
     }
 
-    /// Neither waits for anything: no request holds a page of a listing while it is on its way.
-    fn drop_listing(&self, ino: u64) {
+    /// Invalidates the kernel's cached listing of a directory.
+    ///
+    /// This cannot deadlock: the kernel waits for locked pages, but a READDIR request holds no page of a listing.
+    fn invalidate_listing(&self, ino: u64) {
         let Some(notifier) = self.notifier.get() else {
             return;
         };
         match notifier.inval_inode(INodeNo(ino), 0, 0) {
-            // The kernel does not know it any more.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => log::warn!("cannot have a listing of {ino} dropped: {error}"),
             Ok(()) => {}
+            // The kernel has forgotten the directory, and its listing.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => log::warn!("cannot invalidate the listing of inode {ino}: {error}"),
         }
     }
 }

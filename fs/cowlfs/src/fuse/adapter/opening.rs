@@ -1,4 +1,4 @@
-//! The requests that open and close files.
+//! The requests that open, create and close files.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -7,33 +7,36 @@ use fuser::{
     BackingId, FileHandle as Fh, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyOpen, Request,
 };
 
-use super::convert::{attr, caller, errno, how, maps, name_of, syncs};
+use super::convert::{
+    caller, can_map_writable, is_synchronous, parse_name, to_errno, to_file_attr, to_open_options,
+};
 use super::{Adapter, GENERATION};
-use crate::fuse::passthrough::{Answer, Asked, Cached, Opening, Register};
+use crate::fuse::passthrough::{CachedAttr, OpenMode, OpenParams, OpenTraits, Register};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
-use cowl_overlay::{Attr, Close, FileHandle, Op, OpenOptions, SETID};
+use cowl_overlay::{Attr, Close, FileHandle, Op, OpenOptions, Opened, SETID, VersionedDescriptor};
 
-/// What the kernel asks to be opened.
+/// The parameters of an OPEN or CREATE request.
 #[derive(Clone, Copy)]
-struct Wanted {
+struct Requested {
     ino: INodeNo,
     flags: OpenFlags,
-    /// With O_DIRECT.
+    /// The flags include O_DIRECT.
     direct: bool,
-    /// Its backing file is known.
-    kept: bool,
+    /// A backing file with the current content is registered.
+    is_registered: bool,
 }
 
-/// An open that counts.
-struct Opened {
+/// An open file to be sent in a reply. It is counted as open.
+struct OpenedFile {
     handle: Arc<FileHandle>,
     flags: FopenFlags,
     backing: Option<Arc<BackingId>>,
 }
 
 impl Adapter {
+    /// Answers an OPEN request.
     pub(super) fn open_file(
         &self,
         req: &Request,
@@ -41,34 +44,35 @@ impl Adapter {
         flags: OpenFlags,
         reply: ReplyOpen,
     ) {
-        let (how, direct) = how(flags);
+        let (options, direct) = to_open_options(flags);
         let done = self.run("open", ino, None, |op| {
             let inode = op.inode(ino.0)?;
-            // Whoever has it open under its old number keeps what it had; nobody else comes by that.
+            // The number was renewed: descriptors that were opened with the old one remain valid, but it gets no new
+            // ones. On ESTALE the kernel looks the name up again.
             if self.overlay.inodes().node_id(&inode) != ino.0 {
                 return Err(Error::Errno(Errno::STALE));
             }
-            let mut kept = false;
-            let known = |turn| {
-                kept = self.passing.is_kept(ino.0, turn);
-                kept
+            let mut is_registered = false;
+            let is_known = |version| {
+                is_registered = self.backing.is_registered(ino.0, version);
+                is_registered
             };
-            if how.truncate && inode.is_executing() {
-                // Before the content is cut, because a refused open changes nothing.
-                self.refused.admit(op, &inode, how, req.pid())?;
+            if options.truncate && inode.is_executing() {
+                // Before the truncation: a refused open must not change the file.
+                self.refused.admit(op, &inode, options, req.pid())?;
             }
-            let handle = op.open_lazily(caller(req, 0), &inode, how, known)?;
-            let close = |_: &Error| self.overlay.close(&handle);
-            let admitted = self.refused.admit(op, &inode, how, req.pid());
+            let content = op.open_lazily(caller(req, 0), &inode, options, is_known)?;
+            let close = |_: &Error| self.overlay.close(&content.handle);
+            let admitted = self.refused.admit(op, &inode, options, req.pid());
             admitted.inspect_err(close)?;
             let register: Register<'_> = &|fd| reply.open_backing(fd);
-            let wanted = Wanted {
+            let requested = Requested {
                 ino,
                 flags,
                 direct,
-                kept,
+                is_registered,
             };
-            self.count_open(op, wanted, &inode, handle, register)
+            self.count_open(op, requested, &inode, content, register)
         });
         match done {
             Ok(opened) => {
@@ -78,10 +82,11 @@ impl Adapter {
                     None => reply.opened(fh, opened.flags),
                 }
             }
-            Err(error) => reply.error(errno(error)),
+            Err(error) => reply.error(to_errno(error)),
         }
     }
 
+    /// Answers a CREATE request.
     pub(super) fn create_file(
         &self,
         req: &Request,
@@ -90,166 +95,191 @@ impl Adapter {
         flags: OpenFlags,
         reply: ReplyCreate,
     ) {
-        let (how, direct) = how(flags);
+        let (options, direct) = to_open_options(flags);
         let done = self.run("create", parent, Some(name), |op| {
-            let who = caller(req, umask);
+            let caller = caller(req, umask);
             let parent = op.inode(parent.0)?;
-            let (inode, handle, found) =
-                op.create_attr(who, &parent, &name_of(name)?, mode, how)?;
+            let name = parse_name(name)?;
+            let (inode, content, attr) = op.create_attr(caller, &parent, &name, mode, options)?;
             let register: Register<'_> = &|fd| reply.open_backing(fd);
-            let wanted = Wanted {
+            let requested = Requested {
                 ino: INodeNo(inode.ino()),
                 flags,
                 direct,
-                kept: false,
+                is_registered: false,
             };
-            let opened = self.count_open(op, wanted, &inode, handle, register)?;
-            Ok((inode, opened, found))
+            let opened = self.count_open(op, requested, &inode, content, register)?;
+            Ok((inode, opened, attr))
         });
         match done {
-            Ok((inode, opened, found)) => {
-                self.created(&inode, opened, &found, reply);
-            }
-            Err(error) => reply.error(errno(error)),
+            Ok((inode, opened, attr)) => self.reply_created(&inode, opened, &attr, reply),
+            Err(error) => reply.error(to_errno(error)),
         }
     }
 
-    fn created(&self, inode: &Arc<Inode>, opened: Opened, found: &Attr, reply: ReplyCreate) {
+    fn reply_created(
+        &self,
+        inode: &Arc<Inode>,
+        opened: OpenedFile,
+        attr: &Attr,
+        reply: ReplyCreate,
+    ) {
         let fh = Fh(self.files.insert(opened.handle));
         self.overlay.inodes().count_lookup(inode);
-        let keep = &self.keep_created(inode, found);
-        let found = attr(found);
+        let timeout = &self.created_attr_timeout(inode, attr);
+        let attr = to_file_attr(attr);
         match opened.backing {
-            Some(id) => reply.created_passthrough(keep, &found, GENERATION, fh, opened.flags, &id),
-            None => reply.created(keep, &found, GENERATION, fh, opened.flags),
+            Some(id) => {
+                reply.created_passthrough(timeout, &attr, GENERATION, fh, opened.flags, &id);
+            }
+            None => reply.created(timeout, &attr, GENERATION, fh, opened.flags),
         }
     }
 
-    /// Decides how an open file is read and written.
+    /// Decides how an open file is read and written, and counts it as open.
+    ///
+    /// After an error the file is closed.
     fn count_open(
         &self,
         op: &Op<'_>,
-        wanted: Wanted,
+        requested: Requested,
         inode: &Arc<Inode>,
-        handle: Arc<FileHandle>,
+        Opened { handle, descriptor }: Opened,
         register: Register<'_>,
-    ) -> Result<Opened> {
-        let Wanted { ino, flags, .. } = wanted;
+    ) -> Result<OpenedFile> {
+        let Requested { ino, flags, .. } = requested;
         let close = |_: &Error| self.overlay.close(&handle);
-        let asked = self.asked(op, &handle, wanted).inspect_err(close)?;
-        let content = handle.opened();
-        let synced = asked.write && syncs(flags);
-        let answer = self.passing.open(
-            &Opening {
+        let traits = self
+            .collect_traits(op, &handle, descriptor.as_ref(), requested)
+            .inspect_err(close)?;
+        let is_synchronous = traits.write && is_synchronous(flags);
+        let mode = self.backing.open(
+            &OpenParams {
                 ino: ino.0,
-                asked,
-                maps: maps(flags),
+                traits,
+                can_map_writable: can_map_writable(flags),
                 inode,
-                // What is in the upper has its content beside its attributes.
-                dev: asked.upper.then(|| inode.identity().dev),
-                content: content.as_ref().map(|(fd, turn)| (fd.as_fd(), *turn)),
+                // In the upper layer, content and attributes are one file.
+                dev: traits.upper.then(|| inode.identity().dev),
+                content: descriptor
+                    .as_ref()
+                    .map(|(fd, version)| (fd.as_fd(), *version)),
             },
             register,
         );
-        let (mut flags, backing) = match answer {
-            Answer::Served(flags) => (flags, None),
-            Answer::Passed(flags, id, cached) => {
-                if cached == Cached::Unsure || asked.write && may_have_setid(&handle) {
+        let (mut flags, backing) = match mode {
+            OpenMode::Daemon(flags) => (flags, None),
+            OpenMode::Passthrough(flags, id, cached) => {
+                if cached == CachedAttr::Volatile
+                    || traits.write && may_have_setid(&handle, descriptor.as_ref())
+                {
                     self.invalidate_attr(ino.0);
                 }
                 (flags, Some(id))
             }
-            Answer::Renew => {
+            OpenMode::Renew => {
                 self.overlay.close(&handle);
                 self.renew(inode, ino);
                 return Err(Error::Errno(Errno::STALE));
             }
         };
-        if asked.write && inode.flags().is_truncated() && inode.flags().has_unsynced_name() {
-            // It replaces a lower file's content: its close starts write-back, before it returns. What was in the
-            // upper layer before is left to the file system below, and to RELEASE.
+        if traits.write && inode.flags().is_truncated() && inode.flags().has_unsynced_name() {
+            // The file replaces the content of a lower one: its close(2) starts writeback before it returns. Other
+            // files of the upper layer are left to the file system below, and to RELEASE.
             flags.remove(FopenFlags::FOPEN_NOFLUSH);
         }
-        if backing.is_some() && synced {
-            // The kernel syncs each write to the file below, and by that not the name of a fresh copy.
+        if backing.is_some() && is_synchronous {
+            // The kernel syncs each write to the backing file, but that does not sync the name of a new copy-up.
             op.sync_name(&handle).inspect_err(|_| {
-                self.passing.release(ino.0);
+                self.backing.release(ino.0);
                 self.overlay.close(&handle);
             })?;
         }
-        Ok(Opened {
+        Ok(OpenedFile {
             handle,
             flags,
             backing,
         })
     }
 
-    /// What the decision depends on, as far as it does.
-    fn asked(&self, op: &Op<'_>, handle: &FileHandle, wanted: Wanted) -> Result<Asked> {
-        let policy = self.passing.policy();
-        let OpenOptions { write, .. } = handle.how();
-        let mut asked = Asked {
+    /// Returns the properties of an open on which the decision about passthrough depends.
+    fn collect_traits(
+        &self,
+        op: &Op<'_>,
+        handle: &FileHandle,
+        descriptor: Option<&VersionedDescriptor>,
+        requested: Requested,
+    ) -> Result<OpenTraits> {
+        let policy = self.backing.policy();
+        let OpenOptions { write, .. } = handle.options();
+        let mut traits = OpenTraits {
             upper: false,
             write,
             program: false,
             privileged: false,
-            direct: wanted.direct,
+            direct: requested.direct,
         };
         let inode = handle.inode();
         let before = inode.facts().snapshot();
-        asked.upper = op.is_content_in_upper(handle)?;
-        if let Some((fd, _)) = handle.opened() {
-            let passes = policy.upper && asked.upper;
-            // Of what lies in the upper nothing depends on it, and to look at the content moves its access time.
-            asked.program = !write && !asked.upper && policy.programs && handle.is_program(&fd)?;
-            asked.privileged = write && passes && handle.is_privileged(&fd)?;
-            if !write && !asked.upper && !asked.program && !policy.lowers {
+        traits.upper = op.is_content_in_upper(handle)?;
+        if let Some((fd, _)) = descriptor {
+            let is_candidate = policy.upper && traits.upper;
+            // Reading the content would change its access time. For the upper layer the decision does not depend on
+            // it, so it is not read there.
+            traits.program = !write && !traits.upper && policy.programs && handle.is_program(fd)?;
+            traits.privileged = write && is_candidate && handle.is_privileged(fd)?;
+            if !write && !traits.upper && !traits.program && !policy.lowers {
                 inode.facts().note_plain_data(before);
             }
         } else {
-            // It was found to be one that is passed through, or nothing but data.
-            asked.program = wanted.kept;
+            // The content was not opened: it is either registered for passthrough, or was found to be plain data.
+            traits.program = requested.is_registered;
         }
-        Ok(asked)
+        Ok(traits)
     }
 
+    /// Handles a RELEASE request: the last descriptor of an open file was closed.
     pub(super) fn release_file(&self, ino: INodeNo, fh: Fh) {
-        self.passing.release(ino.0);
+        self.backing.release(ino.0);
         if let Some(handle) = self.files.remove(fh.0) {
-            self.start_write_back("release", ino, &handle, Close::Last);
+            self.start_writeback("release", ino, &handle, Close::Last);
             self.overlay.close(&handle);
         }
     }
 
-    /// Answers a close: the kernel asks only where [`Adapter::count_open`] has it ask.
+    /// Handles a FLUSH request, which the kernel sends on each close(2) of a file that [`Adapter::count_open`] opened
+    /// without FOPEN_NOFLUSH.
     pub(super) fn flush_file(&self, ino: INodeNo, fh: Fh) {
         if let Ok(handle) = self.files.get(fh.0) {
-            self.start_write_back("flush", ino, &handle, Close::NotLast);
+            self.start_writeback("flush", ino, &handle, Close::NotLast);
         }
     }
 
-    fn start_write_back(&self, what: &str, ino: INodeNo, handle: &FileHandle, close: Close) {
+    fn start_writeback(&self, request: &str, ino: INodeNo, handle: &FileHandle, close: Close) {
         if handle.inode().flags().is_truncated() {
-            // A close succeeds all the same; why it did not start was logged.
-            let _logged = self.run(what, ino, None, |op| op.close_truncated(handle, close));
+            // The error is logged. It must not fail the close(2).
+            let _logged = self.run(request, ino, None, |op| op.close_truncated(handle, close));
         }
     }
 
-    /// Whoever has the object open goes on under the old number; what the kernel keeps of its attributes there
-    /// is asked for again.
+    /// Gives an inode a new number, and invalidates the attributes cached for the old one.
+    ///
+    /// Descriptors that are open remain valid under the old number.
     fn renew(&self, inode: &Arc<Inode>, old: INodeNo) {
         self.overlay.inodes().replace_node_id(inode, old.0);
         self.invalidate_attr(old.0);
     }
 }
 
-/// Whether a file that was opened to be written has setuid or setgid bits by now: a mode that was cached before
-/// the open counted would outlast a write that takes them off.
-fn may_have_setid(handle: &FileHandle) -> bool {
-    let Some((fd, _)) = handle.opened() else {
+/// Whether a file that was opened for writing may have setuid or setgid bits.
+///
+/// The kernel may have cached its mode before the open was counted, and would show the bits even after a passthrough
+/// write has cleared them.
+fn may_have_setid(handle: &FileHandle, descriptor: Option<&VersionedDescriptor>) -> bool {
+    let Some((fd, _)) = descriptor else {
         return true;
     };
-    match sys::stat::stat_fd(&*fd) {
+    match sys::stat::stat_fd(&**fd) {
         Ok(stat) => stat.perm() & SETID != 0,
         Err(error) => {
             log::warn!("cannot stat inode {}: {error}", handle.inode().ino());

@@ -1,9 +1,10 @@
-//! Files whose reads and writes the kernel makes itself, on the backing file that was registered for them.
+//! Passthrough: files that the kernel reads and writes without the daemon, on a registered backing file.
 //!
-//! What is kept of an inode (by the number that the kernel has for it): how its living opens are answered,
-//! and the backing file once it was registered, which costs two system calls each time. The kernel counts
-//! an open until it sends RELEASE, and no longer; here it counts from the answer until RELEASE came. So what
-//! is answered by this count is never refused.
+//! For each inode (by the number that the kernel knows) this module records the mode of its open descriptors, and its
+//! backing file. The registration costs two system calls, so it is retained for a while after the last close.
+//!
+//! The kernel counts an open until it sends RELEASE. Here an open counts from the decision until RELEASE has arrived,
+//! which includes all of that time. So the kernel never refuses a mode that was decided by this count.
 
 mod policy;
 
@@ -20,320 +21,341 @@ use parking_lot::Mutex;
 use cowl_layers::error::Errno;
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
-pub(super) use policy::{Asked, Policy};
-use policy::{State, Verdict, decide};
+use policy::{InodeMode, Verdict, decide};
+pub(super) use policy::{OpenTraits, Policy};
 
-/// So many backing files stay registered while nobody has them open.
-const IDLE: usize = 1024;
+/// The number of backing files that remain registered although they are not open.
+const MAX_IDLE: usize = 1024;
 
 /// Registers a file with the kernel.
 pub(super) type Register<'a> = &'a dyn Fn(BorrowedFd<'_>) -> io::Result<BackingId>;
 
 /// The backing files of a mount.
 #[derive(Debug)]
-pub(super) struct Passing {
+pub(super) struct BackingFiles {
     policy: Policy,
-    /// The kernel refused to register any file.
-    refused: AtomicBool,
-    /// How many files it may write to by itself.
+    /// The kernel does not support or permit passthrough.
+    is_unsupported: AtomicBool,
+    /// The number of files that the kernel may write to by passthrough.
     writers: Arc<AtomicU32>,
     table: Mutex<Table>,
 }
 
 #[derive(Debug)]
 struct Table {
-    files: HashMap<u64, Entry>,
-    /// Those that nobody has open and that have a backing file, the one used last at the end.
+    files: HashMap<u64, FileState>,
+    /// Files that are not open and have a backing file, the most recently used last.
     idle: LruCache<u64, ()>,
-    /// File systems whose files the kernel does not take: they lie on others themselves.
-    refused: Vec<u64>,
+    /// Devices whose files the kernel refuses, because their file systems are stacked on others.
+    refused_devices: Vec<u64>,
 }
 
 #[derive(Debug, Default)]
-struct Entry {
+struct FileState {
     opens: u32,
-    /// The living opens are passed through.
-    passed: bool,
-    backing: Option<Backing>,
-    /// The kernel may write to the backing file by itself. Counted in [`Passing::writers`].
+    /// The open descriptors use passthrough.
+    is_passthrough: bool,
+    backing: Option<RegisteredFile>,
+    /// The kernel may write to the backing file. Counted in [`BackingFiles::writers`].
     writer: bool,
-    /// It may have, at any time: what its page cache has of our file is not to be kept.
-    stale: bool,
-    /// Stores through a mapping of the backing file tell nobody.
-    unsure: bool,
+    /// The kernel may have written to the backing file at some time, so its page cache of the FUSE file is stale.
+    has_stale_pages: bool,
+    /// Size and times may change without a request, through a mapping of the backing file.
+    has_volatile_attr: bool,
 }
 
+/// A registration of a backing file.
 #[derive(Debug)]
-struct Backing {
+struct RegisteredFile {
     id: Arc<BackingId>,
-    /// Which content it is ([`Inode::content_version`]).
-    turn: u32,
+    /// The version of its content ([`Inode::content_version`]).
+    version: u32,
 }
 
-/// What is asked of the table.
-pub(super) struct Opening<'a> {
+/// The parameters of an open.
+pub(super) struct OpenParams<'a> {
     pub(super) ino: u64,
-    pub(super) asked: Asked,
-    /// Opened for reading and for writing.
-    pub(super) maps: bool,
-    /// Says which content is the present one ([`Inode::content_version`]).
+    pub(super) traits: OpenTraits,
+    /// The file can be mapped shared and writable.
+    pub(super) can_map_writable: bool,
+    /// The inode, for the current version of its content ([`Inode::content_version`]).
     pub(super) inode: &'a Inode,
-    /// The file system that it lies on, where that is known.
+    /// The device of the content, if known.
     pub(super) dev: Option<u64>,
-    /// The content, where it was opened, and which it is.
+    /// The content and its version, if it was opened.
     pub(super) content: Option<(BorrowedFd<'a>, u32)>,
 }
 
-/// What becomes of attributes that the kernel cached before an open was passed through.
+/// The validity of attributes that the kernel cached before a passthrough open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cached {
-    /// They stay.
+pub(super) enum CachedAttr {
+    /// They remain valid.
     Valid,
-    /// They may be out of date from here on without a request that says so.
-    Unsure,
+    /// They may change from now on without a request.
+    Volatile,
 }
 
-/// How an open is answered, which counts from here on.
+/// Whether a file's mode has setuid or setgid bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SetidBits {
+    Set,
+    Clear,
+}
+
+/// The mode of an open, for the reply.
 #[derive(Debug)]
-pub(super) enum Answer {
-    /// With these flags.
-    Served(FopenFlags),
-    /// With these flags, passed through.
-    Passed(FopenFlags, Arc<BackingId>, Cached),
-    /// With ESTALE; it does not count.
+pub(super) enum OpenMode {
+    /// The daemon reads and writes. The open is counted.
+    Daemon(FopenFlags),
+    /// The kernel reads and writes the backing file. The open is counted.
+    Passthrough(FopenFlags, Arc<BackingId>, CachedAttr),
+    /// The open fails with ESTALE, and is not counted. The inode needs a new number.
     Renew,
 }
 
-impl Entry {
-    /// Whether there is anything to remember of a file that nobody has open.
-    fn matters(&self) -> bool {
-        self.backing.is_some() || self.writer || self.stale || self.unsure
+impl FileState {
+    /// Whether the state must be retained while the file is not open.
+    fn must_be_retained(&self) -> bool {
+        self.backing.is_some() || self.writer || self.has_stale_pages || self.has_volatile_attr
+    }
+
+    /// Whether the backing file has this version of the content.
+    fn has_version(&self, version: u32) -> bool {
+        let backing = self.backing.as_ref();
+        backing.is_some_and(|backing| backing.version == version)
     }
 }
 
-impl Passing {
+impl BackingFiles {
     pub(super) fn new(policy: Policy, writers: Arc<AtomicU32>) -> Self {
         Self {
             policy,
-            refused: AtomicBool::new(false),
+            is_unsupported: AtomicBool::new(false),
             writers,
             table: Mutex::new(Table {
                 files: HashMap::new(),
                 idle: LruCache::unbounded(),
-                refused: Vec::new(),
+                refused_devices: Vec::new(),
             }),
         }
     }
 
-    /// What this mount passes through.
+    /// Returns the policy of the mount.
     pub(super) fn policy(&self) -> Policy {
-        if self.refused.load(Ordering::Relaxed) {
+        if self.is_unsupported.load(Ordering::Relaxed) {
             Policy::OFF
         } else {
             self.policy
         }
     }
 
-    /// Whether an open of this content for reading needs nothing but an answer.
-    pub(super) fn is_kept(&self, ino: u64, turn: u32) -> bool {
-        if !self.policy.any() {
+    /// Whether this version of a file's content is registered, so that an open for reading need not open the content.
+    pub(super) fn is_registered(&self, ino: u64, version: u32) -> bool {
+        if !self.policy.allows_any() {
             return false;
         }
         let table = self.table.lock();
-        table.files.get(&ino).is_some_and(|entry| {
-            let present = entry.backing.as_ref().is_some_and(|b| b.turn == turn);
-            present && (entry.passed || entry.opens == 0)
+        table.files.get(&ino).is_some_and(|file| {
+            file.has_version(version) && (file.is_passthrough || file.opens == 0)
         })
     }
 
-    /// Decides how an open is answered, and counts it.
-    pub(super) fn open(&self, opening: &Opening<'_>, register: Register<'_>) -> Answer {
-        if !self.policy.any() {
-            let cache = if opening.asked.direct {
+    /// Decides on the mode of an open, and counts it.
+    pub(super) fn open(&self, params: &OpenParams<'_>, register: Register<'_>) -> OpenMode {
+        if !self.policy.allows_any() {
+            let cache = if params.traits.direct {
                 FopenFlags::FOPEN_DIRECT_IO
             } else {
                 FopenFlags::FOPEN_KEEP_CACHE
             };
-            return Answer::Served(cache | FopenFlags::FOPEN_NOFLUSH);
+            return OpenMode::Daemon(cache | FopenFlags::FOPEN_NOFLUSH);
         }
-        // What the kernel is told to drop is dropped without the lock.
+        // Unregistering is a system call, so it happens after the lock is released.
         let mut dropped = Vec::new();
         let mut table = self.table.lock();
-        let done = self.decide(&mut table, opening, register, &mut dropped);
+        let mode = self.open_locked(&mut table, params, register, &mut dropped);
         drop(table);
-        done
+        mode
     }
 
-    fn decide(
+    fn open_locked(
         &self,
         table: &mut Table,
-        opening: &Opening<'_>,
+        params: &OpenParams<'_>,
         register: Register<'_>,
-        dropped: &mut Vec<Backing>,
-    ) -> Answer {
-        let ino = opening.ino;
-        // Read under the table's lock: were it read before, an open that was counted in between could have the
-        // newer content, and would be taken for one of the older.
-        let turn = opening.inode.content_version();
-        let entry = table.files.entry(ino).or_default();
-        let state = match (entry.opens, entry.passed) {
-            (0, _) => State::Idle,
-            (_, false) => State::Served,
-            (_, true) => State::Passed {
-                present: entry.backing.as_ref().is_some_and(|b| b.turn == turn),
+        dropped: &mut Vec<RegisteredFile>,
+    ) -> OpenMode {
+        let ino = params.ino;
+        // Race: the version must be read under the table's lock. If it were read before, a concurrent open could be
+        // counted with newer content in between, and would be mistaken for one of the older content.
+        let version = params.inode.content_version();
+        let file = table.files.entry(ino).or_default();
+        let current = match (file.opens, file.is_passthrough) {
+            (0, _) => InodeMode::Closed,
+            (_, false) => InodeMode::Daemon,
+            (_, true) => InodeMode::Passthrough {
+                is_current: file.has_version(version),
             },
         };
-        let mut verdict = decide(self.policy(), opening.asked, state);
-        if matches!(verdict, Verdict::Pass | Verdict::PassMappings) && state == State::Idle {
+        let mut verdict = decide(self.policy(), params.traits, current);
+        if matches!(verdict, Verdict::Passthrough | Verdict::PassthroughMappings)
+            && current == InodeMode::Closed
+        {
             table.idle.pop(&ino);
-            if entry.backing.as_ref().is_none_or(|b| b.turn != turn) {
-                dropped.extend(entry.backing.take());
-                entry.backing = opening
+            if !file.has_version(version) {
+                dropped.extend(file.backing.take());
+                file.backing = params
                     .content
-                    // Content that has moved in the meantime is not registered for what it no longer is.
-                    .filter(|(_, of)| *of == turn)
+                    // Content that was copied up since it was opened must not be registered as the current version.
+                    .filter(|(_, opened)| *opened == version)
                     .map(|(fd, _)| fd)
-                    .and_then(|fd| self.register(fd, opening, &mut table.refused, register))
-                    .map(|id| Backing { id, turn });
+                    .and_then(|fd| self.register(fd, params, &mut table.refused_devices, register))
+                    .map(|id| RegisteredFile { id, version });
             }
-            if entry.backing.is_none() {
-                verdict = decide(Policy::OFF, opening.asked, state);
+            if file.backing.is_none() {
+                verdict = decide(Policy::OFF, params.traits, current);
             }
         }
         let flags = FopenFlags::FOPEN_NOFLUSH;
-        // Once it is unsure, nothing is cached any more.
-        let cached = if opening.maps && !entry.unsure {
-            Cached::Unsure
+        // If the attributes were volatile before, the kernel has not cached them.
+        let cached = if params.can_map_writable && !file.has_volatile_attr {
+            CachedAttr::Volatile
         } else {
-            Cached::Valid
+            CachedAttr::Valid
         };
-        let (answer, passes) = match (verdict, &entry.backing) {
+        let (mode, is_passthrough) = match (verdict, &file.backing) {
             (Verdict::Renew, _) => {
-                // Whoever has it under the old number from here on sees what was.
-                entry.stale = true;
-                entry.unsure = true;
-                return Answer::Renew;
+                // Descriptors under the old number show the old content from here on.
+                file.has_stale_pages = true;
+                file.has_volatile_attr = true;
+                return OpenMode::Renew;
             }
-            (Verdict::Pass, Some(backing)) => {
-                (Answer::Passed(flags, backing.id.clone(), cached), true)
+            (Verdict::Passthrough, Some(backing)) => {
+                let id = backing.id.clone();
+                (OpenMode::Passthrough(flags, id, cached), true)
             }
-            (Verdict::PassMappings, Some(backing)) => {
+            (Verdict::PassthroughMappings, Some(backing)) => {
                 let flags = flags | FopenFlags::FOPEN_DIRECT_IO;
-                (Answer::Passed(flags, backing.id.clone(), cached), true)
+                let id = backing.id.clone();
+                (OpenMode::Passthrough(flags, id, cached), true)
             }
-            (Verdict::Direct, _) => (Answer::Served(flags | FopenFlags::FOPEN_DIRECT_IO), false),
-            (Verdict::Cached | Verdict::Pass | Verdict::PassMappings, _) if entry.stale => {
-                (Answer::Served(flags), false)
+            (Verdict::Direct, _) => {
+                let flags = flags | FopenFlags::FOPEN_DIRECT_IO;
+                (OpenMode::Daemon(flags), false)
             }
-            (Verdict::Cached | Verdict::Pass | Verdict::PassMappings, _) => {
-                (Answer::Served(flags | FopenFlags::FOPEN_KEEP_CACHE), false)
+            (Verdict::Cached | Verdict::Passthrough | Verdict::PassthroughMappings, _) => {
+                let flags = match file.has_stale_pages {
+                    true => flags,
+                    false => flags | FopenFlags::FOPEN_KEEP_CACHE,
+                };
+                (OpenMode::Daemon(flags), false)
             }
         };
-        entry.opens += 1;
-        entry.passed = passes;
-        if !passes {
-            if let Some(backing) = entry.backing.take() {
+        file.opens += 1;
+        file.is_passthrough = is_passthrough;
+        if !is_passthrough {
+            if let Some(backing) = file.backing.take() {
                 table.idle.pop(&ino);
                 dropped.push(backing);
             }
-            return answer;
+            return mode;
         }
-        entry.unsure |= opening.maps;
-        if opening.asked.write {
-            entry.stale = true;
-            if !std::mem::replace(&mut entry.writer, true) {
+        file.has_volatile_attr |= params.can_map_writable;
+        if params.traits.write {
+            file.has_stale_pages = true;
+            if !std::mem::replace(&mut file.writer, true) {
                 self.writers.fetch_add(1, Ordering::AcqRel);
             }
         }
-        answer
+        mode
     }
 
-    /// Registers a file, unless the kernel has refused its like before.
+    /// Registers a file, unless the kernel has refused another file of its device.
     fn register(
         &self,
         content: BorrowedFd<'_>,
-        opening: &Opening<'_>,
-        refused: &mut Vec<u64>,
+        params: &OpenParams<'_>,
+        refused_devices: &mut Vec<u64>,
         register: Register<'_>,
     ) -> Option<Arc<BackingId>> {
-        let dev = opening
+        let dev = params
             .dev
             .map_or_else(|| sys::stat::stat_fd(content).map(|stat| stat.dev), Ok);
         let dev = match dev {
             Ok(dev) => dev,
             Err(error) => {
-                log::warn!("a file is not passed through: {error}");
+                log::warn!("no passthrough for inode {}: {error}", params.ino);
                 return None;
             }
         };
-        if refused.contains(&dev) {
+        if refused_devices.contains(&dev) {
             return None;
         }
-        // The kernel opens the backing file as the program opened ours. What is only read must not be
-        // writable by that, so it goes by a read-only mount.
-        if !opening.asked.upper && !sys::stat::is_read_only(content) {
+        // The kernel opens the backing file with the flags of the program's open. A lower file must not become writable
+        // by that, so it must be on a read-only mount.
+        if !params.traits.upper && !sys::stat::is_read_only(content) {
             return None;
         }
-        // Without the right to keep setuid and setgid: the kernel writes with the rights of this moment, and
-        // the program that will write may not have it.
+        // The kernel writes with the credentials of the registering thread. Without CAP_FSETID in them, a write clears
+        // setuid and setgid bits, as it must for a program without that capability.
         match sys::creds::without_setid(|| Ok(register(content.as_fd()))) {
             Ok(Ok(id)) => Some(Arc::new(id)),
             Ok(Err(error)) => {
                 match Errno::from_io_error(&error) {
                     Some(Errno::LOOP) => {
                         log::info!(
-                            "device {dev} lies on another: its files are not passed through"
+                            "no passthrough for device {dev}: its file system is stacked on another"
                         );
-                        refused.push(dev);
+                        refused_devices.push(dev);
                     }
                     Some(Errno::PERM | Errno::NOTTY | Errno::OPNOTSUPP | Errno::INVAL) => {
-                        log::info!("nothing is passed through: {error}");
-                        self.refused.store(true, Ordering::Relaxed);
+                        log::info!("no passthrough: {error}");
+                        self.is_unsupported.store(true, Ordering::Relaxed);
                     }
-                    // Out of memory, say: the next one may be taken.
-                    _ => log::debug!("a file is not passed through: {error}"),
+                    // A temporary failure, such as a lack of memory: the next file may be accepted.
+                    _ => log::debug!("no passthrough for inode {}: {error}", params.ino),
                 }
                 None
             }
             Err(error) => {
-                log::warn!("a file is not passed through: {error}");
+                log::warn!("no passthrough for inode {}: {error}", params.ino);
                 None
             }
         }
     }
 
-    /// The kernel closed one.
+    /// Handles a RELEASE request for one open.
     pub(super) fn release(&self, ino: u64) {
-        if !self.policy.any() {
+        if !self.policy.allows_any() {
             return;
         }
         let mut dropped = None;
         let mut table = self.table.lock();
         let Table { files, idle, .. } = &mut *table;
-        let Some(entry) = files.get_mut(&ino) else {
+        let Some(file) = files.get_mut(&ino) else {
             return;
         };
-        entry.opens = entry.opens.saturating_sub(1);
-        if entry.opens > 0 {
+        file.opens = file.opens.saturating_sub(1);
+        if file.opens > 0 {
             return;
         }
-        entry.passed = false;
-        // A mapping of the backing file outlives this.
-        if entry.writer && !entry.unsure {
-            entry.writer = false;
+        file.is_passthrough = false;
+        // A writable mapping of the backing file outlives the descriptor.
+        if file.writer && !file.has_volatile_attr {
+            file.writer = false;
             self.writers.fetch_sub(1, Ordering::AcqRel);
         }
-        if entry.backing.is_some() {
+        if file.backing.is_some() {
             idle.put(ino, ());
-        } else if !entry.matters() {
+        } else if !file.must_be_retained() {
             files.remove(&ino);
         }
-        if idle.len() > IDLE
+        if idle.len() > MAX_IDLE
             && let Some((oldest, ())) = idle.pop_lru()
-            && let Some(entry) = files.get_mut(&oldest)
+            && let Some(file) = files.get_mut(&oldest)
         {
-            dropped = entry.backing.take();
-            if !entry.matters() {
+            dropped = file.backing.take();
+            if !file.must_be_retained() {
                 files.remove(&oldest);
             }
         }
@@ -341,42 +363,45 @@ impl Passing {
         drop(dropped);
     }
 
-    /// Drops what is kept of an inode that the kernel does not know any more (`is_forgotten`), so that nothing of
-    /// it is mapped either.
+    /// Drops the state of an inode that the kernel has forgotten, and of which it therefore has no mapping.
     ///
-    /// That is asked under the lock. Asked before, the inode may be looked up, opened, mapped and closed in between,
-    /// and the mapping would not count any more. Every open comes after the lookup that makes it known.
+    /// `is_forgotten` is evaluated under the lock, to prevent a race: otherwise the inode could be looked up, opened,
+    /// mapped and closed after the evaluation, and the mapping would not be counted. Every open follows the lookup
+    /// after which the inode is not forgotten any more.
     pub(super) fn forget(&self, ino: u64, is_forgotten: impl FnOnce() -> bool) {
-        if !self.policy.any() {
+        if !self.policy.allows_any() {
             return;
         }
         let mut table = self.table.lock();
-        let Some(entry) = table.files.get(&ino) else {
+        let Some(file) = table.files.get(&ino) else {
             return;
         };
-        // A created file is open before it counts as known.
-        if entry.opens > 0 || !is_forgotten() {
+        // A created file is counted as open before it is counted as known to the kernel.
+        if file.opens > 0 || !is_forgotten() {
             return;
         }
         table.idle.pop(&ino);
-        let entry = table.files.remove(&ino);
+        let file = table.files.remove(&ino);
         drop(table);
-        // Its backing file goes with it, without the lock.
-        if entry.is_some_and(|entry| entry.writer) {
+        // The backing file is unregistered here, after the lock was released.
+        if file.is_some_and(|file| file.writer) {
             self.writers.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
-    /// Whether attributes of the inode, with setuid or setgid bits in the mode or not, may be out of date as
-    /// soon as they are read: the kernel may write to it by itself, which takes these bits off, or programs
-    /// through a mapping, which moves the times.
-    pub(super) fn is_unsure(&self, ino: u64, setid: bool) -> bool {
-        if !self.policy.any() {
+    /// Whether attributes of an inode may become stale without a request.
+    ///
+    /// A passthrough write clears the mode's setuid and setgid bits, if there are any, and a store through a mapping
+    /// changes the times.
+    pub(super) fn has_volatile_attr(&self, ino: u64, setid: SetidBits) -> bool {
+        if !self.policy.allows_any() {
             return false;
         }
         let table = self.table.lock();
-        let entry = table.files.get(&ino);
-        entry.is_some_and(|entry| entry.unsure || setid && entry.writer)
+        table
+            .files
+            .get(&ino)
+            .is_some_and(|file| file.has_volatile_attr || setid == SetidBits::Set && file.writer)
     }
 }
 
@@ -384,29 +409,32 @@ impl Passing {
 mod tests {
     use super::*;
 
-    /// It was looked up again, opened, mapped and closed since the kernel forgot it.
+    /// The inode may be looked up, opened, mapped and closed again between the FORGET and its handling.
     #[test]
-    fn a_mapping_counts_until_the_kernel_does_not_know_the_inode() {
+    fn a_mapping_counts_until_the_kernel_has_forgotten_the_inode() {
         let policy = Policy {
             upper: true,
             ..Policy::OFF
         };
         let writers = Arc::new(AtomicU32::new(1));
-        let passing = Passing::new(policy, writers.clone());
-        let mapped = Entry {
+        let backing = BackingFiles::new(policy, writers.clone());
+        let mapped = FileState {
             writer: true,
-            unsure: true,
-            ..Entry::default()
+            has_volatile_attr: true,
+            ..FileState::default()
         };
-        passing.table.lock().files.insert(7, mapped);
-        passing.forget(7, || false);
-        assert!(passing.is_unsure(7, false));
+        backing.table.lock().files.insert(7, mapped);
+        backing.forget(7, || false);
+        assert!(backing.has_volatile_attr(7, SetidBits::Clear));
         assert_eq!(writers.load(Ordering::Acquire), 1);
-        passing.forget(7, || {
-            assert!(passing.table.is_locked(), "or it is known again by now");
+        backing.forget(7, || {
+            assert!(
+                backing.table.is_locked(),
+                "otherwise the inode may be known again"
+            );
             true
         });
-        assert!(!passing.is_unsure(7, false));
+        assert!(!backing.has_volatile_attr(7, SetidBits::Clear));
         assert_eq!(writers.load(Ordering::Acquire), 0);
     }
 }

@@ -1,40 +1,44 @@
-//! How an open file's reads and writes go: one pure function. The rules are the kernel's (fs/fuse/iomode.c,
-//! fs/fuse/passthrough.c, tried on Linux 6.18): while any open of an inode is passed through, all others
-//! must be too, with the same backing file; while any is not, none can be.
+//! Decides how an open file is read and written: one pure function.
+//!
+//! The rules are the kernel's (fs/fuse/iomode.c, fs/fuse/passthrough.c, verified on Linux 6.18): while one open of an
+//! inode uses passthrough, all others must use it, with the same backing file; while one does not, none can.
 
 use crate::choices::{Coherence, Passthrough};
+use crate::fuse::settings::StackMode;
 
-/// What a mount passes through.
+/// The files of a mount for which passthrough is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse) struct Policy {
-    /// Files in the upper, for reading and for writing.
+    /// Files in the upper layer, for reading and writing.
     pub(in crate::fuse) upper: bool,
-    /// Programs and libraries in lowers, for reading.
+    /// Programs and libraries in lower layers, for reading.
     pub(in crate::fuse) programs: bool,
-    /// All files of lowers, for reading.
+    /// All files in lower layers, for reading.
     pub(in crate::fuse) lowers: bool,
 }
 
 impl Policy {
-    /// Nothing.
+    /// No passthrough.
     pub(in crate::fuse) const OFF: Self = Self {
         upper: false,
         programs: false,
         lowers: false,
     };
 
-    /// What was asked for, on a mount whose stack somebody may or may not change while it lives. A program
-    /// that writes through the kernel can't be stopped for that.
+    /// Returns the policy for the options of a mount.
+    ///
+    /// By default, the upper layer is excluded if layers can be pushed: the daemon cannot pause a program that writes
+    /// by passthrough.
     pub(in crate::fuse) fn new(
-        asked: Passthrough,
+        option: Passthrough,
         coherence: Coherence,
-        may_be_pushed: bool,
+        stack: StackMode,
     ) -> Self {
-        let upper = match asked {
+        let upper = match option {
             Passthrough::Off => return Self::OFF,
             Passthrough::Read => false,
             Passthrough::All => true,
-            Passthrough::Auto => !may_be_pushed,
+            Passthrough::Auto => stack == StackMode::Fixed,
         };
         Self {
             upper,
@@ -43,88 +47,90 @@ impl Policy {
         }
     }
 
-    /// Whether anything is passed through at all.
-    pub(in crate::fuse) fn any(self) -> bool {
+    /// Whether passthrough is used for any file.
+    pub(in crate::fuse) fn allows_any(self) -> bool {
         self != Self::OFF
     }
 }
 
-/// An open.
+/// The properties of an open on which the decision depends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::fuse) struct Asked {
-    /// The content lies in the layer that is written.
+pub(in crate::fuse) struct OpenTraits {
+    /// The content is in the upper layer.
     pub(in crate::fuse) upper: bool,
-    /// It may be written through.
+    /// It is for writing.
     pub(in crate::fuse) write: bool,
-    /// It is a program or a library.
+    /// The file is a program or a library.
     pub(in crate::fuse) program: bool,
-    /// Whoever writes to it takes setuid, setgid or capabilities from it, or not: the layer can't tell who.
+    /// The file has setuid, setgid or capabilities. Whether a write clears them depends on the writing process, which
+    /// the file system below cannot determine.
     pub(in crate::fuse) privileged: bool,
-    /// The program asked for O_DIRECT.
+    /// The flags include O_DIRECT.
     pub(in crate::fuse) direct: bool,
 }
 
-/// What the living opens of an inode are.
+/// The mode of the current opens of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::fuse) enum State {
-    /// There are none.
-    Idle,
-    /// Their requests come here.
-    Served,
-    /// They are passed through to a backing file, which is the present content, or was before a copy-up.
-    Passed { present: bool },
+pub(in crate::fuse) enum InodeMode {
+    /// The inode is not open.
+    Closed,
+    /// The daemon reads and writes.
+    Daemon,
+    /// Passthrough to a backing file. It has the current content, or the one from before a copy-up.
+    Passthrough { is_current: bool },
 }
 
-/// How an open is answered.
+/// The decision on an open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse) enum Verdict {
     /// The kernel reads and writes the backing file.
-    Pass,
-    /// Reads and writes come here, mappings are the backing file's.
-    PassMappings,
-    /// Reads and writes go through the kernel's page cache.
+    Passthrough,
+    /// The daemon reads and writes; the kernel maps the backing file.
+    PassthroughMappings,
+    /// The daemon reads and writes, through the kernel's page cache.
     Cached,
-    /// Reads and writes come here.
+    /// The daemon reads and writes, without a cache.
     Direct,
-    /// Not under this number: ESTALE makes the kernel look the name up again, which gives it another one.
+    /// The open is refused with ESTALE, on which the kernel looks the name up again and gets a new inode number.
     Renew,
 }
 
-/// How this open is answered.
-pub(in crate::fuse) fn decide(policy: Policy, asked: Asked, state: State) -> Verdict {
-    let served = if asked.direct {
+/// Decides on an open of an inode whose other opens have the mode `current`.
+pub(in crate::fuse) fn decide(policy: Policy, open: OpenTraits, current: InodeMode) -> Verdict {
+    let by_daemon = if open.direct {
         Verdict::Direct
     } else {
         Verdict::Cached
     };
-    // What lies in the upper may be written at any time without a copy-up: its readers are to be no reason
-    // for another number.
-    let reads = !asked.write && !asked.upper && (policy.lowers || policy.programs && asked.program);
-    let wanted = if policy.upper && asked.upper {
-        if asked.direct || (asked.write && asked.privileged) {
-            // A daemon takes O_DIRECT at any offset; the file system below may not.
-            Verdict::PassMappings
+    // A file in the upper layer can be opened for writing at any time, without a copy-up. If its readers used
+    // passthrough, every such open would have to renew the inode number.
+    let reads_lower =
+        !open.write && !open.upper && (policy.lowers || policy.programs && open.program);
+    let preferred = if policy.upper && open.upper {
+        if open.direct || (open.write && open.privileged) {
+            // The daemon accepts O_DIRECT at any offset, but the file system below may require alignment.
+            Verdict::PassthroughMappings
         } else {
-            Verdict::Pass
+            Verdict::Passthrough
         }
-    } else if reads {
-        if asked.direct {
-            Verdict::PassMappings
+    } else if reads_lower {
+        if open.direct {
+            Verdict::PassthroughMappings
         } else {
-            Verdict::Pass
+            Verdict::Passthrough
         }
     } else {
-        served
+        by_daemon
     };
-    match state {
-        State::Idle => wanted,
-        State::Served => served,
-        State::Passed { present: false } => Verdict::Renew,
-        State::Passed { present: true } => match wanted {
-            Verdict::Cached | Verdict::Direct if asked.write => Verdict::Renew,
-            // It reads what the others do.
-            Verdict::Cached | Verdict::Direct => Verdict::Pass,
-            wanted => wanted,
+    match current {
+        InodeMode::Closed => preferred,
+        InodeMode::Daemon => by_daemon,
+        InodeMode::Passthrough { is_current: false } => Verdict::Renew,
+        InodeMode::Passthrough { is_current: true } => match preferred {
+            Verdict::Cached | Verdict::Direct if open.write => Verdict::Renew,
+            // It must read the same backing file as the other opens.
+            Verdict::Cached | Verdict::Direct => Verdict::Passthrough,
+            preferred => preferred,
         },
     }
 }
@@ -133,7 +139,7 @@ pub(in crate::fuse) fn decide(policy: Policy, asked: Asked, state: State) -> Ver
 mod tests {
     use super::*;
 
-    const READ: Asked = Asked {
+    const READ: OpenTraits = OpenTraits {
         upper: false,
         write: false,
         program: false,
@@ -141,112 +147,109 @@ mod tests {
         direct: false,
     };
 
-    fn policy(asked: Passthrough, coherence: Coherence, may_be_pushed: bool) -> Policy {
-        Policy::new(asked, coherence, may_be_pushed)
-    }
-
     #[test]
-    fn what_is_passed_through() {
-        use Verdict::{Cached, Direct, Pass, PassMappings};
+    fn the_policy_selects_the_files_for_passthrough() {
+        use Verdict::{Cached, Direct, Passthrough as Pass, PassthroughMappings as PassMappings};
         let lower = READ;
-        let program = Asked {
+        let program = OpenTraits {
             program: true,
             ..READ
         };
-        let upper = Asked {
+        let upper = OpenTraits {
             upper: true,
             ..READ
         };
-        let write = Asked {
+        let write = OpenTraits {
             write: true,
             ..upper
         };
-        let setuid = Asked {
+        let setuid = OpenTraits {
             privileged: true,
             ..write
         };
-        let direct = Asked {
+        let direct = OpenTraits {
             direct: true,
             ..READ
         };
-        let upper_program = Asked {
+        let upper_program = OpenTraits {
             upper: true,
             ..program
         };
         let opens = [lower, program, upper, write, setuid, direct, upper_program];
         use Coherence::{Overlay, Posix};
         use Passthrough::{All, Auto, Off, Read};
-        for (asked, coherence, pushed, verdicts) in [
+        use StackMode::{Fixed, Pushable};
+        for (option, coherence, stack, verdicts) in [
             (
                 Auto,
                 Posix,
-                false,
+                Fixed,
                 [Cached, Pass, Pass, Pass, PassMappings, Direct, Pass],
             ),
             (
                 Auto,
                 Posix,
-                true,
+                Pushable,
                 [Cached, Pass, Cached, Cached, Cached, Direct, Cached],
             ),
             (
                 Auto,
                 Overlay,
-                true,
+                Pushable,
                 [Pass, Pass, Cached, Cached, Cached, PassMappings, Cached],
             ),
             (
                 Read,
                 Posix,
-                false,
+                Fixed,
                 [Cached, Pass, Cached, Cached, Cached, Direct, Cached],
             ),
             (
                 All,
                 Overlay,
-                true,
+                Pushable,
                 [Pass, Pass, Pass, Pass, PassMappings, PassMappings, Pass],
             ),
             (
                 Off,
                 Overlay,
-                false,
+                Fixed,
                 [Cached, Cached, Cached, Cached, Cached, Direct, Cached],
             ),
         ] {
-            let policy = policy(asked, coherence, pushed);
-            let got = opens.map(|open| decide(policy, open, State::Idle));
-            assert_eq!(got, verdicts, "{asked:?} {coherence:?} {pushed}");
+            let policy = Policy::new(option, coherence, stack);
+            let got = opens.map(|open| decide(policy, open, InodeMode::Closed));
+            assert_eq!(got, verdicts, "{option:?} {coherence:?} {stack:?}");
         }
     }
 
-    /// Whatever is asked for, the answer is one that the kernel takes.
+    /// The kernel refuses a mode that conflicts with the other opens of the inode.
     #[test]
-    fn what_lives_decides() {
-        let all = (0..32).map(|bits: u8| Asked {
+    fn the_verdict_never_conflicts_with_other_opens() {
+        let all = (0..32).map(|bits: u8| OpenTraits {
             upper: bits & 1 != 0,
             write: bits & 2 != 0,
             program: bits & 4 != 0,
             privileged: bits & 8 != 0,
             direct: bits & 16 != 0,
         });
-        for asked in all {
+        for open in all {
             for policy in [
-                policy(Passthrough::Auto, Coherence::Posix, false),
-                policy(Passthrough::Auto, Coherence::Overlay, true),
-                policy(Passthrough::All, Coherence::Overlay, false),
+                Policy::new(Passthrough::Auto, Coherence::Posix, StackMode::Fixed),
+                Policy::new(Passthrough::Auto, Coherence::Overlay, StackMode::Pushable),
+                Policy::new(Passthrough::All, Coherence::Overlay, StackMode::Fixed),
             ] {
-                let served = decide(policy, asked, State::Served);
-                assert!(matches!(served, Verdict::Cached | Verdict::Direct));
-                let moved = decide(policy, asked, State::Passed { present: false });
-                assert_eq!(moved, Verdict::Renew);
-                let passed = decide(policy, asked, State::Passed { present: true });
-                assert!(!matches!(passed, Verdict::Cached | Verdict::Direct));
-                // A lower is never handed to somebody who may write.
-                if asked.write && !asked.upper {
-                    assert_eq!(passed, Verdict::Renew);
-                    let idle = decide(policy, asked, State::Idle);
-                    assert!(matches!(idle, Verdict::Cached | Verdict::Direct));
+                let by_daemon = decide(policy, open, InodeMode::Daemon);
+                assert!(matches!(by_daemon, Verdict::Cached | Verdict::Direct));
+                let outdated = decide(policy, open, InodeMode::Passthrough { is_current: false });
+                assert_eq!(outdated, Verdict::Renew);
+                let current = decide(policy, open, InodeMode::Passthrough { is_current: true });
+                assert!(!matches!(current, Verdict::Cached | Verdict::Direct));
+                // A lower file is never a backing file for a writer.
+                if open.write && !open.upper {
+                    assert_eq!(current, Verdict::Renew);
+                    let first = decide(policy, open, InodeMode::Closed);
+                    assert!(matches!(first, Verdict::Cached | Verdict::Direct));
                 }
             }
         }

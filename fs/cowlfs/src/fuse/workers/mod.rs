@@ -1,10 +1,12 @@
-//! The threads that answer requests: how many wait for the next one (`crew`), the thread that watches over them
-//! (`watch`), and what a thread does between two requests (`turn`). docs/decisions/0014 has the reasons.
+//! The threads that answer requests.
+//!
+//! `pool` decides how many of them wait for a request and parks the others, `monitor` is the thread that adjusts that
+//! number, and `busy_poll` is the work of a thread between two requests. docs/decisions/0014 has the reasons.
 
-mod crew;
-mod turn;
-mod watch;
+mod busy_poll;
+mod monitor;
+mod pool;
 
-pub(super) use crew::Crew;
-pub(super) use turn::{Lookout, Turn};
-pub(super) use watch::start;
+pub(super) use busy_poll::{BusyPoll, RequestSpan};
+pub(super) use monitor::start as start_monitor;
+pub(super) use pool::WorkerPool;

@@ -1,4 +1,4 @@
-//! Renames that exchange two objects.
+//! Renames that exchange two objects (RENAME_EXCHANGE).
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -11,28 +11,28 @@ use cowl_layers::error::Result;
 use cowl_layers::sys;
 use cowl_layers::sys::node::RenameMode;
 
-/// Exchanges two objects of the upper.
+/// Exchanges two objects of the upper layer.
 pub(super) fn exchange(
     cx: &Context<'_>,
     (from, to): (&Side<'_>, &Side<'_>),
     inode: &Arc<Inode>,
     target: &Arc<Inode>,
 ) -> Result<()> {
-    for (moved, there) in [(inode, to), (target, from)] {
-        // A directory that is in the upper alone must not merge with one below its new name.
-        if moved.is_dir() && moved.dir()?.locs.len() == 1 && there.dir.locs.len() > 1 {
+    for (moved, new_side) in [(inode, to), (target, from)] {
+        // A directory that exists only in the upper layer must not merge with a lower one at its new path.
+        if moved.is_dir() && moved.dir()?.locs.len() == 1 && new_side.dir.locs.len() > 1 {
             set_opaque(cx, (*moved.dir()?.top()?.fd()?).as_fd())?;
         }
     }
-    let own = own_location(&cx.stack, inode)?;
-    let targets = own_location(&cx.stack, target)?;
+    let inode_dir = own_location(&cx.stack, inode)?;
+    let target_dir = own_location(&cx.stack, target)?;
     inode.update_states(Some(target), |state, others| {
-        let one = own.as_ref().map(|dir| dir.moving());
-        let two = targets.as_ref().map(|dir| dir.moving());
+        let inode_move = inode_dir.as_ref().map(|dir| dir.moving());
+        let target_move = target_dir.as_ref().map(|dir| dir.moving());
         sys::node::rename(from.fd(), from.name, to.fd(), to.name, RenameMode::Exchange)?;
-        record_move(state, one, from, to);
+        record_move(state, inode_move, from, to);
         if let Some(state) = others {
-            record_move(state, two, to, from);
+            record_move(state, target_move, to, from);
         }
         Ok(())
     })?;

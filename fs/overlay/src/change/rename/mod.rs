@@ -1,4 +1,4 @@
-//! Renames.
+//! Renames: checks, copy-up of both sides, and dispatch to a plain rename or an exchange.
 
 mod exchange;
 mod replace;
@@ -7,7 +7,7 @@ mod whiteout;
 
 use std::sync::Arc;
 
-use super::dirs::{live_dir, lock_both, refuse_marker_name};
+use super::dirs::{lock_both, refuse_marker_name, require_live_dir};
 use super::name_removal::NameRemoval;
 use super::redirect::{Destination, Redirects};
 use super::upper_names::UpperNames;
@@ -27,15 +27,15 @@ use side::Side;
 /// The flags of renameat2(2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RenameFlags {
-    /// EEXIST if the new name is taken.
+    /// Fail with EEXIST if the new name exists (RENAME_NOREPLACE).
     pub no_replace: bool,
-    /// Exchange the two.
+    /// Exchange the two objects atomically (RENAME_EXCHANGE).
     pub exchange: bool,
-    /// Leave a character device 0:0 at the old name.
+    /// Leave a character device 0:0 at the old name (RENAME_WHITEOUT).
     pub whiteout: bool,
 }
 
-/// Renames.
+/// Execution of renames.
 #[derive(Clone, Copy)]
 pub(crate) struct Rename<'o> {
     pub(crate) cx: &'o Context<'o>,
@@ -49,8 +49,10 @@ pub(crate) struct Rename<'o> {
 }
 
 impl Rename<'_> {
-    /// Gives the object `name` in `parent` the name `new_name` in `new_parent`. EXDEV only if a redirect does not
-    /// fit: a directory from below gets a redirect and is moved without its content.
+    /// Renames `name` in `parent` to `new_name` in `new_parent`.
+    ///
+    /// A lower directory gets a redirect and is moved without its content. Returns EXDEV only if the redirect does
+    /// not fit.
     pub(crate) fn rename(
         &self,
         caller: Caller,
@@ -65,29 +67,31 @@ impl Rename<'_> {
         if let Some(target) = &target
             && Arc::ptr_eq(target, &inode)
         {
-            // Two names of one file, or the same name: POSIX demands that nothing happens.
+            // POSIX: if both names are links to the same file, rename does nothing and succeeds.
             return Ok(());
         }
         cx.stack.upper()?;
         for parent in [parent, new_parent] {
-            live_dir(parent)?;
-            self.copy_up.dir_up(parent)?;
+            require_live_dir(parent)?;
+            self.copy_up.copy_up_dir(parent)?;
         }
         let destination = if Arc::ptr_eq(parent, new_parent) {
             Destination::SameDir
         } else {
             Destination::OtherDir
         };
-        self.redirects.any_up(&inode, destination)?;
+        self.redirects.copy_up_with_redirect(&inode, destination)?;
         match &target {
-            Some(target) if flags.exchange => self.redirects.any_up(target, destination)?,
-            Some(target) if !target.is_dir() => self.name_removal.gather_links(target)?,
+            Some(target) if flags.exchange => {
+                self.redirects.copy_up_with_redirect(target, destination)?
+            }
+            Some(target) if !target.is_dir() => self.name_removal.copy_up_all_links(target)?,
             _ => {}
         }
         let _names = lock_both(parent, new_parent)?;
-        let from = self.side(parent, name)?;
-        let to = self.side(new_parent, new_name)?;
-        refuse_marker_name(&to.up, new_name)?;
+        let from = self.open_side(parent, name)?;
+        let to = self.open_side(new_parent, new_name)?;
+        refuse_marker_name(&to.upper_dir, new_name)?;
         prepare_dir_for(cx, &inode, to.fd())?;
         if flags.exchange {
             let target = target.ok_or(Error::NOT_FOUND)?;
@@ -103,16 +107,17 @@ impl Rename<'_> {
         if !flags.whiteout {
             return replace.replace((&from, &to), &inode, target.as_ref());
         }
-        // Staged before the object is moved, because it may fail, and so may marking the directory. Between
-        // the two steps the old name is absent: a power cut there leaves a file that was moved and a name that
-        // is not hidden, and no order of the steps leaves less.
-        let device = stage_zero_device(cx, caller, &from.up, 0)?;
+        // Stage the device and mark the directory before the object is moved, because both can fail. Between the
+        // rename and the commit of the device, the old name is absent: after a power cut there, the object is
+        // moved but the old name is not hidden. The reverse order cannot do better.
+        let device = stage_zero_device(cx, caller, &from.upper_dir, 0)?;
         let space = cx.stack.upper()?.layer.space();
-        zero_device::mark_folder(from.fd(), space)?;
+        zero_device::mark_dir(from.fd(), space)?;
         replace.replace((&from, &to), &inode, target.as_ref())?;
-        commit_zero_device(&self.upper_names, device, &from.up, name)
+        commit_zero_device(&self.upper_names, device, &from.upper_dir, name)
     }
 
+    /// Returns the error that rename(2) defines for these objects and flags, if any.
     fn check(
         &self,
         inode: &Arc<Inode>,
@@ -147,24 +152,25 @@ impl Rename<'_> {
         }
     }
 
-    fn side<'a>(&self, parent: &'a Arc<Inode>, name: &'a Name) -> Result<Side<'a>> {
-        let dir = live_dir(parent)?;
-        let up = self.cx.stack.upper_dir(&dir).cloned();
-        let up = up.ok_or(Error::NOT_FOUND)?;
-        let state = self.upper_names.name_state(&dir, &up, name)?;
-        let fd = up.fd()?;
+    /// Opens one side of the rename. The caller must hold the `names` of `parent`.
+    fn open_side<'a>(&self, parent: &'a Arc<Inode>, name: &'a Name) -> Result<Side<'a>> {
+        let dir = require_live_dir(parent)?;
+        let upper_dir = self.cx.stack.upper_dir(&dir).cloned();
+        let upper_dir = upper_dir.ok_or(Error::NOT_FOUND)?;
+        let state = self.upper_names.name_state(&dir, &upper_dir, name)?;
+        let fd = upper_dir.fd()?;
         Ok(Side {
             parent,
             name,
             dir,
-            up,
+            upper_dir,
             fd,
             state,
         })
     }
 }
 
-/// Whether `inode` is `ancestor` or lies below it.
+/// Whether `inode` is `ancestor` or a descendant of it.
 fn is_within(inode: &Arc<Inode>, ancestor: &Arc<Inode>) -> Result<bool> {
     let mut next = Some(inode.clone());
     while let Some(inode) = next {

@@ -1,4 +1,4 @@
-//! Renames to a free name, or over an object that is replaced.
+//! Renames to a free name, and renames that replace an object.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -15,11 +15,12 @@ use crate::plan::{self, MovedObject, RenamePlan, UpperEntry};
 use crate::reach::{Context, open_content};
 use cowl_layers::error::{Error, Result};
 use cowl_layers::layer::LayerDir;
+use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
 use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::FileKind;
 
-/// The last step of a rename that is not an exchange.
+/// The final step of a rename that is not an exchange.
 #[derive(Clone, Copy)]
 pub(super) struct Replace<'o> {
     pub(super) cx: &'o Context<'o>,
@@ -29,7 +30,7 @@ pub(super) struct Replace<'o> {
 }
 
 impl Replace<'_> {
-    /// Moves an object of the upper, replacing `target` where there is one.
+    /// Moves an object of the upper layer, and replaces `target` if there is one.
     pub(super) fn replace(
         &self,
         (from, to): (&Side<'_>, &Side<'_>),
@@ -44,40 +45,41 @@ impl Replace<'_> {
         if plan.make_opaque {
             set_opaque(self.cx, (*inode.dir()?.top()?.fd()?).as_fd())?;
         }
-        let kept = self.prepare_target(to, target)?;
+        let target_fd = self.prepare_target(to, target)?;
         let moved_dir = own_location(stack, inode)?;
         let target_dir = match target {
             Some(target) => own_location(stack, target)?,
             None => None,
         };
         if plan.mode == RenameMode::Exchange && !plan.drop_whiteout {
-            // The whiteout of the new name is moved to the old name's directory.
+            // The exchange moves the whiteout at the new name to the directory of the old name.
             stack
                 .upper()?
                 .ready_for_whiteout(from.fd(), to.fd(), to.name)?;
         }
         if let Some(target) = target
-            // Where the target is in the upper and the rename replaces it, the file system below does this.
+            // Where the rename itself replaces a target in the upper layer, the filesystem below starts the
+            // write-back.
             && (to.state.upper != UpperEntry::Object || plan.mode == RenameMode::Exchange)
         {
             self.write_back_before_replacing(inode, target)?;
         }
         inode.update_states(target.map(|target| &**target), |state, others| {
             let moving = moved_dir.as_ref().map(|dir| dir.moving());
-            let going = target_dir.as_ref().map(|dir| dir.moving());
+            let removing = target_dir.as_ref().map(|dir| dir.moving());
             self.rename_in_upper(plan, from, to)?;
-            if let (Some(going), Some(fd)) = (going, &kept) {
-                going.gone(fd.clone());
+            if let (Some(removing), Some(fd)) = (removing, &target_fd) {
+                removing.set_removed(fd.clone());
             }
             match others {
                 Some(state @ InodeState::Dir(_)) => state.set_removed(),
-                Some(state) => forget_name(state, to.parent, to.name, kept)?,
+                Some(state) => forget_name(state, to.parent, to.name, target_fd)?,
                 None => {}
             }
             record_move(state, moving, from, to);
             Ok(())
         })?;
-        // A library is recognized by its name.
+        // Whether a file is a library depends on its name.
         inode.facts().forget(PLAIN_DATA);
         for changed in [inode, from.parent, to.parent].into_iter().chain(target) {
             changed.note_change();
@@ -89,7 +91,7 @@ impl Replace<'_> {
         Ok(())
     }
 
-    /// Makes the system calls that `plan` says.
+    /// Executes the system calls of `plan`.
     fn rename_in_upper(&self, plan: RenamePlan, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
         if plan.mode == RenameMode::Whiteout {
             return leave_whiteout(self.cx.stack.upper()?, from, to);
@@ -98,14 +100,16 @@ impl Replace<'_> {
         if plan.drop_whiteout
             && let Err(error) = sys::node::unlink(from.fd(), from.name)
         {
-            // The object is moved, and the whiteout hides nothing.
-            log::warn!("cannot remove the whiteout {}: {error}", from.name);
+            // Not an error: the rename is complete, and the leftover whiteout hides nothing.
+            log::warn!("cannot remove the whiteout {}: {error}", from.name.shown());
         }
         Ok(())
     }
 
-    /// Starts write-back of a file that is about to be renamed over another, as the file system below does if
-    /// it sees that.
+    /// Starts write-back of a file that is about to replace another one.
+    ///
+    /// The filesystem below does the same for a rename over an existing file (ext4's auto_da_alloc), but here it
+    /// sees an exchange or a rename to a free name.
     fn write_back_before_replacing(&self, moved: &Inode, target: &Inode) -> Result<()> {
         let regular = |inode: &Inode| inode.kind() == FileKind::Regular;
         if !self.cx.early()?.on_replace || !regular(moved) || !regular(target) {
@@ -113,7 +117,7 @@ impl Replace<'_> {
         }
         let file = moved.file()?;
         if file.data.is_some() {
-            // Its content lies below, and is on the disk.
+            // A metacopy: its content is in a lower layer.
             return Ok(());
         }
         match open_content(moved, OFlags::RDONLY) {
@@ -123,9 +127,10 @@ impl Replace<'_> {
         Ok(())
     }
 
-    /// Prepares an object for its replacement. A directory must be empty on disk, not only in the merged view: its
-    /// whiteouts are removed by exchanging it for an empty, opaque one, which shows the same. Returns a
-    /// descriptor that leads to the replaced object.
+    /// Prepares an object for its replacement, and returns a descriptor of it.
+    ///
+    /// A directory must be empty on disk, not only in the merged view. One with whiteouts is exchanged for an empty
+    /// opaque one, which looks the same in the merged view.
     fn prepare_target(
         &self,
         to: &Side<'_>,
@@ -135,22 +140,22 @@ impl Replace<'_> {
             return Ok(None);
         };
         if !target.is_dir() {
-            return self.name_removal.anchor(target, to.parent, to.name);
+            return self.name_removal.open_anchor(target, to.parent, to.name);
         }
         let dir = target.dir()?;
-        let Some(up) = self.cx.stack.upper_dir(&dir) else {
+        let Some(upper_dir) = self.cx.stack.upper_dir(&dir) else {
             return Ok(None);
         };
-        let fd = up.fd()?;
+        let fd = upper_dir.fd()?;
         if sys::dir::entries((*fd).as_fd())?.is_empty() {
             return Ok(Some(fd));
         }
-        let (empty, stat) = stage_dir(self.cx, up)?;
-        let kept = empty.open_path()?;
-        set_opaque(self.cx, kept.as_fd())?;
+        let (empty, stat) = stage_dir(self.cx, upper_dir)?;
+        let empty_fd = empty.open_path()?;
+        set_opaque(self.cx, empty_fd.as_fd())?;
         empty.commit(to.fd(), to.name, RenameMode::Exchange)?;
-        // Recorded at once: the rename that comes next may fail.
-        let location = LayerDir::child(&to.up, to.name.clone(), stat.ino);
+        // Record the exchange now, because the rename that follows may fail.
+        let location = LayerDir::child(&to.upper_dir, to.name.clone(), stat.ino);
         let identity = Identity::from_stat(&stat);
         self.inodes
             .relocate(target, identity, NumberMarker::Present, || {
@@ -160,10 +165,11 @@ impl Replace<'_> {
                     dir.identity = identity;
                 })
             })?;
-        Ok(Some(Arc::new(kept)))
+        Ok(Some(Arc::new(empty_fd)))
     }
 }
 
+/// Returns the type of a moved object, for the plan of the rename.
 fn moved_object(inode: &Inode) -> Result<MovedObject> {
     Ok(if !inode.is_dir() {
         MovedObject::NotDirectory

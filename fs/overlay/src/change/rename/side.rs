@@ -1,4 +1,4 @@
-//! The two sides of a rename.
+//! The source and the target of a rename.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -11,14 +11,16 @@ use cowl_layers::layer::{LayerDir, Moving};
 use cowl_layers::name::Name;
 use cowl_layers::view::Loc;
 
-/// One side of a rename, with its directory's `names` locked.
+/// The source or the target of a rename. The `names` of its directory are locked.
 pub(super) struct Side<'a> {
     pub(super) parent: &'a Arc<Inode>,
     pub(super) name: &'a Name,
     pub(super) dir: DirState,
-    pub(super) up: Arc<LayerDir>,
-    /// A descriptor of `up`. Opened before any object is moved: opening needs the locations of the
-    /// directories above.
+    pub(super) upper_dir: Arc<LayerDir>,
+    /// A descriptor of `upper_dir`.
+    ///
+    /// It must be opened before any object is moved, because opening reads the locations of the directories above,
+    /// which are locked during the move.
     pub(super) fd: Arc<OwnedFd>,
     pub(super) state: NameState,
 }
@@ -29,7 +31,7 @@ impl Side<'_> {
     }
 }
 
-/// Returns a directory's own location in the upper; `None` for any other object.
+/// Returns the location of a directory in the upper layer; `None` for any other object.
 pub(super) fn own_location(stack: &Stack, inode: &Inode) -> Result<Option<Arc<LayerDir>>> {
     if !inode.is_dir() {
         return Ok(None);
@@ -37,7 +39,7 @@ pub(super) fn own_location(stack: &Stack, inode: &Inode) -> Result<Option<Arc<La
     Ok(stack.upper_dir(&inode.dir()?).cloned())
 }
 
-/// Records an object's new name, and its new location in the upper.
+/// Records an object's new name and its new location in the upper layer.
 pub(super) fn record_move(
     state: &mut InodeState,
     location: Option<Moving<'_>>,
@@ -49,7 +51,7 @@ pub(super) fn record_move(
         name: to.name.clone(),
     };
     if let Some(location) = location {
-        location.to(&to.up, to.name.clone());
+        location.to(&to.upper_dir, to.name.clone());
     }
     match state {
         InodeState::Dir(dir) => dir.alias = Some(alias),
@@ -58,7 +60,7 @@ pub(super) fn record_move(
                 .retain(|a| !(a.name == *from.name && Arc::ptr_eq(&a.parent, from.parent)));
             file.aliases.push(alias);
             file.loc = Loc {
-                dir: to.up.clone(),
+                dir: to.upper_dir.clone(),
                 name: to.name.clone(),
             };
         }

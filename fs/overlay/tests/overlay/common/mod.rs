@@ -1,7 +1,7 @@
-//! Layers in a temporary folder and an overlay over them, in process, driven by paths. No mount.
+//! Layers in a temporary directory, and an overlay over them in process, driven by paths. No mount.
 //!
-//! What a test compares is here too: what an overlay shows, what lies on the disk, and in short what
-//! an upper says (`marks`).
+//! Also the states that tests compare: the merged tree ([`Fs::tree`]), a layer on disk ([`disk`]), and a short
+//! description of the upper layer ([`Lab::describe_upper`]).
 #![allow(dead_code, reason = "every test file uses a part")]
 #![allow(
     unreachable_pub,
@@ -31,12 +31,12 @@ pub use cowl_overlay::OpenOptions;
 use cowl_overlay::{Caller, Overlay, OverlayOptions, PushError};
 
 #[allow(unused_imports, reason = "every test file uses a part")]
-pub use shown::{Fs, Shown, Tree};
+pub use shown::{Fs, Tree, VisibleObject};
 
 pub type R<T> = Result<T, Errno>;
 
-/// The time of everything in a fresh lower.
-pub const THEN: Time = Time {
+/// The times of all objects in a new lower layer.
+pub const FIXED_TIME: Time = Time {
     secs: 1_000_000_000,
     nanos: 123_456_789,
 };
@@ -53,7 +53,7 @@ pub const WRITE: OpenOptions = OpenOptions {
     truncate: false,
     exec: false,
 };
-pub const CUT: OpenOptions = OpenOptions {
+pub const TRUNCATE: OpenOptions = OpenOptions {
     keep_atime: false,
     write: true,
     truncate: true,
@@ -73,7 +73,7 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// The spaces that can be tried here.
+/// Returns the xattr namespaces that this process can test.
 pub fn spaces() -> &'static [XattrSpace] {
     if is_root() {
         &[XattrSpace::Trusted, XattrSpace::User]
@@ -89,7 +89,7 @@ pub fn metacopy() -> OverlayOptions {
     }
 }
 
-/// Folders for layers.
+/// The layer directories of one test.
 pub struct Lab {
     dir: tempfile::TempDir,
     /// Topmost first.
@@ -100,7 +100,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// One lower, made by `build`.
+    /// Creates a lower layer with the content that `build` creates, and an empty upper layer.
     pub fn new(build: impl FnOnce(&Path)) -> Self {
         let lab = Self {
             dir: tempfile::tempdir().unwrap(),
@@ -114,7 +114,7 @@ impl Lab {
         lab
     }
 
-    /// Over layers that are there, topmost first.
+    /// Uses existing lower layers, topmost first.
     pub fn over(layers: Vec<PathBuf>) -> Self {
         let lab = Self::new(|_| {});
         *lab.lowers.borrow_mut() = layers;
@@ -135,12 +135,12 @@ impl Lab {
         self.dir.path()
     }
 
-    /// One more lower above the others.
+    /// Adds a lower layer above the others.
     pub fn add_lower(&self, build: impl FnOnce(&Path)) {
         let path = self.path().join(format!("l{}", self.lowers.borrow().len()));
         std::fs::create_dir(&path).unwrap();
         build(&path);
-        stamp(&path);
+        set_fixed_times(&path);
         self.lowers.borrow_mut().insert(0, path);
     }
 
@@ -174,35 +174,35 @@ impl Lab {
             .collect()
     }
 
-    /// A new "mount".
+    /// Opens a new overlay over the layers, as a mount does.
     pub fn open(&self) -> Fs {
         let upper = Some(self.open_upper());
         Fs::new(Overlay::new(upper, self.open_lowers(), self.options.clone()).unwrap())
     }
 
-    /// A new "mount" that reads the marks of fuse-overlayfs.
+    /// Opens a new overlay that interprets the markers of fuse-overlayfs.
     pub fn open_foreign(&self) -> Fs {
         let open = |path: &Path| Layer::open_foreign(path, self.space).unwrap();
-        let upper = Upper::of(Through::Writing, open(&self.upper()), &self.work()).unwrap();
+        let upper = Upper::from_layer(Through::Writing, open(&self.upper()), &self.work()).unwrap();
         let lowers = self.lowers.borrow().iter().map(|path| open(path)).collect();
         Fs::new(Overlay::new(Some(upper), lowers, self.options.clone()).unwrap())
     }
 
-    /// A new "mount" over data-only layers, topmost first.
+    /// Opens a new overlay with additional data-only layers, topmost first.
     pub fn open_over_data(&self, data: &[&Path]) -> Fs {
         let fs = self.open();
         let open = |path: &&Path| Layer::open(path, self.space).unwrap();
         Fs::new(fs.overlay.with_data_layers(data.iter().map(open).collect()))
     }
 
-    /// All layers, the upper among them, for reading only.
+    /// Opens a read-only overlay of all layers, including the upper one.
     pub fn open_read_only(&self) -> Fs {
         let mut layers = vec![Layer::open(&self.upper(), self.space).unwrap()];
         layers.extend(self.open_lowers());
         Fs::new(Overlay::new(None, layers, self.options.clone()).unwrap())
     }
 
-    /// A new empty upper over the one so far; returns the old one's path.
+    /// Pushes a new, empty upper layer, and returns the path of the old one.
     pub fn push(&self, fs: &Fs) -> Result<PathBuf, PushError> {
         let (old, old_number) = (self.upper(), *self.upper.borrow());
         self.make_upper(old_number + 1);
@@ -222,8 +222,8 @@ impl Lab {
         }
     }
 
-    /// What lies in the upper, object by object, in a word or two. Number marks are left out.
-    pub fn marks(&self) -> Vec<String> {
+    /// Returns a short description of each object in the upper layer, without the markers of inode numbers.
+    pub fn describe_upper(&self) -> Vec<String> {
         let mut lines = Vec::new();
         walk(&self.upper(), &mut |path, stat| {
             let word = match stat.kind() {
@@ -235,14 +235,14 @@ impl Lab {
             };
             let mut line = format!("{} {word}", relative(&self.upper(), path));
             for (name, value) in xattrs(path) {
-                let Some(mark) = name.strip_prefix(self.space.prefix()) else {
+                let Some(marker) = name.strip_prefix(self.space.prefix()) else {
                     continue;
                 };
-                match mark {
+                match marker {
                     "cowl.ino" => {}
                     "opaque" if value == OPAQUE => line += " opaque",
                     "metacopy" => line += " metacopy",
-                    _ => line += &format!(" {mark}={}", value.escape_ascii()),
+                    _ => line += &format!(" {marker}={}", value.escape_ascii()),
                 }
             }
             lines.push(line);
@@ -255,7 +255,7 @@ pub fn relative(top: &Path, path: &Path) -> String {
     path.strip_prefix(top).unwrap().to_str().unwrap().to_owned()
 }
 
-/// Everything below `top`, sorted.
+/// Calls `visit` for every object below `top`, in sorted order.
 pub fn walk(top: &Path, visit: &mut dyn FnMut(&Path, &Stat)) {
     let mut paths: Vec<PathBuf> = std::fs::read_dir(top)
         .unwrap()
@@ -291,9 +291,9 @@ pub fn set_xattr(path: &Path, name: &str, value: &[u8]) {
     sys::xattr::set(open_path(path).as_fd(), name.as_bytes(), value).unwrap();
 }
 
-/// Gives everything in a tree the same times.
-pub fn stamp(top: &Path) {
-    let then = SetTime::At(THEN);
+/// Sets the times of all objects in a tree to [`FIXED_TIME`].
+pub fn set_fixed_times(top: &Path) {
+    let then = SetTime::At(FIXED_TIME);
     let mut paths = vec![top.to_path_buf()];
     walk(top, &mut |path, _| paths.push(path.to_path_buf()));
     for path in paths {
@@ -301,8 +301,8 @@ pub fn stamp(top: &Path) {
     }
 }
 
-/// Files with `path as content`, folders where the path ends in a slash.
-pub fn plant(top: &Path, paths: &[&str]) {
+/// Creates files whose content is derived from their paths, and directories for paths that end in a slash.
+pub fn create_files(top: &Path, paths: &[&str]) {
     for path in paths {
         let full = top.join(path);
         if path.ends_with('/') {
@@ -314,7 +314,7 @@ pub fn plant(top: &Path, paths: &[&str]) {
     }
 }
 
-/// Everything on the disk below `top` but for times of reading, a line an object.
+/// Returns a line for each object below `top` with all its properties on disk except the access time.
 pub fn disk(top: &Path) -> BTreeMap<String, String> {
     let mut lines = BTreeMap::new();
     walk(top, &mut |path, stat| {
@@ -337,8 +337,8 @@ pub fn disk(top: &Path) -> BTreeMap<String, String> {
     lines
 }
 
-/// Sets the mode on the disk.
-pub fn mode(path: &Path, mode: u32) {
+/// Sets the mode of a file on disk.
+pub fn set_mode(path: &Path, mode: u32) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }

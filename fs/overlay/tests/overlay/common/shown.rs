@@ -1,4 +1,4 @@
-//! An overlay driven by paths, and all that it shows.
+//! An overlay driven by paths, and its merged tree.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,28 +8,28 @@ use cowl_layers::sys::stat::{FileKind, Stat, Time};
 use cowl_overlay::inode::Inode;
 use cowl_overlay::{Attr, FileHandle, Overlay, RenameFlags, SetAttr, Writer};
 
-use super::{CUT, OpenOptions, R, READ, WRITE, caller};
+use super::{OpenOptions, R, READ, TRUNCATE, WRITE, caller};
 
-/// One object as an overlay shows it.
+/// The visible properties of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shown {
+pub struct VisibleObject {
     pub kind: FileKind,
     pub perm: u32,
     pub owner: (u32, u32),
     pub rdev: u64,
-    /// Not of folders, like the time and the links.
+    /// 0 for directories, as are `nlink` and, as `None`, `mtime`.
     pub size: u64,
     pub mtime: Option<Time>,
     pub nlink: u64,
-    /// All names of the same object.
+    /// All paths of the same object.
     pub names: Vec<String>,
     pub content: Vec<u8>,
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-pub type Tree = BTreeMap<String, Shown>;
+pub type Tree = BTreeMap<String, VisibleObject>;
 
-/// One line of a listing.
+/// One entry of a listing.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub name: Vec<u8>,
@@ -37,10 +37,10 @@ pub struct Entry {
     pub ino: u64,
 }
 
-/// An overlay, by paths.
+/// An overlay with operations on paths.
 pub struct Fs {
     pub overlay: Overlay,
-    /// `tree` lets wrong link counts pass.
+    /// [`Fs::tree`] does not verify link counts.
     pub links_may_be_off: bool,
 }
 
@@ -52,7 +52,7 @@ impl Fs {
         }
     }
 
-    /// The object, held as the kernel holds what it looked up.
+    /// Looks up a path, and holds a reference to the inode as the kernel does.
     pub fn find(&self, path: &str) -> R<Arc<Inode>> {
         let inode = self.overlay.begin().lookup_path(path.as_bytes());
         let inode = inode.map_err(|error| error.errno())?;
@@ -108,7 +108,7 @@ impl Fs {
     }
 
     pub fn overwrite(&self, path: &str, data: &[u8]) -> R<()> {
-        let handle = self.open(path, CUT)?;
+        let handle = self.open(path, TRUNCATE)?;
         let written = self.write_handle(&handle, 0, data);
         self.overlay.close(&handle);
         written
@@ -123,10 +123,10 @@ impl Fs {
     }
 
     pub fn attr(&self, path: &str) -> R<Attr> {
-        self.attr_of(&self.find(path)?)
+        self.attr_of_inode(&self.find(path)?)
     }
 
-    pub fn attr_of(&self, inode: &Arc<Inode>) -> R<Attr> {
+    pub fn attr_of_inode(&self, inode: &Arc<Inode>) -> R<Attr> {
         self.overlay
             .begin()
             .attr(inode)
@@ -265,7 +265,7 @@ impl Fs {
         entries.collect()
     }
 
-    /// The names of a folder, sorted, without `.` and `..`.
+    /// Returns the sorted names in a directory, without `.` and `..`.
     pub fn names(&self, path: &str) -> R<Vec<String>> {
         let entries = self.entries(&self.find(path)?);
         let names = entries
@@ -276,21 +276,19 @@ impl Fs {
         Ok(names)
     }
 
-    /// All that shows. What a listing says of a name must be what a look at the name says.
+    /// Returns the merged tree, and verifies that listings agree with lookups.
     pub fn tree(&self) -> Tree {
         let mut tree = Tree::new();
         let mut groups: BTreeMap<u64, Vec<String>> = BTreeMap::new();
         let mut numbers = Vec::new();
         let mut open = vec![String::new()];
-        while let Some(folder) = open.pop() {
-            for entry in self.entries(&self.find(&folder).unwrap()).iter() {
+        while let Some(dir) = open.pop() {
+            for entry in self.entries(&self.find(&dir).unwrap()).iter() {
                 let name = std::str::from_utf8(&entry.name).unwrap();
                 if name == "." || name == ".." {
                     continue;
                 }
-                let path = format!("{folder}/{name}")
-                    .trim_start_matches('/')
-                    .to_owned();
+                let path = format!("{dir}/{name}").trim_start_matches('/').to_owned();
                 let attr = self.attr(&path).unwrap();
                 assert_eq!(
                     (entry.ino, entry.kind),
@@ -311,7 +309,7 @@ impl Fs {
             names.sort();
             let shown = tree.get_mut(&path).unwrap();
             if shown.kind == FileKind::Directory {
-                assert_eq!(names.len(), 1, "two folders with one number: {names:?}");
+                assert_eq!(names.len(), 1, "two directories with one number: {names:?}");
             } else if !self.links_may_be_off {
                 assert_eq!(shown.nlink, names.len() as u64, "links of {names:?}");
             }
@@ -320,7 +318,7 @@ impl Fs {
         tree
     }
 
-    fn shown(&self, path: &str, stat: &Stat) -> Shown {
+    fn shown(&self, path: &str, stat: &Stat) -> VisibleObject {
         let inode = self.find(path).unwrap();
         let kind = stat.kind();
         let is_dir = kind == FileKind::Directory;
@@ -341,7 +339,7 @@ impl Fs {
         if kind == FileKind::Regular && content.len() < 1 << 16 {
             assert_eq!(content.len() as u64, stat.size, "the size of {path}");
         }
-        Shown {
+        VisibleObject {
             kind,
             perm: stat.perm(),
             owner: (stat.uid, stat.gid),

@@ -1,4 +1,4 @@
-//! A tree in memory that does what a plain folder does.
+//! The model: a tree in memory that behaves like a plain directory.
 #![allow(dead_code, reason = "every test file uses a part")]
 #![allow(
     unreachable_pub,
@@ -17,7 +17,7 @@ use super::common::Tree;
 
 pub type R<T> = Result<T, Errno>;
 
-/// What is in the tree, by number: nodes are never removed, so that what is open stays.
+/// The tree. Nodes are referenced by index and never removed, so that open files remain valid.
 #[derive(Clone, Debug)]
 pub struct Model {
     nodes: Vec<Node>,
@@ -30,11 +30,11 @@ pub struct Node {
     perm: u32,
     xattr: Option<u8>,
     names: BTreeMap<String, usize>,
-    /// The number that it was seen with.
+    /// The inode number that the overlay reported for it.
     number: Option<u64>,
 }
 
-/// How a rename is asked for.
+/// The kind of a rename.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rename {
     Replace,
@@ -52,11 +52,11 @@ impl Rename {
     }
 }
 
-/// A line for each name: path, kind, mode, content, attribute, all names of the same file.
+/// The properties at one path: path, kind, mode, content, xattr, all paths of the same file.
 pub type Line = (String, FileKind, u32, Vec<u8>, Option<u8>, Vec<String>);
 
 impl Node {
-    pub fn other(kind: FileKind) -> Self {
+    pub fn with_kind(kind: FileKind) -> Self {
         Self {
             kind,
             content: Vec::new(),
@@ -74,19 +74,19 @@ impl Node {
     pub fn file(content: Vec<u8>) -> Self {
         Self {
             content,
-            ..Self::other(FileKind::Regular)
+            ..Self::with_kind(FileKind::Regular)
         }
     }
 
-    pub fn folder() -> Self {
-        Self::other(FileKind::Directory)
+    pub fn dir() -> Self {
+        Self::with_kind(FileKind::Directory)
     }
 }
 
 impl Model {
     pub fn new() -> Self {
         Self {
-            nodes: vec![Node::folder()],
+            nodes: vec![Node::dir()],
         }
     }
 
@@ -94,11 +94,11 @@ impl Model {
         &self.nodes[node]
     }
 
-    fn child(&self, folder: usize, name: &str) -> R<Option<usize>> {
-        if self.nodes[folder].kind != FileKind::Directory {
+    fn child(&self, dir: usize, name: &str) -> R<Option<usize>> {
+        if self.nodes[dir].kind != FileKind::Directory {
             return Err(Errno::NOTDIR);
         }
-        Ok(self.nodes[folder].names.get(name).copied())
+        Ok(self.nodes[dir].names.get(name).copied())
     }
 
     fn find(&self, path: &str) -> R<usize> {
@@ -109,47 +109,47 @@ impl Model {
         Ok(node)
     }
 
-    /// The folder above, and the last part.
+    /// Returns the parent and the last component.
     fn split<'p>(&self, path: &'p str) -> R<(usize, &'p str)> {
         let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
         Ok((self.find(above)?, name))
     }
 
     pub fn make(&mut self, path: &str, node: Node) -> R<()> {
-        let (folder, name) = self.split(path)?;
-        if self.child(folder, name)?.is_some() {
+        let (dir, name) = self.split(path)?;
+        if self.child(dir, name)?.is_some() {
             return Err(Errno::EXIST);
         }
         self.nodes.push(node);
         let new = self.nodes.len() - 1;
-        self.nodes[folder].names.insert(name.to_owned(), new);
+        self.nodes[dir].names.insert(name.to_owned(), new);
         Ok(())
     }
 
     pub fn unlink(&mut self, path: &str) -> R<()> {
-        let (folder, name) = self.split(path)?;
-        let node = self.child(folder, name)?.ok_or(Errno::NOENT)?;
+        let (dir, name) = self.split(path)?;
+        let node = self.child(dir, name)?.ok_or(Errno::NOENT)?;
         if self.nodes[node].kind == FileKind::Directory {
             return Err(Errno::ISDIR);
         }
-        self.nodes[folder].names.remove(name);
+        self.nodes[dir].names.remove(name);
         Ok(())
     }
 
     pub fn rmdir(&mut self, path: &str) -> R<()> {
-        let (folder, name) = self.split(path)?;
-        let node = self.child(folder, name)?.ok_or(Errno::NOENT)?;
+        let (dir, name) = self.split(path)?;
+        let node = self.child(dir, name)?.ok_or(Errno::NOENT)?;
         if self.nodes[node].kind != FileKind::Directory {
             return Err(Errno::NOTDIR);
         }
         if !self.nodes[node].names.is_empty() {
             return Err(Errno::NOTEMPTY);
         }
-        self.nodes[folder].names.remove(name);
+        self.nodes[dir].names.remove(name);
         Ok(())
     }
 
-    /// Whether what lies at `to` is a folder that holds `from`.
+    /// Whether `from` is a descendant of `to`.
     pub fn is_inside(&self, from: &str, to: &str) -> bool {
         from.strip_prefix(to)
             .is_some_and(|rest| rest.starts_with('/'))
@@ -188,24 +188,24 @@ impl Model {
 
     pub fn link(&mut self, old: &str, new: &str) -> R<()> {
         let node = self.find(old)?;
-        let (folder, name) = self.split(new)?;
+        let (dir, name) = self.split(new)?;
         if self.nodes[node].kind == FileKind::Directory {
             return Err(Errno::PERM);
         }
-        if self.child(folder, name)?.is_some() {
+        if self.child(dir, name)?.is_some() {
             return Err(Errno::EXIST);
         }
-        self.nodes[folder].names.insert(name.to_owned(), node);
+        self.nodes[dir].names.insert(name.to_owned(), node);
         Ok(())
     }
 
-    /// A regular file that is opened by its path.
+    /// Opens a regular file, and returns its node.
     pub fn open(&self, path: &str) -> R<usize> {
         let node = self.find(path)?;
         match self.nodes[node].kind {
             FileKind::Regular => Ok(node),
             FileKind::Directory => Err(Errno::ISDIR),
-            // What the kernel opens itself.
+            // The kernel opens these itself.
             _ => Err(Errno::NXIO),
         }
     }
@@ -228,7 +228,7 @@ impl Model {
 
     pub fn truncate(&mut self, path: &str, size: usize) -> R<()> {
         match self.open(path) {
-            // The kernel asks for other things too, but not of a fifo or a symbolic link.
+            // The kernel never sends this request for a FIFO or a symbolic link.
             Err(Errno::NXIO) => Err(Errno::INVAL),
             other => {
                 self.nodes[other?].content.resize(size, 0);
@@ -253,14 +253,14 @@ impl Model {
             return Err(Errno::NODATA);
         }
         if !matches!(node.kind, FileKind::Regular | FileKind::Directory) {
-            // user.* is for those alone.
+            // Only these types can have user.* xattrs.
             return Err(Errno::PERM);
         }
         node.xattr = value;
         Ok(())
     }
 
-    /// Every path, each folder before what is in it.
+    /// Returns all paths, each directory before its content.
     pub fn paths(&self) -> Vec<String> {
         let mut paths = Vec::new();
         let mut open = vec![(String::new(), 0)];
@@ -275,8 +275,8 @@ impl Model {
         paths
     }
 
-    /// Every folder, the root too.
-    pub fn folders(&self) -> Vec<String> {
+    /// Returns all directories, including the root.
+    pub fn dirs(&self) -> Vec<String> {
         let is_dir = |path: &String| {
             self.find(path)
                 .is_ok_and(|node| self.nodes[node].kind == FileKind::Directory)
@@ -285,8 +285,8 @@ impl Model {
         std::iter::once(String::new()).chain(below).collect()
     }
 
-    /// One of the names of a file.
-    pub fn path_of(&self, node: usize) -> Option<String> {
+    /// Returns one of the paths of a node.
+    pub fn path_to_node(&self, node: usize) -> Option<String> {
         let mut paths = self.paths().into_iter();
         paths.find(|path| self.find(path) == Ok(node))
     }
@@ -322,16 +322,16 @@ impl Model {
             .collect()
     }
 
-    /// Forgets the numbers of what is of these kinds.
-    pub fn forget_numbers(&mut self, which: impl Fn(FileKind) -> bool) {
+    /// Forgets the inode numbers of objects of these kinds.
+    pub fn forget_numbers(&mut self, is_affected: impl Fn(FileKind) -> bool) {
         for node in &mut self.nodes {
-            if which(node.kind) {
+            if is_affected(node.kind) {
                 node.number = None;
             }
         }
     }
 
-    /// An object's number stays, and no other in the tree has it.
+    /// Verifies that an object's inode number has not changed, and that no other object in the tree has it.
     pub fn check_number(&mut self, path: &str, number: u64) {
         let node = self.find(path).unwrap();
         let before = *self.nodes[node].number.get_or_insert(number);
@@ -339,14 +339,14 @@ impl Model {
         let live: BTreeSet<usize> = self.paths().iter().map(|p| self.find(p).unwrap()).collect();
         for other in live {
             let clash = other != node && self.nodes[other].number == Some(number);
-            assert!(!clash, "{number} stands for {path} and another");
+            assert!(!clash, "{path} and another object have the number {number}");
         }
     }
 }
 
-/// An overlay shows what the model says.
+/// Verifies that a merged tree equals the model.
 #[track_caller]
-pub fn same(shown: &Tree, model: &Model) {
+pub fn assert_same(shown: &Tree, model: &Model) {
     let got: Vec<_> = shown
         .iter()
         .map(|(path, shown)| {

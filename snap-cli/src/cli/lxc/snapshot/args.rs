@@ -1,14 +1,14 @@
-//! The command line of `lxc-snapshot`, option by option.
+//! The command line of `lxc-snapshot`, compatible with that of LXC's own program.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Parser};
 
-/// Snapshots of LXC containers, kept by cowl
+/// Take, list, restore and destroy snapshots of LXC containers, with cowl
 ///
-/// Without -L, -r or -d a snapshot is taken. These options are those of LXC's own lxc-snapshot; of several
-/// of the three, the last one counts. `cowl --help` shows what there is besides.
+/// Without -L, -r or -d, takes a snapshot; if several of them are given, the last one applies. The options
+/// are those of LXC's own lxc-snapshot. `cowl --help` lists further commands.
 #[derive(Debug, Parser)]
 #[command(
     name = "lxc-snapshot",
@@ -31,57 +31,57 @@ pub(super) struct Args {
     #[arg(short = 'L', long, overrides_with_all = ["restore", "destroy"])]
     pub(super) list: bool,
 
-    /// Show remarks in the list
+    /// Show comments in the list
     #[arg(short = 'C', long)]
     pub(super) showcomments: bool,
 
-    /// Take the new snapshot's remark from a file
+    /// Read the new snapshot's comment from a file
     #[arg(short, long, value_name = "FILE", allow_hyphen_values = true)]
     pub(super) comment: Option<PathBuf>,
 
-    /// Go back to this snapshot, or make a new container of it
+    /// Restore this snapshot, or create a new container from it
     #[arg(
         short, long, value_name = "SNAP", allow_hyphen_values = true,
         overrides_with_all = ["list", "destroy"]
     )]
     pub(super) restore: Option<OsString>,
 
-    /// The name of the new container; without it the same container goes back
+    /// The name of the new container; without it, the same container is restored
     #[arg(short = 'N', long, value_name = "NEWNAME", allow_hyphen_values = true)]
     pub(super) newname: Option<OsString>,
 
-    /// Remove this snapshot; exactly ALL removes all of them
+    /// Remove this snapshot; ALL, in capital letters, removes all of them
     #[arg(
         short, long, value_name = "SNAP", allow_hyphen_values = true,
         overrides_with_all = ["list", "restore"]
     )]
     pub(super) destroy: Option<OsString>,
 
-    /// A container's config to be read (it must be there; cowl keeps the container's own)
+    /// Accepted for compatibility: the file must exist, but the container's own config is used
     #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     pub(super) rcfile: Option<PathBuf>,
 
-    /// The folder of all containers [default: what LXC is set up with]
+    /// The directory of LXC's containers [default: from LXC's configuration]
     #[arg(short = 'P', long, value_name = "LXCPATH", allow_hyphen_values = true)]
     pub(super) lxcpath: Option<PathBuf>,
 
-    /// Write what is said to a file too
+    /// Append messages to a log file, too
     #[arg(short = 'o', long, value_name = "FILE", allow_hyphen_values = true)]
     pub(super) logfile: Option<PathBuf>,
 
-    /// What goes into that file: ERROR (as by default), or notes too from WARN on
+    /// The level of the log file: ERROR (the default), or WARN and below to include notes
     #[arg(short = 'l', long, value_name = "LEVEL", allow_hyphen_values = true)]
     pub(super) logpriority: Option<OsString>,
 
-    /// Say nothing, not even what went wrong
+    /// Print no messages, not even errors
     #[arg(short, long)]
     pub(super) quiet: bool,
 
-    /// Print this
+    /// Print this help
     #[arg(short = '?', short_alias = 'h', long, action = ArgAction::SetTrue)]
     pub(super) help: bool,
 
-    /// Print the options alone
+    /// Print only the options
     #[arg(long)]
     pub(super) usage: bool,
 
@@ -89,12 +89,12 @@ pub(super) struct Args {
     #[arg(long)]
     pub(super) version: bool,
 
-    /// The container, where -n is not given; with -r the new container's name
+    /// The container if -n is not given; with -r, the new container's name
     #[arg(value_name = "WORD")]
     pub(super) words: Vec<OsString>,
 }
 
-/// What is to be done.
+/// The operation that the command line requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Task {
     Take,
@@ -103,23 +103,24 @@ pub(super) enum Task {
         snapshot: OsString,
         new: Option<OsString>,
     },
-    /// Exactly ALL.
+    /// `-d ALL`.
     DestroyAll,
     Destroy(OsString),
 }
 
-/// What the words mean together.
+/// The interpretation of a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Meant {
+pub(super) struct Request {
     /// The container.
     pub(super) name: Option<OsString>,
     pub(super) task: Task,
-    /// Words that mean nothing.
+    /// Words without a meaning.
     pub(super) left_over: Vec<OsString>,
 }
 
 impl Args {
-    pub(super) fn meant(&self) -> Meant {
+    /// Interprets options and positional words together.
+    pub(super) fn request(&self) -> Request {
         let mut words = self.words.iter().cloned();
         let name = self.name.clone().or_else(|| words.next());
         let task = if let Some(snapshot) = &self.restore {
@@ -136,7 +137,7 @@ impl Args {
                 Some(one) => Task::Destroy(one.clone()),
             }
         };
-        Meant {
+        Request {
             name,
             task,
             left_over: words.collect(),
@@ -150,18 +151,18 @@ mod tests {
 
     use super::*;
 
-    fn meant(words: &[&str]) -> Meant {
+    fn parse(words: &[&str]) -> Request {
         let words = std::iter::once("lxc-snapshot").chain(words.iter().copied());
-        Args::try_parse_from(words).unwrap().meant()
+        Args::try_parse_from(words).unwrap().request()
     }
 
     #[test]
-    fn the_grammar_holds_together() {
+    fn the_command_line_is_consistent() {
         Args::command().debug_assert();
     }
 
     #[test]
-    fn what_words_mean() {
+    fn command_lines_are_interpreted_as_by_lxc() {
         let restore = |snapshot: &str, new: Option<&str>| Task::Restore {
             snapshot: snapshot.into(),
             new: new.map(OsString::from),
@@ -189,7 +190,7 @@ mod tests {
                 &["-n", "c1", "-r", "s", "-N", "c2"],
                 restore("s", Some("c2")),
             ),
-            // The last of them counts.
+            // The last of the three options applies.
             (&["-n", "c1", "-L", "-r", "s"], restore("s", None)),
             (&["-n", "c1", "-r", "s", "-L"], Task::List),
             (
@@ -201,18 +202,18 @@ mod tests {
                 Task::Destroy("u".into()),
             ),
         ] {
-            let meant = meant(words);
-            assert_eq!(meant.name, Some("c1".into()), "{words:?}");
-            assert_eq!(meant.task, task, "{words:?}");
-            assert!(meant.left_over.is_empty(), "{words:?}");
+            let request = parse(words);
+            assert_eq!(request.name, Some("c1".into()), "{words:?}");
+            assert_eq!(request.task, task, "{words:?}");
+            assert!(request.left_over.is_empty(), "{words:?}");
         }
-        assert_eq!(meant(&["-L"]).name, None);
-        assert_eq!(meant(&["-n", "c1", "x"]).left_over, ["x"]);
-        assert_eq!(meant(&["-n", "c1", "-r", "s", "a", "b"]).left_over, ["b"]);
+        assert_eq!(parse(&["-L"]).name, None);
+        assert_eq!(parse(&["-n", "c1", "x"]).left_over, ["x"]);
+        assert_eq!(parse(&["-n", "c1", "-r", "s", "a", "b"]).left_over, ["b"]);
     }
 
     #[test]
-    fn wrong_words() {
+    fn invalid_options_are_refused() {
         for words in [
             &["--bogus"][..],
             &["-n"],

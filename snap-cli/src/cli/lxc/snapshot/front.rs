@@ -1,9 +1,9 @@
-//! The context of one run of `lxc-snapshot`: the container that was named, and where messages go.
+//! The context of one run of `lxc-snapshot`: the container, and the destinations of messages.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use super::said::Said;
+use super::messages::Messages;
 use crate::cli::Context;
 use crate::error::{Error, Result};
 use crate::lxc::locked::{LockedSnapshots, no_container};
@@ -14,21 +14,21 @@ use crate::store::disk;
 pub(super) struct Front<'a> {
     pub(super) context: &'a Context,
     pub(super) container: LxcContainer,
-    /// The folder of its snapshots, as the original would print it.
-    pub(super) shown_folder: PathBuf,
-    pub(super) said: &'a Said,
+    /// The directory of its snapshots, as LXC's own program prints it.
+    pub(super) listed_dir: PathBuf,
+    pub(super) messages: &'a Messages,
 }
 
 impl<'a> Front<'a> {
-    /// Finds the container `name`; `asked` is the value of `-P`.
+    /// Finds the container `name`; `option` is the value of `-P`.
     pub(super) fn new(
         context: &'a Context,
         name: &OsStr,
-        asked: Option<&Path>,
-        said: &'a Said,
+        option: Option<&Path>,
+        messages: &'a Messages,
     ) -> Result<Self> {
-        let lxcpath = lxcpath(asked)?;
-        // Without a slash at its end, which would name another old folder.
+        let lxcpath = lxcpath(option)?;
+        // Removes a slash at the end: LXC derives the name of its old snapshot directory from this string.
         let lxcpath: PathBuf = lxcpath.components().collect();
         let plain = name.to_str().filter(|name| {
             !matches!(*name, "" | "." | "..")
@@ -37,7 +37,7 @@ impl<'a> Front<'a> {
         });
         let Some(name) = plain else {
             return Err(Error::usage(format!(
-                "\"{}\" can't be a container's name",
+                "invalid container name: \"{}\"",
                 name.as_encoded_bytes().escape_ascii()
             )));
         };
@@ -45,29 +45,30 @@ impl<'a> Front<'a> {
             lxcpath,
             name: name.to_owned(),
         };
-        if !disk::is_there(&container.config())? {
+        if !disk::exists(&container.config())? {
             return Err(no_container(&container));
         }
-        let folder = snapshots::folder(&container)?;
-        let shown_folder = match (asked, folder.strip_prefix(&container.lxcpath)) {
-            (Some(asked), Ok(inside)) => asked.join(inside),
-            _ => folder,
+        let dir = snapshots::snapshots_dir(&container)?;
+        let listed_dir = match (option, dir.strip_prefix(&container.lxcpath)) {
+            (Some(lxcpath), Ok(inside)) => lxcpath.join(inside),
+            _ => dir,
         };
         Ok(Self {
             context,
             container,
-            shown_folder,
-            said,
+            listed_dir,
+            messages,
         })
     }
 
-    pub(super) fn place(&self) -> Result<LockedSnapshots> {
+    /// Locks LXC's snapshots of the container.
+    pub(super) fn lock(&self) -> Result<LockedSnapshots> {
         LockedSnapshots::open(self.container.clone(), self.context.session.patience)
     }
 
-    pub(super) fn notes(&self, notes: Vec<String>) {
+    pub(super) fn print_notes(&self, notes: Vec<String>) {
         for note in notes {
-            self.said.note(&note);
+            self.messages.note(&note);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the front lists: cowl's snapshots of a container and LXC's own, together.
+//! The list of a container's snapshots: those of cowl and those of LXC together.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -6,143 +6,155 @@ use std::os::unix::ffi::OsStrExt as _;
 use jiff::tz::TimeZone;
 
 use super::front::Front;
-use super::kept::Kept;
-use super::said::Said;
+use super::managed::ManagedContainer;
 use crate::cli::output;
 use crate::error::{Error, Result};
 use crate::lxc::layout;
-use crate::lxc::locked::find as find_tree;
+use crate::lxc::locked::find_snapshot;
 use crate::lxc::snapshots::{self, LxcSnapshot};
 use crate::snapshot::lxc_import;
 use crate::store::manifest::{ContainerManifest, SnapshotRef};
 
-/// A snapshot of either kind.
+/// A snapshot that cowl or LXC took.
 #[derive(Clone, Debug)]
-pub(super) enum One {
-    Cowls(SnapshotRef),
-    Lxcs(LxcSnapshot),
+pub(super) enum AnySnapshot {
+    Cowl(SnapshotRef),
+    Lxc(LxcSnapshot),
 }
 
-impl One {
+impl AnySnapshot {
     fn name(&self) -> &OsStr {
         match self {
-            Self::Cowls(snapshot) => OsStr::new(snapshot.name.as_str()),
-            Self::Lxcs(tree) => &tree.name,
+            Self::Cowl(snapshot) => OsStr::new(snapshot.name.as_str()),
+            Self::Lxc(tree) => &tree.name,
         }
     }
 }
 
-/// All snapshots, by number; cowl's come first where a name is there twice.
-pub(super) fn all(front: &Front<'_>, manifest: Option<&ContainerManifest>) -> Result<Vec<One>> {
+/// Whether a list contains the snapshots' comments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Comments {
+    Shown,
+    Hidden,
+}
+
+/// Returns all snapshots, sorted by number. Of two with the same name, that of cowl comes first.
+fn list_all(front: &Front<'_>, manifest: Option<&ContainerManifest>) -> Result<Vec<AnySnapshot>> {
     let mut found = Vec::new();
     if let Some(manifest) = manifest {
-        found.extend(manifest.snapshots.iter().cloned().map(One::Cowls));
+        found.extend(manifest.snapshots.iter().cloned().map(AnySnapshot::Cowl));
     }
-    for tree in snapshots::list(&snapshots::folder(&front.container)?)? {
+    for tree in snapshots::list(&snapshots::snapshots_dir(&front.container)?)? {
         let became = match manifest {
-            Some(manifest) => lxc_import::became(manifest, &tree)?.is_some(),
+            Some(manifest) => lxc_import::find_imported(manifest, &tree)?.is_some(),
             None => false,
         };
         if !became {
-            found.push(One::Lxcs(tree));
+            found.push(AnySnapshot::Lxc(tree));
         }
     }
-    found.sort_by_key(|one| layout::order(one.name()));
+    found.sort_by_key(|one| layout::sort_key(one.name()));
     Ok(found)
 }
 
-/// The one of exactly this name. Nothing is guessed where there are two.
-pub(super) fn find(front: &Front<'_>, kept: Option<&Kept>, name: &OsStr) -> Result<One> {
-    let manifest = kept.map(|kept| &kept.manifest);
-    let all = all(front, manifest)?;
+/// Returns the snapshot with this name; fails if both cowl and LXC have one.
+pub(super) fn find(
+    front: &Front<'_>,
+    managed: Option<&ManagedContainer>,
+    name: &OsStr,
+) -> Result<AnySnapshot> {
+    let manifest = managed.map(|managed| &managed.manifest);
+    let all = list_all(front, manifest)?;
     let same: Vec<_> = all.iter().filter(|one| one.name() == name).collect();
-    match (same.as_slice(), kept) {
+    match (same.as_slice(), managed) {
         ([one], _) => Ok((*one).clone()),
-        ([], Some(kept)) if all.iter().all(|one| matches!(one, One::Cowls(_))) => {
+        ([], Some(managed)) if all.iter().all(|one| matches!(one, AnySnapshot::Cowl(_))) => {
             let shown = name.as_encoded_bytes().escape_ascii();
-            let what = format!("{} has no snapshot named \"{shown}\"", kept.manifest.name);
+            let what = format!(
+                "{} has no snapshot named \"{shown}\"",
+                managed.manifest.name
+            );
             Err(Error::not_found(what).hint(format!(
-                "`cowl list {}` shows its snapshots",
-                kept.manifest.name
+                "list its snapshots: cowl list {}",
+                managed.manifest.name
             )))
         }
         ([], _) => {
             let trees: Vec<_> = all
                 .into_iter()
                 .filter_map(|one| match one {
-                    One::Lxcs(tree) => Some(tree),
-                    One::Cowls(_) => None,
+                    AnySnapshot::Lxc(tree) => Some(tree),
+                    AnySnapshot::Cowl(_) => None,
                 })
                 .collect();
-            find_tree(&front.container, &trees, name)
+            find_snapshot(&front.container, &trees, name)
                 .cloned()
-                .map(One::Lxcs)
+                .map(AnySnapshot::Lxc)
         }
-        (_, kept) => {
+        (_, managed) => {
             let shown = name.as_encoded_bytes().escape_ascii();
-            let of = kept.map_or_else(String::new, |kept| kept.manifest.name.to_string());
+            let container = managed.map(|managed| managed.manifest.name.to_string());
             Err(Error::failed(format!(
                 "two snapshots are named {shown}: one that cowl took and one that LXC took"
             ))
             .hint(format!(
-                "nothing was changed; `cowl import-lxc-snapshots {of}` gives LXC's another name"
+                "nothing was changed; to import LXC's under another name: cowl import-lxc-snapshots {}",
+                container.unwrap_or_default()
             )))
         }
     }
 }
 
-/// Prints the list.
+/// Prints the list in the format of LXC's own program.
 pub(super) fn print(
     front: &Front<'_>,
-    kept: Option<&Kept>,
-    comments: bool,
-    said: &Said,
+    managed: Option<&ManagedContainer>,
+    comments: Comments,
 ) -> Result<()> {
-    let all = all(front, kept.map(|kept| &kept.manifest))?;
+    let all = list_all(front, managed.map(|managed| &managed.manifest))?;
     let zone = TimeZone::system();
     let mut printed = false;
     for one in &all {
         let (time, comment) = match one {
-            One::Cowls(snapshot) => {
+            AnySnapshot::Cowl(snapshot) => {
                 let time = snapshot.created.parse::<jiff::Timestamp>();
                 let time = time.map_or_else(
                     |_| snapshot.created.clone(),
-                    |time| layout::as_lxc(time, &zone),
+                    |time| layout::format_time(time, &zone),
                 );
                 (time, snapshot.comment.clone().into_bytes())
             }
-            One::Lxcs(tree) => {
+            AnySnapshot::Lxc(tree) => {
                 let Some(taken) = &tree.taken else {
                     let name = output::shown(tree.name.as_bytes());
-                    said.note(&format!(
-                        "{name} is not whole: its making was cut off, or is under way; -d {name} \
-                         removes it"
+                    front.messages.note(&format!(
+                        "{name} is incomplete: lxc-snapshot was interrupted or is still running; \
+                         to remove it: -d {name}"
                     ));
                     continue;
                 };
-                let comment = if comments {
-                    tree.comment()?
-                } else {
-                    Vec::new()
+                let comment = match comments {
+                    Comments::Shown => tree.comment()?,
+                    Comments::Hidden => Vec::new(),
                 };
                 (taken.clone(), comment)
             }
         };
         printed = true;
         let name = output::shown(one.name().as_bytes());
-        let folder = output::shown(front.shown_folder.as_os_str().as_bytes());
-        output::line(&format!("{name} ({folder}) {time}"))?;
-        if comments && !comment.is_empty() {
-            // Line by line as it is; what comes next begins on a line of its own.
+        let dir = output::shown(front.listed_dir.as_os_str().as_bytes());
+        output::print_line(&format!("{name} ({dir}) {time}"))?;
+        if comments == Comments::Shown && !comment.is_empty() {
+            // Without its last line break: printing adds one.
             let comment = comment.strip_suffix(b"\n").unwrap_or(&comment);
             match std::str::from_utf8(comment) {
-                Ok(text) => output::text(text)?,
-                Err(_) => output::line(&output::shown(comment))?,
+                Ok(text) => output::print_text(text)?,
+                Err(_) => output::print_line(&output::shown(comment))?,
             }
         }
     }
     match printed {
         true => Ok(()),
-        false => output::line("No snapshots"),
+        false => output::print_line("No snapshots"),
     }
 }

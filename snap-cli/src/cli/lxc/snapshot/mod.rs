@@ -1,11 +1,13 @@
-//! cowl called as `lxc-snapshot`: the options, output and exit codes of LXC's own, over snapshots that cowl
-//! keeps and those that LXC made. docs/lxc-snapshot.md has what is another.
+//! cowl called as `lxc-snapshot`.
+//!
+//! Options, output and exit codes are those of LXC's own program; the snapshots are those of cowl and those that LXC
+//! took. docs/lxc-snapshot.md lists the differences.
 
 mod args;
 mod front;
-mod kept;
 mod list;
-mod said;
+mod managed;
+mod messages;
 mod tasks;
 
 use std::ffi::{OsStr, OsString};
@@ -16,43 +18,44 @@ use std::time::Duration;
 use clap::{CommandFactory as _, Parser as _};
 
 use crate::cli::{Context, output};
-use crate::config::{Asked, Config};
+use crate::config::{Config, Overrides};
 use crate::error::{Error, Result};
 use crate::shell::quoted;
 use crate::store::{Session, Store};
 use args::{Args, Task};
 use front::Front;
-use said::Said;
+use list::Comments;
+use messages::Messages;
 
-/// Whether this is the name that we were called by.
+/// Returns whether this process was called as `lxc-snapshot`.
 pub(in crate::cli) fn is_called(args: &[OsString]) -> bool {
     let name = args.first().and_then(|arg| Path::new(arg).file_name());
     name == Some(OsStr::new("lxc-snapshot"))
 }
 
-/// Runs the command line. Whatever goes wrong ends with 1, as there.
+/// Runs the command line. The exit code of every error is 1, as in LXC's own program.
 pub(in crate::cli) fn main(args: &[OsString]) -> ExitCode {
     let parsed = match Args::try_parse_from(args) {
         Ok(parsed) => parsed,
         Err(error) => {
-            output::usage(error);
+            output::print_clap_output(error);
             return ExitCode::FAILURE;
         }
     };
-    output::loudness(parsed.quiet, 0);
-    let mut said = Said::new(parsed.quiet);
-    match told(&parsed).unwrap_or_else(|| run(args, &parsed, &mut said)) {
+    output::set_verbosity(parsed.quiet, 0);
+    let mut messages = Messages::new(parsed.quiet);
+    match print_help(&parsed).unwrap_or_else(|| run(args, &parsed, &mut messages)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            said.error(&error);
+            messages.error(&error);
             ExitCode::FAILURE
         }
     }
 }
 
-/// Help and the like, where that was asked for.
-fn told(args: &Args) -> Option<Result<()>> {
+/// Prints the help, the usage or the version if an option requests it; otherwise returns `None`.
+fn print_help(args: &Args) -> Option<Result<()>> {
     let mut command = Args::command();
     let text = if args.help {
         command.render_long_help().to_string()
@@ -63,38 +66,44 @@ fn told(args: &Args) -> Option<Result<()>> {
     } else {
         return None;
     };
-    Some(output::text(text.trim_end()))
+    Some(output::print_text(text.trim_end()))
 }
 
-fn run(words: &[OsString], args: &Args, said: &mut Said) -> Result<()> {
+fn run(words: &[OsString], args: &Args, messages: &mut Messages) -> Result<()> {
     if let Some(file) = &args.logfile {
         let level = args.logpriority.as_ref().and_then(|level| level.to_str());
-        said.keep(file, level.unwrap_or_default())?;
+        messages.open_log(file, level.unwrap_or_default())?;
     }
-    let meant = args.meant();
-    let name = meant.name.ok_or_else(|| {
+    let request = args.request();
+    let name = request.name.ok_or_else(|| {
         Error::usage("no container is named").hint("name one: lxc-snapshot -n NAME")
     })?;
     if let Some(file) = &args.rcfile {
         std::fs::File::open(file).map_err(|error| Error::at("read", file, error))?;
-        said.note("the container's own config is kept, not that of --rcfile");
+        messages.note("--rcfile is ignored: the container's own config is used");
     }
-    if !meant.left_over.is_empty() {
-        let words: Vec<_> = meant.left_over.iter().map(quoted).collect();
+    if !request.left_over.is_empty() {
+        let words: Vec<_> = request.left_over.iter().map(quoted).collect();
         let words = words.join(" ");
-        // A name too many may have been meant for the new container.
-        if matches!(meant.task, Task::Restore { .. }) {
-            return Err(Error::usage(format!("what is {words} to mean?"))
-                .hint("one new name at most: -r SNAP -N NEWNAME"));
+        // The additional word may be intended as the name of the new container.
+        if matches!(request.task, Task::Restore { .. }) {
+            return Err(Error::usage(format!("unexpected arguments: {words}"))
+                .hint("name at most one new container: -r SNAP -N NEWNAME"));
         }
-        said.note(&format!("ignored, as lxc-snapshot does: {words}"));
+        messages.note(&format!("ignored, as by LXC's lxc-snapshot: {words}"));
     }
     let context = context(words)?;
-    let asked = args.lxcpath.as_deref();
-    let front = Front::new(&context, &name, asked, said)?;
-    match meant.task {
+    let lxcpath = args.lxcpath.as_deref();
+    let front = Front::new(&context, &name, lxcpath, messages)?;
+    match request.task {
         Task::Take => front.take(args.comment.as_deref()),
-        Task::List => list::print(&front, front.kept()?.as_ref(), args.showcomments, said),
+        Task::List => {
+            let comments = match args.showcomments {
+                true => Comments::Shown,
+                false => Comments::Hidden,
+            };
+            list::print(&front, front.find_managed()?.as_ref(), comments)
+        }
         Task::Restore { snapshot, new } => {
             let new = new.filter(|new| *new != name);
             front.restore(&snapshot, new.as_deref())
@@ -104,9 +113,10 @@ fn run(words: &[OsString], args: &Args, said: &mut Said) -> Result<()> {
     }
 }
 
+/// Creates the context from the environment and the configuration file; `words` is the command line.
 fn context(words: &[OsString]) -> Result<Context> {
-    let config = Config::load(Asked::default())?;
-    output::colour(config.color);
+    let config = Config::load(Overrides::default())?;
+    output::set_color(config.color);
     let typed = words.iter().skip(1).map(quoted);
     let who: Vec<_> = std::iter::once("lxc-snapshot".to_owned())
         .chain(typed)
@@ -114,7 +124,7 @@ fn context(words: &[OsString]) -> Result<Context> {
     Ok(Context {
         root: Store::locate(config.store.clone())?,
         session: Session {
-            who: who.join(" "),
+            command: who.join(" "),
             patience: Duration::from_secs(config.wait.min(24 * 3600)),
             mounts: config.mounts,
         },

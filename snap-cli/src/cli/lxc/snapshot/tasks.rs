@@ -1,11 +1,11 @@
-//! What the front does: each task a few lines over the library.
+//! The operations of `lxc-snapshot`: each is a few lines over the library.
 
 use std::ffi::OsStr;
 use std::path::Path;
 
 use super::front::Front;
-use super::kept::Kept;
-use super::list::{self, One};
+use super::list::{self, AnySnapshot};
+use super::managed::ManagedContainer;
 use crate::cli::output;
 use crate::cli::text::read_text;
 use crate::container::Container;
@@ -18,163 +18,177 @@ use crate::recover;
 use crate::snapshot::lxc_import;
 use crate::snapshot::remove::{Protected, plan, remove};
 use crate::snapshot::restore::restore;
-use crate::snapshot::take::{Wish, take};
+use crate::snapshot::take::{SnapshotRequest, take};
 use crate::snapshot::{Losses, resolve};
 use crate::store::Store;
 use crate::store::manifest::SnapshotRef;
 use crate::store::name::{Address, ContainerName};
 
 impl Front<'_> {
+    /// Takes a snapshot, with the comment from a file; adopts the container if necessary.
     pub(super) fn take(&self, comment: Option<&Path>) -> Result<()> {
-        // Before anything is made.
+        // The file is read first, so that an error in it changes nothing.
         let comment = comment.map(read_text).transpose()?.unwrap_or_default();
-        let wish = Wish {
+        let options = SnapshotRequest {
             comment,
-            ..Wish::default()
+            ..SnapshotRequest::default()
         };
-        let Kept { store, manifest } = self.kept_from_now()?;
+        let ManagedContainer { store, manifest } = self.find_or_adopt()?;
         let name = &manifest.name;
         self.context
-            .hooked(Event::Snapshot, &store, name, None, |facts| {
+            .run_with_hooks(Event::Snapshot, &store, name, None, |env| {
                 let mut container = recover::open(&store, name)?;
-                let taken = take(&mut container, &wish)?;
-                facts.tell("COWL_SNAPSHOT", taken.as_str());
-                self.context.keep_depth(&mut container);
+                let taken = take(&mut container, &options)?;
+                env.set("COWL_SNAPSHOT", taken.as_str());
+                self.context.limit_depth(&mut container);
                 Ok(())
             })?;
         self.context.settle(&store, name);
         Ok(())
     }
 
-    /// The container as cowl keeps it, when what killed commands left is put in order.
-    fn kept_whole(&self) -> Result<Option<Kept>> {
-        drop(self.place()?);
-        let Some(kept) = self.kept()? else {
+    /// Returns the container if cowl manages it, and completes interrupted imports of LXC's snapshots.
+    fn find_recovered(&self) -> Result<Option<ManagedContainer>> {
+        drop(self.lock()?);
+        let Some(managed) = self.find_managed()? else {
             return Ok(None);
         };
-        for tree in snapshots::list(&snapshots::folder(&self.container)?)? {
-            if lxc_import::became(&kept.manifest, &tree)?.is_some() {
-                let container = recover::open(&kept.store, &kept.manifest.name)?;
-                lxc_import::finish(&container, &self.place()?)?;
+        for tree in snapshots::list(&snapshots::snapshots_dir(&self.container)?)? {
+            if lxc_import::find_imported(&managed.manifest, &tree)?.is_some() {
+                let container = recover::open(&managed.store, &managed.manifest.name)?;
+                lxc_import::remove_imported(&container, &self.lock()?)?;
                 break;
             }
         }
-        Ok(Some(kept))
+        Ok(Some(managed))
     }
 
+    /// Restores a snapshot of cowl or of LXC, to the same container or to a new one.
     pub(super) fn restore(&self, snapshot: &OsStr, new: Option<&OsStr>) -> Result<()> {
-        let kept = self.kept_whole()?;
-        match (list::find(self, kept.as_ref(), snapshot)?, kept, new) {
-            (One::Cowls(found), Some(kept), None) => self.go_back(&kept, &found),
-            (One::Cowls(found), Some(kept), Some(new)) => {
+        let managed = self.find_recovered()?;
+        match (list::find(self, managed.as_ref(), snapshot)?, managed, new) {
+            (AnySnapshot::Cowl(found), Some(managed), None) => {
+                self.restore_in_place(&managed, &found)
+            }
+            (AnySnapshot::Cowl(found), Some(managed), Some(new)) => {
                 let source = Address {
-                    container: kept.manifest.name.clone(),
+                    container: managed.manifest.name.clone(),
                     snapshot: Some(found.name),
                 };
-                refuse_loss(&kept.store, &source)?;
+                refuse_loss(&managed.store, &source)?;
                 let new = ContainerName::parse(new)?;
-                let notes = clone(&kept.store, &source, &new)?;
-                self.context.settle(&kept.store, &new);
-                self.notes(notes);
+                let notes = clone(&managed.store, &source, &new)?;
+                self.context.settle(&managed.store, &new);
+                self.print_notes(notes);
                 Ok(())
             }
-            (One::Lxcs(tree), Some(kept), None) => {
-                // It becomes cowl's first: then what is there now stays too.
-                let mut container = recover::open(&kept.store, &kept.manifest.name)?;
-                let brought = self.bring(&mut container, &self.place()?, &tree)?;
+            (AnySnapshot::Lxc(tree), Some(managed), None) => {
+                // Imported first, so that the restore retains the current state as a snapshot.
+                let mut container = recover::open(&managed.store, &managed.manifest.name)?;
+                let imported = self.import(&mut container, &self.lock()?, &tree)?;
                 drop(container);
-                self.go_back(&kept, &brought)
+                self.restore_in_place(&managed, &imported)
             }
-            (One::Lxcs(tree), _, Some(new)) => {
+            (AnySnapshot::Lxc(tree), _, Some(new)) => {
                 let new = new
                     .to_str()
                     .ok_or_else(|| Error::usage("the new name is not valid UTF-8"))?;
-                let place = self.place()?;
-                let tree = place.tree(&tree.name)?;
+                let locked = self.lock()?;
+                let tree = locked.find(&tree.name)?;
                 let mut bar = output::Bar::new("restoring");
-                let notes = place.restore_as(&tree, new, &mut |done| bar.tell(done))?;
+                let notes = locked.restore_as(&tree, new, &mut |done| bar.update(done))?;
                 drop(bar);
-                self.notes(notes);
+                self.print_notes(notes);
                 Ok(())
             }
-            (One::Lxcs(tree), None, None) => {
-                let place = self.place()?;
-                // It may have changed while we waited.
-                let tree = place.tree(&tree.name)?;
+            (AnySnapshot::Lxc(tree), None, None) => {
+                let locked = self.lock()?;
+                // Read again: it may have changed while this process waited for the lock.
+                let tree = locked.find(&tree.name)?;
                 let mut bar = output::Bar::new("restoring");
-                let notes = place.restore(&tree, &mut |done| bar.tell(done))?;
+                let notes = locked.restore(&tree, &mut |done| bar.update(done))?;
                 drop(bar);
-                self.notes(notes);
+                self.print_notes(notes);
                 Ok(())
             }
-            (One::Cowls(_), None, _) => Err(Error::damaged("a snapshot of no container")),
+            (AnySnapshot::Cowl(_), None, _) => {
+                Err(Error::damaged("a snapshot belongs to no container"))
+            }
         }
     }
 
-    fn bring(
+    /// Imports a snapshot of LXC into the container's store.
+    fn import(
         &self,
         container: &mut Container<'_>,
-        place: &LockedSnapshots,
+        locked: &LockedSnapshots,
         tree: &LxcSnapshot,
     ) -> Result<SnapshotRef> {
         let mut bar = output::Bar::new("importing");
-        let brought = lxc_import::bring(container, place, tree, &mut |done| bar.tell(done))?;
+        let imported =
+            lxc_import::import_snapshot(container, locked, tree, &mut |done| bar.update(done))?;
         drop(bar);
-        self.notes(brought.notes);
-        container.snapshot(&brought.name).map(|(found, _)| found)
+        self.print_notes(imported.notes);
+        container.snapshot(&imported.name).map(|(found, _)| found)
     }
 
-    fn go_back(&self, kept: &Kept, found: &SnapshotRef) -> Result<()> {
-        let (store, name) = (&kept.store, &kept.manifest.name);
+    fn restore_in_place(&self, managed: &ManagedContainer, found: &SnapshotRef) -> Result<()> {
+        let (store, name) = (&managed.store, &managed.manifest.name);
         let target = Address {
             container: name.clone(),
             snapshot: Some(found.name.clone()),
         };
         refuse_loss(store, &target)?;
         let to = Some(found.name.as_str());
-        let done = self.context.hooked(Event::Restore, store, name, to, |_| {
-            let mut container = recover::open(store, name)?;
-            let restored = restore(&mut container, &found.name)?;
-            recover::complete_outside(container)?;
-            Ok(restored)
-        })?;
+        let done = self
+            .context
+            .run_with_hooks(Event::Restore, store, name, to, |_| {
+                let mut container = recover::open(store, name)?;
+                let restored = restore(&mut container, &found.name)?;
+                recover::complete_outside(container)?;
+                Ok(restored)
+            })?;
         self.context.settle(store, name);
-        if let Some(auto) = done.kept_as {
-            self.said.note(&format!(
-                "what {name} was until now stays as {auto}: cowl restore {name} {auto} undoes this"
+        if let Some(auto) = done.auto_snapshot {
+            self.messages.note(&format!(
+                "the previous state of {name} is retained as {auto}; to undo: cowl restore {name} {auto}"
             ));
         }
         Ok(())
     }
 
+    /// Removes a snapshot of cowl or of LXC.
     pub(super) fn destroy(&self, snapshot: &OsStr) -> Result<()> {
-        let kept = self.kept_whole()?;
-        match (list::find(self, kept.as_ref(), snapshot)?, kept) {
-            (One::Cowls(found), Some(kept)) => self.remove(&kept, &[found]),
-            (One::Lxcs(tree), _) => {
-                let place = self.place()?;
-                let tree = place.tree(&tree.name)?;
-                place.remove(&[tree])
+        let managed = self.find_recovered()?;
+        match (list::find(self, managed.as_ref(), snapshot)?, managed) {
+            (AnySnapshot::Cowl(found), Some(managed)) => self.remove(&managed, &[found]),
+            (AnySnapshot::Lxc(tree), _) => {
+                let locked = self.lock()?;
+                let tree = locked.find(&tree.name)?;
+                locked.remove(&[tree])
             }
-            (One::Cowls(_), None) => Err(Error::damaged("a snapshot of no container")),
+            (AnySnapshot::Cowl(_), None) => {
+                Err(Error::damaged("a snapshot belongs to no container"))
+            }
         }
     }
 
+    /// Removes all snapshots of cowl and of LXC.
     pub(super) fn destroy_all(&self) -> Result<()> {
-        let kept = self.kept_whole()?;
-        let trees = snapshots::list(&snapshots::folder(&self.container)?)?;
+        let managed = self.find_recovered()?;
+        let trees = snapshots::list(&snapshots::snapshots_dir(&self.container)?)?;
         if !trees.is_empty() {
-            let place = self.place()?;
-            place.remove(&place.trees()?)?;
+            let locked = self.lock()?;
+            locked.remove(&locked.list()?)?;
         }
-        match kept {
-            Some(kept) => self.remove(&kept, &kept.manifest.snapshots),
+        match managed {
+            Some(managed) => self.remove(&managed, &managed.manifest.snapshots),
             None => Ok(()),
         }
     }
 
-    fn remove(&self, kept: &Kept, snapshots: &[SnapshotRef]) -> Result<()> {
-        let (store, name) = (&kept.store, &kept.manifest.name);
+    fn remove(&self, managed: &ManagedContainer, snapshots: &[SnapshotRef]) -> Result<()> {
+        let (store, name) = (&managed.store, &managed.manifest.name);
         if snapshots.is_empty() {
             return Ok(());
         }
@@ -182,23 +196,24 @@ impl Front<'_> {
         let names = names.join(" ");
         let ids: Vec<_> = snapshots.iter().map(|snapshot| snapshot.id).collect();
         self.context
-            .hooked(Event::Rm, store, name, Some(&names), |_| {
+            .run_with_hooks(Event::Rm, store, name, Some(&names), |_| {
                 let mut container = recover::open(store, name)?;
                 let removal = plan(&container, &ids, Protected::Refuse)?;
                 remove(&mut container, &removal.going)?;
                 removal
                     .refused
                     .first()
-                    .map_or(Ok(()), |refused| Err(refused.error()))
+                    .map_or(Ok(()), |refused| Err(refused.to_error()))
             })
     }
 }
 
-/// Refuses a snapshot of which a part may be lost: LXC's command line has no word for taking it as it is.
+/// Fails if a part of a snapshot may be lost. LXC's command line has no option to use it nevertheless.
 fn refuse_loss(store: &Store, source: &Address) -> Result<()> {
     let refused = resolve(store, source)?.refuse_loss(store, Losses::Refuse);
     refused.map_err(|error| {
-        let hint = "inspect it (cowl mount, ls, diff); cowl restore and cowl clone take it as it is with --force";
+        let hint =
+            "inspect it (cowl mount, ls, diff), and use it with --force: cowl restore, cowl clone";
         error.hint(hint)
     })
 }

@@ -12,21 +12,21 @@ use cowl_layers::sys::namespace::{HASTY, Inside, MountNamespace, PATIENT};
 use cowl_layers::sys::users::Device;
 
 /// The time limit for detaching all copies together.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIME_LIMIT: Duration = Duration::from_secs(2);
 
-/// The mount of a daemon.
+/// The mount of the daemon.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct OwnMount {
     /// The mount point at which it was attached.
     pub(crate) path: PathBuf,
     /// The device number of its file system.
     pub(crate) device: Device,
-    home: Option<Home>,
+    origin: Option<Origin>,
 }
 
 /// The properties by which the daemon recognizes its own mount.
 #[derive(Clone, Debug)]
-struct Home {
+struct Origin {
     /// The inode number of the mount namespace in which it was attached.
     namespace: u64,
     /// The mount point, relative to the root of that namespace.
@@ -50,7 +50,7 @@ pub(super) enum Role {
 
 /// A mount of the daemon's file system, or of an overlay on it.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
+pub(super) struct FoundMount {
     /// The namespace that contains it.
     pub(super) namespace: Arc<MountNamespace>,
     /// Its line of mountinfo.
@@ -59,39 +59,30 @@ pub(super) struct Found {
     pub(super) role: Role,
 }
 
-impl Place {
+impl OwnMount {
     /// Records the properties of a mount that was just attached in the mount namespace of this thread.
-    pub(crate) fn attached(path: PathBuf, device: Device) -> Self {
-        let home = Self::home(&path, device).unwrap_or_else(|error| {
+    pub(crate) fn record(path: PathBuf, device: Device) -> Self {
+        let origin = find_origin(&path, device).unwrap_or_else(|error| {
             log::warn!("cannot read mountinfo: {error}");
             None
         });
-        Self { path, device, home }
-    }
-
-    fn home(path: &Path, device: Device) -> Result<Option<Home>> {
-        let namespace = MountNamespace::own()?;
-        let table = namespace.inside(PATIENT, Inside::mounts)?;
-        // In a chroot, `path` is only the end of the path in mountinfo.
-        let below = path.strip_prefix("/").unwrap_or(path);
-        let is_it = |mount: &&Mount| mount.device == device && mount.at.ends_with(below);
-        Ok(table.iter().rfind(is_it).map(|mount| Home {
-            namespace: namespace.ino,
-            at: mount.at.clone(),
-            covers: mountinfo::covered(&table, mount),
-        }))
+        Self {
+            path,
+            device,
+            origin,
+        }
     }
 
     /// Whether a visible process lives in the namespace in which the mount was attached; `None` if that namespace is
     /// not known.
-    pub(super) fn sees_home(&self) -> Option<bool> {
-        let (home, namespaces) = (self.home.as_ref()?, MountNamespace::all().ok()?);
-        Some(namespaces.iter().any(|one| one.ino == home.namespace))
+    pub(super) fn is_origin_visible(&self) -> Option<bool> {
+        let (origin, namespaces) = (self.origin.as_ref()?, MountNamespace::all().ok()?);
+        Some(namespaces.iter().any(|one| one.ino == origin.namespace))
     }
 
     /// Finds all mounts of the file system, and overlays on it, in the mount namespaces of all visible processes.
     /// Later mounts come first.
-    pub(super) fn find(&self) -> Result<Vec<Found>> {
+    pub(super) fn find_all(&self) -> Result<Vec<FoundMount>> {
         let mut found = Vec::new();
         for namespace in MountNamespace::all()? {
             let namespace = Arc::new(namespace);
@@ -103,8 +94,9 @@ impl Place {
                     continue;
                 }
             };
-            let mut home = self.home.as_ref();
-            home = home.filter(|home| home.namespace == namespace.ino);
+            // Set until the own mount is found in this namespace.
+            let mut origin = self.origin.as_ref();
+            origin = origin.filter(|origin| origin.namespace == namespace.ino);
             for mount in table.iter().rev() {
                 let role = if mount.layers().iter().any(|dir| dir.starts_with(&self.path)) {
                     Role::Overlay
@@ -112,16 +104,16 @@ impl Place {
                     continue;
                 } else {
                     let covers = mountinfo::covered(&table, mount);
-                    match (&self.home, home) {
+                    match (&self.origin, origin) {
                         (_, Some(own)) if own.at == mount.at && own.covers == covers => {
-                            home = None;
+                            origin = None;
                             Role::Own
                         }
                         (Some(own), _) if covers.is_some() && own.covers == covers => Role::Copy,
                         _ => Role::Bind,
                     }
                 };
-                found.push(Found {
+                found.push(FoundMount {
                     namespace: namespace.clone(),
                     mount: mount.clone(),
                     role,
@@ -132,9 +124,9 @@ impl Place {
     }
 }
 
-impl Found {
+impl FoundMount {
     /// Runs `work` on the mount in its namespace.
-    pub(super) fn act<T: Send + 'static>(
+    pub(super) fn run_inside<T: Send + 'static>(
         &self,
         patience: Duration,
         work: impl FnOnce(&Inside, &Mount) -> Result<T> + Send + 'static,
@@ -145,20 +137,34 @@ impl Found {
     }
 }
 
+/// Returns the properties of the mount at `path`, or `None` if it is not in mountinfo.
+fn find_origin(path: &Path, device: Device) -> Result<Option<Origin>> {
+    let namespace = MountNamespace::own()?;
+    let table = namespace.inside(PATIENT, Inside::mounts)?;
+    // In a chroot, `path` is only the end of the path in mountinfo.
+    let below = path.strip_prefix("/").unwrap_or(path);
+    let is_it = |mount: &&Mount| mount.device == device && mount.at.ends_with(below);
+    Ok(table.iter().rfind(is_it).map(|mount| Origin {
+        namespace: namespace.ino,
+        at: mount.at.clone(),
+        covers: mountinfo::covered(&table, mount),
+    }))
+}
+
 /// Detaches these mounts and returns how many remain.
 ///
 /// A mount remains if it is locked, because a less privileged namespace inherited it, or if a file system on the path
 /// to it does not answer.
-pub(super) fn detach_all(found: &[Found]) -> usize {
-    let mut locked = 0;
-    let until = Instant::now() + PATIENCE;
+pub(super) fn detach_all(found: &[FoundMount]) -> usize {
+    let mut remaining = 0;
+    let until = Instant::now() + TIME_LIMIT;
     for one in found {
         // A user who may create namespaces can create many that hang, so the limit covers them all.
         if Instant::now() >= until {
-            locked += 1;
+            remaining += 1;
             continue;
         }
-        match one.act(HASTY, Inside::detach) {
+        match one.run_inside(HASTY, Inside::detach) {
             Ok(()) => log::info!(
                 "detached {} in the mount namespace of pid {}",
                 one.mount.at.shown(),
@@ -167,14 +173,14 @@ pub(super) fn detach_all(found: &[Found]) -> usize {
             // It was unmounted in the meantime, together with its namespace or through propagation.
             Err(error) if matches!(error.errno(), Errno::STALE | Errno::NOENT) => {}
             Err(error) => {
-                locked += 1;
+                remaining += 1;
                 log::info!(
-                    "{} stays in the mount namespace of pid {}: {error}",
+                    "cannot detach {} in the mount namespace of pid {}: {error}",
                     one.mount.at.shown(),
                     one.namespace.pid
                 );
             }
         }
     }
-    locked
+    remaining
 }

@@ -1,8 +1,8 @@
-//! What pruning keeps: one pure function over times, kinds and tags.
+//! Decides which snapshots pruning retains: one pure function of times, kinds and tags.
 //!
-//! Days, weeks and the rest are those of a time zone, as a calendar on the wall has them. Of each, the newest
-//! snapshot stays. A snapshot that was taken while the clock was wrong counts where its time says; which ones
-//! are the last is told by their order alone.
+//! Hours, days, weeks, months and years are those of a time zone. The newest snapshot of each period is
+//! retained. A snapshot that was taken while the clock was wrong belongs to the period of its recorded time;
+//! `last` goes by the order of the list only.
 
 use std::collections::HashSet;
 
@@ -14,17 +14,17 @@ use crate::store::manifest::{SnapshotKind, SnapshotRef};
 use crate::store::retention::{Counts, Rules};
 use crate::store::span;
 
-/// What becomes of one snapshot, and why it stays; nothing: it goes.
+/// The reasons to retain one snapshot; empty if it is pruned.
 pub type Verdict = Vec<String>;
 
-/// A snapshot with its time where it can be read.
+/// A snapshot that the rules may remove, with its time if that is valid.
 struct Candidate<'s> {
     at: usize,
     snapshot: &'s SnapshotRef,
     time: Option<ZonedDateTime>,
 }
 
-/// What becomes of each snapshot, in their order, oldest first.
+/// Returns the verdict on each snapshot; both lists are ordered from oldest to newest.
 pub fn choose(
     snapshots: &[SnapshotRef],
     rules: &Rules,
@@ -33,27 +33,27 @@ pub fn choose(
 ) -> Result<Vec<Verdict>> {
     rules.check()?;
     let mut verdicts: Vec<Verdict> = vec![Verdict::new(); snapshots.len()];
-    let mut keep = |at: usize, why: String| {
+    let mut keep = |at: usize, reason: String| {
         if let Some(verdict) = verdicts.get_mut(at) {
-            verdict.push(why);
+            verdict.push(reason);
         }
     };
     let mut candidates = Vec::new();
     for (at, snapshot) in snapshots.iter().enumerate() {
-        let out_of_bounds = [
+        let exemptions = [
             (snapshot.kind == SnapshotKind::Manual && !rules.manual).then_some("manual"),
             (snapshot.protected && !rules.protected).then_some("protected"),
         ];
-        let mut free = true;
-        for why in out_of_bounds.into_iter().flatten() {
-            keep(at, why.to_owned());
-            free = false;
+        let mut removable = true;
+        for reason in exemptions.into_iter().flatten() {
+            keep(at, reason.to_owned());
+            removable = false;
         }
-        if free {
+        if removable {
             let time = snapshot.created.parse::<Timestamp>();
             let time = time.map(|time| time.to_zoned_datetime(zone.clone()));
             if let Err(error) = &time {
-                keep(at, format!("its time can't be read ({error})"));
+                keep(at, format!("invalid time ({error})"));
             }
             candidates.push(Candidate {
                 at,
@@ -63,17 +63,21 @@ pub fn choose(
         }
     }
     let last = rules.counts.last.unwrap_or_default();
-    for candidate in candidates.iter().rev().take(size(last)) {
+    for candidate in candidates.iter().rev().take(to_usize(last)) {
         keep(candidate.at, "last".to_owned());
     }
     for candidate in &candidates {
-        if let Some(tag) = rules.tags.iter().find(|tag| has(candidate.snapshot, tag)) {
+        if let Some(tag) = rules
+            .tags
+            .iter()
+            .find(|tag| has_tag(candidate.snapshot, tag))
+        {
             keep(candidate.at, format!("tag {tag}"));
         }
     }
     if let Some(within) = &rules.within {
         let now = now.to_zoned_datetime(zone.clone());
-        // Further back than the calendar goes: everything is younger.
+        // An interval that begins before the first date of the calendar includes every snapshot.
         let from = now.checked_sub(span::parse(within)?).ok();
         for candidate in &candidates {
             let time = candidate.time.as_ref();
@@ -82,7 +86,7 @@ pub fn choose(
             }
         }
     }
-    // The newest comes first; of equal times the later in the list.
+    // The newest comes first; among equal times, the later one in the list.
     candidates.retain(|candidate| candidate.time.is_some());
     candidates.sort_by(|a, b| (&b.time, b.at).cmp(&(&a.time, a.at)));
     for (count, name, period) in periods(&rules.counts) {
@@ -91,7 +95,7 @@ pub fn choose(
             let Some(time) = &candidate.time else {
                 continue;
             };
-            if seen.len() >= size(count) {
+            if seen.len() >= to_usize(count) {
                 break;
             }
             let period = period(time);
@@ -103,17 +107,17 @@ pub fn choose(
     Ok(verdicts)
 }
 
-fn size(count: u32) -> usize {
+fn to_usize(count: u32) -> usize {
     usize::try_from(count).unwrap_or(usize::MAX)
 }
 
-/// What tells one hour, day, ... from another.
+/// A function that returns the name of the period that contains a time.
 type Period = fn(&ZonedDateTime) -> String;
 
 fn periods(counts: &Counts) -> [(u32, &'static str, Period); 5] {
     let count = |count: Option<u32>| count.unwrap_or_default();
     [
-        // With the offset: the hour before the clocks are put back is not the one after.
+        // The offset distinguishes the two equal hours at the end of daylight saving time.
         (count(counts.hourly), "hour", |time| {
             format!("{} {:02}:00{}", time.date(), time.hour(), time.offset())
         }),
@@ -129,7 +133,7 @@ fn periods(counts: &Counts) -> [(u32, &'static str, Period); 5] {
     ]
 }
 
-fn has(snapshot: &SnapshotRef, tag: &str) -> bool {
+fn has_tag(snapshot: &SnapshotRef, tag: &str) -> bool {
     match tag.split_once('=') {
         Some((key, value)) => snapshot.tags.get(key).is_some_and(|found| found == value),
         None => snapshot.tags.contains_key(tag),
@@ -147,7 +151,7 @@ mod tests {
     use crate::store::manifest::{LayerId, SnapshotId};
     use crate::store::name::SnapshotName;
 
-    /// Snapshots with these times, oldest first.
+    /// Returns snapshots with these times, oldest first.
     fn snapshots(times: &[&str]) -> Vec<SnapshotRef> {
         let snapshot = |(at, time): (usize, &&str)| SnapshotRef {
             id: SnapshotId::fresh(),
@@ -169,13 +173,14 @@ mod tests {
         TimeZone::get("Europe/Berlin").unwrap()
     }
 
-    /// The numbers of those that stay.
+    /// Returns the indices of the retained snapshots.
     #[track_caller]
-    fn stay(snapshots: &[SnapshotRef], rules: &Rules) -> Vec<usize> {
+    fn retained(snapshots: &[SnapshotRef], rules: &Rules) -> Vec<usize> {
         let now = "2026-11-24T12:00:00Z".parse().unwrap();
         let verdicts = choose(snapshots, rules, now, &zone()).unwrap();
-        let stay = verdicts.iter().enumerate();
-        stay.filter_map(|(at, why)| (!why.is_empty()).then_some(at))
+        let verdicts = verdicts.iter().enumerate();
+        verdicts
+            .filter_map(|(at, reasons)| (!reasons.is_empty()).then_some(at))
             .collect()
     }
 
@@ -186,14 +191,14 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_of_each_period_stays() {
+    fn the_newest_of_each_period_is_retained() {
         let taken = snapshots(&[
             "2024-12-31T12:00:00Z", // 0
             "2025-06-01T12:00:00Z", // 1
             "2026-10-31T12:00:00Z", // 2
             "2026-11-15T12:00:00Z", // 3: Sunday of week 46
             "2026-11-16T12:00:00Z", // 4: Monday of week 47
-            "2026-11-22T22:30:00Z", // 5: Sunday, half past eleven in Berlin
+            "2026-11-22T22:30:00Z", // 5: Sunday 23:30 in Berlin
             "2026-11-22T23:30:00Z", // 6: Monday of week 48 there
             "2026-11-24T09:10:00Z", // 7
             "2026-11-24T09:50:00Z", // 8
@@ -224,26 +229,30 @@ mod tests {
                 &[1, 6, 9],
             ),
         ] {
-            assert_eq!(stay(&taken, &rules), expected, "{rules:?}");
+            assert_eq!(retained(&taken, &rules), expected, "{rules:?}");
         }
     }
 
     #[test]
-    fn days_on_which_the_clocks_are_changed() {
-        // Put back: the hour from two to three comes twice, and the day has 25.
+    fn periods_at_daylight_saving_changes() {
+        // At the end of daylight saving time, the hour from two to three occurs twice, and the day has 25
+        // hours.
         let back = snapshots(&[
-            "2026-10-24T22:10:00Z", // 0: ten past midnight
-            "2026-10-25T00:30:00Z", // 1: half past two, summer time
-            "2026-10-25T01:30:00Z", // 2: half past two, winter time
-            "2026-10-25T22:50:00Z", // 3: ten to midnight
+            "2026-10-24T22:10:00Z", // 0: 00:10
+            "2026-10-25T00:30:00Z", // 1: 02:30, daylight saving time
+            "2026-10-25T01:30:00Z", // 2: 02:30, standard time
+            "2026-10-25T22:50:00Z", // 3: 23:50
             "2026-10-25T23:10:00Z", // 4
         ]);
-        assert_eq!(stay(&back, &rules(|r| r.counts.daily = Some(2))), [3, 4]);
         assert_eq!(
-            stay(&back, &rules(|r| r.counts.hourly = Some(4))),
+            retained(&back, &rules(|r| r.counts.daily = Some(2))),
+            [3, 4]
+        );
+        assert_eq!(
+            retained(&back, &rules(|r| r.counts.hourly = Some(4))),
             [1, 2, 3, 4]
         );
-        // Put forward: the day has 23 hours.
+        // At the start of daylight saving time, the day has 23 hours.
         let forward = snapshots(&[
             "2026-03-28T22:59:00Z", // 0: the day before
             "2026-03-28T23:01:00Z", // 1
@@ -251,7 +260,7 @@ mod tests {
             "2026-03-29T22:01:00Z", // 3: the day after
         ]);
         assert_eq!(
-            stay(&forward, &rules(|r| r.counts.daily = Some(3))),
+            retained(&forward, &rules(|r| r.counts.daily = Some(3))),
             [0, 2, 3]
         );
     }
@@ -262,22 +271,25 @@ mod tests {
             "2026-11-20T10:00:00Z",
             "2031-01-01T10:00:00Z", // a wrong clock
             "2026-11-21T10:00:00Z",
-            "2026-11-21T10:00:00Z", // at the same moment
-            "2026-11-20T09:00:00Z", // put back
+            "2026-11-21T10:00:00Z", // at the same time
+            "2026-11-20T09:00:00Z", // set back
         ]);
-        assert_eq!(stay(&taken, &rules(|r| r.counts.last = Some(2))), [3, 4]);
         assert_eq!(
-            stay(&taken, &rules(|r| r.counts.daily = Some(3))),
+            retained(&taken, &rules(|r| r.counts.last = Some(2))),
+            [3, 4]
+        );
+        assert_eq!(
+            retained(&taken, &rules(|r| r.counts.daily = Some(3))),
             [0, 1, 3]
         );
         assert_eq!(
-            stay(&taken, &rules(|r| r.within = Some("4d".to_owned()))),
+            retained(&taken, &rules(|r| r.within = Some("4d".to_owned()))),
             [1, 2, 3]
         );
     }
 
     #[test]
-    fn what_is_not_asked_about_stays() {
+    fn exempt_and_tagged_snapshots_are_retained() {
         let mut taken = snapshots(&["2026-11-20T10:00:00Z"; 6]);
         taken[0].kind = SnapshotKind::Manual;
         taken[1].kind = SnapshotKind::Auto;
@@ -285,18 +297,18 @@ mod tests {
         taken[3].tags.insert("release".to_owned(), "1.0".to_owned());
         taken[4].created = "yesterday".to_owned();
         let last = rules(|r| r.counts.last = Some(1));
-        assert_eq!(stay(&taken, &last), [0, 2, 4, 5]);
+        assert_eq!(retained(&taken, &last), [0, 2, 4, 5]);
         let manual = Rules {
             manual: true,
             ..last.clone()
         };
-        assert_eq!(stay(&taken, &manual), [2, 4, 5]);
+        assert_eq!(retained(&taken, &manual), [2, 4, 5]);
         let protected = Rules {
             protected: true,
             ..last.clone()
         };
-        assert_eq!(stay(&taken, &protected), [0, 4, 5]);
-        for (tag, kept) in [
+        assert_eq!(retained(&taken, &protected), [0, 4, 5]);
+        for (tag, expected) in [
             ("release", true),
             ("release=1.0", true),
             ("release=2", false),
@@ -306,7 +318,7 @@ mod tests {
                 tags: vec![tag.to_owned()],
                 ..last.clone()
             };
-            assert_eq!(stay(&taken, &tagged).contains(&3), kept, "{tag}");
+            assert_eq!(retained(&taken, &tagged).contains(&3), expected, "{tag}");
         }
     }
 
@@ -327,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_come_back() {
+    fn rules_round_trip_through_json() {
         let rules = rules(|r| {
             r.counts.daily = Some(7);
             r.within = Some("2d".to_owned());

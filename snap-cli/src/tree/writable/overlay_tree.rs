@@ -1,4 +1,4 @@
-//! Changing a tree through the overlay in process, without a mount.
+//! A writable tree over layers that are not mounted, changed through the overlay in process.
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
@@ -16,50 +16,51 @@ use cowl_overlay::{Caller, Op, OpenOptions, Overlay, RenameFlags, SetAttr, Write
 use super::super::{
     attrs::Attrs,
     content::Blocks,
-    path::{common, split, split_first},
+    path::{common_prefix, split, split_first},
 };
-use super::{Target, absent_is_none, others};
+use super::{WritableTree, absent_is_none, unrequested};
 
-/// The overlay in process, over layers that are not mounted.
-pub(crate) struct InProcess {
+/// A tree over layers that are not mounted.
+pub(crate) struct OverlayTree {
     overlay: Overlay,
     caller: Caller,
-    way: RefCell<CachedPath>,
+    cached: RefCell<CachedPath>,
 }
 
-/// The directories on the path that was looked up last.
+/// The directories along the path of the last lookup.
 #[derive(Default)]
 struct CachedPath {
     path: Vec<u8>,
-    /// Each directory with where its name ends in the path.
-    way: Vec<(usize, Arc<Inode>)>,
+    /// Each directory with the end of its name in the path.
+    dirs: Vec<(usize, Arc<Inode>)>,
 }
 
 impl CachedPath {
-    /// Truncates it to the common prefix with a path.
-    fn back(&mut self, path: &[u8]) {
-        let same = common(&self.path, path);
+    /// Releases the directories that are not on `path`.
+    fn truncate_to(&mut self, path: &[u8]) {
+        let same = common_prefix(&self.path, path);
         let ends_here = |end: usize| path.get(end).is_none_or(|&byte| byte == b'/');
-        while let Some((end, inode)) = self.way.last()
+        while let Some((end, inode)) = self.dirs.last()
             && (*end > same || !ends_here(*end))
         {
             inode.leave();
-            self.way.pop();
+            self.dirs.pop();
         }
-        let end = self.way.last().map_or(0, |(end, _)| *end);
+        let end = self.dirs.last().map_or(0, |(end, _)| *end);
         self.path.truncate(end);
     }
 
-    /// Forgets a directory that is about to be moved or removed.
+    /// Releases a directory that is about to be moved or removed.
     fn forget(&mut self, path: &[u8]) {
-        self.back(path);
+        self.truncate_to(path);
         if self.path == path {
-            self.back(split(path).0);
+            self.truncate_to(split(path).0);
         }
     }
 }
 
-impl InProcess {
+impl OverlayTree {
+    /// Creates the tree of an overlay.
     pub(crate) fn new(overlay: Overlay) -> Self {
         let caller = Caller {
             uid: rustix::process::geteuid().as_raw(),
@@ -70,17 +71,19 @@ impl InProcess {
         Self {
             overlay,
             caller,
-            way: RefCell::default(),
+            cached: RefCell::default(),
         }
     }
 
-    /// Finds an object by its path, from the common prefix with the previous one. Nothing else changes these layers.
+    /// Looks up an object by its path, beginning at the common ancestor with the previous path.
+    ///
+    /// The cache cannot be stale, because no other process changes these layers.
     fn find(&self, op: &Op<'_>, path: &[u8]) -> Result<Arc<Inode>> {
-        let mut known = self.way.try_borrow_mut().map_err(|_| Errno::BUSY)?;
-        known.back(path);
-        let above = known.way.last().map(|(_, inode)| inode.clone());
+        let mut cached = self.cached.try_borrow_mut().map_err(|_| Errno::BUSY)?;
+        cached.truncate_to(path);
+        let above = cached.dirs.last().map(|(_, inode)| inode.clone());
         let mut inode = above.unwrap_or_else(|| self.overlay.root().clone());
-        let mut rest = path.get(known.path.len()..).unwrap_or_default();
+        let mut rest = path.get(cached.path.len()..).unwrap_or_default();
         loop {
             let (part, more) = split_first(rest);
             if part.is_empty() {
@@ -92,28 +95,29 @@ impl InProcess {
             rest = more;
             if inode.is_dir() {
                 let end = path.len() - rest.len();
-                let more = path.get(known.path.len()..end).unwrap_or_default();
-                known.path.extend_from_slice(more);
-                known.way.push((end, inode.clone()));
+                let more = path.get(cached.path.len()..end).unwrap_or_default();
+                cached.path.extend_from_slice(more);
+                cached.dirs.push((end, inode.clone()));
             }
         }
     }
 
     fn forget(&self, path: &[u8]) -> Result<()> {
-        let mut known = self.way.try_borrow_mut().map_err(|_| Errno::BUSY)?;
-        known.forget(path);
+        let mut cached = self.cached.try_borrow_mut().map_err(|_| Errno::BUSY)?;
+        cached.forget(path);
         Ok(())
     }
 
-    fn write(&self, path: &[u8], content: Option<(OwnedFd, u64)>) -> Result<()> {
+    /// Creates a regular file with a copy of `content`: the source and its size.
+    fn create_with_content(&self, path: &[u8], content: Option<(OwnedFd, u64)>) -> Result<()> {
         let op = self.overlay.begin();
         let (parent, name) = split(path);
-        let how = OpenOptions {
+        let options = OpenOptions {
             write: true,
             ..OpenOptions::default()
         };
         let parent = self.find(&op, parent)?;
-        let (inode, handle) = op.create(self.caller, &parent, &Name::new(name)?, 0o600, how)?;
+        let (inode, handle) = op.create(self.caller, &parent, &Name::new(name)?, 0o600, options)?;
         let Some((from, size)) = content else {
             self.overlay.close(&handle);
             return Ok(());
@@ -140,7 +144,7 @@ impl InProcess {
     }
 }
 
-impl Target for InProcess {
+impl WritableTree for OverlayTree {
     fn stat(&self, path: &[u8]) -> Result<Option<Stat>> {
         let op = self.overlay.begin();
         let Some(inode) = absent_is_none(self.find(&op, path))? else {
@@ -149,7 +153,7 @@ impl Target for InProcess {
         Ok(Some(op.attr(&inode)?.stat))
     }
 
-    fn names(&self, path: &[u8]) -> Result<Vec<Vec<u8>>> {
+    fn list(&self, path: &[u8]) -> Result<Vec<Vec<u8>>> {
         let op = self.overlay.begin();
         let entries = op.listing(&self.find(&op, path)?, 0)?;
         let names = entries.iter().map(|entry| entry.name().to_vec());
@@ -168,8 +172,8 @@ impl Target for InProcess {
         .map(drop)
     }
 
-    fn file(&self, path: &[u8], content: Option<(OwnedFd, u64)>) -> Result<()> {
-        self.write(path, content)
+    fn create_file(&self, path: &[u8], content: Option<(OwnedFd, u64)>) -> Result<()> {
+        self.create_with_content(path, content)
     }
 
     fn symlink(&self, path: &[u8], to: &[u8]) -> Result<()> {
@@ -179,7 +183,7 @@ impl Target for InProcess {
             .map(drop)
     }
 
-    fn node(&self, path: &[u8], kind: FileKind, rdev: u64) -> Result<()> {
+    fn mknod(&self, path: &[u8], kind: FileKind, rdev: u64) -> Result<()> {
         let op = self.overlay.begin();
         let (parent, name) = split(path);
         let mode = kind.mode_bits() | 0o600;
@@ -204,7 +208,7 @@ impl Target for InProcess {
         .map(drop)
     }
 
-    fn attrs(&self, path: &[u8], kind: FileKind, attrs: &Attrs) -> Result<()> {
+    fn set_attrs(&self, path: &[u8], kind: FileKind, attrs: &Attrs) -> Result<()> {
         let op = self.overlay.begin();
         let inode = self.find(&op, path)?;
         let owner = SetAttr {
@@ -213,9 +217,9 @@ impl Target for InProcess {
             ..SetAttr::default()
         };
         op.set_attr(self.caller, &inode, &owner, None)?;
-        let there = op.list_xattr(self.caller, &inode)?;
-        let there = there.split(|&b| b == 0).filter(|name| !name.is_empty());
-        for name in others(there, attrs) {
+        let present = op.list_xattr(self.caller, &inode)?;
+        let present = present.split(|&b| b == 0).filter(|name| !name.is_empty());
+        for name in unrequested(present, attrs) {
             op.remove_xattr(&inode, name)?;
         }
         for (name, value) in &attrs.xattrs {
@@ -230,7 +234,7 @@ impl Target for InProcess {
         op.set_attr(self.caller, &inode, &rest, None).map(drop)
     }
 
-    fn times(&self, path: &[u8], atime: SetTime, mtime: SetTime) -> Result<()> {
+    fn set_times(&self, path: &[u8], atime: SetTime, mtime: SetTime) -> Result<()> {
         let op = self.overlay.begin();
         let set = SetAttr {
             atime,
@@ -241,14 +245,14 @@ impl Target for InProcess {
             .map(drop)
     }
 
-    fn rename(&self, from: &[u8], to: &[u8], how: RenameMode) -> Result<()> {
+    fn rename(&self, from: &[u8], to: &[u8], mode: RenameMode) -> Result<()> {
         self.forget(from)?;
         self.forget(to)?;
         let op = self.overlay.begin();
         let ((old, from), (new, to)) = (split(from), split(to));
         let flags = RenameFlags {
-            no_replace: how == RenameMode::NoReplace,
-            exchange: how == RenameMode::Exchange,
+            no_replace: mode == RenameMode::NoReplace,
+            exchange: mode == RenameMode::Exchange,
             whiteout: false,
         };
         let (old, new) = (self.find(&op, old)?, self.find(&op, new)?);

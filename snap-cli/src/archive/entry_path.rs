@@ -1,4 +1,4 @@
-//! Where an entry of an archive goes: its path is checked, and what is in its way removed.
+//! The path of an archive entry: its validation, and the removal of an existing object at the path.
 
 use std::os::fd::BorrowedFd;
 
@@ -9,9 +9,10 @@ use cowl_layers::sys::{node, stat};
 
 use crate::tree::error::{Context as _, ErrorKind, Result, TreeError};
 
-/// A path of an archive in its one clean form: no leading "./", no empty or "." components.
-/// The root itself is the empty path.
-pub(super) fn clean(path: &[u8]) -> Result<Vec<u8>> {
+/// Returns the normalized form of an archive path: no leading "./", no empty or "." components.
+///
+/// The path of the root is empty. An absolute path and a path with ".." are refused.
+pub(super) fn normalize(path: &[u8]) -> Result<Vec<u8>> {
     let refuse = |what: &str| Err(TreeError::new(ErrorKind::Refused, what).at(path));
     if path.is_empty() {
         return refuse("the archive has an entry without a name");
@@ -19,39 +20,41 @@ pub(super) fn clean(path: &[u8]) -> Result<Vec<u8>> {
     if path.starts_with(b"/") {
         return refuse("the archive has an absolute path");
     }
-    let mut clean = Vec::with_capacity(path.len());
-    for part in path.split(|&byte| byte == b'/') {
-        match part {
+    let mut normalized = Vec::with_capacity(path.len());
+    for component in path.split(|&byte| byte == b'/') {
+        match component {
             b"" | b"." => {}
             b".." => return refuse("the archive has a path with '..'"),
             name => match Name::new(name) {
                 Ok(name) => {
-                    if !clean.is_empty() {
-                        clean.push(b'/');
+                    if !normalized.is_empty() {
+                        normalized.push(b'/');
                     }
-                    clean.extend_from_slice(&name);
+                    normalized.extend_from_slice(&name);
                 }
                 Err(error) if error.errno() == Errno::NAMETOOLONG => {
                     return refuse("the archive has a name of more than 255 bytes");
                 }
-                Err(_) => return refuse("the archive has a name that no file can have"),
+                Err(_) => return refuse("the archive has an invalid file name"),
             },
         }
     }
-    Ok(clean)
+    Ok(normalized)
 }
 
-/// The kind of an entry that needs a name.
+/// The kind of an entry that replaces an existing object.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum NewEntry {
     Directory,
     Other,
 }
 
-/// Clears the way for an entry: removes what has its name already, as a later entry of an archive
-/// replaces an earlier one. A folder stays when the new entry is one as well (then `true`); a folder
-/// with something in it is not replaced by anything else.
-pub(super) fn make_room(
+/// Removes an existing object with the name of a new entry, because a later entry of an archive replaces an earlier
+/// one.
+///
+/// An existing directory is retained if the new entry is a directory, too: then the result is `true`. A directory that
+/// is not empty is not replaced by another kind of entry: that is an error.
+pub(super) fn remove_existing(
     parent: BorrowedFd<'_>,
     name: &[u8],
     new: NewEntry,
@@ -60,11 +63,11 @@ pub(super) fn make_room(
     let found = match stat::stat_at(parent, name) {
         Ok(found) => found,
         Err(error) if error.errno() == Errno::NOENT => return Ok(false),
-        Err(error) => return Err(error).context("can't read", path),
+        Err(error) => return Err(error).context("cannot read", path),
     };
     if found.kind() != FileKind::Directory {
         return node::unlink(parent, name)
-            .context("can't replace", path)
+            .context("cannot replace", path)
             .map(|()| false);
     }
     if new == NewEntry::Directory {
@@ -75,11 +78,11 @@ pub(super) fn make_room(
         Err(error) if matches!(error.errno(), Errno::NOTEMPTY | Errno::EXIST) => {
             Err(TreeError::new(
                 ErrorKind::Refused,
-                "the archive replaces a folder that is not empty by something else",
+                "the archive replaces a non-empty directory by another kind of file",
             )
             .at(path))
         }
-        Err(error) => Err(error).context("can't replace", path),
+        Err(error) => Err(error).context("cannot replace", path),
     }
 }
 
@@ -88,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clean_paths() {
+    fn normalizes_paths() {
         for (path, want) in [
             (&b"./a/b"[..], &b"a/b"[..]),
             (b".", b""),
@@ -97,7 +100,7 @@ mod tests {
             (b"...", b"..."),
             (b"\xff/\n", b"\xff/\n"),
         ] {
-            assert_eq!(clean(path).unwrap(), want);
+            assert_eq!(normalize(path).unwrap(), want);
         }
         for bad in [
             &b""[..],
@@ -108,7 +111,7 @@ mod tests {
             b"a\0b",
             &[b'x'; 256],
         ] {
-            assert_eq!(clean(bad).unwrap_err().kind(), ErrorKind::Refused);
+            assert_eq!(normalize(bad).unwrap_err().kind(), ErrorKind::Refused);
         }
     }
 }

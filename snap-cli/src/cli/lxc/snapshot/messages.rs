@@ -1,4 +1,4 @@
-//! What the front says besides its data: on standard error, and in the file of `-o`.
+//! Messages of `lxc-snapshot`: on standard error, and in the log file of `-o`.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -9,18 +9,19 @@ use cowl_layers::shown::{Allowed, plain};
 use crate::cli::output;
 use crate::error::{Error, Result};
 
-/// Levels at which notes are wanted in the file.
-const LOUD: [&str; 5] = ["WARN", "NOTICE", "INFO", "DEBUG", "TRACE"];
+/// The levels at which notes are written to the log file.
+const NOTE_LEVELS: [&str; 5] = ["WARN", "NOTICE", "INFO", "DEBUG", "TRACE"];
 
-/// Where it goes.
+/// The destinations of messages.
 #[derive(Debug, Default)]
-pub(super) struct Said {
+pub(super) struct Messages {
     quiet: bool,
     file: Option<File>,
     notes: bool,
 }
 
-impl Said {
+impl Messages {
+    /// Creates a writer to standard error; with `quiet`, it does not print errors.
     pub(super) fn new(quiet: bool) -> Self {
         Self {
             quiet,
@@ -28,12 +29,12 @@ impl Said {
         }
     }
 
-    /// Has it written to a file too.
-    pub(super) fn keep(&mut self, path: &Path, level: &str) -> Result<()> {
+    /// Opens a log file, to which messages are written as well.
+    pub(super) fn open_log(&mut self, path: &Path, level: &str) -> Result<()> {
         let opened = File::options().append(true).create(true).open(path);
         self.file = Some(opened.map_err(|error| Error::at("write", path, error))?);
         let level = level.to_ascii_uppercase();
-        self.notes = LOUD.contains(&level.as_str());
+        self.notes = NOTE_LEVELS.contains(&level.as_str());
         Ok(())
     }
 
@@ -44,22 +45,22 @@ impl Said {
         let text = plain(text, Allowed::default());
         let line = format!("{} lxc-snapshot {level} {text}\n", crate::store::now());
         if let Err(error) = file.write_all(line.as_bytes()) {
-            log::warn!("cannot write the log: {error}");
+            log::warn!("cannot write to the log file: {error}");
         }
     }
 
-    /// A remark.
+    /// Prints a note.
     pub(super) fn note(&self, text: &str) {
-        output::note(text);
+        output::print_note(text);
         if self.notes {
             self.log("NOTICE", text);
         }
     }
 
-    /// What went wrong.
+    /// Prints an error, unless `-q` is given.
     pub(super) fn error(&self, error: &Error) {
         if !self.quiet {
-            output::complain(error, false);
+            output::print_error(error, output::Format::Text);
         }
         self.log("ERROR", &error.to_string());
     }

@@ -1,5 +1,5 @@
-//! Who uses a folder that is no mount: processes with files open in it, working in it, or living in it as
-//! their root.
+//! Finds the processes that use a directory which is not a mount point: open files, working and root directories,
+//! executables and mappings.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -10,20 +10,21 @@ use cowl_layers::sys::users::{command, pids};
 use super::users::{Hold, User};
 use crate::error::{Error, Result};
 
-/// All processes but this one that use something in `folder`. Those in other mount namespaces are told by
-/// their root and working directory alone.
-pub fn of(folder: &Path) -> Result<Vec<User>> {
-    let meta = fs::metadata(folder).map_err(|e| Error::at("look at", folder, e))?;
+/// Lists all processes except this one that use `dir` or anything below it.
+///
+/// Processes in other mount namespaces are recognized only if `dir` itself is their root or working directory.
+pub fn list(dir: &Path) -> Result<Vec<User>> {
+    let meta = fs::metadata(dir).map_err(|e| Error::at("inspect", dir, e))?;
     let id = (meta.dev(), meta.ino());
-    let me = std::process::id();
+    let own_pid = std::process::id();
     let mut users = Vec::new();
     for pid in pids()
         .map_err(|e| Error::at("list", Path::new("/proc"), e))?
         .into_iter()
-        .filter(|pid| *pid != me)
+        .filter(|pid| *pid != own_pid)
     {
         let proc = PathBuf::from(format!("/proc/{pid}"));
-        let holds = holds(&proc, folder, id);
+        let holds = holds(&proc, dir, id);
         if !holds.is_empty() {
             users.push(User {
                 pid,
@@ -35,26 +36,27 @@ pub fn of(folder: &Path) -> Result<Vec<User>> {
     Ok(users)
 }
 
-fn holds(proc: &Path, folder: &Path, id: (u64, u64)) -> Vec<Hold> {
-    let leads_in = |link: &Path| fs::read_link(link).is_ok_and(|to| to.starts_with(folder));
-    let is_it = |link: &Path| fs::metadata(link).is_ok_and(|meta| (meta.dev(), meta.ino()) == id);
+/// Returns the ways in which a process uses `dir`, which has the device and inode number `id`.
+fn holds(proc: &Path, dir: &Path, id: (u64, u64)) -> Vec<Hold> {
+    let is_within = |link: &Path| fs::read_link(link).is_ok_and(|to| to.starts_with(dir));
+    let is_dir = |link: &Path| fs::metadata(link).is_ok_and(|meta| (meta.dev(), meta.ino()) == id);
     let mut holds = Vec::new();
     for (name, hold) in [("cwd", Hold::Cwd), ("root", Hold::Root)] {
         let link = proc.join(name);
-        if leads_in(&link) || is_it(&link) {
+        if is_within(&link) || is_dir(&link) {
             holds.push(hold);
         }
     }
-    if leads_in(&proc.join("exe")) {
+    if is_within(&proc.join("exe")) {
         holds.push(Hold::Exe);
     }
-    // A process that is gone, or that we may not look into, holds nothing that we could name.
+    // The entries of a process that has ended, or that this process may not inspect, are omitted.
     let fds = fs::read_dir(proc.join("fd"));
     if fds
         .into_iter()
         .flatten()
         .flatten()
-        .any(|fd| leads_in(&fd.path()))
+        .any(|fd| is_within(&fd.path()))
     {
         holds.push(Hold::Open(true));
     }
@@ -63,7 +65,7 @@ fn holds(proc: &Path, folder: &Path, id: (u64, u64)) -> Vec<Hold> {
         .into_iter()
         .flatten()
         .flatten()
-        .any(|map| leads_in(&map.path()))
+        .any(|map| is_within(&map.path()))
     {
         holds.push(Hold::Map);
     }
@@ -75,16 +77,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_works_in_the_folder_is_found() {
+    fn a_process_with_its_working_directory_in_it_is_found() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().canonicalize().unwrap();
-        assert_eq!(of(&folder).unwrap(), []);
+        let path = dir.path().canonicalize().unwrap();
+        assert_eq!(list(&path).unwrap(), []);
         let mut child = std::process::Command::new("sleep")
             .arg("100")
-            .current_dir(&folder)
+            .current_dir(&path)
             .spawn()
             .unwrap();
-        let found = of(&folder).unwrap();
+        let found = list(&path).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(

@@ -1,15 +1,18 @@
-//! The marks of a layer on their way into another store: checked, and put into the attribute space that
-//! the store uses. Pure.
+//! Converts the marker xattrs of a layer for import into another store. No I/O.
+//!
+//! The markers are validated, and renamed to the xattr namespace that the store uses.
 
 use cowl_layers::format::{NumberMark, OPAQUE, OPAQUE_XATTR_WHITEOUTS, Redirect, XattrSpace};
 
-use super::member::{Member, What};
+use super::member::{EntryKind, Member};
 use crate::tree::attrs::Xattrs;
 use crate::tree::error::{ErrorKind, Result, TreeError};
 
-/// The attributes of an object of a layer, and the number that it borrows: that is said anew when all
-/// layers are there.
-pub(super) fn converted(
+/// Converts the xattrs of an object of a layer from one xattr namespace to another.
+///
+/// The inode number that the object borrowed is returned separately: its xattr is set after all layers are unpacked,
+/// because it refers to an inode of another layer.
+pub(super) fn convert(
     from: XattrSpace,
     to: XattrSpace,
     member: &Member,
@@ -19,8 +22,9 @@ pub(super) fn converted(
         let found = xattrs.iter().find(|(name, _)| name == mark.as_bytes());
         Ok::<_, std::convert::Infallible>(found.map(|(_, value)| value.clone()))
     };
-    let Ok(ours) = from.not_a_users(value);
-    let holds_marks = to == XattrSpace::Trusted || matches!(member.what, What::File | What::Folder);
+    let Ok(ours) = from.internal_xattr(value);
+    let holds_marks =
+        to == XattrSpace::Trusted || matches!(member.kind, EntryKind::File | EntryKind::Directory);
     let (mut new, mut number) = (Xattrs::new(), None);
     for (name, value) in xattrs {
         let Some(mark) = name.strip_prefix(from.prefix().as_bytes()) else {
@@ -29,21 +33,21 @@ pub(super) fn converted(
         };
         let is_ours = ours.is_some_and(|ours| ours.as_bytes() == name);
         if let (Some(shown), false) = (from.to_mount(&name), is_ours) {
-            // A user's, who has an overlay of his own.
+            // Not a marker of cowl, but an xattr of a nested overlay inside the container.
             new.push((to.to_disk(&shown).into_owned(), value));
             continue;
         }
         if mark == b"cowl.ino" {
             match NumberMark::parse(&value) {
                 Ok(Some(mark)) => number = Some(mark),
-                // Of a later version, which passes for none.
+                // A later version of the format: ignored, as by a mount.
                 Ok(None) => {}
-                Err(_) => return Err(wrong(member, mark)),
+                Err(_) => return Err(invalid(member, mark)),
             }
             continue;
         }
-        if !fits(mark, &value, member) {
-            return Err(wrong(member, mark));
+        if !is_valid(mark, &value, member) {
+            return Err(invalid(member, mark));
         }
         if holds_marks {
             new.push(([to.prefix().as_bytes(), mark].concat(), value));
@@ -52,24 +56,27 @@ pub(super) fn converted(
     Ok((new, number))
 }
 
-fn wrong(member: &Member, mark: &[u8]) -> TreeError {
+fn invalid(member: &Member, mark: &[u8]) -> TreeError {
     let what = format!(
-        "the archive has a mark of the overlay that can't be true: {}",
+        "the archive has an invalid marker xattr of the overlay: {}",
         mark.escape_ascii()
     );
     TreeError::new(ErrorKind::Refused, what).at(member.path.as_slice())
 }
 
-/// Whether an object of this kind may have the mark, and with this value.
-fn fits(mark: &[u8], value: &[u8], member: &Member) -> bool {
-    let (file, folder) = (member.what == What::File, member.what == What::Folder);
+/// Returns whether an object of this kind can have the marker, and with this value.
+fn is_valid(mark: &[u8], value: &[u8], member: &Member) -> bool {
+    let (is_file, is_dir) = (
+        member.kind == EntryKind::File,
+        member.kind == EntryKind::Directory,
+    );
     match mark {
-        b"opaque" => folder && (value == OPAQUE || value == OPAQUE_XATTR_WHITEOUTS),
-        b"redirect" => (file || folder) && Redirect::parse(value).is_ok(),
-        b"metacopy" => file,
-        b"whiteout" | b"cowl.node" => file && member.stored == 0,
-        b"cowl.nodes" => folder,
-        // Others mean nothing to us.
+        b"opaque" => is_dir && (value == OPAQUE || value == OPAQUE_XATTR_WHITEOUTS),
+        b"redirect" => (is_file || is_dir) && Redirect::parse(value).is_ok(),
+        b"metacopy" => is_file,
+        b"whiteout" | b"cowl.node" => is_file && member.stored == 0,
+        b"cowl.nodes" => is_dir,
+        // Other names have no effect in a mount.
         _ => true,
     }
 }
@@ -81,11 +88,11 @@ mod tests {
     use cowl_layers::sys::attr::SetTime;
     use cowl_layers::sys::stat::Time;
 
-    fn member(what: What) -> Member {
+    fn member(kind: EntryKind) -> Member {
         let time = SetTime::At(Time { secs: 0, nanos: 0 });
         Member {
             path: b"p".to_vec(),
-            what,
+            kind,
             attrs: Attrs {
                 perm: 0,
                 uid: 0,
@@ -96,13 +103,18 @@ mod tests {
             },
             stored: 0,
             sparse: None,
-            own: Default::default(),
+            cowl: Default::default(),
         }
     }
 
-    fn go(from: XattrSpace, to: XattrSpace, what: What, one: (&str, &[u8])) -> Result<Vec<String>> {
+    fn convert_one(
+        from: XattrSpace,
+        to: XattrSpace,
+        kind: EntryKind,
+        one: (&str, &[u8]),
+    ) -> Result<Vec<String>> {
         let xattrs = vec![(one.0.as_bytes().to_vec(), one.1.to_vec())];
-        let (new, _) = converted(from, to, &member(what), xattrs)?;
+        let (new, _) = convert(from, to, &member(kind), xattrs)?;
         Ok(new
             .into_iter()
             .map(|(name, _)| String::from_utf8(name).unwrap())
@@ -110,93 +122,97 @@ mod tests {
     }
 
     #[test]
-    fn marks_change_their_space_and_users_attributes_keep_theirs() {
+    fn markers_change_namespace_and_xattrs_of_nested_overlays_do_not() {
         use XattrSpace::{Trusted, User};
-        for (from, to, what, (name, value), want) in [
+        for (from, to, kind, (name, value), want) in [
             (
                 Trusted,
                 User,
-                What::Folder,
+                EntryKind::Directory,
                 ("trusted.overlay.opaque", "y"),
                 Some("user.overlay.opaque"),
             ),
             (
                 User,
                 Trusted,
-                What::Folder,
+                EntryKind::Directory,
                 ("user.overlay.redirect", "/a"),
                 Some("trusted.overlay.redirect"),
             ),
             (
                 Trusted,
                 Trusted,
-                What::File,
+                EntryKind::File,
                 ("trusted.overlay.metacopy", ""),
                 Some("trusted.overlay.metacopy"),
             ),
-            // What can hold no user.* attribute loses a mark that it can do without.
+            // An object that cannot have user.* xattrs loses an optional marker.
             (
                 Trusted,
                 User,
-                What::Fifo,
+                EntryKind::Fifo,
                 ("trusted.overlay.origin", ""),
                 None,
             ),
-            // A user's own: the same to the user afterwards.
+            // An xattr of a nested overlay looks the same inside the container afterwards.
             (
                 Trusted,
                 User,
-                What::File,
+                EntryKind::File,
                 ("user.overlay.opaque", "y"),
                 Some("user.overlay.overlay.opaque"),
             ),
             (
                 User,
                 Trusted,
-                What::File,
+                EntryKind::File,
                 ("user.overlay.overlay.opaque", "y"),
                 Some("user.overlay.opaque"),
             ),
             (
                 Trusted,
                 Trusted,
-                What::File,
+                EntryKind::File,
                 ("trusted.overlay.overlay.x", ""),
                 Some("trusted.overlay.overlay.x"),
             ),
             (
                 Trusted,
                 User,
-                What::File,
+                EntryKind::File,
                 ("security.capability", "c"),
                 Some("security.capability"),
             ),
         ] {
-            let got = go(from, to, what, (name, value.as_bytes())).unwrap();
+            let got = convert_one(from, to, kind, (name, value.as_bytes())).unwrap();
             assert_eq!(got, Vec::from_iter(want), "{name}");
         }
     }
 
     #[test]
-    fn marks_that_lie_are_refused() {
+    fn invalid_markers_are_refused() {
         let space = XattrSpace::Trusted;
-        for (what, name, value) in [
+        for (kind, name, value) in [
             (
-                What::Symlink(b"x".to_vec()),
+                EntryKind::Symlink(b"x".to_vec()),
                 "trusted.overlay.redirect",
                 "/a",
             ),
-            (What::Symlink(b"x".to_vec()), "trusted.overlay.opaque", "y"),
-            (What::File, "trusted.overlay.opaque", "y"),
-            (What::Folder, "trusted.overlay.opaque", "yes"),
-            (What::Folder, "trusted.overlay.redirect", "/a/../.."),
-            (What::Folder, "trusted.overlay.redirect", "a/b"),
-            (What::Folder, "trusted.overlay.redirect", ""),
-            (What::Folder, "trusted.overlay.metacopy", ""),
-            (What::Fifo, "trusted.overlay.whiteout", ""),
-            (What::Folder, "trusted.overlay.cowl.ino", ""),
+            (
+                EntryKind::Symlink(b"x".to_vec()),
+                "trusted.overlay.opaque",
+                "y",
+            ),
+            (EntryKind::File, "trusted.overlay.opaque", "y"),
+            (EntryKind::Directory, "trusted.overlay.opaque", "yes"),
+            (EntryKind::Directory, "trusted.overlay.redirect", "/a/../.."),
+            (EntryKind::Directory, "trusted.overlay.redirect", "a/b"),
+            (EntryKind::Directory, "trusted.overlay.redirect", ""),
+            (EntryKind::Directory, "trusted.overlay.metacopy", ""),
+            (EntryKind::Fifo, "trusted.overlay.whiteout", ""),
+            (EntryKind::Directory, "trusted.overlay.cowl.ino", ""),
         ] {
-            let got = go(space, space, what, (name, value.as_bytes()));
+            let got = convert_one(space, space, kind, (name, value.as_bytes()));
             assert_eq!(
                 got.unwrap_err().kind(),
                 ErrorKind::Refused,
