@@ -1,49 +1,50 @@
-//! User and group ids as the mount shows them and as they lie on disk. Pure.
+//! Translation between the user and group ids visible on the mount and those on disk. Pure functions.
 
-/// One run of ids: `count` of them from `mount` on lie on disk from `disk` on.
+/// A range of `count` ids, which begins at `mount` on the mount and at `disk` on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
-    /// The first id as the mount shows it.
+pub struct IdRange {
+    /// The first id visible on the mount.
     pub mount: u32,
     /// The first id on disk.
     pub disk: u32,
-    /// How many.
+    /// The number of ids.
     pub count: u32,
 }
 
-/// The id that stands for every id that no range covers (the kernel's overflow id).
+/// The id visible in place of every id that no range covers (the kernel's overflow id).
 pub const OVERFLOW: u32 = 65534;
 
-/// A map of ids. Without ranges nothing is mapped.
+/// An id map. Without ranges it maps each id to itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdMap {
-    ranges: Vec<Range>,
-    /// Everything shows as this id (`squash_to_root`, `squash_to_uid`).
+    ranges: Vec<IdRange>,
+    /// The id visible in place of every id (`squash_to_root`, `squash_to_uid`).
     squash: Option<u32>,
 }
 
 impl IdMap {
-    /// A map of these ranges.
-    pub fn new(ranges: Vec<Range>, squash: Option<u32>) -> Self {
+    /// Creates a map of these ranges. With `squash`, every id on disk is visible as that id.
+    pub fn new(ranges: Vec<IdRange>, squash: Option<u32>) -> Self {
         Self { ranges, squash }
     }
 
-    /// The text form: `disk:mount:count`, as fuse-overlayfs reads it; more of them after further
-    /// colons; a leading colon is passed over (podman writes one).
-    pub fn parse(text: &str) -> Result<Vec<Range>, String> {
+    /// Parses ranges in the syntax of fuse-overlayfs: `disk:mount:count`, repeated with colons between them. Ignores
+    /// leading colons, because podman writes one.
+    pub fn parse(text: &str) -> Result<Vec<IdRange>, String> {
         let numbers: Result<Vec<u32>, _> = text
             .trim_start_matches(':')
             .split(':')
             .map(str::parse)
             .collect();
-        let numbers = numbers.map_err(|_| format!("'{text}' is no list of numbers"))?;
+        let numbers = numbers
+            .map_err(|_| format!("'{text}' is not a list of numbers separated by colons"))?;
         let ranges = numbers.chunks(3).map(|chunk| match *chunk {
             [disk, mount, count] if count > 0 => {
                 let fits = |first: u32| first.checked_add(count - 1).is_some();
                 if fits(mount) && fits(disk) {
-                    Ok(Range { mount, disk, count })
+                    Ok(IdRange { mount, disk, count })
                 } else {
-                    Err(format!("'{text}': a range ends above the largest id"))
+                    Err(format!("'{text}': a range exceeds the largest id"))
                 }
             }
             _ => Err(format!("'{text}' is not of the form disk:mount:count")),
@@ -51,7 +52,7 @@ impl IdMap {
         ranges.collect()
     }
 
-    /// How an id on disk shows.
+    /// Returns the id visible on the mount for an id on disk.
     pub fn to_mount(&self, disk: u32) -> u32 {
         if let Some(id) = self.squash {
             return id;
@@ -60,23 +61,23 @@ impl IdMap {
             .unwrap_or(OVERFLOW)
     }
 
-    /// Under which id something lies on disk; `None` when the map does not cover it.
+    /// Returns the id on disk for an id on the mount; `None` if no range covers it.
     pub fn to_disk(&self, mount: u32) -> Option<u32> {
         self.translate(mount, |range| (range.mount, range.disk))
     }
 
-    fn translate(&self, id: u32, ends: impl Fn(&Range) -> (u32, u32)) -> Option<u32> {
+    fn translate(&self, id: u32, endpoints: impl Fn(&IdRange) -> (u32, u32)) -> Option<u32> {
         if self.ranges.is_empty() {
             return Some(id);
         }
         self.ranges.iter().find_map(|range| {
-            let (from, to) = ends(range);
+            let (from, to) = endpoints(range);
             let offset = id.checked_sub(from)?;
             (offset < range.count).then(|| to + offset)
         })
     }
 
-    /// Whether ids show as they lie on disk.
+    /// Whether each id is visible as it is on disk.
     pub fn is_identity(&self) -> bool {
         self.ranges.is_empty() && self.squash.is_none()
     }
@@ -99,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn no_ranges_map_nothing_and_squashing_shows_one() {
+    fn without_ranges_ids_are_unchanged_and_squash_maps_all_to_one() {
         assert_eq!(IdMap::default().to_mount(7), 7);
         assert_eq!(IdMap::default().to_disk(7), Some(7));
         let squashed = IdMap::new(Vec::new(), Some(0));
@@ -108,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_map() {
+    fn parse_rejects_invalid_ranges() {
         for bad in [
             "",
             "1",

@@ -1,20 +1,21 @@
-//! The file system itself: what every operation means, in process, without a mount and without root.
+//! A copy-on-write overlay in process: its operations run without a mount and without root privileges.
 //!
-//! It does not know the FUSE protocol (the daemon translates) and makes system calls through
-//! [`cowl_layers::sys`] only. An operation runs on an [`Op`], which holds the stack still while it lasts;
-//! [`Overlay::push_layer`] waits for all of them.
+//! The crate does not implement the FUSE protocol (the daemon `cowlfs` does) and makes system calls only through
+//! [`cowl_layers::sys`]. Each operation runs on an [`Op`], which holds a shared lock on the stack of layers;
+//! [`Overlay::push_layer`] takes the exclusive lock, and so waits for all operations.
 //!
-//! The modules, each of which uses only those before it (docs/decisions/0024):
+//! Modules, each of which uses only those above it (docs/decisions/0024):
 //!
-//! - [`inode`]: the objects that are known, without system calls; [`idmap`] and [`plan`]: pure functions;
-//! - `reach`: the context of an operation, and the way from an inode to its object on disk;
-//! - `names`: lookup, and all names of a file; `listing`: reading directories;
-//! - `copy_up`: moving an object into the layer that is written;
+//! - [`inode`]: the table of known inodes and their state, without system calls; [`idmap`] and [`plan`]: pure
+//!   functions;
+//! - `reach`: the context of an operation; from an inode to its object on disk;
+//! - `names`: lookup, and all names of a file; `listing`: readdir;
+//! - `copy_up`: copies of lower objects in the upper layer;
 //! - `content`: open files;
 //! - `metadata`: attributes and xattrs;
-//! - `change`: creation, links, removal, rename;
-//! - `overlay`, `services`, `op`: the mount's state, the assembly of the above, and the public operations;
-//!   `push`, `kernel_index`: changes of the stack, and taking over layers of the kernel's overlayfs.
+//! - `change`: creation, hard links, removal, rename;
+//! - `overlay`, `services`, `op`: the state of a mount, the assembly of the modules above, and the public operations;
+//!   `push`, `kernel_index`: a new top layer, and adoption of layers that the kernel's overlayfs wrote.
 
 mod change;
 mod content;

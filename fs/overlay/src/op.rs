@@ -1,4 +1,4 @@
-//! The operations of the file system.
+//! The public operations of an overlay. They correspond to the system calls that a mount serves.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use cowl_layers::sys;
 use cowl_layers::sys::copy::SyncScope;
 use cowl_layers::sys::stat::{FileKind, Stat};
 
-/// One operation: the stack does not change while it lives.
+/// An operation in progress. It holds a shared lock on the stack, which therefore does not change.
 #[derive(Debug)]
 pub struct Op<'a> {
     overlay: &'a Overlay,
@@ -24,7 +24,10 @@ pub struct Op<'a> {
 }
 
 impl Overlay {
-    /// Begins an operation. A thread must not begin a second one inside it.
+    /// Begins an operation by taking a shared lock on the stack.
+    ///
+    /// A thread must not begin a second operation before it drops the first: if another thread waits for the
+    /// exclusive lock, the second shared lock deadlocks.
     pub fn begin(&self) -> Op<'_> {
         Op {
             overlay: self,
@@ -34,6 +37,7 @@ impl Overlay {
 }
 
 impl Op<'_> {
+    /// Returns the services that implement the operations.
     pub(crate) fn services(&self) -> Services<'_> {
         Services {
             cx: &self.cx,
@@ -41,16 +45,16 @@ impl Op<'_> {
         }
     }
 
-    /// Returns the objects whose cached attributes must be invalidated before this operation is answered,
-    /// and forgets them.
+    /// Takes the list of objects whose attributes in the kernel's cache must be invalidated before the reply to this
+    /// operation is sent.
     ///
-    /// The kernel invalidates by itself what a request changes by its kind: the times and the size after a
-    /// write, the change time after setxattr(2), everything of a parent directory. Listed here is the rest.
+    /// The kernel itself invalidates the attributes that a request of this type changes: times and size after a
+    /// write, the ctime after setxattr(2), all attributes of a parent directory. The list contains the others.
     pub fn take_stale(&self) -> Vec<Arc<Inode>> {
         self.cx.take_stale()
     }
 
-    /// Returns the inode with this number; ESTALE if it is not known.
+    /// Returns the inode with the node id `ino`. Fails with ESTALE if the table does not contain it.
     pub fn inode(&self, ino: u64) -> Result<Arc<Inode>> {
         self.overlay
             .inodes
@@ -58,7 +62,7 @@ impl Op<'_> {
             .ok_or(Error::Errno(Errno::STALE))
     }
 
-    /// Returns statvfs(3) of the file system that is written, else of the topmost layer's.
+    /// Returns statvfs(3) of the topmost layer's file system, which is the upper's on a writable overlay.
     pub fn statfs(&self) -> Result<rustix::fs::StatVfs> {
         let layers = self.cx.stack.view().layers();
         let layer = layers
@@ -69,7 +73,7 @@ impl Op<'_> {
 
     // Names.
 
-    /// Finds an object by its path from the root, component by component.
+    /// Looks up a path relative to the root, component by component. Does not follow symbolic links.
     pub fn lookup_path(&self, path: &[u8]) -> Result<Arc<Inode>> {
         let names = self.services().names();
         let mut inode = self.overlay.root.clone();
@@ -81,12 +85,12 @@ impl Op<'_> {
         Ok(inode)
     }
 
-    /// Returns the object `name` in `parent`.
+    /// Looks up `name` in `parent`; `None` if it does not exist.
     pub fn lookup(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Arc<Inode>>> {
         self.services().names().lookup(parent, name)
     }
 
-    /// Returns the object `name` in `parent` and its attributes.
+    /// Looks up `name` in `parent`, and returns the inode with its attributes; `None` if it does not exist.
     pub fn lookup_attr(
         &self,
         parent: &Arc<Inode>,
@@ -95,18 +99,19 @@ impl Op<'_> {
         self.services().attributes().lookup(parent, name)
     }
 
-    /// Returns the listing of a directory, to be read on from `offset`. From the beginning it is read anew, so
-    /// that rewinddir(3) shows new names.
+    /// Returns a listing of a directory for a readdir request at `offset`.
+    ///
+    /// At offset 0 the directory is read again, so that new names are visible after rewinddir(3).
     pub fn listing(&self, inode: &Arc<Inode>, offset: u64) -> Result<Arc<Listing>> {
         self.services().read_dir().listing(inode, offset)
     }
 
-    /// Returns the number that an entry of a listing shows.
+    /// Returns the visible inode number (`d_ino`) of an entry in a listing.
     pub fn entry_ino(&self, listing: &Listing, entry: &DirEntry) -> Result<u64> {
         self.services().read_dir().entry_ino(listing, entry)
     }
 
-    /// Returns the target of a symbolic link.
+    /// Returns the target of a symbolic link. Fails with EINVAL for an object of any other type.
     pub fn read_link(&self, inode: &Inode) -> Result<Vec<u8>> {
         if inode.kind() != FileKind::Symlink {
             return Err(Error::Errno(Errno::INVAL));
@@ -114,7 +119,7 @@ impl Op<'_> {
         sys::dir::readlink_fd(&*access_path(inode)?)
     }
 
-    /// Makes a directory.
+    /// Creates a directory.
     pub fn mkdir(
         &self,
         caller: Caller,
@@ -125,7 +130,7 @@ impl Op<'_> {
         self.services().create().mkdir(caller, parent, name, mode)
     }
 
-    /// Makes an empty file, a FIFO, a socket or a device.
+    /// Creates an empty file, a FIFO, a socket or a device. The type bits of `mode` select which.
     pub fn mknod(
         &self,
         caller: Caller,
@@ -138,7 +143,7 @@ impl Op<'_> {
         create.mknod(caller, parent, name, mode, rdev)
     }
 
-    /// Makes a symbolic link.
+    /// Creates a symbolic link.
     pub fn symlink(
         &self,
         caller: Caller,
@@ -150,38 +155,38 @@ impl Op<'_> {
         create.symlink(caller, parent, name, target)
     }
 
-    /// Makes a regular file and opens it.
+    /// Creates a regular file and opens it.
     pub fn create(
         &self,
         caller: Caller,
         parent: &Arc<Inode>,
         name: &Name,
         mode: u32,
-        how: OpenOptions,
+        options: OpenOptions,
     ) -> Result<(Arc<Inode>, Arc<FileHandle>)> {
-        let (inode, opened, _) = self.create_attr(caller, parent, name, mode, how)?;
+        let (inode, opened, _) = self.create_attr(caller, parent, name, mode, options)?;
         Ok((inode, opened.handle))
     }
 
-    /// Like [`Op::create`], with the attributes of the file.
+    /// Creates a regular file, opens it, and returns its attributes as well.
     pub fn create_attr(
         &self,
         caller: Caller,
         parent: &Arc<Inode>,
         name: &Name,
         mode: u32,
-        how: OpenOptions,
+        options: OpenOptions,
     ) -> Result<(Arc<Inode>, Opened, Attr)> {
         let create = self.services().create();
-        create.create(caller, parent, name, mode, how)
+        create.create(caller, parent, name, mode, options)
     }
 
-    /// Gives a file one more name.
+    /// Creates a hard link to a file.
     pub fn link(&self, inode: &Arc<Inode>, parent: &Arc<Inode>, name: &Name) -> Result<Arc<Inode>> {
         self.services().link().link(inode, parent, name)
     }
 
-    /// Removes a name that is not a directory.
+    /// Removes the name of an object that is not a directory.
     pub fn unlink(&self, parent: &Arc<Inode>, name: &Name) -> Result<()> {
         self.services().remove().unlink(parent, name)
     }
@@ -191,7 +196,7 @@ impl Op<'_> {
         self.services().remove().rmdir(parent, name)
     }
 
-    /// Gives the object `name` in `parent` the name `new_name` in `new_parent`.
+    /// Renames `name` in `parent` to `new_name` in `new_parent`.
     pub fn rename(
         &self,
         caller: Caller,
@@ -212,12 +217,15 @@ impl Op<'_> {
         self.services().attributes().attr(inode)
     }
 
-    /// Returns an object's attributes on disk, unmodified.
+    /// Returns the attributes of an object on disk, without the overlay's inode number, link count, times and mapped
+    /// ids.
     pub fn stat_on_disk(&self, inode: &Inode) -> Result<Stat> {
         stat_on_disk(inode)
     }
 
-    /// Changes attributes. An empty change is the kernel's request to drop setuid, setgid and capabilities
+    /// Changes attributes and returns the new ones.
+    ///
+    /// An empty `set` is the kernel's request to clear the setuid and setgid bits and file capabilities
     /// (FUSE_HANDLE_KILLPRIV_V2).
     pub fn set_attr(
         &self,
@@ -230,17 +238,17 @@ impl Op<'_> {
         attributes.set_attr(caller, inode, set, handle)
     }
 
-    /// Returns the value of an xattr; ENODATA if it does not exist.
+    /// Returns the value of an xattr. Fails with ENODATA if it does not exist.
     pub fn get_xattr(&self, inode: &Arc<Inode>, name: &[u8]) -> Result<Vec<u8>> {
         self.services().xattrs().get(inode, name)
     }
 
-    /// Returns the names of all xattrs, each followed by a NUL, as listxattr(2) does.
+    /// Returns the names of all xattrs that `caller` may list, each terminated by a NUL byte as in listxattr(2).
     pub fn list_xattr(&self, caller: Caller, inode: &Arc<Inode>) -> Result<Vec<u8>> {
         self.services().xattrs().list(caller, inode)
     }
 
-    /// Sets an xattr; `flags` as setxattr(2) takes them.
+    /// Sets an xattr. `flags` are those of setxattr(2).
     pub fn set_xattr(
         &self,
         caller: Caller,
@@ -253,7 +261,7 @@ impl Op<'_> {
         xattrs.set(caller, inode, name, value, flags)
     }
 
-    /// Removes an xattr; ENODATA if it does not exist.
+    /// Removes an xattr. Fails with ENODATA if it does not exist.
     pub fn remove_xattr(&self, inode: &Arc<Inode>, name: &[u8]) -> Result<()> {
         self.services().xattrs().remove(inode, name)
     }
@@ -265,65 +273,80 @@ impl Op<'_> {
         &self,
         caller: Caller,
         inode: &Arc<Inode>,
-        how: OpenOptions,
+        options: OpenOptions,
     ) -> Result<Arc<FileHandle>> {
-        let opened = self.open_lazily(caller, inode, how, |_| false)?;
+        let opened = self.open_lazily(caller, inode, options, |_| false)?;
         Ok(opened.handle)
     }
 
-    /// Like [`Op::open`], but the content is not opened before a request through the handle needs it if `known`
-    /// says that this version of it was opened before, or if it is data of a layer that is only read.
+    /// Opens a regular file, and defers opening its content on disk until a request on the handle needs it, where
+    /// that is possible.
+    ///
+    /// It is possible in an open only for reading, if the content is plain data of a read-only layer or if
+    /// `is_known` returns true for the present content version, that is, if the caller opened this version before.
     pub fn open_lazily(
         &self,
         caller: Caller,
         inode: &Arc<Inode>,
-        how: OpenOptions,
-        known: impl FnOnce(u32) -> bool,
+        options: OpenOptions,
+        is_known: impl FnOnce(u32) -> bool,
     ) -> Result<Opened> {
-        self.services().content().open(caller, inode, how, known)
+        self.services()
+            .content()
+            .open(caller, inode, options, is_known)
     }
 
-    /// Whether an open file's content lies in the layer that is written.
+    /// Whether the content of an open file is in the upper layer.
     pub fn is_content_in_upper(&self, handle: &FileHandle) -> Result<bool> {
         self.services().content().is_in_upper(handle)
     }
 
-    /// Reads into `buffer`; fewer bytes than its size only at the end of the file.
-    pub fn read(&self, handle: &FileHandle, at: u64, buffer: &mut [u8]) -> Result<usize> {
-        self.services().content().read(handle, at, buffer)
+    /// Reads into `buffer` and returns the number of bytes read, less than its length only at the end of the file.
+    pub fn read(&self, handle: &FileHandle, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        self.services().content().read(handle, offset, buffer)
     }
 
-    /// Writes `data`, on a full disk as much of it as fits, and returns the number of bytes written.
-    pub fn write(&self, handle: &FileHandle, at: u64, data: &[u8], by: Writer) -> Result<usize> {
-        self.services().content().write(handle, at, data, by)
+    /// Writes `data` and returns the number of bytes written, less than its length only if the disk is full.
+    pub fn write(
+        &self,
+        handle: &FileHandle,
+        offset: u64,
+        data: &[u8],
+        by: Writer,
+    ) -> Result<usize> {
+        self.services().content().write(handle, offset, data, by)
     }
 
-    /// Writes a file to the disk.
+    /// Syncs a file to disk.
     pub fn fsync(&self, handle: &FileHandle, scope: SyncScope) -> Result<()> {
         self.services().content().fsync(handle, scope)
     }
 
-    /// Writes the name of a new copy-up to the disk, unless that was done since.
+    /// Syncs the name of a copied-up file to disk, unless a sync since the copy-up did.
     pub fn sync_name(&self, handle: &FileHandle) -> Result<()> {
         self.services().content().sync_name(handle)
     }
 
-    /// Writes a directory's names to the disk.
+    /// Syncs the names in a directory to disk.
     pub fn fsync_dir(&self, inode: &Inode) -> Result<()> {
         self.services().content().fsync_dir(inode)
     }
 
-    /// fallocate(2), with the flags as the system call takes them.
-    pub fn fallocate(&self, handle: &FileHandle, mode: u32, at: u64, len: u64) -> Result<()> {
-        self.services().content().fallocate(handle, mode, at, len)
+    /// Allocates or deallocates a range of a file. `mode` has the flags of fallocate(2).
+    pub fn fallocate(&self, handle: &FileHandle, mode: u32, offset: u64, len: u64) -> Result<()> {
+        self.services()
+            .content()
+            .fallocate(handle, mode, offset, len)
     }
 
-    /// lseek(2) with SEEK_DATA or SEEK_HOLE; the kernel handles the other kinds itself.
-    pub fn seek(&self, handle: &FileHandle, at: u64, to: SeekTo) -> Result<u64> {
-        self.services().content().seek(handle, at, to)
+    /// Returns the offset of the next data or hole at or after `offset`, as lseek(2) with SEEK_DATA or SEEK_HOLE. The
+    /// kernel handles the other values of `whence` itself.
+    pub fn seek(&self, handle: &FileHandle, offset: u64, to: SeekTo) -> Result<u64> {
+        self.services().content().seek(handle, offset, to)
     }
 
-    /// Copies between two open files below the mount, without the data passing through this process.
+    /// Copies data between two open files with copy_file_range(2), without a copy through this process. `from` and
+    /// `to` are handles with offsets.
     pub fn copy_file_range(
         &self,
         from: (&FileHandle, u64),
@@ -333,7 +356,7 @@ impl Op<'_> {
         self.services().content().copy_file_range(from, to, len)
     }
 
-    /// Starts write-back of a file that was truncated before, when a descriptor of it is closed.
+    /// Starts write-back of a file that was truncated since its last close; called when a descriptor is closed.
     pub fn close_truncated(&self, handle: &FileHandle, close: Close) -> Result<()> {
         self.services().content().close_truncated(handle, close)
     }

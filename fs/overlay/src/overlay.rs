@@ -21,7 +21,7 @@ use cowl_layers::sys;
 use cowl_layers::sys::stat::FileKind;
 use cowl_layers::view::View;
 
-/// A mounted stack, without the mount.
+/// An overlay of several layers, independent of a mount.
 #[derive(Debug)]
 pub struct Overlay {
     pub(crate) stack: RwLock<Stack>,
@@ -35,14 +35,14 @@ pub struct Overlay {
     pub(crate) absent: LastAbsent,
     pub(crate) opens: OpenCounts,
     pub(crate) descriptors: ContentDescriptors,
-    /// The number of files that the kernel may write to without a request.
+    /// The number of files that the kernel may write to without a request to the daemon (passthrough).
     pub(crate) passthrough_writers: Arc<AtomicU32>,
-    /// Shared locks on the layers that are only read, held while the mount lives.
+    /// Shared locks on the lower layers, held until the mount ends.
     pub(crate) locks: Mutex<Vec<OwnedFd>>,
 }
 
 impl Overlay {
-    /// Returns an overlay of `lowers` (topmost first) under an optional upper.
+    /// Creates an overlay of `lowers`, topmost first, and an optional upper layer. Without one it is read-only.
     pub fn new(
         upper: Option<Arc<Upper>>,
         lowers: Vec<Arc<Layer>>,
@@ -66,7 +66,7 @@ impl Overlay {
                 Inode::new(ino, FileKind::Directory, state)
             })
             .ok_or(Error::Damaged(
-                "a root folder that is known before it is made",
+                "the root inode is in the table before it was created",
             ))?;
         inodes.count_lookup(&root);
         Ok(Self {
@@ -86,14 +86,14 @@ impl Overlay {
         })
     }
 
-    /// Puts the overlay over data-only layers, topmost first.
+    /// Adds data-only layers below the lower layers, topmost first.
     #[must_use]
     pub fn with_data_layers(mut self, data: Vec<Arc<Layer>>) -> Self {
         self.stack.get_mut().add_data_layers(data);
         self
     }
 
-    /// Holds locks on layers until the mount ends.
+    /// Holds these locks on layers until the mount ends.
     pub fn hold_locks(&self, locks: Vec<OwnedFd>) {
         self.locks.lock().extend(locks);
     }
@@ -103,7 +103,7 @@ impl Overlay {
         &self.root
     }
 
-    /// Records that the kernel forgot `count` of its lookups of an inode.
+    /// Subtracts `count` from the lookup count of an inode (FUSE_FORGET), and drops the inode at zero.
     pub fn forget(&self, ino: u64, count: u64) {
         self.inodes.forget(ino, count);
         if self.inodes.shrink() {
@@ -111,7 +111,7 @@ impl Overlay {
         }
     }
 
-    /// Returns the inodes that are known.
+    /// Returns the table of known inodes.
     pub fn inodes(&self) -> &InodeTable {
         &self.inodes
     }
@@ -121,48 +121,51 @@ impl Overlay {
         &self.options
     }
 
-    /// Closes half of the cached descriptors of files' contents, to be called when the process has none left. Returns
-    /// their number.
+    /// Closes half of the cached content descriptors and returns their number; called when the process has no
+    /// descriptors left.
     pub fn evict_descriptors(&self) -> usize {
         self.descriptors.evict_half()
     }
 
-    /// Closes a file.
+    /// Closes a file handle.
     pub fn close(&self, handle: &FileHandle) {
         self.descriptors.remove_user(handle);
         self.opens.count_close(handle);
     }
 
-    /// Returns the files that a process has open for writing.
+    /// Returns the node ids of the files that a process has open for writing.
     pub fn inodes_with_writers(&self) -> Vec<u64> {
         self.inodes.with_writers()
     }
 
-    /// Returns the counter of the files of the upper that may be written to without a request. The caller that
-    /// allows such writes must count them, inside of an operation. While there is one, no layer can be pushed.
+    /// Returns the counter of the files in the upper that the kernel may write to without a request (passthrough).
+    ///
+    /// The caller must increment it during the operation that permits such writes. While it is not 0, no layer can be
+    /// pushed.
     pub fn passthrough_writers(&self) -> Arc<AtomicU32> {
         self.passthrough_writers.clone()
     }
 
-    /// Whether a layer lies on an overlayfs of the kernel.
+    /// Whether any layer is on an overlayfs of the kernel.
     pub fn is_on_overlayfs(&self) -> bool {
         let stack = self.stack.read();
         let mut layers = stack.view().layers().iter().chain(stack.view().data_only());
         layers.any(|layer| match sys::stat::is_on_overlayfs(layer.root_fd()) {
             Ok(is) => is,
             Err(error) => {
-                log::warn!("cannot ask what {} lies on: {error}", layer.path().shown());
+                let path = layer.path().shown();
+                log::warn!("cannot determine the file system type of {path}: {error}");
                 false
             }
         })
     }
 
-    /// Returns the number of open descriptors: for reading only, and for writing.
+    /// Returns the number of files open only for reading, and the number of those open for writing.
     pub fn open_files(&self) -> (u32, u32) {
         (self.opens.readers(), self.opens.writers())
     }
 
-    /// Returns the paths of the layer that is written, and of those below, topmost first.
+    /// Returns the path of the upper layer, and those of the lower layers, topmost first.
     pub fn layer_paths(&self) -> (Option<PathBuf>, Vec<PathBuf>) {
         let stack = self.stack.read();
         let upper = stack.writable().map(|u| u.layer.path().to_path_buf());

@@ -1,8 +1,8 @@
-//! The state that a removal or a rename must leave: pure values, decided in one place.
+//! Decides which changes in the upper layer a removal or a rename needs. Pure functions, without system calls.
 
 use cowl_layers::sys::node::RenameMode;
 
-/// The upper layer's entry under a name.
+/// The upper layer's directory entry for a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpperEntry {
     /// Nothing.
@@ -16,26 +16,26 @@ pub enum UpperEntry {
 /// The state of a name in the layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NameState {
-    /// The upper's entry.
+    /// The entry in the upper.
     pub upper: UpperEntry,
-    /// Whether something would show if the upper had nothing.
+    /// Whether the lower layers have an object that would be visible without the entry in the upper.
     pub below: bool,
 }
 
-/// The way to remove a name.
+/// The change in the upper that removes a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RemovePlan {
-    /// It is in the upper only: remove it there.
+    /// The object is only in the upper: remove it.
     Remove,
-    /// It is below only: make a whiteout.
+    /// The object is only in a lower layer: create a whiteout.
     Hide,
-    /// It is in both: a whiteout takes its place in one step.
+    /// The object is in both: replace it with a whiteout atomically.
     ReplaceByWhiteout,
-    /// There is no such name.
+    /// The name does not exist.
     Absent,
 }
 
-/// Decides how a name is removed.
+/// Returns the change that removes a name.
 pub fn remove(name: NameState) -> RemovePlan {
     match (name.upper, name.below) {
         (UpperEntry::Object, true) => RemovePlan::ReplaceByWhiteout,
@@ -45,41 +45,42 @@ pub fn remove(name: NameState) -> RemovePlan {
     }
 }
 
-/// The way to rename an object in the upper.
+/// The change in the upper that renames an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RenamePlan {
-    /// The system call.
-    pub how: RenameMode,
-    /// A whiteout that the exchange moved to the old name must be removed: it hides nothing there.
+    /// The flags of renameat2(2).
+    pub mode: RenameMode,
+    /// Whether to remove the whiteout that the exchange moves to the old name, because it hides nothing there.
     pub drop_whiteout: bool,
-    /// The object is a directory that would merge with one below the new name: it must be made opaque before.
+    /// Whether to make the directory opaque before the rename, because it would merge with a lower directory at the
+    /// new name.
     pub make_opaque: bool,
 }
 
-/// The type of a moved object, as far as a rename depends on it.
+/// The type of the renamed object, as far as the plan depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MovedObject {
-    /// It is not a directory.
+    /// An object that is not a directory.
     NotDirectory,
-    /// A directory whose redirect gives the directories below that it merges with.
+    /// A directory with a redirect, which determines the lower directories that it merges with.
     MergedDirectory,
-    /// A directory in the upper alone, which would merge with one below the new name.
+    /// A directory only in the upper, which would merge with a lower directory at the new name.
     Directory,
 }
 
-/// Decides how an object that lies in the upper under `from` gets the name `to`, replacing the object there.
+/// Returns the change that renames an object in the upper from `from` to `to`, and replaces the object there.
 pub fn rename(from: NameState, to: NameState, moved: MovedObject) -> RenamePlan {
     let is_dir = moved != MovedObject::NotDirectory;
-    let (how, drop_whiteout) = match (from.below, to.upper) {
-        // The old name needs a whiteout, and there is one at the new name.
+    let (mode, drop_whiteout) = match (from.below, to.upper) {
+        // The old name needs a whiteout, and the new name has one.
         (true, UpperEntry::Whiteout) => (RenameMode::Exchange, false),
         (true, UpperEntry::Nothing | UpperEntry::Object) => (RenameMode::Whiteout, false),
-        // A directory cannot replace a whiteout, which is not a directory.
+        // rename(2) fails with ENOTDIR if a directory would replace a whiteout, which is not a directory.
         (false, UpperEntry::Whiteout) if is_dir => (RenameMode::Exchange, true),
         (false, _) => (RenameMode::Replace, false),
     };
     RenamePlan {
-        how,
+        mode,
         drop_whiteout,
         make_opaque: moved == MovedObject::Directory && to.below,
     }
@@ -96,7 +97,7 @@ mod tests {
     ];
 
     #[test]
-    fn after_a_removal_nothing_shows_and_nothing_is_left_for_nothing() {
+    fn removal_hides_lower_objects_and_leaves_no_needless_whiteout() {
         for upper in UPPERS {
             for below in [false, true] {
                 let plan = remove(NameState { upper, below });
@@ -115,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_rename_the_old_name_is_hidden_exactly_when_something_is_below() {
+    fn rename_leaves_a_whiteout_exactly_if_a_lower_layer_has_the_old_name() {
         for from_below in [false, true] {
             for upper in UPPERS {
                 for below in [false, true] {
@@ -125,19 +126,19 @@ mod tests {
                             below: from_below,
                         };
                         let plan = rename(from, NameState { upper, below }, moved);
-                        // What lies at the old name afterwards.
-                        let left = match plan.how {
+                        // The entry at the old name after the rename.
+                        let left = match plan.mode {
                             RenameMode::Whiteout => UpperEntry::Whiteout,
                             RenameMode::Exchange if plan.drop_whiteout => UpperEntry::Nothing,
                             RenameMode::Exchange => upper,
                             RenameMode::Replace | RenameMode::NoReplace => UpperEntry::Nothing,
                         };
-                        let wanted = if from_below {
+                        let expected = if from_below {
                             UpperEntry::Whiteout
                         } else {
                             UpperEntry::Nothing
                         };
-                        assert_eq!(left, wanted, "{from:?} {upper:?} {moved:?}");
+                        assert_eq!(left, expected, "{from:?} {upper:?} {moved:?}");
                         assert_eq!(plan.make_opaque, moved == MovedObject::Directory && below);
                     }
                 }

@@ -92,7 +92,7 @@ impl Overlay {
         copy_root(&old_root, &upper.layer.root_dir())?;
         let shown = self
             .root
-            .shown_ctime(sys::stat::stat_fd(&*old_root.fd()?)?.ctime);
+            .visible_ctime(sys::stat::stat_fd(&*old_root.fd()?)?.ctime);
         let mut layers = vec![upper.layer.clone()];
         layers.extend(stack.view().layers().iter().cloned());
         let view = View::new(layers).with_data_layers(stack.view().data_only().to_vec());

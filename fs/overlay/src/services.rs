@@ -1,4 +1,4 @@
-//! The assembly of an operation's parts: the only place that knows which part needs which other.
+//! The services of an operation and their dependencies on one another, assembled in one module.
 
 use crate::change::{Create, Link, NameRemoval, Redirects, Remove, Rename, UpperNames};
 use crate::content::Content;
@@ -9,7 +9,7 @@ use crate::names::{Links, Names};
 use crate::overlay::Overlay;
 use crate::reach::Context;
 
-/// The parts of one operation. All of them are a few references, made when they are used.
+/// A factory for the services of one operation. Each service is a few references, created when it is used.
 #[derive(Clone, Copy)]
 pub(crate) struct Services<'o> {
     pub(crate) cx: &'o Context<'o>,

@@ -164,7 +164,7 @@ fn check_daemon(
     Ok(())
 }
 
-/// Reads it as it is: [`state::read`] takes away what can't be read.
+/// Reads the state of a mount without a side effect, whereas [`state::read`] removes an unreadable file.
 fn read_state(path: &Path) -> Option<state::RunState> {
     match disk::read_bytes(path) {
         Ok(bytes) => match serde_json::from_slice(&bytes) {

@@ -120,7 +120,7 @@ fn number(name: &SnapshotName, prefix: &str) -> Option<u64> {
 
 /// Describes the counters that would assign a number a second time.
 fn counter_problems(manifest: &ContainerManifest) -> Vec<String> {
-    let next = counters(manifest);
+    let next = minimal_counters(manifest);
     let mut problems = Vec::new();
     for (prefix, counter, minimum) in [
         ("snap", manifest.next_snap, next.0),
@@ -137,7 +137,7 @@ fn counter_problems(manifest: &ContainerManifest) -> Vec<String> {
 }
 
 /// Returns the minimal values of the counters for `snap` and `auto`.
-pub(super) fn counters(manifest: &ContainerManifest) -> (u64, u64) {
+pub(super) fn minimal_counters(manifest: &ContainerManifest) -> (u64, u64) {
     let minimum = |prefix: &str, counter: u64| {
         let snapshots = manifest.snapshots.iter();
         let numbers = snapshots.filter_map(|snapshot| number(&snapshot.name, prefix));
@@ -214,7 +214,7 @@ fn check_snapshots(
     Ok(found)
 }
 
-/// Returns the stack of a snapshot whose file is lost: its top layer, and the layers below which that was created.
+/// Returns the stack of a snapshot whose file is unreadable: its top layer, and the layers on which it was created.
 ///
 /// Returns `None` if one of them does not exist any more, for example because it was flattened.
 fn rebuild_stack(

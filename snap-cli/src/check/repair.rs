@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Map;
 
-use super::manifests::counters;
+use super::manifests::minimal_counters;
 use super::report::{CheckReport, Fix};
 use crate::container::{Swap, durability};
 use crate::error::{Error, Result};
@@ -108,7 +108,7 @@ fn name_of(store: &Store, id: ContainerId) -> Result<ContainerName> {
 fn correct_container(store: &Store, name: &ContainerName) -> Result<Option<String>> {
     let mut container = recover::open(store, name)?;
     let mut next = container.manifest().clone();
-    (next.next_snap, next.next_auto) = counters(&next);
+    (next.next_snap, next.next_auto) = minimal_counters(&next);
     let known: Vec<_> = next.snapshots.iter().map(|snapshot| snapshot.id).collect();
     next.parent = next.parent.filter(|parent| known.contains(parent));
     for snapshot in &mut next.snapshots {

@@ -67,7 +67,7 @@ fn preserve<T>(
     (before, mtime): (&Stat, Option<Time>),
     change: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
-    let shown = inode.shown_ctime(before.ctime);
+    let shown = inode.visible_ctime(before.ctime);
     let held = inode.override_times(shown, mtime);
     let done = change().inspect_err(|_| {
         inode.end_times_override(held);

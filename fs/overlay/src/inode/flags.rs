@@ -1,22 +1,22 @@
-//! Flags of an object, and facts that were found out about it.
+//! Atomic flags of an inode, and cached facts about its object.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-/// A fact: the object has no file capabilities.
+/// The fact that the object has no file capabilities.
 pub(crate) const NO_CAPABILITIES: u32 = 1;
-/// A fact: the content is not that of a program or library, and lies in a layer that is only read.
+/// The fact that the content is in a read-only layer and is neither a program nor a library.
 pub(crate) const PLAIN_DATA: u32 = 2;
 
-/// The name leads to a copy, or the marker of content below was removed, and no sync has persisted that yet.
+/// Set from a copy-up, or from the removal of the metacopy marker, until a sync has persisted that change of the name.
 const UNSYNCED_NAME: u8 = 1;
-/// The kernel was ever answered with S_ISUID in the mode.
+/// Set once a reply to the kernel contained S_ISUID in the mode.
 const SETUID_SHOWN: u8 = 2;
-/// The kernel was ever answered with S_ISGID in the mode.
+/// Set once a reply to the kernel contained S_ISGID in the mode.
 const SETGID_SHOWN: u8 = 4;
-/// The file was truncated, and write-back of the data written next is to be started when it is closed.
-const REWRITTEN: u8 = 8;
+/// Set from a truncation until the next close, which must start write-back of the data written since.
+const TRUNCATED: u8 = 8;
 
-/// Flags of a file. One byte: there is one of these for each known object.
+/// The flags of an inode. They use one byte, because millions of inodes may be known.
 #[derive(Debug, Default)]
 pub struct Flags(AtomicU8);
 
@@ -29,44 +29,45 @@ impl Flags {
         self.0.load(Ordering::Acquire) & flag != 0
     }
 
-    /// Records a copy-up: a sync of the content alone would not persist the name.
+    /// Records that the name is not durable, after a copy-up.
     pub(crate) fn set_unsynced_name(&self) {
         self.set(UNSYNCED_NAME, Ordering::Release);
     }
 
-    /// Records a sync of the whole file.
+    /// Records a sync of the content and the name.
     pub(crate) fn clear_unsynced_name(&self) {
         self.0.fetch_and(!UNSYNCED_NAME, Ordering::Release);
     }
 
-    /// Whether a sync of the content alone would not persist the name.
+    /// Whether the name is not durable yet: a sync of the content alone is not sufficient.
     pub fn has_unsynced_name(&self) -> bool {
         self.has(UNSYNCED_NAME)
     }
 
-    /// Records a truncation.
+    /// Records a truncation of the file.
     pub(crate) fn set_truncated(&self) {
-        self.set(REWRITTEN, Ordering::Release);
+        self.set(TRUNCATED, Ordering::Release);
     }
 
-    /// Records the last close after a truncation.
+    /// Records a close of the file after a truncation.
     pub(crate) fn clear_truncated(&self) {
-        self.0.fetch_and(!REWRITTEN, Ordering::Release);
+        self.0.fetch_and(!TRUNCATED, Ordering::Release);
     }
 
-    /// Whether the file was truncated and not closed since.
+    /// Whether the file was truncated and has not been closed since.
     pub fn is_truncated(&self) -> bool {
-        self.has(REWRITTEN)
+        self.has(TRUNCATED)
     }
 
-    /// Records that a reply shows these setuid and setgid bits; to be called before the reply.
+    /// Records that a reply contains the setuid and setgid bits in `bits`. The caller must call this before it sends the
+    /// reply.
     pub fn note_setid_shown(&self, bits: u32) {
         let setuid = if bits & 0o4000 != 0 { SETUID_SHOWN } else { 0 };
         let setgid = if bits & 0o2000 != 0 { SETGID_SHOWN } else { 0 };
         self.set(setuid | setgid, Ordering::SeqCst);
     }
 
-    /// Returns the setuid and setgid bits that the mode in the kernel's cache may have.
+    /// Returns the setuid and setgid bits that the kernel's cached mode may contain.
     pub fn setid_shown(&self) -> u32 {
         let flags = self.0.load(Ordering::SeqCst);
         let setuid = if flags & SETUID_SHOWN != 0 { 0o4000 } else { 0 };
@@ -75,11 +76,12 @@ impl Flags {
     }
 }
 
-/// Facts about an object, [`NO_CAPABILITIES`] and [`PLAIN_DATA`]. The remaining bits count the events that may have ended one.
+/// A cache of facts about an object: [`NO_CAPABILITIES`] and [`PLAIN_DATA`]. The remaining bits are a counter of
+/// invalidations.
 #[derive(Debug, Default)]
 pub struct Facts(AtomicU32);
 
-/// The facts at one time, for [`Facts::note`].
+/// A snapshot of the facts and of the invalidation counter, which [`Facts::note`] compares with the current ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FactsSnapshot(u32);
 
@@ -93,39 +95,44 @@ impl Facts {
         self.has(NO_CAPABILITIES)
     }
 
-    /// Whether the content is known to be neither a program's nor a library's, and to lie in a layer that is
-    /// only read.
+    /// Whether the content is known to be in a read-only layer and to be neither a program nor a library.
     pub(crate) fn is_plain_data(&self) -> bool {
         self.has(PLAIN_DATA)
     }
 
-    /// Returns the present facts; to be called before another one is found out.
+    /// Returns a snapshot of the facts. The caller must take it before it inspects the object for [`Facts::note`].
     pub fn snapshot(&self) -> FactsSnapshot {
         FactsSnapshot(self.0.load(Ordering::Acquire))
     }
 
-    /// Records facts that were found out since `before`, unless an event meanwhile may have ended them.
+    /// Caches facts that were determined after the snapshot `before`.
+    ///
+    /// Discards them if any fact was invalidated or added since, because they may be stale: an object can change
+    /// while another thread inspects it.
     pub(crate) fn note(&self, before: FactsSnapshot, facts: u32) {
         let (order, failed) = (Ordering::AcqRel, Ordering::Acquire);
         let noted = self
             .0
             .compare_exchange(before.0, before.0 | facts, order, failed);
         if noted.is_err() {
-            log::trace!("an inode changes while it is examined");
+            log::trace!("discarded a fact about an inode that changed during its inspection");
         }
     }
 
-    /// Records that the content is neither a program's nor a library's, and lies in a layer that is only read:
-    /// the next open for reading need not open the content before a request needs it, because the kernel may
-    /// have all of it cached.
+    /// Caches that the content is in a read-only layer and is neither a program nor a library.
+    ///
+    /// Further opens for reading then defer opening the content until a request needs it, because the kernel may have
+    /// cached all of it.
     pub fn note_plain_data(&self, before: FactsSnapshot) {
         self.note(before, PLAIN_DATA);
     }
 
-    /// Forgets facts that an event may end; before and after the event where that is a call of its own.
+    /// Invalidates facts that an event may end.
+    ///
+    /// If the event is a separate system call, the caller must invalidate them both before and after it.
     pub(crate) fn forget(&self, facts: u32) {
         let next = |known: u32| Some((known & !facts).wrapping_add(PLAIN_DATA << 1));
-        // Never refused: there is always a next one.
+        // Always succeeds, because the closure always returns a value.
         let _before = self
             .0
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, next);

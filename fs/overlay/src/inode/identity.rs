@@ -1,18 +1,18 @@
-//! The identity of objects on disk.
+//! The identity of an object on disk.
 
 use cowl_layers::sys::stat::Stat;
 
-/// An object on disk: device and inode number at the location that gives its attributes.
+/// The device and inode number of an object on disk, at the location that provides its attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
-    /// Device.
+    /// The device number.
     pub dev: u64,
-    /// Inode number there.
+    /// The inode number on that device.
     pub ino: u64,
 }
 
 impl Identity {
-    /// Returns the object that was found with these attributes.
+    /// Returns the identity of the object with these attributes.
     pub fn from_stat(stat: &Stat) -> Self {
         Self {
             dev: stat.dev,

@@ -1,16 +1,19 @@
-//! Inodes: the objects that were looked up, with their locations, their known names, and their open
-//! descriptors. No system calls.
+//! Inodes: the objects that are known from lookups, with their locations, names and counts of open files. Makes no
+//! system calls.
 //!
-//! Locks, in the order in which they may be taken: an inode's `copying` (long), a directory's `names`
-//! (one change of names), any inode's `state`, two of them by their numbers (over no system call but the
-//! one that changes the object's own name).
+//! Lock order:
+//!
+//! 1. `copying` of an inode, held during a copy-up;
+//! 2. `names` of a directory, held during one change of its names;
+//! 3. `state` of an inode. If two are locked, the one with the lower inode number comes first. While it is held for
+//!    writing, the only system calls are those that change the object's own name.
 
 #[cfg(test)]
 pub(crate) mod fixture;
 mod flags;
 mod identity;
+mod node_ids;
 mod object;
-mod renewed;
 mod state;
 mod table;
 mod times;

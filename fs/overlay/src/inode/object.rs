@@ -1,4 +1,4 @@
-//! Inodes and their state.
+//! The inode of an object: state, locks, counters.
 
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
@@ -27,27 +27,28 @@ fn seconds() -> u32 {
     u32::try_from(START.elapsed().as_secs() + 1).unwrap_or(u32::MAX)
 }
 
-/// How a file is opened.
+/// The options of an open, from the flags of open(2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenOptions {
-    /// For writing.
+    /// Whether the file is opened for writing.
     pub write: bool,
-    /// Truncated to size 0.
+    /// Whether the file is truncated to size 0.
     pub truncate: bool,
-    /// For execve(2): the kernel denies writing to the file while this is open.
+    /// Whether the file is opened by execve(2). The kernel denies writes to it while it is open.
     pub exec: bool,
-    /// Reading does not update the access time.
+    /// Whether reads leave the access time unchanged (O_NOATIME).
     pub keep_atime: bool,
 }
 
-/// The number of names of a file that are remembered. Callers that need all names query the layers; this state
-/// is copied for every operation.
-const KNOWN_NAMES: usize = 8;
+/// The maximum number of names recorded for a file.
+///
+/// It is small because the state is cloned in every operation. Callers that need all names query the layers.
+const MAX_ALIASES: usize = 8;
 
-/// A name under which an object shows.
+/// A visible name of an object, as a dentry of the kernel: parent directory and name.
 #[derive(Clone, Debug)]
 pub(crate) struct Alias {
-    /// The directory.
+    /// The parent directory.
     pub parent: Arc<Inode>,
     /// The name in it.
     pub name: Name,
@@ -60,46 +61,48 @@ pub(crate) enum InodeState {
     File(FileState),
 }
 
-/// Locations and name of a directory.
+/// The locations and the name of a directory.
 #[derive(Clone, Debug)]
 pub(crate) struct DirState {
-    /// Topmost first.
+    /// The merged directories in the layers, topmost first.
     pub locs: Arc<[Arc<LayerDir>]>,
-    /// The redirect at the topmost location.
+    /// The redirect xattr at the topmost location.
     pub redirect: Option<Redirect>,
-    /// `None` for the root, and for a removed directory.
+    /// The name; `None` for the root and for a removed directory.
     pub alias: Option<Alias>,
+    /// Whether the directory was removed while something still references it.
     pub removed: bool,
     pub identity: Identity,
 }
 
-/// Location and names of an object that is not a directory.
+/// The location and the names of an object that is not a directory.
 #[derive(Clone, Debug)]
 pub(crate) struct FileState {
+    /// The location of the name, attributes and xattrs.
     pub loc: Loc,
-    /// The content's location if that is elsewhere.
+    /// The location of the content, if different (metacopy).
     pub data: Option<Box<Loc>>,
-    /// The redirect at `loc`.
+    /// The redirect xattr at `loc`.
     pub redirect: Option<Box<Redirect>>,
-    /// Names that are known, at most [`KNOWN_NAMES`]; the object may have more.
+    /// The known names, at most [`MAX_ALIASES`]; the object may have more.
     pub aliases: SmallVec<[Alias; 1]>,
-    /// Its last name was removed: `anchor` (upper) or `loc` (lower) still leads to it.
+    /// Whether the last name was removed. The object is then accessible by `anchor` (upper) or `loc` (lower).
     pub orphan: bool,
-    /// Leads to it since the last name that was known was removed.
+    /// A descriptor of the object, since the last known name was removed.
     pub anchor: Option<Arc<OwnedFd>>,
-    /// The number of names under which a lower file with several links shows, once they were counted. It holds
-    /// while the file is not in the upper: any change of its names copies it up.
+    /// The cached number of visible names of a lower file with several links. It is valid as long as the file is not
+    /// in the upper, because any change of its names copies it up.
     pub visible: Option<NonZeroU64>,
     pub identity: Identity,
 }
 
-/// Times that are shown instead of the layer's.
+/// Visible times that differ from those on disk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum TimesOverride {
     /// During a copy-up.
     Always { ctime: Time, mtime: Option<Time> },
-    /// While the layer has `real`.
-    For { real: Time, shown: Time },
+    /// As long as the ctime on disk is `real`.
+    WhileCtime { real: Time, visible: Time },
 }
 
 /// An object of the overlay.
@@ -110,12 +113,14 @@ pub struct Inode {
     by_kind: ByKind,
     facts: Facts,
     pub(super) times: Mutex<Option<Box<TimesOverride>>>,
-    /// The number of changes of `times`: see [`Inode::times_version`].
+    /// The version of `times`; see [`Inode::times_version`].
     pub(super) times_version: AtomicU32,
 }
 
-/// The parts of an inode that depend on its type. The small ones lie beside the discriminant: millions of inodes
-/// are held when a large tree was walked.
+/// The parts of an inode that depend on its type.
+///
+/// Small fields are inside the variants, next to the discriminant, to save memory: millions of inodes can be known
+/// after a walk of a large tree.
 #[derive(Debug)]
 enum ByKind {
     Dir {
@@ -132,16 +137,18 @@ enum ByKind {
         copying: Mutex<()>,
         flags: Flags,
         kind: FileKind,
-        /// The number of times the content moved, so that open descriptors follow it.
+        /// The version of the content, incremented each time that it moves, so that open files are reopened at its new
+        /// location.
         version: AtomicU32,
-        /// The number of descriptors that may write.
+        /// The number of opens for writing.
         writers: AtomicU32,
-        /// The number of opens for execve(2); the kernel keeps one open while the program runs.
+        /// The number of opens by execve(2). The kernel holds the file open while the program runs.
         execs: AtomicU32,
     },
 }
 
 impl Inode {
+    /// Creates an inode with the number `ino`.
     pub(crate) fn new(ino: u64, kind: FileKind, state: InodeState) -> Arc<Self> {
         let (copying, flags) = (Mutex::new(()), Flags::default());
         let by_kind = match kind {
@@ -171,12 +178,13 @@ impl Inode {
         })
     }
 
-    /// Returns the number by which the kernel and every program know the object.
+    /// Returns the visible inode number, which is also the node id unless that was replaced
+    /// ([`super::InodeTable::node_id`]).
     pub fn ino(&self) -> u64 {
         self.ino
     }
 
-    /// Returns the object's type.
+    /// Returns the type of the object.
     pub fn kind(&self) -> FileKind {
         match &self.by_kind {
             ByKind::Dir { .. } => FileKind::Directory,
@@ -184,7 +192,7 @@ impl Inode {
         }
     }
 
-    /// Whether this is a directory.
+    /// Whether the object is a directory.
     pub fn is_dir(&self) -> bool {
         matches!(self.by_kind, ByKind::Dir { .. })
     }
@@ -196,7 +204,7 @@ impl Inode {
         }
     }
 
-    /// Returns the lock that is held during a change of the names in this directory; ENOTDIR for any other
+    /// Returns the lock that is held during a change of the names in this directory. Fails with ENOTDIR for any other
     /// object.
     pub(crate) fn names(&self) -> Result<&Mutex<()>> {
         match &self.by_kind {
@@ -205,19 +213,19 @@ impl Inode {
         }
     }
 
-    /// Returns the flags that last until they are cleared.
+    /// Returns the flags of the inode.
     pub fn flags(&self) -> &Flags {
         match &self.by_kind {
             ByKind::Dir { flags, .. } | ByKind::File { flags, .. } => flags,
         }
     }
 
-    /// Returns what was found out about the object, which lasts until the object changes.
+    /// Returns the cached facts about the object, which are invalidated when it changes.
     pub fn facts(&self) -> &Facts {
         &self.facts
     }
 
-    /// Returns a directory's state; ENOTDIR for any other object.
+    /// Returns a copy of a directory's state. Fails with ENOTDIR for any other object.
     pub(crate) fn dir(&self) -> Result<DirState> {
         match &*self.state.read() {
             InodeState::Dir(dir) => Ok(dir.clone()),
@@ -225,7 +233,8 @@ impl Inode {
         }
     }
 
-    /// Returns a directory's locations, topmost first; `None` if it was removed.
+    /// Returns the locations of a directory, topmost first; `None` if it was removed. Fails with ENOTDIR for any other
+    /// object.
     pub(crate) fn locations(&self) -> Result<Option<Arc<[Arc<LayerDir>]>>> {
         match &*self.state.read() {
             InodeState::Dir(dir) if dir.removed => Ok(None),
@@ -234,14 +243,14 @@ impl Inode {
         }
     }
 
-    /// Keeps the directories above a directory open for a walk that goes back up ([`LayerDir::leave`]).
+    /// Caches descriptors of the parent directories, for a walk that returns to them ([`LayerDir::leave`]).
     pub fn leave(&self) {
         if let InodeState::Dir(dir) = &*self.state.read() {
             dir.locs.iter().for_each(|loc| loc.leave());
         }
     }
 
-    /// Returns the number of a directory's parent; the root's own.
+    /// Returns the inode number of a directory's parent; for the root its own number.
     pub(crate) fn parent_ino(&self) -> u64 {
         match &*self.state.read() {
             InodeState::Dir(dir) => dir.alias.as_ref().map_or(self.ino, |a| a.parent.ino()),
@@ -249,7 +258,7 @@ impl Inode {
         }
     }
 
-    /// Returns a file's state; EISDIR for a directory.
+    /// Returns a copy of a file's state. Fails with EISDIR for a directory.
     pub(crate) fn file(&self) -> Result<FileState> {
         match &*self.state.read() {
             InodeState::File(file) => Ok(file.clone()),
@@ -257,7 +266,7 @@ impl Inode {
         }
     }
 
-    /// Changes a directory's state.
+    /// Modifies a directory's state. Fails with ENOTDIR for any other object.
     pub(crate) fn update_dir<T>(&self, change: impl FnOnce(&mut DirState) -> T) -> Result<T> {
         match &mut *self.state.write() {
             InodeState::Dir(dir) => Ok(change(dir)),
@@ -265,7 +274,7 @@ impl Inode {
         }
     }
 
-    /// Changes a file's state.
+    /// Modifies a file's state. Fails with EISDIR for a directory.
     pub(crate) fn update_file<T>(&self, change: impl FnOnce(&mut FileState) -> T) -> Result<T> {
         match &mut *self.state.write() {
             InodeState::File(file) => Ok(change(file)),
@@ -273,10 +282,10 @@ impl Inode {
         }
     }
 
-    /// Changes a file's state so that its content lies elsewhere.
+    /// Modifies a file's state so that its content has another location, and increments the content version.
     ///
-    /// The version advances in the same critical section: a reader that sees the new state and then reads the
-    /// version gets the new one. (With the old one it would take a descriptor of the new content for the old.)
+    /// Both happen in one critical section. Otherwise a reader could open the new content and record the old version
+    /// for it.
     pub(crate) fn update_content(&self, change: impl FnOnce(&mut FileState)) -> Result<()> {
         match (&mut *self.state.write(), &self.by_kind) {
             (InodeState::File(file), ByKind::File { version, .. }) => {
@@ -289,8 +298,9 @@ impl Inode {
         }
     }
 
-    /// Changes the state of one object, or of two, together with a name on the disk: concurrent readers wait,
-    /// and never see the one without the other.
+    /// Modifies the states of this inode and of `other` while their locks are held, together with a name on disk.
+    ///
+    /// Concurrent readers wait, so that they never observe only one of both changes.
     pub(crate) fn update_states<T>(
         &self,
         other: Option<&Self>,
@@ -309,7 +319,7 @@ impl Inode {
         }
     }
 
-    /// Returns the device and inode number of the object on disk.
+    /// Returns the identity of the object on disk.
     pub fn identity(&self) -> Identity {
         match &*self.state.read() {
             InodeState::Dir(dir) => dir.identity,
@@ -317,24 +327,25 @@ impl Inode {
         }
     }
 
-    /// Records one more name of a file, or the present name of a directory.
+    /// Records an additional name of a file, or the current name of a directory.
     pub(crate) fn add_alias(&self, alias: Alias) {
         self.state.write().add_alias(alias);
     }
 
-    /// Records the location of a file that was found: one that only its anchor led to has a location again.
+    /// Records the location of a file that a lookup found, if the file was accessible only by its anchor before.
     pub(crate) fn restore_location(&self, loc: Loc) -> Result<()> {
-        let lost = match &*self.state.read() {
+        let has_no_location = match &*self.state.read() {
             InodeState::File(file) => file.anchor.is_some() && !file.orphan,
             InodeState::Dir(_) => false,
         };
-        if lost {
+        if has_no_location {
             self.update_file(|file| file.loc = loc)?;
         }
         Ok(())
     }
 
-    /// Returns the number of copy-ups of objects in this directory; 0 for any other object.
+    /// Returns the generation of this directory, which changes with each copy-up of an object in it; 0 for any other
+    /// object.
     pub(crate) fn generation(&self) -> u32 {
         match &self.by_kind {
             ByKind::Dir { generation, .. } => generation.load(Ordering::Acquire),
@@ -342,21 +353,21 @@ impl Inode {
         }
     }
 
-    /// Counts a copy-up of an object in this directory.
+    /// Advances the generation of this directory, after a copy-up of an object in it.
     pub(crate) fn advance_generation(&self) {
         if let ByKind::Dir { generation, .. } = &self.by_kind {
             generation.fetch_add(1, Ordering::AcqRel);
         }
     }
 
-    /// Records that a name in this directory was removed or moved away.
+    /// Records the time of the removal of a name from this directory, also by a rename.
     pub fn note_removal(&self) {
         if let ByKind::Dir { last_removal, .. } = &self.by_kind {
             last_removal.store(seconds(), Ordering::Relaxed);
         }
     }
 
-    /// Whether a name was removed so recently that a program may be in the middle of a listing that has it.
+    /// Whether a name was removed so recently that a process may still be reading a listing that contains it.
     pub fn has_recent_removal(&self) -> bool {
         match &self.by_kind {
             ByKind::Dir { last_removal, .. } => {
@@ -367,8 +378,8 @@ impl Inode {
         }
     }
 
-    /// Returns the version of a file's content: a descriptor that was opened at another version reads the
-    /// content from before. 0 for a directory.
+    /// Returns the version of a file's content; 0 for a directory. A descriptor that was opened at another version refers
+    /// to the content at its previous location.
     pub fn content_version(&self) -> u32 {
         match &self.by_kind {
             ByKind::File { version, .. } => version.load(Ordering::Acquire),
@@ -384,7 +395,7 @@ impl Inode {
         }
     }
 
-    /// Whether a program is running from the file.
+    /// Whether a process is executing the file.
     pub fn is_executing(&self) -> bool {
         match &self.by_kind {
             ByKind::File { execs, .. } => execs.load(Ordering::SeqCst) > 0,
@@ -392,26 +403,28 @@ impl Inode {
         }
     }
 
-    /// Counts an open of a file. Of two threads that each count an open and then check for the other's, at least
-    /// one sees it: hence the memory order of all of these.
-    pub fn count_open(&self, how: OpenOptions) {
+    /// Counts an open of a file.
+    ///
+    /// Uses sequentially consistent ordering: of two threads that each count an open and then check for an open by the
+    /// other, at least one must observe the other's.
+    pub fn count_open(&self, options: OpenOptions) {
         if let ByKind::File { writers, execs, .. } = &self.by_kind {
-            if how.write {
+            if options.write {
                 writers.fetch_add(1, Ordering::SeqCst);
             }
-            if how.exec {
+            if options.exec {
                 execs.fetch_add(1, Ordering::SeqCst);
             }
         }
     }
 
-    /// Counts the close of an open that [`Inode::count_open`] counted.
-    pub fn count_close(&self, how: OpenOptions) {
+    /// Subtracts an open that [`Inode::count_open`] counted.
+    pub fn count_close(&self, options: OpenOptions) {
         if let ByKind::File { writers, execs, .. } = &self.by_kind {
-            if how.write {
+            if options.write {
                 writers.fetch_sub(1, Ordering::AcqRel);
             }
-            if how.exec {
+            if options.exec {
                 execs.fetch_sub(1, Ordering::AcqRel);
             }
         }
@@ -420,11 +433,11 @@ impl Inode {
 
 impl Drop for Inode {
     fn drop(&mut self) {
-        // A long chain of directories that all end here would drop recursively, one stack frame each.
-        let mut open = self.state.get_mut().take_parents();
-        while let Some(parent) = open.pop() {
+        // Recursive drops of a long chain of parent directories would overflow the stack.
+        let mut pending = self.state.get_mut().take_parents();
+        while let Some(parent) = pending.pop() {
             if let Some(mut parent) = Arc::into_inner(parent) {
-                open.append(&mut parent.state.get_mut().take_parents());
+                pending.append(&mut parent.state.get_mut().take_parents());
             }
         }
     }
@@ -438,7 +451,7 @@ impl InodeState {
                 let known =
                     |a: &Alias| a.name == alias.name && Arc::ptr_eq(&a.parent, &alias.parent);
                 if !file.aliases.iter().any(known) {
-                    if file.aliases.len() >= KNOWN_NAMES {
+                    if file.aliases.len() >= MAX_ALIASES {
                         file.aliases.remove(0);
                     }
                     file.aliases.push(alias);
@@ -447,7 +460,7 @@ impl InodeState {
         }
     }
 
-    /// Takes the directories out that this object keeps alive.
+    /// Removes and returns the references to parent directories.
     pub(super) fn take_parents(&mut self) -> Vec<Arc<Inode>> {
         match self {
             Self::Dir(dir) => dir.alias.take().map(|a| a.parent).into_iter().collect(),

@@ -1,4 +1,4 @@
-//! Changes of an object's state.
+//! Access to the state of an inode.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use cowl_layers::layer::LayerDir;
 use cowl_layers::view::Loc;
 
 impl InodeState {
-    /// Records that a directory lost its name.
+    /// Records that a directory was removed. Has no effect on an object of any other type.
     pub(crate) fn set_removed(&mut self) {
         if let Self::Dir(dir) = self {
             dir.removed = true;
@@ -20,26 +20,27 @@ impl InodeState {
 }
 
 impl FileState {
-    /// Records the number of names that show, as counted while the file was `counted`. A copy-up may have ended
-    /// meanwhile: a count from before it would be shown once the copy is frozen by a snapshot, whatever names
-    /// were removed since.
+    /// Caches the number of visible names, which was counted while the file had the identity `counted`.
+    ///
+    /// Discards the number if the file was copied up since. Otherwise the stale number would be reported after a
+    /// snapshot freezes the copy, even if names were removed in between.
     pub(crate) fn note_visible_names(&mut self, counted: Identity, visible: u64) {
         if self.identity == counted {
             self.visible = NonZeroU64::new(visible);
         }
     }
 
-    /// Returns the location of the content.
+    /// Returns the location of the content on disk.
     pub(crate) fn data_loc(&self) -> &Loc {
         self.data.as_deref().unwrap_or(&self.loc)
     }
 }
 
 impl DirState {
-    /// Returns the topmost location. A directory always has one.
+    /// Returns the topmost location. Every directory has one.
     pub(crate) fn top(&self) -> Result<&Arc<LayerDir>> {
         self.locs
             .first()
-            .ok_or(Error::Damaged("a folder that lies nowhere"))
+            .ok_or(Error::Damaged("a directory that is in no layer"))
     }
 }

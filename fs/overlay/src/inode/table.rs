@@ -11,16 +11,16 @@ use lru::LruCache;
 use rustc_hash::FxHashMap;
 
 use super::identity::Identity;
+use super::node_ids::{NodeIds, OwnNumber};
 use super::object::{Inode, TimesOverride};
-use super::renewed::{OwnNumber, Renewed};
 use cowl_layers::error::Result;
 use cowl_layers::sys::stat::Time;
 
 const SHARDS: usize = 16;
-/// The largest number of cached change times.
-const CHANGE_TIMES: usize = 1 << 16;
+/// The maximum number of cached ctimes.
+const MAX_CTIMES: usize = 1 << 16;
 /// The number of dropped objects from which on memory is returned to the kernel: a megabyte or two.
-const MANY: usize = 4096;
+const MIN_DROPPED: usize = 4096;
 /// The range of numbers given out here: no file system below uses the top bit.
 const SUBSTITUTE: u64 = 1 << 63;
 
@@ -64,7 +64,7 @@ pub struct InodeTable {
     /// one is harmless: it has the time on disk that it replaces.
     ctimes: Mutex<LruCache<u64, (Time, Time)>>,
     /// Objects that the kernel knows under second numbers.
-    renewed: Renewed,
+    node_ids: NodeIds,
     /// The number of known inodes, and of those dropped since the tables last shrank.
     known: AtomicUsize,
     dropped: AtomicUsize,
@@ -77,7 +77,7 @@ impl Default for InodeTable {
             substitutes: Mutex::default(),
             next_substitute: AtomicU64::new(SUBSTITUTE | 1),
             ctimes: Mutex::new(LruCache::unbounded()),
-            renewed: Renewed::default(),
+            node_ids: NodeIds::default(),
             known: AtomicUsize::new(0),
             dropped: AtomicUsize::new(0),
         }
@@ -103,16 +103,16 @@ impl InodeTable {
                     .map(|inode| inode.ino()),
             );
         }
-        let again = |own: &u64| Some(self.renewed.number(*own)).filter(|number| number != own);
-        let renewed: Vec<u64> = found.iter().filter_map(again).collect();
-        found.extend(renewed);
+        let again = |own: &u64| Some(self.node_ids.current(*own)).filter(|number| number != own);
+        let replacements: Vec<u64> = found.iter().filter_map(again).collect();
+        found.extend(replacements);
         found
     }
 
     /// The inode with this number, when it is known.
     pub fn get(&self, ino: u64) -> Option<Arc<Inode>> {
-        if Renewed::has(ino) {
-            return self.renewed.get(ino);
+        if NodeIds::is_replacement(ino) {
+            return self.node_ids.get(ino);
         }
         let shard = self.shard(ino).lock();
         shard.get(&ino)?.living()
@@ -216,11 +216,14 @@ impl InodeTable {
 
     /// Ends [`Inode::override_times`]: `shown` is shown while the layer has `real`, also after the inode was forgotten.
     pub(crate) fn override_ctime(&self, inode: &Inode, real: Time, shown: Time) {
-        let held = TimesOverride::For { real, shown };
+        let held = TimesOverride::WhileCtime {
+            real,
+            visible: shown,
+        };
         if inode.end_times_override(Some(held)) && inode.ino() & SUBSTITUTE == 0 {
             let mut kept = self.ctimes.lock();
             kept.put(inode.ino(), (real, shown));
-            if kept.len() > CHANGE_TIMES {
+            if kept.len() > MAX_CTIMES {
                 kept.pop_lru();
             }
         }
@@ -238,13 +241,13 @@ impl InodeTable {
 
     /// Returns the number under which the kernel must know an object: mostly its own.
     pub fn node_id(&self, inode: &Inode) -> u64 {
-        self.renewed.number(inode.ino())
+        self.node_ids.current(inode.ino())
     }
 
     /// Gives an object another number than `old` for the kernel, unless it has one already. Processes that have it
     /// open under the old one keep it.
     pub fn replace_node_id(&self, inode: &Arc<Inode>, old: u64) {
-        self.renewed.renew(inode, old);
+        self.node_ids.replace(inode, old);
     }
 
     /// Counts a reply that gives this inode to the kernel, under its own number.
@@ -254,8 +257,8 @@ impl InodeTable {
 
     /// Counts a reply that gives this inode to the kernel, under this number.
     pub fn count_lookup_as(&self, inode: &Arc<Inode>, number: u64) {
-        if Renewed::has(number) {
-            self.renewed.remember(inode, number);
+        if NodeIds::is_replacement(number) {
+            self.node_ids.count_lookup(inode, number);
             return;
         }
         let mut shard = self.shard(inode.ino()).lock();
@@ -282,17 +285,17 @@ impl InodeTable {
 
     /// Records that the kernel forgot `count` of its lookups.
     pub fn forget(&self, ino: u64, count: u64) {
-        if Renewed::has(ino) {
-            if let Some(inode) = self.renewed.get(ino) {
+        if NodeIds::is_replacement(ino) {
+            if let Some(inode) = self.node_ids.get(ino) {
                 let object = if self.is_forgotten(inode.ino()) {
                     OwnNumber::Forgotten
                 } else {
                     OwnNumber::Known
                 };
-                self.renewed.forget(ino, count, object);
+                self.node_ids.forget(ino, count, object);
                 // In case that it was forgotten by its own number meanwhile.
                 if self.is_forgotten(inode.ino()) {
-                    self.renewed.forgotten(inode.ino());
+                    self.node_ids.drop_unused(inode.ino());
                 }
                 self.prune(inode);
             }
@@ -317,14 +320,14 @@ impl InodeTable {
             *entry = TableEntry::Weak(Arc::downgrade(&inode));
             inode
         };
-        self.renewed.forgotten(ino);
+        self.node_ids.drop_unused(ino);
         self.prune(freed);
     }
 
     /// Whether the kernel knows nothing under this number.
     pub fn is_forgotten(&self, ino: u64) -> bool {
-        if Renewed::has(ino) {
-            return self.renewed.is_forgotten(ino);
+        if NodeIds::is_replacement(ino) {
+            return self.node_ids.is_forgotten(ino);
         }
         let shard = self.shard(ino).lock();
         !matches!(shard.get(&ino), Some(TableEntry::Strong { .. }))
@@ -368,11 +371,11 @@ impl InodeTable {
     /// allocator has much memory to return. The amortized cost for each object is a small constant.
     pub(crate) fn shrink(&self) -> bool {
         let dropped = self.dropped.load(Ordering::Relaxed);
-        if dropped < MANY || dropped < self.known.load(Ordering::Relaxed) {
+        if dropped < MIN_DROPPED || dropped < self.known.load(Ordering::Relaxed) {
             return false;
         }
         // One of the threads that see it at once is enough.
-        if self.dropped.swap(0, Ordering::Relaxed) < MANY {
+        if self.dropped.swap(0, Ordering::Relaxed) < MIN_DROPPED {
             return false;
         }
         for shard in &self.shards {

@@ -1,5 +1,7 @@
-//! Times that are shown instead of the layer's, because a copy-up changed those, which is not a change to any
-//! process.
+//! Overrides of the visible times of an inode.
+//!
+//! A copy-up changes times on disk, but is not a change that a process may observe. So the times from before are
+//! reported instead.
 
 use std::sync::atomic::Ordering;
 
@@ -7,69 +9,76 @@ use super::object::{Inode, TimesOverride};
 use cowl_layers::sys::stat::Time;
 
 impl Inode {
-    /// Returns the change time to show if the layer has `real`.
-    pub(crate) fn shown_ctime(&self, real: Time) -> Time {
+    /// Returns the visible ctime of the object, whose ctime on disk is `on_disk`.
+    pub(crate) fn visible_ctime(&self, on_disk: Time) -> Time {
         match self.times.lock().as_deref().copied() {
             Some(TimesOverride::Always { ctime, .. }) => ctime,
-            Some(TimesOverride::For { real: held, shown }) if held == real => shown,
-            _ => real,
+            Some(TimesOverride::WhileCtime { real, visible }) if real == on_disk => visible,
+            _ => on_disk,
         }
     }
 
-    /// Returns the modification time to show if the layer has `real`.
-    pub(crate) fn shown_mtime(&self, real: Time) -> Time {
+    /// Returns the visible mtime of the object, whose mtime on disk is `on_disk`.
+    pub(crate) fn visible_mtime(&self, on_disk: Time) -> Time {
         match self.times.lock().as_deref().copied() {
             Some(TimesOverride::Always {
                 mtime: Some(mtime), ..
             }) => mtime,
-            _ => real,
+            _ => on_disk,
         }
     }
 
-    /// Returns the number of copy-ups that began or ended, so that a thread that read the layer's times before
-    /// notices one.
+    /// Returns the version of the override, which changes when a copy-up begins or ends.
+    ///
+    /// If it changes while a thread reads the times on disk, the thread must read them again.
     pub(crate) fn times_version(&self) -> u32 {
         self.times_version.load(Ordering::Acquire)
     }
 
-    /// Whether other times than the layer's are or were shown.
+    /// Whether the visible times are, or ever were, different from those on disk.
     pub(crate) fn had_times_override(&self) -> bool {
         self.times_version() > 0 || self.has_times_override()
     }
 
-    /// Shows these times from here on, whatever the layer has. Returns the times that were shown before.
+    /// Makes these times visible, whatever the times on disk are, until [`Self::end_times_override`] or
+    /// [`Self::note_change`].
+    ///
+    /// Returns the previous override for [`Self::end_times_override`]; `None` if it was that of another copy-up, which
+    /// ends by itself.
     pub(crate) fn override_times(&self, ctime: Time, mtime: Option<Time>) -> Option<TimesOverride> {
-        let mut now = self.times.lock();
+        let mut current = self.times.lock();
         self.times_version.fetch_add(1, Ordering::AcqRel);
-        let before = now.replace(Box::new(TimesOverride::Always { ctime, mtime }));
-        // Times that end with another copy-up must not be restored.
-        let before = before.map(|held| *held);
-        before.filter(|held| !matches!(held, TimesOverride::Always { .. }))
+        let previous = current.replace(Box::new(TimesOverride::Always { ctime, mtime }));
+        let previous = previous.map(|previous| *previous);
+        previous.filter(|previous| !matches!(previous, TimesOverride::Always { .. }))
     }
 
-    /// Ends [`Self::override_times`], unless a real change ended it before.
-    pub(crate) fn end_times_override(&self, held: Option<TimesOverride>) -> bool {
-        let mut now = self.times.lock();
-        let still = matches!(now.as_deref(), Some(TimesOverride::Always { .. }));
-        if still {
-            *now = held.map(Box::new);
+    /// Ends [`Self::override_times`] and sets the override `next`; returns whether it did. Has no effect if
+    /// [`Self::note_change`] ended the override before.
+    pub(crate) fn end_times_override(&self, next: Option<TimesOverride>) -> bool {
+        let mut current = self.times.lock();
+        let is_active = matches!(current.as_deref(), Some(TimesOverride::Always { .. }));
+        if is_active {
+            *current = next.map(Box::new);
             self.times_version.fetch_add(1, Ordering::AcqRel);
         }
-        still
+        is_active
     }
 
-    /// Shows `shown` from here on while the layer has `real`.
-    pub(crate) fn override_ctime(&self, real: Time, shown: Time) {
-        *self.times.lock() = Some(Box::new(TimesOverride::For { real, shown }));
+    /// Makes the ctime `visible` visible as long as the ctime on disk is `real`.
+    pub(crate) fn override_ctime(&self, real: Time, visible: Time) {
+        *self.times.lock() = Some(Box::new(TimesOverride::WhileCtime { real, visible }));
     }
 
-    /// Whether another change time than the layer's is shown.
+    /// Whether the visible times can be different from those on disk.
     pub(crate) fn has_times_override(&self) -> bool {
         self.times.lock().is_some()
     }
 
-    /// Records a real change: the layer's change time is shown again. (With a clock that did not advance between
-    /// a copy-up and the change, the two could not be distinguished.)
+    /// Records a change of the object that processes may observe: the times on disk become visible.
+    ///
+    /// The ctime on disk does not suffice to detect the change, because the clock may not have advanced since the
+    /// copy-up.
     pub(crate) fn note_change(&self) {
         *self.times.lock() = None;
     }

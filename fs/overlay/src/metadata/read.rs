@@ -72,9 +72,9 @@ impl Attributes<'_> {
         // Passthrough writes bypass this process. They set mtime and ctime to the same value, whereas a copy-up
         // restores mtime; so only unequal times can be from a copy-up.
         if inode.kind() != FileKind::Regular || stat.mtime != stat.ctime {
-            stat.ctime = inode.shown_ctime(stat.ctime);
+            stat.ctime = inode.visible_ctime(stat.ctime);
         }
-        stat.mtime = inode.shown_mtime(stat.mtime);
+        stat.mtime = inode.visible_mtime(stat.mtime);
         Ok(self.attr_from_stat(inode, stat))
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use crate::common::{Fs, Lab, R, READ, WRITE, caller, create_files, disk, is_root};
 use cowl_layers::error::Errno;
 use cowl_layers::format::XattrSpace;
-use cowl_overlay::idmap::{IdMap, OVERFLOW, Range};
+use cowl_overlay::idmap::{IdMap, IdRange, OVERFLOW};
 use cowl_overlay::{Caller, OverlayOptions, PushError, SetAttr};
 
 /// A deterministic pseudorandom number generator.
@@ -258,7 +258,7 @@ fn ids_are_mapped_both_ways() {
         return;
     }
     let map = || {
-        let range = Range {
+        let range = IdRange {
             mount: 0,
             disk: 100_000,
             count: 1000,

@@ -51,7 +51,7 @@ impl Replace<'_> {
             Some(target) => own_location(stack, target)?,
             None => None,
         };
-        if plan.how == RenameMode::Exchange && !plan.drop_whiteout {
+        if plan.mode == RenameMode::Exchange && !plan.drop_whiteout {
             // The exchange moves the whiteout at the new name to the directory of the old name.
             stack
                 .upper()?
@@ -60,7 +60,7 @@ impl Replace<'_> {
         if let Some(target) = target
             // Where the rename itself replaces a target in the upper layer, the filesystem below starts the
             // write-back.
-            && (to.state.upper != UpperEntry::Object || plan.how == RenameMode::Exchange)
+            && (to.state.upper != UpperEntry::Object || plan.mode == RenameMode::Exchange)
         {
             self.write_back_before_replacing(inode, target)?;
         }
@@ -93,10 +93,10 @@ impl Replace<'_> {
 
     /// Executes the system calls of `plan`.
     fn rename_in_upper(&self, plan: RenamePlan, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
-        if plan.how == RenameMode::Whiteout {
+        if plan.mode == RenameMode::Whiteout {
             return leave_whiteout(self.cx.stack.upper()?, from, to);
         }
-        sys::node::rename(from.fd(), from.name, to.fd(), to.name, plan.how)?;
+        sys::node::rename(from.fd(), from.name, to.fd(), to.name, plan.mode)?;
         if plan.drop_whiteout
             && let Err(error) = sys::node::unlink(from.fd(), from.name)
         {

@@ -1,0 +1,215 @@
+//! Replacement node ids.
+//!
+//! A node id is the number by which the kernel knows an inode (FUSE_LOOKUP). It is the inode's own number, unless the
+//! object was open when its content moved: processes that have it open then keep the old node id, with the kernel's
+//! caches for it, and further opens get a new one. To achieve this, the daemon fails the open with ESTALE; the kernel
+//! looks the name up again and gets the new node id. `st_ino` does not change, because it is transmitted separately.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cowl_layers::locks::Mutex;
+
+use super::object::Inode;
+
+/// The range of replacement node ids: both top bits are set. Numbers from other file systems have only the second bit
+/// set, substitute numbers only the first.
+const RANGE: u64 = 3 << 62;
+
+/// Whether the kernel knows an inode by its own number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OwnNumber {
+    Known,
+    Forgotten,
+}
+
+/// The inodes that have a replacement node id.
+#[derive(Debug, Default)]
+pub(super) struct NodeIds {
+    /// Whether any was ever assigned, which saves the lock on most mounts.
+    any: AtomicBool,
+    maps: Mutex<NodeIdMaps>,
+}
+
+#[derive(Debug, Default)]
+struct NodeIdMaps {
+    /// Inodes with their lookup counts, by replacement node id.
+    inodes: HashMap<u64, (Arc<Inode>, u64)>,
+    /// The newest replacement node id of an inode, by its own number.
+    newest: HashMap<u64, u64>,
+    /// The number of node ids assigned so far.
+    assigned: u64,
+}
+
+impl NodeIds {
+    /// Whether `ino` is a replacement node id.
+    pub(super) fn is_replacement(ino: u64) -> bool {
+        ino & RANGE == RANGE
+    }
+
+    /// Returns the inode with the replacement node id `ino`.
+    pub(super) fn get(&self, ino: u64) -> Option<Arc<Inode>> {
+        let maps = self.maps.lock();
+        maps.inodes.get(&ino).map(|(inode, _)| inode.clone())
+    }
+
+    /// Returns the node id for replies about the inode with the number `own`.
+    pub(super) fn current(&self, own: u64) -> u64 {
+        if !self.any.load(Ordering::Acquire) {
+            return own;
+        }
+        self.maps.lock().newest.get(&own).copied().unwrap_or(own)
+    }
+
+    /// Assigns a new node id to an inode, unless its current one is not `old` any more.
+    pub(super) fn replace(&self, inode: &Arc<Inode>, old: u64) {
+        let mut maps = self.maps.lock();
+        let current = maps.newest.get(&inode.ino()).copied();
+        if current.unwrap_or(inode.ino()) != old {
+            return;
+        }
+        let node_id = RANGE | maps.assigned;
+        maps.assigned += 1;
+        maps.newest.insert(inode.ino(), node_id);
+        maps.inodes.insert(node_id, (inode.clone(), 0));
+        // The kernel cannot forget a node id that it never got, so the replaced one is dropped here.
+        if let Some(current) = current
+            && maps
+                .inodes
+                .get(&current)
+                .is_some_and(|(_, count)| *count == 0)
+        {
+            maps.inodes.remove(&current);
+        }
+        self.any.store(true, Ordering::Release);
+    }
+
+    /// Increments the lookup count of a node id, for a reply that contains it.
+    pub(super) fn count_lookup(&self, inode: &Arc<Inode>, node_id: u64) {
+        let mut maps = self.maps.lock();
+        maps.inodes
+            .entry(node_id)
+            .or_insert_with(|| (inode.clone(), 0))
+            .1 += 1;
+    }
+
+    /// Subtracts `count` from the lookup count of a node id (FUSE_FORGET), and drops the node id at zero.
+    ///
+    /// The newest node id is retained as long as the kernel knows the inode by its own number: the kernel repeats a
+    /// lookup, and forgets the first reply at once.
+    pub(super) fn forget(&self, node_id: u64, count: u64, own: OwnNumber) {
+        let mut maps = self.maps.lock();
+        if let Some((_, lookups)) = maps.inodes.get_mut(&node_id) {
+            *lookups = lookups.saturating_sub(count);
+            if *lookups == 0 && !(own == OwnNumber::Known && maps.is_newest(node_id)) {
+                maps.remove(node_id);
+            }
+        }
+    }
+
+    /// Whether the lookup count of a node id is zero.
+    pub(super) fn is_forgotten(&self, node_id: u64) -> bool {
+        let maps = self.maps.lock();
+        maps.inodes
+            .get(&node_id)
+            .is_none_or(|(_, count)| *count == 0)
+    }
+
+    /// Drops the newest node id of an inode that the kernel forgot by its own number, if the lookup count of that node
+    /// id is zero as well.
+    pub(super) fn drop_unused(&self, own: u64) {
+        if !self.any.load(Ordering::Acquire) {
+            return;
+        }
+        let mut maps = self.maps.lock();
+        if let Some(node_id) = maps.newest.get(&own).copied()
+            && maps
+                .inodes
+                .get(&node_id)
+                .is_some_and(|(_, count)| *count == 0)
+        {
+            maps.remove(node_id);
+        }
+    }
+}
+
+impl NodeIdMaps {
+    fn is_newest(&self, node_id: u64) -> bool {
+        let inode = self.inodes.get(&node_id);
+        inode.is_some_and(|(inode, _)| self.newest.get(&inode.ino()) == Some(&node_id))
+    }
+
+    fn remove(&mut self, node_id: u64) {
+        if self.is_newest(node_id)
+            && let Some((inode, _)) = self.inodes.get(&node_id)
+        {
+            self.newest.remove(&inode.ino());
+        }
+        self.inodes.remove(&node_id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{DirState, Identity, InodeState, InodeTable, OnConflict};
+    use super::*;
+    use cowl_layers::sys::stat::FileKind;
+
+    fn insert_known(table: &InodeTable, ino: u64) -> Arc<Inode> {
+        let identity = Identity { dev: 1, ino };
+        let state = InodeState::Dir(DirState {
+            locs: Arc::from([]),
+            redirect: None,
+            alias: None,
+            removed: false,
+            identity,
+        });
+        let make = |ino| Inode::new(ino, FileKind::Directory, state);
+        let (inode, _) = table
+            .intern(ino, identity, OnConflict::Renumber, make)
+            .unwrap();
+        table.count_lookup(&inode);
+        inode
+    }
+
+    #[test]
+    fn newest_node_id_is_retained_while_the_kernel_knows_the_inode() {
+        let table = InodeTable::default();
+        let inode = insert_known(&table, 7);
+        table.replace_node_id(&inode, 7);
+        let second = table.node_id(&inode);
+        assert!(second != 7 && table.get(second).is_some_and(|found| found.ino() == 7));
+        // A late request with the old node id does not cause a second replacement.
+        table.replace_node_id(&inode, 7);
+        assert_eq!(table.node_id(&inode), second);
+        // The kernel forgets the reply to its first lookup before it repeats the lookup.
+        table.count_lookup_as(&inode, second);
+        table.forget(second, 1);
+        assert!(table.is_forgotten(second));
+        assert_eq!(table.node_id(&inode), second);
+        table.count_lookup_as(&inode, second);
+        table.replace_node_id(&inode, second);
+        let third = table.node_id(&inode);
+        assert!(third != second && table.get(second).is_some());
+        table.forget(second, 1);
+        assert!(table.get(second).is_none());
+        table.count_lookup_as(&inode, third);
+        drop(inode);
+        table.forget(7, 1);
+        assert!(table.get(third).is_some_and(|found| found.ino() == 7));
+        table.forget(third, 1);
+        assert!(table.get(third).is_none() && table.get(7).is_none() && table.is_empty());
+    }
+
+    #[test]
+    fn unused_node_id_is_dropped_with_the_inode() {
+        let table = InodeTable::default();
+        let inode = insert_known(&table, 7);
+        table.replace_node_id(&inode, 7);
+        let second = table.node_id(&inode);
+        drop(inode);
+        table.forget(7, 1);
+        assert!(table.get(second).is_none() && table.is_empty());
+    }
+}
