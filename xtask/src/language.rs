@@ -28,11 +28,7 @@ const REFUSED: [(&str, &str); 14] = [
 const COUNTED: [&str; 6] = ["what", "who", "which", "race", "retry", "truncate"];
 
 /// Path prefixes of sources whose comments are not rewritten yet.
-const TO_REWRITE: &[&str] = &[
-    "fs/cowlfs/",
-    "snap-cli/",
-    "tests/tests/",
-];
+const TO_REWRITE: &[&str] = &["tests/tests/"];
 
 /// Path prefixes of pages that are not rewritten yet, and of generated pages.
 const PAGES_TO_REWRITE: &[&str] = &["docs/man/"];

@@ -5,13 +5,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use cowl_layers::setup::{SetupError, SetupKind};
-use cowl_layers::shown::{Allowed, plain, plain_panics};
+use cowl_layers::shown::{Allowed, plain};
 use cowl_layers::sys::process::{Background, to_background};
 use cowlfs::cli::{Args, Colors, Invocation, render_error};
 use log::LevelFilter;
 
 fn main() -> ExitCode {
-    plain_panics();
+    cowl_layers::panics::install();
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => return print_usage(error),

@@ -3,6 +3,7 @@
 //! The modules, from the bottom up. A module imports only from those above it in this list:
 //!
 //! - [`name`], [`error`], [`shown`], [`setup`]: names, errors, and their escaping for display.
+//! - [`panics`], [`locks`]: the end of a request or of the process after a panic.
 //! - [`sys`]: system calls, without any knowledge of layers. The only module with `unsafe`.
 //! - [`format`]: the on-disk encoding of markers. Pure functions, no I/O.
 //! - [`layer`]: a single layer, without merging.
@@ -11,7 +12,9 @@
 pub mod error;
 pub mod format;
 pub mod layer;
+pub mod locks;
 pub mod name;
+pub mod panics;
 pub mod setup;
 pub mod shown;
 pub mod sys;

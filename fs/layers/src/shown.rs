@@ -131,28 +131,6 @@ fn color(text: &str) -> Option<&str> {
     known.then(|| text.get(..code.len() + 3)).flatten()
 }
 
-/// Installs a panic hook that passes panic messages through [`plain`].
-pub fn plain_panics() {
-    std::panic::set_hook(Box::new(|info| {
-        let text = info.to_string();
-        let lines = Allowed {
-            lines: true,
-            colors: false,
-        };
-        let backtrace = std::backtrace::Backtrace::capture();
-        let more = match backtrace.status() {
-            std::backtrace::BacktraceStatus::Captured => format!("\n{backtrace}"),
-            _ => String::new(),
-        };
-        let text = format!("{}{}\n", plain(&text, lines), plain(&more, lines));
-        // If standard error fails, there is nowhere to report it.
-        drop(std::io::Write::write_all(
-            &mut std::io::stderr(),
-            text.as_bytes(),
-        ));
-    }));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use parking_lot::{Mutex, RwLock};
+use cowl_layers::locks::{Mutex, RwLock};
 
 use crate::content::{ContentDescriptors, FileHandle, OpenCounts};
 use crate::inode::{DirState, Identity, Inode, InodeState, InodeTable, OnConflict};

@@ -43,7 +43,7 @@ impl Log for NoteLogger {
 
 /// Installs the logger, which prints the library's warnings, and the panic hook.
 pub(super) fn init_log() {
-    cowl_layers::shown::plain_panics();
+    cowl_layers::panics::install();
     // Fails only if a logger is installed already, which then prints the warnings.
     if log::set_logger(&NoteLogger).is_ok() {
         log::set_max_level(LevelFilter::Warn);

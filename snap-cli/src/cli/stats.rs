@@ -42,6 +42,7 @@ impl CliCommand for Args {
                 "open_files": stats.open_files,
                 "open_for_write": stats.open_for_write,
                 "memory": stats.memory,
+                "panics": stats.panics,
                 "requests": stats.requests,
                 "total": stats.total(),
             }))?;
@@ -66,6 +67,7 @@ fn print(stats: &Stats) -> Result<()> {
         ("open files", open.to_string()),
         ("for writing", stats.open_for_write.to_string()),
         ("requests", stats.total().to_string()),
+        ("panics", stats.panics.to_string()),
     ];
     let facts = facts.map(|(what, value)| vec![what.to_owned(), value]);
     output::print_table(&[], facts.into(), &[])?;

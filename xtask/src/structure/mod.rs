@@ -32,6 +32,8 @@ const ORDERS: [Order; 4] = [
             &["view"],
             &["layer"],
             &["setup", "sys", "format"],
+            &["locks"],
+            &["panics"],
             &["name", "shown"],
             &["error"],
         ],

@@ -27,6 +27,9 @@ pub struct Stats {
     pub open_for_write: u32,
     /// The memory that it does not share with other processes, in bytes.
     pub memory: u64,
+    /// The number of requests that a panic has ended, each of them an error of this program.
+    #[serde(default)]
+    pub panics: u64,
     /// The number of requests from the kernel by kind, without kinds that were never sent.
     pub requests: BTreeMap<String, u64>,
 }
@@ -95,6 +98,7 @@ impl StatsSource {
             open_files,
             open_for_write,
             memory: sys::process::own_memory()?,
+            panics: cowl_layers::panics::caught(),
             requests: counts
                 .map(|(kind, count)| (kind.name().to_owned(), count))
                 .collect(),
@@ -115,6 +119,7 @@ mod tests {
             open_files: 2,
             open_for_write: 1,
             memory: 5 << 20,
+            panics: 0,
             requests: [("lookup", 2), ("getattr", 40)]
                 .map(|(name, count)| (name.to_owned(), count))
                 .into(),

@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
+use crate::locks::Mutex;
 use lru::LruCache;
-use parking_lot::Mutex;
 
 /// The maximum number of cached descriptors, whatever the limit of the process.
 const MAX_CAPACITY: u64 = 2048;

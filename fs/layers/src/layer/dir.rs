@@ -7,7 +7,7 @@ use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use parking_lot::{RwLock, RwLockWriteGuard};
+use crate::locks::{RwLock, RwLockWriteGuard};
 
 use super::{Layer, descriptors};
 use crate::error::{Errno, Error, Result};

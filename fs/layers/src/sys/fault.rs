@@ -14,6 +14,7 @@ mod armed {
         static LEFT: Cell<Option<u64>> = const { Cell::new(None) };
         static SEEN: Cell<u64> = const { Cell::new(0) };
         static ONCE: Cell<bool> = const { Cell::new(false) };
+        static PANIC: Cell<bool> = const { Cell::new(false) };
         static NO_DEVICES: Cell<bool> = const { Cell::new(false) };
     }
 
@@ -29,9 +30,16 @@ mod armed {
         ONCE.set(true);
     }
 
+    /// Lets `good` changes by this thread succeed, the next one panic, and all later ones succeed.
+    pub fn arm_panic(good: u64) {
+        arm_once(good);
+        PANIC.set(true);
+    }
+
     /// Ends the injection, and returns the number of changes since the last call.
     pub fn disarm() -> u64 {
         LEFT.set(None);
+        PANIC.set(false);
         SEEN.replace(0)
     }
 
@@ -55,6 +63,7 @@ mod armed {
                 if ONCE.get() {
                     LEFT.set(None);
                 }
+                assert!(!PANIC.replace(false), "injected panic");
                 Err(Errno::IO)
             }
             Some(left) => {
@@ -66,7 +75,7 @@ mod armed {
 }
 
 #[cfg(any(test, feature = "fault-injection"))]
-pub use armed::{arm, arm_once, disarm, refuse_devices};
+pub use armed::{arm, arm_once, arm_panic, disarm, refuse_devices};
 
 /// Returns an injected error, if one is due. To be called before every system call that changes a file system.
 #[cfg(any(test, feature = "fault-injection"))]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use parking_lot::MutexGuard;
+use cowl_layers::locks::MutexGuard;
 
 use crate::inode::{DirState, Inode};
 use cowl_layers::error::{Errno, Error, Result};

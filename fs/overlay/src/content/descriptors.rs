@@ -9,8 +9,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use cowl_layers::locks::Mutex;
 use lru::LruCache;
-use parking_lot::Mutex;
 
 use super::handle::{FileHandle, VersionedDescriptor, open_flags};
 use crate::inode::Inode;

@@ -6,7 +6,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use parking_lot::MutexGuard;
+use cowl_layers::locks::MutexGuard;
 
 use super::commit::{Commit, CopiedFile};
 use super::dirs::parent_in_upper;

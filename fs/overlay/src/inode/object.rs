@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-use parking_lot::{Mutex, RwLock};
+use cowl_layers::locks::{Mutex, RwLock};
 use smallvec::SmallVec;
 
 use super::flags::{Facts, Flags, NO_CAPABILITIES, PLAIN_DATA};

@@ -3,8 +3,8 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
+use cowl_layers::locks::Mutex;
 use lru::LruCache;
-use parking_lot::Mutex;
 
 use super::entry::{Cookie, DirEntry, END};
 use cowl_layers::layer::LayerDir;

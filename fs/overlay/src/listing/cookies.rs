@@ -16,7 +16,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
-use parking_lot::Mutex;
+use cowl_layers::locks::Mutex;
 
 use super::entry::{DirEntry, FIRST, LAST};
 use cowl_layers::name::Name;

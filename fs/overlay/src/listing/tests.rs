@@ -145,7 +145,7 @@ fn cached_listings_are_bounded() {
     let cache = overlay.listings.0.lock();
     assert_eq!(cache.names, cache.listings.len() * 3);
     assert!(cache.names <= super::cache::MAX_NAMES);
-    drop(kept);
+    drop(cache);
     let part = overlay.begin().listing(overlay.root(), 1).unwrap();
     let again = overlay.begin().listing(overlay.root(), 1).unwrap();
     assert!(std::sync::Arc::ptr_eq(&part, &again));

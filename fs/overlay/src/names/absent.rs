@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
+use cowl_layers::locks::Mutex;
 
 use cowl_layers::layer::LayerDir;
 use cowl_layers::name::Name;

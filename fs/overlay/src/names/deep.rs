@@ -8,8 +8,8 @@
 
 use std::sync::Arc;
 
+use cowl_layers::locks::Mutex;
 use lru::LruCache;
-use parking_lot::Mutex;
 
 use cowl_layers::layer::LayerDir;
 use cowl_layers::view::{NameIndex, View};

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use cowl_layers::locks::Mutex;
 
 use super::lookup::Names;
 use crate::inode::{Alias, FileState, Inode};

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use parking_lot::{RwLock, RwLockReadGuard};
+use cowl_layers::locks::{RwLock, RwLockReadGuard};
 
 use super::options::OverlayOptions;
 use super::stack::Stack;

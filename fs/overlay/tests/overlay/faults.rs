@@ -7,8 +7,9 @@ use std::path::Path;
 use crate::common::{FIXED_TIME, Fs, Lab, R, READ, Tree, create_files, set_xattr};
 use cowl_layers::error::Errno;
 use cowl_layers::layer::Upper;
+use cowl_layers::panics::take_ended;
 use cowl_layers::sys::copy::SyncScope;
-use cowl_layers::sys::fault::{arm, arm_once, disarm};
+use cowl_layers::sys::fault::{arm, arm_once, arm_panic, disarm};
 
 struct Case {
     name: &'static str,
@@ -283,10 +284,20 @@ fn crash_at_every_call(case: &Case) -> u64 {
     unreachable!()
 }
 
-/// Runs a case in which each changing call fails once in turn, as on a full disk.
+/// The effect of an injected fault.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// The call fails, as on a full disk.
+    Error,
+    /// The thread panics before the call. If it holds a lock, the process ends.
+    Panic,
+}
+
+/// Runs a case in which each changing call fails once in turn.
 ///
 /// The mount remains usable and has the old or the new tree. A retry succeeds, and the next mount has the new tree.
-fn fail_once_at_every_call(case: &Case) -> Result<u64, String> {
+/// After a panic that ends the process, the next mount has the old or the new tree.
+fn fail_once_at_every_call(case: &Case, fault: Fault) -> Result<u64, String> {
     let name = case.name;
     let (lab, fs) = prepare(case);
     let before = visible_tree(&fs);
@@ -299,9 +310,34 @@ fn fail_once_at_every_call(case: &Case) -> Result<u64, String> {
         // If the journal entry cannot be removed, it counts as a link until the next mount.
         fs.links_may_be_off = true;
         disarm();
-        arm_once(successes);
-        let result = (case.act)(&fs);
+        let act = std::panic::AssertUnwindSafe(|| (case.act)(&fs));
+        let result = match fault {
+            Fault::Error => {
+                arm_once(successes);
+                act()
+            }
+            Fault::Panic => {
+                arm_panic(successes);
+                std::panic::catch_unwind(act).unwrap_or(Err(Errno::IO))
+            }
+        };
         let calls = disarm();
+        if take_ended() {
+            drop(fs);
+            let mut now = visible_tree(&lab.open());
+            if COMPLETE_METACOPIES.contains(&name) && now != after {
+                for (path, shown) in &mut now {
+                    shown.mtime = before.get(path).and_then(|old| old.mtime);
+                }
+            }
+            if now != before && now != after {
+                let difference = difference(&before, &after, &now);
+                return Err(format!(
+                    "{name}: neither the old nor the new tree after a panic after {successes} calls:\n{difference}"
+                ));
+            }
+            continue;
+        }
         let mut states = Vec::new();
         let current = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| visible_tree(&fs)));
         states.push(current.map_err(|_| format!("{name}: inconsistent after {successes} calls"))?);
@@ -346,7 +382,19 @@ fn fail_once_at_every_call(case: &Case) -> Result<u64, String> {
 fn failed_operation_can_be_retried() {
     let mut failed = Vec::new();
     for case in CASES {
-        match fail_once_at_every_call(case) {
+        match fail_once_at_every_call(case, Fault::Error) {
+            Ok(injected) => assert!(injected > 0),
+            Err(problem) => failed.push(problem),
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn panicked_operation_leaves_the_old_or_the_new_tree() {
+    let mut failed = Vec::new();
+    for case in CASES {
+        match fail_once_at_every_call(case, Fault::Panic) {
             Ok(injected) => assert!(injected > 0),
             Err(problem) => failed.push(problem),
         }

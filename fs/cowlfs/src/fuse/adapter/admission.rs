@@ -4,8 +4,8 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use cowl_layers::locks::Mutex;
 use lru::LruCache;
-use parking_lot::Mutex;
 
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys::stat::{FileKind, Time};

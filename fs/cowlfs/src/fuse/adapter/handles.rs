@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::RwLock;
+use cowl_layers::locks::RwLock;
 
 use cowl_layers::error::{Errno, Error, Result};
 

@@ -26,6 +26,7 @@ use super::settings::SessionSettings;
 use super::workers::{BusyPoll, RequestSpan, WorkerPool};
 use crate::requests::{Opcode, Requests};
 use cowl_layers::error::Result;
+use cowl_layers::panics;
 use cowl_overlay::inode::Inode;
 use cowl_overlay::{FileHandle, Op, Overlay};
 
@@ -88,7 +89,8 @@ impl Adapter {
 
     /// Runs one operation of the overlay, and invalidates the kernel's attributes that it made stale.
     ///
-    /// It is also the one place that logs errors caused by a damaged layer or by the machine.
+    /// A panic of the operation is an error of this request ([`panics::request`]). This is also
+    /// the one place that logs errors caused by a damaged layer or by the machine.
     fn run<T>(
         &self,
         request: &str,
@@ -97,7 +99,7 @@ impl Adapter {
         run: impl FnOnce(&Op<'_>) -> Result<T>,
     ) -> Result<T> {
         let op = self.overlay.begin();
-        let done = run(&op);
+        let done = panics::request(|| run(&op));
         // Also after an error: a failed operation may have copied up a file.
         let stale = op.take_stale();
         drop(op);

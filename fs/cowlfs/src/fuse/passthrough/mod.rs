@@ -14,9 +14,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use cowl_layers::locks::Mutex;
 use fuser::{BackingId, FopenFlags};
 use lru::LruCache;
-use parking_lot::Mutex;
 
 use cowl_layers::error::Errno;
 use cowl_layers::sys;
