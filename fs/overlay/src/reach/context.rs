@@ -13,17 +13,17 @@ use cowl_layers::sys::copy::WriteBack;
 use cowl_layers::sys::early::Early;
 use cowl_layers::sys::order::Order;
 
-/// The context of one operation: the stack does not change while it lives.
+/// The context of one operation. It holds a shared lock on the stack, which therefore does not change.
 #[derive(Debug)]
 pub(crate) struct Context<'a> {
     pub(crate) stack: RwLockReadGuard<'a, Stack>,
     pub(crate) options: &'a OverlayOptions,
-    /// Objects of which the kernel may cache outdated attributes.
+    /// Objects whose attributes in the kernel's cache may be stale.
     stale: RefCell<Vec<Arc<Inode>>>,
 }
 
 impl<'a> Context<'a> {
-    /// Takes the stack's shared lock.
+    /// Creates a context by taking a shared lock on the stack.
     pub(crate) fn new(stack: &'a RwLock<Stack>, options: &'a OverlayOptions) -> Self {
         Self {
             stack: stack.read(),
@@ -32,7 +32,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Lists an object whose cached attributes must be invalidated before the operation is answered.
+    /// Adds an object whose attributes in the kernel's cache must be invalidated before the reply is sent.
     pub(crate) fn note_stale(&self, inode: &Arc<Inode>) {
         let mut stale = self.stale.borrow_mut();
         if !stale.iter().any(|other| Arc::ptr_eq(other, inode)) {
@@ -40,7 +40,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Returns the objects listed by [`Self::note_stale`], and forgets them.
+    /// Takes the objects that [`Self::note_stale`] added.
     pub(crate) fn take_stale(&self) -> Vec<Arc<Inode>> {
         self.stale.take()
     }
@@ -53,7 +53,7 @@ impl<'a> Context<'a> {
         Ok(self.stack.upper()?.order())
     }
 
-    /// Returns when the disk gets copied content: a volatile mount never waits for it.
+    /// Returns when write-back of copied content starts. A volatile mount never waits for it.
     pub(crate) fn write_back(&self) -> WriteBack {
         match self.options.volatile {
             true => WriteBack::Later,
@@ -61,7 +61,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Returns when write-back is started early.
+    /// Returns the conditions for starting write-back early. A volatile mount never does.
     pub(crate) fn early(&self) -> Result<Early> {
         if self.options.volatile {
             return Ok(Early::default());
