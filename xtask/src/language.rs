@@ -24,6 +24,26 @@ const REFUSED: [(&str, &str); 14] = [
     ("remarks", "comments"),
 ];
 
+/// Words that are rejected in the text of messages, too, with their standard terms.
+const REFUSED_IN_MESSAGES: [(&str, &str); 3] = [
+    ("folder", "directory"),
+    ("folders", "directories"),
+    ("can't", "cannot"),
+];
+
+/// First words of a summary line that is neither a verb phrase nor a noun phrase.
+const REFUSED_SUMMARIES: [&str; 9] = [
+    "The same ",
+    "So ",
+    "What ",
+    "Who",
+    "How ",
+    "Told ",
+    "Has ",
+    "Otherwise ",
+    "And ",
+];
+
 /// Words that `cargo xtask language` counts but does not reject.
 const COUNTED: [&str; 6] = ["what", "who", "which", "race", "retry", "truncate"];
 
@@ -38,7 +58,62 @@ pub(crate) fn in_source(path: &str, text: &str) -> Vec<String> {
     if TO_REWRITE.iter().any(|prefix| path.starts_with(prefix)) {
         return Vec::new();
     }
-    refused(path, comments(text))
+    let mut problems = refused(path, comments(text));
+    problems.extend(refused_summaries(path, text));
+    if !path.contains("test") && !path.starts_with("xtask/") {
+        problems.extend(refused_messages(path, text));
+    }
+    problems
+}
+
+/// Returns the summary lines of doc comments that begin with a rejected word, as problems.
+fn refused_summaries(path: &str, text: &str) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut is_first = true;
+    for (index, line) in text.lines().enumerate() {
+        let summary = line.trim_start().strip_prefix("/// ");
+        if let Some(summary) = summary.filter(|_| is_first)
+            && REFUSED_SUMMARIES
+                .iter()
+                .any(|start| summary.starts_with(start))
+        {
+            problems.push(format!(
+                "{path}:{}: a summary begins with a verb or is a noun phrase (docs/style.md)",
+                index + 1
+            ));
+        }
+        is_first = !line.trim_start().starts_with("///");
+    }
+    problems
+}
+
+/// Returns the rejected words in string literals outside unit tests, as problems.
+///
+/// A literal of one word is stored or printed as JSON, and so not a message.
+fn refused_messages(path: &str, text: &str) -> Vec<String> {
+    let code = text
+        .split("#[cfg(test)]\nmod tests")
+        .next()
+        .unwrap_or_default();
+    let mut problems = Vec::new();
+    for (index, line) in code.lines().enumerate() {
+        if line.trim_start().starts_with("//") {
+            continue;
+        }
+        let literals = line.split('"').skip(1).step_by(2);
+        for word in literals.filter(|text| text.contains(' ')).flat_map(words) {
+            if let Some((_, term)) = REFUSED_IN_MESSAGES
+                .iter()
+                .find(|(refused, _)| *refused == word)
+            {
+                problems.push(format!(
+                    "{path}:{}: \"{word}\" in a message: write {term} (docs/style.md)",
+                    index + 1
+                ));
+            }
+        }
+    }
+    problems
 }
 
 /// Returns the rejected words in all pages of documentation, as problems.
@@ -189,6 +264,18 @@ mod tests {
         );
         let page = "a folder\n```\nfolder\n```\n`folder`";
         assert_eq!(refused("p", prose(page)).len(), 1);
+    }
+
+    #[test]
+    fn summaries_begin_with_a_verb_or_a_noun() {
+        let code = "/// The same for files.\n///\n/// What follows is a detail.\nfn a() {}\n/// Returns it.\nfn b() {}\n";
+        assert_eq!(refused_summaries("p", code).len(), 1);
+    }
+
+    #[test]
+    fn messages_are_checked_and_stored_words_are_not() {
+        let code = "fn a() { f(\"can't open the folder\"); g(\"folder\") }\n// \"the folder\"\n";
+        assert_eq!(refused_messages("p", code).len(), 2);
     }
 
     #[test]

@@ -40,9 +40,9 @@ pub struct Config {
     pub foreign: bool,
     /// The number of worker threads; `None` for one per CPU, but at least four, because disks can block them.
     pub threads: Option<usize>,
-    /// How long the kernel may cache names and attributes.
+    /// The time for which the kernel may cache names and attributes.
     pub cache_timeout: Duration,
-    /// How long a thread that has answered a request polls for the next one before it sleeps.
+    /// The time for which a thread that has answered a request polls for the next one before it sleeps.
     pub busy_poll: Duration,
     /// Whether idle CPUs are kept awake during a burst of requests.
     pub awake: Awake,

@@ -27,7 +27,7 @@ const ROOT_NAMES: [&[u8]; 12] = [
     b"var",
 ];
 
-/// How much of a file is read to recognize it.
+/// The number of bytes of a file that are read to recognize it.
 const HEAD: u64 = 64 << 10;
 
 /// Refuses the directory `tree`, unpacked or original, if it is a container image.

@@ -82,7 +82,7 @@ pub fn select_snapshots<'m>(
         .collect())
 }
 
-/// How a removal treats protected snapshots.
+/// The treatment of protected snapshots by a removal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protected {
     /// Refuse to remove them.

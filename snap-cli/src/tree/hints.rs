@@ -7,7 +7,7 @@ impl From<TreeError> for Error {
     fn from(error: TreeError) -> Self {
         let hint = match error.kind() {
             ErrorKind::NotPermitted => Some("run the command as root, for example with sudo"),
-            ErrorKind::NoSpace => Some("make room on the disk; nothing was changed"),
+            ErrorKind::NoSpace => Some("free some space; nothing was changed"),
             ErrorKind::NotAnArchive => Some(
                 "give a directory or a tar archive, which may be compressed with gzip, zstd or xz",
             ),

@@ -20,9 +20,9 @@ use cowl_layers::sys::namespace::{AbortSwitch, HASTY, Inside, PATIENT};
 use cowl_layers::sys::users::Device;
 use cowl_overlay::Overlay;
 
-/// How long a closed file may count as open: RELEASE is asynchronous.
+/// The time for which a closed file may count as open: RELEASE is asynchronous.
 const RELEASE_TIMEOUT: Duration = Duration::from_millis(200);
-/// How long the file system may take to end after its last mount was detached.
+/// The time that the file system may take to end after its last mount was detached.
 pub(super) const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// The number of searches for copies. Race: a mount may be copied while another copy is detached.
 const ROUNDS: usize = 3;

@@ -14,7 +14,7 @@ use cowl_layers::sys::namespace::{HASTY, Inside};
 use cowl_layers::sys::process::CHECK;
 use cowl_overlay::Overlay;
 
-/// How long programs may continue to use the mount after a signal that ends it.
+/// The time for which programs may continue to use the mount after a signal that ends it.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The signals that a daemon handles. They are blocked in all of its threads.

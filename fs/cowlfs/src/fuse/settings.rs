@@ -10,11 +10,11 @@ use crate::requests::Requests;
 pub(crate) struct SessionSettings {
     /// The number of worker threads.
     pub(crate) threads: usize,
-    /// How long the kernel may cache names and attributes.
+    /// The time for which the kernel may cache names and attributes.
     pub(crate) cache_timeout: Duration,
     /// Whether the kernel may cache listings, which have no timeout.
     pub(crate) cache_listings: bool,
-    /// How long a thread that has answered a request polls for the next one before it sleeps.
+    /// The time for which a thread that has answered a request polls for the next one before it sleeps.
     pub(crate) busy_poll: Duration,
     /// Whether CPUs are kept awake during a burst of requests.
     pub(crate) awake: Awake,

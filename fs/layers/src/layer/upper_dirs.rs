@@ -71,7 +71,7 @@ impl UpperDirs {
         let (upper, root) = (self.layer.path(), self.layer.root_fd());
         let locks = [
             lock::for_writing("upper layer", upper, root)?,
-            lock::for_writing("work folder", &self.work, self.outer.as_fd())?,
+            lock::for_writing("work directory", &self.work, self.outer.as_fd())?,
         ];
         Ok(LockedUpper { dirs: self, locks })
     }
@@ -114,7 +114,7 @@ impl RecoveredUpper {
 }
 
 fn unusable(work: &Path, error: Error) -> SetupError {
-    SetupError::at("cannot use the work folder", work, error)
+    SetupError::at("cannot use the work directory", work, error)
 }
 
 /// Opens the directory in which objects are made, and creates it if it does not exist.
@@ -144,7 +144,7 @@ fn check_separate(
     outer: &OwnedFd,
 ) -> Result<(), SetupError> {
     let stat = sys::stat::stat_fd(outer)
-        .map_err(|error| SetupError::at("cannot use the work folder", work, error))?;
+        .map_err(|error| SetupError::at("cannot use the work directory", work, error))?;
     let usage = |what: String, hint: &str| SetupError::new(SetupKind::Usage, what, hint);
     if stat.dev != layer.dev() {
         return Err(usage(
@@ -153,7 +153,7 @@ fn check_separate(
                 shown(upper),
                 shown(work)
             ),
-            "name a work folder on the upper's file system",
+            "name a work directory on the upper's file system",
         ));
     }
     let inside = |inner: &Path, outer: &Path| match (inner.canonicalize(), outer.canonicalize()) {
@@ -167,7 +167,7 @@ fn check_separate(
                 shown(upper),
                 shown(work)
             ),
-            "name two separate folders",
+            "name two separate directories",
         ));
     }
     Ok(())

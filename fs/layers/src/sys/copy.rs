@@ -36,7 +36,7 @@ pub enum WriteBack {
     Later,
 }
 
-/// What [`sync`] writes to the disk.
+/// The parts of a file that [`sync`] makes durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyncScope {
     /// Content and attributes: fsync(2).

@@ -12,7 +12,7 @@ use super::node::{rmdir, unlink};
 use super::{attr, dir, stat};
 use crate::error::{Errno, Error, Result};
 
-/// How many directories of the current path stay open.
+/// The number of directories of the current path that stay open.
 ///
 /// Those above are reopened through `..` when they are needed; if one is not the same inode, removal stops.
 const OPEN: usize = 8;

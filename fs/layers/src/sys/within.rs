@@ -36,7 +36,7 @@ pub enum OpenedObject {
     Other(FileKind),
 }
 
-/// How often a resolution is retried after a race with a rename.
+/// The number of times that a resolution is retried after a race with a rename.
 const TRIES: u32 = 16;
 
 /// Opens the regular file `path` inside the tree `root`, with the access mode of `access`.

@@ -431,7 +431,7 @@ mod tests {
         super::super::fixture::metacopy(ino, layer, BELOW)
     }
 
-    /// Otherwise two processes that open a file during its copy-up get two inodes in the kernel, and file locks on one
+    /// Race: two processes that open a file during its copy-up get two inodes in the kernel, and file locks on one
     /// do not exclude the other.
     #[test]
     fn new_content_is_never_seen_with_the_old_version() {

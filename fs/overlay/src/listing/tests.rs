@@ -100,7 +100,7 @@ proptest! {
         check(good, &before, &steps);
     }
 
-    /// The same holds with a hash that has collisions in every listing.
+    /// Positions remain valid with a hash that has collisions in every listing.
     #[test]
     fn colliding_names_are_listed_exactly_once(before in proptest::collection::btree_set(any::<u8>(), 0..60), steps in steps()) {
         check(weak, &before, &steps);
