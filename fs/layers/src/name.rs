@@ -8,6 +8,7 @@ use std::ops::Deref;
 use triomphe::ThinArc;
 
 use crate::error::{Errno, Error, Result};
+use crate::shown::Show as _;
 
 /// The maximum length of a name in bytes, on every Linux file system that can hold a layer.
 pub const NAME_MAX: usize = 255;
@@ -103,7 +104,7 @@ impl fmt::Debug for Name {
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.as_bytes().escape_ascii().fmt(f)
+        self.as_bytes().shown().fmt(f)
     }
 }
 

@@ -4,6 +4,7 @@
 
 use super::limits;
 use crate::tree::error::{ErrorKind, Result, TreeError};
+use cowl_layers::shown::Show as _;
 
 /// An entry of an ACL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,7 +95,7 @@ fn parse(text: &[u8]) -> Result<Vec<u8>, AclError> {
 fn parse_entry(line: &[u8]) -> Result<AclEntry, String> {
     let bad = || {
         let start = line.get(..80).unwrap_or(line);
-        format!("'{}' is not an ACL entry", start.escape_ascii())
+        format!("'{}' is not an ACL entry", start.shown())
     };
     let mut fields = line.split(|&byte| byte == b':');
     let tag = fields.next().unwrap_or_default();

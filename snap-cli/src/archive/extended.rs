@@ -12,6 +12,7 @@ use super::pax::{self, decimal};
 use super::sparse;
 use crate::tree::attrs::Xattrs;
 use crate::tree::error::{ErrorKind, Result, TreeError};
+use cowl_layers::shown::Show as _;
 
 /// A field that a header sets, revokes, or does not contain.
 #[derive(Debug, Default)]
@@ -123,7 +124,7 @@ impl Extended {
             other => {
                 let what = format!(
                     "the archive has an ACL of a type that Linux does not support ({})",
-                    other.escape_ascii()
+                    other.shown()
                 );
                 return Err(TreeError::new(ErrorKind::Refused, what));
             }

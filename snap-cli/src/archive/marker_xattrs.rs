@@ -7,6 +7,7 @@ use cowl_layers::format::{NumberMark, OPAQUE, OPAQUE_XATTR_WHITEOUTS, Redirect, 
 use super::member::{EntryKind, Member};
 use crate::tree::attrs::Xattrs;
 use crate::tree::error::{ErrorKind, Result, TreeError};
+use cowl_layers::shown::Show as _;
 
 /// Converts the xattrs of an object of a layer from one xattr namespace to another.
 ///
@@ -59,7 +60,7 @@ pub(super) fn convert(
 fn invalid(member: &Member, mark: &[u8]) -> TreeError {
     let what = format!(
         "the archive has an invalid marker xattr of the overlay: {}",
-        mark.escape_ascii()
+        mark.shown()
     );
     TreeError::new(ErrorKind::Refused, what).at(member.path.as_slice())
 }

@@ -28,6 +28,7 @@ use crate::tree::dir_cursor::DirCursor;
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
 use crate::tree::path_map::PathMap;
 use crate::tree::{create, path};
+use cowl_layers::shown::Show as _;
 
 /// The interpretation of the entries of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -360,7 +361,7 @@ impl<'a> Unpacker<'a> {
 
     fn hard_link(&mut self, path: &[u8], target: &[u8]) -> Result<()> {
         let refuse = |what: &str| {
-            let what = format!("{what} (to '{}')", target.escape_ascii());
+            let what = format!("{what} (to '{}')", target.shown());
             Err(TreeError::new(ErrorKind::Refused, what).at(path))
         };
         let Ok(target_path) = entry_path::normalize(target) else {

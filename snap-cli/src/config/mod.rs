@@ -311,7 +311,7 @@ impl Sources<'_> {
             return Ok(option);
         }
         if let Some(value) = (self.environment)(variable) {
-            let shown = value.as_encoded_bytes().escape_ascii().to_string();
+            let shown = value.shown().to_string();
             let value = parse(value).map_err(|why| {
                 Error::usage(format!(
                     "invalid value of the environment variable {variable}: \"{shown}\": {why}"

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::shell::quoted;
+use cowl_layers::shown::Show as _;
 
 /// The default directory of LXC's containers.
 const DEFAULT: &str = "/var/lib/lxc";
@@ -196,7 +197,7 @@ impl LxcContainer {
             }
             Err(Missing::Other(error)) => return Err(error),
         };
-        let message = output.stderr.trim_ascii().escape_ascii().to_string();
+        let message = output.stderr.trim_ascii().shown().to_string();
         Err(
             Error::failed(format!("cannot {verb} the LXC container {}", self.name))
                 .because(message.replace("\\n", "; "))

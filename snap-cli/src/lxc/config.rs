@@ -2,6 +2,8 @@
 //!
 //! Pure: bytes in, bytes out. Cowl's lines are recognized by the container's id.
 
+use cowl_layers::shown::Show as _;
+
 /// The beginning of the comment above the lines that cowl appended.
 const COMMENT: &[u8] = b"# cowl keeps this container's files;";
 
@@ -237,7 +239,7 @@ pub fn rewrite_for_copy(
             out.extend_from_slice(line);
             continue;
         };
-        let shown = key.escape_ascii().to_string();
+        let shown = key.shown().to_string();
         if key == b"lxc.uts.name" {
             out.extend(format_line("lxc.uts.name", rewrite.name.as_bytes()));
         } else if key.ends_with(b".hwaddr") && !value.contains(&b'x') && !value.contains(&b'X') {

@@ -11,6 +11,7 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
 use super::config;
+use cowl_layers::shown::Show as _;
 
 /// LXC's format of times: local time without a zone.
 const TIME: &str = "%Y:%m:%d %H:%M:%S";
@@ -122,7 +123,7 @@ pub fn has_same_settings(one: (&[u8], &Path), other: (&[u8], &Path)) -> bool {
 /// Returns the content of a time file as one line of plain text; `None` if it is empty.
 pub fn format_stored_time(text: &[u8]) -> Option<String> {
     let text = text.trim_ascii();
-    (!text.is_empty()).then(|| text.escape_ascii().to_string())
+    (!text.is_empty()).then(|| text.shown().to_string())
 }
 
 /// Parses a time in LXC's format, in the given zone; `None` if it is malformed.

@@ -140,7 +140,7 @@ impl LxcSnapshot {
         let found = match layout::rootfs(&text) {
             None => return foreign("its config has no root filesystem"),
             Some(Rootfs::Other(kind)) => {
-                return foreign(&format!("its backing store is {}", kind.escape_ascii()));
+                return foreign(&format!("its backing store is {}", kind.shown()));
             }
             Some(found) => found,
         };

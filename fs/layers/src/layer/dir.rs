@@ -304,6 +304,6 @@ impl fmt::Debug for LayerDir {
         let path = self
             .path_in_layer()
             .unwrap_or_else(|_| b"(removed)".to_vec());
-        write!(f, "{}:{}", self.layer.path().shown(), path.escape_ascii())
+        write!(f, "{}:{}", self.layer.path().shown(), path.shown())
     }
 }

@@ -139,7 +139,7 @@ impl Layer {
                 "the layer {} contains the name {}: if it is a whiteout of fuse-overlayfs or a container image, \
                  mount with the option fuse_overlayfs",
                 self.path.shown(),
-                name.escape_ascii()
+                name.shown()
             );
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Result;
+use crate::shown::Show as _;
 use crate::sys;
 use crate::sys::node::RenameMode;
 
@@ -98,7 +99,7 @@ impl Drop for Staged {
         {
             log::warn!(
                 "cannot remove {} from the work directory: {error}; the next mount will",
-                self.name.escape_ascii()
+                self.name.shown()
             );
         }
     }

@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Errno, Result};
+use crate::shown::Show as _;
 
 /// A way in which a process uses a file system.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -162,7 +163,7 @@ fn numbers(dir: &Path) -> std::io::Result<Vec<u32>> {
 /// Returns the command name of the process whose /proc directory is `proc`.
 pub fn command(proc: &Path) -> String {
     match fs::read(proc.join("comm")) {
-        Ok(name) => name.trim_ascii().escape_ascii().to_string(),
+        Ok(name) => name.trim_ascii().shown().to_string(),
         Err(_) => "?".to_owned(),
     }
 }

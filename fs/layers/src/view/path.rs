@@ -2,6 +2,7 @@
 //!
 //! A walk down a tree of any depth makes one small allocation for each directory, instead of one as long as the path.
 
+use crate::shown::Show as _;
 use std::fmt;
 use std::sync::Arc;
 
@@ -89,7 +90,7 @@ impl Drop for Link {
 
 impl fmt::Debug for LayerPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.to_bytes().escape_ascii())
+        write!(f, "{}", self.to_bytes().shown())
     }
 }
 

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::lxc::locked::{LockedSnapshots, no_container};
 use crate::lxc::{LxcContainer, lxcpath, snapshots};
 use crate::store::disk;
+use cowl_layers::shown::Show as _;
 
 /// The context of one run.
 pub(super) struct Front<'a> {
@@ -38,7 +39,7 @@ impl<'a> Front<'a> {
         let Some(name) = plain else {
             return Err(Error::usage(format!(
                 "invalid container name: \"{}\"",
-                name.as_encoded_bytes().escape_ascii()
+                name.shown()
             )));
         };
         let container = LxcContainer {

@@ -14,6 +14,7 @@ use crate::lxc::locked::find_snapshot;
 use crate::lxc::snapshots::{self, LxcSnapshot};
 use crate::snapshot::lxc_import;
 use crate::store::manifest::{ContainerManifest, SnapshotRef};
+use cowl_layers::shown::Show as _;
 
 /// A snapshot that cowl or LXC took.
 #[derive(Clone, Debug)]
@@ -69,7 +70,7 @@ pub(super) fn find(
     match (same.as_slice(), managed) {
         ([one], _) => Ok((*one).clone()),
         ([], Some(managed)) if all.iter().all(|one| matches!(one, AnySnapshot::Cowl(_))) => {
-            let shown = name.as_encoded_bytes().escape_ascii();
+            let shown = name.shown();
             let what = format!(
                 "{} has no snapshot named \"{shown}\"",
                 managed.manifest.name
