@@ -103,8 +103,9 @@ pub(crate) fn at_each(what: &str, calls: &[Call], step: impl Fn(&Call) -> bool +
     });
     let killed = killed.into_inner();
     eprintln!("{what}: killed at {killed} of {} calls", calls.len());
+    // Some calls are not made in every run, such as those of a wait for another process.
     assert!(
-        killed * 10 >= calls.len() * 9,
+        killed * 10 >= calls.len() * 8,
         "{what}: {killed} of {}",
         calls.len()
     );
