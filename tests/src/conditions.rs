@@ -15,6 +15,8 @@ pub enum Need {
     KernelOverlay,
     /// `mmdebstrap` and a Debian mirror, or a cached root filesystem.
     Debian,
+    /// The pids controller of cgroup v1, not managed by systemd.
+    PidsController,
     /// A program in PATH.
     Program(&'static str),
     /// A file system type that the kernel supports.
@@ -37,11 +39,23 @@ impl Need {
             Need::Debian => crate::rootfs::debian_tar()
                 .err()
                 .map(|error| format!("cannot obtain a Debian root filesystem: {error}")),
+            Need::PidsController => lacks_pids_controller(),
             Need::Program(name) => crate::programs::in_path(name)
                 .is_none()
                 .then(|| format!("no program {name}; `cargo xtask setup` installs it")),
         }
     }
+}
+
+/// Returns the reason if a test cannot create a group of the pids controller.
+fn lacks_pids_controller() -> Option<String> {
+    if std::fs::metadata("/run/systemd/system").is_ok() {
+        return Some("systemd manages the control groups".to_owned());
+    }
+    let table = std::fs::metadata("/sys/fs/cgroup/pids/cgroup.procs");
+    table
+        .err()
+        .map(|error| format!("no pids controller at /sys/fs/cgroup/pids: {error}"))
 }
 
 /// Returns the reason if the kernel cannot mount file systems of this type. Tries to load its module.

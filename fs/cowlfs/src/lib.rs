@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 mod fuse;
+mod limits;
 pub mod logging;
 pub mod requests;
 mod serve;

@@ -10,6 +10,7 @@ use std::thread;
 use crate::config::{CACHE_TIMEOUT, Config};
 use crate::control::{self, FuseConnection, OwnMount, SignalTarget, Signals, StatsSource};
 use crate::fuse::{self, SessionError, SessionSettings};
+use crate::limits;
 use crate::requests::Requests;
 use cowl_layers::error::Errno;
 use cowl_layers::format::XattrSpace;
@@ -27,7 +28,10 @@ const READ_AHEAD: u32 = 1024;
 /// After it has attached the mount, the process moves to a mount namespace of its own that does not contain the mount,
 /// so that the mount ends with the namespace in which it was created.
 pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), SetupError> {
-    sys::process::raise_open_files();
+    let lacking = limits::set_up();
+    if !lacking.is_empty() {
+        log::info!("the daemon may not change: {}", lacking.join(", "));
+    }
     config.mountpoint = check_mountpoint(&config.mountpoint)?;
     check_layers_apart(&config)?;
     let layers = LowerLayers::open(&config)?;
@@ -62,13 +66,14 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
     let stats = StatsSource::new(overlay.clone(), requests);
     let connection = FuseConnection::open(device);
     let flush: Arc<control::Flush> = Arc::new(Box::new(move |ino| flusher.flush(ino)));
-    signals.handle(SignalTarget {
+    let handled = signals.handle(SignalTarget {
         overlay: overlay.clone(),
         mount: mount.clone(),
         stats: stats.clone(),
         flush: flush.clone(),
         connection: connection.clone(),
     });
+    handled.map_err(|error| failed(format!("cannot start a thread: {error}")))?;
     // Held until the process exits.
     overlay.hold_locks(locks);
     if let Some(listener) = listener {
@@ -79,8 +84,10 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
             stats,
             flush,
             connection: connection.clone(),
+            lacking,
         };
-        control::serve(listener, served);
+        control::serve(listener, served)
+            .map_err(|error| failed(format!("cannot start a thread: {error}")))?;
     }
     ready(device);
     let served = session.run();

@@ -34,7 +34,7 @@ pub struct Overlay {
     pub(crate) deep: DeepDirs,
     pub(crate) absent: LastAbsent,
     pub(crate) opens: OpenCounts,
-    pub(crate) descriptors: ContentDescriptors,
+    pub(crate) descriptors: Arc<ContentDescriptors>,
     /// The number of files that the kernel may write to without a request to the daemon (passthrough).
     pub(crate) passthrough_writers: Arc<AtomicU32>,
     /// Shared locks on the lower layers, held until the mount ends.
@@ -80,7 +80,7 @@ impl Overlay {
             deep: DeepDirs::default(),
             absent: LastAbsent::default(),
             opens: OpenCounts::default(),
-            descriptors: ContentDescriptors::default(),
+            descriptors: ContentDescriptors::new(),
             passthrough_writers: Arc::default(),
             locks: Mutex::default(),
         })
@@ -119,12 +119,6 @@ impl Overlay {
     /// Returns the options of this mount.
     pub fn options(&self) -> &OverlayOptions {
         &self.options
-    }
-
-    /// Closes half of the cached content descriptors and returns their number; called when the process has no
-    /// descriptors left.
-    pub fn evict_descriptors(&self) -> usize {
-        self.descriptors.evict_half()
     }
 
     /// Closes a file handle.

@@ -197,6 +197,7 @@ fn inspect(container: &Container<'_>) -> Result<Value> {
         object.insert("open_files".to_owned(), daemon.open_files.into());
         object.insert("open_for_write".to_owned(), daemon.open_for_write.into());
         object.insert("inodes".to_owned(), daemon.inodes.into());
+        object.insert("lacking".to_owned(), daemon.lacking.into());
     }
     let name = match state.is_here()? {
         true => "mounted",

@@ -18,12 +18,17 @@ pub fn leave() {
         Ok(text) => text,
         Err(error) => return log::info!("{}", Error::at("read", table, error)),
     };
+    // systemd is the only writer of the groups that it manages. Those of LXC are delegated.
+    let manager = match std::fs::symlink_metadata("/run/systemd/system").is_ok() {
+        true => Manager::Systemd,
+        false => Manager::None,
+    };
     let mounts = match mountinfo::read() {
         Ok(mounts) => mounts,
         Err(error) => return log::info!("{error}"),
     };
     for (controllers, group) in groups.lines().filter_map(parse) {
-        let Some(target) = target(controllers, group) else {
+        let Some(target) = target(controllers, group, manager) else {
             continue;
         };
         let Some(root) = root(&mounts, controllers) else {
@@ -35,6 +40,13 @@ pub fn leave() {
     }
 }
 
+/// The program that manages the control groups of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manager {
+    Systemd,
+    None,
+}
+
 /// Returns the controllers and the group of a line of /proc/PID/cgroup.
 fn parse(line: &str) -> Option<(&str, &str)> {
     let (_, rest) = line.split_once(':')?;
@@ -43,8 +55,9 @@ fn parse(line: &str) -> Option<(&str, &str)> {
 
 /// Returns the group to move to from `group`; `None` to stay.
 ///
-/// The groups of LXC are left in every hierarchy, others only in hierarchies that freeze or kill processes by group.
-fn target(controllers: &str, group: &str) -> Option<PathBuf> {
+/// The groups of LXC are left in every hierarchy, others only in hierarchies that freeze or kill processes by group, or
+/// limit their number or their memory, and not if systemd manages them.
+fn target(controllers: &str, group: &str, manager: Manager) -> Option<PathBuf> {
     let mut above = PathBuf::new();
     for part in group.split('/').filter(|part| !part.is_empty()) {
         if part.starts_with("lxc.") || part == "lxc" {
@@ -52,9 +65,13 @@ fn target(controllers: &str, group: &str) -> Option<PathBuf> {
         }
         above.push(part);
     }
-    let kills_by_group = matches!(controllers, "" | "freezer" | "name=systemd");
+    let is_managed = manager == Manager::Systemd;
+    let ends_processes = matches!(
+        controllers,
+        "" | "freezer" | "name=systemd" | "memory" | "pids"
+    );
     let is_outside = group == "/" || above == Path::new(DAEMON_GROUP);
-    (kills_by_group && !is_outside).then(|| PathBuf::from(DAEMON_GROUP))
+    (ends_processes && !is_managed && !is_outside).then(|| PathBuf::from(DAEMON_GROUP))
 }
 
 /// Returns the mount point of the hierarchy of these controllers.
@@ -90,12 +107,16 @@ mod tests {
 
     #[test]
     fn groups_to_move_to() {
-        let to = |controllers, group| target(controllers, group);
+        let to = |controllers, group| target(controllers, group, Manager::None);
+        let managed = |controllers, group| target(controllers, group, Manager::Systemd);
         let some = |path: &str| Some(PathBuf::from(path));
         assert_eq!(to("memory", "/lxc.monitor.c1"), some(""));
         assert_eq!(to("memory", "/a/b/lxc.pivot"), some("a/b"));
         assert_eq!(to("", "/lxc.monitor.c1/x"), some(""));
-        assert_eq!(to("memory", "/user.slice"), None);
+        assert_eq!(to("memory", "/user.slice"), some("cowl"));
+        assert_eq!(to("cpu,cpuacct", "/user.slice"), None);
+        assert_eq!(managed("", "/user.slice/session-1.scope"), None);
+        assert_eq!(managed("", "/lxc.monitor.c1/x"), some(""));
         assert_eq!(to("freezer", "/user.slice"), some("cowl"));
         assert_eq!(to("", "/user.slice/session-1.scope"), some("cowl"));
         assert_eq!(to("", "/"), None);

@@ -13,6 +13,7 @@ mod check;
 mod collect_race;
 mod completion;
 mod daemon_life;
+mod daemon_limits;
 mod damage;
 mod deep_trees;
 mod diff;

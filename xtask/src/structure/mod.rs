@@ -65,7 +65,7 @@ const ORDERS: [Order; 4] = [
             &["control"],
             &["fuse"],
             &["config", "logging"],
-            &["choices", "requests"],
+            &["choices", "requests", "limits"],
         ],
     },
     Order {

@@ -46,12 +46,17 @@ impl Detached {
         } else {
             END_TIMEOUT
         };
-        thread::spawn(move || {
+        let aborted = connection.clone();
+        let thread = thread::Builder::new().spawn(move || {
             if !connection.wait_for_end(timeout) {
                 log::info!("cannot detach all copies of the mount: aborting the connection");
                 connection.abort();
             }
         });
+        if let Err(error) = thread {
+            log::warn!("cannot start a thread: {error}: aborting the connection");
+            aborted.abort();
+        }
     }
 }
 

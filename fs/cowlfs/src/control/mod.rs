@@ -99,6 +99,9 @@ pub struct Status {
     pub open_for_write: u32,
     /// The number of inodes that the kernel knows.
     pub inodes: usize,
+    /// The limits and privileges that the daemon may not change, such as "io-flusher".
+    #[serde(default)]
+    pub lacking: Vec<String>,
 }
 
 /// Returns a short path to a socket, and the descriptor that the path goes through.

@@ -1,6 +1,7 @@
 //! The server side of the control socket, in threads of the daemon.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
@@ -57,24 +58,97 @@ pub(crate) struct ServedMount {
     pub(crate) stats: StatsSource,
     pub(crate) flush: Arc<Flush>,
     pub(crate) connection: FuseConnection,
+    /// The limits and privileges that the daemon may not change.
+    pub(crate) lacking: Vec<String>,
 }
 
+/// The number of descriptors that are reserved for clients: the connection, and those that a pushed layer needs.
+const RESERVE: usize = 16;
+
+/// The delay after the first failed attempt to accept a client, which doubles up to [`MAX_DELAY`].
+const MIN_DELAY: Duration = Duration::from_millis(10);
+const MAX_DELAY: Duration = Duration::from_secs(5);
+
 /// Serves clients until the process ends, each in a thread of its own.
-pub(crate) fn serve(listener: UnixListener, mount: ServedMount) {
+pub(crate) fn serve(listener: UnixListener, mount: ServedMount) -> io::Result<()> {
     let server = Arc::new(Server {
         lock: Mutex::new(()),
         mount,
     });
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let server = server.clone();
-            thread::spawn(move || {
-                if let Err(error) = stream.and_then(|stream| serve_client(stream, &server)) {
-                    log::info!("control connection: {error}");
-                }
-            });
+    let name = "control".to_owned();
+    let accept = move || accept_clients(&listener, &server);
+    thread::Builder::new().name(name).spawn(accept).map(drop)
+}
+
+/// Accepts clients until the process ends.
+fn accept_clients(listener: &UnixListener, server: &Arc<Server>) {
+    let mut reserve = Reserve::take();
+    let mut delay = MIN_DELAY;
+    loop {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // The client waits in the queue of the socket. With a descriptor from the reserve or from the cache
+                // of open files, the next attempt succeeds.
+                let evicted = sys::open::evict_cached();
+                log::warn!("cannot accept a client: {error}; {evicted} descriptors were closed");
+                reserve.release();
+                thread::sleep(delay);
+                delay = (delay * 2).min(MAX_DELAY);
+                continue;
+            }
+        };
+        delay = MIN_DELAY;
+        if reserve.is_released() {
+            // Until there are enough descriptors again, one client at a time, which cannot open further ones.
+            report(serve_client(stream, server));
+            reserve = Reserve::take();
+            continue;
         }
-    });
+        // The client is served here if the thread cannot be started.
+        let pending = Arc::new(Mutex::new(Some(stream)));
+        let (taken, shared) = (pending.clone(), server.clone());
+        let started = thread::Builder::new().spawn(move || {
+            if let Some(stream) = take(&taken) {
+                report(serve_client(stream, &shared));
+            }
+        });
+        if let Err(error) = started {
+            log::warn!("cannot start a thread for a client: {error}");
+            if let Some(stream) = take(&pending) {
+                report(serve_client(stream, server));
+            }
+        }
+    }
+}
+
+fn take(stream: &Mutex<Option<UnixStream>>) -> Option<UnixStream> {
+    stream.lock().take()
+}
+
+fn report(served: io::Result<()>) {
+    if let Err(error) = served {
+        log::info!("control connection: {error}");
+    }
+}
+
+/// Descriptors that are released for clients when the process has no others left.
+struct Reserve(Vec<File>);
+
+impl Reserve {
+    /// Opens as many descriptors as a request needs, or none if that fails.
+    fn take() -> Self {
+        let opened = (0..RESERVE).map(|_| File::open("/dev/null"));
+        Self(opened.collect::<io::Result<_>>().unwrap_or_default())
+    }
+
+    fn release(&mut self) {
+        self.0.clear();
+    }
+
+    fn is_released(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// Answers the requests of one client until it closes the connection.
@@ -135,7 +209,7 @@ fn not_understood(line: &str, error: &serde_json::Error) -> Response {
 fn execute(request: Request, served: &ServedMount) -> (Response, Option<Detached>) {
     let (overlay, config) = (&served.overlay, &served.config);
     match request {
-        Request::Status => (Response::Status(status(overlay, config)), None),
+        Request::Status => (Response::Status(status(served)), None),
         Request::PushLayer { upper, work } => {
             let upper = Path::new(OsStr::from_bytes(&upper));
             let work = Path::new(OsStr::from_bytes(&work));
@@ -152,7 +226,8 @@ fn execute(request: Request, served: &ServedMount) -> (Response, Option<Detached
     }
 }
 
-fn status(overlay: &Overlay, config: &Config) -> Status {
+fn status(served: &ServedMount) -> Status {
+    let (overlay, config) = (&served.overlay, &served.config);
     let (open_files, open_for_write) = overlay.open_files();
     let (upper, lowers) = overlay.layer_paths();
     let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
@@ -164,6 +239,7 @@ fn status(overlay: &Overlay, config: &Config) -> Status {
         open_files,
         open_for_write,
         inodes: overlay.inodes().len(),
+        lacking: served.lacking.clone(),
     }
 }
 
@@ -275,6 +351,7 @@ mod tests {
                 mount: OwnMount::record(path("mount"), (0, 0).into()),
                 flush: Arc::new(Box::new(|_| Ok(()))),
                 connection: FuseConnection::default(),
+                lacking: Vec::new(),
             },
         };
         let request = Request::PushLayer {

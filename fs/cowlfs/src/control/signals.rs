@@ -1,5 +1,6 @@
 //! Signal handling: logging statistics, and ending the mount.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -51,10 +52,10 @@ impl Signals {
     ///
     /// SIGUSR1 logs the statistics. SIGUSR2 ends the mount if it was unmounted and only unused copies remain. Any
     /// other signal ends the mount and the daemon; a second one does so immediately.
-    pub(crate) fn handle(self, target: SignalTarget) {
-        let Some(set) = self.0 else { return };
+    pub(crate) fn handle(self, target: SignalTarget) -> io::Result<()> {
+        let Some(set) = self.0 else { return Ok(()) };
         let target = Arc::new(target);
-        thread::spawn(move || {
+        let handle = move || {
             let ending = AtomicBool::new(false);
             loop {
                 match set.wait() {
@@ -71,8 +72,13 @@ impl Signals {
                     }
                     Ok(signal) => {
                         log::info!("{signal}: unmounting {}", target.mount.path.shown());
-                        let target = target.clone();
-                        thread::spawn(move || target.end());
+                        let ended = target.clone();
+                        let thread = thread::Builder::new().spawn(move || ended.end());
+                        if let Err(error) = thread {
+                            // Without it, a second signal is handled only after the unmount.
+                            log::warn!("cannot start a thread: {error}");
+                            target.end();
+                        }
                     }
                     Err(error) => {
                         log::warn!("cannot wait for signals: {error}");
@@ -80,7 +86,9 @@ impl Signals {
                     }
                 }
             }
-        });
+        };
+        let name = "signals".to_owned();
+        thread::Builder::new().name(name).spawn(handle).map(drop)
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use crate::locks::Mutex;
+use crate::sys::open::{DescriptorCache, register_cache};
 use lru::LruCache;
 
 /// The maximum number of cached descriptors, whatever the limit of the process.
@@ -36,6 +37,26 @@ pub(crate) fn new_key() -> u64 {
 pub(crate) fn get(key: u64) -> Option<Arc<OwnedFd>> {
     OPEN.lock().get(&key).cloned()
 }
+
+/// The cache, for [`crate::sys::open`].
+struct DirectoryCache;
+
+impl DescriptorCache for DirectoryCache {
+    fn evict_half(&self) -> usize {
+        let mut open = OPEN.lock();
+        let count = open.len().div_ceil(2);
+        let evicted: Vec<_> = (0..count).filter_map(|_| open.pop_lru()).collect();
+        drop(open);
+        evicted.len()
+    }
+}
+
+/// Keeps the cache registered with [`crate::sys::open`] for the lifetime of the process.
+static REGISTERED: LazyLock<Arc<DirectoryCache>> = LazyLock::new(|| {
+    let cache = Arc::new(DirectoryCache);
+    register_cache(&cache);
+    cache
+});
 
 /// Whether the cache is so large that a walk up a long chain of directories rarely has to reopen one.
 pub(crate) fn has_room() -> bool {
@@ -83,6 +104,7 @@ impl Spaced {
 
 /// Caches a descriptor. An evicted one is closed after the cache is unlocked.
 pub(crate) fn put(key: u64, fd: Arc<OwnedFd>) {
+    LazyLock::force(&REGISTERED);
     let _closed = OPEN.lock().push(key, fd);
 }
 

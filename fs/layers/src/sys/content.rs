@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
+use super::open;
 use crate::error::{Errno, Error, Result};
 use crate::sys::stat::{FileKind, stat_at, stat_fd};
 
@@ -30,9 +31,9 @@ pub fn open(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd> 
         | ResolveFlags::NO_SYMLINKS
         | ResolveFlags::NO_MAGICLINKS
         | ResolveFlags::NO_XDEV;
-    let found = match rustix::fs::openat2(dir, name, path_only, Mode::empty(), resolve) {
+    let found = match open::openat2(dir, name, path_only, Mode::empty(), resolve) {
         // A seccomp filter rejects openat2(2).
-        Err(Errno::NOSYS) => rustix::fs::openat(dir, name, path_only, Mode::empty())?,
+        Err(Errno::NOSYS) => open::openat(dir, name, path_only, Mode::empty())?,
         // The path has one component, so it is a symbolic link or a mount point.
         Err(Errno::LOOP | Errno::XDEV) => return Err(NOT_REGULAR),
         other => other?,
@@ -43,7 +44,7 @@ pub fn open(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd> 
 /// Opens the content of the regular file `name` in `dir`, which was reached through a mount with `nodev`.
 pub fn open_nodev(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<OwnedFd> {
     let flags = flags | OFlags::NOFOLLOW | harmless();
-    match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+    match open::openat(dir, name, flags, Mode::empty()) {
         Ok(file) => {
             check(file.as_fd())?;
             Ok(file)
@@ -59,7 +60,7 @@ pub fn open_nodev(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> Result<Own
 /// Opens the content of the regular file behind an O_PATH descriptor.
 pub fn reopen(fd: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
     check(fd)?;
-    Ok(rustix::fs::openat(
+    Ok(open::openat(
         CWD,
         crate::sys::proc_path(fd).as_slice(),
         flags | harmless(),

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags, RawDir};
 
+use super::open;
 use crate::error::{Errno, Result};
 use crate::sys::stat::FileKind;
 
@@ -23,31 +24,31 @@ pub struct RawEntry {
 /// Opens a directory by its path, with O_PATH. Follows links, because the path is from a user.
 pub fn open_root(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
+    Ok(open::openat(CWD, path, flags, Mode::empty())?)
 }
 
 /// Opens the directory `name` in `dir`, with O_PATH. Does not follow links.
 pub fn open_dir(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
+    Ok(open::openat(dir, name, flags, Mode::empty())?)
 }
 
 /// Opens the directory `name` in `dir` for reading. Does not follow links.
 pub fn open_dir_to_read(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
+    Ok(open::openat(dir, name, flags, Mode::empty())?)
 }
 
 /// Opens the object `name` in `dir`, of any type, with O_PATH. Does not follow links.
 pub fn open_path(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
+    Ok(open::openat(dir, name, flags, Mode::empty())?)
 }
 
 /// Opens a directory for reading, given any descriptor of it.
 pub fn reopen_dir(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(dir, ".", flags, Mode::empty())?)
+    Ok(open::openat(dir, ".", flags, Mode::empty())?)
 }
 
 /// Syncs the file system that holds a directory.

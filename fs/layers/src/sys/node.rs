@@ -4,6 +4,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 
+use super::open;
 use crate::error::Result;
 use crate::sys::fault;
 use crate::sys::stat::FileKind;
@@ -34,12 +35,7 @@ pub fn mknod(dir: BorrowedFd<'_>, name: &[u8], kind: FileKind, mode: u32, rdev: 
 pub fn create(dir: BorrowedFd<'_>, name: &[u8], mode: u32, access: OFlags) -> Result<OwnedFd> {
     fault::hit()?;
     let flags = access | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(
-        dir,
-        name,
-        flags,
-        Mode::from_raw_mode(mode),
-    )?)
+    Ok(open::openat(dir, name, flags, Mode::from_raw_mode(mode))?)
 }
 
 /// Creates a symbolic link.

@@ -9,7 +9,6 @@ use std::time::Duration;
 use nix::unistd::{ForkResult, fork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -72,19 +71,6 @@ impl ReadyPipe {
     pub fn failed(mut self, error: &str) -> io::Result<()> {
         self.0.write_all(b"-")?;
         self.0.write_all(error.as_bytes())
-    }
-}
-
-/// Raises the soft limit of open files (RLIMIT_NOFILE) to the hard limit, and returns it.
-pub fn raise_open_files() -> u64 {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    match rustix::process::setrlimit(Resource::Nofile, raised) {
-        Ok(()) => limit.maximum.unwrap_or(u64::MAX),
-        Err(_) => limit.current.unwrap_or(u64::MAX),
     }
 }
 

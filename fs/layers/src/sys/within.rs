@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
+use super::open;
 use crate::error::{Errno, Result};
 use crate::sys::content;
 #[cfg(test)]
@@ -75,7 +76,7 @@ fn resolve(
     }
     let mut tries = TRIES;
     loop {
-        match rustix::fs::openat2(root, path, flags, Mode::empty(), how) {
+        match open::openat2(root, path, flags, Mode::empty(), how) {
             Err(Errno::AGAIN) if tries > 0 => tries -= 1,
             done => return done,
         }

@@ -15,6 +15,7 @@ use lru::LruCache;
 use super::handle::{FileHandle, VersionedDescriptor, open_flags};
 use crate::inode::Inode;
 use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::sys::open::{DescriptorCache, register_cache};
 
 /// The maximum number of cached descriptors, whatever the limit of the process.
 const MAX_CAPACITY: u64 = 4096;
@@ -66,15 +67,16 @@ struct Table {
 #[derive(Debug)]
 pub(crate) struct ContentDescriptors(Mutex<Table>);
 
-impl Default for ContentDescriptors {
-    fn default() -> Self {
+impl ContentDescriptors {
+    /// Creates a cache, which is evicted from if the process has no descriptors left.
+    pub(crate) fn new() -> Arc<Self> {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let capacity = (limit.unwrap_or(u64::MAX) / 4).clamp(16, MAX_CAPACITY);
-        Self::with_capacity(usize::try_from(capacity).unwrap_or(16))
+        let cache = Arc::new(Self::with_capacity(usize::try_from(capacity).unwrap_or(16)));
+        register_cache(&cache);
+        cache
     }
-}
 
-impl ContentDescriptors {
     fn with_capacity(capacity: usize) -> Self {
         Self(Mutex::new(Table {
             open: LruCache::new(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN)),
@@ -141,17 +143,6 @@ impl ContentDescriptors {
         drop(evicted);
     }
 
-    /// Closes the descriptors that were used least recently: half of them, and at least one. Returns their number.
-    ///
-    /// A request still uses its descriptor after it was evicted; it is closed when the request ends.
-    pub(crate) fn evict_half(&self) -> usize {
-        let mut table = self.0.lock();
-        let count = table.open.len().div_ceil(2);
-        let evicted: Vec<_> = (0..count).filter_map(|_| table.open.pop_lru()).collect();
-        drop(table);
-        evicted.len()
-    }
-
     /// Completes a sync of an open file: returns its error, or else an error that the sync of another open file of the
     /// inode has returned and that this one has not returned yet.
     ///
@@ -174,6 +165,17 @@ impl ContentDescriptors {
             }
             (synced, _) => synced,
         }
+    }
+}
+
+impl DescriptorCache for ContentDescriptors {
+    /// A request still uses its descriptor after it was evicted; it is closed when the request ends.
+    fn evict_half(&self) -> usize {
+        let mut table = self.0.lock();
+        let count = table.open.len().div_ceil(2);
+        let evicted: Vec<_> = (0..count).filter_map(|_| table.open.pop_lru()).collect();
+        drop(table);
+        evicted.len()
     }
 }
 

@@ -12,7 +12,6 @@ use crate::inode::{Inode, OpenOptions};
 use crate::reach::{Caller, Context, open_content};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys::stat::FileKind;
-use rustix::fs::OFlags;
 
 /// Access to the content of files.
 #[derive(Clone, Copy)]
@@ -66,7 +65,7 @@ impl Content<'_> {
         {
             return Ok(self.count_open(inode, None, options));
         }
-        let fd = Arc::new(self.open_content(inode, open_flags(options))?);
+        let fd = Arc::new(open_content(inode, open_flags(options))?);
         if options.truncate {
             inode.note_change();
             truncate(self.cx, caller, inode, &fd, 0)?;
@@ -104,20 +103,9 @@ impl Content<'_> {
         if let Some(fd) = self.descriptors.get(handle, version) {
             return Ok(fd);
         }
-        let fd = Arc::new(self.open_content(&handle.inode, open_flags(handle.options))?);
+        let fd = Arc::new(open_content(&handle.inode, open_flags(handle.options))?);
         self.descriptors.put(handle, (fd.clone(), version));
         Ok(fd)
-    }
-
-    /// Opens a file's content. Retries once with half of the cached descriptors closed if there are too many.
-    fn open_content(&self, inode: &Inode, flags: OFlags) -> Result<OwnedFd> {
-        match open_content(inode, flags) {
-            Err(error) if matches!(error.errno(), Errno::MFILE | Errno::NFILE) => {
-                self.descriptors.evict_half();
-                open_content(inode, flags)
-            }
-            done => done,
-        }
     }
 
     /// Returns the descriptor of a handle for a change of the content.
