@@ -63,7 +63,7 @@ impl Cookies {
     }
 
     /// Sorts the names of a directory and gives each its position.
-    pub(super) fn arrange(&self, folder: u64, entries: &mut [DirEntry]) {
+    pub(super) fn arrange(&self, dir: u64, entries: &mut [DirEntry]) {
         for entry in &mut *entries {
             entry.at.hash = self.hash(entry.name());
         }
@@ -72,10 +72,10 @@ impl Cookies {
         entries.sort_unstable_by(order);
         let mut met = self.met.lock();
         let meet = |one: &DirEntry, two: &DirEntry| one.at.hash == two.at.hash;
-        if !met.contains_key(&folder) && entries.windows(2).all(|two| !meets(two)) {
+        if !met.contains_key(&dir) && entries.windows(2).all(|two| !meets(two)) {
             return;
         }
-        let met = met.entry(folder).or_default();
+        let met = met.entry(dir).or_default();
         for group in entries.chunk_by_mut(meet) {
             let [first, rest @ ..] = &mut *group else {
                 continue;

@@ -88,7 +88,7 @@ impl DeepDirs {
                 return None;
             }
             Err(error) => {
-                log::warn!("cannot read all names of {first:?}: {error}");
+                log::warn!("cannot read all names of {first}: {error}");
                 self.put(key, Deep::Never);
                 return None;
             }

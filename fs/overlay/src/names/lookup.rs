@@ -1,4 +1,4 @@
-//! From a name to an inode.
+//! Resolution of names to inodes.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use cowl_layers::name::Name;
 use cowl_layers::sys::stat::Stat;
 use cowl_layers::view::{Found, MergedEntry, NameIndex, PartialIndex};
 
-/// The link count that a merged directory shows: its subdirectories lie in several layers, and 1 means "not
+/// The link count that a merged directory shows: its subdirectories are in several layers, and 1 means "not
 /// counted" to find(1) and fts(3).
 pub(crate) const UNCOUNTED: u64 = 1;
 
@@ -26,10 +26,10 @@ pub(crate) struct Names<'o> {
     pub(crate) absent: &'o LastAbsent,
 }
 
-/// The result of one attempt to look a name up.
+/// The result of one attempt to look up a name.
 enum Lookup {
     Found(Option<Hit>),
-    /// Another object has the number: see [`OnConflict::Defer`].
+    /// Another object has the same inode number: see [`OnConflict::Defer`].
     Conflict,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct Hit {
     pub(crate) inode: Arc<Inode>,
     /// Its attributes on disk.
     pub(crate) stat: Stat,
-    /// The topmost layer has it under this name.
+    /// Whether the topmost layer has it under this name.
     pub(crate) in_top: bool,
 }
 
@@ -50,14 +50,14 @@ impl Names<'_> {
 
     /// Like [`Self::lookup`], with the attributes that were read on disk.
     pub(crate) fn lookup_with_stat(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Hit>> {
-        // A concurrent copy-up may move the object between the lookup and its entry into the inode table:
-        // then the result is out of date, and the lookup is repeated. Each repetition means that a copy-up
-        // has ended.
+        // A concurrent copy-up may move the object between the lookup and its insertion into the inode table.
+        // Then the result is stale, and the lookup is retried. Each retry means that a
+        // copy-up has completed.
         loop {
             let generation = parent.generation();
             match self.attempt(parent, name, OnConflict::Defer)? {
-                // Either the object is just being copied up, or it is another one. While the directory's
-                // names are locked the two can be distinguished.
+                // Either the object is being copied up at the moment, or it is a different one. The two cases can be
+                // distinguished only while the directory's names are locked.
                 Lookup::Conflict => {
                     let _names = parent.names()?.lock();
                     return self.lookup_locked(parent, name);
@@ -103,7 +103,7 @@ impl Names<'_> {
                 let in_top = is_top(&loc.dir);
                 let inode = intern_file(self.inodes, (parent, name), node, on_conflict);
                 if let Some(inode) = &inode {
-                    // The first known name of a file whose known names were all removed.
+                    // If all known names of the file were removed, this is its only known one.
                     inode.restore_location(loc)?;
                 }
                 (inode, stat, in_top)
@@ -149,7 +149,7 @@ impl Names<'_> {
         names.map(|names| PartialIndex { above, names })
     }
 
-    /// Whether a directory shows no name.
+    /// Whether a directory has no visible entries.
     pub(crate) fn is_empty(&self, inode: &Inode) -> Result<bool> {
         match inode.locations()? {
             Some(locs) => Ok(self.list_names(&locs)?.is_empty()),
@@ -157,7 +157,7 @@ impl Names<'_> {
         }
     }
 
-    /// Whether an object would show under `name` if the upper had nothing there.
+    /// Whether an object would be visible under `name` if the upper layer had no entry with that name.
     pub(crate) fn is_visible_below(&self, dir: &DirState, name: &Name) -> Result<bool> {
         let found = self.resolve(self.cx.stack.below_upper(&dir.locs), name)?;
         Ok(matches!(found, Found::Dir(_) | Found::File(_)))

@@ -13,12 +13,12 @@ use cowl_layers::sys::copy::WriteBack;
 use cowl_layers::sys::early::Early;
 use cowl_layers::sys::order::Order;
 
-/// The context of one operation: the stack does not change while it lives.
+/// The context of one operation. The stack does not change during its lifetime.
 #[derive(Debug)]
 pub(crate) struct Context<'a> {
     pub(crate) stack: RwLockReadGuard<'a, Stack>,
     pub(crate) options: &'a OverlayOptions,
-    /// Objects of which the kernel may cache outdated attributes.
+    /// Objects whose attributes in the kernel's cache may be stale.
     stale: RefCell<Vec<Arc<Inode>>>,
 }
 
@@ -32,7 +32,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Lists an object whose cached attributes must be invalidated before the operation is answered.
+    /// Records an object whose cached attributes must be invalidated before the reply to the request.
     pub(crate) fn note_stale(&self, inode: &Arc<Inode>) {
         let mut stale = self.stale.borrow_mut();
         if !stale.iter().any(|other| Arc::ptr_eq(other, inode)) {
@@ -40,12 +40,12 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Returns the objects listed by [`Self::note_stale`], and forgets them.
+    /// Returns the objects recorded by [`Self::note_stale`], and clears the list.
     pub(crate) fn take_stale(&self) -> Vec<Arc<Inode>> {
         self.stale.take()
     }
 
-    /// Returns the order in which new objects must reach the disk.
+    /// Returns the order in which the file system makes changes of the upper layer durable.
     pub(crate) fn order(&self) -> Result<Order> {
         if self.options.volatile {
             return Ok(Order::Careless);
@@ -53,7 +53,7 @@ impl<'a> Context<'a> {
         Ok(self.stack.upper()?.order())
     }
 
-    /// Returns when the disk gets copied content: a volatile mount never waits for it.
+    /// Returns when copied content is written back. A volatile mount never waits for it.
     pub(crate) fn write_back(&self) -> WriteBack {
         match self.options.volatile {
             true => WriteBack::Later,
@@ -61,7 +61,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Returns when write-back is started early.
+    /// Returns when writeback is started early.
     pub(crate) fn early(&self) -> Result<Early> {
         if self.options.volatile {
             return Ok(Early::default());
