@@ -12,7 +12,7 @@ use crate::store::name::ContainerName;
 
 /// Register a container with LXC, so that lxc-start can start it
 ///
-/// For containers from an archive or a directory; clones of LXC containers are LXC containers already.
+/// For containers from an archive or a directory; clones of LXC containers already are LXC containers.
 /// The config is copied from another container, with a new host name, new hardware addresses, and the
 /// new container's directory in place of the other one's.
 #[derive(Debug, clap::Args)]
