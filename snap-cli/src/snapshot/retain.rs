@@ -67,11 +67,8 @@ pub fn choose(
         keep(candidate.at, "last".to_owned());
     }
     for candidate in &candidates {
-        if let Some(tag) = rules
-            .tags
-            .iter()
-            .find(|tag| has_tag(candidate.snapshot, tag))
-        {
+        let mut tags = rules.tags.iter();
+        if let Some(tag) = tags.find(|tag| has_tag(candidate.snapshot, tag)) {
             keep(candidate.at, format!("tag {tag}"));
         }
     }

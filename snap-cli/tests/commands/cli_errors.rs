@@ -110,7 +110,11 @@ fn existing_names_are_refused() {
         world.refused(args, 1, &["web already exists"]);
     }
     world.cli.ok(["snapshot", "web", "--name", "good"]);
-    world.refused(&["snapshot", "web", "--name", "good"], 1, &["good exists"]);
+    world.refused(
+        &["snapshot", "web", "--name", "good"],
+        1,
+        &["web@good already exists"],
+    );
     world.refused(&["snapshot", "web", "--name", "snap9"], 2, &["snap9"]);
     world.refused(&["snapshot", "web", "--name", "auto0"], 2, &["auto0"]);
 }
@@ -148,7 +152,7 @@ fn invalid_names_are_refused() {
             vec![word("restore"), word("web"), word("snap0"), name.clone()],
             vec![word("destroy"), word("--yes"), name.clone()],
         ] {
-            world.refused(&args, 2, &["t be a", " name: "]);
+            world.refused(&args, 2, &["invalid ", " name "]);
         }
     }
     let bad = OsStr::from_bytes(b"\xff");

@@ -271,7 +271,8 @@ fn restore_of_a_missing_snapshot_changes_nothing() {
     for name in ["snap1", "", ".", "snap", "../../c1"] {
         world.refused(&["-n", "c1", "-r", name], "no snapshot named");
     }
-    for name in ["c9", "", "../l/c1", ".."] {
+    world.refused(&["-n", "c9", "-r", "snap0"], "c9 does not exist");
+    for name in ["", "../l/c1", ".."] {
         world.refused(&["-n", name, "-r", "snap0"], "name");
     }
     world.refused(&["-L"], "no container is named");

@@ -155,7 +155,7 @@ fn lists_are_filtered_and_sorted() {
     assert_eq!(world.listed(&["--until", "2199-01-01"]).len(), 3);
     world
         .cli
-        .refused(["list", "web", "--since", "x"], 2, &["no time"]);
+        .refused(["list", "web", "--since", "x"], 2, &["invalid time"]);
     world
         .cli
         .refused(["list", "web", "--format", "{nmae}"], 2, &["{name}"]);

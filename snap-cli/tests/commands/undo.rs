@@ -109,7 +109,11 @@ fn copy_is_a_plain_directory_with_the_complete_state() {
             1,
             "No such",
         ),
-        (&["restore", "web", "snap0", "--copy"], 2, "where to"),
+        (
+            &["restore", "web", "snap0", "--copy"],
+            2,
+            "needs a destination",
+        ),
         (
             &["restore", "web", "snap0", "new", "--copy", "out2"],
             2,

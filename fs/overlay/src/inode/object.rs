@@ -128,9 +128,9 @@ enum ByKind {
         flags: Flags,
         /// TimesOverride for one change of the names in the directory.
         names: Mutex<()>,
-        /// The number of copy-ups of objects in the directory, so that a concurrent lookup notices one.
+        /// The number of copy-ups of objects in the directory, by which a concurrent lookup detects a stale result.
         generation: AtomicU32,
-        /// When a name was last removed, in [`seconds`]; 0 for never.
+        /// The time of the last removal of a name, in [`seconds`]; 0 for never.
         last_removal: AtomicU32,
     },
     File {

@@ -1,7 +1,7 @@
-//! The inodes that are known, by number, with the kernel's count of lookups.
+//! The table of known inodes by number, with the kernel's lookup counts.
 //!
-//! A number never stands for two objects at once: an object whose number is taken gets another one
-//! from a range of its own for as long as it is known.
+//! A number never refers to two objects at once: an object whose number is taken gets a substitute number, from a
+//! separate range, for as long as it is known.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -19,54 +19,55 @@ use cowl_layers::sys::stat::Time;
 const SHARDS: usize = 16;
 /// The maximum number of cached ctimes.
 const MAX_CTIMES: usize = 1 << 16;
-/// The number of dropped objects from which on memory is returned to the kernel: a megabyte or two.
+/// The minimum number of dropped inodes before the tables shrink. They use one or two megabytes.
 const MIN_DROPPED: usize = 4096;
-/// The range of numbers given out here: no file system below uses the top bit.
+/// The range of substitute numbers: the top bit is set, which no lower file system uses.
 const SUBSTITUTE: u64 = 1 << 63;
 
 #[derive(Debug)]
 enum TableEntry {
-    /// An operation or an open file references it, or it is unreferenced.
+    /// The kernel does not know the inode. An operation or an open file may reference it.
     Weak(Weak<Inode>),
-    /// The kernel knows it. A count that reaches the largest number stays there, and the inode with it.
+    /// The kernel knows the inode. A lookup count that reaches the maximum stays there, and the inode is never dropped.
     Strong { inode: Arc<Inode>, lookups: u32 },
 }
 
 type Shard = FxHashMap<u64, TableEntry>;
 
-/// What to do with an object whose number belongs to a different known object.
+/// The handling of an object whose number belongs to a different known inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnConflict {
-    /// It may be the same object, which is just being copied up: nothing is entered.
+    /// Insert nothing, because it may be the same object during its copy-up.
     Defer,
-    /// It is another object: it gets a number of its own.
+    /// Assign a substitute number, because it is another object.
     Renumber,
 }
 
-/// Whether an object on disk carries the number that it shows.
+/// Whether the visible inode number of an object can be read from disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NumberMarker {
-    /// The number is found there.
+    /// The number is on disk.
     Present,
-    /// It must be remembered.
+    /// The number is not on disk: the table must hold it.
     Missing,
 }
 
-/// The inodes that are known.
+/// The table of known inodes.
 #[derive(Debug)]
 pub struct InodeTable {
     shards: Vec<Mutex<Shard>>,
-    /// The numbers of objects that show another one than is found on disk: those whose number was taken, and those
-    /// that cannot carry the marker of the number that they had before their copy-up.
+    /// The numbers of objects whose visible number is not on disk: those whose number was taken, and those of a type
+    /// that cannot have the `cowl.ino` xattr with the number from before their copy-up.
     substitutes: Mutex<FxHashMap<Identity, u64>>,
     next_substitute: AtomicU64,
-    /// The arguments of [`Inode::override_ctime`], for an inode that the kernel forgets and looks up again. An outdated
-    /// one is harmless: it has the time on disk that it replaces.
+    /// The arguments of [`Inode::override_ctime`], for an inode that the kernel forgets and looks up again. A stale
+    /// pair is harmless, because it applies only while the ctime on disk is the recorded one.
     ctimes: Mutex<LruCache<u64, (Time, Time)>>,
-    /// Objects that the kernel knows under second numbers.
+    /// The inodes with a replacement node id.
     node_ids: NodeIds,
-    /// The number of known inodes, and of those dropped since the tables last shrank.
+    /// The number of known inodes.
     known: AtomicUsize,
+    /// The number of inodes dropped since the tables last shrank.
     dropped: AtomicUsize,
 }
 
@@ -92,7 +93,7 @@ impl InodeTable {
         &self.shards[at]
     }
 
-    /// Returns the inodes that a process has open for writing.
+    /// Returns the node ids of the inodes that a process has open for writing.
     pub(crate) fn with_writers(&self) -> Vec<u64> {
         let mut found = Vec::new();
         for shard in &self.shards {
@@ -109,7 +110,7 @@ impl InodeTable {
         found
     }
 
-    /// The inode with this number, when it is known.
+    /// Returns the inode with the node id `ino`; `None` if it is not known.
     pub fn get(&self, ino: u64) -> Option<Arc<Inode>> {
         if NodeIds::is_replacement(ino) {
             return self.node_ids.get(ino);
@@ -118,8 +119,9 @@ impl InodeTable {
         shard.get(&ino)?.living()
     }
 
-    /// Returns the inode of an object that shows `number`: the known one, or the one that `make` returns; and
-    /// whether it is new. `None` only with [`OnConflict::Defer`].
+    /// Returns the inode of the object with the visible number `number`, and whether it is new.
+    ///
+    /// A new inode is created by `make`. Returns `None` only with [`OnConflict::Defer`].
     pub(crate) fn intern(
         &self,
         number: u64,
@@ -166,15 +168,17 @@ impl InodeTable {
         (inode, true)
     }
 
-    /// Inserts an inode. Before a map grows, entries of unreferenced objects are removed: an object that was
-    /// forgotten while an operation or an open file still referenced it was not pruned then.
+    /// Inserts an inode.
+    ///
+    /// Before a map grows, this removes the entries of dropped inodes: [`Self::forget`] cannot remove the entry of an
+    /// inode that an operation or an open file still references.
     fn insert(&self, shard: &mut Shard, inode: &Arc<Inode>) {
         if shard.len() >= shard.capacity() {
             let before = shard.len();
             shard.retain(|_, entry| entry.is_alive());
             self.known
                 .fetch_sub(before - shard.len(), Ordering::Relaxed);
-            // Not again before the number of entries has doubled.
+            // Delays the next cleanup until the number of entries has doubled.
             shard.reserve(shard.len() + 1);
         }
         if shard
@@ -185,11 +189,11 @@ impl InodeTable {
         }
     }
 
-    /// Moves an object to another location on disk by `change`, which sets its identity. A substitute number is
-    /// never found on disk, and stays its own.
+    /// Runs `change`, which moves an object to another location on disk and sets its identity to `to`. The inode keeps
+    /// its number, also if that is a substitute.
     ///
-    /// A concurrent lookup finds the object by either location: a substitute holds for the new one before the
-    /// object is there, and for the old one until it has left.
+    /// A concurrent lookup finds the inode by either identity: the substitute is registered for the new one before
+    /// the change, and removed from the old one after it.
     pub(crate) fn relocate(
         &self,
         inode: &Inode,
@@ -214,48 +218,50 @@ impl InodeTable {
         changed
     }
 
-    /// Ends [`Inode::override_times`]: `shown` is shown while the layer has `real`, also after the inode was forgotten.
+    /// Ends [`Inode::override_times`]: from now on `shown` is visible while the ctime on disk is `real`, also if the
+    /// inode is forgotten and looked up again.
     pub(crate) fn override_ctime(&self, inode: &Inode, real: Time, shown: Time) {
         let held = TimesOverride::WhileCtime {
             real,
             visible: shown,
         };
         if inode.end_times_override(Some(held)) && inode.ino() & SUBSTITUTE == 0 {
-            let mut kept = self.ctimes.lock();
-            kept.put(inode.ino(), (real, shown));
-            if kept.len() > MAX_CTIMES {
-                kept.pop_lru();
+            let mut ctimes = self.ctimes.lock();
+            ctimes.put(inode.ino(), (real, shown));
+            if ctimes.len() > MAX_CTIMES {
+                ctimes.pop_lru();
             }
         }
     }
 
-    /// Records that an object has no name any more: another one may get its inode number on disk.
+    /// Removes the substitute number of an object whose last name was removed, because a new object may get its inode
+    /// number on disk.
     pub(crate) fn remove_substitute(&self, identity: Identity) {
         self.substitutes.lock().remove(&identity);
     }
 
-    /// Returns the number of an object that shows another one than is found on disk.
+    /// Returns the number of an object whose visible number is not on disk; `None` for any other object.
     pub(crate) fn substitute(&self, identity: Identity) -> Option<u64> {
         self.substitutes.lock().get(&identity).copied()
     }
 
-    /// Returns the number under which the kernel must know an object: mostly its own.
+    /// Returns the node id for replies about an inode: its own number, or its newest replacement.
     pub fn node_id(&self, inode: &Inode) -> u64 {
         self.node_ids.current(inode.ino())
     }
 
-    /// Gives an object another number than `old` for the kernel, unless it has one already. Processes that have it
-    /// open under the old one keep it.
+    /// Assigns a new node id to an inode, unless its current one is not `old` any more. Processes that have the file
+    /// open keep the old node id.
     pub fn replace_node_id(&self, inode: &Arc<Inode>, old: u64) {
         self.node_ids.replace(inode, old);
     }
 
-    /// Counts a reply that gives this inode to the kernel, under its own number.
+    /// Increments the lookup count of an inode, for a reply that contains it under its own number.
     pub fn count_lookup(&self, inode: &Arc<Inode>) {
         self.count_lookup_as(inode, inode.ino());
     }
 
-    /// Counts a reply that gives this inode to the kernel, under this number.
+    /// Increments the lookup count of an inode, for a reply that contains it under the node id `number`.
     pub fn count_lookup_as(&self, inode: &Arc<Inode>, number: u64) {
         if NodeIds::is_replacement(number) {
             self.node_ids.count_lookup(inode, number);
@@ -273,7 +279,7 @@ impl InodeTable {
             } if Arc::ptr_eq(held, inode) => {
                 *lookups = lookups.saturating_add(1);
             }
-            // What was held under this number has been replaced; its count went with it.
+            // Another inode had this number before; its lookup count does not apply to this one.
             entry => {
                 *entry = TableEntry::Strong {
                     inode: inode.clone(),
@@ -283,7 +289,7 @@ impl InodeTable {
         }
     }
 
-    /// Records that the kernel forgot `count` of its lookups.
+    /// Subtracts `count` from the lookup count of a node id (FUSE_FORGET), and drops an unreferenced inode at zero.
     pub fn forget(&self, ino: u64, count: u64) {
         if NodeIds::is_replacement(ino) {
             if let Some(inode) = self.node_ids.get(ino) {
@@ -293,7 +299,7 @@ impl InodeTable {
                     OwnNumber::Known
                 };
                 self.node_ids.forget(ino, count, object);
-                // In case that it was forgotten by its own number meanwhile.
+                // Another thread may have handled the forget of the own number in between.
                 if self.is_forgotten(inode.ino()) {
                     self.node_ids.drop_unused(inode.ino());
                 }
@@ -324,7 +330,7 @@ impl InodeTable {
         self.prune(freed);
     }
 
-    /// Whether the kernel knows nothing under this number.
+    /// Whether the lookup count of a node id is zero.
     pub fn is_forgotten(&self, ino: u64) -> bool {
         if NodeIds::is_replacement(ino) {
             return self.node_ids.is_forgotten(ino);
@@ -333,7 +339,8 @@ impl InodeTable {
         !matches!(shard.get(&ino), Some(TableEntry::Strong { .. }))
     }
 
-    /// Drops an inode that the kernel does not know, and then the directories that only it kept alive.
+    /// Drops an inode if the kernel does not know it and nothing else references it, and then its parent directories
+    /// under the same condition.
     fn prune(&self, inode: Arc<Inode>) {
         let mut next = Some(inode);
         while let Some(inode) = next.take() {
@@ -341,7 +348,7 @@ impl InodeTable {
             let unknown = shard
                 .get(&inode.ino())
                 .is_none_or(|entry| matches!(entry, TableEntry::Weak(_)));
-            // This is the only reference, and no thread can get another while the shard is locked.
+            // If this is the only reference, no other thread can get one while the shard is locked.
             if !unknown || Arc::strong_count(&inode) > 1 {
                 return;
             }
@@ -367,14 +374,16 @@ impl InodeTable {
         }
     }
 
-    /// Shrinks the tables if as many inodes were dropped as are left, and they are many; whether it did. Then the
-    /// allocator has much memory to return. The amortized cost for each object is a small constant.
+    /// Shrinks the tables if at least [`MIN_DROPPED`] inodes were dropped, and as many as remain; returns whether it
+    /// did.
+    ///
+    /// If it did, the allocator has much memory to return to the kernel. The amortized cost for each inode is constant.
     pub(crate) fn shrink(&self) -> bool {
         let dropped = self.dropped.load(Ordering::Relaxed);
         if dropped < MIN_DROPPED || dropped < self.known.load(Ordering::Relaxed) {
             return false;
         }
-        // One of the threads that see it at once is enough.
+        // Of several threads that get here at the same time, only one shrinks the tables.
         if self.dropped.swap(0, Ordering::Relaxed) < MIN_DROPPED {
             return false;
         }
@@ -389,7 +398,7 @@ impl InodeTable {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
-    /// Whether none is known.
+    /// Whether no inode is known.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -422,8 +431,8 @@ mod tests {
         super::super::fixture::metacopy(ino, layer, BELOW)
     }
 
-    /// Otherwise two openers of a file that is being copied up get two inodes in the kernel, and locks of the
-    /// one do not keep the other out.
+    /// Otherwise two processes that open a file during its copy-up get two inodes in the kernel, and file locks on one
+    /// do not exclude the other.
     #[test]
     fn new_content_is_never_seen_with_the_old_version() {
         let layer = tempfile::tempdir().unwrap();
@@ -465,9 +474,9 @@ mod tests {
         assert!(Arc::ptr_eq(&again, &inode) && !new);
     }
 
-    /// Millions of them are held when a large tree was walked; docs/semantics.md tells what one costs.
+    /// Millions of inodes can be known after a walk of a large tree; docs/semantics.md reports the memory for each.
     #[test]
-    fn what_is_kept_of_an_object_is_small() {
+    fn inodes_and_table_entries_are_small() {
         assert_eq!(size_of::<TableEntry>(), 16);
         assert!(size_of::<Inode>() <= 152, "{}", size_of::<Inode>());
     }

@@ -1,4 +1,4 @@
-//! A cache of listings that are being read.
+//! A cache of the listings that processes are reading.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -6,28 +6,30 @@ use std::sync::Arc;
 use cowl_layers::locks::Mutex;
 use lru::LruCache;
 
-use super::entry::{DirEntry, END, Position};
+use super::entry::{Cookie, DirEntry, END};
 use cowl_layers::layer::LayerDir;
 
-/// The largest total number of names in the cached listings. The most recently used listing stays cached whatever
-/// its length, or a large directory would be read again for every part.
-pub(super) const MOST_NAMES: usize = 1 << 17;
+/// The maximum total number of names in the cached listings.
+///
+/// The most recently used listing is cached regardless of its length. Otherwise a large directory would be read again
+/// for each readdir request.
+pub(super) const MAX_NAMES: usize = 1 << 17;
 
-/// The entries of a directory when it was listed, in the order of their positions.
+/// A snapshot of the entries of a directory, sorted by their cookies.
 #[derive(Debug, Default)]
 pub struct Listing {
     pub(super) entries: Vec<DirEntry>,
-    /// The directory's locations.
+    /// The locations of the directory; `None` if it was removed.
     pub(super) locations: Option<Arc<[Arc<LayerDir>]>>,
 }
 
 impl Listing {
-    /// Returns the entries from a position on, each with the position behind it.
+    /// Returns the entries from `offset` on, each with the offset of the next one.
     pub fn entries_from(&self, offset: u64) -> impl Iterator<Item = (u64, &DirEntry)> {
-        let at = Position::from_cookie(offset);
-        let skip = self.entries.partition_point(|entry| entry.at < at);
+        let cookie = Cookie::from_offset(offset);
+        let skip = self.entries.partition_point(|entry| entry.cookie < cookie);
         let rest = self.entries.get(skip..).unwrap_or_default();
-        let behind = rest.iter().skip(1).map(|next| next.at.to_cookie());
+        let behind = rest.iter().skip(1).map(|next| next.cookie.to_offset());
         behind.chain(std::iter::once(END)).zip(rest)
     }
 }
@@ -40,7 +42,7 @@ impl Deref for Listing {
     }
 }
 
-/// A cache of the listings that are being read, by the numbers of their directories.
+/// A cache of listings by the inode numbers of their directories, with LRU eviction.
 #[derive(Debug)]
 pub(crate) struct Listings(pub(super) Mutex<ListingCache>);
 
@@ -65,23 +67,23 @@ impl Listings {
     }
 
     pub(super) fn put(&self, ino: u64, listing: &Arc<Listing>) {
-        let mut kept = self.0.lock();
-        kept.names += listing.len();
-        if let Some(old) = kept.listings.put(ino, listing.clone()) {
-            kept.names -= old.len();
+        let mut cache = self.0.lock();
+        cache.names += listing.len();
+        if let Some(old) = cache.listings.put(ino, listing.clone()) {
+            cache.names -= old.len();
         }
-        while kept.names > MOST_NAMES && kept.listings.len() > 1 {
-            let Some((_, old)) = kept.listings.pop_lru() else {
+        while cache.names > MAX_NAMES && cache.listings.len() > 1 {
+            let Some((_, old)) = cache.listings.pop_lru() else {
                 break;
             };
-            kept.names -= old.len();
+            cache.names -= old.len();
         }
     }
 
-    pub(super) fn drop(&self, ino: u64) {
-        let mut kept = self.0.lock();
-        if let Some(old) = kept.listings.pop(&ino) {
-            kept.names -= old.len();
+    pub(super) fn remove(&self, ino: u64) {
+        let mut cache = self.0.lock();
+        if let Some(old) = cache.listings.pop(&ino) {
+            cache.names -= old.len();
         }
     }
 }

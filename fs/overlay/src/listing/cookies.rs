@@ -1,16 +1,17 @@
-//! The order of listings, which gives each entry its position.
+//! The order of entries in a listing, and the cookie of each.
 //!
-//! A directory is read without being opened (docs/decisions/0011), so a position must be sufficient to continue
-//! after any changes since. The names are ordered by a hash. A position is the hash of the entry that comes next, and
-//! reading continues with the first entry from it on. So an entry that is removed or created elsewhere moves no
-//! position, and each entry that stays shows exactly once.
+//! A directory is read without being opened (docs/decisions/0011), so there is no state for each reader: an offset
+//! must be sufficient to continue after any changes since. Entries are therefore sorted by a hash of their names. An
+//! offset is the cookie of the next entry, and reading continues with the first entry whose cookie is not smaller. The
+//! creation or removal of an entry changes no other cookie, so each entry that exists during the whole listing is
+//! returned exactly once.
 //!
-//! It is the *next* entry because the kernel, which caches listings, finds a position again only if an entry leads to
-//! it. A program that removes the entries that it has read (rm -rf) removes those before its position, and then
-//! another entry leads there, if only `.` or `..`.
+//! An offset is the cookie of the *next* entry because the kernel caches listings, and finds an offset in its cache
+//! only if an entry precedes it. A program that removes the entries that it has read (rm -rf) removes those before its
+//! offset. Then another entry still precedes it, at least `.` or `..`.
 //!
-//! The hash has 31 bits, so that programs with 32-bit offsets can read directories. Names with the same hash in one
-//! directory get ranks, which are the upper bits of the position.
+//! A hash has 31 bits, so that programs with 32-bit offsets can read directories. Names with the same hash in one
+//! directory are distinguished by ranks, which are the upper bits of the cookie.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -21,39 +22,39 @@ use super::entry::{DirEntry, FIRST, LAST};
 use cowl_layers::name::Name;
 
 type Hash = Box<dyn Fn(&[u8]) -> u64 + Send + Sync>;
-/// By directory and hash.
-type Met = HashMap<u64, HashMap<u32, Vec<Name>>>;
+/// Names whose hashes collide, by directory and hash.
+type Collisions = HashMap<u64, HashMap<u32, Vec<Name>>>;
 
-/// The hash function, and the names with the same hash.
+/// The assignment of cookies: the hash function and the known collisions.
 pub(crate) struct Cookies {
     hash: Hash,
-    /// The names with the same hash that existed together. A name's index in its list is its rank, which never
-    /// changes, because a program may hold a position with it. Of n names about n²/2³² are listed.
-    met: Mutex<Met>,
+    /// Names with the same hash that existed at the same time. The index of a name in its list is its rank, which never
+    /// changes, because a program may hold an offset that contains it. About n²/2³² of n names collide.
+    collisions: Mutex<Collisions>,
 }
 
 impl std::fmt::Debug for Cookies {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Cookies")
-            .field("met", &self.met)
+            .field("collisions", &self.collisions)
             .finish_non_exhaustive()
     }
 }
 
 impl Default for Cookies {
-    /// Uses a random key, so that no program can choose names with the same hash.
+    /// Creates an assignment with a randomly keyed hash, so that no program can choose names that collide.
     fn default() -> Self {
         let keyed = RandomState::new();
-        Self::with(move |name| keyed.hash_one(name))
+        Self::with_hash(move |name| keyed.hash_one(name))
     }
 }
 
 impl Cookies {
-    /// Uses this hash function.
-    pub(super) fn with(hash: impl Fn(&[u8]) -> u64 + Send + Sync + 'static) -> Self {
+    /// Creates an assignment with this hash function.
+    pub(super) fn with_hash(hash: impl Fn(&[u8]) -> u64 + Send + Sync + 'static) -> Self {
         Self {
             hash: Box::new(hash),
-            met: Mutex::default(),
+            collisions: Mutex::default(),
         }
     }
 
@@ -62,47 +63,48 @@ impl Cookies {
         FIRST + ((self.hash)(name) % u64::from(LAST - FIRST)) as u32
     }
 
-    /// Sorts the names of a directory and gives each its position.
+    /// Assigns cookies to the entries of the directory with the inode number `dir`, and sorts the entries by them.
     pub(super) fn arrange(&self, dir: u64, entries: &mut [DirEntry]) {
         for entry in &mut *entries {
-            entry.at.hash = self.hash(entry.name());
+            entry.cookie.hash = self.hash(entry.name());
         }
-        let order =
-            |one: &DirEntry, two: &DirEntry| (one.at, one.name()).cmp(&(two.at, two.name()));
+        let order = |one: &DirEntry, two: &DirEntry| {
+            (one.cookie, one.name()).cmp(&(two.cookie, two.name()))
+        };
         entries.sort_unstable_by(order);
-        let mut met = self.met.lock();
-        let meet = |one: &DirEntry, two: &DirEntry| one.at.hash == two.at.hash;
-        if !met.contains_key(&dir) && entries.windows(2).all(|two| !meets(two)) {
+        let mut collisions = self.collisions.lock();
+        let same_hash = |one: &DirEntry, two: &DirEntry| one.cookie.hash == two.cookie.hash;
+        if !collisions.contains_key(&dir) && entries.windows(2).all(|two| !is_collision(two)) {
             return;
         }
-        let met = met.entry(dir).or_default();
-        for group in entries.chunk_by_mut(meet) {
+        let collisions = collisions.entry(dir).or_default();
+        for group in entries.chunk_by_mut(same_hash) {
             let [first, rest @ ..] = &mut *group else {
                 continue;
             };
-            let hash = first.at.hash;
-            if rest.is_empty() && !met.contains_key(&hash) {
+            let hash = first.cookie.hash;
+            if rest.is_empty() && !collisions.contains_key(&hash) {
                 continue;
             }
-            let names = met.entry(hash).or_default();
+            let names = collisions.entry(hash).or_default();
             for entry in &mut *group {
-                entry.at.rank = rank(names, entry.name());
+                entry.cookie.rank = rank(names, entry.name());
             }
             group.sort_unstable_by(order);
         }
     }
 }
 
-fn meets(two: &[DirEntry]) -> bool {
-    matches!(two, [one, two] if one.at.hash == two.at.hash)
+fn is_collision(two: &[DirEntry]) -> bool {
+    matches!(two, [one, two] if one.cookie.hash == two.cookie.hash)
 }
 
-/// Returns the index of `name` in the list; a new one is added at its end.
+/// Returns the index of `name` in the list, and appends a name that is not in it.
 fn rank(names: &mut Vec<Name>, name: &Name) -> u32 {
     let known = names.iter().position(|known| known == name);
-    let at = known.unwrap_or_else(|| {
+    let index = known.unwrap_or_else(|| {
         names.push(name.clone());
         names.len() - 1
     });
-    u32::try_from(at).unwrap_or(u32::MAX)
+    u32::try_from(index).unwrap_or(u32::MAX)
 }

@@ -1,5 +1,7 @@
-//! Listings: read when a directory is read from its beginning, and continued at positions that are valid by
-//! themselves ([`cookies`]), because the kernel does not report when a directory is opened or closed.
+//! Listings of directories for readdir.
+//!
+//! A directory is read when its listing begins at offset 0. Further requests continue at offsets that are valid without
+//! the state of a reader ([`cookies`]), because directories are not opened (docs/decisions/0011).
 
 mod cache;
 mod cookies;
@@ -19,10 +21,10 @@ use cowl_layers::view::MergedEntry;
 pub use cache::Listing;
 pub(crate) use cache::Listings;
 pub(crate) use cookies::Cookies;
-use entry::Position;
+use entry::Cookie;
 pub use entry::{DirEntry, END};
 
-/// Reading of directories.
+/// The service that reads directories.
 #[derive(Clone, Copy)]
 pub(crate) struct ReadDir<'o> {
     pub(crate) names: Names<'o>,
@@ -31,14 +33,16 @@ pub(crate) struct ReadDir<'o> {
 }
 
 impl ReadDir<'_> {
-    /// Returns the listing of a directory, to be read on from `offset`. From the beginning it is read anew, so
-    /// that rewinddir(3) shows new names; further on the cached one is used, or one that is read now, which shows
-    /// the same of all names that stayed.
+    /// Returns a listing of a directory for a readdir request at `offset`.
+    ///
+    /// At offset 0 the directory is read again, so that new names are visible after rewinddir(3). At other offsets the
+    /// cached listing is returned. If it was evicted, the directory is read again, which gives the same cookies to all
+    /// names that still exist.
     pub(crate) fn listing(&self, inode: &Arc<Inode>, offset: u64) -> Result<Arc<Listing>> {
         let listings = self.listings;
         if offset == END {
-            // Nothing is left, and the caller has read all of it.
-            listings.drop(inode.ino());
+            // The reader is at the end and does not need the listing any more.
+            listings.remove(inode.ino());
             return Ok(Arc::default());
         }
         if offset > 0
@@ -55,23 +59,23 @@ impl ReadDir<'_> {
         let Some(locations) = inode.locations()? else {
             return Ok(Listing::default());
         };
-        let dot = |number, ino, at| DirEntry {
+        let dots = |count, ino, cookie| DirEntry {
             merged: MergedEntry {
-                name: Name::dots(number),
+                name: Name::dots(count),
                 kind: FileKind::Directory,
                 ino,
                 dir_index: usize::MAX,
                 whiteout: false,
             },
-            at,
+            cookie,
         };
         let merged = self.names.list_names(&locations)?;
         let mut entries = Vec::with_capacity(merged.len() + 2);
-        entries.push(dot(1, inode.ino(), Position::DOT));
-        entries.push(dot(2, inode.parent_ino(), Position::DOT_DOT));
+        entries.push(dots(1, inode.ino(), Cookie::DOT));
+        entries.push(dots(2, inode.parent_ino(), Cookie::DOT_DOT));
         entries.extend(merged.into_iter().map(|merged| DirEntry {
             merged,
-            at: Position::DOT,
+            cookie: Cookie::DOT,
         }));
         let names = entries.get_mut(2..).unwrap_or_default();
         self.cookies.arrange(inode.ino(), names);
@@ -81,7 +85,8 @@ impl ReadDir<'_> {
         })
     }
 
-    /// Returns the number that an entry shows. Needed only for listings without attributes, which have it.
+    /// Returns the visible inode number of an entry. Only needed for listings without attributes, because attributes
+    /// contain the number.
     pub(crate) fn entry_ino(&self, listing: &Listing, entry: &DirEntry) -> Result<u64> {
         match &listing.locations {
             Some(locations) if !entry.is_dots() => {
@@ -91,15 +96,17 @@ impl ReadDir<'_> {
                     .stack
                     .view()
                     .merged_entry_ino(locations, &entry.merged)?;
-                Ok(self.known_number(entry.kind(), number))
+                Ok(self.substitute_ino(entry.kind(), number))
             }
             _ => Ok(entry.merged.ino),
         }
     }
 
-    /// Returns the number of an object that cannot carry the marker of its number: it shows the one from before its
-    /// copy-up for as long as the mount lives. It is identified by its number in the upper, which the listing has.
-    fn known_number(&self, kind: FileKind, listed: u64) -> u64 {
+    /// Replaces the number `listed` by the substitute of an object that has one.
+    ///
+    /// An object of a type that cannot have the `cowl.ino` xattr retains the number from before its copy-up until the
+    /// mount ends. It is identified by its inode number in the upper, which the listing contains.
+    fn substitute_ino(&self, kind: FileKind, listed: u64) -> u64 {
         if matches!(kind, FileKind::Regular | FileKind::Directory) {
             return listed;
         }

@@ -1,4 +1,4 @@
-//! Reading folders in parts, while names come and go.
+//! Tests of directories that are read in parts while names are created and removed.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -16,7 +16,7 @@ fn over(path: &Path) -> Overlay {
     Overlay::new(None, vec![layer], OverlayOptions::default()).unwrap()
 }
 
-/// A hash under which names meet often.
+/// A hash with frequent collisions.
 fn weak(name: &[u8]) -> u64 {
     name.iter().map(|byte| u64::from(byte % 3)).sum()
 }
@@ -30,34 +30,34 @@ fn read(overlay: &Overlay, at: u64, most: usize) -> (Vec<String>, u64) {
     (names.collect(), next)
 }
 
-/// One step of who reads, or of somebody else.
+/// A step of the reader, or of another process.
 #[derive(Clone, Debug)]
-enum Step {
+enum ReaderStep {
     Read(usize),
-    Make(u8),
+    Create(u8),
     Remove(u8),
-    /// The listing that was taken is not kept any longer.
-    Lose,
+    /// The listing is evicted from the cache.
+    Evict,
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<ReaderStep>> {
     let step = prop_oneof![
-        3 => (1_usize..6).prop_map(Step::Read),
-        3 => any::<u8>().prop_map(Step::Make),
-        3 => any::<u8>().prop_map(Step::Remove),
-        2 => Just(Step::Lose),
+        3 => (1_usize..6).prop_map(ReaderStep::Read),
+        3 => any::<u8>().prop_map(ReaderStep::Create),
+        3 => any::<u8>().prop_map(ReaderStep::Remove),
+        2 => Just(ReaderStep::Evict),
     ];
     proptest::collection::vec(step, 1..80)
 }
 
-fn check(hash: fn(&[u8]) -> u64, before: &BTreeSet<u8>, steps: &[Step]) {
+fn check(hash: fn(&[u8]) -> u64, before: &BTreeSet<u8>, steps: &[ReaderStep]) {
     let dir = tempfile::tempdir().unwrap();
     let path = |number: &u8| dir.path().join(format!("f{number}"));
     for number in before {
         std::fs::write(path(number), b"").unwrap();
     }
     let mut overlay = over(dir.path());
-    overlay.cookies = Cookies::with(hash);
+    overlay.cookies = Cookies::with_hash(hash);
     let mut lasting: BTreeSet<u8> = before.clone();
     let (mut seen, mut at) = (Vec::new(), 0);
     let part = |seen: &mut Vec<String>, at: &mut u64, most| {
@@ -68,16 +68,16 @@ fn check(hash: fn(&[u8]) -> u64, before: &BTreeSet<u8>, steps: &[Step]) {
     part(&mut seen, &mut at, 1);
     for step in steps {
         match step {
-            Step::Read(most) => part(&mut seen, &mut at, *most),
-            Step::Make(number) => std::fs::write(path(number), b"").unwrap(),
-            Step::Remove(number) => {
+            ReaderStep::Read(most) => part(&mut seen, &mut at, *most),
+            ReaderStep::Create(number) => std::fs::write(path(number), b"").unwrap(),
+            ReaderStep::Remove(number) => {
                 lasting.remove(number);
                 match std::fs::remove_file(path(number)) {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{error}"),
                     _ => {}
                 }
             }
-            Step::Lose => overlay.listings.drop(1),
+            ReaderStep::Evict => overlay.listings.remove(1),
         }
     }
     while at != END {
@@ -93,22 +93,22 @@ fn check(hash: fn(&[u8]) -> u64, before: &BTreeSet<u8>, steps: &[Step]) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
-    /// What stays while a folder is read shows exactly once, whatever comes and goes beside it.
+    /// A name that exists during the whole listing is returned exactly once, whatever is created and removed meanwhile.
     #[test]
-    fn what_stays_shows_exactly_once(before in proptest::collection::btree_set(any::<u8>(), 0..60), steps in steps()) {
+    fn lasting_names_are_listed_exactly_once(before in proptest::collection::btree_set(any::<u8>(), 0..60), steps in steps()) {
         let good = |name: &[u8]| name.iter().fold(7_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3) >> 1);
         check(good, &before, &steps);
     }
 
-    /// Also where the hash is so bad that names meet in every listing.
+    /// The same holds with a hash that has collisions in every listing.
     #[test]
-    fn names_that_meet_show_once_too(before in proptest::collection::btree_set(any::<u8>(), 0..60), steps in steps()) {
+    fn colliding_names_are_listed_exactly_once(before in proptest::collection::btree_set(any::<u8>(), 0..60), steps in steps()) {
         check(weak, &before, &steps);
     }
 }
 
 #[test]
-fn every_name_has_a_position_of_its_own_and_it_fits_32_bits() {
+fn cookies_are_distinct_and_fit_into_32_bits() {
     let dir = tempfile::tempdir().unwrap();
     for number in 0..500 {
         std::fs::write(dir.path().join(format!("f{number}")), b"").unwrap();
@@ -117,7 +117,7 @@ fn every_name_has_a_position_of_its_own_and_it_fits_32_bits() {
         let mut overlay = over(dir.path());
         let good = hash.is_none();
         if let Some(hash) = hash {
-            overlay.cookies = Cookies::with(hash);
+            overlay.cookies = Cookies::with_hash(hash);
         }
         let listing = overlay.begin().listing(overlay.root(), 0).unwrap();
         let positions: Vec<u64> = listing.entries_from(0).map(|(next, _)| next).collect();
@@ -125,16 +125,16 @@ fn every_name_has_a_position_of_its_own_and_it_fits_32_bits() {
         assert_eq!((positions.len(), distinct.len()), (502, 502));
         assert_eq!(positions.last(), Some(&END));
         if good {
-            // Of 500 names two meet once in ten thousand tries.
+            // The probability of a collision among 500 names is about 1 in 10,000.
             let large = positions.iter().filter(|at| **at > END).count();
             assert!(large <= 2, "{large}");
         }
     }
 }
 
-/// A folder longer than all that is kept is still not listed anew for every part.
+/// The cache is bounded, but a directory that exceeds the bound is not read again for each request.
 #[test]
-fn the_kept_listings_are_bounded() {
+fn cached_listings_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("f"), b"").unwrap();
     let overlay = over(dir.path());
@@ -142,10 +142,10 @@ fn the_kept_listings_are_bounded() {
     for ino in 0..200_000 {
         overlay.listings.put(ino, &one);
     }
-    let kept = overlay.listings.0.lock();
-    assert_eq!(kept.names, kept.listings.len() * 3);
-    assert!(kept.names <= super::cache::MOST_NAMES);
-    drop(kept);
+    let cache = overlay.listings.0.lock();
+    assert_eq!(cache.names, cache.listings.len() * 3);
+    assert!(cache.names <= super::cache::MAX_NAMES);
+    drop(cache);
     let part = overlay.begin().listing(overlay.root(), 1).unwrap();
     let again = overlay.begin().listing(overlay.root(), 1).unwrap();
     assert!(std::sync::Arc::ptr_eq(&part, &again));

@@ -1,5 +1,7 @@
-//! The last name whose lookup failed. A program that creates a file has the kernel look its name up first;
-//! then the creation need not check again that the name is free below.
+//! A cache of the last negative lookup.
+//!
+//! Before open(2) with O_CREAT creates a file, the kernel looks its name up. The creation then need not check the lower
+//! layers again for the name.
 
 use std::sync::{Arc, Weak};
 
@@ -8,28 +10,32 @@ use cowl_layers::locks::Mutex;
 use cowl_layers::layer::LayerDir;
 use cowl_layers::name::Name;
 
-/// The name and its directory, identified by its locations. All of them but the topmost never change, and a
-/// name that was added in the topmost makes the creation fail with EEXIST.
+/// The last name that a lookup did not find, and its directory, identified by its locations.
+///
+/// The entry cannot become stale: the lower locations never change, and if the name was created in the upper one, the
+/// creation fails with EEXIST.
 #[derive(Debug, Default)]
 pub(crate) struct LastAbsent(Mutex<Option<Absent>>);
 
-/// The directory's locations, and the name.
+/// The locations of the directory, and the name.
 type Absent = (Weak<[Arc<LayerDir>]>, Name);
 
 impl LastAbsent {
-    /// Records a failed lookup. A directory that lies in one layer alone needs no check.
+    /// Records a negative lookup, unless the directory has only one location and so no lower layer to check.
     pub(super) fn note(&self, locs: &Arc<[Arc<LayerDir>]>, name: &Name) {
         if locs.len() > 1 {
             *self.0.lock() = Some((Arc::downgrade(locs), name.clone()));
         }
     }
 
-    /// Whether the last failed lookup was of this name. (While the weak reference exists, the locations of
-    /// another directory cannot get the same address.)
-    pub(crate) fn is(&self, locs: &Arc<[Arc<LayerDir>]>, name: &Name) -> bool {
+    /// Whether the last negative lookup was of this name.
+    ///
+    /// Compares addresses: as long as the weak reference exists, the locations of another directory cannot have the
+    /// same one.
+    pub(crate) fn matches(&self, locs: &Arc<[Arc<LayerDir>]>, name: &Name) -> bool {
         let last = self.0.lock();
-        last.as_ref().is_some_and(|(of, absent)| {
-            std::ptr::addr_eq(of.as_ptr(), Arc::as_ptr(locs)) && absent == name
+        last.as_ref().is_some_and(|(dir, absent)| {
+            std::ptr::addr_eq(dir.as_ptr(), Arc::as_ptr(locs)) && absent == name
         })
     }
 }

@@ -1,9 +1,10 @@
-//! Directories that lie in many layers: their names are remembered, so that a lookup costs as many system
-//! calls as the name has locations, and a listing no more than the upper's.
+//! A cache of the names in directories that exist in many layers.
 //!
-//! Only the locations below the upper are covered, which do not change under a mount. They are identified by
-//! the first of them, whose key is never reused ([`LayerDir::key`]): a copy-up puts a location above them, a
-//! pushed layer makes the upper's the first of them, and then the names are others.
+//! With cached names, a lookup accesses only the layers that contain the name, and a listing reads only the upper.
+//!
+//! The cache covers the locations below the upper, which do not change during a mount. It is keyed by the first of
+//! them, because its key is never reused ([`LayerDir::key`]). No invalidation is necessary: a copy-up adds a location
+//! above them, and a pushed layer makes the location in the old upper the first one, which has another key.
 
 use std::sync::Arc;
 
@@ -13,46 +14,46 @@ use lru::LruCache;
 use cowl_layers::layer::LayerDir;
 use cowl_layers::view::{NameIndex, View};
 
-/// The number of locations below the upper from which on names are remembered: with fewer, querying all of
-/// them is cheaper.
-const MANY: usize = 3;
-/// The number of lookups after which all names are read; a listing reads them at once.
-const QUERIES: u32 = 8;
-/// The largest total number of remembered names.
-const MOST_NAMES: usize = 1 << 17;
-/// The largest number of remembered directories.
-const MOST_DIRS: usize = 1 << 12;
+/// The minimum number of locations below the upper for which names are cached. With fewer, it is cheaper to access all
+/// of them.
+const MIN_LOCATIONS: usize = 3;
+/// The number of lookups in a directory after which all of its names are read. A listing reads them at once.
+const LOOKUPS_BEFORE_READ: u32 = 8;
+/// The maximum total number of cached names.
+const MAX_NAMES: usize = 1 << 17;
+/// The maximum number of cached directories.
+const MAX_DIRS: usize = 1 << 12;
 
 /// The key of the first location, and the number of locations.
 type Key = (u64, usize);
 
-/// What is remembered of a directory.
+/// The cache entry of a directory.
 #[derive(Clone, Debug)]
-enum Deep {
-    /// The number of lookups in it.
-    Queried(u32),
-    /// Its names.
-    Known(Arc<NameIndex>),
-    /// They are too many, or cannot be read: then each lookup meets the error itself.
-    Never,
+enum CachedDir {
+    /// The names are not cached. The number of lookups so far.
+    Counted(u32),
+    /// The cached names.
+    Cached(Arc<NameIndex>),
+    /// The names are too many, or cannot be read: then each lookup reports the error itself.
+    Uncacheable,
 }
 
-/// The number of names that are needed.
+/// The operation that needs the names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Need {
-    /// A lookup.
-    One,
-    /// A listing.
-    All,
+pub(super) enum NamesFor {
+    /// A lookup of one name.
+    Lookup,
+    /// A listing of all names.
+    Listing,
 }
 
-/// A cache of the directories that were queried lately.
+/// A cache of the names in directories with many locations, with LRU eviction.
 #[derive(Debug)]
 pub(crate) struct DeepDirs(Mutex<DeepCache>);
 
 #[derive(Debug)]
 struct DeepCache {
-    dirs: LruCache<Key, Deep>,
+    dirs: LruCache<Key, CachedDir>,
     names: usize,
 }
 
@@ -66,65 +67,65 @@ impl Default for DeepDirs {
 }
 
 impl DeepDirs {
-    /// Returns the names in a directory's locations below the upper, `below`, if they are remembered or are
-    /// worth reading now.
+    /// Returns the names in the locations `below` the upper, if they are cached or it is efficient to read them now.
     pub(super) fn names(
         &self,
         view: &View,
         below: &[Arc<LayerDir>],
-        need: Need,
+        operation: NamesFor,
     ) -> Option<Arc<NameIndex>> {
-        let first = below.first().filter(|_| below.len() >= MANY)?;
+        let first = below.first().filter(|_| below.len() >= MIN_LOCATIONS)?;
         let key = (first.key(), below.len());
-        match self.query(key) {
-            Deep::Known(names) => return Some(names),
-            Deep::Queried(times) if need == Need::All || times >= QUERIES => {}
-            Deep::Queried(_) | Deep::Never => return None,
+        match self.count_lookup(key) {
+            CachedDir::Cached(names) => return Some(names),
+            CachedDir::Counted(times)
+                if operation == NamesFor::Listing || times >= LOOKUPS_BEFORE_READ => {}
+            CachedDir::Counted(_) | CachedDir::Uncacheable => return None,
         }
         let names = match view.index_names(below) {
-            Ok(names) if names.len() <= MOST_NAMES => Arc::new(names),
+            Ok(names) if names.len() <= MAX_NAMES => Arc::new(names),
             Ok(_) => {
-                self.put(key, Deep::Never);
+                self.put(key, CachedDir::Uncacheable);
                 return None;
             }
             Err(error) => {
                 log::warn!("cannot read all names of {first}: {error}");
-                self.put(key, Deep::Never);
+                self.put(key, CachedDir::Uncacheable);
                 return None;
             }
         };
-        self.put(key, Deep::Known(names.clone()));
+        self.put(key, CachedDir::Cached(names.clone()));
         Some(names)
     }
 
-    /// Returns the state of a directory, and counts the query.
-    fn query(&self, key: Key) -> Deep {
+    /// Returns the cache entry of a directory after counting a lookup in it.
+    fn count_lookup(&self, key: Key) -> CachedDir {
         let mut cache = self.0.lock();
         match cache.dirs.get_mut(&key) {
-            Some(Deep::Queried(times)) => {
+            Some(CachedDir::Counted(times)) => {
                 *times += 1;
-                Deep::Queried(*times)
+                CachedDir::Counted(*times)
             }
             Some(known) => known.clone(),
             None => {
-                cache.put(key, Deep::Queried(1));
-                Deep::Queried(1)
+                cache.put(key, CachedDir::Counted(1));
+                CachedDir::Counted(1)
             }
         }
     }
 
-    fn put(&self, key: Key, deep: Deep) {
-        self.0.lock().put(key, deep);
+    fn put(&self, key: Key, dir: CachedDir) {
+        self.0.lock().put(key, dir);
     }
 }
 
 impl DeepCache {
-    fn put(&mut self, key: Key, deep: Deep) {
-        self.names += deep.names();
-        if let Some(old) = self.dirs.put(key, deep) {
+    fn put(&mut self, key: Key, dir: CachedDir) {
+        self.names += dir.names();
+        if let Some(old) = self.dirs.put(key, dir) {
             self.names -= old.names();
         }
-        while self.names > MOST_NAMES || self.dirs.len() > MOST_DIRS {
+        while self.names > MAX_NAMES || self.dirs.len() > MAX_DIRS {
             let Some((_, old)) = self.dirs.pop_lru() else {
                 break;
             };
@@ -133,11 +134,11 @@ impl DeepCache {
     }
 }
 
-impl Deep {
+impl CachedDir {
     fn names(&self) -> usize {
         match self {
-            Self::Known(names) => names.len(),
-            Self::Queried(_) | Self::Never => 0,
+            CachedDir::Cached(names) => names.len(),
+            CachedDir::Counted(_) | CachedDir::Uncacheable => 0,
         }
     }
 }

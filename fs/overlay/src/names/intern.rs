@@ -1,4 +1,4 @@
-//! Entering objects that were found or made into the inode table.
+//! Insertion of objects that were looked up or created into the inode table.
 
 use std::sync::Arc;
 
@@ -11,7 +11,8 @@ use cowl_layers::name::Name;
 use cowl_layers::sys::stat::Stat;
 use cowl_layers::view::{DirNode, FileNode};
 
-/// Enters a directory; `None` only with [`OnConflict::Defer`].
+/// Returns the inode of a directory, which is inserted into the table if it is new. `None` only with
+/// [`OnConflict::Defer`].
 pub(crate) fn intern_dir(
     inodes: &InodeTable,
     (parent, name): (&Arc<Inode>, &Name),
@@ -31,7 +32,8 @@ pub(crate) fn intern_dir(
     intern(inodes, (parent, name), (number, &stat), on_conflict, state)
 }
 
-/// Enters an object of any other type; `None` only with [`OnConflict::Defer`].
+/// Returns the inode of an object other than a directory, which is inserted into the table if it is new. `None` only
+/// with [`OnConflict::Defer`].
 pub(crate) fn intern_file(
     inodes: &InodeTable,
     (parent, name): (&Arc<Inode>, &Name),

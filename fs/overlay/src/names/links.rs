@@ -1,7 +1,7 @@
 //! All names of a lower file with several hard links.
 //!
-//! The names are found by one scan of the layer that holds the file, when they are first needed. Where they
-//! show is found by lookups, because directories above them may have been moved.
+//! When they are first needed, the layer that contains the file is scanned once for its paths. Lookups then determine
+//! where these paths are visible in the overlay, because directories above them may have been renamed.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
@@ -18,40 +18,40 @@ use cowl_layers::sys;
 use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::resolve::join;
 
-/// The result of scanning one layer.
+/// The result of the scan of one layer.
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
-    /// Inode numbers and paths of files with more than one link.
+    /// The paths of files with more than one link, by inode number.
     links: HashMap<u64, Vec<Vec<u8>>>,
-    /// Directories with a redirect.
+    /// The paths of directories with a redirect.
     redirects: Vec<Vec<u8>>,
 }
 
 impl Scan {
-    /// Returns the paths of a file in the layer.
+    /// Returns the paths of the file with the inode number `ino` in the layer.
     pub(crate) fn paths(&self, ino: u64) -> impl Iterator<Item = &Vec<u8>> {
         self.links.get(&ino).into_iter().flatten()
     }
 
-    /// Returns one path for each file.
+    /// Returns one path of each file with more than one link.
     pub(crate) fn files(&self) -> impl Iterator<Item = &Vec<u8>> {
         self.links.values().filter_map(|paths| paths.first())
     }
 }
 
-/// Hard links and moved directories; filled when first needed.
+/// A cache of the layers' scans and of the renamed directories, filled when it is first needed.
 #[derive(Debug, Default)]
 pub(crate) struct LinkIndex {
     layers: Mutex<HashMap<u64, Arc<Scan>>>,
-    /// Directories that show elsewhere than where lower layers have them.
+    /// Directories whose visible path differs from their path in lower layers.
     moved: Mutex<Vec<Arc<Inode>>>,
-    /// Whether those that were moved before this mount are among them. Held during the search, so that no
-    /// other thread works with a part of them.
+    /// Whether `moved` contains the directories renamed before this mount. The lock is held during the search for them,
+    /// so that no other thread uses an incomplete list.
     moved_found: Mutex<bool>,
 }
 
 impl LinkIndex {
-    /// Records that a directory got a redirect.
+    /// Adds a directory that got a redirect.
     pub(crate) fn add_moved(&self, inode: &Arc<Inode>) {
         let mut moved = self.moved.lock();
         if !moved.iter().any(|known| Arc::ptr_eq(known, inode)) {
@@ -59,13 +59,13 @@ impl LinkIndex {
         }
     }
 
-    /// Forgets a removed directory: nothing shows in it any more.
+    /// Removes a directory that was unlinked, in which no names are visible any more.
     pub(crate) fn forget_moved(&self, inode: &Arc<Inode>) {
         self.moved.lock().retain(|known| !Arc::ptr_eq(known, inode));
     }
 }
 
-/// Search for the names of a file.
+/// The search for the names of a file.
 #[derive(Clone, Copy)]
 pub(crate) struct Links<'o> {
     pub(crate) names: Names<'o>,
@@ -74,7 +74,7 @@ pub(crate) struct Links<'o> {
 }
 
 impl Links<'_> {
-    /// Returns every name under which a file that is not in the upper shows.
+    /// Returns all visible names of a file that is not in the upper.
     pub(crate) fn visible_names(&self, inode: &Arc<Inode>, file: &FileState) -> Result<Vec<Alias>> {
         let stat = match &file.anchor {
             Some(anchor) => sys::stat::stat_fd(&**anchor)?,
@@ -83,7 +83,7 @@ impl Links<'_> {
         self.visible_names_with(inode, file, &stat)
     }
 
-    /// Like [`Self::visible_names`]; `stat` is what the disk says of the file.
+    /// Returns all visible names of a file that is not in the upper and has the attributes `stat` on disk.
     pub(crate) fn visible_names_with(
         &self,
         inode: &Arc<Inode>,
@@ -93,7 +93,7 @@ impl Links<'_> {
         if stat.nlink == 1 && file.aliases.len() == 1 {
             return Ok(file.aliases.to_vec());
         }
-        // A lookup concurrent with a removal may have recorded a name that is removed, or another file's by
+        // A lookup that raced with a removal may have recorded a stale name, which is removed or refers to another file
         // now.
         let mut known = Vec::new();
         for alias in file.aliases.clone() {
@@ -127,8 +127,10 @@ impl Links<'_> {
         Ok(names)
     }
 
-    /// Calls `visit` with each directory of the overlay, and the name in it, under which the object at `path`
-    /// of `layer` shows, unless something else is there.
+    /// Calls `visit` with each candidate for a visible name of the object at `path` in `layer`: a directory of the
+    /// overlay and a name in it.
+    ///
+    /// Another object may have that name: `visit` must check it.
     pub(crate) fn for_each_visible(
         &self,
         layer: &Arc<Layer>,
@@ -147,7 +149,7 @@ impl Links<'_> {
         Ok(())
     }
 
-    /// Returns the directories of the overlay in which the directory `path` of `layer` shows.
+    /// Returns the directories of the overlay that the directory `path` of `layer` is merged into.
     fn visible_dirs(&self, layer: &Arc<Layer>, path: &[u8]) -> Result<Vec<Arc<Inode>>> {
         let moved = self.index.moved.lock().clone();
         let mut shown = vec![self.root.clone()];
@@ -176,13 +178,14 @@ impl Links<'_> {
         Ok(shown)
     }
 
-    /// Finds the directories that were moved before this mount, once; from then on renames record them.
+    /// Finds the directories that were renamed before this mount, at the first call. Renames during the mount are
+    /// recorded as they happen.
     fn find_moved(&self) -> Result<()> {
         let mut found = self.index.moved_found.lock();
         if *found {
             return Ok(());
         }
-        // From the top, because where a lower layer's directory shows depends on the moves above it.
+        // From the top, because renames in upper layers determine the visible path of a directory in a lower one.
         for layer in self.names.cx.stack.view().layers() {
             for path in &self.scan_layer(layer)?.redirects {
                 for inode in self.visible_dirs(layer, path)? {
@@ -194,13 +197,13 @@ impl Links<'_> {
         Ok(())
     }
 
-    /// Returns the scan of a layer.
+    /// Returns the scan of a layer, which is cached for a lower layer.
     pub(crate) fn scan_layer(&self, layer: &Arc<Layer>) -> Result<Arc<Scan>> {
         if let Some(scan) = self.index.layers.lock().get(&layer.id()) {
             return Ok(scan.clone());
         }
         let scan = Arc::new(scan(layer)?);
-        // The upper changes; only scans of frozen layers are cached.
+        // The upper changes, so only scans of lower layers are cached.
         if !self.names.cx.stack.is_upper(layer) {
             let mut known = self.index.layers.lock();
             known.insert(layer.id(), scan.clone());
@@ -218,7 +221,7 @@ fn scan(layer: &Arc<Layer>) -> Result<Scan> {
             let inner = join(&path, &entry.name);
             if entry.kind != FileKind::Directory {
                 let stat = sys::stat::stat_at((*fd).as_fd(), &entry.name)?;
-                // Whiteouts are links to one another, and not names of a file.
+                // Whiteouts are hard links to one shared inode, not names of a file.
                 if stat.nlink > 1 && !stat.is_whiteout_device() {
                     scan.links.entry(stat.ino).or_default().push(inner);
                 }

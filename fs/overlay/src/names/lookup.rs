@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::absent::LastAbsent;
-use super::deep::{DeepDirs, Need};
+use super::deep::{DeepDirs, NamesFor};
 use super::intern::{intern_dir, intern_file};
 use crate::inode::{DirState, Inode, InodeTable, OnConflict};
 use crate::reach::Context;
@@ -13,11 +13,11 @@ use cowl_layers::name::Name;
 use cowl_layers::sys::stat::Stat;
 use cowl_layers::view::{Found, MergedEntry, NameIndex, PartialIndex};
 
-/// The link count that a merged directory shows: its subdirectories are in several layers, and 1 means "not
-/// counted" to find(1) and fts(3).
+/// The visible link count of a merged directory, whose subdirectories in several layers are not counted. find(1) and
+/// fts(3) interpret 1 as an unknown number of subdirectories.
 pub(crate) const UNCOUNTED: u64 = 1;
 
-/// Lookup of names in directories.
+/// The service that looks up names in directories.
 #[derive(Clone, Copy)]
 pub(crate) struct Names<'o> {
     pub(crate) cx: &'o Context<'o>,
@@ -26,38 +26,38 @@ pub(crate) struct Names<'o> {
     pub(crate) absent: &'o LastAbsent,
 }
 
-/// The result of one attempt to look up a name.
+/// The result of one attempt of a lookup.
 enum Lookup {
     Found(Option<Hit>),
-    /// Another object has the same inode number: see [`OnConflict::Defer`].
+    /// The table has another object under the inode number; see [`OnConflict::Defer`].
     Conflict,
 }
 
-/// An object that was found under a name.
+/// The result of a lookup that found an object.
 pub(crate) struct Hit {
     pub(crate) inode: Arc<Inode>,
-    /// Its attributes on disk.
+    /// The attributes on disk.
     pub(crate) stat: Stat,
-    /// Whether the topmost layer has it under this name.
+    /// Whether the topmost layer contains the name.
     pub(crate) in_top: bool,
 }
 
 impl Names<'_> {
-    /// Returns the object `name` in `parent`.
+    /// Looks up `name` in `parent`; `None` if it does not exist.
     pub(crate) fn lookup(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Arc<Inode>>> {
         Ok(self.lookup_with_stat(parent, name)?.map(|hit| hit.inode))
     }
 
-    /// Like [`Self::lookup`], with the attributes that were read on disk.
+    /// Looks up `name` in `parent`, and returns the inode with its attributes on disk.
     pub(crate) fn lookup_with_stat(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Hit>> {
-        // A concurrent copy-up may move the object between the lookup and its insertion into the inode table.
-        // Then the result is stale, and the lookup is retried. Each retry means that a
-        // copy-up has completed.
+        // A copy-up may race with this lookup and move the object before it is inserted into the inode table. The
+        // result is then stale, and the lookup is retried. Each retry means that a copy-up has completed, so the loop
+        // ends.
         loop {
             let generation = parent.generation();
             match self.attempt(parent, name, OnConflict::Defer)? {
-                // Either the object is being copied up at the moment, or it is a different one. The two cases can be
-                // distinguished only while the directory's names are locked.
+                // Either it is the same object during its copy-up, or another one. They can be distinguished while the
+                // names of the directory are locked, because no copy-up completes then.
                 Lookup::Conflict => {
                     let _names = parent.names()?.lock();
                     return self.lookup_locked(parent, name);
@@ -68,7 +68,7 @@ impl Names<'_> {
         }
     }
 
-    /// Like [`Self::lookup_with_stat`]; the caller must hold `parent.names`.
+    /// Looks up `name` in `parent`, whose `names` lock the caller must hold.
     pub(crate) fn lookup_locked(&self, parent: &Arc<Inode>, name: &Name) -> Result<Option<Hit>> {
         match self.attempt(parent, name, OnConflict::Renumber)? {
             Lookup::Found(found) => Ok(found),
@@ -103,7 +103,7 @@ impl Names<'_> {
                 let in_top = is_top(&loc.dir);
                 let inode = intern_file(self.inodes, (parent, name), node, on_conflict);
                 if let Some(inode) = &inode {
-                    // If all known names of the file were removed, this is its only known one.
+                    // The known names of the file may all have been removed; this one becomes its location.
                     inode.restore_location(loc)?;
                 }
                 (inode, stat, in_top)
@@ -119,25 +119,26 @@ impl Names<'_> {
         Ok(interned.map_or(Lookup::Conflict, hit))
     }
 
-    /// Resolves `name` in a directory with these locations.
+    /// Resolves `name` over the locations of a directory.
     fn resolve(&self, locs: &[Arc<LayerDir>], name: &Name) -> Result<Found> {
-        let names = self.deep_names(locs, Need::One);
+        let names = self.deep_names(locs, NamesFor::Lookup);
         let known = self.known(locs, names.as_ref());
         self.cx.stack.view().lookup_at(locs, name, known)
     }
 
-    /// Returns the names in a directory with these locations.
+    /// Returns the visible entries of a directory with these locations.
     pub(crate) fn list_names(&self, locs: &[Arc<LayerDir>]) -> Result<Vec<MergedEntry>> {
-        let names = self.deep_names(locs, Need::All);
+        let names = self.deep_names(locs, NamesFor::Listing);
         let known = self.known(locs, names.as_ref());
         let mut entries = self.cx.stack.view().merged_entries(locs, known)?;
         entries.retain(|entry| !entry.whiteout);
         Ok(entries)
     }
 
-    fn deep_names(&self, locs: &[Arc<LayerDir>], need: Need) -> Option<Arc<NameIndex>> {
+    fn deep_names(&self, locs: &[Arc<LayerDir>], operation: NamesFor) -> Option<Arc<NameIndex>> {
         let stack = &self.cx.stack;
-        self.deep.names(stack.view(), stack.below_upper(locs), need)
+        self.deep
+            .names(stack.view(), stack.below_upper(locs), operation)
     }
 
     fn known<'a>(
@@ -149,7 +150,7 @@ impl Names<'_> {
         names.map(|names| PartialIndex { above, names })
     }
 
-    /// Whether a directory has no visible entries.
+    /// Whether a directory has no visible names.
     pub(crate) fn is_empty(&self, inode: &Inode) -> Result<bool> {
         match inode.locations()? {
             Some(locs) => Ok(self.list_names(&locs)?.is_empty()),
@@ -157,7 +158,7 @@ impl Names<'_> {
         }
     }
 
-    /// Whether an object would be visible under `name` if the upper layer had no entry with that name.
+    /// Whether the lower layers contain an object that would be visible as `name` without the upper layer's entry.
     pub(crate) fn is_visible_below(&self, dir: &DirState, name: &Name) -> Result<bool> {
         let found = self.resolve(self.cx.stack.below_upper(&dir.locs), name)?;
         Ok(matches!(found, Found::Dir(_) | Found::File(_)))

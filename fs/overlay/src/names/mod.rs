@@ -1,4 +1,4 @@
-//! Names: from a name to an inode, from an inode to all its names, and what is remembered of both.
+//! Names: from a name to an inode, from an inode to all its names, and caches for both.
 
 pub(crate) mod absent;
 pub(crate) mod deep;

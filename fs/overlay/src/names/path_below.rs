@@ -1,4 +1,4 @@
-//! Paths as the layers below the upper know them: the values of redirect xattrs.
+//! Paths of directories in the lower layers, which are the values of redirect xattrs.
 
 use std::sync::Arc;
 
@@ -7,8 +7,10 @@ use crate::reach::Stack;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::Redirect;
 
-/// Returns the path of a directory as the layers below the upper know it, without a leading slash. A
-/// directory that was moved in this upper has its redirect already.
+/// Returns the path of a directory in the lower layers, without a leading slash.
+///
+/// It differs from the visible path if the directory or a parent was renamed in this upper, which recorded the path in
+/// a redirect.
 pub(crate) fn path_below(stack: &Stack, inode: &Arc<Inode>) -> Result<Vec<u8>> {
     let mut parts: Vec<Vec<u8>> = Vec::new();
     let mut next = inode.clone();

@@ -1,4 +1,4 @@
-//! The process that makes a request: its ids on disk, its groups and its capabilities.
+//! The caller of an operation: its ids on disk, groups and capabilities.
 
 use rustix::thread::CapabilitySet;
 
@@ -6,21 +6,22 @@ use super::context::Context;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys;
 
-/// The caller of an operation.
+/// The process that requests an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// File system user id, as the mount shows it.
+    /// The file system user id, before the id map is applied.
     pub uid: u32,
-    /// File system group id, as the mount shows it.
+    /// The file system group id, before the id map is applied.
     pub gid: u32,
-    /// Mode bits that are cleared in new objects.
+    /// The mode bits that are cleared in new objects.
     pub umask: u32,
-    /// The calling thread, for credentials that the protocol does not transmit; 0 if it is not visible.
+    /// The calling thread, from which credentials are read that the protocol does not transmit; 0 if it is
+    /// not visible.
     pub pid: u32,
 }
 
 impl Context<'_> {
-    /// Runs `make` with the caller's ids, as they are stored on disk, to make a new object.
+    /// Runs `make`, which creates an object, with the caller's ids on disk.
     pub(crate) fn as_creator<T>(
         &self,
         caller: Caller,
@@ -29,7 +30,7 @@ impl Context<'_> {
         sys::creds::as_creator(self.ids_on_disk(caller)?, make)
     }
 
-    /// Returns the caller's ids as they are stored on disk.
+    /// Returns the caller's ids on disk. Fails with EOVERFLOW if the id map does not cover them.
     pub(crate) fn ids_on_disk(&self, caller: Caller) -> Result<sys::creds::Identity> {
         let overflow = Error::Errno(Errno::OVERFLOW);
         Ok(sys::creds::Identity {
@@ -39,8 +40,9 @@ impl Context<'_> {
         })
     }
 
-    /// Whether the caller belongs to a group of the disk, by its own or a supplementary one (the kernel's
-    /// in_group_p). The protocol transmits the first alone.
+    /// Whether the caller is a member of the group `gid` on disk, as in_group_p() in the kernel.
+    ///
+    /// The protocol transmits only the primary group; supplementary groups are read from /proc.
     pub(crate) fn is_member(&self, caller: Caller, gid: u32) -> Result<bool> {
         let ids = &self.options.gids;
         if ids.to_disk(caller.gid) == Some(gid) {
@@ -53,9 +55,10 @@ impl Context<'_> {
     }
 }
 
-/// Whether the caller has a capability, which the protocol does not transmit. If the process is not visible,
-/// user 0 has it.
-pub(crate) fn has_capability(caller: Caller, which: CapabilitySet) -> Result<bool> {
-    let reported = sys::process::has_capability(caller.pid, which)?;
+/// Whether the caller has a capability, which the protocol does not transmit.
+///
+/// If the process is not visible, assumes that exactly user 0 has it.
+pub(crate) fn has_capability(caller: Caller, capability: CapabilitySet) -> Result<bool> {
+    let reported = sys::process::has_capability(caller.pid, capability)?;
     Ok(reported.unwrap_or(caller.uid == 0))
 }

@@ -13,7 +13,7 @@ use cowl_layers::sys::copy::WriteBack;
 use cowl_layers::sys::early::Early;
 use cowl_layers::sys::order::Order;
 
-/// The context of one operation. The stack does not change during its lifetime.
+/// The context of one operation. It holds a shared lock on the stack, which therefore does not change.
 #[derive(Debug)]
 pub(crate) struct Context<'a> {
     pub(crate) stack: RwLockReadGuard<'a, Stack>,
@@ -23,7 +23,7 @@ pub(crate) struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// Takes the stack's shared lock.
+    /// Creates a context by taking a shared lock on the stack.
     pub(crate) fn new(stack: &'a RwLock<Stack>, options: &'a OverlayOptions) -> Self {
         Self {
             stack: stack.read(),
@@ -32,7 +32,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Records an object whose cached attributes must be invalidated before the reply to the request.
+    /// Adds an object whose attributes in the kernel's cache must be invalidated before the reply is sent.
     pub(crate) fn note_stale(&self, inode: &Arc<Inode>) {
         let mut stale = self.stale.borrow_mut();
         if !stale.iter().any(|other| Arc::ptr_eq(other, inode)) {
@@ -40,12 +40,12 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Returns the objects recorded by [`Self::note_stale`], and clears the list.
+    /// Takes the objects that [`Self::note_stale`] added.
     pub(crate) fn take_stale(&self) -> Vec<Arc<Inode>> {
         self.stale.take()
     }
 
-    /// Returns the order in which the file system makes changes of the upper layer durable.
+    /// Returns the order in which new objects must reach the disk.
     pub(crate) fn order(&self) -> Result<Order> {
         if self.options.volatile {
             return Ok(Order::Careless);
@@ -53,7 +53,7 @@ impl<'a> Context<'a> {
         Ok(self.stack.upper()?.order())
     }
 
-    /// Returns when copied content is written back. A volatile mount never waits for it.
+    /// Returns when writeback of copied content starts. A volatile mount never waits for it.
     pub(crate) fn write_back(&self) -> WriteBack {
         match self.options.volatile {
             true => WriteBack::Later,
@@ -61,7 +61,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Returns when writeback is started early.
+    /// Returns the conditions for starting writeback early. A volatile mount never does.
     pub(crate) fn early(&self) -> Result<Early> {
         if self.options.volatile {
             return Ok(Early::default());

@@ -1,5 +1,5 @@
-//! What every operation starts from: the stack of layers, held still, the mount's behavior, the caller's
-//! ids, and the way from an inode to its object on disk.
+//! The basis of every operation: its context (the locked stack of layers, the options of the mount), its caller, and
+//! access from an inode to its object on disk.
 
 mod caller;
 mod context;

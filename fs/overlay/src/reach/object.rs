@@ -1,8 +1,8 @@
-//! From an inode to its object on disk.
+//! Access from an inode to its object on disk.
 //!
-//! Neither reading attributes nor opening holds a lock that keeps the object's name in place: a rename
-//! may move it between the time when its location is read and the time when it is used. Then the location
-//! is read again.
+//! Operations that read attributes or open a file do not lock the object's name. A rename can therefore race with them:
+//! it may move the object after they read its location and before they use it. They detect this and retry with the
+//! new location.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -14,21 +14,22 @@ use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys;
 use cowl_layers::sys::stat::Stat;
 
-/// How often a location is read again.
+/// The maximum number of attempts to use a location.
 const ATTEMPTS: usize = 8;
 
 /// The outcome of one attempt to use a file's location.
 pub(crate) enum Attempt<T> {
-    /// It led to the object.
+    /// The location was valid.
     Done(T),
-    /// It led to another object.
+    /// The location refers to another object now.
     OtherObject,
-    /// It led nowhere. The error is returned unless another attempt succeeds.
+    /// The location does not exist any more. The error is returned if no further attempt succeeds.
     Moved(Error),
 }
 
-/// Runs `attempt` on the location of a file until it is the file's own; ESTALE, or the last
-/// [`Attempt::Moved`], after too many attempts.
+/// Runs `attempt` with the current state of a file until it returns [`Attempt::Done`].
+///
+/// Fails with ESTALE, or with the error of the last [`Attempt::Moved`], after [`ATTEMPTS`] attempts.
 pub(crate) fn retry_while_moved<T>(
     inode: &Inode,
     mut attempt: impl FnMut(FileState) -> Result<Attempt<T>>,
@@ -77,7 +78,7 @@ pub(crate) fn access_path_and_stat(inode: &Inode) -> Result<(Arc<OwnedFd>, Stat)
     })
 }
 
-/// Returns an object's attributes on disk, unmodified.
+/// Returns the attributes of an object on disk, unmodified.
 pub(crate) fn stat_on_disk(inode: &Inode) -> Result<Stat> {
     if !inode.is_dir() {
         let file = inode.file()?;
@@ -88,15 +89,15 @@ pub(crate) fn stat_on_disk(inode: &Inode) -> Result<Stat> {
             return Ok(stat);
         }
     }
-    // Its name was moved meanwhile, or it has none.
+    // The name was moved by a concurrent rename, or the object has none.
     Ok(access_path_and_stat(inode)?.1)
 }
 
-/// Opens a file's content where it lies now.
+/// Opens the content of a file at its current location.
 pub(crate) fn open_content(inode: &Inode, access: OFlags) -> Result<OwnedFd> {
     match open_content_with(inode, access) {
-        // O_NOATIME is allowed to the file's owner alone. The caller of the mount is the owner there, but
-        // the owner on disk can be outside this process's user namespace.
+        // Only the owner of a file may use O_NOATIME. The caller is the owner on the mount, but the owner on disk can
+        // be outside of this process's user namespace.
         Err(error) if error.errno() == Errno::PERM && access.contains(OFlags::NOATIME) => {
             open_content_with(inode, access - OFlags::NOATIME)
         }
@@ -122,7 +123,7 @@ fn open_content_with(inode: &Inode, access: OFlags) -> Result<OwnedFd> {
                 })
             }
             Err(error) => {
-                // It may be the object that took the name that could not be opened: a whiteout gives ENXIO.
+                // The error may be about another object that has the name now: opening a whiteout fails with ENXIO.
                 let now = inode.file()?;
                 let same = now.loc.is_same_location(&file.loc)
                     && now.anchor.is_some() == file.anchor.is_some();

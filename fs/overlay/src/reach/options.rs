@@ -2,19 +2,19 @@
 
 use crate::idmap::IdMap;
 
-/// Options of a whole mount.
+/// The options of a mount.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OverlayOptions {
-    /// A change of attributes alone copies no data.
+    /// Whether a change of attributes copies up only the metadata.
     pub metacopy: bool,
-    /// A power cut may lose data that was not synced, copied-up files included; fsync does nothing.
+    /// Whether durability is disabled: fsync has no effect, and a power cut may lose data, also of copied-up files.
     pub volatile: bool,
-    /// POSIX ACLs are neither shown nor accepted.
+    /// Whether POSIX ACLs are hidden and cannot be set.
     pub no_acl: bool,
-    /// Every file shows one link.
+    /// Whether the visible link count of every file is 1.
     pub static_nlink: bool,
-    /// User ids.
+    /// The map of user ids.
     pub uids: IdMap,
-    /// Group ids.
+    /// The map of group ids.
     pub gids: IdMap,
 }

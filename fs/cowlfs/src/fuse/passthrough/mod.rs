@@ -119,6 +119,27 @@ impl FileState {
         self.backing.is_some() || self.has_writer || self.has_stale_pages || self.has_volatile_attr
     }
 
+    /// Returns how the kernel accesses the inode now.
+    fn mode(&self, version: u32) -> InodeMode {
+        match (self.opens, self.is_passthrough) {
+            (0, _) => InodeMode::Closed,
+            (_, false) => InodeMode::Daemon,
+            (_, true) => InodeMode::Passthrough {
+                is_current: self.has_version(version),
+            },
+        }
+    }
+
+    /// Returns whether the attributes that the kernel has cached become volatile by a passthrough open.
+    ///
+    /// If they were volatile before, the kernel has not cached them.
+    fn cached_attr(&self, params: &OpenParams<'_>) -> CachedAttr {
+        match params.can_map_writable && !self.has_volatile_attr {
+            true => CachedAttr::Volatile,
+            false => CachedAttr::Valid,
+        }
+    }
+
     /// Whether the backing file has this version of the content.
     fn has_version(&self, version: u32) -> bool {
         let backing = self.backing.as_ref();
@@ -190,13 +211,7 @@ impl BackingFiles {
         // counted with newer content in between, and would be mistaken for one of the older content.
         let version = params.inode.content_version();
         let file = table.files.entry(ino).or_default();
-        let current = match (file.opens, file.is_passthrough) {
-            (0, _) => InodeMode::Closed,
-            (_, false) => InodeMode::Daemon,
-            (_, true) => InodeMode::Passthrough {
-                is_current: file.has_version(version),
-            },
-        };
+        let current = file.mode(version);
         let mut verdict = decide(self.policy(), params.traits, current);
         if matches!(verdict, Verdict::Passthrough | Verdict::PassthroughMappings)
             && current == InodeMode::Closed
@@ -217,12 +232,7 @@ impl BackingFiles {
             }
         }
         let flags = FopenFlags::FOPEN_NOFLUSH;
-        // If the attributes were volatile before, the kernel has not cached them.
-        let cached = if params.can_map_writable && !file.has_volatile_attr {
-            CachedAttr::Volatile
-        } else {
-            CachedAttr::Valid
-        };
+        let cached = file.cached_attr(params);
         let (mode, is_passthrough) = match (verdict, &file.backing) {
             (Verdict::Renew, _) => {
                 // Descriptors under the old number show the old content from here on.
