@@ -153,7 +153,7 @@ struct CommonDir {
     a: DirNode,
     b: DirNode,
     path: LayerPath,
-    /// The remaining names in reverse order, each with a flag for `a` and one for `b` that says whether it is in there.
+    /// The remaining names in reverse order, each with flags that say whether `a` and `b` contain it.
     names: Vec<(Name, bool, bool)>,
 }
 
@@ -321,7 +321,7 @@ impl Diff<'_> {
         }
     }
 
-    /// Records everything in a directory at whose path the other state has an object of another type.
+    /// Records everything in a directory that has a different type in the other state.
     fn add_below(&mut self, side: Side, path: &LayerPath, dir: DirNode) -> Result<()> {
         self.add_entries(side, None, path.clone(), dir)
     }
@@ -396,7 +396,7 @@ impl Diff<'_> {
         Ok(())
     }
 
-    /// Finds renames: directories before their entries.
+    /// Finds renames, of directories before those of their entries.
     fn match_renames(&mut self) -> Result<()> {
         for at in 0..self.added.len() {
             let Some(node) = self.added.get(at).filter(|node| node.is_unmatched) else {

@@ -1,7 +1,7 @@
 //! Adopts an existing root filesystem: an LXC container or any directory.
 //!
-//! Nothing is copied. One rename turns the directory into a layer, so the store must be on the
-//! same file system.
+//! Nothing is copied. One rename turns the directory into a layer, so the store must be on the same
+//! file system.
 
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStringExt;
@@ -131,7 +131,7 @@ impl Candidate {
     }
 }
 
-/// Inspects an LXC container, and returns its root filesystem and its link.
+/// Inspects an LXC container, and returns its root filesystem and its connection to LXC.
 fn inspect_lxc(
     home: &Store,
     container: &LxcContainer,
@@ -328,7 +328,7 @@ fn check_location(home: &Store, rootfs: &Path) -> Result<()> {
     refuse_users(rootfs, rootfs, &home.session().command)
 }
 
-/// Fails if the directory only has the README that an adoption left in place of the files.
+/// Fails if the directory has the README that an adoption leaves in place of the files.
 fn refuse_marker(rootfs: &Path) -> Result<()> {
     if !disk::exists(&rootfs.join(external::README))? {
         return Ok(());
@@ -343,7 +343,7 @@ fn refuse_marker(rootfs: &Path) -> Result<()> {
 
 /// Fails if processes use the files at `path`.
 ///
-/// Messages show the path as `rootfs`, and the hint ends with `command`, which the user is to repeat.
+/// Messages show `rootfs` instead of `path`, and the hint asks the user to repeat `command`.
 fn refuse_users(path: &Path, rootfs: &Path, command: &str) -> Result<()> {
     let inside = dir_users::list(path)?;
     if inside.is_empty() {
@@ -471,7 +471,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     // The lock prevents another command from completing or rolling back this adoption.
     let lock = store.lock_container(id)?;
     external::write_marker(store, id, &Leftover::default())?;
-    // No process writes to it any more, and from here on the store guarantees its content.
+    // No process writes to it any longer. From here on, the store guarantees its content.
     disk::sync_all(rootfs)?;
     making.sync()?;
     let record = Record::first(manifest);

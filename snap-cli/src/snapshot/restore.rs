@@ -16,7 +16,7 @@ pub struct Restored {
     /// The automatic snapshot of the previous state; `None` if nothing had been written since the last
     /// snapshot.
     pub auto_snapshot: Option<SnapshotName>,
-    /// Whether the container was mounted, and was remounted.
+    /// Whether the container was mounted and has been remounted.
     pub remounted: bool,
 }
 

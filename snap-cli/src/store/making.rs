@@ -38,7 +38,7 @@ pub struct Making<'s> {
 }
 
 impl<'s> Making<'s> {
-    /// Writes the note and acquires a shared lock of the store.
+    /// Writes the note and acquires a shared lock on the store.
     pub fn begin(store: &'s Store) -> Result<Self> {
         let shared = store.lock_shared()?;
         let filesystem = disk::Filesystem::open(&store.paths().layers())?;

@@ -212,7 +212,7 @@ impl LayerDir {
         let Some(fd) = descriptors::get(self.key) else {
             return;
         };
-        // After a concurrent move, `..` may be another directory than `parent`.
+        // After a concurrent move, `..` may differ from `parent`.
         if let Ok(above) = sys::dir::open_dir(fd.as_fd(), b"..")
             && sys::stat::stat_fd(&above).is_ok_and(|stat| stat.ino == parent.ino)
         {

@@ -155,7 +155,7 @@ impl Remove<'_> {
             other => return other,
         }
         match sys::node::rmdir(dir, name) {
-            // The merged directory is empty, so it contains only whiteouts. Move it to the work directory, where it is
+            // The merged directory is empty, so the upper one contains only whiteouts. Move it to the work directory, where it is
             // removed together with them.
             Err(error) if error.errno() == Errno::NOTEMPTY => {
                 let (staged, ()) = self.cx.stack.upper()?.work.stage(|work, tmp| {

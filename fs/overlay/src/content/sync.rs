@@ -53,7 +53,7 @@ impl Content<'_> {
             .descriptors
             .report_sync(handle, sys::copy::sync(&*fd, scope))
         {
-            // A read-only filesystem may not support fsync.
+            // A read-only file system may not support fsync.
             Err(error) if error.errno() == Errno::INVAL && !in_upper => return Ok(()),
             other => other?,
         }

@@ -33,7 +33,7 @@ pub(super) struct StagedFile {
     pub(super) stat: Stat,
 }
 
-/// Stages a copy of `file` with its attributes and xattrs. `source` and `stat` are a descriptor of it and its attributes.
+/// Stages a copy of `file` with its attributes and xattrs. `source` is a descriptor of it.
 pub(super) fn stage_file(
     cx: &Context<'_>,
     kind: FileKind,
@@ -130,8 +130,8 @@ pub(crate) fn stage_dir(cx: &Context<'_>, source: &LayerDir) -> Result<(Staged, 
 
 /// Stages a new object in a temporary directory with the attributes of `parent`.
 ///
-/// So the object inherits the group, setgid bit and ACL that it would inherit in `parent`. `make` must create it under the name
-/// `new`.
+/// So the object inherits the group, setgid bit and ACL that it would inherit in `parent`. `make` must create it under
+/// the name `new`.
 pub(crate) fn stage_in_temp_dir(
     cx: &Context<'_>,
     caller: Caller,
@@ -241,7 +241,7 @@ fn copy_xattrs(
             continue;
         }
         if name == layer.space().ino().as_bytes() {
-            // An inherited number keeps referring to its first owner while that layer is in the stack.
+            // An inherited number continues to refer to its first owner while that layer is in the stack.
             if let Some(inherited) = NumberMark::parse(value)?
                 && cx
                     .stack
