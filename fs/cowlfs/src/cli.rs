@@ -372,7 +372,7 @@ fn parse_lowers(
         if !part.is_empty() || visible.is_empty() {
             if !data.is_empty() {
                 return Err(format!(
-                    "option lowerdir: '{}' follows data-only layers: write '::' before it, too",
+                    "option lowerdir: '{}' follows data-only layers: write '::' before it as well",
                     part.shown()
                 ));
             }

@@ -181,7 +181,7 @@ impl Args {
                     "cannot write an image to {}: a compressed archive",
                     target.shown()
                 ))
-                .hint("name a directory or a .tar file; the layers in it are compressed"));
+                .hint("specify a directory or a .tar file; the layers in it are compressed"));
             }
             None => {
                 let unfinished = UnfinishedDir::new(target)?;
@@ -201,7 +201,7 @@ impl Args {
             return Err(Error::usage(
                 "--with-snapshots exports a whole container, not one snapshot",
             )
-            .hint(format!("name only the container: {}", source.container)));
+            .hint(format!("specify only the container: {}", source.container)));
         }
         let sink = Sink::from_target(&self.target)?;
         let store = context.store_for(&source.container)?;

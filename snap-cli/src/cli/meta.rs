@@ -19,7 +19,7 @@ fn parse_snapshot_address(raw: &OsString) -> Result<(ContainerName, SnapshotName
     match snapshot {
         Some(snapshot) => Ok((container, snapshot)),
         None => Err(
-            Error::usage(format!("no snapshot given in {container}")).hint(format!(
+            Error::usage(format!("no snapshot specified in {container}")).hint(format!(
                 "write {container}@SNAP; to list its snapshots: cowl list {container}"
             )),
         ),

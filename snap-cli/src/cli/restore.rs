@@ -165,7 +165,7 @@ impl RestoreArgs {
             }
             (None, Some(Some(dir))) => self.copy_to_directory(context, source, dir),
             (None, _) => Err(Error::usage("--copy needs a destination").hint(
-                "name a new directory, --copy DIR, or a new container: NAME SNAP NEW --copy",
+                "specify a new directory, --copy DIR, or a new container: NAME SNAP NEW --copy",
             )),
         }
     }
@@ -174,7 +174,7 @@ impl RestoreArgs {
         match std::fs::symlink_metadata(dir) {
             Ok(_) => {
                 return Err(Error::failed(format!("{} already exists", dir.shown()))
-                    .hint("name a directory that does not exist"));
+                    .hint("specify a directory that does not exist"));
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::at("stat", dir, error)),

@@ -42,7 +42,7 @@ impl CliCommand for Args {
                 let copy = LxcCopy::for_container((id, &record.body), None, &name)?;
                 let copy = copy.ok_or_else(|| {
                     Error::usage(format!("{like} is not an LXC container"))
-                        .hint("name a config with --config-file")
+                        .hint("specify a config with --config-file")
                 })?;
                 match &self.lxcpath {
                     Some(path) => copy.into_lxcpath(lxcpath(Some(path))?)?,
