@@ -17,7 +17,7 @@ use cowl_overlay::idmap::IdMap;
 /// Mount a stack of layers as one copy-on-write file system
 ///
 /// The layers are in the on-disk format of kernel overlayfs: the kernel can mount what cowlfs has written (with
-/// redirect_dir=on,metacopy=on), and the other way round.
+/// redirect_dir=on,metacopy=on), and vice versa.
 ///
 /// Signals: SIGTERM, SIGINT and SIGHUP unmount the file system in all mount namespaces, sync it, and end the process
 /// within five seconds. SIGUSR1 logs the statistics to standard error. SIGUSR2 ends the process if the file system was
@@ -43,7 +43,7 @@ pub struct Args {
     /// upper layer, programs and libraries; read: programs and libraries; off: none; auto: all, unless snapshots of the
     /// mount can be taken.
     ///
-    /// coherence=posix|overlay: content that a descriptor of a lower file shows after the file was written to. posix:
+    /// coherence=posix|overlay: content that a descriptor of a lower file reads after the file was written to. posix:
     /// the new content, except for programs and libraries; overlay: the old content, and the kernel reads all lower
     /// files without the daemon.
     ///
@@ -51,10 +51,9 @@ pub struct Args {
     /// CPUs halt.
     ///
     /// Daemon: timeout=SECONDS (for cached names and attributes), lookout=MICROSECONDS (busy-polling for the next
-    /// request), threaded=0|1, control=SOCKET (path of the control
-    /// socket).
+    /// request), threaded=0|1, control=SOCKET (path of the control socket).
     ///
-    /// Names in the table of mounts: fsname=NAME, subtype=NAME.
+    /// Names in the mount table: fsname=NAME, subtype=NAME.
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<OsString>,
     /// Run in the foreground
@@ -63,7 +62,7 @@ pub struct Args {
     /// Log every detail to standard error and run in the foreground
     #[arg(short = 'd', long)]
     pub debug: bool,
-    /// The mount point; a source name before it, as mount(8) passes it, is ignored
+    /// The mount point; a source before it, as mount(8) passes one, is ignored
     #[arg(value_name = "MOUNTPOINT", num_args = 1..=2, required = true)]
     pub paths: Vec<PathBuf>,
 }
@@ -373,7 +372,7 @@ fn parse_lowers(
         if !part.is_empty() || visible.is_empty() {
             if !data.is_empty() {
                 return Err(format!(
-                    "option lowerdir: '{}' follows data-only layers: write '::' before it, too",
+                    "option lowerdir: '{}' follows data-only layers: write '::' before it as well",
                     part.shown()
                 ));
             }

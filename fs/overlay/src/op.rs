@@ -356,7 +356,7 @@ impl Op<'_> {
         self.services().content().copy_file_range(from, to, len)
     }
 
-    /// Starts write-back of a file that was truncated since its last close; called when a descriptor is closed.
+    /// Starts writeback of a file that was truncated since its last close; called when a descriptor is closed.
     pub fn close_truncated(&self, handle: &FileHandle, close: Close) -> Result<()> {
         self.services().content().close_truncated(handle, close)
     }

@@ -30,7 +30,7 @@ pub enum RemovePlan {
     /// The object is only in a lower layer: create a whiteout.
     Hide,
     /// The object is in both: replace it with a whiteout atomically.
-    ReplaceByWhiteout,
+    ReplaceWithWhiteout,
     /// The name does not exist.
     Absent,
 }
@@ -38,7 +38,7 @@ pub enum RemovePlan {
 /// Returns the change that removes a name.
 pub fn remove(name: NameState) -> RemovePlan {
     match (name.upper, name.below) {
-        (UpperEntry::Object, true) => RemovePlan::ReplaceByWhiteout,
+        (UpperEntry::Object, true) => RemovePlan::ReplaceWithWhiteout,
         (UpperEntry::Object, false) => RemovePlan::Remove,
         (UpperEntry::Nothing, true) => RemovePlan::Hide,
         (UpperEntry::Nothing, false) | (UpperEntry::Whiteout, _) => RemovePlan::Absent,
@@ -101,14 +101,14 @@ mod tests {
         for upper in UPPERS {
             for below in [false, true] {
                 let plan = remove(NameState { upper, below });
-                let whiteout = matches!(plan, RemovePlan::Hide | RemovePlan::ReplaceByWhiteout);
+                let whiteout = matches!(plan, RemovePlan::Hide | RemovePlan::ReplaceWithWhiteout);
                 if upper == UpperEntry::Whiteout {
                     assert_eq!(plan, RemovePlan::Absent);
                 } else {
                     assert_eq!(whiteout, below);
                 }
                 assert_eq!(
-                    matches!(plan, RemovePlan::Remove | RemovePlan::ReplaceByWhiteout),
+                    matches!(plan, RemovePlan::Remove | RemovePlan::ReplaceWithWhiteout),
                     upper == UpperEntry::Object
                 );
             }

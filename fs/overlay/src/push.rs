@@ -135,8 +135,8 @@ impl Overlay {
             .first()
             .is_some_and(|top| top.dev() != dev)
         {
-            let problem = format!("the new layer {} is on another filesystem", path.shown());
-            return refused(problem, "keep all layers of a container on one filesystem");
+            let problem = format!("the new layer {} is on another file system", path.shown());
+            return refused(problem, "keep all layers of a container on one file system");
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Writes a state as a tar archive that GNU tar unpacks to the same tree.
 //!
-//! Names begin with "./", as those of `tar -C DIR .` do. The output is deterministic: entries are sorted, and depend on
-//! nothing but the state. Sockets are skipped with a note, as by GNU tar, because the format cannot represent them.
+//! Names begin with "./", as in the output of `tar -C DIR .`. The output is deterministic: entries are sorted, and
+//! depend only on the state. Sockets are skipped with a note, as GNU tar does, because the format cannot represent them.
 
 use std::io::Write;
 
@@ -16,7 +16,7 @@ use crate::tree::walk::{self, Item};
 /// Writes a state as a tar archive, with an optional comment.
 ///
 /// The writer is flushed. The caller must sync it.
-pub fn tar(
+pub fn write_tar(
     view: &View,
     comment: Option<&str>,
     output: impl Write,
@@ -29,7 +29,7 @@ pub fn tar(
     })
 }
 
-/// Writes an archive of the entries that `entries` writes to the given [`Writer`].
+/// Writes an archive; `entries` is called to write its entries to a [`Writer`].
 pub(super) fn write_entries<W: Write>(
     output: W,
     compression: Compression,

@@ -21,7 +21,7 @@ fn view(layers: &[&Path]) -> View {
 
 fn pack(view: &View, compression: Compression) -> Vec<u8> {
     let mut out = Vec::new();
-    export::tar(view, None, &mut out, compression, &mut |_| {}).unwrap();
+    export::write_tar(view, None, &mut out, compression, &mut |_| {}).unwrap();
     out
 }
 
@@ -104,7 +104,7 @@ fn sockets_are_skipped_with_a_note() {
     testing::mknod(&source.path().join("socket"), FileKind::Socket, 0o755, 0);
     fs::write(source.path().join("file"), b"x").unwrap();
     let mut out = Vec::new();
-    let got = export::tar(
+    let got = export::write_tar(
         &view(&[source.path()]),
         None,
         &mut out,
@@ -127,7 +127,7 @@ fn full_disk_is_an_error() {
         .open("/dev/full")
         .unwrap();
     for compression in [Compression::None, Compression::Zstd] {
-        let got = export::tar(
+        let got = export::write_tar(
             &view(&[source.path()]),
             None,
             &full,

@@ -1,4 +1,4 @@
-//! Recognizes container images, which are directories or tar archives but not root file systems.
+//! Recognizes container images, which are directories or tar archives but not root filesystems.
 
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -21,7 +21,7 @@ pub enum Images {
     TakeAsFiles,
 }
 
-/// Every root file system that a distribution or a build creates has at least one of these.
+/// Every root filesystem that a distribution or a build creates has at least one of these.
 const ROOT_NAMES: [&[u8]; 12] = [
     b"bin", b"dev", b"etc", b"home", b"lib", b"lib64", b"proc", b"root", b"sbin", b"sys", b"usr",
     b"var",
@@ -37,13 +37,13 @@ pub fn refuse(tree: &Path) -> Result<()> {
     match recognize(root.as_fd()).context("cannot read the source", name)? {
         None => Ok(()),
         Some(what) => {
-            let what = format!("this is {what}, not a root file system");
+            let what = format!("this is {what}, not a root filesystem");
             Err(TreeError::new(ErrorKind::Image, what))
         }
     }
 }
 
-/// Returns a description of the image if the directory has all parts of one and no directory of a root file system.
+/// Returns a description of the image if the directory has all parts of one and no directory of a root filesystem.
 fn recognize(root: BorrowedFd<'_>) -> cowl_layers::error::Result<Option<&'static str>> {
     for name in ROOT_NAMES {
         match stat::stat_at(root, name) {

@@ -33,7 +33,7 @@ impl<'p> UnfinishedFile<'p> {
         match std::fs::metadata(path) {
             Ok(meta) if meta.is_dir() => {
                 return Err(Error::failed(format!("{} is a directory", path.shown()))
-                    .hint("give the path of a file"));
+                    .hint("specify the path of a file"));
             }
             Ok(meta) if !meta.is_file() => {
                 let file = File::options().write(true).open(path).map_err(at)?;
@@ -102,7 +102,7 @@ impl<'p> UnfinishedDir<'p> {
     pub fn new(path: &'p Path) -> Result<Self> {
         let exists = || {
             Error::failed(format!("{} already exists", path.shown()))
-                .hint("give the path of a new or an empty directory")
+                .hint("specify the path of a new or an empty directory")
         };
         match std::fs::read_dir(path) {
             Ok(mut entries) => {

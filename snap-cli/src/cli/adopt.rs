@@ -18,9 +18,9 @@ use cowl_layers::shown::Show as _;
 /// Adopt an LXC container or a directory with a root filesystem, in place
 ///
 /// Copies nothing: the directory becomes a layer of a store on the same filesystem. In LXC's config,
-/// one line is changed and four are appended; lxc-start, lxc-stop and the like work as before.
-/// `cowl release` reverts all of it. Refused while the container runs. If the container is adopted
-/// already, cowl's lines in LXC's config are repaired.
+/// one line is changed and four are appended; lxc-start, lxc-stop and similar tools work as before.
+/// `cowl release` reverts all of it. Refused while the container runs. If the container is already
+/// adopted, cowl's lines in LXC's config are repaired.
 #[derive(Debug, clap::Args)]
 pub(super) struct AdoptArgs {
     /// The name of an LXC container, or a directory (anything with a '/')
@@ -98,9 +98,9 @@ impl CliCommand for AdoptArgs {
 
 /// Turn an adopted container back into a plain directory
 ///
-/// LXC's config is restored, too. A root filesystem that was not changed since the adoption is moved
-/// back; otherwise the container's current state is copied to a plain directory first. Snapshots
-/// cannot be kept: refused if there are any, unless --yes is given. Refused while the container runs.
+/// LXC's config is restored, too. A root filesystem that has not changed since the adoption is moved
+/// back; otherwise, the container's current state is copied to a plain directory. Snapshots are lost:
+/// refused if there are any, unless --yes is given. Refused while the container runs.
 #[derive(Debug, clap::Args)]
 pub(super) struct ReleaseArgs {
     /// The container

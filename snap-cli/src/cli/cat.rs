@@ -28,8 +28,10 @@ impl CliCommand for Args {
         let files: Vec<_> = files.collect::<Result<_>>()?;
         for (raw, parsed) in files {
             let Some(path) = &parsed.path else {
-                return Err(Error::usage(format!("{} names no file", parsed.address))
-                    .hint(format!("name one: cowl cat {}:PATH", parsed.address)));
+                return Err(
+                    Error::usage(format!("no path specified in {}", parsed.address))
+                        .hint(format!("specify one: cowl cat {}:PATH", parsed.address)),
+                );
             };
             let (store, state, _reading) = read_state(context, &parsed.address)?;
             let view = store.view(&state.stack)?;

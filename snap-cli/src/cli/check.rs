@@ -16,7 +16,7 @@ use cowl_layers::shown::Show as _;
 ///
 /// All files of the store are read, and the metadata of each frozen layer (names, types, modes, owners,
 /// sizes, times) is compared with the record of its first check. With --deep, contents are compared as
-/// well; the first deep check of a layer records them. The exit code is 5 if something is damaged.
+/// well; the first deep check of a layer records them. The exit code is 5 if damage is found.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Check only this container

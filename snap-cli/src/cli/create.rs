@@ -17,7 +17,7 @@ use crate::store::name::ContainerName;
 pub(super) struct Args {
     /// The new container's name
     name: OsString,
-    /// A directory, a tar archive (plain, or compressed by gzip, zstd or xz), or - for an archive on
+    /// A directory, a tar archive (plain, or compressed with gzip, zstd or xz), or - for an archive on
     /// standard input
     #[arg(long, value_name = "DIR|FILE|-")]
     from: OsString,
@@ -50,7 +50,7 @@ impl CliCommand for Args {
     }
 }
 
-/// Returns how the option `--force` treats container images.
+/// Returns the treatment of container images that the option `--force` selects.
 pub(super) fn images(force: bool) -> Images {
     match force {
         true => Images::TakeAsFiles,

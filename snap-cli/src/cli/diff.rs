@@ -38,7 +38,7 @@ pub(super) struct Args {
     /// Print a summary: counts and bytes by top-level directory and by kind of change
     #[arg(long, group = "form")]
     stat: bool,
-    /// Print a unified diff for `patch -p1` and `git apply`. Binary files are only named. Owners,
+    /// Print a unified diff for `patch -p1` and `git apply`. Binary files are only mentioned. Owners,
     /// directories and devices are in lines that both programs ignore. A rename is a deletion and an
     /// addition. (patch refuses names with a newline, and a directory in place of a file; git does not.)
     #[arg(short, long, group = "form")]

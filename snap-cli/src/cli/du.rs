@@ -17,8 +17,8 @@ use crate::store::usage::{References, Space};
 
 /// Show the disk usage of containers, or of the states of one
 ///
-/// UNIQUE is used by nothing else, and is freed when the container or snapshot is removed. SHARED is
-/// used by others as well. Both are in bytes and in inodes.
+/// UNIQUE is space that nothing else uses; it is freed when the container or snapshot is removed. SHARED
+/// is space that others use as well. Both are given in bytes and in inodes.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Show only this container, state by state

@@ -53,7 +53,7 @@ pub(super) struct Args {
     /// Export the container with all its snapshots, for `cowl import`
     #[arg(long, group = "form")]
     with_snapshots: bool,
-    /// Export a state even if a crash may have lost a part of it
+    /// Export a state even if a crash may have lost part of it
     #[arg(long)]
     force: bool,
 }
@@ -91,7 +91,7 @@ impl CliCommand for Args {
                 measure::known_size(&store, &state.stack)?,
                 |out, compression, progress| {
                     let loss = loss.as_deref();
-                    Ok(export::tar(&view, loss, out, compression, progress)?)
+                    Ok(export::write_tar(&view, loss, out, compression, progress)?)
                 },
             )?
         };
@@ -118,7 +118,7 @@ impl Args {
         Ok(0)
     }
 
-    /// Resolves the state to export; fails if a part of it may be lost, unless `--force` is given.
+    /// Resolves the state to export; fails if part of it may be lost, unless `--force` is given.
     fn state(&self, context: &Context) -> Result<(Store, ResolvedState, Lock)> {
         let found = read_state(context, &Address::parse(&self.source)?)?;
         found.1.refuse_loss(&found.0, losses(self.force))?;
@@ -181,7 +181,7 @@ impl Args {
                     "cannot write an image to {}: a compressed archive",
                     target.shown()
                 ))
-                .hint("name a directory or a .tar file; the layers in it are compressed"));
+                .hint("specify a directory or a .tar file; the layers in it are compressed"));
             }
             None => {
                 let unfinished = UnfinishedDir::new(target)?;
@@ -201,7 +201,7 @@ impl Args {
             return Err(Error::usage(
                 "--with-snapshots exports a whole container, not one snapshot",
             )
-            .hint(format!("name only the container: {}", source.container)));
+            .hint(format!("specify only the container: {}", source.container)));
         }
         let sink = Sink::from_target(&self.target)?;
         let store = context.store_for(&source.container)?;
@@ -248,7 +248,7 @@ impl Args {
     }
 }
 
-/// Fails if a part of the container's current state or of one of its snapshots may be lost.
+/// Fails if part of the container's current state or of one of its snapshots may be lost.
 fn refuse_losses(store: &Store, source: &Address, losses: Losses) -> Result<()> {
     let state = resolve(store, source)?;
     state.refuse_loss(store, losses)?;

@@ -23,7 +23,7 @@ pub(super) struct Args {
     /// The layers to merge
     #[arg(value_name = "A..B")]
     range: Option<OsString>,
-    /// Merge the base, too; the result is a new base
+    /// Also merge the base; the result is a new base
     #[arg(long)]
     base: bool,
     /// Merge the cheapest layers until this number is left. (Snapshots and mounts do this automatically:

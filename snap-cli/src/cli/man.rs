@@ -28,7 +28,7 @@ const EXIT_STATUS: Section = (
         ("0", "Success."),
         (
             "1",
-            "The command failed; or it succeeded, and a hook after it failed.",
+            "The command failed, or it succeeded and a post hook failed.",
         ),
         (
             "2",
@@ -39,7 +39,7 @@ const EXIT_STATUS: Section = (
         ("5", "The store is damaged."),
         (
             "125, 126, 127",
-            "`exec` only: cowl failed; the program cannot be executed; it does not exist. Any other code is the program's own, or 128 plus the number of the signal that ended it.",
+            "`exec` only: cowl failed, the program cannot be executed, or the program does not exist. Any other code is the program's own, or 128 plus the number of the signal that ended it.",
         ),
     ],
 );
@@ -54,7 +54,7 @@ const ENVIRONMENT: Section = (
         ),
         (
             "COWL_TRASH_DAYS, COWL_DEPTH_LIMIT, COWL_PASSTHROUGH, COWL_COHERENCE, COWL_AWAKE, COWL_LXCPATH, COWL_HOOKS_DIR, COWL_HOOKS_TIMEOUT",
-            "The settings of the same names in the configuration file.",
+            "The corresponding settings in the configuration file.",
         ),
         (
             "NO_COLOR",
@@ -62,7 +62,7 @@ const ENVIRONMENT: Section = (
         ),
         (
             "COWL_IN_HOOK",
-            "Set in the environment of hooks. A cowl that a hook calls runs no hooks.",
+            "Set in the environment of hooks, so that a cowl command in a hook runs no hooks.",
         ),
         (
             "XDG_DATA_HOME, XDG_CONFIG_HOME, HOME",
@@ -85,7 +85,7 @@ const CONFIGURATION: Section = (
         ),
         (
             "passthrough = \"auto\"",
-            "The files of a container that the kernel reads and writes without the daemon. `read`, the meaning of `auto`: programs and libraries in lower layers, for reading. `all`: files in the top layer as well; no snapshot can be taken while such a file is open for writing. `off`: none. Takes effect at the next mount.",
+            "Which files of a container the kernel reads and writes without the daemon. `read`, which is what `auto` selects: programs and libraries in lower layers, for reading. `all`: files in the top layer as well; no snapshot can be taken while such a file is open for writing. `off`: none. Takes effect at the next mount.",
         ),
         (
             "coherence = \"posix\"",
@@ -93,7 +93,7 @@ const CONFIGURATION: Section = (
         ),
         (
             "awake = \"auto\"",
-            "Whether idle CPUs are prevented from sleeping while a mount has many requests. `auto`: on virtual machines with at most 8 CPUs on which idle CPUs halt; `on`; `off`.",
+            "Whether to keep idle CPUs awake while a mount handles many requests. `auto`: on virtual machines with at most 8 CPUs on which idle CPUs halt; `on`; `off`.",
         ),
         (
             "lxcpath = \"/var/lib/lxc\"",
@@ -115,16 +115,16 @@ const HOOKS: Section = (
     &[
         (
             "pre-EVENT.d/*, post-EVENT.d/*",
-            "Executables in the hooks directory, run in the order of their names before and after `snapshot`, `restore`, `rm` and `destroy`. They must belong to root or the user, and no other user may have write permission. A pre hook that fails stops the command before it changes anything. If a post hook fails, the exit code is 1, and nothing is rolled back. If any pre hook has run, the post hooks run, even if the command fails.",
+            "Executables in the hooks directory, run in order of their names before and after `snapshot`, `restore`, `rm` and `destroy`. They must belong to root or the user, and no other user may have write permission. A pre hook that fails stops the command before it changes anything. If a post hook fails, the exit code is 1, and nothing is rolled back. If any pre hook has run, the post hooks run, even if the command fails.",
         ),
         ("COWL_HOOK", "pre-EVENT or post-EVENT."),
         (
             "COWL_CONTAINER, COWL_SNAPSHOT",
-            "The container; the snapshots, separated by blanks, or empty if not known yet.",
+            "The container; the snapshots, separated by spaces, or empty if not yet known.",
         ),
         (
             "COWL_STORE, COWL_CONFIG",
-            "The store and the configuration file, for a cowl that the hook calls.",
+            "The store and the configuration file, for cowl commands in the hook.",
         ),
         (
             "COWL_MOUNTPOINT",
@@ -148,7 +148,7 @@ const FILES: Section = (
         ("/etc/cowl/hooks.d, $XDG_CONFIG_HOME/cowl/hooks.d", "Hooks."),
         (
             "/etc/cowl/apt-snapshot",
-            "The containers, one per line, of which the APT hook takes a snapshot before dpkg changes this machine.",
+            "The containers, one per line, that the APT hook snapshots before dpkg changes this machine.",
         ),
         ("/var/lib/cowl, $XDG_DATA_HOME/cowl", "The store."),
         (
@@ -159,10 +159,13 @@ const FILES: Section = (
     ],
 );
 
-const OF_COWLFS: Section = (
+const COWLFS_EXIT_STATUS: Section = (
     "EXIT STATUS",
     &[
-        ("0", "Mounted; with -f, served until it was unmounted."),
+        (
+            "0",
+            "The mount succeeded; with -f, it was served until it was unmounted.",
+        ),
         ("1", "The mount failed."),
         ("2", "An option is invalid."),
         ("4", "A layer or the mount point is in use."),
@@ -204,7 +207,12 @@ fn pages() -> Result<Vec<(String, Vec<u8>)>> {
         pages.push(page(command, &format!("cowl-{name}"), &[], see_also)?);
     }
     let overlay = cowlfs::cli::Args::command();
-    pages.push(page(overlay, "cowlfs", &[OF_COWLFS], "cowl(1), mount(8)")?);
+    pages.push(page(
+        overlay,
+        "cowlfs",
+        &[COWLFS_EXIT_STATUS],
+        "cowl(1), mount(8)",
+    )?);
     Ok(pages)
 }
 

@@ -19,7 +19,7 @@ fn parse_snapshot_address(raw: &OsString) -> Result<(ContainerName, SnapshotName
     match snapshot {
         Some(snapshot) => Ok((container, snapshot)),
         None => Err(
-            Error::usage(format!("{container} names no snapshot")).hint(format!(
+            Error::usage(format!("no snapshot specified in {container}")).hint(format!(
                 "write {container}@SNAP; to list its snapshots: cowl list {container}"
             )),
         ),
@@ -28,7 +28,7 @@ fn parse_snapshot_address(raw: &OsString) -> Result<(ContainerName, SnapshotName
 
 /// Set or edit the comment of a snapshot
 ///
-/// Without a text, opens the current comment in an editor ($VISUAL, $EDITOR, else vi).
+/// Without TEXT, opens the current comment in an editor ($VISUAL, $EDITOR, else vi).
 #[derive(Debug, clap::Args)]
 pub(super) struct CommentArgs {
     /// The snapshot
@@ -61,7 +61,7 @@ impl CliCommand for CommentArgs {
     }
 }
 
-/// Add tags to a snapshot or remove them
+/// Add or remove tags of a snapshot
 ///
 /// `cowl list --tag` and `cowl prune --keep-tag` select snapshots by tags.
 #[derive(Debug, clap::Args)]

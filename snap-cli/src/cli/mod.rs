@@ -97,11 +97,11 @@ struct Cli {
     #[arg(long, global = true, help_heading = GLOBAL_OPTIONS, value_name = "WHEN")]
     color: Option<ColorChoice>,
 
-    /// Print only data and errors, neither notes nor progress bars
+    /// Print only data and errors, no notes or progress bars
     #[arg(short, long, global = true, help_heading = GLOBAL_OPTIONS, conflicts_with = "verbose")]
     quiet: bool,
 
-    /// Print informational messages; twice: debugging messages, too
+    /// Print informational messages; if given twice, debugging messages as well
     #[arg(short, long, global = true, help_heading = GLOBAL_OPTIONS, action = clap::ArgAction::Count)]
     verbose: u8,
 

@@ -19,8 +19,8 @@ use crate::store::name::{Address, ContainerName};
 /// Mount a container or a snapshot, and print the mount point
 ///
 /// The daemon runs in the background and outlives the shell; `cowl status NAME --json` prints the path of
-/// its log. On a full disk, the space that the store reserves is used. If the container is mounted
-/// already, only the mount point is printed.
+/// its log. On a full disk, the space that the store reserves is used. If the container is already
+/// mounted, only the mount point is printed.
 ///
 /// A snapshot is mounted read-only, at any number of mount points, independently of the container. It
 /// cannot be removed while it is mounted. A container itself cannot be mounted read-only: mount a
@@ -121,8 +121,8 @@ pub(super) struct UmountArgs {
     /// The container; or the snapshot, at all its mount points; or a mount point, with a slash in it
     #[arg(value_name = "NAME[@SNAP]|DIR")]
     target: OsString,
-    /// Kill the daemon if it does not respond: accesses of programs to the mount fail from then on, and
-    /// data written through memory mappings may be lost
+    /// Kill the daemon if it does not respond: later accesses to the mount fail, and data written through
+    /// memory mappings may be lost
     #[arg(long)]
     force: bool,
 }

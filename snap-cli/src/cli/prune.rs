@@ -62,10 +62,10 @@ struct Keep {
     /// Keep all snapshots with this tag; may be given several times
     #[arg(long, value_name = "KEY[=VALUE]")]
     keep_tag: Vec<OsString>,
-    /// Remove manually taken snapshots, too
+    /// Also remove snapshots that were taken manually
     #[arg(long)]
     manual: bool,
-    /// Remove protected snapshots, too
+    /// Also remove protected snapshots
     #[arg(long)]
     protected: bool,
 }

@@ -36,7 +36,7 @@ pub(super) struct RestoreArgs {
     /// Create a new container with this name, and do not change NAME
     #[arg(value_name = "NEW")]
     new: Option<OsString>,
-    /// Restore the LXC container's config from the snapshot, too
+    /// Also restore the LXC container's config from the snapshot
     #[arg(long, conflicts_with = "new")]
     with_config: bool,
     #[command(flatten)]
@@ -54,7 +54,7 @@ pub(super) struct RestoreArgs {
     /// With paths: remove those that do not exist in the snapshot
     #[arg(long, requires = "paths")]
     delete: bool,
-    /// Use the snapshot even if a crash may have lost a part of it
+    /// Use the snapshot even if a crash may have lost part of it
     #[arg(long)]
     force: bool,
     /// Print what would be done, and change nothing
@@ -165,7 +165,7 @@ impl RestoreArgs {
             }
             (None, Some(Some(dir))) => self.copy_to_directory(context, source, dir),
             (None, _) => Err(Error::usage("--copy needs a destination").hint(
-                "name a new directory, --copy DIR, or a new container: NAME SNAP NEW --copy",
+                "specify a new directory, --copy DIR, or a new container: NAME SNAP NEW --copy",
             )),
         }
     }
@@ -173,8 +173,8 @@ impl RestoreArgs {
     fn copy_to_directory(&self, context: &Context, source: &Address, dir: &Path) -> Result<()> {
         match std::fs::symlink_metadata(dir) {
             Ok(_) => {
-                return Err(Error::failed(format!("{} exists already", dir.shown()))
-                    .hint("name a directory that does not exist"));
+                return Err(Error::failed(format!("{} already exists", dir.shown()))
+                    .hint("specify a directory that does not exist"));
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::at("stat", dir, error)),
@@ -206,7 +206,7 @@ pub(super) struct CloneArgs {
     /// Not for LXC containers
     #[arg(long, conflicts_with = "copy")]
     ephemeral: bool,
-    /// Use the state even if a crash may have lost a part of it
+    /// Use the state even if a crash may have lost part of it
     #[arg(long)]
     force: bool,
 }
@@ -274,7 +274,7 @@ fn clone_state(
     if source.container == *new {
         // The claim of the name would find this, too, but only after waiting for the container's own lock.
         return Err(
-            Error::failed(format!("a container named {new} exists already"))
+            Error::failed(format!("a container named {new} already exists"))
                 .hint("choose another name"),
         );
     }

@@ -104,7 +104,7 @@ impl Args {
     /// Parses the container and its snapshots. This is strict: an ambiguous list is a usage error.
     fn parse(&self) -> Result<(ContainerName, Vec<SnapshotChoice>)> {
         let Some((first, rest)) = self.targets.split_first() else {
-            return Err(Error::usage("no container is named"));
+            return Err(Error::usage("no container specified"));
         };
         let (name, mut choice) = match split(first)? {
             Some((name, one)) => (name, vec![one]),
@@ -129,7 +129,7 @@ impl Args {
         match (self.all, choice.is_empty()) {
             (true, false) => Err(Error::usage("cannot combine --all with names of snapshots")),
             (false, true) => Err(
-                Error::usage(format!("no snapshot of {name} is named")).hint(format!(
+                Error::usage(format!("no snapshot of {name} specified")).hint(format!(
                     "list them with `cowl list {name}`; --all removes all of them; \
                      `cowl destroy {name}` removes the container"
                 )),

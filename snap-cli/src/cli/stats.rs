@@ -13,7 +13,7 @@ use crate::store::name::ContainerName;
 
 /// Show request counts and resource usage of a mounted container's daemon
 ///
-/// The kernel's requests are counted by kind, since the mount. On SIGUSR1, the daemon writes the same to
+/// Requests from the kernel are counted by kind since the mount. On SIGUSR1, the daemon writes the same to
 /// its log.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

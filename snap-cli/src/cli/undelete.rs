@@ -15,8 +15,8 @@ use crate::store::name::{ContainerName, nearest};
 
 /// Recover a destroyed container with all its snapshots
 ///
-/// Of several containers with the same name, the one destroyed last is recovered; an id from `--list`
-/// names another one.
+/// Of several containers with the same name, the one destroyed last is recovered; use an id from `--list`
+/// to select another one.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container's name, or its id

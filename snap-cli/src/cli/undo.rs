@@ -28,7 +28,7 @@ pub(super) struct Args {
     /// Revert the changes since this snapshot [default: the last one that was taken or restored]
     #[arg(value_name = "SNAP")]
     snapshot: Option<OsString>,
-    /// Use the snapshot even if a crash may have lost a part of it
+    /// Use the snapshot even if a crash may have lost part of it
     #[arg(long)]
     force: bool,
     /// Print what would be done, and change nothing

@@ -192,7 +192,7 @@ pub(super) fn read(path: &Path, presence: Presence) -> Result<Option<Settings>> 
             return Ok(None);
         }
         Err(error) => {
-            let hint = "name a readable file with --config or COWL_CONFIG";
+            let hint = "specify a readable file with --config or COWL_CONFIG";
             return Err(Error::usage(format!(
                 "cannot read the configuration file {}",
                 path.shown()

@@ -282,7 +282,7 @@ pub(super) fn kill_if_silent(
         return Err(Error::busy(format!(
             "the daemon (pid {pid}) was killed and has not ended yet: it waits for a disk"
         ))
-        .hint("try again when the disk answers"));
+        .hint("try again when the disk responds"));
     }
     let name = container.name();
     log::warn!("killed the daemon of {name} (pid {pid}), which did not answer");

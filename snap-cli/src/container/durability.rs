@@ -129,14 +129,14 @@ pub fn epoch(store: &Store) -> Result<String> {
 
 /// Opens the file system that holds the layers of a store.
 ///
-/// Its sync reports all write-back errors that occur after this call.
+/// Its sync reports all writeback errors that occur after this call.
 pub fn open_filesystem(store: &Store) -> Result<Filesystem> {
     Filesystem::open(&store.root().join("layers"))
 }
 
 /// Syncs the pending states of a container and records the result.
 ///
-/// A failure is recorded as well: the kernel does not write a page again after a write-back error.
+/// A failure is recorded as well: the kernel does not write a page again after a writeback error.
 pub fn make_durable(store: &Store, id: ContainerId, filesystem: &Filesystem) -> Result<()> {
     let Some((pending, synced)) = sync(store, id, filesystem)? else {
         return Ok(());

@@ -236,7 +236,7 @@ fn check_free(lxcpath: &Path, name: &ContainerName) -> Result<()> {
     if !disk::exists(&dir)? {
         return Ok(());
     }
-    Err(Error::failed(format!("{} exists already", dir.shown()))
+    Err(Error::failed(format!("{} already exists", dir.shown()))
         .hint("choose another name, or remove that directory"))
 }
 

@@ -42,8 +42,8 @@ pub enum Privileges {
 pub enum AfterUnmount {
     /// The container stays unmounted.
     StayUnmounted,
-    /// The caller mounts it again immediately. If the caller is killed in between, the next command does.
-    MountAgain,
+    /// The caller remounts it immediately. If the caller is killed in between, the next command does.
+    Remount,
 }
 
 /// The state of a daemon whose mount is not visible any more.
@@ -204,7 +204,7 @@ impl Container<'_> {
         let Mounted::Alive(state) = self.mounted()? else {
             return Ok(None);
         };
-        if then == AfterUnmount::MountAgain {
+        if then == AfterUnmount::Remount {
             let replacing = RunState {
                 replacing: true,
                 ..state.clone()
@@ -226,7 +226,7 @@ impl Container<'_> {
                 Ok(Some(state))
             }
             Err(error) => {
-                if then == AfterUnmount::MountAgain {
+                if then == AfterUnmount::Remount {
                     state::write(self.store, self.id, &state)?;
                 }
                 Err(error)
@@ -285,10 +285,10 @@ impl Container<'_> {
         )))
     }
 
-    /// Mounts the container again where it was before [`Container::unmount`], or before its daemon died.
+    /// Remounts the container where it was mounted before [`Container::unmount`], or before its daemon died.
     ///
-    /// The state is removed only if that fails: if this command is killed before, the next one tries again.
-    pub fn mount_again(&self, was: &RunState) -> Result<()> {
+    /// The state is removed only if that fails: if this command is killed before that, the next one retries.
+    pub fn remount(&self, was: &RunState) -> Result<()> {
         let started = self.start(&was.mountpoint, was.lifetime(), was.nosuid);
         if started.is_err() {
             state::remove(self.store, self.id)?;
@@ -359,7 +359,7 @@ pub(crate) fn report_ready() -> Result<()> {
 
 /// Checks that a container can be mounted at `at`, and returns the canonical path.
 ///
-/// The directory must be empty, and must not hide a part of the store.
+/// The directory must be empty, and must not hide part of the store.
 pub(super) fn check_mount_point(at: &Path, store: &Path) -> Result<PathBuf> {
     let refused = |why: &str| {
         Err(Error::failed(format!(
@@ -388,7 +388,7 @@ pub(super) fn check_mount_point(at: &Path, store: &Path) -> Result<PathBuf> {
             .iter()
             .any(|f| mount_point.starts_with(store.join(f)))
     {
-        return refused("the mount would hide a part of the store");
+        return refused("the mount would hide part of the store");
     }
     check_empty(&mount_point)?;
     Ok(mount_point)

@@ -119,7 +119,7 @@ impl RunState {
             Ok(_) => {}
             Err(error) => return Err(super::daemon::to_error(&error)),
         }
-        // This starts the write-back of all files at once; the daemon then waits for each file.
+        // This starts the writeback of all files at once; the daemon then waits for each file.
         let at = |error: std::io::Error| Error::at("flush", &self.mountpoint, error);
         // Another object may have replaced the mount; only a directory is opened.
         let root = dir::open_root(&self.mountpoint).and_then(|root| dir::reopen_dir(root.as_fd()));

@@ -33,7 +33,7 @@ pub enum Status {
     Deleted,
     /// The file type is different.
     TypeChanged,
-    /// The object had another path.
+    /// The object had a different path.
     Renamed,
 }
 
@@ -92,7 +92,7 @@ pub fn diff(a: &View, b: &View) -> Result<Vec<Change>> {
     diff_with(a, b, &DiffOptions::default())
 }
 
-/// Returns the changes that lead from the state `a` to the state `b`, sorted by path, as `options` request them.
+/// Returns the changes that lead from the state `a` to the state `b` according to `options`, sorted by path.
 pub fn diff_with(a: &View, b: &View, options: &DiffOptions) -> Result<Vec<Change>> {
     let mut diff = Diff {
         pair: Pair {
@@ -144,7 +144,7 @@ struct OneSided {
     found: Found,
     /// The indexes of the directory's entries, sorted by name.
     entries: Vec<usize>,
-    /// Whether no counterpart in the other state was found so far.
+    /// Whether no counterpart in the other state has been found so far.
     is_unmatched: bool,
 }
 
@@ -153,7 +153,7 @@ struct CommonDir {
     a: DirNode,
     b: DirNode,
     path: LayerPath,
-    /// The remaining names, each with whether `a` and `b` contain it. The next one is last.
+    /// The remaining names in reverse order, each with flags that say whether `a` and `b` contain it.
     names: Vec<(Name, bool, bool)>,
 }
 
@@ -250,7 +250,7 @@ impl Diff<'_> {
         Ok(())
     }
 
-    /// Enters a directory of both states, unless it is the same in the layers.
+    /// Enters a directory of both states, unless both have it from the same layers.
     fn enter(&mut self, path: LayerPath, a: DirNode, b: DirNode) -> Result<()> {
         if a.is_same_location(&b) {
             return Ok(());
@@ -321,7 +321,7 @@ impl Diff<'_> {
         }
     }
 
-    /// Records everything in a directory at whose path the other state has an object of another type.
+    /// Records everything in a directory that has a different type in the other state.
     fn add_below(&mut self, side: Side, path: &LayerPath, dir: DirNode) -> Result<()> {
         self.add_entries(side, None, path.clone(), dir)
     }
@@ -396,7 +396,7 @@ impl Diff<'_> {
         Ok(())
     }
 
-    /// Finds renames: directories before their entries.
+    /// Finds renames, of directories before those of their entries.
     fn match_renames(&mut self) -> Result<()> {
         for at in 0..self.added.len() {
             let Some(node) = self.added.get(at).filter(|node| node.is_unmatched) else {
@@ -488,7 +488,7 @@ impl Diff<'_> {
             let Some(candidates) = self.keys.get_mut(&key) else {
                 continue;
             };
-            // Matched objects remain matched, so they can be dropped from the queue.
+            // An object never becomes unmatched again, so matched ones can be removed from the queue.
             while let Some(at) = candidates.front() {
                 if self.removed.get(*at).is_some_and(|node| node.is_unmatched) {
                     return Ok(Some(*at));
@@ -500,7 +500,7 @@ impl Diff<'_> {
     }
 }
 
-/// The state that has an object which the other lacks.
+/// The state that has an object that the other state lacks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     /// The old state.
@@ -532,7 +532,7 @@ fn merge_sorted<T>(
     }
 }
 
-/// Returns the reported size of an object; `None` for a type that has none.
+/// Returns the size of an object; `None` for a type without a reported size.
 fn size(found: &Found) -> Option<u64> {
     let reported = |stat: &Stat| match stat.kind() {
         FileKind::Regular | FileKind::Symlink => Some(stat.size),

@@ -1,7 +1,7 @@
-//! Adopts an existing root file system: an LXC container or any directory.
+//! Adopts an existing root filesystem: an LXC container or any directory.
 //!
-//! Nothing is copied. One rename turns the directory into a layer, so the store must be on the same file
-//! system.
+//! Nothing is copied. One rename turns the directory into a layer, so the store must be on the same
+//! file system.
 
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStringExt;
@@ -41,10 +41,10 @@ pub enum AdoptSource {
     Lxc(LxcContainer),
 }
 
-/// A root file system that passed all checks for an adoption.
+/// A root filesystem that passed all checks for an adoption.
 #[derive(Debug)]
 pub struct Candidate {
-    /// The canonical path of the root file system.
+    /// The canonical path of the root filesystem.
     rootfs: PathBuf,
     /// Its inode number, to detect that another directory has replaced it.
     inode: u64,
@@ -69,7 +69,7 @@ impl Candidate {
         if !real.is_dir() {
             return Err(
                 Error::usage(format!("{} is not a directory", rootfs.shown())).hint(
-                    "specify the directory of a root file system, or the name of an LXC container",
+                    "specify the directory of a root filesystem, or the name of an LXC container",
                 ),
             );
         }
@@ -99,7 +99,7 @@ impl Candidate {
                 .find_map(|path| path.canonicalize().ok());
             if real.is_some_and(|real| real.starts_with(&self.rootfs)) {
                 return Err(Error::usage(format!(
-                    "cannot create the store {} in the directory that is to be adopted",
+                    "cannot create the store {} in the directory to be adopted",
                     requested.shown()
                 ))
                 .hint("specify a directory next to it"));
@@ -131,7 +131,7 @@ impl Candidate {
     }
 }
 
-/// Inspects an LXC container, and returns its root file system and its link.
+/// Inspects an LXC container, and returns its root filesystem and its connection to LXC.
 fn inspect_lxc(
     home: &Store,
     container: &LxcContainer,
@@ -249,11 +249,11 @@ pub fn update_config(store: &Store, name: &ContainerName) -> Result<bool> {
     Ok(true)
 }
 
-/// Returns the directory of the root file system according to the config.
+/// Returns the directory of the root filesystem according to the config.
 fn find_rootfs(container: &LxcContainer, text: &[u8]) -> Result<PathBuf> {
     let value = match config::get(text, config::ROOTFS) {
         Some(value) => value.to_vec(),
-        // An included file may have the value.
+        // The value may be in an included file.
         None => container.value(config::ROOTFS)?.unwrap_or_default(),
     };
     let path = value.strip_prefix(b"dir:").unwrap_or(&value).to_vec();
@@ -273,7 +273,7 @@ fn find_rootfs(container: &LxcContainer, text: &[u8]) -> Result<PathBuf> {
     }
     let kind = path.split(|&byte| byte == b':').next().unwrap_or_default();
     Err(Error::failed(format!(
-        "the root file system of {} is not a directory but {}: {}",
+        "the root filesystem of {} is not a directory but {}: {}",
         container.name,
         kind.shown(),
         path.shown()
@@ -285,11 +285,11 @@ fn find_rootfs(container: &LxcContainer, text: &[u8]) -> Result<PathBuf> {
     )))
 }
 
-/// Checks the location of a root file system: outside of stores, not mounted, not in use.
+/// Checks the location of a root filesystem: outside of stores, not mounted, not in use.
 fn check_location(home: &Store, rootfs: &Path) -> Result<()> {
     if rootfs.parent().is_none() {
         return Err(Error::usage(
-            "cannot adopt the root file system of this machine",
+            "cannot adopt the root filesystem of this machine",
         ));
     }
     for store in family::stores(home.home(), home.session())? {
@@ -328,7 +328,7 @@ fn check_location(home: &Store, rootfs: &Path) -> Result<()> {
     refuse_users(rootfs, rootfs, &home.session().command)
 }
 
-/// Fails if the directory only has the README that an adoption left in place of the files.
+/// Fails if the directory has the README that an adoption leaves in place of the files.
 fn refuse_marker(rootfs: &Path) -> Result<()> {
     if !disk::exists(&rootfs.join(external::README))? {
         return Ok(());
@@ -343,7 +343,7 @@ fn refuse_marker(rootfs: &Path) -> Result<()> {
 
 /// Fails if processes use the files at `path`.
 ///
-/// Messages call it `rootfs`, and end with `command` to repeat.
+/// Messages show `rootfs` instead of `path`, and the hint asks the user to repeat `command`.
 fn refuse_users(path: &Path, rootfs: &Path, command: &str) -> Result<()> {
     let inside = dir_users::list(path)?;
     if inside.is_empty() {
@@ -363,8 +363,8 @@ fn refuse_users(path: &Path, rootfs: &Path, command: &str) -> Result<()> {
 
 /// Fails if a tree contains an overlay marker, which would be invisible in a layer.
 ///
-/// Returns the number of files with hard links outside the tree, through which they can be written without the
-/// store.
+/// Returns the number of files with hard links outside the tree, through which they can be modified
+/// outside the store.
 fn scan_tree(rootfs: &Path, space: XattrSpace) -> Result<usize> {
     let mut found: Option<Vec<u8>> = None;
     let mut linked: HashMap<u64, u64> = HashMap::new();
@@ -403,7 +403,7 @@ fn scan_tree(rootfs: &Path, space: XattrSpace) -> Result<usize> {
     )))
 }
 
-/// Adopts a root file system as the container `name` of `store`, which must be on its file system.
+/// Adopts a root filesystem as the container `name` of `store`, which must be on its file system.
 ///
 /// Returns notes for the user.
 pub fn adopt(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<Vec<String>> {
@@ -420,14 +420,14 @@ pub fn adopt(store: &Store, candidate: &Candidate, name: &ContainerName) -> Resu
             n => format!("{n} files have hard links"),
         };
         notes.push(format!(
-            "{files} outside {}: a write through it changes the container and its snapshots",
+            "{files} outside {}: a write through such a link changes the container and its snapshots",
             rootfs.shown()
         ));
     }
     Ok(notes)
 }
 
-/// Adopts while no other adoption runs in the family of stores.
+/// Adopts under the lock that excludes other adoptions in the family of stores.
 fn adopt_locked(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<()> {
     let lock = family::lock_adoption(store)?;
     let rootfs = &candidate.rootfs;
@@ -465,18 +465,18 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
         ..ContainerManifest::new(name.clone(), head, &[base])
     };
     if let Some(link) = &manifest.lxc {
-        // Report errors in the lines before anything is moved.
+        // Detect errors in the config before anything is moved.
         binding::own_lines(store, id, name, (link, &link.written.0))?;
     }
     // The lock prevents another command from completing or rolling back this adoption.
     let lock = store.lock_container(id)?;
     external::write_marker(store, id, &Leftover::default())?;
-    // No process writes to it any more, and from here on the store guarantees its content.
+    // No process writes to it any longer. From here on, the store guarantees its content.
     disk::sync_all(rootfs)?;
     making.sync()?;
     let record = Record::first(manifest);
     if let Err(error) = disk::replace(&store.paths().container_file(id), &record) {
-        // The file may exist already. Then the next command rolls the adoption back.
+        // The file may already exist. Then the next command rolls the adoption back.
         making.abandon();
         return Err(error);
     }
@@ -506,7 +506,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
 }
 
 impl Candidate {
-    /// Returns the path of the root file system, for messages.
+    /// Returns the path of the root filesystem, for messages.
     pub fn rootfs(&self) -> String {
         self.rootfs.shown().to_string()
     }

@@ -119,7 +119,7 @@ pub fn create_over_layers_with(
     match disk::replace(&store.paths().container_file(id), &Record::first(manifest)) {
         Ok(()) => making.finish()?,
         Err(error) => {
-            // The file may exist already, with a name that is not durable.
+            // The file may already exist, with a name that is not durable.
             making.abandon();
             return Err(error);
         }

@@ -37,7 +37,7 @@ fn undelete_claimed(store: &Store, id: ContainerId, name: &ContainerName) -> Res
     let Some(deleted) = found else {
         lock.remove()?;
         return Err(
-            Error::not_found(format!("{name} is not in the trash any more"))
+            Error::not_found(format!("{name} is no longer in the trash"))
                 .hint("list the trash: cowl undelete --list"),
         );
     };

@@ -347,7 +347,7 @@ fn import_claimed(
     match disk::replace(&store.paths().container_file(id), &Record::first(container)) {
         Ok(()) => making.finish(),
         Err(error) => {
-            // The file may exist already, with a name that is not durable.
+            // The file may already exist, with a name that is not durable.
             making.abandon();
             Err(error)
         }

@@ -72,7 +72,7 @@ fn open_unmounted<'s>(store: &'s Store, name: &ContainerName) -> Result<Containe
     })?;
     let mut container = ephemeral::end(container)?.ok_or_else(|| {
         Error::not_found(format!(
-            "there is no container named {name} any more: it was ephemeral, and its mount has ended"
+            "there is no longer a container named {name}: it was ephemeral, and its mount has ended"
         ))
     })?;
     // This may fail on a full disk, for example. The content of all states is the same without it.

@@ -56,7 +56,7 @@ pub(super) fn remount(container: &Container<'_>) -> Result<()> {
         return Ok(());
     }
     let mount_point = state.mountpoint.shown();
-    match container.mount_again(&state) {
+    match container.remount(&state) {
         Ok(()) => {
             log::warn!("{died}: mounted again at {mount_point}");
             for stranded in dead::list_stranded(store, id)? {

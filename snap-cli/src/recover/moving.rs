@@ -230,7 +230,7 @@ fn restore_config(link: &Lxc, id: &str) -> Result<Option<String>> {
     let original = link.original.clone().unwrap_or_default();
     if !disk::exists(&path)? {
         return Ok(Some(format!(
-            "{} does not exist any more and was not restored",
+            "{} no longer exists and was not restored",
             path.shown()
         )));
     }

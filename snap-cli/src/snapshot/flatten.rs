@@ -157,7 +157,7 @@ pub(super) fn merge_run(
     merge(store, run, &below, merged, &mut progress)?;
     making.sync_content()?;
 
-    let was = container.unmount(AfterUnmount::MountAgain)?;
+    let was = container.unmount(AfterUnmount::Remount)?;
     let mut next = container.manifest().clone();
     next.stack = replace_run(&next.stack, run, merged).unwrap_or(next.stack);
     next.origin = replace_run(&next.origin, run, merged).unwrap_or(next.origin);

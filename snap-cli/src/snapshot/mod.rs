@@ -111,7 +111,7 @@ impl ResolvedState {
         }
     }
 
-    /// Returns a message if a part of the state may be lost, and `None` otherwise.
+    /// Returns a message if part of the state may be lost, and `None` otherwise.
     pub fn describe_loss(&self, store: &Store) -> Result<Option<String>> {
         let epoch = epoch(store)?;
         let name = &self.manifest.name;
@@ -122,7 +122,7 @@ impl ResolvedState {
         Ok(describe_loss(&address, self.settling(), &epoch))
     }
 
-    /// Fails if a part of the state may be lost, unless `losses` accepts that.
+    /// Fails if part of the state may be lost, unless `losses` accepts that.
     pub fn refuse_loss(&self, store: &Store, losses: Losses) -> Result<()> {
         match (self.describe_loss(store)?, losses) {
             (Some(message), Losses::Refuse) => Err(loss_error(message, &self.manifest.name)),
@@ -153,7 +153,7 @@ pub enum Losses {
     Accept,
 }
 
-/// Returns a message if a part of the state `address` with this marker may be lost, and `None` otherwise.
+/// Returns a message if part of the state `address` with this marker may be lost, and `None` otherwise.
 pub fn describe_loss(address: &str, marker: Option<&Settling>, epoch: &str) -> Option<String> {
     let marker = marker.filter(|marker| !marker.is_pending(epoch))?;
     let source = match &marker.source {
@@ -163,7 +163,7 @@ pub fn describe_loss(address: &str, marker: Option<&Settling>, epoch: &str) -> O
     Some(match &marker.failed {
         Some(reason) if marker.is_in_epoch(epoch) => {
             let reason = reason.escape_debug();
-            format!("{address} is not durable, and a part of it may be lost{source}: {reason}")
+            format!("{address} is not durable, and part of it may be lost{source}: {reason}")
         }
         _ => format!(
             "{address} is incomplete{source}: the machine crashed or the disk was removed before all of \

@@ -67,7 +67,9 @@ pub fn check_paths(scope: &Scope, old: &View, new: &View, allowed: AllowedPaths)
             ))
             .hint("add --delete to remove it"));
         }
-        let error = Error::not_found(format!("{shown} does not exist, neither then nor now"));
+        let error = Error::not_found(format!(
+            "{shown} exists neither in the snapshot nor in the current state"
+        ));
         return Err(match hint(old, new, path)? {
             Some(hint) => error.hint(hint),
             None => error,

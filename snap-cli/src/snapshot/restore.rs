@@ -2,7 +2,6 @@
 
 use super::take::{drop_if_unnamed, write_file};
 use crate::container::Container;
-
 use crate::container::mount::AfterUnmount;
 use crate::container::{Swap, dead, state::RunState};
 use crate::error::{Error, Result};
@@ -17,7 +16,7 @@ pub struct Restored {
     /// The automatic snapshot of the previous state; `None` if nothing had been written since the last
     /// snapshot.
     pub auto_snapshot: Option<SnapshotName>,
-    /// Whether the container was mounted, and was remounted.
+    /// Whether the container was mounted and has been remounted.
     pub remounted: bool,
 }
 
@@ -25,11 +24,11 @@ pub struct Restored {
 ///
 /// An automatic snapshot retains the current state.
 pub fn restore(container: &mut Container<'_>, name: &SnapshotName) -> Result<Restored> {
-    // Detect all errors that can be detected before the unmount.
+    // Detect as many errors as possible before the unmount.
     let (_, snapshot) = container.snapshot(name)?;
     container.store().open_layers(&snapshot.stack)?;
     dead::refuse_stranded(container)?;
-    let was = container.unmount(AfterUnmount::MountAgain)?;
+    let was = container.unmount(AfterUnmount::Remount)?;
     let done = swap(container, name);
     let mounted = remount(container, was.as_ref());
     // An error of the restore takes precedence over one of the mount.
@@ -78,18 +77,18 @@ pub fn find_before_last(container: &Container<'_>) -> Result<SnapshotName> {
     })
 }
 
-/// Remounts a container that was mounted before, after success as well as after a failure.
+/// Remounts a container if it was mounted before an operation, whether that succeeded or failed.
 pub(super) fn remount(container: &Container<'_>, was: Option<&RunState>) -> Result<()> {
-    was.map_or(Ok(()), |was| container.mount_again(was))
+    was.map_or(Ok(()), |was| container.remount(was))
 }
 
 /// The relation of the current state to the snapshots and to the state that is about to replace it.
 enum CurrentState {
-    /// The layers of the state, which no snapshot has, so that it needs one.
+    /// No snapshot has the state, so one must be taken of these layers.
     Unnamed(Vec<LayerId>),
-    /// The snapshot that has the state: nothing was written since.
+    /// This snapshot has the state: nothing has been written since it was taken.
     Named(SnapshotId),
-    /// The state is the target.
+    /// The current state equals the target.
     Same,
 }
 
@@ -186,7 +185,7 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
     Ok(taken.map(|(_, name)| name))
 }
 
-/// Returns the marker of a container whose new state is based on a state with the marker `marker`.
+/// Returns the settling marker of a container whose new state is based on a state with `marker`.
 pub(crate) fn inherit_settling(
     marker: Option<&Settling>,
     container: &ContainerName,

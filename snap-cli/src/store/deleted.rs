@@ -73,10 +73,8 @@ pub fn manifest(store: &Store, deleted: &Deleted) -> Result<Record<ContainerMani
         // A race: it was undeleted or permanently removed since it was listed.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let id = deleted.id;
-            Err(
-                Error::not_found(format!("{id} is not in the trash any more"))
-                    .hint("`cowl undelete --list` lists the containers in the trash"),
-            )
+            Err(Error::not_found(format!("{id} is no longer in the trash"))
+                .hint("`cowl undelete --list` lists the containers in the trash"))
         }
         Err(error) => Err(Error::at("inspect", &deleted.dir, error)),
         Ok(_) => Err(

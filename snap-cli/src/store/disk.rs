@@ -165,7 +165,7 @@ pub fn sync_file(path: &Path) -> Result<()> {
 
 /// A file system that can be synced as a whole.
 ///
-/// syncfs(2) reports all write-back errors since the descriptor was opened.
+/// syncfs(2) reports all writeback errors since the descriptor was opened.
 #[derive(Debug)]
 pub struct Filesystem {
     file: File,
@@ -182,7 +182,7 @@ impl Filesystem {
         })
     }
 
-    /// Returns a second handle to the same open file description. A write-back error is reported to only one of the
+    /// Returns a second handle to the same open file description. A writeback error is reported to only one of the
     /// two.
     pub fn try_clone(&self) -> Result<Self> {
         let file = self.file.try_clone();
@@ -206,7 +206,7 @@ impl Filesystem {
 
 /// Syncs the file system that holds `path`.
 ///
-/// Earlier write-back errors may be missed, because they are reported once, perhaps to another process. If they matter,
+/// Earlier writeback errors may be missed, because they are reported once, perhaps to another process. If they matter,
 /// open a [`Filesystem`] before the writes.
 pub fn sync_all(path: &Path) -> Result<()> {
     Filesystem::open(path)?.sync()

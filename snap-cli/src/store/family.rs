@@ -157,7 +157,7 @@ pub fn claim(store: &Store, name: &ContainerName) -> Result<Lock> {
         if known == *name {
             lock.remove()?;
             return Err(
-                Error::failed(format!("a container named {name} exists already")).hint(format!(
+                Error::failed(format!("a container named {name} already exists")).hint(format!(
                     "choose another name, or destroy that container: cowl destroy {name}"
                 )),
             );

@@ -1,7 +1,7 @@
 //! Creation of layers and containers.
 //!
 //! A command creates all objects before its commit through [`Making`], which excludes garbage collection and leaves a
-//! note in `locks`, so that the next command finds the objects of a killed command.
+//! note in `locks` while it runs. If it is killed, the next command finds the note, and collects its objects.
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -23,13 +23,13 @@ use crate::error::{Error, Result};
 
 /// Layers and containers that no manifest names yet.
 ///
-/// Dropping it before [`Making::finish`] removes them again.
+/// They are removed on drop, unless [`Making::finish`] or [`Making::abandon`] was called.
 #[derive(Debug)]
 pub struct Making<'s> {
     store: &'s Store,
     _shared: Lock,
     note: Option<Lock>,
-    // Opened before anything is written, so that its sync reports every write-back error.
+    // Opened before anything is written, so that its sync reports every writeback error.
     filesystem: disk::Filesystem,
     sweeps: bool,
     unsynced: Vec<PathBuf>,
@@ -38,7 +38,7 @@ pub struct Making<'s> {
 }
 
 impl<'s> Making<'s> {
-    /// Writes the note and acquires a shared lock of the store.
+    /// Writes the note and acquires a shared lock on the store.
     pub fn begin(store: &'s Store) -> Result<Self> {
         let shared = store.lock_shared()?;
         let filesystem = disk::Filesystem::open(&store.paths().layers())?;
@@ -112,7 +112,7 @@ impl<'s> Making<'s> {
         self.filesystem.sync()
     }
 
-    /// Creates the directory of a new container, which does not exist for other commands until its manifest is written.
+    /// Creates the directory of a new container, which other commands ignore until its manifest is written.
     pub fn create_container(&mut self) -> Result<ContainerId> {
         let id = ContainerId::fresh();
         self.containers.push(id);
@@ -131,7 +131,7 @@ impl<'s> Making<'s> {
         self.sweeps = true;
     }
 
-    /// Retains the created objects, which a manifest names now.
+    /// Retains the created objects, which a manifest now names.
     pub fn finish(mut self) -> Result<()> {
         self.layers.clear();
         for id in std::mem::take(&mut self.containers) {
@@ -180,7 +180,7 @@ impl Drop for Making<'_> {
                 clean = false;
             }
         }
-        // If an object is left, the note stays, so that the next command finds it.
+        // If an object could not be removed, retain the note, so that the next command finds the object.
         if let Some(note) = self.note.take()
             && clean
             && let Err(error) = note.remove()
@@ -236,9 +236,9 @@ mod tests {
         std::fs::create_dir(tree.join("etc")).unwrap();
         std::fs::set_permissions(&tree, std::fs::Permissions::from_mode(0o1751)).unwrap();
         let fd = open(&tree).unwrap();
-        sys::xattr::set(fd.as_fd(), b"user.colour", b"blue").unwrap();
-        let mark = store.space().opaque().as_bytes();
-        sys::xattr::set(fd.as_fd(), mark, b"y").unwrap();
+        sys::xattr::set(fd.as_fd(), b"user.color", b"blue").unwrap();
+        let marker = store.space().opaque().as_bytes();
+        sys::xattr::set(fd.as_fd(), marker, b"y").unwrap();
         let head = making.create_head(&[base], &tree).unwrap();
         making.finish().unwrap();
 
@@ -250,10 +250,10 @@ mod tests {
         assert_eq!((a.mtime(), a.mtime_nsec()), (b.mtime(), b.mtime_nsec()));
         let fd = open(&store.paths().layer_tree(head)).unwrap();
         assert_eq!(
-            sys::xattr::get(fd.as_fd(), b"user.colour").unwrap(),
+            sys::xattr::get(fd.as_fd(), b"user.color").unwrap(),
             Some(b"blue".to_vec())
         );
-        assert_eq!(sys::xattr::get(fd.as_fd(), mark).unwrap(), None);
+        assert_eq!(sys::xattr::get(fd.as_fd(), marker).unwrap(), None);
         assert!(store.is_untouched(head, base).unwrap());
 
         let old = b.modified().unwrap();

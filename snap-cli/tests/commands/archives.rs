@@ -483,7 +483,7 @@ fn images_are_not_accepted_as_root_filesystems() {
     ]);
     pack(&["-cf", "saved.tar", "-C", "saved", "."]);
     let hint = [
-        "not a root file system",
+        "not a root filesystem",
         "umoci unpack",
         "podman export",
         "--force",

@@ -107,7 +107,7 @@ fn existing_names_are_refused() {
         &["clone", "web@snap0", "web"],
         &["restore", "web", "snap0", "web"],
     ] {
-        world.refused(args, 1, &["web exists already"]);
+        world.refused(args, 1, &["web already exists"]);
     }
     world.cli.ok(["snapshot", "web", "--name", "good"]);
     world.refused(
@@ -211,7 +211,7 @@ fn invalid_mount_points_are_refused() {
         ("absent", "does not exist"),
         ("base/etc/file", "not a directory"),
         ("base", "not empty"),
-        ("store/layers", "hide a part of the store"),
+        ("store/layers", "hide part of the store"),
     ] {
         let path = world.path(place);
         world.refused(

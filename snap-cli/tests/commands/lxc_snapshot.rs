@@ -275,7 +275,7 @@ fn restore_of_a_missing_snapshot_changes_nothing() {
     for name in ["", "../l/c1", ".."] {
         world.refused(&["-n", name, "-r", "snap0"], "name");
     }
-    world.refused(&["-L"], "no container is named");
+    world.refused(&["-L"], "no container specified");
 }
 
 /// Regression test: the leftovers of a killed lxc-snapshot were listed, and a restore from them emptied the container.

@@ -97,12 +97,12 @@ fn copy_is_a_plain_directory_with_the_complete_state() {
         (
             &["restore", "web", "snap0", "--copy", "out"][..],
             1,
-            "exists already",
+            "already exists",
         ),
         (
             &["restore", "web", "snap0", "--copy", "empty"],
             1,
-            "exists already",
+            "already exists",
         ),
         (
             &["restore", "web", "snap0", "--copy", "no/such/out"],

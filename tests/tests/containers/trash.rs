@@ -60,10 +60,10 @@ fn a_name_that_is_taken_meanwhile() {
     store.create("web", &source);
     store
         .cowl(["undelete", "web"])
-        .fails(1, &["web exists already", "cowl undelete web NEW"]);
+        .fails(1, &["web already exists", "cowl undelete web NEW"]);
     store
         .cowl(["undelete", "web", "web"])
-        .fails(1, &["exists already"]);
+        .fails(1, &["already exists"]);
     store.cowl(["undelete", "web", "old"]).ok();
     assert_eq!(list(&store), ["old", "web"]);
     assert_eq!(store.snapshots("old"), ["snap0"]);
@@ -156,7 +156,7 @@ fn other_names() {
     store.cowl(["clone", "www", "web"]).ok();
     store
         .cowl(["rename", "web", "www"])
-        .fails(1, &["www exists already"]);
+        .fails(1, &["www already exists"]);
     store.cowl(["rename", "web", "web"]).fails(2, &["web"]);
     store.cowl(["rename", "web", "a/b"]).fails(2, &["a/b"]);
     store

@@ -95,13 +95,13 @@ fn what_can_not_be_adopted() {
     let path = lxc.path().to_str().unwrap();
     store
         .cowl(["adopt", "c1", "-P", path, "--name", "taken"])
-        .fails(1, &["taken exists already"]);
+        .fails(1, &["taken already exists"]);
     store
         .cowl(["adopt", rootfs.to_str().unwrap()])
         .fails(2, &["--name NAME"]);
     store
         .cowl(["adopt", "/", "--name", "root"])
-        .fails(2, &["cannot adopt the root file system"]);
+        .fails(2, &["cannot adopt the root filesystem"]);
     let inside = store.path().join("layers");
     store
         .cowl(["adopt", inside.to_str().unwrap(), "--name", "own"])

@@ -15,15 +15,14 @@ use crate::name::Name;
 use crate::shown::Show as _;
 use crate::sys;
 
-/// The largest depth of a directory whose parent is opened through `..`, if there are enough descriptors to do
-/// without.
+/// The depth down to which a parent is reopened through `..` even if the descriptor cache is large.
 const MAX_UP_DEPTH: u32 = 256;
 
 /// The access for which a directory is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Access {
-    /// To find names in it.
-    Find,
+    /// To look up names in it.
+    Lookup,
     /// To read it.
     Read,
 }
@@ -31,10 +30,10 @@ enum Access {
 /// The kind of a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Opened {
-    /// It may be O_PATH, or have been read before.
-    ToFind,
-    /// It is readable, and was opened just now.
-    ToRead,
+    /// It may be O_PATH, and its offset may not be 0.
+    ForLookup,
+    /// It is readable, and was just opened, so its offset is 0.
+    ForRead,
 }
 
 /// A directory inside one layer.
@@ -42,7 +41,7 @@ pub struct LayerDir {
     layer: Arc<Layer>,
     key: u64,
     ino: u64,
-    /// The number of directories above it at the time of the lookup.
+    /// The number of its ancestors at the time of the lookup.
     depth: u32,
     location: RwLock<DirLocation>,
 }
@@ -103,14 +102,14 @@ impl LayerDir {
 
     /// Returns a descriptor for `*at` calls, O_PATH or readable.
     pub fn fd(&self) -> Result<Arc<OwnedFd>> {
-        Ok(self.opened(Access::Find)?.0)
+        Ok(self.opened(Access::Lookup)?.0)
     }
 
     /// Returns a descriptor for one pass of getdents64(2) from the start of the directory.
     pub(super) fn readable(&self) -> Result<Arc<OwnedFd>> {
         match self.opened(Access::Read)? {
-            (fd, Opened::ToRead) => Ok(fd),
-            (fd, Opened::ToFind) => Ok(Arc::new(sys::dir::reopen_dir(fd.as_fd())?)),
+            (fd, Opened::ForRead) => Ok(fd),
+            (fd, Opened::ForLookup) => Ok(Arc::new(sys::dir::reopen_dir(fd.as_fd())?)),
         }
     }
 
@@ -132,11 +131,11 @@ impl LayerDir {
 
     fn open_chain(&self, access: Access) -> Result<(Arc<OwnedFd>, Opened)> {
         if let Some(fd) = descriptors::get(self.key) {
-            return Ok((fd, Opened::ToFind));
+            return Ok((fd, Opened::ForLookup));
         }
         let (parent, name) = match self.location.read().clone() {
-            DirLocation::Root => return Ok((self.layer.root.clone(), Opened::ToFind)),
-            DirLocation::Removed(fd) => return Ok((fd, Opened::ToFind)),
+            DirLocation::Root => return Ok((self.layer.root.clone(), Opened::ForLookup)),
+            DirLocation::Removed(fd) => return Ok((fd, Opened::ForLookup)),
             DirLocation::Child { parent, name } => (parent, name),
         };
         // Go up to the nearest open directory, then open those below it. Recursion would overflow the stack in a
@@ -176,22 +175,22 @@ impl LayerDir {
                 }
             }
         }
-        // Mark the far ones as used last, so that the deeper ones are evicted before them: the far ones are needed
-        // only when those below them are no longer cached.
+        // Mark the far ones as the most recently used, so that the deeper ones are evicted first: the far ones are
+        // needed only when those below them are no longer cached.
         for key in far {
             let _used = descriptors::get(key);
         }
         let opened = match access {
-            Access::Find => Opened::ToFind,
-            Access::Read => Opened::ToRead,
+            Access::Lookup => Opened::ForLookup,
+            Access::Read => Opened::ForRead,
         };
         Ok((fd, opened))
     }
 
     /// Reopens the parent directory through `..` and caches it, if its descriptor was evicted.
     ///
-    /// A tree walk calls this when it leaves a directory. Otherwise, in a tree that is deeper than the cache is large,
-    /// the chain would be reopened from its root. Failures are ignored, because this is only an optimization.
+    /// A tree walk calls this when it leaves a directory. Otherwise, in a tree whose depth exceeds the cache's
+    /// capacity, the chain would be reopened from its root. Failures are ignored, because this is only an optimization.
     ///
     /// If a mount's root is not the root of its file system, as in the private mount of a layer, the kernel resolves
     /// `..` by walking up to the mount's root (`path_connected`), in time proportional to the depth. For directories
@@ -213,7 +212,7 @@ impl LayerDir {
         let Some(fd) = descriptors::get(self.key) else {
             return;
         };
-        // After a concurrent move, `..` may be another directory than `parent`.
+        // After a concurrent move, `..` may differ from `parent`.
         if let Ok(above) = sys::dir::open_dir(fd.as_fd(), b"..")
             && sys::stat::stat_fd(&above).is_ok_and(|stat| stat.ino == parent.ino)
         {
@@ -241,7 +240,7 @@ impl LayerDir {
         Ok(names.join(&b'/'))
     }
 
-    /// Whether both are the same directory of the same layer.
+    /// Whether both refer to the same directory of the same layer.
     pub fn is_same_location(&self, other: &Self) -> bool {
         self.key == other.key || (self.layer.id() == other.layer.id() && self.ino == other.ino)
     }
@@ -299,11 +298,18 @@ impl Drop for LayerDir {
     }
 }
 
+impl fmt::Display for LayerDir {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let layer = self.layer.path().shown();
+        match self.path_in_layer() {
+            Ok(path) => write!(f, "{layer}:{}", path.shown()),
+            Err(_) => write!(f, "{layer}:(removed)"),
+        }
+    }
+}
+
 impl fmt::Debug for LayerDir {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = self
-            .path_in_layer()
-            .unwrap_or_else(|_| b"(removed)".to_vec());
-        write!(f, "{}:{}", self.layer.path().shown(), path.shown())
+        fmt::Display::fmt(self, f)
     }
 }

@@ -71,7 +71,7 @@ impl UpperDirs {
         let (upper, root) = (self.layer.path(), self.layer.root_fd());
         let locks = [
             lock::for_writing("upper layer", upper, root)?,
-            lock::for_writing("work directory", &self.work, self.outer.as_fd())?,
+            lock::for_writing("workdir", &self.work, self.outer.as_fd())?,
         ];
         Ok(LockedUpper { dirs: self, locks })
     }
@@ -114,7 +114,7 @@ impl RecoveredUpper {
 }
 
 fn unusable(work: &Path, error: Error) -> SetupError {
-    SetupError::at("cannot use the work directory", work, error)
+    SetupError::at("cannot use the workdir", work, error)
 }
 
 /// Opens the directory in which objects are made, and creates it if it does not exist.
@@ -144,16 +144,16 @@ fn check_separate(
     outer: &OwnedFd,
 ) -> Result<(), SetupError> {
     let stat = sys::stat::stat_fd(outer)
-        .map_err(|error| SetupError::at("cannot use the work directory", work, error))?;
+        .map_err(|error| SetupError::at("cannot use the workdir", work, error))?;
     let usage = |what: String, hint: &str| SetupError::new(SetupKind::Usage, what, hint);
     if stat.dev != layer.dev() {
         return Err(usage(
             format!(
-                "upperdir {} and workdir {} lie on different file systems",
+                "upperdir {} and workdir {} are on different file systems",
                 shown(upper),
                 shown(work)
             ),
-            "name a work directory on the upper's file system",
+            "specify a workdir on the file system of the upperdir",
         ));
     }
     let inside = |inner: &Path, outer: &Path| match (inner.canonicalize(), outer.canonicalize()) {
@@ -163,11 +163,11 @@ fn check_separate(
     if inside(work, upper) || inside(upper, work) {
         return Err(usage(
             format!(
-                "upperdir {} and workdir {} lie in one another",
+                "one of upperdir {} and workdir {} is inside the other",
                 shown(upper),
                 shown(work)
             ),
-            "name two separate directories",
+            "specify two separate directories",
         ));
     }
     Ok(())
@@ -191,7 +191,7 @@ fn check_markers(layer: &Layer, work: &Arc<WorkDir>) -> Result<(), SetupError> {
         Err(error) => {
             let hint = match error.errno() {
                 Errno::OPNOTSUPP | Errno::PERM => {
-                    "the upper layer's file system must keep extended attributes"
+                    "the upper layer's file system must support extended attributes"
                 }
                 _ => "",
             };

@@ -17,7 +17,7 @@ use cowl_layers::name::Name;
 use cowl_layers::sys;
 use cowl_layers::sys::node::RenameMode;
 
-/// Removal of names.
+/// The operations unlink and rmdir.
 #[derive(Clone, Copy)]
 pub(crate) struct Remove<'o> {
     pub(crate) cx: &'o Context<'o>,
@@ -103,7 +103,7 @@ impl Remove<'_> {
         Ok(())
     }
 
-    /// Returns the state of a name at which an object was just found.
+    /// Returns the state of a name under which an object was just found.
     ///
     /// The caller must hold the directory's `names`.
     fn name_state_from_hit(
@@ -138,10 +138,10 @@ impl Remove<'_> {
         match plan::remove(state) {
             RemovePlan::Absent => Err(Error::NOT_FOUND),
             RemovePlan::Hide => upper.whiteout_new(fd, name),
-            RemovePlan::ReplaceByWhiteout => {
+            RemovePlan::ReplaceWithWhiteout => {
                 let whiteout = upper.stage_whiteout(fd)?;
-                // Only an exchange can replace both files and directories by a whiteout. The replaced object is
-                // removed together with the staged name.
+                // Only an exchange can replace both files and directories with a whiteout. The replaced object
+                // is removed together with the staged name.
                 whiteout.commit(fd, name, RenameMode::Exchange)
             }
             RemovePlan::Remove => self.remove_in_upper(fd, name),
@@ -155,8 +155,8 @@ impl Remove<'_> {
             other => return other,
         }
         match sys::node::rmdir(dir, name) {
-            // The merged directory is empty, so only whiteouts are left in it. Move it to the work directory, which
-            // removes it together with them.
+            // The merged directory is empty, so the upper one contains only whiteouts. Move it to the work directory, where it is
+            // removed together with them.
             Err(error) if error.errno() == Errno::NOTEMPTY => {
                 let (staged, ()) = self.cx.stack.upper()?.work.stage(|work, tmp| {
                     sys::node::rename(dir, name, work, tmp, RenameMode::NoReplace)

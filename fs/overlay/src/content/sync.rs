@@ -1,4 +1,4 @@
-//! Sync of files and directories to stable storage.
+//! fsync(2) of files and directories.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use cowl_layers::error::{Errno, Result};
 use cowl_layers::sys;
 use cowl_layers::sys::copy::SyncScope;
 
-/// Whether other descriptors refer to an open file at a close.
+/// The kind of a close: whether another descriptor still refers to the open file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close {
     /// No other descriptor refers to it.
@@ -25,7 +25,7 @@ pub enum Close {
 impl Content<'_> {
     /// Syncs a file to stable storage.
     ///
-    /// A file of a lower layer is synced, too: it may have been written before the layer was frozen by a snapshot.
+    /// A file of a lower layer is synced as well, because it may have been written before a snapshot froze the layer.
     pub(crate) fn fsync(&self, handle: &FileHandle, scope: SyncScope) -> Result<()> {
         if self.cx.options.volatile {
             return Ok(());
@@ -53,7 +53,7 @@ impl Content<'_> {
             .descriptors
             .report_sync(handle, sys::copy::sync(&*fd, scope))
         {
-            // A read-only filesystem may not support fsync.
+            // A read-only file system may not support fsync.
             Err(error) if error.errno() == Errno::INVAL && !in_upper => return Ok(()),
             other => other?,
         }
@@ -71,7 +71,7 @@ impl Content<'_> {
         Ok(())
     }
 
-    /// Syncs the names of a directory to stable storage.
+    /// Syncs the entries of a directory to stable storage.
     pub(crate) fn fsync_dir(&self, inode: &Inode) -> Result<()> {
         let dir = inode.dir()?;
         if self.cx.options.volatile || dir.removed {
@@ -87,9 +87,9 @@ impl Content<'_> {
         Ok(())
     }
 
-    /// Starts write-back at the close of a file that was truncated before.
+    /// Starts writeback when a file that was truncated is closed.
     ///
-    /// After an early write-back, the next journal commit is unlikely to persist an empty file.
+    /// After an early writeback, the next journal commit is unlikely to persist an empty file.
     pub(crate) fn close_truncated(&self, handle: &FileHandle, close: Close) -> Result<()> {
         let inode = &handle.inode;
         if !handle.options.write || !inode.flags().is_truncated() {

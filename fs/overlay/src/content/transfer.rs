@@ -67,7 +67,7 @@ impl Content<'_> {
             }
             Writer::Mapping => {
                 let capability = sys::xattr::get(fd.as_fd(), CAPABILITY)?;
-                // The kernel does not retry a short write of write-back, so the rest would be lost.
+                // The kernel does not retry a short write of writeback, so the rest would be lost.
                 sys::copy::write_all(&*fd, data, offset)?;
                 if let Some(value) = capability {
                     sys::xattr::set(fd.as_fd(), CAPABILITY, &value)?;

@@ -33,7 +33,7 @@ pub(super) struct StagedFile {
     pub(super) stat: Stat,
 }
 
-/// Stages a copy of `file` with its attributes and xattrs. `source` is a descriptor of it, with its attributes.
+/// Stages a copy of `file` with its attributes and xattrs. `source` is a descriptor of it.
 pub(super) fn stage_file(
     cx: &Context<'_>,
     kind: FileKind,
@@ -75,7 +75,7 @@ pub(super) fn stage_file(
             sys::dir::open_path(dir, name)
         }
         _ if stat.kind() != kind => {
-            // A device 0:0, which is a marked regular file on disk.
+            // On disk, a device 0:0 is a regular file with a marker xattr.
             sys::node::mknod(dir, name, FileKind::Regular, 0o600, 0)?;
             let new = sys::dir::open_path(dir, name)?;
             zero_device::mark_file(new.as_fd(), upper.layer.space())?;
@@ -87,7 +87,7 @@ pub(super) fn stage_file(
         }
     })?;
     let layer = file.loc.dir.layer();
-    // The truncation changes the content, and it is visible as soon as the copy is.
+    // The truncation becomes visible together with the copy, so it sets the modification time here.
     let truncated = extent == CopyExtent::Truncate;
     let mtime = if truncated {
         SetTime::Now
@@ -101,7 +101,7 @@ pub(super) fn stage_file(
     }
     if kind == FileKind::Regular {
         match copied {
-            // Otherwise a power cut could replace the complete original by an empty file.
+            // Otherwise a power cut could replace the complete original with an empty file.
             Some(copied) => cx.order()?.content_first(&target, copied)?,
             // No data was copied, so only the attributes must be ordered before the rename.
             None => cx.order()?.attributes_first(&target)?,
@@ -130,8 +130,8 @@ pub(crate) fn stage_dir(cx: &Context<'_>, source: &LayerDir) -> Result<(Staged, 
 
 /// Stages a new object in a temporary directory with the attributes of `parent`.
 ///
-/// The object thereby inherits the same group, setgid bit and ACL as in `parent`. `make` must create it under the name
-/// `new`.
+/// So the object inherits the group, setgid bit and ACL that it would inherit in `parent`. `make` must create it under
+/// the name `new`.
 pub(crate) fn stage_in_temp_dir(
     cx: &Context<'_>,
     caller: Caller,
@@ -163,7 +163,7 @@ pub(crate) fn stage_in_temp_dir(
     Ok(staged)
 }
 
-/// Sets the opaque marker on a directory that is only in the upper layer, so that it hides the lower ones.
+/// Sets the opaque marker on a directory that is only in the upper layer, so that it hides lower directories at its path.
 pub(crate) fn set_opaque(cx: &Context<'_>, dir: BorrowedFd<'_>) -> Result<()> {
     let space = cx.stack.upper()?.layer.space();
     let marker = space.opaque().as_bytes();
@@ -184,9 +184,9 @@ pub(crate) fn set_opaque(cx: &Context<'_>, dir: BorrowedFd<'_>) -> Result<()> {
 
 /// Copies owner, xattrs, mode and times, and returns the attributes that the copy had before.
 ///
-/// In this order the copy never grants more access than the original: it is created with a private mode, and the mode
-/// is set after the owner and the ACL. An owner that is equal already is not set, because each change costs an entry
-/// in the filesystem's journal.
+/// This order ensures that the copy never grants more access than the original: it is created with a private mode, and
+/// the mode is set after the owner and the ACL. An owner that is already correct is not set, because each change adds
+/// an entry to the file system's journal.
 fn copy_attributes(
     cx: &Context<'_>,
     layer: &Layer,
@@ -206,8 +206,8 @@ fn copy_attributes(
     let marker = cx.stack.upper()?.layer.space().ino().as_bytes();
     match sys::xattr::set(target, marker, &number.to_value()) {
         Ok(()) => {}
-        // Only regular files and directories can have user.* xattrs. Without the marker, the object gets another
-        // inode number after a remount; nothing else depends on it.
+        // Only regular files and directories can have user.* xattrs. Without the marker, the object has a
+        // different inode number after a remount; nothing else depends on it.
         Err(Error::Errno(Errno::PERM | Errno::OPNOTSUPP))
             if !matches!(stat.kind(), FileKind::Regular | FileKind::Directory) => {}
         Err(error) => return Err(error),
@@ -241,7 +241,7 @@ fn copy_xattrs(
             continue;
         }
         if name == layer.space().ino().as_bytes() {
-            // An inherited number keeps referring to its first owner while that layer is in the stack.
+            // An inherited number continues to refer to its first owner while that layer is in the stack.
             if let Some(inherited) = NumberMark::parse(value)?
                 && cx
                     .stack

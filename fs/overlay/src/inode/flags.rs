@@ -13,7 +13,7 @@ const UNSYNCED_NAME: u8 = 1;
 const SETUID_SHOWN: u8 = 2;
 /// Set once a reply to the kernel contained S_ISGID in the mode.
 const SETGID_SHOWN: u8 = 4;
-/// Set from a truncation until the next close, which must start write-back of the data written since.
+/// Set from a truncation until the next close, which must start writeback of the data written since.
 const TRUNCATED: u8 = 8;
 
 /// The flags of an inode. They use one byte, because millions of inodes may be known.

@@ -89,7 +89,7 @@ impl DeepDirs {
                 return None;
             }
             Err(error) => {
-                log::warn!("cannot read all names of {first:?}: {error}");
+                log::warn!("cannot read all names of {first}: {error}");
                 self.put(key, CachedDir::Uncacheable);
                 return None;
             }

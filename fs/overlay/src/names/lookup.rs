@@ -1,4 +1,4 @@
-//! Lookup: from a name to an inode.
+//! Resolution of names to inodes.
 
 use std::sync::Arc;
 
@@ -103,7 +103,7 @@ impl Names<'_> {
                 let in_top = is_top(&loc.dir);
                 let inode = intern_file(self.inodes, (parent, name), node, on_conflict);
                 if let Some(inode) = &inode {
-                    // All names known before may have been removed; this is a name that was not known yet.
+                    // The known names of the file may all have been removed; this one becomes its location.
                     inode.restore_location(loc)?;
                 }
                 (inode, stat, in_top)
@@ -158,7 +158,7 @@ impl Names<'_> {
         }
     }
 
-    /// Whether the lower layers contain an object that would be visible as `name` without the entry in the upper.
+    /// Whether the lower layers contain an object that would be visible as `name` without the upper layer's entry.
     pub(crate) fn is_visible_below(&self, dir: &DirState, name: &Name) -> Result<bool> {
         let found = self.resolve(self.cx.stack.below_upper(&dir.locs), name)?;
         Ok(matches!(found, Found::Dir(_) | Found::File(_)))

@@ -53,7 +53,7 @@ impl<'a> Context<'a> {
         Ok(self.stack.upper()?.order())
     }
 
-    /// Returns when write-back of copied content starts. A volatile mount never waits for it.
+    /// Returns when writeback of copied content starts. A volatile mount never waits for it.
     pub(crate) fn write_back(&self) -> WriteBack {
         match self.options.volatile {
             true => WriteBack::Later,
@@ -61,7 +61,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Returns the conditions for starting write-back early. A volatile mount never does.
+    /// Returns the conditions for starting writeback early. A volatile mount never does.
     pub(crate) fn early(&self) -> Result<Early> {
         if self.options.volatile {
             return Ok(Early::default());

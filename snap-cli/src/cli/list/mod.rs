@@ -16,8 +16,8 @@ use columns::Template;
 /// List the containers, or the snapshots of one
 ///
 /// Snapshots are listed in the order in which they were taken. The size of a snapshot is the data written
-/// since the snapshot that it is based on. The size of a container is that of all its layers, except the
-/// data written since its last snapshot. Layers that several containers share count for each of them.
+/// since the snapshot that it is based on. The size of a container is that of all its layers, without
+/// the data written since its last snapshot. Layers that several containers share count for each of them.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// List the snapshots of this container

@@ -12,7 +12,7 @@ use crate::store::name::ContainerName;
 
 /// Register a container with LXC, so that lxc-start can start it
 ///
-/// For containers from an archive or a directory; clones of LXC containers are LXC containers already.
+/// For containers from an archive or a directory; clones of LXC containers already are LXC containers.
 /// The config is copied from another container, with a new host name, new hardware addresses, and the
 /// new container's directory in place of the other one's.
 #[derive(Debug, clap::Args)]
@@ -42,7 +42,7 @@ impl CliCommand for Args {
                 let copy = LxcCopy::for_container((id, &record.body), None, &name)?;
                 let copy = copy.ok_or_else(|| {
                     Error::usage(format!("{like} is not an LXC container"))
-                        .hint("name a config with --config-file")
+                        .hint("specify a config with --config-file")
                 })?;
                 match &self.lxcpath {
                     Some(path) => copy.into_lxcpath(lxcpath(Some(path))?)?,

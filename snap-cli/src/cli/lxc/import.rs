@@ -15,7 +15,7 @@ use cowl_layers::shown::Show as _;
 /// Import the snapshots that LXC's own lxc-snapshot took of a container
 ///
 /// Each becomes a snapshot of cowl, with its time and its comment, and with its name unless that is taken.
-/// Its files are copied into the store; LXC's directory of it is removed after a complete copy.
+/// Its files are copied into the store; LXC's directory of the snapshot is removed once the copy is complete.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct Args {
     /// The container

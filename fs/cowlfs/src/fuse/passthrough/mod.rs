@@ -1,10 +1,10 @@
 //! Passthrough: files that the kernel reads and writes without the daemon, on a registered backing file.
 //!
-//! For each inode (by the number that the kernel knows) this module records the mode of its open descriptors, and its
+//! For each inode (by its FUSE inode number) this module records the mode of its open descriptors, and its
 //! backing file. The registration costs two system calls, so it is retained for a while after the last close.
 //!
 //! The kernel counts an open until it sends RELEASE. Here an open counts from the decision until RELEASE has arrived,
-//! which includes all of that time. So the kernel never refuses a mode that was decided by this count.
+//! which covers that whole period. So the kernel never refuses a mode that was chosen from this count.
 
 mod policy;
 
@@ -34,7 +34,7 @@ pub(super) type Register<'a> = &'a dyn Fn(BorrowedFd<'_>) -> io::Result<BackingI
 #[derive(Debug)]
 pub(super) struct BackingFiles {
     policy: Policy,
-    /// The kernel does not support or permit passthrough.
+    /// Whether the kernel refused passthrough because it does not support or permit it.
     is_unsupported: AtomicBool,
     /// The number of files that the kernel may write to by passthrough.
     writers: Arc<AtomicU32>,
@@ -46,21 +46,21 @@ struct Table {
     files: HashMap<u64, FileState>,
     /// Files that are not open and have a backing file, the most recently used last.
     idle: LruCache<u64, ()>,
-    /// Devices whose files the kernel refuses, because their file systems are stacked on others.
+    /// Devices whose files the kernel refuses, because their file systems are stacked on other file systems.
     refused_devices: Vec<u64>,
 }
 
 #[derive(Debug, Default)]
 struct FileState {
     opens: u32,
-    /// The open descriptors use passthrough.
+    /// Whether the open descriptors use passthrough.
     is_passthrough: bool,
     backing: Option<RegisteredFile>,
-    /// The kernel may write to the backing file. Counted in [`BackingFiles::writers`].
-    writer: bool,
-    /// The kernel may have written to the backing file at some time, so its page cache of the FUSE file is stale.
+    /// Whether the kernel may write to the backing file. Counted in [`BackingFiles::writers`].
+    has_writer: bool,
+    /// Whether the kernel may have written to the backing file, which makes the page cache of the FUSE file stale.
     has_stale_pages: bool,
-    /// Size and times may change without a request, through a mapping of the backing file.
+    /// Whether size and times may change without a request, through a mapping of the backing file.
     has_volatile_attr: bool,
 }
 
@@ -76,7 +76,7 @@ struct RegisteredFile {
 pub(super) struct OpenParams<'a> {
     pub(super) ino: u64,
     pub(super) traits: OpenTraits,
-    /// The file can be mapped shared and writable.
+    /// Whether the descriptor permits a shared writable mapping.
     pub(super) can_map_writable: bool,
     /// The inode, for the current version of its content ([`Inode::content_version`]).
     pub(super) inode: &'a Inode,
@@ -116,7 +116,7 @@ pub(super) enum OpenMode {
 impl FileState {
     /// Whether the state must be retained while the file is not open.
     fn must_be_retained(&self) -> bool {
-        self.backing.is_some() || self.writer || self.has_stale_pages || self.has_volatile_attr
+        self.backing.is_some() || self.has_writer || self.has_stale_pages || self.has_volatile_attr
     }
 
     /// Returns how the kernel accesses the inode now.
@@ -181,7 +181,7 @@ impl BackingFiles {
         })
     }
 
-    /// Decides on the mode of an open, and counts it.
+    /// Chooses the mode of an open, and counts the open.
     pub(super) fn open(&self, params: &OpenParams<'_>, register: Register<'_>) -> OpenMode {
         if !self.policy.allows_any() {
             let cache = if params.traits.direct {
@@ -273,7 +273,7 @@ impl BackingFiles {
         file.has_volatile_attr |= params.can_map_writable;
         if params.traits.write {
             file.has_stale_pages = true;
-            if !std::mem::replace(&mut file.writer, true) {
+            if !std::mem::replace(&mut file.has_writer, true) {
                 self.writers.fetch_add(1, Ordering::AcqRel);
             }
         }
@@ -301,8 +301,8 @@ impl BackingFiles {
         if refused_devices.contains(&dev) {
             return None;
         }
-        // The kernel opens the backing file with the flags of the program's open. A lower file must not become writable
-        // by that, so it must be on a read-only mount.
+        // The kernel opens the backing file with the flags of the program's open. To prevent writes to a lower
+        // file, its descriptor must be on a read-only mount.
         if !params.traits.upper && !sys::stat::is_read_only(content) {
             return None;
         }
@@ -314,12 +314,12 @@ impl BackingFiles {
                 match Errno::from_io_error(&error) {
                     Some(Errno::LOOP) => {
                         log::info!(
-                            "no passthrough for device {dev}: its file system is stacked on another"
+                            "no passthrough for device {dev}: its file system is stacked on another one"
                         );
                         refused_devices.push(dev);
                     }
                     Some(Errno::PERM | Errno::NOTTY | Errno::OPNOTSUPP | Errno::INVAL) => {
-                        log::info!("no passthrough: {error}");
+                        log::info!("passthrough is unavailable: {error}");
                         self.is_unsupported.store(true, Ordering::Relaxed);
                     }
                     // A temporary failure, such as a lack of memory: the next file may be accepted.
@@ -351,8 +351,8 @@ impl BackingFiles {
         }
         file.is_passthrough = false;
         // A writable mapping of the backing file outlives the descriptor.
-        if file.writer && !file.has_volatile_attr {
-            file.writer = false;
+        if file.has_writer && !file.has_volatile_attr {
+            file.has_writer = false;
             self.writers.fetch_sub(1, Ordering::AcqRel);
         }
         if file.backing.is_some() {
@@ -373,11 +373,11 @@ impl BackingFiles {
         drop(dropped);
     }
 
-    /// Drops the state of an inode that the kernel has forgotten, and of which it therefore has no mapping.
+    /// Drops the state of an inode that the kernel has forgotten, which implies that no mapping of it exists.
     ///
     /// `is_forgotten` is evaluated under the lock, to prevent a race: otherwise the inode could be looked up, opened,
     /// mapped and closed after the evaluation, and the mapping would not be counted. Every open follows the lookup
-    /// after which the inode is not forgotten any more.
+    /// after which the inode is no longer forgotten.
     pub(super) fn forget(&self, ino: u64, is_forgotten: impl FnOnce() -> bool) {
         if !self.policy.allows_any() {
             return;
@@ -394,7 +394,7 @@ impl BackingFiles {
         let file = table.files.remove(&ino);
         drop(table);
         // The backing file is unregistered here, after the lock was released.
-        if file.is_some_and(|file| file.writer) {
+        if file.is_some_and(|file| file.has_writer) {
             self.writers.fetch_sub(1, Ordering::AcqRel);
         }
     }
@@ -408,10 +408,9 @@ impl BackingFiles {
             return false;
         }
         let table = self.table.lock();
-        table
-            .files
-            .get(&ino)
-            .is_some_and(|file| file.has_volatile_attr || setid == SetidBits::Set && file.writer)
+        table.files.get(&ino).is_some_and(|file| {
+            file.has_volatile_attr || setid == SetidBits::Set && file.has_writer
+        })
     }
 }
 
@@ -429,7 +428,7 @@ mod tests {
         let writers = Arc::new(AtomicU32::new(1));
         let backing = BackingFiles::new(policy, writers.clone());
         let mapped = FileState {
-            writer: true,
+            has_writer: true,
             has_volatile_attr: true,
             ..FileState::default()
         };

@@ -143,7 +143,7 @@ pub(in crate::fuse) fn start(
                 false => request.deactivate(),
             });
             if let Err(error) = done {
-                log::warn!("CPUs are not kept awake any more: /dev/cpu_dma_latency: {error}");
+                log::warn!("CPUs are no longer kept awake: /dev/cpu_dma_latency: {error}");
                 latency = None;
             }
         };

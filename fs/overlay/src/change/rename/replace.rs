@@ -59,7 +59,7 @@ impl Replace<'_> {
         }
         if let Some(target) = target
             // Where the rename itself replaces a target in the upper layer, the filesystem below starts the
-            // write-back.
+            // writeback.
             && (to.state.upper != UpperEntry::Object || plan.mode == RenameMode::Exchange)
         {
             self.write_back_before_replacing(inode, target)?;
@@ -106,7 +106,7 @@ impl Replace<'_> {
         Ok(())
     }
 
-    /// Starts write-back of a file that is about to replace another one.
+    /// Starts writeback of a file that is about to replace another one.
     ///
     /// The filesystem below does the same for a rename over an existing file (ext4's auto_da_alloc), but here it
     /// sees an exchange or a rename to a free name.
@@ -122,7 +122,7 @@ impl Replace<'_> {
         }
         match open_content(moved, OFlags::RDONLY) {
             Ok(content) => sys::early::start(content),
-            Err(error) => log::debug!("cannot start write-back before a rename: {error}"),
+            Err(error) => log::debug!("cannot start writeback before a rename: {error}"),
         }
         Ok(())
     }

@@ -65,7 +65,7 @@ pub(super) struct Args {
     #[arg(short = 'P', long, value_name = "LXCPATH", allow_hyphen_values = true)]
     pub(super) lxcpath: Option<PathBuf>,
 
-    /// Append messages to a log file, too
+    /// Also append messages to a log file
     #[arg(short = 'o', long, value_name = "FILE", allow_hyphen_values = true)]
     pub(super) logfile: Option<PathBuf>,
 
@@ -114,7 +114,7 @@ pub(super) struct Request {
     /// The container.
     pub(super) name: Option<OsString>,
     pub(super) task: Task,
-    /// Words without a meaning.
+    /// Positional words that have no meaning.
     pub(super) left_over: Vec<OsString>,
 }
 

@@ -92,7 +92,7 @@ impl Front<'_> {
             store.root().shown()
         ));
         self.find_managed()?.ok_or_else(|| {
-            Error::failed(format!("{name} does not exist any more"))
+            Error::failed(format!("{name} no longer exists"))
                 .hint("another command has just released or destroyed it; run this command again")
         })
     }

@@ -76,7 +76,7 @@ fn run(words: &[OsString], args: &Args, messages: &mut Messages) -> Result<()> {
     }
     let request = args.request();
     let name = request.name.ok_or_else(|| {
-        Error::usage("no container is named").hint("name one: lxc-snapshot -n NAME")
+        Error::usage("no container specified").hint("specify one: lxc-snapshot -n NAME")
     })?;
     if let Some(file) = &args.rcfile {
         std::fs::File::open(file).map_err(|error| Error::at("read", file, error))?;
@@ -88,7 +88,7 @@ fn run(words: &[OsString], args: &Args, messages: &mut Messages) -> Result<()> {
         // The additional word may be intended as the name of the new container.
         if matches!(request.task, Task::Restore { .. }) {
             return Err(Error::usage(format!("unexpected arguments: {words}"))
-                .hint("name at most one new container: -r SNAP -N NEWNAME"));
+                .hint("specify at most one new container: -r SNAP -N NEWNAME"));
         }
         messages.note(&format!("ignored, as by LXC's lxc-snapshot: {words}"));
     }

@@ -208,7 +208,7 @@ impl Front<'_> {
     }
 }
 
-/// Fails if a part of a snapshot may be lost. LXC's command line has no option to use it nevertheless.
+/// Fails if part of a snapshot may be lost. LXC's command line has no option to use it nevertheless.
 fn refuse_loss(store: &Store, source: &Address) -> Result<()> {
     let refused = resolve(store, source)?.refuse_loss(store, Losses::Refuse);
     refused.map_err(|error| {
