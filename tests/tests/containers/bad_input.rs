@@ -33,7 +33,7 @@ fn store() -> Store {
     store
 }
 
-/// The store's content: what locks and logs hold is nobody's data.
+/// The store's content, without lock files and logs, which hold no user data.
 fn content(store: &Store) -> Tree {
     let mut tree = tree::read(store.path()).unwrap();
     tree.retain(|path, _| {
@@ -423,7 +423,7 @@ fn wrong_command_lines() {
         assert!(!output.err().is_empty());
         tree::assert_same("usage", &content(&store), &before, Compare::HISTORY);
     }
-    // Nothing is destroyed without being asked for, where there is nobody to ask.
+    // Without a terminal to ask for confirmation on, nothing is destroyed unless `--yes` is given.
     let before = content(&store);
     let output = store.cowl(["destroy", "web"]);
     assert_ne!(output.code, 0, "{}", output.report());

@@ -50,7 +50,7 @@ fn browsed(store: &Store) -> Vec<(String, String)> {
         .collect()
 }
 
-/// What is left in the run folder of the mounts of snapshots.
+/// Returns the number of run-time directories of mounted snapshots that are left.
 fn left(store: &Store) -> usize {
     let run = store.run_dirs().into_iter();
     run.flat_map(|dir| fs::read_dir(dir).unwrap())
@@ -159,7 +159,7 @@ fn a_dead_daemon_and_a_plain_umount_leave_nothing() {
     assert_eq!(left(&store), 0);
     store.cowl(["rm", "web", "snap0"]).ok();
 
-    // After a reboot: the folder says so, and there is no mount.
+    // The state after a reboot: the run-time directory records a mount, and there is none.
     let run = store.run_dirs().into_iter().next().unwrap();
     let folder = run.join("00000000-0000-4000-8000-000000000000.ro");
     fs::create_dir(&folder).unwrap();
@@ -204,7 +204,7 @@ fn what_can_not_be_browsed() {
         .cowl(["mount", "web@snap1", place])
         .fails(4, &["another snapshot", place]);
     store.cowl(["umount", place]).ok();
-    // A container goes to a folder without a flag as well.
+    // A container is mounted at a directory without an option as well.
     assert_eq!(store.cowl(["mount", "web", place]).ok().out(), place);
     store.cowl(["umount", place]).ok();
     assert_eq!(left(&store), 0);

@@ -42,7 +42,7 @@ fn head(store: &Store) -> PathBuf {
     layer(store, &manifest(store, "web").1["head"]).join("tree")
 }
 
-/// The folder of the layer `at` of what web is now, counted from the top.
+/// Returns the directory of the layer with index `at` in the current stack of web, counted from the top.
 fn of_stack(store: &Store, at: usize) -> PathBuf {
     layer(store, &manifest(store, "web").1["stack"][at])
 }

@@ -14,7 +14,7 @@ const ROUNDS: usize = 12;
 #[track_caller]
 fn may(store: &Store, args: &[&str]) -> bool {
     let output = store.cowl(args);
-    // An exec that is just entering finds the mount busy when somebody unmounts it.
+    // Race: another command may unmount the container while an exec is about to enter it.
     let busy = output.code == 125 && output.err().contains("busy");
     assert!(
         busy || [0, 3, 4].contains(&output.code),

@@ -46,8 +46,8 @@ fn shell(store: &Store, line: &str) -> Command {
     command
 }
 
-/// What is typed at a terminal of the shell, after a line that readies it. `cowl` only tells its words,
-/// unless it is the completion that calls it.
+/// Types keys at a terminal of the shell, after a line that prepares it. `cowl` prints completions only if the
+/// shell's completion function calls it.
 fn typed(store: &Store, interactive: &str, ready: &str, keys: &str) -> Output {
     let tell = "cowl() { if [ -n \"$COWL_COMPLETE\" ]; then command cowl \"$@\"; \
                 else printf G''OT; printf '<%s>' \"$@\"; echo; fi; }";

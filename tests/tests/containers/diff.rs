@@ -25,8 +25,8 @@ impl Random {
         (self.0 >> 33) % limit
     }
 
-    /// A path that may or may not be there, at most three folders deep. Unless `mixed`, no name is a
-    /// folder's here and a file's there.
+    /// Returns a path that may or may not exist, at most three directories deep. Unless `mixed`, no name is used for
+    /// both a directory and a file.
     fn path(&mut self, root: &Path, mixed: bool) -> PathBuf {
         let mut path = root.to_owned();
         let names = ["a", "b b", "c\u{e9}\t\"", "d", "e"];
@@ -47,7 +47,7 @@ impl Random {
     }
 }
 
-/// Changes something; what can't be done (a folder that is no folder, say) is left out.
+/// Makes a random change. A change that is not possible, such as one in a directory that does not exist, is left out.
 fn change(random: &mut Random, root: &Path, mixed: bool) {
     let path = random.path(root, mixed);
     let other = random.path(root, mixed);
@@ -171,7 +171,7 @@ fn a_diff_says_what_two_plain_trees_say() {
         }
     }
     assert!(renames > 10, "only {renames} renames were told");
-    // patch(1) makes no folder where a file or a link was.
+    // patch(1) does not create a directory in place of a file or a symlink.
     patched(&store, &trees[..4]);
     store.cowl(["umount", "web"]).ok();
 }

@@ -96,7 +96,7 @@ fn an_ephemeral_clone_goes_with_its_mount() {
     store.cowl(["umount", "once"]).ok();
     gone();
 
-    // Unmounted by somebody else, its daemon removes it.
+    // If another process unmounts it, its daemon removes it.
     make();
     let place = store.mount("once");
     sh_in(Path::new("/"), &format!("umount {}", place.display())).ok();

@@ -1,5 +1,5 @@
-//! Out of a store and back: whole containers through a pipe, folders, changes as image layers; and merging
-//! layers while others go on with them.
+//! Export and import: whole containers through a pipe, directories, changes as image layers; and merges of layers
+//! that other containers use.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,8 +15,8 @@ use cowl_tests::tree::{self, Compare, Tree};
 
 const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
 
-/// A container with a bit of everything, mounted, with snapshots after renames, deletions, replaced
-/// folders, hard links, holes, devices; and something written since.
+/// Creates and mounts a container with files of every kind, and with snapshots after renames, removals, replaced
+/// directories, hard links, holes and devices. The last changes are not in a snapshot.
 fn container(store: &Store) -> PathBuf {
     let base = store.scratch().make("base");
     sh_in(
@@ -101,7 +101,7 @@ fn a_mounted_container_goes_through_a_pipe_into_another_store() {
         store.cowl(["list", "web", "--format", format]).ok().out()
     };
     assert_eq!(list(&other), list(&store));
-    // Renames are told by the numbers that objects keep over their copy-up.
+    // Renames are detected by the inode numbers, which a copy-up preserves.
     for pair in [
         ["web@snap0", "web@snap1"],
         ["web@snap1", "web@snap2"],
@@ -176,7 +176,7 @@ fn podman_takes_an_image_and_shows_the_same() {
     let at = store.mount("new");
     sh_in(
         &at,
-        // Podman leaves a folder that is replaced the attributes that it had.
+        // Podman does not change the attributes of a directory that is replaced.
         "truncate -s 2M hole; echo end >> hole; mv usr/new etc/again; rm -r srv; mkdir srv; setfattr -n user.note -v kept srv; echo s > srv/s",
     )
     .ok();

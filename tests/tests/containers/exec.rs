@@ -8,7 +8,7 @@ use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 use cowl_tests::rootfs;
 
-/// Installs a package of the root file system's own folder; no network is asked.
+/// Installs a package from a directory of the root file system, without network access.
 const APT: &str = "apt-get install -y --no-install-recommends /root/debs/less_*.deb";
 
 /// Turns away from a network what apt would fetch.
@@ -98,7 +98,7 @@ fn signals_reach_a_command_in_a_container() {
     }
 }
 
-/// A machine (a Debian in a folder) on which cowl is installed, with the container `app`.
+/// Creates a machine (a Debian in a directory) on which cowl is installed, with the container `app`.
 fn machine(store: &Store) -> (std::path::PathBuf, Unmount) {
     let root = store.scratch().join("machine");
     std::fs::create_dir(&root).expect("making the machine");
@@ -172,7 +172,7 @@ fn apt_takes_a_snapshot_before_dpkg_runs() {
     let comment = snapshot["comment"].as_str().expect("a comment");
     assert!(comment.starts_with("before apt-get install"), "{comment}");
 
-    // One that can't be taken stops apt before dpkg, aloud; unless somebody says otherwise.
+    // A failed snapshot stops apt before dpkg runs, with a message, unless the configuration ignores failures.
     std::fs::write(root.join("etc/cowl/apt-snapshot"), "ap\n").expect("naming another");
     let stopped = within(&root, "apt-get remove -y less");
     assert_ne!(stopped.code, 0, "{}", stopped.report());

@@ -76,7 +76,7 @@ impl Disk {
     }
 }
 
-/// Everything below a folder, but the reserve and what locks say.
+/// Returns all paths below a directory, except the reserve and lock files.
 fn names(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut todo = vec![folder.to_path_buf()];
@@ -191,7 +191,7 @@ fn with_not_an_inode_left_what_frees_space_works_and_the_rest_changes_nothing() 
     disk.frees();
 }
 
-/// A program that is told less than what was written writes the rest again, and a log has it twice.
+/// A short count that is too low would make a program write the rest again, and a log would contain it twice.
 fn what_does_not_fit_is_told(mount: &Path) {
     let mut log = std::fs::OpenOptions::new()
         .append(true)

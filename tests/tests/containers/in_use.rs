@@ -1,4 +1,4 @@
-//! A layer that becomes a snapshot's is never written again, whoever still holds the mount and however.
+//! A layer that belongs to a snapshot is never written again, whichever process still holds the mount.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -161,8 +161,8 @@ sys.stdin.readline()
     child.wait().unwrap();
 }
 
-/// The command that mounts is killed before its daemon is there: nobody takes the container for one that is
-/// not mounted, and freezes the layer that the daemon is about to write to.
+/// The command that mounts is killed before its daemon runs. No other command may treat the container as not mounted
+/// and freeze the layer that the daemon is about to write to.
 #[test]
 fn a_daemon_that_starts_late_writes_to_no_frozen_layer() {
     let needs = [NEEDS, &[Need::Program("strace")]].concat();
@@ -187,7 +187,8 @@ fn a_daemon_that_starts_late_writes_to_no_frozen_layer() {
     let children = format!("/proc/{0}/task/{0}/children", strace.id());
     let child = std::fs::read_to_string(children).unwrap();
     command::run("kill", ["-9", child.trim()]).ok();
-    // It waits for the daemon, or says that somebody is at work; it may not freeze what the daemon writes.
+    // The command waits for the daemon or reports that the container is busy. It must not freeze the layer that the
+    // daemon writes.
     let taken = store.cowl(["snapshot", "web", "--name", "late"]);
     cowl_tests::mount::wait_until("the mount is there", || {
         cowl_tests::mount::at(&mount).is_some()
@@ -202,8 +203,7 @@ fn a_daemon_that_starts_late_writes_to_no_frozen_layer() {
     strace.wait().unwrap();
 }
 
-/// The unmount itself would succeed: the file is open in a copy of the mount that nobody can see any
-/// more.
+/// The unmount itself would succeed: the file is open in a copy of the mount that is not visible to any process.
 #[test]
 fn a_writer_in_a_copy_of_the_mount_stops_a_restore() {
     if !can(NEEDS) {

@@ -1,6 +1,6 @@
-//! The main job on a real Debian root filesystem: create, mount, exec with dpkg really installing
-//! packages, snapshot, damage, list, diff, restore to the same and to a new name, clone, flatten,
-//! export, status, umount, destroy; and what happens when the daemon dies or somebody is inside.
+//! The main job on a real Debian root filesystem: create, mount, exec with dpkg installing packages, snapshot,
+//! damage, list, diff, restore to the same and to a new name, clone, flatten, export, status, umount and destroy;
+//! also after the daemon died and while processes use the mount.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,8 +14,8 @@ use cowl_tests::tree::{self, Compare, Tree};
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::Debian];
 
-/// A store and a Debian tree with what Debian alone does not have: capabilities, ACLs, attributes,
-/// hard links in different folders, devices, a hole.
+/// Creates a store and a Debian tree with additional objects: capabilities, ACLs, xattrs, hard links across
+/// directories, devices, and a hole.
 fn debian() -> (Store, PathBuf) {
     let store = Store::for_test();
     let base = store.scratch().make("base");
@@ -277,7 +277,7 @@ fn a_container_is_made_from_every_kind_of_source() {
         return;
     }
     let (store, base) = debian();
-    // What the time stamps of folders made by tar can't tell apart is not asked.
+    // The comparison ignores times of directories that tar does not preserve.
     let expected = tree::read(&base).unwrap();
     let tar = store.scratch().join("base.tar");
     sh(&format!(
@@ -337,7 +337,7 @@ fn a_mount_whose_daemon_died_is_mounted_anew() {
     store.cowl(["destroy", "web", "--yes"]).ok();
 }
 
-/// Somebody who is inside a mount; gone when dropped.
+/// A process inside a mount, which is killed on drop.
 struct Inside(Child);
 
 impl Inside {
@@ -384,7 +384,7 @@ fn what_is_in_use_is_refused_with_pids_and_a_command() {
         assert_tree("a refusal changes nothing", &place, &before);
         assert_eq!(store.snapshots("web"), ["snap0"]);
     }
-    // A snapshot needs nobody to leave, not even one who writes.
+    // A snapshot does not require any process to leave the mount, not even one that writes.
     store
         .cowl(["snapshot", "web", "-m", "with somebody inside"])
         .ok();
@@ -414,7 +414,7 @@ fn a_mount_lets_go_of_the_shell_that_made_it() {
         cowl_tests::programs::cowl().display(),
         store.path().display()
     );
-    // `cat` ends only when nobody holds the pipe any more; the session's end sends SIGHUP.
+    // `cat` ends only when no process holds the pipe; the end of the session sends SIGHUP.
     let output = run(
         "timeout",
         [

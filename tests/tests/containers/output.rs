@@ -71,7 +71,7 @@ fn colours_are_for_terminals() {
         // What is wrong with a name is found after the file was read.
         assert!(coloured(piped(&store, &by_file)), "{verb}");
     }
-    // Colours take no room: the columns stand where they stand without.
+    // Colors do not change the alignment: the columns are at the same positions without them.
     let bare = piped(&store, "cowl list web --color never").ok().out();
     let painted = piped(&store, "cowl list web --color always").ok().out();
     assert_ne!(bare, painted);
@@ -164,7 +164,7 @@ fn a_reader_that_goes_away_is_no_error() {
     let line = "set -o pipefail; cowl list web | head -n 1; cowl --help | head -n 1";
     let output = run_command(prepared(&store, &format!("bash -c '{line}'")), b"").ok();
     assert_eq!(output.err(), "");
-    // Standard output that is closed from the start is told.
+    // Standard output that is closed from the start is reported.
     let closed = piped(&store, "cowl list web >&-");
     assert!(closed.code == 1 || closed.code == 0, "{}", closed.report());
     assert!(!closed.err().contains("panicked"));

@@ -1,4 +1,4 @@
-//! Pruning: what the rules keep stays, what people asked for stays, and the plan is told before.
+//! Pruning: snapshots that match a rule are retained, manual snapshots are retained, and the plan is printed first.
 
 use cowl_tests::cowl::Store;
 

@@ -1,5 +1,5 @@
-//! Destroyed containers come back whole, or go for good when somebody says so or their time is over; and
-//! containers get other names.
+//! Destroyed containers can be restored completely, and are deleted on request or when they expire; containers can be
+//! renamed.
 
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
@@ -164,7 +164,7 @@ fn other_names() {
         .fails(3, &["did you mean web?"]);
     store.cowl(["rename", "www@snap0", "first"]).ok();
     assert_eq!(store.snapshots("www"), ["first"]);
-    // The name is free for somebody else.
+    // The name is available for another container.
     store.cowl(["rename", "web", "db"]).ok();
     store.create("web", &store.scratch().join("source"));
 }

@@ -9,7 +9,7 @@ use cowl_tests::images::Kind;
 use cowl_tests::lxc::{Lxc, NEEDS};
 use cowl_tests::tree::{self, Compare};
 
-/// A container's folder as LXC has it, made without LXC.
+/// Creates a container's directory like those of LXC, without LXC.
 fn make(lxc: &Lxc, name: &str) -> PathBuf {
     let rootfs = lxc.scratch().make(&format!("lxc/{name}/rootfs"));
     std::fs::create_dir_all(rootfs.join("etc")).unwrap();
@@ -45,7 +45,7 @@ fn what_can_not_be_adopted() {
     lxc.adopt("c2")
         .fails(3, &["LXC container c2 does not exist", "lxc-ls"]);
 
-    // Kinds of root file systems that are no plain folder.
+    // Kinds of root file systems that are not plain directories.
     for kind in [
         "overlay:/a:/b",
         "btrfs:/a",
@@ -74,7 +74,7 @@ fn what_can_not_be_adopted() {
     refused(&lxc, "c1", 1, &["etc/white", "cowl create NAME --from"]);
     std::fs::remove_file(&white).unwrap();
 
-    // Somebody works in it.
+    // A process works in it.
     let mut child = std::process::Command::new("sleep")
         .arg("100")
         .current_dir(rootfs.join("etc"))
@@ -113,7 +113,7 @@ fn what_can_not_be_adopted() {
 
     lxc.adopt("c1").ok();
     lxc.adopt("c1").fails(1, &["c1 is already adopted"]);
-    // Lines that somebody spoiled are put right; what else he wrote stays.
+    // Lines of cowl that a user changed are corrected, and all other lines are unchanged.
     let right = lxc.config("c1");
     let spoiled = right.replace("hook pre-start", "hook post-start") + "lxc.start.auto = 1\n";
     std::fs::write(lxc.dir("c1").join("config"), &spoiled).unwrap();

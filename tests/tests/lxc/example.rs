@@ -1,6 +1,6 @@
-//! The example by which lxc-snapshot was announced, on a container in a plain folder: a snapshot, a change,
-//! a list with comments, and what it could not do: a restore under the original name, with a clone that
-//! depends on it.
+//! The example from the announcement of lxc-snapshot, on a container in a plain directory: a snapshot, a change, a
+//! list with comments, and an operation that lxc-snapshot does not support: a restore under the original name while a
+//! clone depends on it.
 
 use cowl_tests::conditions::can;
 use cowl_tests::lxc::{Lxc, NEEDS};

@@ -26,7 +26,7 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// LXC containers in a folder, a store of cowl's beside it, and one of the two programs.
+/// LXC containers in a directory, a store of cowl beside it, and one of the two programs.
 struct World {
     scratch: Scratch,
     program: PathBuf,
@@ -126,8 +126,8 @@ impl World {
         run_command(command, b"")
     }
 
-    /// What was printed, without what must differ: the folder, times, and the order of lines that a folder
-    /// gives.
+    /// Returns the output without the parts that differ between runs: the directory, times, and the order of lines
+    /// that depends on readdir.
     fn shape(&self, output: &Output) -> (i32, Vec<String>) {
         let folder = self.lxcpath().display().to_string();
         let out = output.out().replace(&folder, "LXCPATH");
@@ -317,7 +317,7 @@ fn failures_of_the_original_do_not_happen_here() {
             .fails(1, &["no snapshot named"]);
         assert_eq!(world.names(), both);
     }
-    // The snapshot stayed when the remark was missing.
+    // The snapshot was retained although its comment was missing.
     world
         .run(&["-n", "c1", "-c", "missing"])
         .fails(1, &["missing"]);
@@ -417,7 +417,7 @@ fn a_full_disk_takes_nothing_away() {
     std::fs::write(world.path("c1/rootfs/etc/big"), vec![b'x'; 4 << 20]).unwrap();
     world.original(&["-n", "c1"]).ok();
     std::fs::write(world.path("c1/rootfs/etc/big"), "now").unwrap();
-    // On a disk of its own that has room for both, and not for a third.
+    // On a disk of its own with enough space for two trees and not for a third.
     let image = world.scratch.join("image");
     std::fs::File::create(&image)
         .unwrap()
@@ -480,7 +480,7 @@ fn a_full_disk_takes_nothing_away() {
         same(&tree("c1/snaps/snap0/rootfs"), &then);
         assert!(!there(&moved.join("c2")));
     }
-    // Room can be made there, too.
+    // Space can be freed there as well.
     std::fs::remove_file(&fill).unwrap();
     run(&["-n", "c1", "-r", "snap0"]).ok();
     same(&tree("c1/rootfs"), &then);
@@ -522,7 +522,7 @@ fn overlays_of_lxcs() {
     );
     let snap = world.path("c2/snaps/snap0/overlay/delta");
     same(&tree::read(&delta).unwrap(), &tree::read(&snap).unwrap());
-    // To a new name: all that it shows, in a folder of its own.
+    // Restored under a new name: the complete tree, in a directory of its own.
     world.run(&["-n", "c2", "-r", "snap0", "c3"]).ok();
     let made = world.path("c3/rootfs/etc");
     assert_eq!(std::fs::read_to_string(made.join("new")).unwrap(), "then");

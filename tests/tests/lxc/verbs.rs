@@ -73,7 +73,7 @@ fn lxcs_tools_go_on_as_before() {
     assert!(!groups.contains("lxc."), "{groups}");
     lxc.tool("freeze", "c1", [] as [&str; 0]).ok();
     lxc.wait_for("c1", "FROZEN");
-    // Whoever looks at the mount is answered.
+    // A command that inspects the mount gets an answer.
     let place = lxc.store().mount("c1");
     assert_eq!(std::fs::read(place.join("etc/written")).unwrap(), b"kept\n");
     lxc.store().cowl(["snapshot", "c1", "-m", "frozen"]).ok();
@@ -186,7 +186,7 @@ fn the_config_comes_back_with_the_snapshot_when_asked() {
     lxc.start("c1");
     lxc.kill("c1");
     lxc.unmounted("c1");
-    // Somebody's own lines survive a release.
+    // Lines that a user added survive a release.
     std::fs::write(&path, &changed).unwrap();
     store.cowl(["release", "c1", "--yes"]).ok();
     let released = lxc.config("c1");

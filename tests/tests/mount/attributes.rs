@@ -1,4 +1,4 @@
-//! Modes, owners, ACLs, times and extended attributes: a mount beside a plain folder.
+//! Modes, owners, ACLs, times and xattrs, compared with a plain directory.
 
 use cowl_tests::beside::{beside, beside_lower};
 

@@ -12,7 +12,7 @@ const MOST: u64 = 64 << 10;
 const FOLDERS: u32 = 100;
 const FILES: u32 = 1000;
 
-/// 100,000 files in 100 folders; 64 KiB would not even hold their names.
+/// Creates 100,000 files in 100 directories. Their names alone take more than 64 KiB.
 fn fill(base: &Path) {
     for folder in 0..FOLDERS {
         let folder = base.join(format!("folder{folder}"));
@@ -47,8 +47,8 @@ fn snapshot_restore_and_clone_copy_no_data() {
     if !can(&[Need::Root, Need::Fuse, Need::Program("mkfs.ext4")]) {
         return;
     }
-    // On an ext4 of its own: what counts as made dirty includes its bitmaps and tables, and how many of
-    // those a new folder touches depends on how full it is.
+    // On an ext4 of its own: the written bytes include its bitmaps and tables, and the number of those that a new
+    // directory touches depends on how full the file system is.
     let store = Store::on(|scratch, name| images::ext4_for(FOLDERS * FILES, scratch, name));
     let base = store.scratch().make("base");
     fill(&base);
@@ -63,7 +63,7 @@ fn snapshot_restore_and_clone_copy_no_data() {
         "restore to a new name",
         &store.cowl(["restore", "web", "snap0", "web3"]).ok(),
     );
-    // A handful of folders and manifests.
+    // A few directories and manifests.
     let grown = store.disk_usage().saturating_sub(on_disk);
     assert!(grown < 4 * MOST, "the store grew by {grown} bytes");
 

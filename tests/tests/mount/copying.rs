@@ -1,5 +1,5 @@
-//! Programs that copy and compare trees: tar, rsync, cp, find. What they see on a mount is what they
-//! see in the plain folder that it looks like, also while it is being brought up.
+//! Programs that copy and compare trees (tar, rsync, cp, find) read the same from a mount as from a plain directory
+//! with the same content, also during a copy-up.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use cowl_tests::mount::{Overlay, Stack};
 use cowl_tests::scratch::Scratch;
 use cowl_tests::tree::{self, Compare};
 
-/// Three layers with a tree of everything in the lowest, an empty upper, and the plain folder.
+/// Three layers with a complete tree in the lowest, an empty upper layer, and the plain directory.
 struct Pair {
     scratch: Scratch,
     stack: Stack,
@@ -101,7 +101,7 @@ fn tar_packs_and_unpacks() {
     assert_eq!(both.err(), "");
     pair.same("brought up", mounted.path(), Compare::SAME);
 
-    // Both in a folder that gives its group on, if the root does.
+    // Both in a directory that passes its group on if the root does.
     let inside = mounted.path().join("unpacked");
     let beside = pair.plain.join("unpacked");
     for place in [&inside, &beside] {

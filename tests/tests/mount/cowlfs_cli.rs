@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
 
-/// Folders `a` over `b`, each with a file, `u`, `w`, and the mount point `m`.
+/// Creates the directories `a` over `b`, each with a file, `u`, `w`, and the mount point `m`.
 fn folders() -> Scratch {
     let scratch = Scratch::for_test();
     sh_in(
@@ -347,7 +347,7 @@ fn one_upper_is_mounted_once() {
     }
     std::fs::write(place.join("still"), "works").unwrap();
     assert!(dir.join("u/still").is_file() && work.read_dir().unwrap().next().is_none());
-    // And again at once after the unmount: nobody should have to wait and retry.
+    // Mount again immediately after the unmount, without waiting or retrying.
     for _ in 0..10 {
         unmount(&place);
         mounts(&dir, &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"]);

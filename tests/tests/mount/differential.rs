@@ -1,14 +1,13 @@
-//! Random operations on a mounted stack and on a plain folder with the same content must give the
-//! same results, error number by error number, and leave the same tree, with the same numbers for
-//! the same objects: all through the run (new mounts, snapshots and a flatten are in the middle of it),
-//! at the end, after a new mount, in the snapshots, and as the kernel's overlayfs reads the layers. And
-//! what the kernel's overlayfs wrote in the same way cowlfs shows as the kernel does, and goes on from.
+//! Differential tests: random operations on a mounted stack and on a plain directory with the same content must
+//! return the same results and error numbers, and leave the same tree with the same inode numbers. The trees are
+//! compared during the run, which contains new mounts, snapshots and a flatten; at the end; after a new mount; in the
+//! snapshots; and as kernel overlayfs reads the layers. cowlfs must also show layers that kernel overlayfs has
+//! written as the kernel does, and continue from them.
 //!
-//! `COWL_SEEDS=N` runs N seeds from `COWL_FIRST`, `COWL_SEED=S` only the one, `COWL_STEPS=N` operations
-//! in each, `COWL_JOBS=N` so many at a time, `COWL_NOISE=1` all with somebody who looks at everything
-//! meanwhile. `COWL_SHRINK=1` looks for the fewest operations that still
-//! fail. `COWL_UNDER_TEST=plain` (or `kernel`) puts a plain folder (the kernel's overlayfs) in cowlfs's
-//! place, to try the test itself.
+//! `COWL_SEEDS=N` runs N seeds from `COWL_FIRST`, `COWL_SEED=S` a single one, `COWL_STEPS=N` operations in each,
+//! `COWL_JOBS=N` seeds at a time, `COWL_NOISE=1` all of them beside a process that reads everything. `COWL_SHRINK=1`
+//! searches for the fewest operations that still fail. `COWL_UNDER_TEST=plain` (or `kernel`) replaces cowlfs with a
+//! plain directory (or kernel overlayfs), to test the test itself.
 
 use std::sync::Mutex;
 
@@ -122,7 +121,7 @@ fn links(seed: u64) -> Links {
 }
 
 fn store(disk: &Disk, name: &str) -> Store {
-    // A folder of one's own choice, to look at or for another filesystem.
+    // A directory that the user specifies, to inspect it or to use another file system.
     match std::env::var_os("COWL_TEST_DIR") {
         Some(_) => Store::for_test(),
         None => Store::in_scratch(Scratch::new_in(&disk.path(), name)),
@@ -194,7 +193,7 @@ fn against_plain(
     pair.check_snapshots()
 }
 
-/// The kernel's overlayfs over all layers must show the plain folder too.
+/// Verifies that kernel overlayfs over all layers shows the same tree as the plain directory.
 fn kernel_reads(pair: &Pair) -> Result<(), String> {
     // Of layers on two filesystems it would show numbers twice, with another device each.
     let place = pair.scratch().make("kernel-reads-all");
@@ -217,8 +216,8 @@ fn after_kernel(
 ) -> Result<(), String> {
     let store = store(disk, "differential-kernel");
     let scratch = store.scratch();
-    // With an index the kernel keeps the names of a lower file together by what lies in its work folder,
-    // which a mount takes over. Without, it breaks them.
+    // With an index, the kernel keeps hard links of a lower file together through its work directory, which a mount
+    // takes over. Without an index, it breaks them.
     let index = seed.is_multiple_of(2);
     let wish = Wish {
         seed: seed + 5000,

@@ -1,4 +1,4 @@
-//! Names, depths, listings and what many do at once: a mount beside a plain folder.
+//! Names, depths, listings and concurrent changes of directories, compared with a plain directory.
 
 use cowl_tests::beside::{Beside, Content, NEEDS, beside, beside_lower, python};
 use cowl_tests::conditions::can;
@@ -40,7 +40,7 @@ print(sorted(os.listdir(b".")))
     );
 }
 
-/// Far deeper than PATH_MAX: everything goes by folder descriptors, never by whole paths.
+/// Paths are far longer than PATH_MAX: every access goes through directory descriptors, never through a whole path.
 #[test]
 fn trees_deeper_than_a_path_may_be_long_work() {
     if !can(&NEEDS) {
@@ -203,7 +203,7 @@ os.close(fd); print(os.listdir("d")); os.rmdir("d")
     );
 }
 
-/// The kernel goes by a folder's own changes, and `..` changes with none of them.
+/// The kernel checks for changes of the directory itself, and `..` is not changed by any of them.
 #[test]
 fn a_moved_folder_has_another_parent_in_its_listing() {
     beside(
@@ -242,7 +242,7 @@ fn a_folder_of_100000_names() {
         "os.mkdir('big')
 for i in range(60000): os.mknod(f'big/l{i}')",
     );
-    // The rest is in the upper, made there while nobody has it mounted.
+    // The rest is created in the upper layer while it is not mounted.
     let Beside {
         mount,
         stack,

@@ -126,7 +126,7 @@ fn what_fuse_overlayfs_wrote_without_privilege_is_read() {
              umount m'",
     )
     .ok();
-    // It marks its opaque folder so, and that is what the option is for.
+    // It marks its opaque directory in this form, which is the purpose of the option.
     let marks = sh_in(&scratch, "getfattr -d -m - u/e; ls -A u/e").ok();
     let marks = String::from_utf8(marks.stdout).unwrap();
     assert!(marks.contains("user.fuseoverlayfs.opaque") && marks.contains(".wh..wh..opq"));

@@ -82,8 +82,8 @@ fn a_setgid_bit_without_execute_stays_for_a_member_who_writes() {
     }
 }
 
-/// Seed 147. A whiteout of a merged layer that hid something of that same layer hid nothing any more, and
-/// the kernel listed it in a folder that merges with nothing.
+/// Seed 147. A whiteout in a merged layer that hid an object of that same layer hid nothing any more, and the kernel
+/// listed it in a directory without lower directories.
 #[test]
 fn the_kernel_lists_no_whiteout_of_a_flattened_layer() {
     if !can(&NEEDS) {

@@ -34,7 +34,7 @@ fn stack(scratch: &Scratch) -> Stack {
     }
 }
 
-/// What leaves every mark there is: whiteouts, opaque folders, redirects, metacopies.
+/// Changes that leave every kind of marker: whiteouts, opaque directories, redirects, metacopies.
 const CHANGES: &str = "
     mv dir renamed; mv renamed/sub moved; mv moved/deep both/deep; echo x >> both/deep/three
     chmod 600 big; chown 1000:1000 keep/file; touch -d '2011-01-01' keep

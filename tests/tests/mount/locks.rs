@@ -1,6 +1,6 @@
-//! Locks and leases between two processes: flock, record locks of processes and of open files, leases.
-//! The same orders are given on a mount and on a plain folder, and the answers must be the same, also
-//! when what is locked is brought up, moved, removed or known by another name in between.
+//! Locks and leases between two processes: flock, record locks of processes and of open file descriptions, leases.
+//! The same commands run on a mount and on a plain directory and must have the same results, also if the locked file
+//! is copied up, moved, removed or accessed by another name in between.
 
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -17,7 +17,7 @@ use rustix::fs::{FlockOperation, flock};
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::Program("python3")];
 
-/// A process that does what a line says, with files relative to its folder.
+/// A process that executes commands, with files relative to its directory.
 struct Locker {
     child: Child,
     orders: Option<ChildStdin>,
@@ -118,7 +118,7 @@ fn same(script: &str, expected: &[&str]) {
         );
     }
     assert_eq!(play(mounted.path(), script), answers, "mounted, then plain");
-    // Nobody is left, so nothing may be left locked or open.
+    // No process is left, so no lock and no open file may be left.
     mounted.unmount();
 }
 

@@ -1,6 +1,6 @@
-//! Options of a mount do what they do anywhere: read-only mounts refuse every change as a plain folder
-//! that is mounted read-only does, and ro, nosuid, nodev, noexec, noatime, fsname= and subtype= show and
-//! work. statfs tells of the filesystem that is written.
+//! Mount options have the same effect as on other file systems: a read-only mount refuses every change as a plain
+//! directory on a read-only mount does; ro, nosuid, nodev, noexec, noatime, fsname= and subtype= are shown and work;
+//! statfs reports the file system that is written.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -108,7 +108,7 @@ fn changes() -> Vec<Op> {
     ]
 }
 
-/// Everything answers as in a plain folder that is mounted read-only.
+/// Verifies that every operation returns the same as in a plain directory that is mounted read-only.
 fn refuses_like(place: &Path, plain: &Path, seed: u64) {
     let (mut ours, mut theirs) = (Side::new(place), Side::new(plain));
     for op in changes() {
@@ -159,7 +159,7 @@ fn a_read_only_mount_refuses_every_change() {
 
     let mounted = Overlay::cowlfs(&without, &tested, "dev,suid");
     refuses_like(&tested, &plain, 32);
-    // Without an upper there is nothing to write to, whatever the mount is told later.
+    // Without an upper layer nothing can be written, whatever a later remount requests.
     remount(&tested, "remount,bind,rw");
     let writing = std::fs::write(tested.join("known/append"), "x").unwrap_err();
     assert_eq!(writing.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
@@ -360,7 +360,7 @@ fn statfs_tells_of_what_is_written() {
         return;
     }
     let scratch = Scratch::new("statfs");
-    // A base of its own, where nobody else writes meanwhile.
+    // A base of its own, to which no other process writes meanwhile.
     let base = Kind::Tmpfs.mount(&scratch, "base");
     let (upper, work) = (base.join("upper"), base.join("work"));
     std::fs::create_dir(&upper).unwrap();
@@ -383,7 +383,7 @@ fn statfs_tells_of_what_is_written() {
     let after = told(mounted.path());
     assert_eq!(after, told(&base));
     std::fs::remove_file(mounted.path().join("file")).unwrap();
-    // The kernel tells of a close when it is over, not while it lasts.
+    // The kernel reports a close after it is complete, not during it.
     mount::wait_until("the space of the file", || told(mounted.path()) != after);
     assert_eq!(told(mounted.path()), told(&base));
     mounted.unmount();

@@ -103,7 +103,7 @@ fn lowers_on_two_cowl_mounts_of_one_layer() {
     assert_eq!(text("d/renamed"), "one\ny\n");
     mounted.unmount();
     let mounted = Overlay::cowlfs(&stack, &tested, "");
-    // Whoever is asked for first must not get a number that is another's.
+    // The object that is looked up first must not get the number of another one.
     for name in ["other", "d/name", "d/alias", "another", "d/renamed", "d"] {
         let found = tested.join(name).symlink_metadata().unwrap().ino();
         assert_eq!(

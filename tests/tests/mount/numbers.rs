@@ -25,7 +25,7 @@ fn numbers(place: &Path) -> HashMap<u64, PathBuf> {
                 let linked = stat.nlink() > 1 && stat.is_file();
                 let (one, two) = (other.display(), entry.path());
                 assert!(linked, "{one} and {} have one number", two.display());
-                // Listings have no order that lasts; of two names one is told.
+                // The order of a listing is not stable, so of two names always the same one is returned.
                 found.insert(stat.ino(), other.min(entry.path()));
             }
             if stat.is_dir() {

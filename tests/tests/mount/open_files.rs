@@ -1,4 +1,4 @@
-//! What open files see and keep: a mount beside a plain folder.
+//! Open files: content, attributes and lifetime, compared with a plain directory.
 
 use cowl_tests::beside::{Beside, Content, NEEDS, beside, beside_lower, python};
 use cowl_tests::conditions::can;

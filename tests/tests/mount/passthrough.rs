@@ -226,8 +226,8 @@ fn old_descriptors_of_a_lower_text_see_what_is_written() {
     mounted.unmount();
 }
 
-/// What is passed through to a lower stays there; everybody who comes later sees the new content, and the
-/// object is the same one.
+/// A passthrough open of a lower file continues to refer to it. Every later open sees the new content, and the inode
+/// is the same.
 #[test]
 fn old_descriptors_of_what_is_passed_through_keep_what_was() {
     for (options, name, keeps) in [
@@ -315,7 +315,7 @@ fn a_file_without_a_name_goes_on() {
 /// A capability, as setcap(8) writes it.
 const CAPABILITY: [u8; 20] = [0, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
-/// Bits that are given while somebody has the file open to write to it go with what he writes.
+/// Setuid and setgid bits that are set while a process has the file open for writing are cleared by its writes.
 #[test]
 fn privileges_that_come_after_an_open_go_with_a_write() {
     let Some(mounted) = Mounted::new("") else {
@@ -381,7 +381,7 @@ fn libc_o_direct() -> i32 {
     rustix::fs::OFlags::DIRECT.bits().cast_signed()
 }
 
-/// What somebody writes past the daemon would go on in the frozen layer.
+/// A passthrough write after a snapshot would change the frozen layer.
 #[test]
 fn a_snapshot_waits_for_writers_that_are_passed_through() {
     if !can(&[Need::Root, Need::Fuse]) {

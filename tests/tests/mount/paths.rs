@@ -186,7 +186,7 @@ fn what_is_mounted_inside_is_not_touched() {
     assert!(mount.join("new").symlink_metadata().is_err());
 }
 
-/// Only a part of a folder that was renamed, under its old name and under its new one.
+/// Restores a part of a renamed directory, by its old path and by its new one.
 #[test]
 fn parts_of_a_folder_that_was_renamed() {
     if !can(&NEEDS) {

@@ -13,8 +13,8 @@ use cowl_tests::programs;
 use cowl_tests::scratch::Scratch;
 use cowl_tests::tree::{self, Compare};
 
-/// Opening a fifo waits for its other end, and opening a device may do anything: whoever only keeps the
-/// layer must do neither. The alarm ends a script that hangs.
+/// Opening a FIFO blocks until its other end is open, and opening a device can have any effect. Reading a layer must
+/// do neither. The alarm ends a script that hangs.
 #[test]
 fn a_fifo_or_device_in_a_layer_blocks_nobody() {
     beside(
@@ -114,7 +114,7 @@ for r in range(6):
     let place = scratch.make("mount");
     for round in 0..6 {
         let mount = Overlay::cowlfs(&stack, &place, "");
-        // One folder after another is changed; each is told when it is done.
+        // The script changes one directory after another and prints each when it is complete.
         let mut writer = Command::new("python3")
             .args(["-c", WRITER, &round.to_string()])
             .current_dir(mount.path())

@@ -1,5 +1,5 @@
-//! Who may do what: other users, supplementary groups, sticky folders, and copies made on somebody's
-//! behalf; a mount beside a plain folder.
+//! Permissions: other users, supplementary groups, sticky directories, and copy-ups on behalf of other users,
+//! compared with a plain directory.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -71,8 +71,8 @@ for f in ("tmp", "out"): print([(n, of(f"{f}/{n}")) for n in sorted(os.listdir(f
     );
 }
 
-/// What is copied up for one user gets its name only when it has the owner, mode and ACL of the original,
-/// and nobody can reach the work folder, where it is made.
+/// A file that is copied up for a user appears under its name only with the owner, mode and ACL of the original, and
+/// the work directory in which it is created is not accessible to other users.
 #[test]
 fn a_copy_up_for_somebody_never_opens_a_file_further() {
     if !can(&NEEDS) {

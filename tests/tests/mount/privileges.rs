@@ -1,4 +1,5 @@
-//! When setuid, setgid and file capabilities go, and when they stay: a mount beside a plain folder.
+//! When setuid, setgid and file capabilities are cleared and when they are preserved, compared with a plain
+//! directory.
 
 use cowl_tests::beside::{beside, beside_lower};
 

@@ -1,6 +1,6 @@
-//! Real programs on a mount, beside the same on a plain folder: dpkg and apt with a large package, git,
-//! sqlite with two writers, a build with make. What they wrote is there after a new mount, and what
-//! they remember of times and numbers still holds.
+//! Real programs on a mount, compared with a plain directory: dpkg and apt with a large package, git, sqlite with two
+//! writers, a build with make. Their files are complete after a new mount, and the times and inode numbers that they
+//! recorded are still valid.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ impl Place {
         &self.stack.lowers[0]
     }
 
-    /// A plain folder with the content of the lower layer.
+    /// Creates a plain directory with the content of the lower layer.
     fn plain(&self) -> PathBuf {
         let plain = self.scratch.make("plain");
         command::run("cp", [Path::new("-aT"), self.lower(), &plain]).ok();
@@ -57,8 +57,8 @@ fn inside(root: &Path, line: &str) -> Output {
     run_command(command, b"").ok()
 }
 
-/// A tree without what tells the moment or the machine: logs, caches of numbers, dpkg's own records,
-/// and the times of folders, in which things came and went.
+/// Returns a tree without objects that depend on the time or on the machine: logs, caches of numbers, dpkg's own
+/// records, and the times of directories whose entries changed.
 fn without_records(root: &Path) -> Tree {
     let mut tree = tree::read(root).unwrap();
     let records = [
@@ -129,7 +129,7 @@ fn git(dir: &Path, script: &str) -> String {
     sh_in(dir, &format!("{GIT}{script}")).ok().out()
 }
 
-/// Some thousand objects: 1500 files in 50 folders, then three commits of changes.
+/// Some thousand objects: 1500 files in 50 directories, then three commits of changes.
 const HISTORY: &str = "git init -q repo; cd repo
     for d in $(seq 50); do mkdir d$d; for f in $(seq 30); do echo \"$d $f\" > d$d/f$f; done; done
     ln -s d1/f1 link; chmod 755 d1/f2; git add .; git commit -qm first
@@ -174,7 +174,7 @@ fn git_finds_its_index_true() {
         "git clone -q --no-hardlinks repo clone; git clone -q repo linked
          cd clone; git gc -q --prune=now; git fsck --full --strict; git log --oneline | wc -l",
     );
-    // What copies up: folders, files, attributes only, and a file with several names.
+    // Operations that copy up directories, files, attributes only, and a file with several names.
     git(
         &repo,
         "echo changed > d1/f1; chmod 755 d2/f1; git mv d3 moved; git rm -q d4/f4; ln d5/f5 d5/alias

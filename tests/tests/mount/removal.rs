@@ -114,7 +114,7 @@ fn the_space_is_told_before_and_free_afterwards() {
     assert!(said.err().contains("frees "), "{}", said.report());
     assert_eq!(layers(&store), had - 3);
     let freed = before - store.disk_usage();
-    // Besides the trees, each layer has two folders and a small file.
+    // Beside its tree, each layer has two directories and a small file.
     assert!(
         freed >= told && freed < told + 3 * 64 * 1024,
         "{freed} {told}"

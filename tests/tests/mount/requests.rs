@@ -19,7 +19,7 @@ const FOLDERS: u64 = 10;
 const FILES_EACH: u64 = 100;
 const FILES: u64 = FOLDERS * FILES_EACH;
 
-/// A tree of a thousand files in ten folders below `root`.
+/// Creates a tree of a thousand files in ten directories below `root`.
 fn plant(root: &Path) {
     for folder in 0..FOLDERS {
         let folder = root.join(format!("tree/d{folder}"));
@@ -63,7 +63,8 @@ impl Case {
         self.mount.overlay().path()
     }
 
-    /// Runs a shell line in the mount; the shell's own look at the folder is not counted among the work.
+    /// Runs a shell script in the mount, and returns the requests without those of the shell for its working
+    /// directory.
     fn sh(&self, script: &str) -> Counts {
         sh_in(self.place(), "true").ok();
         self.mount.during(|| {
@@ -92,9 +93,9 @@ struct Allowed {
     each: (&'static str, u64),
     /// For each of them.
     most: u64,
-    /// Beside that, for each folder.
+    /// The additional number for each directory.
     folders: u64,
-    /// Beside that, for the program itself: a look at the folder that it works in, and so on.
+    /// The additional number for the program itself, for example for its working directory.
     once: u64,
 }
 
@@ -141,7 +142,7 @@ fn removal_of_a_tree_asks_three_times_a_file() {
     case.at_most("rm -rf", allowed, &counts);
 }
 
-/// So many for each folder of the tree.
+/// Allows this number for each directory of the tree.
 fn find_takes(most: u64) -> Allowed {
     Allowed {
         // The tree's own, and the ten in it.
@@ -168,7 +169,7 @@ fn a_warm_find_asks_nothing() {
         return;
     };
     case.sh("find tree -ls > /dev/null");
-    // Reading a folder makes the kernel forget when it was last read, and find asks for that.
+    // Reading a directory makes the kernel invalidate its access time, which find then requests.
     let counts = case.sh("find tree -ls > /dev/null");
     case.at_most("find -ls, a second time", find_takes(1), &counts);
     let counts = case.sh("find tree -ls > /dev/null");

@@ -79,7 +79,7 @@ fn a_running_program_is_text_file_busy_and_stays_whole() {
             .count();
         assert_eq!(count, 6);
     }
-    // Once it has ended it can be cut; the kernel tells that a moment later.
+    // After the program has ended, its file can be truncated; the kernel notices the end a moment later.
     for path in ["m/below", "m/above"] {
         let flags = OFlags::RDONLY | OFlags::TRUNC;
         wait_until("the program's end is told", || {

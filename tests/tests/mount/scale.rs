@@ -39,7 +39,7 @@ fn descriptors(mount: &Overlay) -> usize {
         .count()
 }
 
-/// Makes the kernel forget what nobody uses.
+/// Makes the kernel forget inodes that no process uses.
 fn forget(place: &Path) {
     run("sync", ["-f".as_ref(), place.as_os_str()]).ok();
     std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
@@ -157,7 +157,7 @@ fn a_walk_over_many_files_takes_bounded_memory_and_gives_it_back() {
     // Once over a little, so that what is made once does not count.
     python(mount.path(), "for e in os.scandir('0'): e.stat()").ok();
     let before = resident(&mount);
-    // A watch holds its inode, so that nobody else on the machine can make the kernel forget it.
+    // An inotify watch holds its inode, so that no other process on the machine can make the kernel forget it.
     let mut holder = Command::new("python3")
         .args([
             "-c",

@@ -1,6 +1,6 @@
-//! Layers on every kind of filesystem, on each other's mounts, on two at once: the same work as on a
-//! plain folder gives the same results, numbers hold over copy-ups and new mounts, and the base can be
-//! unmounted as soon as the mount is gone.
+//! Layers on every kind of file system, on each other's mounts, and on two at once: the same operations as on a plain
+//! directory have the same results, inode numbers are stable across copy-ups and new mounts, and the base can be
+//! unmounted as soon as the mount has ended.
 //!
 //! `COWL_OTHER=N` adds N to every seed: other layers, other operations.
 
@@ -23,8 +23,8 @@ fn moved(from: &Path, to: &Path, preserve: &str) -> PathBuf {
     to.to_owned()
 }
 
-/// Nobody waits for the daemon here, which may still be on its way out. This process itself opens
-/// nothing below the base: what other tests fork would hold it open for a moment.
+/// This does not wait for the daemon, which may still be exiting. This process itself opens nothing below the base,
+/// because processes that other tests fork would inherit the descriptor for a moment.
 #[test]
 fn a_base_can_be_unmounted_right_after_the_mount() {
     if !ready(&[Kind::Tmpfs.needs()]) {
@@ -110,7 +110,7 @@ fn lowers_are_packed(kind: Packed, seed: u64) {
     }
 }
 
-/// squashfs keeps no more; folders after what is in them.
+/// Truncates times to seconds, as squashfs does; directories after their entries.
 fn whole_seconds(tree: &Path) {
     sh_in(
         tree,
@@ -184,7 +184,7 @@ fn lower_without_extended_attributes() {
     mount::unmount_free(&base);
 }
 
-/// A layer there could hide nothing and move no folder: better no mount than a wrong one.
+/// A layer there could not have whiteouts or renamed directories, so the mount is refused instead of being wrong.
 #[test]
 fn upper_without_extended_attributes_is_refused() {
     if !ready(&[Kind::Ramfs.needs()]) {

@@ -1,5 +1,4 @@
-//! The threads of a mount: nobody waits for what others wait for, and idle CPUs are kept awake where that
-//! is asked for.
+//! The threads of a mount: no request waits for an unrelated one, and idle CPUs are kept awake if that is requested.
 
 use std::fs;
 use std::path::Path;
@@ -72,7 +71,7 @@ fn a_layer_that_does_not_answer_holds_up_nobody_else() {
     };
     let overlay = Overlay::cowlfs(&stack, &scratch.make("m"), "");
     let place = overlay.path().to_owned();
-    // The kernel knows the two folders from here on.
+    // The kernel has both directories cached from here on.
     for folder in ["slow", "fast"] {
         fs::metadata(place.join(folder)).unwrap();
     }

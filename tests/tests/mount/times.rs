@@ -1,4 +1,5 @@
-//! The three times: their range, their nanoseconds, and what moves them; a mount beside a plain folder.
+//! The three times: their range, their nanoseconds, and the operations that change them, compared with a plain
+//! directory.
 
 use cowl_tests::beside::{Beside, Content, NEEDS, beside, beside_lower};
 use cowl_tests::conditions::can;

@@ -14,7 +14,7 @@ const NEEDS: &[Need] = &[
     Need::Program("setpriv"),
 ];
 
-/// A folder of nobody's, with both programs in it.
+/// Creates a directory that the user `nobody` owns, with both programs in it.
 fn place() -> Scratch {
     let scratch = Scratch::for_test();
     for program in [programs::cowl(), programs::cowlfs()] {
@@ -27,7 +27,7 @@ fn place() -> Scratch {
     scratch
 }
 
-/// Runs a script as nobody, who is root in a user namespace and has a /dev/fuse of its own.
+/// Runs a script as the user `nobody`, who is root in a user namespace with its own /dev/fuse.
 fn as_nobody(scratch: &Scratch, script: &str) -> String {
     let path = scratch.display();
     let outer = format!(

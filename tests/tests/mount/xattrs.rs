@@ -1,4 +1,4 @@
-//! Extended attributes up to the base's limits, and the overlay's own, which nobody sees.
+//! Xattrs up to the limits of the base file system, and the overlay's own xattrs, which are not visible.
 
 use cowl_tests::beside::{Beside, Content, NEEDS, beside, python};
 use cowl_tests::command::{sh, sh_in};
