@@ -62,7 +62,7 @@ fn left(store: &Store) -> usize {
 }
 
 #[test]
-fn several_snapshots_at_once_while_the_container_goes_on() {
+fn several_snapshots_are_mounted_while_the_container_is_in_use() {
     if !can(&NEEDS) {
         return;
     }
@@ -106,7 +106,7 @@ fn several_snapshots_at_once_while_the_container_goes_on() {
 }
 
 #[test]
-fn what_is_browsed_stays() {
+fn mounted_snapshots_are_not_removed() {
     if !can(&NEEDS) {
         return;
     }
@@ -177,7 +177,7 @@ fn a_dead_daemon_and_a_plain_umount_leave_nothing() {
 }
 
 #[test]
-fn what_can_not_be_browsed() {
+fn invalid_mounts_of_snapshots_are_refused() {
     if !can(&NEEDS) {
         return;
     }

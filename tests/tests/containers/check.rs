@@ -125,7 +125,7 @@ fn a_layer_written_behind_our_back() {
 }
 
 #[test]
-fn a_manifest_that_can_not_be_read() {
+fn an_unreadable_manifest() {
     let store = store();
     let (file, _) = manifest(&store, "other");
     let whole = std::fs::read(&file).unwrap();
@@ -139,7 +139,7 @@ fn a_manifest_that_can_not_be_read() {
 }
 
 #[test]
-fn a_snapshot_whose_file_is_lost_or_torn() {
+fn a_snapshot_with_a_missing_or_damaged_file() {
     let store = store();
     std::fs::remove_file(snapshot_file(&store, 1)).unwrap();
     std::fs::write(snapshot_file(&store, 2), "{}").unwrap();
@@ -160,7 +160,7 @@ fn a_snapshot_whose_file_is_lost_or_torn() {
 }
 
 #[test]
-fn a_layer_whose_file_is_lost_or_torn() {
+fn a_layer_with_a_missing_or_damaged_file() {
     let store = store();
     std::fs::remove_file(of_stack(&store, 1).join("layer.json")).unwrap();
     std::fs::write(of_stack(&store, 4).join("layer.json"), "torn").unwrap();
@@ -183,7 +183,7 @@ fn a_layer_that_is_missing() {
 }
 
 #[test]
-fn a_work_folder_that_is_missing() {
+fn a_missing_work_directory() {
     let store = store();
     std::fs::remove_dir(of_stack(&store, 0).join("work")).unwrap();
     says(&store, &[], 5, &["work directory of web"]);
@@ -191,7 +191,7 @@ fn a_work_folder_that_is_missing() {
 }
 
 #[test]
-fn counters_and_parents_that_can_not_be() {
+fn impossible_counters_and_parents() {
     let store = store();
     let (file, _) = manifest(&store, "web");
     change(&file, |manifest| {
@@ -223,7 +223,7 @@ fn names_that_are_there_twice() {
 }
 
 #[test]
-fn a_head_that_something_else_stands_on() {
+fn a_head_that_another_state_depends_on() {
     let store = store();
     let (file, other) = manifest(&store, "other");
     let head = manifest(&store, "web").1["head"].clone();
@@ -247,7 +247,7 @@ fn a_frozen_layer_that_a_mount_writes_to() {
 }
 
 #[test]
-fn what_lies_about_is_told_and_taken_away() {
+fn leftovers_are_reported_and_removed() {
     let store = store();
     let root = store.path();
     let id = "00000000-0000-4000-8000-000000000001";
@@ -306,7 +306,7 @@ fn a_change_that_was_cut_off() {
 }
 
 #[test]
-fn a_list_of_stores_that_can_not_be() {
+fn an_invalid_list_of_stores() {
     let store = store();
     std::fs::write(store.path().join("stores.json"), "torn").unwrap();
     let check = store.cowl(["check"]).fails(5, &["stores.json"]);
@@ -316,7 +316,7 @@ fn a_list_of_stores_that_can_not_be() {
 }
 
 #[test]
-fn a_destroyed_container_that_can_not_come_back() {
+fn a_destroyed_container_that_cannot_be_restored() {
     let store = store();
     store.cowl(["destroy", "other", "--yes"]).ok();
     says(&store, &[], 0, &[]);

@@ -159,7 +159,7 @@ fn one_damaged_container_hides_nothing_of_the_others() {
 
 /// A stale mount in a layer, and an immutable file.
 #[test]
-fn what_cannot_be_removed_is_named_and_keeps_nothing_else() {
+fn a_failed_removal_is_reported_and_does_not_prevent_others() {
     let needs = [&NEEDS[..], &[Need::Program("chattr")]].concat();
     if !can(&needs) {
         return;

@@ -129,7 +129,7 @@ fn exported(store: &Store, address: &str, name: &str) -> PathBuf {
 }
 
 #[test]
-fn a_diff_says_what_two_plain_trees_say() {
+fn a_diff_equals_that_of_two_plain_trees() {
     if !can(&NEEDS) {
         return;
     }
@@ -215,7 +215,7 @@ fn patched(store: &Store, trees: &[(String, PathBuf, Tree)]) {
 }
 
 #[test]
-fn a_patch_tells_text_and_names_the_rest() {
+fn a_patch_contains_text_and_names_binary_files() {
     if !can(&NEEDS) {
         return;
     }

@@ -163,7 +163,7 @@ fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
 }
 
 #[test]
-fn in_another_boot_it_is_incomplete_and_nothing_builds_on_it_unasked() {
+fn after_a_reboot_it_is_incomplete_and_needs_force() {
     if !can(&NEEDS) {
         return;
     }
@@ -341,7 +341,7 @@ fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
 }
 
 #[test]
-fn what_is_settling_can_be_removed_merged_and_destroyed() {
+fn settling_snapshots_can_be_removed_merged_and_destroyed() {
     if !can(&NEEDS) {
         return;
     }

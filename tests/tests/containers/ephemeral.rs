@@ -31,7 +31,7 @@ fn containers(store: &Store) -> usize {
 
 /// Who has it back from the trash, or from a file, wants it to stay.
 #[test]
-fn what_is_brought_back_stays() {
+fn a_restored_container_is_retained() {
     if !can(&NEEDS) {
         return;
     }
@@ -59,7 +59,7 @@ fn what_is_brought_back_stays() {
 }
 
 #[test]
-fn an_ephemeral_clone_goes_with_its_mount() {
+fn an_ephemeral_clone_is_removed_with_its_mount() {
     if !can(&NEEDS) {
         return;
     }

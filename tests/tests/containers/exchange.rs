@@ -70,7 +70,7 @@ fn assert_tree(what: &str, got: &Tree, want: &Tree) {
 }
 
 #[test]
-fn a_mounted_container_goes_through_a_pipe_into_another_store() {
+fn a_mounted_container_is_piped_into_another_store() {
     if !can(&NEEDS) {
         return;
     }
@@ -123,7 +123,7 @@ fn a_mounted_container_goes_through_a_pipe_into_another_store() {
 }
 
 #[test]
-fn a_folder_and_changes_unpacked_over_it_are_what_the_mount_shows() {
+fn a_directory_with_changes_unpacked_over_it_equals_the_mount() {
     let mut needs = NEEDS.to_vec();
     needs.push(Need::Program("tar"));
     if !can(&needs) {

@@ -44,7 +44,7 @@ fn exec_takes_a_snapshot_before_apt_that_takes_it_back() {
 }
 
 #[test]
-fn exec_runs_nothing_without_the_snapshot_that_was_asked_for() {
+fn exec_runs_nothing_if_the_requested_snapshot_fails() {
     if !can(&[Need::Root, Need::Fuse]) {
         return;
     }

@@ -166,7 +166,7 @@ impl Disk {
 }
 
 #[test]
-fn with_not_a_byte_left_what_frees_space_works_and_the_rest_changes_nothing() {
+fn without_a_free_byte_only_commands_that_free_space_change_something() {
     let needs = [Need::Root, Need::Fuse, Need::Program("mkfs.ext4")];
     if !can(&needs) {
         return;
@@ -179,7 +179,7 @@ fn with_not_a_byte_left_what_frees_space_works_and_the_rest_changes_nothing() {
 }
 
 #[test]
-fn with_not_an_inode_left_what_frees_space_works_and_the_rest_changes_nothing() {
+fn without_a_free_inode_only_commands_that_free_space_change_something() {
     let needs = [Need::Root, Need::Fuse, Need::Program("mkfs.ext4")];
     if !can(&needs) {
         return;

@@ -115,7 +115,7 @@ print(open("mapped", "rb").read(3).decode(), flush=True)
 
 /// A head to which nothing was written but through a mapping is not untouched.
 #[test]
-fn what_a_mapping_alone_wrote_is_in_the_snapshot() {
+fn data_written_through_a_mapping_is_in_the_snapshot() {
     if !can(NEEDS) {
         return;
     }

@@ -357,7 +357,7 @@ impl Drop for Inside {
 }
 
 #[test]
-fn what_is_in_use_is_refused_with_pids_and_a_command() {
+fn busy_containers_are_refused_with_pids_and_a_command() {
     if !can(&[Need::Root, Need::Fuse]) {
         return;
     }

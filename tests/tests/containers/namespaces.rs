@@ -83,7 +83,7 @@ fn wait_for_end(pid: u32) {
 }
 
 #[test]
-fn unused_copies_are_in_nobodys_way() {
+fn unused_copies_of_a_mount_block_no_command() {
     if !can(NEEDS) {
         return;
     }
@@ -123,7 +123,7 @@ fn unused_copies_are_in_nobodys_way() {
 }
 
 #[test]
-fn copies_of_a_mounted_snapshot_are_in_nobodys_way() {
+fn copies_of_a_mounted_snapshot_block_no_command() {
     if !can(NEEDS) {
         return;
     }
@@ -143,7 +143,7 @@ fn copies_of_a_mounted_snapshot_are_in_nobodys_way() {
 
 /// The pause process, which holds the namespaces of an unprivileged user's podman.
 #[test]
-fn the_pause_process_of_podman_is_in_nobodys_way() {
+fn the_pause_process_of_podman_blocks_no_command() {
     let needs = [NEEDS, &[Need::Program("podman"), Need::Program("setpriv")]].concat();
     if !can(&needs) {
         return;
@@ -217,7 +217,7 @@ fn a_copy_without_any_process_keeps_no_layer() {
 
 /// A process that uses the mount in any way, in any namespace, is named, and nothing changes.
 #[test]
-fn what_is_used_in_another_namespace_is_refused_and_named() {
+fn use_in_another_namespace_is_refused_and_named() {
     if !can(NEEDS) {
         return;
     }
@@ -272,7 +272,7 @@ fn what_is_used_in_another_namespace_is_refused_and_named() {
 
 /// A user who can create namespaces can hide a copy behind a file system that does not answer.
 #[test]
-fn a_namespace_that_does_not_answer_holds_up_nobody() {
+fn an_unresponsive_namespace_delays_no_command() {
     if !can(NEEDS) {
         return;
     }

@@ -103,7 +103,7 @@ fn quiet_leaves_data_and_errors() {
 }
 
 #[test]
-fn verbose_tells_what_is_done() {
+fn verbose_prints_each_step() {
     let store = store();
     let folder = store.scratch().join("hooks/pre-snapshot.d");
     std::fs::create_dir_all(&folder).expect("making the hooks' folder");
@@ -120,7 +120,7 @@ fn verbose_tells_what_is_done() {
 }
 
 #[test]
-fn what_takes_longer_than_a_second_has_a_bar_on_a_terminal() {
+fn commands_longer_than_a_second_show_a_progress_bar_on_a_terminal() {
     if !can(&[Need::Program("script")]) {
         return;
     }
@@ -156,7 +156,7 @@ fn what_takes_longer_than_a_second_has_a_bar_on_a_terminal() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
+fn a_closed_pipe_is_not_an_error() {
     let store = store();
     for _ in 0..200 {
         store.cowl(["snapshot", "web", "-m", &"x".repeat(400)]).ok();
@@ -171,7 +171,7 @@ fn a_reader_that_goes_away_is_no_error() {
 }
 
 #[test]
-fn config_tells_values_and_where_they_come_from() {
+fn config_prints_values_and_their_sources() {
     let store = store();
     let config = store.scratch().join("config.toml");
     std::fs::write(&config, "trash_days = 30\n[prune]\nkeep_daily = 7\n").expect("writing it");
@@ -205,7 +205,7 @@ fn config_tells_values_and_where_they_come_from() {
 }
 
 #[test]
-fn what_was_meant_is_told_for_verbs_options_and_values() {
+fn similar_commands_options_and_values_are_suggested() {
     let store = store();
     let wrong = |args: &[&str], meant: &str| {
         store.cowl(args).fails(2, &[meant]);

@@ -69,7 +69,7 @@ fn by_rules_of_the_command_line() {
 }
 
 #[test]
-fn nothing_goes_without_a_rule() {
+fn nothing_is_pruned_without_a_rule() {
     let store = store();
     for args in [
         &["prune", "web"][..],
@@ -122,7 +122,7 @@ fn by_rules_that_the_container_keeps() {
 }
 
 #[test]
-fn what_states_take() {
+fn sizes_of_states() {
     let store = store();
     let manifest = |name: &str| store.cowl(["du", name, "--json"]).ok().json();
     let head = || {

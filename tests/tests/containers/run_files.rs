@@ -192,7 +192,7 @@ fn a_mount_whose_state_cannot_be_written_holds_up_no_command() {
 
 /// In a mount namespace with another `/run`, say: what the daemon writes to must not become a snapshot's.
 #[test]
-fn a_layer_is_not_frozen_below_a_daemon_that_cannot_be_seen() {
+fn a_layer_is_not_frozen_below_an_invisible_daemon() {
     if !can(NEEDS) {
         return;
     }

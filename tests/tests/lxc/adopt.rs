@@ -30,7 +30,7 @@ fn refused(lxc: &Lxc, name: &str, code: i32, words: &[&str]) {
 
 #[test]
 #[expect(clippy::too_many_lines, reason = "one scenario, step by step")]
-fn what_can_not_be_adopted() {
+fn invalid_adoptions_are_refused() {
     if !can(&[Need::Root]) {
         return;
     }
@@ -133,7 +133,7 @@ fn what_can_not_be_adopted() {
 }
 
 #[test]
-fn what_can_not_be_released() {
+fn invalid_releases_are_refused() {
     if !can(&[Need::Root]) {
         return;
     }
@@ -164,7 +164,7 @@ fn what_can_not_be_released() {
 
 /// Two at once, under two names: one has it, whole.
 #[test]
-fn a_folder_is_taken_over_once() {
+fn a_directory_is_adopted_once() {
     if !can(&[Need::Root]) {
         return;
     }

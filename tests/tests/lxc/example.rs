@@ -7,7 +7,7 @@ use cowl_tests::lxc::{Lxc, NEEDS};
 
 #[test]
 #[expect(clippy::too_many_lines, reason = "one scenario, step by step")]
-fn a_change_in_lib_is_taken_back_under_the_original_name() {
+fn a_change_in_lib_is_undone_under_the_original_name() {
     if !can(NEEDS) {
         return;
     }

@@ -9,7 +9,7 @@ use cowl_tests::tree::{self, Compare};
 
 /// Starts nothing: what is under test happens to files.
 #[test]
-fn adopted_and_released_it_is_what_it_was_to_the_last_byte() {
+fn adopted_and_released_it_is_identical_to_the_original() {
     if !can(NEEDS) {
         return;
     }
@@ -113,7 +113,7 @@ fn lxcs_tools_go_on_as_before() {
 }
 
 #[test]
-fn a_running_container_is_refused_with_what_to_type() {
+fn a_running_container_is_refused_with_a_command_to_run() {
     if !can(NEEDS) {
         return;
     }
@@ -167,7 +167,7 @@ fn a_running_container_is_refused_with_what_to_type() {
 
 /// What a snapshot keeps of the config comes back only when asked for, and cowl's lines stay right.
 #[test]
-fn the_config_comes_back_with_the_snapshot_when_asked() {
+fn the_config_is_restored_with_the_snapshot_on_request() {
     if !can(NEEDS) {
         return;
     }

@@ -33,7 +33,7 @@ child(again, uid=1000 + 0o77, gid=7, umask=0o007)
 }
 
 #[test]
-fn what_takes_a_hidden_names_place_has_the_requests_mode_too() {
+fn an_object_created_over_a_whiteout_has_the_requested_mode() {
     beside_lower(
         "os.mkdir('d'); os.chmod('d', 0o777)
 for kind in 'abcd': write('d/' + kind)",
@@ -140,7 +140,7 @@ child(lambda: print(err(os.setxattr, "member", ACCESS, value)), uid=1001, gid=30
 }
 
 #[test]
-fn a_setgid_folder_gives_its_group_to_what_is_made_in_it() {
+fn a_setgid_directory_passes_its_group_to_new_entries() {
     beside(
         r#"
 os.mkdir("team"); write("team/hidden"); os.mkdir("team/lower"); os.mkdir("team/hidden.d")

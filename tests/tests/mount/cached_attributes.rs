@@ -31,7 +31,7 @@ fn same(content: Content, options: &str, what: &str) {
 }
 
 #[test]
-fn each_attribute_is_true_when_it_is_asked_for_alone() {
+fn each_attribute_is_current_when_requested_alone() {
     if !can(&NEEDS) {
         return;
     }
@@ -58,7 +58,7 @@ fn link_counts_that_are_not_counted_are_true_too() {
 
 /// The daemon invalidates attributes while the kernel holds the locks of the request being answered.
 #[test]
-fn one_thread_that_invalidates_what_it_answers_for_does_not_wait_for_itself() {
+fn a_single_thread_does_not_deadlock_on_its_own_invalidations() {
     if !can(&NEEDS) {
         return;
     }
@@ -138,7 +138,7 @@ def races(writer, rounds=60):
 /// The kernel requests the mode before it opens a program and relies on it afterwards. A writer that opens and closes
 /// the file in between must not be missed.
 #[test]
-fn a_program_never_runs_as_root_with_what_another_wrote() {
+fn a_setuid_program_never_runs_with_content_of_another_user() {
     if !can(&NEEDS) {
         return;
     }
@@ -208,7 +208,7 @@ late_modes()
 
 /// Neither the writer nor the program had a setuid bit to be asked about when it opened the file.
 #[test]
-fn a_program_made_setuid_while_it_starts_does_not_run_with_what_another_wrote() {
+fn a_program_made_setuid_at_its_start_does_not_run_with_content_of_another_user() {
     if !can(&NEEDS) {
         return;
     }

@@ -356,7 +356,7 @@ fn one_upper_is_mounted_once() {
 }
 
 #[test]
-fn without_dev_fuse_it_says_so() {
+fn a_missing_dev_fuse_is_reported() {
     if !can(&NEEDS) {
         return;
     }
@@ -374,7 +374,7 @@ fn without_dev_fuse_it_says_so() {
 }
 
 #[test]
-fn without_permission_it_says_so() {
+fn missing_permission_is_reported() {
     if !can(&NEEDS) {
         return;
     }

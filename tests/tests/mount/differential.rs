@@ -34,14 +34,14 @@ const NEEDS: [Need; 4] = [
 type OneSeed = fn(&Disk, u64, Option<&[Step]>, &mut Vec<Step>) -> Result<(), String>;
 
 #[test]
-fn a_mounted_stack_cannot_be_told_from_a_plain_folder() {
+fn a_mounted_stack_behaves_like_a_plain_directory() {
     if can(&NEEDS) {
         every_seed(150, against_plain);
     }
 }
 
 #[test]
-fn what_the_kernel_wrote_is_shown_and_written_on() {
+fn layers_of_kernel_overlayfs_are_shown_and_continued() {
     if can(&NEEDS) {
         every_seed(50, after_kernel);
     }

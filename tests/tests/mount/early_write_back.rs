@@ -106,16 +106,16 @@ fn begins(kind: &'static str, cases: &[&[(&str, &[&str])]]) {
 }
 
 #[test]
-fn what_replaces_a_lower_file_is_begun_on_ext4() {
+fn writeback_of_a_replacement_is_started_on_ext4() {
     begins("ext4", &[REPLACE, REWRITE]);
 }
 
 #[test]
-fn what_is_written_over_a_lower_file_is_begun_on_xfs() {
+fn writeback_of_an_overwritten_lower_file_is_started_on_xfs() {
     begins("xfs", &[REWRITE]);
 }
 
 #[test]
-fn what_replaces_a_lower_file_is_begun_on_btrfs() {
+fn writeback_of_a_replacement_is_started_on_btrfs() {
     begins("btrfs", &[REPLACE, REWRITE]);
 }

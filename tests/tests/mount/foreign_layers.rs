@@ -111,7 +111,7 @@ fn a_device_0_0_is_a_whiteout_to_an_overlay_above_also_through_the_kernel() {
 }
 
 #[test]
-fn what_fuse_overlayfs_wrote_without_privilege_is_read() {
+fn layers_of_unprivileged_fuse_overlayfs_are_read() {
     let program = Need::Program("fuse-overlayfs");
     if !can(&[Need::Root, Need::Fuse, program]) {
         return;

@@ -16,7 +16,7 @@ const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::KernelOverlay];
 /// Seed 23. Without the group's right to execute the bit is no privilege, and writing takes it from those
 /// alone who are not in the group.
 #[test]
-fn a_setgid_bit_without_execute_stays_for_a_member_who_writes() {
+fn a_setgid_bit_without_execute_survives_writes_of_a_group_member() {
     if !can(&NEEDS) {
         return;
     }

@@ -47,7 +47,7 @@ const CHANGES: &str = "
     mknod null c 1 3; ln -s target symbolic";
 
 #[test]
-fn the_kernel_reads_what_cowlfs_wrote() {
+fn the_kernel_reads_layers_of_cowlfs() {
     if !can(&NEEDS) {
         return;
     }
@@ -75,7 +75,7 @@ fn the_kernel_reads_what_cowlfs_wrote() {
 }
 
 #[test]
-fn cowlfs_reads_what_the_kernel_wrote() {
+fn cowlfs_reads_layers_of_the_kernel() {
     if !can(&NEEDS) {
         return;
     }

@@ -209,7 +209,7 @@ fn record_locks_of_open_files_conflict_within_a_process() {
 }
 
 #[test]
-fn leases_are_broken_by_whoever_opens() {
+fn leases_are_broken_by_an_open() {
     same(
         "a open r RDONLY three
          a lease r r

@@ -355,7 +355,7 @@ fn reading_moves_no_access_time_below() {
 }
 
 #[test]
-fn statfs_tells_of_what_is_written() {
+fn statfs_reports_the_upper_file_system() {
     if !can_mount(&Kind::Tmpfs.needs()) {
         return;
     }

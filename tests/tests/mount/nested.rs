@@ -162,7 +162,7 @@ fn upper_on_a_cowl_mount_with_other_content() {
 /// Each way in which a change by its owner takes a program's setuid and setgid, through two mounts.
 #[test]
 #[expect(clippy::too_many_lines, reason = "one scenario, step by step")]
-fn setuid_goes_through_two_mounts() {
+fn setuid_is_cleared_through_two_mounts() {
     if !ready(&[]) {
         return;
     }

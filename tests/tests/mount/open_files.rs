@@ -38,7 +38,7 @@ os.fchmod(fd, 0o700); print(of(fd))
 
 /// The closed list of docs/semantics.md: each is refused with a plain error, and nothing is changed by it.
 #[test]
-fn what_the_protocol_does_not_carry_is_refused() {
+fn operations_without_a_fuse_request_are_refused() {
     if !can(&NEEDS) {
         return;
     }
@@ -166,7 +166,7 @@ print(err(os.copy_file_range, dst, dst, 10, 0, 5), os.copy_file_range(dst, dst, 
 }
 
 #[test]
-fn an_old_descriptor_and_an_old_mapping_see_what_is_written_later() {
+fn old_descriptors_and_mappings_see_later_writes() {
     beside_lower(
         "for n in ('file', 'cut', 'private'): write(n, b'old' * 3000)
 os.link('file', 'alias')",
@@ -222,7 +222,7 @@ print(err(os.open, "leased", os.O_WRONLY | os.O_NONBLOCK), broken, lease(a, fcnt
 }
 
 #[test]
-fn a_running_program_can_not_be_written() {
+fn a_running_program_cannot_be_written() {
     beside(
         r#"
 import shutil

@@ -84,7 +84,7 @@ fn text(file: &File) -> String {
 }
 
 #[test]
-fn what_is_passed_through_is_not_asked_for() {
+fn passthrough_io_sends_no_requests() {
     for (options, asked) in [("", 0), ("passthrough=off", 1)] {
         let Some(mounted) = Mounted::new(options) else {
             return;
@@ -121,7 +121,7 @@ fn a_known_file_is_registered_once() {
 }
 
 #[test]
-fn a_write_shows_at_once_to_everybody_and_in_every_attribute() {
+fn a_write_is_visible_at_once_to_all_processes_and_in_every_attribute() {
     for options in ["", "passthrough=read", "passthrough=off"] {
         let Some(mounted) = Mounted::new(options) else {
             return;
@@ -209,7 +209,7 @@ with mmap.mmap(fd, 4096) as m: m[0:1] = b'b'";
 
 /// The text is read by the daemon until then, so that old descriptors follow it into the upper.
 #[test]
-fn old_descriptors_of_a_lower_text_see_what_is_written() {
+fn old_descriptors_of_a_lower_text_file_see_later_writes() {
     let Some(mounted) = Mounted::new("coherence=posix") else {
         return;
     };
@@ -229,7 +229,7 @@ fn old_descriptors_of_a_lower_text_see_what_is_written() {
 /// A passthrough open of a lower file continues to refer to it. Every later open sees the new content, and the inode
 /// is the same.
 #[test]
-fn old_descriptors_of_what_is_passed_through_keep_what_was() {
+fn old_passthrough_descriptors_keep_the_old_content() {
     for (options, name, keeps) in [
         ("coherence=posix", "program", true),
         ("coherence=posix", "lib.so.1", true),
@@ -283,7 +283,7 @@ fn old_descriptors_of_what_is_passed_through_keep_what_was() {
 }
 
 #[test]
-fn a_file_without_a_name_goes_on() {
+fn an_unlinked_file_remains_usable() {
     for options in ["", "passthrough=read", "coherence=overlay"] {
         let Some(mounted) = Mounted::new(options) else {
             return;

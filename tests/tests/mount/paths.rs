@@ -31,7 +31,7 @@ fn disturb(generator: &mut Generator, place: &Path, steps: usize) {
 }
 
 #[test]
-fn whatever_was_done_is_taken_back() {
+fn any_change_is_undone() {
     if !can(&NEEDS) {
         return;
     }
@@ -152,7 +152,7 @@ fn programs_inside_go_on_and_see_it() {
 
 /// What is mounted inside is no part of the container.
 #[test]
-fn what_is_mounted_inside_is_not_touched() {
+fn mounts_inside_are_not_changed() {
     if !can(&NEEDS) {
         return;
     }
@@ -188,7 +188,7 @@ fn what_is_mounted_inside_is_not_touched() {
 
 /// Restores a part of a renamed directory, by its old path and by its new one.
 #[test]
-fn parts_of_a_folder_that_was_renamed() {
+fn parts_of_a_renamed_directory() {
     if !can(&NEEDS) {
         return;
     }

@@ -16,7 +16,7 @@ use cowl_tests::tree::{self, Compare};
 /// Opening a FIFO blocks until its other end is open, and opening a device can have any effect. Reading a layer must
 /// do neither. The alarm ends a script that hangs.
 #[test]
-fn a_fifo_or_device_in_a_layer_blocks_nobody() {
+fn a_fifo_or_device_in_a_layer_blocks_no_reader() {
     beside(
         r#"
 import socket
@@ -55,7 +55,7 @@ os.kill(waits, signal.SIGKILL); os.waitpid(waits, 0); print(sorted(os.listdir(".
 }
 
 #[test]
-fn the_work_folder_is_cleaned_and_leftovers_harm_nothing() {
+fn the_work_directory_is_cleaned_and_leftovers_have_no_effect() {
     if !can(&NEEDS) {
         return;
     }
@@ -173,7 +173,7 @@ for i in range(200):
 
 /// As a user types it: the mount, then the file system that its layers lie on.
 #[test]
-fn the_base_is_free_as_soon_as_the_mount_is_gone() {
+fn the_base_is_free_as_soon_as_the_mount_has_ended() {
     let needs = [&NEEDS[..], &[Need::Program("mkfs.ext4")]].concat();
     if !can(&needs) {
         return;

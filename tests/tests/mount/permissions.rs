@@ -7,7 +7,7 @@ use cowl_tests::beside::{Beside, Content, NEEDS, beside, python};
 use cowl_tests::conditions::can;
 
 #[test]
-fn others_may_do_what_they_may_on_a_plain_folder() {
+fn other_users_have_the_same_permissions_as_on_a_plain_directory() {
     beside(
         r#"
 MODES = (0o777, 0o755, 0o750, 0o770, 0o711, 0o700, 0o070, 0o007, 0o000, 0o644, 0o622, 0o444)
@@ -48,7 +48,7 @@ for mode in MODES: print(mode, [(n, of(f"d{mode:o}/{n}")) for n in sorted(os.lis
 }
 
 #[test]
-fn in_a_sticky_folder_everybody_moves_and_removes_only_what_is_his() {
+fn in_a_sticky_directory_users_rename_and_remove_only_their_own_entries() {
     beside(
         r#"
 os.mkdir("tmp"); os.chown("tmp", 1009, 1009); os.chmod("tmp", 0o1777); os.mkdir("out"); os.chmod("out", 0o777)
@@ -74,7 +74,7 @@ for f in ("tmp", "out"): print([(n, of(f"{f}/{n}")) for n in sorted(os.listdir(f
 /// A file that is copied up for a user appears under its name only with the owner, mode and ACL of the original, and
 /// the work directory in which it is created is not accessible to other users.
 #[test]
-fn a_copy_up_for_somebody_never_opens_a_file_further() {
+fn a_copy_up_for_another_user_never_widens_access() {
     if !can(&NEEDS) {
         return;
     }

@@ -48,7 +48,7 @@ CHANGES = {
 "#;
 
 #[test]
-fn setuid_and_setgid_go_as_on_a_plain_folder() {
+fn setuid_and_setgid_are_cleared_as_on_a_plain_directory() {
     let modes = r#"
 MODES = (0o6777, 0o6767, 0o4766, 0o2767)
 # CAP_FSETID is 4: one of the last two has it and is nobody special, the other is user 0 and has it not.

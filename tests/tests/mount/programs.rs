@@ -78,7 +78,7 @@ fn without_records(root: &Path) -> Tree {
 }
 
 #[test]
-fn a_large_package_comes_and_goes() {
+fn a_large_package_is_installed_and_removed() {
     if !can_mount(&[Need::Debian]) {
         return;
     }

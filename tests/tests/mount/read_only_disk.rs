@@ -8,7 +8,7 @@ use cowl_tests::cowl::Store;
 use cowl_tests::images;
 
 #[test]
-fn what_lies_there_is_listed_and_saved() {
+fn a_store_on_a_read_only_disk_is_listed_and_exported() {
     let needs = [Need::Root, Need::Program("mkfs.ext4")];
     if !can(&needs) {
         return;

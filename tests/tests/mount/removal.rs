@@ -73,7 +73,7 @@ fn one_several_a_range_and_all() {
 }
 
 #[test]
-fn what_was_made_from_it_counts_as_made_from_its_parent() {
+fn snapshots_based_on_a_removed_one_are_based_on_its_parent() {
     let store = store(3);
     write(&store, "web", "since", b"x");
     let states = ["web", "web@snap0", "web@snap2"].map(|state| (state, shown(&store, state)));
@@ -96,7 +96,7 @@ fn what_was_made_from_it_counts_as_made_from_its_parent() {
 }
 
 #[test]
-fn the_space_is_told_before_and_free_afterwards() {
+fn the_space_is_reported_before_and_free_afterwards() {
     let store = store(4);
     store.restore("web", "snap0");
     // snap1 to snap3 are now on a branch of their own.
@@ -215,7 +215,7 @@ fn trees(store: &Store, snapshot: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn what_is_mounted_to_be_read_stays() {
+fn mounted_snapshots_are_retained() {
     let store = store(4);
     let held: Vec<_> = trees(&store, "snap2")
         .iter()

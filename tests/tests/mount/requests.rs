@@ -154,7 +154,7 @@ fn find_takes(most: u64) -> Allowed {
 }
 
 #[test]
-fn a_cold_find_asks_four_times_a_folder() {
+fn a_cold_find_sends_four_requests_for_each_directory() {
     let Some(case) = Case::new(true) else {
         return;
     };
@@ -275,7 +275,7 @@ fn writing_asks_for_attributes_no_more_than_it_must() {
 
 /// `cowl stats`, the socket and the log after SIGUSR1 say the same; the daemon lives on.
 #[test]
-fn what_a_mount_is_asked_for_is_told() {
+fn requests_of_a_mount_are_reported() {
     if !can(NEEDS) {
         return;
     }

@@ -228,7 +228,7 @@ sys.stdin.read()
 "#;
 
 #[test]
-fn descriptors_are_bounded_by_what_is_open() {
+fn descriptors_are_bounded() {
     if !can(&NEEDS) {
         return;
     }

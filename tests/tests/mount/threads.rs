@@ -53,7 +53,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const HUNG: usize = 3;
 
 #[test]
-fn a_layer_that_does_not_answer_holds_up_nobody_else() {
+fn an_unresponsive_layer_delays_no_other_request() {
     if !can(NEEDS) {
         return;
     }
@@ -126,7 +126,7 @@ fn wished() -> i32 {
 }
 
 #[test]
-fn cpus_are_kept_awake_where_that_is_asked_for() {
+fn cpus_are_kept_awake_on_request() {
     if !can(NEEDS) {
         return;
     }

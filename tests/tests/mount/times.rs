@@ -49,7 +49,7 @@ show()"
 }
 
 #[test]
-fn the_first_and_the_last_time_there_are_harm_nobody() {
+fn the_first_and_the_last_representable_time_work() {
     beside(
         "for name in 'abcdefgh': write(name)",
         r#"
@@ -62,7 +62,7 @@ for name, (seconds, part) in zip("abcdefgh", [(s, p) for s in ends for p in (0, 
 }
 
 #[test]
-fn what_moves_which_time() {
+fn each_operation_changes_the_right_times() {
     beside(
         r#"
 for name in ("file", "two", "gone"): write(name)
@@ -148,7 +148,7 @@ for path in ("file", "old"):
 }
 
 #[test]
-fn access_times_of_what_was_written_here_move_as_on_the_base() {
+fn access_times_of_upper_files_change_as_on_the_base() {
     if !can(&NEEDS) {
         return;
     }
@@ -176,7 +176,7 @@ os.utime("file", ns=(5, now)); os.read(fd, 10); print(os.fstat(fd).st_atime_ns)
 }
 
 #[test]
-fn a_copy_up_moves_no_time_of_the_folder_that_it_happens_in() {
+fn a_copy_up_changes_no_time_of_its_directory() {
     beside_lower(
         "os.makedirs('a/b'); write('a/b/c'); os.link('a/b/c', 'a/d')
 for p in ('a', 'a/b'): os.utime(p, ns=(7, 7))",

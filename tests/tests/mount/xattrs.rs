@@ -56,7 +56,7 @@ print(set("full", "user.0", b"w" * 300), get("full", "user.0") == b"w" * 300, le
 }
 
 #[test]
-fn what_others_may_see_and_set() {
+fn xattrs_that_other_users_can_see_and_set() {
     beside(
         r#"
 write("own", mode=0o644); os.chown("own", 1000, 1000); write("rooted", mode=0o646)

@@ -82,7 +82,7 @@ fn a_cut_loses_nothing_on_btrfs() {
 /// fdatasync(2) of what overwrote a part of a lower file: the name leads to it from then on. The rename of the
 /// copy-up is nothing that ext4 commits for an fdatasync.
 #[test]
-fn what_fdatasync_wrote_has_its_name() {
+fn a_file_after_fdatasync_has_its_name() {
     if !possible("ext4") {
         return;
     }
@@ -130,7 +130,7 @@ fn what_fdatasync_wrote_has_its_name() {
 
 /// The other tests see losses where there are some.
 #[test]
-fn without_syncs_cuts_are_seen_to_lose() {
+fn without_syncs_cuts_lose_data() {
     if !possible("ext4") {
         return;
     }

@@ -80,7 +80,7 @@ fn a_cut_takes_nothing_durable_on_btrfs() {
 
 /// Validates the rig: with syncs disabled, cuts must break states that are marked durable.
 #[test]
-fn without_the_sync_cuts_are_seen_to_take_what_is_marked_durable() {
+fn without_the_sync_cuts_lose_durable_snapshots() {
     if !possible("ext4") {
         return;
     }

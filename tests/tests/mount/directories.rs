@@ -6,7 +6,7 @@ use cowl_tests::mount::{Overlay, Stack};
 use cowl_tests::tree::{self, Compare};
 
 #[test]
-fn names_up_to_255_bytes_work_and_longer_ones_are_too_long_for_everybody() {
+fn names_up_to_255_bytes_work_and_longer_ones_are_refused_by_every_call() {
     let names = "names = [c * n for n in range(250, 256) for c in ('f', 'd')] + ['\\u00e9' * 127, b'\\xff\\xfe' * 127, b'\\n \\x01\\\\:,\"\\'#' * 28]\n";
     beside(
         &format!(
@@ -126,7 +126,7 @@ for e in os.scandir("d"): assert e.inode() == e.stat(follow_symlinks=False).st_i
 }
 
 #[test]
-fn a_listing_beside_creations_and_removals_tells_what_stays_once() {
+fn a_listing_during_changes_has_each_permanent_entry_once() {
     beside(
         "os.mkdir('d')
 for i in range(1200): write(f'd/stays{i:05d}')
@@ -160,7 +160,7 @@ print(sorted(os.listdir("d")))
 /// The kernel keeps listings, and looks for the position of one who is still reading in what it keeps. An
 /// entry that another one removed meanwhile must not be the end for him.
 #[test]
-fn two_who_read_a_folder_beside_removals_miss_nothing() {
+fn two_readers_of_a_directory_miss_no_entry_during_removals() {
     beside(
         "os.mkdir('d')
 for i in range(3000): write(f'd/f{i:05d}')",
@@ -205,7 +205,7 @@ os.close(fd); print(os.listdir("d")); os.rmdir("d")
 
 /// The kernel checks for changes of the directory itself, and `..` is not changed by any of them.
 #[test]
-fn a_moved_folder_has_another_parent_in_its_listing() {
+fn a_moved_directory_has_its_new_parent_in_its_listing() {
     beside(
         "for n in ('a/moved/in', 'b', 'c/swapped/in'): os.makedirs(n)",
         &format!(
@@ -233,7 +233,7 @@ print(os.listdir("b/moved"), os.listdir("c/swapped"))
 }
 
 #[test]
-fn a_folder_of_100000_names() {
+fn a_directory_with_100000_names() {
     if !can(&NEEDS) {
         return;
     }
@@ -277,7 +277,7 @@ os.rename("big", "moved"); print(len(os.listdir("moved")))
 }
 
 #[test]
-fn a_name_changes_between_file_and_folder_over_layers() {
+fn a_name_changes_between_file_and_directory_across_layers() {
     if !can(&NEEDS) {
         return;
     }
@@ -339,7 +339,7 @@ for i in range(30):
 }
 
 #[test]
-fn many_at_once_lose_no_name_and_leave_no_folder_behind() {
+fn concurrent_changes_lose_no_name_and_leave_no_directory_behind() {
     beside_lower(
         r#"
 for f in ("one", "two", "three"):
