@@ -1,5 +1,5 @@
-//! Mistakes: each gets a message that says what is wrong, its exit code, and changes nothing.
-//! Exit codes: 1 failed, 2 usage, 3 no such container or snapshot, 4 busy or locked.
+//! Mistakes: each gets a message that names the cause, has its exit code, and changes nothing. Exit codes: 1 failed,
+//! 2 usage, 3 no such container or snapshot, 4 busy or locked.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -277,7 +277,7 @@ fn sources_that_cannot_be_used() {
     let own = store.path().to_str().unwrap();
     refused(&store, &["create", "new", "--from", own], 1, &[]);
     assert!(!dir.join("outside").is_file() && !store.scratch().join("outside").is_file());
-    // What the bad ones were made from is good.
+    // The valid archive from which the invalid ones were made.
     store.create("new", &dir.join("good.tar"));
 }
 

@@ -80,7 +80,7 @@ fn says(store: &Store, args: &[&str], code: i32, words: &[&str]) {
     }
 }
 
-/// After a repair everything is in order, and web shows what it showed.
+/// Verifies that after a repair no problem is left, and that web has the same tree as before.
 #[track_caller]
 fn is_right_again(store: &Store, words: &[&str]) {
     says(store, &["--repair"], 0, words);
@@ -131,7 +131,7 @@ fn an_unreadable_manifest() {
     let whole = std::fs::read(&file).unwrap();
     std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
     says(&store, &[], 5, &["damaged", file.to_str().unwrap()]);
-    // What it names is only known to itself: it must not be taken for unused.
+    // Only the unreadable manifest refers to the layers, which must not be treated as unused.
     says(&store, &["--repair"], 5, &["damaged"]);
     store.cowl(["gc"]).fails(5, &["container.json"]);
     std::fs::write(&file, whole).unwrap();
@@ -145,7 +145,7 @@ fn a_snapshot_with_a_missing_or_damaged_file() {
     std::fs::write(snapshot_file(&store, 2), "{}").unwrap();
     says(&store, &[], 5, &["web@snap1", "web@snap2"]);
     is_right_again(&store, &["rebuilt from its top layer"]);
-    // What could not be read is still there.
+    // The unreadable file is retained.
     let kept = std::fs::read_dir(store.path().join("damaged")).unwrap();
     let kept: Vec<_> = kept.map(|entry| entry.unwrap().path()).collect();
     assert_eq!(kept.len(), 1);
@@ -166,7 +166,7 @@ fn a_layer_with_a_missing_or_damaged_file() {
     std::fs::write(of_stack(&store, 4).join("layer.json"), "torn").unwrap();
     says(&store, &[], 5, &["layer.json"]);
     is_right_again(&store, &["rebuilt from a stack"]);
-    // It still counts as the base, which is not what a snapshot wrote.
+    // The layer still counts as the base, and not as the delta of a snapshot.
     let list = store.cowl(["list", "web", "--json"]).ok().json();
     assert!(list["snapshots"][0]["size"].as_u64().unwrap() > 0);
 }
@@ -283,7 +283,7 @@ fn leftovers_are_reported_and_removed() {
     ];
     says(&store, &[], 0, &words);
     says(&store, &["--repair"], 0, &["removed"]);
-    // What is not ours is left where it is.
+    // Files that cowl did not create are left in place.
     says(&store, &[], 0, &["not created by cowl"]);
     std::fs::remove_dir(root.join("layers/mine")).unwrap();
     is_right_again(&store, &[]);

@@ -1,5 +1,5 @@
-//! Collection beside everything else: it never takes what a command is making, what a mount reads, or what
-//! anything names.
+//! Garbage collection during other commands: it never removes a layer that a command is creating, that a mount reads,
+//! or that a manifest refers to.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Completion in the shells themselves: keys are typed at a terminal of the shell's own, or, where a shell
-//! can say what it would offer, it is asked.
+//! Completion in the shells themselves: keys are typed at a pseudo-terminal, or, where a shell can print its
+//! candidates, they are requested.
 
 use std::collections::BTreeMap;
 use std::path::Path;

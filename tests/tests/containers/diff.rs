@@ -1,4 +1,4 @@
-//! `cowl diff` against what comparing two plain trees says, and against patch(1).
+//! `cowl diff`, compared with the differences of two plain trees, and with patch(1).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -80,7 +80,7 @@ fn change(random: &mut Random, root: &Path, mixed: bool) {
     drop(done);
 }
 
-/// The lines of a diff without renames, by what two trees hold.
+/// Returns the expected lines of a diff without renames, from the content of two trees.
 fn expected(old: &Tree, new: &Tree) -> BTreeSet<String> {
     let paths: BTreeSet<_> = old.keys().chain(new.keys()).collect();
     let shown = |path: &[u8]| {

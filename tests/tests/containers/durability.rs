@@ -1,4 +1,5 @@
-//! Snapshots are durable or settling: who syncs them, what another boot finds, and what a failed sync leaves.
+//! Durable and settling snapshots: which process syncs them, their state after a reboot, and the effects of a failed
+//! sync.
 
 use std::path::Path;
 use std::process::Command;
@@ -39,7 +40,7 @@ fn wait_durable(store: &Store, snapshot: &str) {
     });
 }
 
-/// Changes what an unmounted container is.
+/// Changes the current state of an unmounted container.
 fn change(store: &Store, text: &str) {
     let root = store.mount("web");
     std::fs::write(root.join("etc/file"), text).unwrap();
@@ -91,7 +92,7 @@ fn a_snapshot_settles_in_the_background() {
         (&status["settling"], &status["incomplete"]),
         (&0.into(), &0.into())
     );
-    // What a restore replaces is a snapshot like any other.
+    // The state that a restore replaces is a snapshot like any other.
     std::fs::write(root.join("etc/file"), "newer").unwrap();
     store.restore("web", "snap0");
     wait_durable(&store, "auto0");
@@ -141,7 +142,7 @@ fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
     let log = store.scratch().join("trace");
     let calls = ["-e", "trace=syncfs,rename,renameat,renameat2"];
     traced(&store, &calls, &log, &["snapshot", "web", "--sync"]).ok();
-    // The tracer writes on after what it traced has ended.
+    // strace continues to write after the traced process has exited.
     let commit = "container.json\"";
     wait_until("the trace has all calls", || {
         let text = std::fs::read_to_string(&log).unwrap();
@@ -152,7 +153,7 @@ fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
         .lines()
         .filter_map(|line| match line {
             line if line.contains(commit) => Some("commit"),
-            // That of the mount hands over what is mapped; since Linux 6.16 it does not wait.
+            // The syncfs of the mount writes back mapped pages; since Linux 6.16 it does not wait for them.
             line if line.contains("syncfs") => Some("sync"),
             _ => None,
         })
@@ -208,7 +209,7 @@ fn after_a_reboot_it_is_incomplete_and_needs_force() {
         ("newer", true)
     );
 
-    // What is built on it says so.
+    // States that are based on it are reported as incomplete, too.
     cowl(&["clone", "web@snap1", "other", "--force"]).ok();
     let shown = cowl(&["show", "other", "--json"]).ok().json();
     assert_eq!(
@@ -228,7 +229,7 @@ fn after_a_reboot_it_is_incomplete_and_needs_force() {
         .ok();
     assert_eq!(listed.out(), "snap0 durable\nsnap1 incomplete");
 
-    // What is taken now is whole, whatever lies below it; a merge keeps the mark.
+    // A snapshot that is taken now is complete, whatever the layers below it; a merge preserves the marker.
     cowl(&["undo", "web", "snap0"]).ok();
     cowl(&["snapshot", "web", "--sync"]).ok();
     cowl(&["flatten", "web"]).ok();
@@ -305,7 +306,7 @@ fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
             .err()
             .contains("web@snap0 is not durable")
     );
-    // The kernel does not write again what it failed to write: what lies on it is no better.
+    // The kernel does not retry a failed writeback, so states that are based on it are incomplete as well.
     change(&store, "newer");
     store
         .cowl(["snapshot", "web", "--sync"])
@@ -361,7 +362,7 @@ fn settling_snapshots_can_be_removed_merged_and_destroyed() {
         (state(&store, "snap1"), state(&store, "snap2")),
         ("durable".into(), "durable".into())
     );
-    // Many at once: each syncs what it made.
+    // Concurrent commands: each syncs its own layers.
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| store.cowl(["snapshot", "web", "--wait", "60"]).ok());

@@ -29,7 +29,7 @@ fn containers(store: &Store) -> usize {
         .count()
 }
 
-/// Who has it back from the trash, or from a file, wants it to stay.
+/// A clone that is restored from the trash or imported from a file is no longer ephemeral.
 #[test]
 fn a_restored_container_is_retained() {
     if !can(&NEEDS) {

@@ -52,7 +52,7 @@ fn container(store: &Store) -> PathBuf {
     at
 }
 
-/// What `NAME[@SNAP]` shows, through a mount of a clone.
+/// Returns the tree of `NAME[@SNAP]`, through a mount of a clone.
 fn shown(store: &Store, state: &str) -> Tree {
     store.cowl(["clone", state, "look"]).ok();
     let at = store.mount("look");
@@ -90,7 +90,7 @@ fn a_mounted_container_is_piped_into_another_store() {
         .unwrap();
     assert!(into.status.success(), "{into:?}");
     assert!(out.wait().unwrap().success());
-    // It goes on, and is what it was.
+    // The source continues to run and is unchanged.
     assert_tree("the source", &tree::read(&at).unwrap(), &before);
     sh_in(&at, "echo more > more; rm more; touch -d @0 .").ok();
     for state in STATES.iter().skip(1) {
@@ -112,7 +112,7 @@ fn a_mounted_container_is_piped_into_another_store() {
         assert!(told.contains("R "), "{told}");
         assert_eq!(diff(&other), told);
     }
-    // What came in goes on as a container: mounted, written, taken back.
+    // The imported container can be mounted, written and restored.
     let new = other.mount("web");
     assert_tree("the head", &tree::read(&new).unwrap(), &before);
     sh_in(&new, "echo x > x; mv usr/deep back").ok();
@@ -214,7 +214,7 @@ fn podman_takes_an_image_and_shows_the_same() {
     assert_tree("the image", &got, &want);
 }
 
-/// Unpacks an image's layer: deletions first, then what is there.
+/// Unpacks an image layer: first the deletions, then the entries.
 fn apply(place: &Path, delta: &Path) {
     let script = "
         tar -tf \"$1\" | grep -E '(^|/)\\.wh\\.' > ../marks || true

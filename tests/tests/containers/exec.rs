@@ -11,7 +11,7 @@ use cowl_tests::rootfs;
 /// Installs a package from a directory of the root file system, without network access.
 const APT: &str = "apt-get install -y --no-install-recommends /root/debs/less_*.deb";
 
-/// Turns away from a network what apt would fetch.
+/// Prevents apt from fetching anything over the network.
 const OFFLINE: &str = "export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8; \
                        echo 'APT::Sandbox::User \"root\";' > /etc/apt/apt.conf.d/99test; ";
 

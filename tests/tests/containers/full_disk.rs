@@ -1,4 +1,4 @@
-//! On a full disk nothing is lost, and what frees space still works.
+//! On a full disk nothing is lost, and commands that free space still work.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -63,7 +63,7 @@ impl Disk {
         }
     }
 
-    /// Takes the last inode, and what small files can still take.
+    /// Uses up the last inode, and the space that small files can still use.
     fn fill_inodes(&self) {
         let folder = self.place.join("many");
         if std::fs::create_dir(&folder).is_err() {
@@ -123,7 +123,7 @@ impl Disk {
         self.cowl(&["umount", "web"]).ok();
     }
 
-    /// What can't be done for want of space changes nothing and leaves nothing.
+    /// Verifies that commands that fail for lack of space change nothing and leave nothing behind.
     fn refuses(&self) {
         let before = names(&self.place);
         let list = self.list();
@@ -148,7 +148,7 @@ impl Disk {
         }
     }
 
-    /// What frees space is done, and does free it.
+    /// Verifies that commands that free space succeed and free it.
     fn frees(&self) {
         self.cowl(&["rm", "web", "snap0"]).ok();
         assert!(!self.list().contains("snap0"));
@@ -284,7 +284,7 @@ fn an_archive_that_does_not_fit_leaves_nothing_behind() {
     disk.cowl(&["check"]).ok();
 }
 
-/// What removing files in a container takes: a mount, and names that hide the lower ones.
+/// Removing files in a container needs a mount, and whiteouts that hide the lower files.
 fn a_container_is_mounted_and_emptied(disk: &Disk, bytes: bool, reserve: bool) {
     let source = disk.scratch.make("source");
     std::fs::create_dir(source.join("dir")).unwrap();
@@ -337,7 +337,7 @@ fn a_container_is_mounted_and_emptied(disk: &Disk, bytes: bool, reserve: bool) {
 }
 
 impl Disk {
-    /// Takes what was given up since.
+    /// Uses up the space that was released since.
     fn fill_again(&self) {
         let mut fill = std::fs::File::options();
         let mut fill = fill.append(true).open(self.place.join("fill")).unwrap();

@@ -21,8 +21,8 @@ fn mounted(store: &Store) -> PathBuf {
     PathBuf::from(String::from_utf8(place.stdout).unwrap().trim_end())
 }
 
-/// Descriptors and mappings that write, a file without a name and one with two: the snapshot has all as it
-/// was, copies nothing, and what is written next is in the mount alone.
+/// Writable descriptors and mappings, an unlinked file and one with two names: the snapshot has all of them as they
+/// were and copies nothing, and later writes are visible only in the mount.
 #[test]
 #[expect(clippy::too_many_lines, reason = "one scenario, step by step")]
 fn a_snapshot_is_taken_while_programs_write() {

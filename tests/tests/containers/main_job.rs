@@ -103,7 +103,7 @@ fn the_whole_job() {
             .contains("less")
     );
 
-    // What was there before the restore is an automatic snapshot: the restore itself can be undone.
+    // The state before the restore is an automatic snapshot, so that the restore can be undone.
     let automatic = store
         .snapshots("web")
         .into_iter()

@@ -270,7 +270,7 @@ fn use_in_another_namespace_is_refused_and_named() {
     assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
 }
 
-/// A user who can create namespaces can hide a copy behind a file system that does not answer.
+/// A user that can create namespaces can hide a copy behind a file system that does not respond.
 #[test]
 fn an_unresponsive_namespace_delays_no_command() {
     if !can(NEEDS) {

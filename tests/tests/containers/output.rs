@@ -1,5 +1,5 @@
-//! How output looks: colours on a terminal only, quiet and verbose, bars on what takes long, a reader that
-//! goes away, the configuration file's part in it.
+//! Output: colors only on a terminal, quiet and verbose, progress bars of long commands, a closed pipe, and the
+//! settings of the configuration file.
 
 use std::process::Command;
 
@@ -68,7 +68,7 @@ fn colours_are_for_terminals() {
         let config = store.scratch().join("config.toml");
         std::fs::write(&config, "color = \"always\"\n").expect("writing the file");
         let by_file = format!("cowl --config {} {verb}", config.display());
-        // What is wrong with a name is found after the file was read.
+        // An invalid name is detected after the configuration file was read.
         assert!(coloured(piped(&store, &by_file)), "{verb}");
     }
     // Colors do not change the alignment: the columns are at the same positions without them.
@@ -150,7 +150,7 @@ fn commands_longer_than_a_second_show_a_progress_bar_on_a_terminal() {
             .contains("importing")
     );
     assert_eq!(piped(&store, &slowly("", "three")).ok().err(), "");
-    // What is quick has none.
+    // Quick commands show no bar.
     let quick = at_terminal(&store, "cowl create four --from /dev/null");
     assert!(!quick.out().contains("importing"), "{}", quick.report());
 }

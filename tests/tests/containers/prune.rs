@@ -114,7 +114,7 @@ fn by_rules_that_the_container_keeps() {
     store.cowl(["prune", "--all-containers"]).ok();
     assert_eq!(store.snapshots("web"), ["snap0", "snap3", "snap4", "snap5"]);
     assert_eq!(store.snapshots("other").len(), 3);
-    // What people asked for goes only when that is said, with the same rules.
+    // Manual snapshots are pruned only with an option, by the same rules.
     store.cowl(["prune", "web", "--manual"]).ok();
     assert_eq!(store.snapshots("web"), ["snap3", "snap4", "snap5"]);
     store.cowl(["prune", "web", "--forget"]).ok();

@@ -190,7 +190,8 @@ fn a_mount_whose_state_cannot_be_written_holds_up_no_command() {
     mount::unmount_free(&place);
 }
 
-/// In a mount namespace with another `/run`, say: what the daemon writes to must not become a snapshot's.
+/// For example in a mount namespace with another `/run`: the layer that an invisible daemon writes must not become
+/// part of a snapshot.
 #[test]
 fn a_layer_is_not_frozen_below_an_invisible_daemon() {
     if !can(NEEDS) {

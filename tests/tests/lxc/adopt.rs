@@ -1,5 +1,5 @@
-//! What adopt and release refuse, with what to type instead and nothing changed; and the odd places that they
-//! take.
+//! Refused uses of adopt and release, with a command to run instead and without changes; and unusual directories that
+//! are accepted.
 
 use std::path::{Path, PathBuf};
 

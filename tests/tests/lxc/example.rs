@@ -49,7 +49,7 @@ fn a_change_in_lib_is_undone_under_the_original_name() {
     lxc.start("dependent");
     assert_eq!(lxc.run("dependent", "cat /lib/libthing"), "broken");
 
-    // Back to what it was, under its own name, with its own config.
+    // Restored under its own name, with its own config.
     store.cowl(["restore", "c1", "snap0", "--stop"]).ok();
     assert_eq!(lxc.config("c1"), config);
     lxc.start("c1");
@@ -71,7 +71,7 @@ fn a_change_in_lib_is_undone_under_the_original_name() {
         "broken\nc2\nc2"
     );
     assert_eq!(lxc.run("c1", "cat /lib/libthing; hostname"), "good\nc1");
-    // Neither sees what is written to the other.
+    // Writes to one of them are not visible in the other.
     lxc.run("c2", "echo other > /lib/libthing");
     assert_eq!(lxc.run("c1", "cat /lib/libthing"), "good");
 

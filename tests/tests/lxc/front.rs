@@ -1,5 +1,5 @@
-//! cowl called as `lxc-snapshot`, beside LXC's own: the same words, the same answers; and what went wrong
-//! there goes right here.
+//! cowl called as `lxc-snapshot`, compared with LXC's own: the same options and the same output; and cases that fail
+//! there succeed here.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -185,7 +185,7 @@ fn without_time(line: &str) -> String {
     }
 }
 
-/// What people and scripts type, in order; `{remark}` is a file that is there.
+/// Command lines that users and scripts run, in order; `{remark}` is an existing file.
 const WORDS: &[&[&str]] = &[
     &["-n", "c1", "-L"],
     &["c1", "-L"],
@@ -294,7 +294,7 @@ fn snapshots_of_lxcs_own_are_worked_on_as_there() {
             there.report()
         );
     }
-    // What one of them made, the other one sees.
+    // Snapshots of either program are visible to the other one.
     ours.original(&["-n", "c1"]).ok();
     let list = ours.original(&["-n", "c1", "-L"]).ok();
     assert_eq!(ours.run(&["-n", "c1", "-L"]).ok().out(), list.out());
@@ -322,7 +322,8 @@ fn failures_of_the_original_do_not_happen_here() {
         .run(&["-n", "c1", "-c", "missing"])
         .fails(1, &["missing"]);
     assert_eq!(world.names(), both);
-    // What a killed lxc-snapshot leaves was a good snapshot, and emptied the container.
+    // With LXC's own, the leftovers of a killed lxc-snapshot were listed as a snapshot, and a restore from them
+    // emptied the container.
     let part = world.path("c1/snaps/snap9");
     std::fs::create_dir_all(part.join("rootfs")).unwrap();
     std::fs::copy(world.path("c1/snaps/snap0/config"), part.join("config")).unwrap();
@@ -331,7 +332,7 @@ fn failures_of_the_original_do_not_happen_here() {
         .run(&["-n", "c1", "-r", "snap9"])
         .fails(1, &["incomplete"]);
     world.run(&["-n", "c1", "-d", "snap9"]).ok();
-    // A restore of what is not there took the container away.
+    // With LXC's own, a restore of a missing snapshot removed the container.
     world
         .run(&["-n", "c1", "-r", "snap7"])
         .fails(1, &["no snapshot named"]);
@@ -374,7 +375,7 @@ fn a_container_runs_before_and_after() {
             .ok()
             .out()
     };
-    // What LXC took stays good when cowl keeps the container.
+    // Snapshots that LXC took remain valid when cowl adopts the container.
     std::fs::write(world.path("c1/rootfs/etc/story"), "zero\n").unwrap();
     world.original(&["-n", "c1"]).ok();
     std::fs::write(world.path("c1/rootfs/etc/story"), "one\n").unwrap();
@@ -386,7 +387,7 @@ fn a_container_runs_before_and_after() {
     );
     world.lxc("lxc-start", "c1", &[]).ok();
     inside("c1", "echo two > /etc/story");
-    // While it runs: what the original refuses.
+    // While the container runs, the operations that the original refuses.
     world.run(&["-n", "c1"]).ok();
     world
         .run(&["-n", "c1", "-r", "snap1"])
@@ -406,7 +407,7 @@ fn a_container_runs_before_and_after() {
     world.lxc("lxc-stop", "c2", &["-k"]).ok();
 }
 
-/// LXC's restore took what was there away before it knew that the new fits.
+/// LXC's restore removed the old state before it knew whether the new one fits on the disk.
 #[test]
 fn a_full_disk_takes_nothing_away() {
     if !can(&NEEDS) || !can(&[Need::Program("mkfs.ext4")]) {
@@ -514,7 +515,7 @@ fn overlays_of_lxcs() {
     .ok();
     world.original(&["-n", "c2"]).ok();
     std::fs::write(delta.join("etc/new"), "now").unwrap();
-    // To the same name: what was written over the others, with its marks.
+    // Restored under the same name: the changes since are gone, and the markers are correct.
     world.run(&["-n", "c2", "-r", "snap0"]).ok();
     assert_eq!(
         std::fs::read_to_string(delta.join("etc/new")).unwrap(),
@@ -527,7 +528,7 @@ fn overlays_of_lxcs() {
     let made = world.path("c3/rootfs/etc");
     assert_eq!(std::fs::read_to_string(made.join("new")).unwrap(), "then");
     assert!(!there(&made.join("passwd")) && there(&made.join("inittab")));
-    // What c2 stands on is not exchanged under it, and not taken from it.
+    // The snapshot that c2 is based on is neither replaced nor removed.
     world
         .run(&["-n", "c1", "-r", "snap0"])
         .fails(1, &["lxc-copy -s"]);

@@ -7,7 +7,7 @@ use cowl_tests::conditions::can;
 use cowl_tests::lxc::{Lxc, NEEDS};
 use cowl_tests::tree::{self, Compare};
 
-/// Starts nothing: what is under test happens to files.
+/// Starts no container: the tested commands change only files.
 #[test]
 fn adopted_and_released_it_is_identical_to_the_original() {
     if !can(NEEDS) {
@@ -165,7 +165,7 @@ fn a_running_container_is_refused_with_a_command_to_run() {
     assert!(!lxc.dir("c1").try_exists().unwrap());
 }
 
-/// What a snapshot keeps of the config comes back only when asked for, and cowl's lines stay right.
+/// The config of a snapshot is restored only on request, and cowl's lines in it remain correct.
 #[test]
 fn the_config_is_restored_with_the_snapshot_on_request() {
     if !can(NEEDS) {

@@ -90,7 +90,7 @@ fn tar_packs_and_unpacks() {
     .ok();
     pair.same("packed on the mount", &unpacked, Compare::SAME);
 
-    // While something brings up what tar reads, nothing changes that it could see.
+    // A copy-up of the files that tar reads changes nothing that it can detect.
     let both = sh(&format!(
         "cd '{from}'
          for round in 1 2 3; do {pack} -cf '{scratch}/two.tar' . || exit 1; done &
@@ -122,8 +122,8 @@ fn tar_packs_and_unpacks() {
     mounted.unmount();
 }
 
-/// tar asks for the change time of what it read before and after: a copy-up of attributes alone, and
-/// of content after it, must not move it.
+/// tar compares the change time of a file before and after it reads the file. A copy-up of attributes alone, and of
+/// content after it, must not change it.
 #[test]
 fn change_times_hold_over_copy_up() {
     if !can_mount(&[]) {
@@ -141,7 +141,7 @@ fn change_times_hold_over_copy_up() {
         .stdout
     };
     let before = times();
-    // Only what makes no change at all; touch moves the change time anywhere.
+    // Only operations that change nothing: touch updates the change time anywhere.
     sh_in(
         mounted.path(),
         "find . -type f -exec sh -c 'for f; do : >> \"$f\"; done' sh {} +",
@@ -193,7 +193,7 @@ fn rsync_finds_nothing_to_do() {
     assert_ne!(sh(&copied).ok().out(), "");
     pair.same("copied out", &out, Compare::SAME);
     nothing("copied out", mounted.path(), &out);
-    // Into the mount: over what is there, and anew.
+    // Into the mount: over existing files, and into a new directory.
     sh_in(
         &pair.plain,
         "echo x >> all/a/f9; rm -r all/acl; mv all/links all/moved; chmod 600 all/a/f8",

@@ -1,5 +1,4 @@
-//! The overlay's command line, as podman, mount(8), containerd and people write it, and what it
-//! says to those who write it wrongly.
+//! The command line of cowlfs as podman, mount(8), containerd and users write it, and the messages for invalid ones.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};

@@ -142,7 +142,7 @@ fn against_plain(
             4 => Under::Cowlfs("dev,suid,volatile,passthrough=off"),
             // The kernel keeps nothing and asks for everything.
             7 => Under::Cowlfs("dev,suid,timeout=0,passthrough=all"),
-            // What the kernel can it reads and writes by itself.
+            // Operations that the kernel supports run through passthrough.
             8 | 9 => Under::Cowlfs("dev,suid"),
             _ => Under::Container,
         },
@@ -170,7 +170,7 @@ fn against_plain(
     pair.mount();
     let ours = under.is_ours() && programs::overlay_is_ours();
     let course = Course {
-        // The kernel shows what stands for such a device as what it is on the disk.
+        // The kernel shows the substitute of such a device as the file on disk.
         whiteouts: wish.stray && ours,
         ..course(seed, 400)
     };
@@ -253,7 +253,7 @@ fn after_kernel(
     drop(side);
     kernel.unmount();
 
-    // Mounted anew: what was broken by a copy-up is broken now.
+    // After a new mount, hard links that a copy-up breaks are broken.
     let kernel = Overlay::kernel_with(&stack, &place, options);
     let theirs = tree::read(kernel.path()).unwrap();
     let plain = scratch.make("plain-of-all");

@@ -157,8 +157,8 @@ print(sorted(os.listdir("d")))
     );
 }
 
-/// The kernel keeps listings, and looks for the position of one who is still reading in what it keeps. An
-/// entry that another one removed meanwhile must not be the end for him.
+/// The kernel caches listings, and finds the position of a reader in its cache. An entry that another process has
+/// removed must not end the listing of a process that is still reading.
 #[test]
 fn two_readers_of_a_directory_miss_no_entry_during_removals() {
     beside(
@@ -319,7 +319,7 @@ for i in range(30):
             );
         }
         mount.unmount();
-        // What was written is a layer from here on.
+        // The upper layer becomes a lower one from here on.
         let upper = scratch.join(format!("upper{turn}"));
         std::fs::rename(scratch.join("upper"), &upper).unwrap();
         stack = Stack {

@@ -1,5 +1,5 @@
-//! Layers in the forms that others write and the kernel's document names: data-only layers, devices 0:0
-//! for an overlay above, and what fuse-overlayfs leaves.
+//! Layers in formats that other programs write and the kernel documents: data-only layers, devices 0:0 for an overlay
+//! above, and layers of fuse-overlayfs.
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};

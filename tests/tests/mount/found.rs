@@ -1,4 +1,4 @@
-//! What the differential test found, each in the fewest steps that show it.
+//! Failures that the differential test found, each in the fewest steps that reproduce it.
 
 use std::os::unix::fs::MetadataExt;
 
@@ -13,8 +13,8 @@ use rustix::fs::OFlags;
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::KernelOverlay];
 
-/// Seed 23. Without the group's right to execute the bit is no privilege, and writing takes it from those
-/// alone who are not in the group.
+/// Seed 23. Without the group's execute permission the setgid bit is not a privilege, and a write clears it only for
+/// users outside of the group.
 #[test]
 fn a_setgid_bit_without_execute_survives_writes_of_a_group_member() {
     if !can(&NEEDS) {
@@ -51,7 +51,7 @@ fn a_setgid_bit_without_execute_survives_writes_of_a_group_member() {
         let mode = root.join("f").metadata().unwrap().mode();
         assert_eq!(mode & 0o7777, 0o2700, "{}", root.display());
     }
-    // Who is not in the group loses it, by writing and by cutting.
+    // A user outside of the group clears it by a write and by a truncation.
     let outsider = Who { id: 1001, ..member };
     for (name, op) in [
         (

@@ -1,5 +1,5 @@
-//! One format: what cowlfs writes the kernel's overlayfs reads as the same tree, and what the
-//! kernel writes (index=off, redirect_dir=on, metacopy=on) cowlfs reads as the same tree.
+//! One format: kernel overlayfs reads layers of cowlfs as the same tree, and cowlfs reads layers of the kernel
+//! (index=off, redirect_dir=on, metacopy=on) as the same tree.
 
 use std::path::Path;
 

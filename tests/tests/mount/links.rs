@@ -5,7 +5,7 @@ use cowl_tests::mount::{Overlay, Stack};
 use cowl_tests::scratch::Scratch;
 use std::os::unix::fs::MetadataExt;
 
-/// What ext4 allows (its EXT4_LINK_MAX). Other bases allow more; this many are made there too.
+/// The maximum on ext4 (its EXT4_LINK_MAX). Other file systems allow more; this number is tested there, too.
 const MANY: u64 = 65_000;
 
 #[test]

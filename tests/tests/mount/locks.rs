@@ -62,9 +62,8 @@ impl Drop for Locker {
     }
 }
 
-/// Gives the orders of `script` in `dir` and returns what was said, each order with its answer. Lines
-/// begin with the process (`a`, `b`); `a+` does not wait for the answer, `a?` asks for that answer;
-/// `!` is a line for the shell.
+/// Runs the commands of `script` in `dir`, and returns the output, each command with its result. Lines begin with the
+/// process (`a`, `b`); `a+` does not wait for the result, `a?` waits for that result; `!` is a line for the shell.
 fn play(dir: &Path, script: &str) -> Vec<String> {
     let mut lockers = [Locker::new(dir), Locker::new(dir)];
     let mut said = Vec::new();

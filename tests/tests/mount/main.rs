@@ -1,4 +1,4 @@
-//! What programs see on a cowlfs mount, and what the mount does beside it.
+//! Tests of a cowlfs mount: the view of programs on it, and its effects outside.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -20,7 +20,7 @@ fn upper_of(scratch: &Scratch) -> (PathBuf, PathBuf) {
     (scratch.make("upper"), scratch.make("work"))
 }
 
-/// What has to fail with EROFS, each on something that is there and could be done otherwise.
+/// Operations that must fail with EROFS, each on an object that exists and on which it would succeed otherwise.
 #[expect(clippy::too_many_lines, reason = "one scenario, step by step")]
 fn changes() -> Vec<Op> {
     let path = |text: &str| text.as_bytes().to_vec();
@@ -140,7 +140,7 @@ fn a_read_only_mount_refuses_every_change() {
     for place in [lowers.last().unwrap(), &plain] {
         sh_in(place, "setfattr -n user.one -v 1 known/attribute").ok();
     }
-    // Two ways to be read-only, which differ in what they say first to one who may not write anyhow.
+    // Two kinds of read-only mounts, which differ in the error for a user without write permission.
     let whole = Kind::Tmpfs.mount(&scratch, "whole");
     images::copy(&plain, &whole, "mode,ownership,timestamps,links,xattr");
     remount(&whole, "remount,ro");

@@ -76,7 +76,7 @@ fn lowers_on_two_cowl_mounts_of_one_layer() {
     };
     let tested = scratch.make("tested");
     let mounted = Overlay::cowlfs(&stack, &tested, "");
-    // Six names, four files: what is in one mount is not what is in the other.
+    // Six names and four files: objects of one mount differ from those of the other.
     let before = tree::read(&tested).unwrap();
     let numbers = |tree: &tree::Tree, names: [&str; 3]| {
         let of = |name: &str| tree[name.as_bytes()].ino;
@@ -341,7 +341,7 @@ fn the_kernels_overlayfs_with_its_upper_on_a_cowl_mount() {
         upper: Some(upper_on(&place, &lowers[0])),
         lowers,
     };
-    // It counts hard links by what lies in each layer, and breaks them.
+    // It counts hard links by the entries of each layer, and breaks them.
     let compare = |when: &str, place: &Path| {
         let found = tree::read(place).unwrap();
         let expected = tree::read(&plain).unwrap();
@@ -364,7 +364,7 @@ fn the_kernels_overlayfs_with_its_upper_on_a_cowl_mount() {
     theirs.unmount();
     ours.unmount();
 
-    // What it left there is what it finds again, and what cowlfs shows of the same layers.
+    // Its own changes are what it finds after a new mount, and what cowlfs shows of the same layers.
     let ours = Overlay::cowlfs(&outer, &place, "dev,suid");
     let theirs = Overlay::kernel(&stack, &scratch.make("theirs"));
     compare("after new mounts", theirs.path());

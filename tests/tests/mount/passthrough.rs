@@ -1,4 +1,5 @@
-//! Files that the kernel reads and writes by itself: who sees what of whom, and what is not asked any more.
+//! Passthrough: files that the kernel reads and writes without requests, the visibility of changes between processes,
+//! and the requests that are not sent any more.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -50,7 +51,8 @@ impl Mounted {
         self.scratch.join("lower").join(name)
     }
 
-    /// How often the kernel has sent this request. What the program logs it logs before it answers.
+    /// Returns the number of requests of this kind that the kernel has sent. The daemon logs a request before it
+    /// replies.
     fn asked(&self, request: &str) -> usize {
         let log = fs::read_to_string(self.scratch.join("log")).unwrap();
         let word = format!(" {request} ");
@@ -113,7 +115,7 @@ fn a_known_file_is_registered_once() {
     for _ in 0..3 {
         assert_eq!(fs::read(mounted.at("lib.so.1")).unwrap(), b"a library\n");
     }
-    // Beside the open there is nothing to ask for; what the text costs shows that it would be seen.
+    // Only the open sends a request. The requests for the text file show that others would be counted.
     assert_eq!(mounted.asked("READ"), 0);
     assert_eq!(fs::read(mounted.at("text")).unwrap(), b"what is below\n");
     assert_eq!(mounted.asked("READ").min(1), 1);
@@ -342,7 +344,7 @@ fn privileges_that_come_after_an_open_go_with_a_write() {
     mounted.unmount();
 }
 
-/// O_DIRECT means what it means on the file system below.
+/// O_DIRECT has the same effect as on the file system below.
 #[test]
 fn direct_reads_and_writes_go_beside_others() {
     for options in [

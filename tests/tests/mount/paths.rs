@@ -1,4 +1,4 @@
-//! Taking back what changed, and putting single paths back, through a real mount.
+//! Undo of changes and restore of single paths, through a real mount.
 
 use std::io::{Read, Seek, Write};
 use std::path::Path;
@@ -123,7 +123,7 @@ fn programs_inside_go_on_and_see_it() {
         .ok();
     let text = |path: &str| std::fs::read_to_string(place.join(path)).unwrap();
     assert_eq!(text("etc/conf"), "good\n");
-    // Who has it open keeps what was there.
+    // A process that has it open keeps the old content.
     let mut said = String::new();
     old.read_to_string(&mut said).unwrap();
     assert_eq!(said, "bad\n");
@@ -132,7 +132,7 @@ fn programs_inside_go_on_and_see_it() {
         .ok();
     assert_tree("a folder is put back", &place.join("etc"), &then);
 
-    // What is written on is written on.
+    // Later writes through the old descriptor go to the old file.
     log.write_all(b"after").unwrap();
     assert_eq!(text("var/log"), "before after");
     store.cowl(["undo", "web", "snap0", "--", "var"]).ok();
@@ -150,7 +150,7 @@ fn programs_inside_go_on_and_see_it() {
     store.cowl(["umount", "web"]).ok();
 }
 
-/// What is mounted inside is no part of the container.
+/// A mount inside the container is not part of the container.
 #[test]
 fn mounts_inside_are_not_changed() {
     if !can(&NEEDS) {

@@ -1,5 +1,5 @@
-//! What other overlays in user space are known to get wrong around the mount itself: special files in a
-//! layer, leftovers, a killed daemon, a base that stays busy.
+//! Known failures of other overlays in user space: special files in a layer, leftovers, a killed daemon, a base that
+//! stays busy.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -93,8 +93,8 @@ for i in range(20): os.unlink(f'f{i}'); os.mkdir(f'f{i}')";
     drop(scratch);
 }
 
-/// The daemon is killed in the middle of copy-ups, creations, renames and removals, several times over.
-/// What was done before stays done, what was not is as it was, and nothing else is there.
+/// The daemon is killed in the middle of copy-ups, creations, renames and removals, several times. Completed
+/// operations persist, others have no effect, and nothing else exists.
 #[test]
 fn a_killed_daemon_leaves_every_file_old_or_new() {
     if !can(&NEEDS) {

@@ -43,7 +43,7 @@ fn layers(store: &Store) -> usize {
         .count()
 }
 
-/// What a state shows, as a tar without times of its own.
+/// Returns the tree of a state as a tar archive without varying times.
 fn shown(store: &Store, address: &str) -> Vec<u8> {
     store.cowl(["export", address, "-"]).ok().stdout
 }
@@ -119,7 +119,7 @@ fn the_space_is_reported_before_and_free_afterwards() {
         freed >= told && freed < told + 3 * 64 * 1024,
         "{freed} {told}"
     );
-    // What a clone stands on is not freed.
+    // Layers that a clone depends on are not freed.
     store.cowl(["clone", "web@snap0", "other"]).ok();
     let shared = store.cowl(["rm", "web", "snap0"]).ok();
     assert!(

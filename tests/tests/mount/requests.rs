@@ -1,6 +1,6 @@
-//! How often the kernel asks for a piece of work. Seconds depend on the machine and its mood; these counts do
-//! not, and what they allow is what docs/benchmarks.md says. `cargo test -p cowl-tests --test mount requests --
-//! --nocapture` prints the table.
+//! The number of requests that the kernel sends for an operation. Times depend on the machine and its load; these
+//! counts do not, and their limits are those of docs/benchmarks.md. `cargo test -p cowl-tests --test mount requests
+//! -- --nocapture` prints the table.
 
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -72,7 +72,7 @@ impl Case {
         })
     }
 
-    /// Prints a line of the table, and holds the counts against what is allowed.
+    /// Prints a line of the table, and compares the counts with the limits.
     #[track_caller]
     fn at_most(&self, what: &str, allowed: Allowed, counts: &Counts) {
         let (unit, units) = allowed.each;
@@ -89,7 +89,7 @@ impl Case {
 /// How many requests a piece of work may take.
 #[derive(Clone, Copy, Debug)]
 struct Allowed {
-    /// What is counted, and how many there are of it.
+    /// The kind of object that is counted, and its number.
     each: (&'static str, u64),
     /// For each of them.
     most: u64,

@@ -11,7 +11,7 @@ use cowl_tests::scratch::Scratch;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-/// Tries all ways to change the program at `path` while it runs, and says what each answered.
+/// Tries all ways to change the program at `path` while it runs, and returns their results.
 fn answers(path: &Path) -> Vec<Result<(), Errno>> {
     let open = |flags| rustix::fs::open(path, flags, Mode::empty()).map(drop);
     let error = |error: std::io::Error| Errno::from_io_error(&error).unwrap();
@@ -49,7 +49,7 @@ fn a_running_program_is_text_file_busy_and_stays_whole() {
     let overlay = Overlay::cowlfs(&stack, &at("m"), "");
     std::fs::copy("/bin/sleep", at("m/above")).unwrap();
     let whole = std::fs::read("/bin/sleep").unwrap();
-    // Again and again: what a cut does to a running program depends on how far it has come.
+    // Repeated, because the effect of a truncation on a running program depends on its progress.
     for _ in 0..10 {
         let mut expected = None;
         for path in ["plain/program", "m/below", "m/above"] {

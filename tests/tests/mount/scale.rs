@@ -1,5 +1,5 @@
-//! Many layers, many files, many descriptors: what is needed stays in bounds. The figures are printed
-//! (`cargo test --test mount scale -- --nocapture`); no time is held against anything.
+//! Many layers, many files, many descriptors: the use of resources is bounded. The measurements are printed (`cargo
+//! test --test mount scale -- --nocapture`); no time is asserted.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -16,10 +16,11 @@ const LAYERS: usize = 500;
 /// Files of the walk; `COWL_SCALE_FILES=1000000` for the whole million.
 const FILES: usize = 300_000;
 const FILES_IN_A_FOLDER: usize = 1000;
-/// So many are held in memory to see what one costs: by watches of inotify, of which a user has as many on
+/// The number of inodes that inotify watches hold, to measure the memory of one. A user may have this many watches on
 /// a machine with 8 GiB.
 const HELD: usize = 50_000;
-/// What one object that the kernel knows may cost the daemon, and what may stay of it when it is forgotten.
+/// The maximum memory of the daemon for an inode that the kernel knows, and the maximum that may be left after the
+/// kernel has forgotten it.
 const BYTES_PER_INODE: usize = 300;
 const BYTES_LEFT: usize = 150;
 /// After a walk, with the listings that are kept: 400 MiB for a million.
@@ -154,7 +155,7 @@ fn a_walk_over_many_files_takes_bounded_memory_and_gives_it_back() {
         upper: Some((scratch.make("base/upper"), scratch.make("base/work"))),
     };
     let mount = Overlay::cowlfs(&stack, &scratch.make("mount"), "");
-    // Once over a little, so that what is made once does not count.
+    // A small first walk, so that one-time allocations do not count.
     python(mount.path(), "for e in os.scandir('0'): e.stat()").ok();
     let before = resident(&mount);
     // An inotify watch holds its inode, so that no other process on the machine can make the kernel forget it.
@@ -265,9 +266,10 @@ for i in range(3, {OPEN}, 100): os.rename(f"{{i % 5000}}/{{i}}/f", f"{{i}}.moved
 for i, fd in enumerate(fds): assert not i % 2 or os.pread(fd, 10, 0) == (b"wragain" if i % 100 == 1 else b"written")
 for i, fd in enumerate(fds): os.fstat(fd); os.close(fd)
 deadline = time.monotonic() + 20
-while {count} > known + 50 and time.monotonic() < deadline: time.sleep(0.01)
+while {count} > 3000 and time.monotonic() < deadline: time.sleep(0.01)
 print("known", known, "open", opened, "closed", {count})
-assert known < 3000 and opened < known + 4500 and {count} <= known + 50
+# At most 2048 directories and 4096 contents, and some of the daemon itself.
+assert known < 3000 and opened < 6500 and {count} <= 3000
 "#
     );
     println!("descriptors: {}", python(mount.path(), &script).ok().out());

@@ -47,7 +47,7 @@ fn plant(folder: &Path) {
     }
 }
 
-/// Who is not answered within this time waits for the others.
+/// A request without a reply within this time waits for the others.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How many programs wait for the layer that does not answer.
 const HUNG: usize = 3;

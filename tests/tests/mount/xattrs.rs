@@ -79,8 +79,8 @@ child(run, uid=1002, gid=1000, hold=(21,)); child(run, hold=(0, 1, 2, 3)); run()
     );
 }
 
-/// What the overlay keeps for itself never shows, whatever happened to the object, and a user who sets a
-/// name like it gets an attribute of his own.
+/// The overlay's own xattrs are never visible, whatever happens to the object, and a user that sets an xattr of the
+/// same name gets one of its own.
 #[test]
 fn the_overlays_own_names_never_show_and_are_stored_escaped() {
     if !can(&NEEDS) {

@@ -79,8 +79,8 @@ fn a_cut_loses_nothing_on_btrfs() {
     }
 }
 
-/// fdatasync(2) of what overwrote a part of a lower file: the name leads to it from then on. The rename of the
-/// copy-up is nothing that ext4 commits for an fdatasync.
+/// fdatasync(2) of a file that overwrites a part of a lower one: from then on the name refers to it. ext4 does not
+/// commit the rename of the copy-up for an fdatasync.
 #[test]
 fn a_file_after_fdatasync_has_its_name() {
     if !possible("ext4") {
