@@ -7,10 +7,10 @@ use std::time::Duration;
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 
-/// How often each of the others goes round.
+/// The number of rounds of each concurrent command.
 const ROUNDS: usize = 12;
 
-/// Runs a command that may find something busy, or gone, but never broken.
+/// Runs a command that may find a container busy or removed, but never damaged.
 #[track_caller]
 fn may(store: &Store, args: &[&str]) -> bool {
     let output = store.cowl(args);

@@ -46,7 +46,7 @@ fn prepared(store: &Store, line: &str) -> Command {
 }
 
 #[test]
-fn colours_are_for_terminals() {
+fn colors_are_only_for_terminals() {
     if !can(&[Need::Program("script")]) {
         return;
     }

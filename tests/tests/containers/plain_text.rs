@@ -21,7 +21,7 @@ fn hostile(before: &str) -> OsString {
     OsString::from_vec([before.as_bytes(), HOSTILE].concat())
 }
 
-/// The same as valid UTF-8: options that take text reject other bytes before they print anything else.
+/// Returns the hostile bytes as valid UTF-8: options that take text reject other bytes before they print anything else.
 fn hostile_text(before: &str) -> OsString {
     let mut text = hostile(before).into_vec();
     text.truncate(text.len() - 2);

@@ -259,7 +259,7 @@ fn the_same_words_have_the_same_answers() {
     }
 }
 
-/// The same words again, on snapshots that LXC took.
+/// Runs the command lines again, on snapshots that LXC took.
 #[test]
 fn snapshots_of_lxcs_own_are_worked_on_as_there() {
     if !can(&NEEDS) {

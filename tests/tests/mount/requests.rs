@@ -86,7 +86,7 @@ impl Case {
     }
 }
 
-/// How many requests a piece of work may take.
+/// The number of requests that an operation may send.
 #[derive(Clone, Copy, Debug)]
 struct Allowed {
     /// The kind of object that is counted, and its number.
@@ -99,7 +99,7 @@ struct Allowed {
     once: u64,
 }
 
-/// Whose archive it is: root's tar gives away each file and sets its mode, others' set the time alone.
+/// As root, tar changes the owner and the mode of each file; as another user, it sets only the time.
 #[test]
 fn untar_asks_few_times_a_file() {
     for (how, most) in [

@@ -49,7 +49,7 @@ fn plant(folder: &Path) {
 
 /// A request without a reply within this time waits for the others.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How many programs wait for the layer that does not answer.
+/// The number of programs that wait for the unresponsive layer.
 const HUNG: usize = 3;
 
 #[test]
@@ -120,7 +120,7 @@ fn holds_device(overlay: &Overlay) -> bool {
     open.any(|fd| fs::read_link(fd.unwrap().path()).is_ok_and(|to| to == Path::new(DEVICE)))
 }
 
-/// How many microseconds idle CPUs may take to wake up: the strictest wish of all on the machine.
+/// Returns the latency limit of idle CPUs in microseconds: the strictest of all requests on the machine.
 fn wished() -> i32 {
     i32::from_ne_bytes(fs::read(DEVICE).unwrap().try_into().unwrap())
 }

@@ -11,7 +11,7 @@ use cowl_tests::power_cut::{can_cut, in_runs};
 use cowl_tests::run::number;
 use cowl_tests::scratch::Scratch;
 
-/// How many cuts are made of one run of all verbs.
+/// The number of cuts in one run of all commands.
 const MOST: u64 = 20;
 
 fn cuts(kind: &str, cuts: u64, care: Care) -> (Findings, Counts) {
