@@ -17,7 +17,7 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::SigSet;
-use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, StatxAttributes, StatxFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use cowl_layers::shown::Show as _;
@@ -78,6 +78,7 @@ fn change_root(mountpoint: &Path) -> Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, mountpoint, flags, Mode::empty())
         .map_err(|e| Error::at("enter", mountpoint, std::io::Error::from(e)))?;
+    require_mounted(&root, mountpoint)?;
     honor_privileges(&root).map_err(|e| failed("cannot enable set-user-ID programs", e.into()))?;
     if let Some(at) = open_dir(&root, "proc")? {
         rustix::mount::mount_bind_recursive("/proc", &at.path)
@@ -120,6 +121,25 @@ fn change_root(mountpoint: &Path) -> Result<()> {
         Err(e) => return Err(failed("cannot make the container the root", e.into())),
     }
     std::env::set_current_dir("/").map_err(|e| failed("cannot enter the new root", e))
+}
+
+/// Fails if nothing is mounted at the mount point.
+///
+/// Race: another command may have unmounted the container since `exec` has mounted it. Then the command would run in the
+/// empty directory below.
+fn require_mounted(root: &OwnedFd, mountpoint: &Path) -> Result<()> {
+    let stat = rustix::fs::statx(root, "", AtFlags::EMPTY_PATH, StatxFlags::empty())
+        .map_err(|e| Error::at("stat", mountpoint, std::io::Error::from(e)))?;
+    let attribute = StatxAttributes::MOUNT_ROOT;
+    // Linux before 5.8 does not report the attribute.
+    if stat.stx_attributes.contains(attribute) || !stat.stx_attributes_mask.contains(attribute) {
+        return Ok(());
+    }
+    let message = format!(
+        "the container is busy: another command has unmounted it from {}",
+        mountpoint.shown()
+    );
+    Err(Error::failed(message).hint("run the command again"))
 }
 
 /// Enables set-user-ID programs such as sudo, and device nodes, in this namespace's copy of the mount.
@@ -224,4 +244,19 @@ fn populate_dev(dev: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_does_not_run_below_an_unmounted_mount_point() {
+        let open = |path: &Path| OwnedFd::from(std::fs::File::open(path).unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let error = require_mounted(&open(dir.path()), dir.path()).unwrap_err();
+        assert!(error.to_string().contains("busy"), "{error}");
+        let proc = Path::new("/proc");
+        require_mounted(&open(proc), proc).unwrap();
+    }
 }
