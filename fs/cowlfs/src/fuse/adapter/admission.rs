@@ -3,6 +3,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cowl_layers::locks::Mutex;
 use lru::LruCache;
@@ -14,6 +15,11 @@ use cowl_overlay::{Op, OpenOptions, SETID};
 
 /// The number of refused opens that are remembered until the kernel repeats them.
 const MAX_REFUSED: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+
+/// The number of times that a repeated open checks whether the conflicting descriptor was closed, and the delay between
+/// the checks.
+const CHECKS: u32 = 50;
+const CHECK_DELAY: Duration = Duration::from_millis(1);
 
 /// Opens that were refused with ESTALE, by inode number and thread, with the change time of the file at that time.
 ///
@@ -55,7 +61,8 @@ impl RefusedOpens {
     /// file as open, so that at least one of two concurrent opens sees the other.
     ///
     /// RELEASE is asynchronous, so a conflicting descriptor may be closed already; the kernel's retry of the open
-    /// gives the RELEASE time to arrive. The open fails with ETXTBSY only if the retry conflicts as well.
+    /// waits for a short time for the RELEASE to arrive. The open fails with ETXTBSY only if it conflicts after that as
+    /// well.
     pub(super) fn admit(
         &self,
         op: &Op<'_>,
@@ -63,20 +70,28 @@ impl RefusedOpens {
         options: OpenOptions,
         thread: u32,
     ) -> Result<()> {
-        let shown = inode.flags().setid_shown();
-        if !(options.exec || options.write) || shown == 0 {
+        let is_relevant = options.exec || options.write;
+        if !is_relevant || inode.flags().setid_shown() == 0 {
             return Ok(());
         }
-        let stat = op.stat_on_disk(inode)?;
-        let on_disk = stat.perm() & SETID;
-        let admission = decide(
-            options,
-            shown,
-            on_disk,
-            inode.has_writers(),
-            inode.is_executing(),
-        );
-        self.check((inode.ino(), thread), stat.ctime, admission)
+        let open = (inode.ino(), thread);
+        // The mode is read again each time, and after the descriptors: one that was closed in between may have cleared the
+        // bits by a write, and a later one is refused, because this open is counted already.
+        let decide_now = || -> Result<(Time, Admission)> {
+            let (written, run) = (inode.has_writers(), inode.is_executing());
+            let stat = op.stat_on_disk(inode)?;
+            let (shown, on_disk) = (inode.flags().setid_shown(), stat.perm() & SETID);
+            Ok((stat.ctime, decide(options, shown, on_disk, written, run)))
+        };
+        let (mut ctime, mut admission) = decide_now()?;
+        for _ in 0..CHECKS {
+            if admission != Admission::Busy || !self.0.lock().contains(&open) {
+                break;
+            }
+            std::thread::sleep(CHECK_DELAY);
+            (ctime, admission) = decide_now()?;
+        }
+        self.check(open, ctime, admission)
     }
 }
 
