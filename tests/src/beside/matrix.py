@@ -467,6 +467,26 @@ def plant_programs():
         case.plant()
 
 
+def unless_busy(call):
+    """Returns `call` with retries for a second on ETXTBSY.
+
+    A process that reads /proc/PID/maps, exe or fd of another one keeps its program or descriptor open until it has
+    finished, even if the other one has ended. The next open or execve(2) then fails, on every file system.
+    """
+
+    def run(*args, **named):
+        until = time.monotonic() + 1
+        while True:
+            try:
+                return call(*args, **named)
+            except OSError as error:
+                if error.errno != errno.ETXTBSY or time.monotonic() > until:
+                    raise
+                time.sleep(0.001)
+
+    return run
+
+
 def runs_as(path, name="cat"):
     """Returns the effective ids and capabilities of a program that another user executes, or the error."""
     out, into = os.pipe()
@@ -485,6 +505,8 @@ def runs_as(path, name="cat"):
 
 
 def run_programs():
+    for name in ("open", "truncate", "execv"):
+        setattr(os, name, unless_busy(getattr(os, name)))
     os.setgroups([])
     all_cases = program_cases()
     unchanged, kept = {}, 0
