@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::inode::{Identity, NumberMarker};
+use crate::inode::{Identity, NumberStorage};
 use crate::overlay::Overlay;
 use crate::reach::Stack;
 use cowl_layers::error::Result;
@@ -101,7 +101,7 @@ impl Overlay {
 
         let identity = Identity::from_stat(&root.stat);
         self.inodes
-            .relocate(&self.root, identity, NumberMarker::Present, || {
+            .relocate(&self.root, identity, NumberStorage::OnDisk, || {
                 self.root.update_dir(|dir| {
                     dir.locs = root.locs.into();
                     dir.identity = identity;

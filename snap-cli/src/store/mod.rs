@@ -23,13 +23,13 @@
 pub mod bytes;
 pub mod collect;
 pub mod containers;
+pub mod creation;
 pub mod deleted;
 pub mod disk;
 pub mod family;
 pub mod layers;
 pub mod leftovers;
 pub mod lock;
-pub mod making;
 pub mod manifest;
 pub mod measure;
 pub mod mount_points;

@@ -9,7 +9,7 @@ use super::side::{Side, own_location, record_move};
 use super::whiteout::leave_whiteout;
 use crate::change::name_removal::{NameRemoval, forget_name};
 use crate::copy_up::{set_opaque, stage_dir};
-use crate::inode::{Identity, Inode, InodeState, InodeTable, NumberMarker, PLAIN_DATA};
+use crate::inode::{Identity, Inode, InodeState, InodeTable, NumberStorage, PLAIN_DATA};
 use crate::names::LinkIndex;
 use crate::plan::{self, MovedObject, RenamePlan, UpperEntry};
 use crate::reach::{Context, open_content};
@@ -158,7 +158,7 @@ impl Replace<'_> {
         let location = LayerDir::child(&to.upper_dir, to.name.clone(), stat.ino);
         let identity = Identity::from_stat(&stat);
         self.inodes
-            .relocate(target, identity, NumberMarker::Present, || {
+            .relocate(target, identity, NumberStorage::OnDisk, || {
                 target.update_dir(|dir| {
                     dir.locs = Arc::from([location]);
                     dir.redirect = None;
