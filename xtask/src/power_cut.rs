@@ -104,7 +104,7 @@ mod tests {
     use super::skips;
 
     #[test]
-    fn one_file_system_leaves_the_others_out() {
+    fn one_file_system_excludes_the_others() {
         assert!(skips(None).is_empty());
         let wanted = [
             "--skip", "on_ext4", "--skip", "on_xfs", "--skip", "without_",
