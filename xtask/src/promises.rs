@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use crate::run::Result;
 
-const PAGES: [&str; 3] = [
+const PAGES: [&str; 5] = [
+    "SECURITY.md",
     "docs/semantics.md",
     "docs/features.md",
+    "docs/reliability.md",
     "docs/lxc-snapshot.md",
 ];
 
