@@ -121,11 +121,13 @@ pub(crate) fn in_pages(root: &Path) -> Result<Vec<String>> {
     }
     for entry in std::fs::read_dir(root.join(MANUAL))? {
         let file = entry?.path();
-        if file.extension().is_some_and(|extension| extension == "1") {
-            let path = file.strip_prefix(root).unwrap_or(&file);
+        let Some(name) = file.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        if name.ends_with(".1") {
+            let path = format!("{MANUAL}/{name}");
             let text = unformatted(&std::fs::read_to_string(&file)?);
             let lines = || text.lines().enumerate().map(|(at, line)| (at + 1, line));
-            let path = path.to_string_lossy();
             problems.extend(refused(&path, lines(), &REFUSED));
             problems.extend(refused(&path, lines(), &REFUSED_IN_MANUAL));
         }

@@ -72,7 +72,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             "power_cut",
         ])
         .args(["--", "--nocapture", "--test-threads=1"])
-        .args(["a_cut", "without"].map(|tests| format!("{rig}::{tests}")))
+        .args(["a_power_cut", "power_cuts_without"].map(|tests| format!("{rig}::{tests}")))
         .args(skips(options.only.as_deref()))
         .env("COWLFS_BIN", crate::run::target()?.join("release/cowlfs"))
         .env("COWL_BIN", crate::run::target()?.join("release/cowl"))
