@@ -1,4 +1,4 @@
-//! Creates containers from a root file system, or on top of existing layers.
+//! Creates containers from a root filesystem, or on top of existing layers.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use crate::store::{Store, disk};
 use crate::tree::error::OnProgress;
 use cowl_layers::shown::Show as _;
 
-/// The source of a root file system.
+/// The source of a root filesystem.
 #[derive(Debug)]
 pub enum Source<'a> {
     /// A directory or a tar archive.
@@ -28,7 +28,7 @@ pub enum Source<'a> {
     Tree(Box<input::TreeArchive<'a>>),
 }
 
-/// Creates the container `name` from a root file system.
+/// Creates the container `name` from a root filesystem.
 ///
 /// Returns notes on properties that were not preserved.
 pub fn create(

@@ -19,7 +19,7 @@ use crate::store::outside::Moving;
 use crate::store::usage::{References, head_layers};
 use crate::tree::error::OnProgress;
 
-/// The method by which the root file system is returned.
+/// The method by which the root filesystem is returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReleaseMethod {
     /// The adopted directory is unchanged, and is moved back.

@@ -125,7 +125,7 @@ pub struct Store {
 
 /// The directories of a store and their modes.
 ///
-/// Root file systems contain set-user-ID programs. Other users must not reach them, neither through layers nor through
+/// Root filesystems contain set-user-ID programs. Other users must not reach them, neither through layers nor through
 /// mounts (see [`mount_points`]).
 const DIRS: [(&str, u32); 6] = [
     ("layers", 0o700),

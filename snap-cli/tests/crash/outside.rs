@@ -1,4 +1,4 @@
-//! Commands that change more than the store (a root file system moves, LXC's config changes), killed at each
+//! Commands that change more than the store (a root filesystem moves, LXC's config changes), killed at each
 //! system call that changes something: everything is as before or as afterwards, the next command leaves nothing
 //! of an interrupted operation, and the command can be repeated.
 //!

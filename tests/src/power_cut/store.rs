@@ -250,7 +250,7 @@ impl Work {
         run_command(command, b"")
     }
 
-    /// Creates the root file system of the first containers.
+    /// Creates the root filesystem of the first containers.
     fn plant(&self) {
         let root = self.beside.join("root");
         std::fs::create_dir_all(root.join("etc")).unwrap();

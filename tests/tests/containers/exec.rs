@@ -8,7 +8,7 @@ use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 use cowl_tests::rootfs;
 
-/// Installs a package from a directory of the root file system, without network access.
+/// Installs a package from a directory of the root filesystem, without network access.
 const APT: &str = "apt-get install -y --no-install-recommends /root/debs/less_*.deb";
 
 /// Prevents apt from fetching anything over the network.

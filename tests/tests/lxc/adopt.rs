@@ -45,7 +45,7 @@ fn invalid_adoptions_are_refused() {
     lxc.adopt("c2")
         .fails(3, &["LXC container c2 does not exist", "lxc-ls"]);
 
-    // Kinds of root file systems that are not plain directories.
+    // Kinds of root filesystems that are not plain directories.
     for kind in [
         "overlay:/a:/b",
         "btrfs:/a",
