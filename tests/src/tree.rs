@@ -233,7 +233,7 @@ pub struct Compare {
 }
 
 impl Compare {
-    /// Two trees on two filesystems with the same history.
+    /// Two trees on two file systems with the same history.
     pub const HISTORY: Compare = Compare {
         nlink: true,
         groups: true,

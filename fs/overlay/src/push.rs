@@ -75,7 +75,7 @@ impl Overlay {
         }
     }
 
-    /// Syncs the filesystem of the upper layer.
+    /// Syncs the file system of the upper layer.
     pub fn sync_upper(&self) -> Result<()> {
         let upper = self.stack.read().writable().cloned();
         let Some(upper) = upper else { return Ok(()) };
@@ -116,7 +116,7 @@ impl Overlay {
 
     /// Checks that a new upper layer can be pushed.
     ///
-    /// It must be empty, or the merged tree would change. It must be on the filesystem of the top layer, or all inode
+    /// It must be empty, or the merged tree would change. It must be on the file system of the top layer, or all inode
     /// numbers would change.
     fn check_new_upper(&self, upper: &Upper) -> Result<(), SetupError> {
         let path = upper.layer.path();

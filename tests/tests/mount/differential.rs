@@ -156,7 +156,7 @@ fn against_plain(
         by_kernel: seed.is_multiple_of(2),
     };
     let (mut lowers, plain) = layers::make_three(store.scratch(), spec).unwrap();
-    // Of a stack on two filesystems the lowest layer, or two, lie in memory.
+    // Of a stack on two file systems the lowest layer, or two, lie in memory.
     let elsewhere = Scratch::new_in(disk.beside(), "lowers");
     if under == Under::Cowlfs("dev,suid") {
         let from = if seed.is_multiple_of(3) { 1 } else { 2 };
@@ -195,7 +195,7 @@ fn against_plain(
 
 /// Verifies that kernel overlayfs over all layers shows the same tree as the plain directory.
 fn kernel_reads(pair: &Pair) -> Result<(), String> {
-    // Of layers on two filesystems it would show numbers twice, with another device each.
+    // Of layers on two file systems it would show numbers twice, with another device each.
     let mount_point = pair.scratch().make("kernel-reads-all");
     let kernel = Overlay::kernel_with(&pair.read_only(), &mount_point, "index=off,xino=on");
     let compare = Compare {

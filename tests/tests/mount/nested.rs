@@ -44,7 +44,7 @@ fn a_lower_layer_can_be_on_a_cowl_mount() {
     inner.unmount();
 }
 
-/// Two mounts show numbers from one filesystem, and may show one and the same file under two names.
+/// Two mounts show numbers from one file system, and may show one and the same file under two names.
 #[test]
 fn lower_layers_can_be_on_two_cowl_mounts_of_one_layer() {
     if !ready(&[]) {

@@ -228,7 +228,7 @@ fn a_lower_layer_works_on_a_read_only_mount() {
     }
 }
 
-/// Numbers of one filesystem meet those of another here: every one of them begins to count at about
+/// Numbers of one file system meet those of another here: every one of them begins to count at about
 /// the same number.
 #[test]
 fn layers_can_be_on_four_file_systems() {

@@ -58,7 +58,7 @@ impl Replace<'_> {
                 .ready_for_whiteout(from.fd(), to.fd(), to.name)?;
         }
         if let Some(target) = target
-            // Where the rename itself replaces a target in the upper layer, the filesystem below starts the
+            // Where the rename itself replaces a target in the upper layer, the file system below starts the
             // writeback.
             && (to.state.upper != UpperEntry::Object || plan.mode == RenameMode::Exchange)
         {
@@ -108,7 +108,7 @@ impl Replace<'_> {
 
     /// Starts writeback of a file that is about to replace another one.
     ///
-    /// The filesystem below does the same for a rename over an existing file (ext4's auto_da_alloc), but here it
+    /// The file system below does the same for a rename over an existing file (ext4's auto_da_alloc), but here it
     /// sees an exchange or a rename to a free name.
     fn write_back_before_replacing(&self, moved: &Inode, target: &Inode) -> Result<()> {
         let regular = |inode: &Inode| inode.kind() == FileKind::Regular;
