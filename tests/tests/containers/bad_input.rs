@@ -373,7 +373,7 @@ fn a_missing_dev_fuse_is_reported() {
         &before,
         Compare::HISTORY,
     );
-    // It was not for ever.
+    // The container can be mounted afterwards.
     assert!(store.mount("web").join("new").is_file());
 }
 

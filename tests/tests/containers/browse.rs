@@ -71,7 +71,7 @@ fn several_snapshots_are_mounted_while_the_container_is_in_use() {
     let zero = browse(&store, "web@snap0", "zero");
     let again = browse(&store, "web@snap0", "again");
     let two = browse(&store, "web@snap2", "two");
-    // Without a place there is one in the store, the same every time.
+    // Without a mount point, one in the store is used, and it is always the same.
     let own = store.cowl(["mount", "web@snap1"]).ok().out();
     assert_eq!(store.cowl(["mount", "web@snap1"]).ok().out(), own);
     let own = PathBuf::from(own);
@@ -111,7 +111,7 @@ fn mounted_snapshots_are_not_removed() {
         return;
     }
     let store = store();
-    let mount_point = browse(&store, "web@snap1", "place");
+    let mount_point = browse(&store, "web@snap1", "snapshot");
     store
         .cowl(["rm", "web", "snap1"])
         .fails(4, &["snap1", "cowl umount web@snap1"]);
@@ -143,7 +143,7 @@ fn a_dead_daemon_and_a_plain_umount_leave_nothing() {
         return;
     }
     let store = store();
-    let mount_point = browse(&store, "web@snap0", "place");
+    let mount_point = browse(&store, "web@snap0", "snapshot");
     sh_in(Path::new("/"), &format!("umount {}", mount_point.display())).ok();
     mount::wait_until("its daemon ends", || left(&store) == 0);
 
@@ -153,11 +153,11 @@ fn a_dead_daemon_and_a_plain_umount_leave_nothing() {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     mount::wait_until("the mount is dead", || fs::metadata(&mount_point).is_err());
-    // Its lock goes a moment after its mount.
+    // The daemon releases its lock shortly after its mount ends.
     mount::wait_until("the next command sees it", || browsed(&store).is_empty());
     assert!(
         mount::at(&mount_point).is_none(),
-        "the dead mount is taken away"
+        "the dead mount is unmounted"
     );
     assert_eq!(left(&store), 0);
     store.cowl(["rm", "web", "snap0"]).ok();
@@ -201,7 +201,7 @@ fn invalid_mounts_of_snapshots_are_refused() {
     store
         .cowl(["umount", full])
         .fails(3, &["full", "cowl status"]);
-    let mount_point = browse(&store, "web@snap0", "place");
+    let mount_point = browse(&store, "web@snap0", "snapshot");
     let mount_point = mount_point.to_str().unwrap();
     store
         .cowl(["mount", "web@snap1", mount_point])

@@ -65,7 +65,7 @@ fn change(file: &Path, change: impl FnOnce(&mut Value)) {
     std::fs::write(file, serde_json::to_vec(&value).unwrap()).unwrap();
 }
 
-/// `check` ends with this code and says these words.
+/// Runs `check`, and verifies its exit code and that its output contains `words`.
 #[track_caller]
 fn says(store: &Store, args: &[&str], code: i32, words: &[&str]) {
     let args = [&["check"], args].concat();
@@ -80,7 +80,7 @@ fn says(store: &Store, args: &[&str], code: i32, words: &[&str]) {
     }
 }
 
-/// Verifies that after a repair no problem is left, and that web has the same tree as before.
+/// Repairs the store, and verifies that no problem is left and that the states have the same files as before.
 #[track_caller]
 fn is_right_again(store: &Store, words: &[&str]) {
     says(store, &["--repair"], 0, words);
@@ -106,21 +106,21 @@ fn a_layer_modified_by_another_program_is_reported() {
         5,
         &["damaged", "modified by another program", "web"],
     );
-    // With its old time it only shows when contents are read.
+    // With the old mtime, only a comparison of contents detects the change.
     let file = std::fs::File::options().write(true).open(&base).unwrap();
     file.set_modified(before).unwrap();
     says(&store, &[], 0, &[]);
     says(&store, &["--deep"], 5, &["content differs"]);
-    // There is nothing to put it right from, and nothing is made worse.
+    // It cannot be repaired, and the repair changes nothing.
     says(&store, &["--deep", "--repair"], 5, &["content differs"]);
     std::fs::write(&base, "base\n").unwrap();
     file.set_modified(before).unwrap();
     says(&store, &["--deep"], 0, &[]);
-    // A mode, a new file, one that is gone.
+    // A new file in a layer.
     let tree = of_stack(&store, 1).join("tree");
     std::fs::write(tree.join("new"), "").unwrap();
     says(&store, &["web"], 5, &["modified by another program"]);
-    // The clone does not stand on that one.
+    // The clone does not depend on that layer.
     says(&store, &["other"], 0, &[]);
 }
 
@@ -150,7 +150,7 @@ fn a_snapshot_with_a_missing_or_damaged_file_is_repaired() {
     let kept: Vec<_> = kept.map(|entry| entry.unwrap().path()).collect();
     assert_eq!(kept.len(), 1);
     assert_eq!(std::fs::read(&kept[0]).unwrap(), b"{}");
-    // The list and the file tell of two states.
+    // The container manifest and the snapshot file describe different states.
     let layer = manifest(&store, "web").1["snapshots"][0]["layer"].clone();
     change(&snapshot_file(&store, 1), |file| {
         file["stack"][0] = layer.clone();

@@ -161,11 +161,11 @@ fn gc_is_safe_during_concurrent_commands() {
         collected.load(Ordering::SeqCst),
         done.load(Ordering::SeqCst),
     );
-    eprintln!("collected {collected} times beside {done} rounds");
+    eprintln!("collected {collected} times during {done} rounds");
     assert!(collected > 5 && done == 4 * ROUNDS);
     drop(reader);
     store.cowl(["umount", "still"]).ok();
-    // Whatever still stands is whole, to the last byte, and nothing else lies about.
+    // Every remaining state is intact, and no leftovers exist.
     store.cowl(["gc"]).ok();
     let check = store.cowl(["check", "--deep"]).ok();
     assert!(check.out().is_empty(), "{}", check.report());

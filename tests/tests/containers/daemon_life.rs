@@ -166,7 +166,8 @@ fn a_container_whose_daemon_got_a_signal_is_unmounted() {
     store.cowl(["umount", "web"]).fails(1, &["not mounted"]);
 }
 
-/// It is reported with its pid and a command to enter, affects no other container, and blocks no command.
+/// A stopped daemon is reported with its pid and a command that ends it, affects no other container, and blocks no
+/// command.
 #[test]
 fn a_stopped_daemon_is_named_and_can_be_ended() {
     if !can(NEEDS) {

@@ -155,7 +155,7 @@ fn a_damaged_container_does_not_affect_others() {
         store.cowl(["restore", "good", "snap0"]).ok();
         if label == "link-tree" {
             // Nothing outside the store is shown, measured or mounted as a layer.
-            let dir = store.scratch().make("place");
+            let dir = store.scratch().make("empty");
             let mount = store.cowl(["mount", "bad@snap1", dir.to_str().unwrap()]);
             assert_eq!(mount.code, 5, "{}", mount.report());
             assert_eq!(store.cowl(["ls", "bad@snap1"]).code, 5);

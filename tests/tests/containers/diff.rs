@@ -170,7 +170,7 @@ fn a_diff_equals_that_of_two_plain_trees() {
             renames += with.lines().filter(|line| line.starts_with('R')).count();
         }
     }
-    assert!(renames > 10, "only {renames} renames were told");
+    assert!(renames > 10, "only {renames} renames were reported");
     // patch(1) does not create a directory in place of a file or a symlink.
     patched(&store, &trees[..4]);
     store.cowl(["umount", "web"]).ok();
@@ -230,7 +230,7 @@ fn a_patch_contains_text_and_names_binary_files() {
     cowl_tests::command::sh_in(
         &store.mount("web"),
         "printf 'a\\nB\\nc' > text; printf 'a\\0c' > binary; chown 5:6 owned; chmod 4755 owned
-         ln -sfn new link; mkdir folder; chmod 700 folder; mkfifo pipe; mknod null c 1 3
+         ln -sfn new link; mkdir added; chmod 700 added; mkfifo pipe; mknod null c 1 3
          : > empty; printf x > 'with space'",
     )
     .ok();
@@ -242,7 +242,7 @@ fn a_patch_contains_text_and_names_binary_files() {
         "old mode 100644\nnew mode 100755\n",
         "deleted file mode 120000\n--- a/link\n+++ /dev/null\n@@ -1,1 +0,0 @@\n-old\n",
         "new file mode 120000\n--- /dev/null\n+++ b/link\n@@ -0,0 +1,1 @@\n+new\n",
-        "# /folder: directory added, mode 0700, owner 0:0\n",
+        "# /added: directory added, mode 0700, owner 0:0\n",
         "# /pipe: named pipe added, mode 0644, owner 0:0\n",
         "# /null: character device 1:3 added, mode 0644, owner 0:0\n",
         "diff --git a/empty b/empty\nnew file mode 100644\n",
@@ -270,7 +270,7 @@ fn only_the_given_paths_are_read() {
     fs::write(source.join("etc/fstab"), "old\n").unwrap();
     store.create("web", &source);
     store.cowl(["snapshot", "web"]).ok();
-    // Everything is written anew, so that a diff of all has to read all.
+    // The second container has new layers, so a diff without paths reads every directory.
     fs::write(source.join("etc/fstab"), "new\n").unwrap();
     store.create("other", &source);
     let traced = |paths: &[&str]| {
@@ -293,7 +293,7 @@ fn only_the_given_paths_are_read() {
     assert!(whole.contains("\"big\""));
     let (output, part) = traced(&["--", "etc/fstab", "etc/apt"]);
     assert_eq!(output, "M /etc/fstab");
-    assert!(!part.contains("\"big\""), "big was looked at");
+    assert!(!part.contains("\"big\""), "big was read");
     assert!(
         calls(&whole) > calls(&part) + 800,
         "{} {}",

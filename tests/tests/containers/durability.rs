@@ -47,7 +47,7 @@ fn change(store: &Store, text: &str) {
     store.cowl(["umount", "web"]).ok();
 }
 
-/// Runs cowl in a mount namespace where the machine was started anew.
+/// Runs cowl in a mount namespace with another boot id, as after a reboot.
 fn after_crash(store: &Store, args: &[&str]) -> Output {
     let boot = store.scratch().join("boot");
     std::fs::write(&boot, "00000000-0000-0000-0000-000000000001\n").unwrap();
@@ -116,7 +116,7 @@ fn a_snapshot_settles_only_after_a_sync() {
     assert!(listed.contains("(settling)"), "{listed}");
     let shown = store.cowl(["show", &format!("web@{one}"), "--json"]).ok();
     assert_eq!(shown.json()["state"], "settling");
-    // The next one makes all durable that lie below it.
+    // A synced snapshot makes the snapshots below it durable.
     let two = take("--sync");
     assert_eq!(
         (state(&store, &one), state(&store, &two)),
@@ -259,7 +259,7 @@ fn a_killed_daemon_makes_nothing_incomplete() {
     store.cowl(["snapshot", "web", "--no-sync"]).ok();
     let pid = store.pid("web").to_string();
     run("kill", ["-9", &pid]).ok();
-    // The next command mounts anew, and that daemon finishes it.
+    // The next command remounts, and the new daemon completes the sync.
     wait_durable(&store, "snap0");
     assert_eq!(store.cowl(["check"]).ok().out(), "");
     store.cowl(["umount", "web"]).ok();

@@ -84,7 +84,7 @@ fn an_ephemeral_clone_is_removed_with_its_mount() {
         });
     };
 
-    // Before its mount it stays, whatever looks at it.
+    // Commands do not remove it before its first mount.
     make();
     store.cowl(["status"]).ok();
     store
@@ -109,14 +109,14 @@ fn an_ephemeral_clone_is_removed_with_its_mount() {
     mount::wait_until("it is gone", || containers(&store) == before.1);
     gone();
 
-    // Its daemon killed, the next command does.
+    // After its daemon was killed, the next command removes it.
     make();
     let mount_point = store.mount("once");
     let pid = i32::try_from(store.pid("once")).unwrap();
     let pid = nix::unistd::Pid::from_raw(pid);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     mount::wait_until("the mount is dead", || fs::metadata(&mount_point).is_err());
-    // Its lock goes a moment after its mount.
+    // The daemon releases its lock shortly after its mount ends.
     mount::wait_until("the next command sees it", || {
         store.cowl(["status"]);
         mount::at(&mount_point).is_none()

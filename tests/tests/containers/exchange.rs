@@ -139,7 +139,7 @@ fn a_directory_with_all_changes_applied_equals_the_mount() {
             .ok();
         assert_tree(state, &tree::read(&out).unwrap(), &shown(&store, state));
     }
-    // By hand, as a tool that knows nothing of cowl does it.
+    // Apply the layers as a tool without knowledge of cowl does.
     let dir = store.scratch().join("out1");
     for state in ["web@snap1", "web@snap2", "web"] {
         let delta = store.scratch().join("delta.tar");
@@ -162,7 +162,7 @@ fn podman_loads_an_exported_image_unchanged() {
     let store = Store::for_test();
     container(&store);
     store.cowl(["umount", "web"]).ok();
-    // A name that means a deletion to images: said, and not made.
+    // A name that image layers reserve for deletions: the export is refused with a message.
     let image = store.scratch().join("image.tar");
     let image = image.to_str().unwrap();
     let refused = store.cowl(["export", "web", "--oci", image]);
@@ -196,7 +196,7 @@ fn podman_loads_an_exported_image_unchanged() {
     let mount_point = PathBuf::from(podman(&["image", "mount", &id]).ok().out());
     let mut got = tree::read(&mount_point).unwrap();
     let mut want = shown(&store, "new");
-    // Podman keeps no trusted attributes, and the root's own attributes are its own.
+    // Podman drops trusted.* xattrs, and sets the attributes of the root directory itself.
     for tree in [&mut got, &mut want] {
         tree.remove(&b""[..]);
         for entry in tree.values_mut() {
@@ -206,7 +206,7 @@ fn podman_loads_an_exported_image_unchanged() {
         }
     }
     podman(&["image", "unmount", &id]).ok();
-    // It makes the layers anew from their files, and compares the sums.
+    // Podman recreates the layers from their files, and compares the digests.
     let again = store.scratch().join("again.tar");
     let again = again.to_str().unwrap();
     podman(&["save", "-q", "--format", "oci-archive", "-o", again, &id]).ok();
@@ -287,7 +287,7 @@ fn layers_are_merged_while_a_clone_above_them_is_written() {
     stop.store(true, Ordering::Relaxed);
     writer.join().unwrap();
     store.cowl(["umount", "clone"]).ok();
-    // After a new mount too: nothing that it stands on was taken away.
+    // Also after a remount: no layer of the clone was removed.
     let clone = store.mount("clone");
     assert_eq!(
         std::fs::read(clone.join("etc/new/deep/f")).unwrap(),

@@ -52,7 +52,7 @@ fn exec_runs_nothing_if_the_requested_snapshot_fails() {
     store.create("web", &rootfs::busybox_tar().expect("the busybox tar"));
     let hooks = store.scratch().join("hooks");
     let script = hooks.join("pre-snapshot.d/no");
-    std::fs::create_dir_all(script.parent().expect("a folder")).expect("making it");
+    std::fs::create_dir_all(script.parent().expect("a parent directory")).expect("making it");
     std::fs::write(&script, "#!/bin/sh\nexit 1\n").expect("writing the hook");
     run("chmod", ["755".as_ref(), script.as_os_str()]).ok();
     let mut command = store.command(["exec", "--snapshot", "web", "--", "touch", "/made"]);
@@ -71,8 +71,8 @@ fn signals_reach_a_command_in_a_container() {
     store.create("web", &rootfs::busybox_tar().expect("the busybox tar"));
     let blocked = store.exec("web", "grep SigBlk /proc/self/status").out();
     assert!(blocked.ends_with("0000000000000000"), "{blocked}");
-    // It ends by the first signal that it gets, not by a kill at the test's end. A caller may have ignored it
-    // (nohup, a job in the background), which commands inherit.
+    // The command must end by this signal. A caller may have set it to ignored (nohup, a background job), which commands
+    // inherit.
     let cowl = cowl_tests::programs::cowl();
     let script = "kill -INT $$; sleep 1; echo alive";
     for (signal, code) in [
@@ -118,7 +118,7 @@ fn machine(store: &Store) -> (std::path::PathBuf, Unmount) {
     let put = |from: &str, to: &str, mode: &str| {
         let text = std::fs::read_to_string(dist.join(from)).expect("reading the hook");
         let to = root.join(to);
-        std::fs::create_dir_all(to.parent().expect("a folder")).expect("making it");
+        std::fs::create_dir_all(to.parent().expect("a parent directory")).expect("making it");
         std::fs::write(&to, fill(text)).expect("writing the hook");
         run("chmod", [mode.as_ref(), to.as_os_str()]).ok();
     };
@@ -154,7 +154,7 @@ fn apt_takes_a_snapshot_before_dpkg_runs() {
     let store = Store::for_test();
     let (root, _proc) = machine(&store);
 
-    // Nothing is named, so nothing happens.
+    // No container is configured, so no snapshot is taken.
     within(&root, APT).ok();
     within(&root, "apt-get remove -y less").ok();
     assert_eq!(within(&root, "cowl list app --no-header").ok().out(), "");

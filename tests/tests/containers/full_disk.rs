@@ -118,7 +118,7 @@ impl Disk {
         let output = self.cowl(&["mount", "web"]).ok();
         let mount = PathBuf::from(output.out().trim_end());
         for round in 0..3 {
-            // Each takes the place of the one before, so that a snapshot alone has it.
+            // Each write replaces the previous content, so that only one snapshot contains it.
             std::fs::write(mount.join("big"), vec![round; 500_000]).unwrap();
             self.cowl(&["snapshot", "web"]).ok();
         }
@@ -296,7 +296,7 @@ fn a_container_is_mounted_and_emptied(disk: &Disk, bytes: bool, reserve: bool) {
     }
     disk.cowl(&["create", "web", "--from", source.to_str().unwrap()])
         .ok();
-    // The directory comes up; without the reserve nothing else could be removed in it.
+    // Copy up the directory: without the reserve, nothing could be removed from it on a full disk.
     let output = disk.cowl(&["mount", "web"]).ok();
     let mount = PathBuf::from(output.out().trim_end());
     std::fs::write(mount.join("dir/a"), "changed\n").unwrap();

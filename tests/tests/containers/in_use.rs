@@ -223,7 +223,7 @@ fn a_writer_in_a_copy_of_the_mount_stops_a_restore() {
     assert_eq!(refused.code, 4, "{}", refused.report());
     writer.write_all(b"two\n").unwrap();
     drop(writer);
-    // Nothing was lost, and the mount is where it was.
+    // No data was lost, and the container is still mounted.
     assert_eq!(std::fs::read(mount.join("file")).unwrap(), b"one\ntwo\n");
     store.cowl(["restore", "web", "snap0"]).ok();
     assert_eq!(std::fs::read(mount.join("file")).unwrap(), b"one\n");

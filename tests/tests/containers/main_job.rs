@@ -63,7 +63,7 @@ fn all_main_operations_work_on_debian() {
     store.create("web", &base);
     let mount_point = store.mount("web");
     assert_tree(
-        "the container is the folder",
+        "the container equals the directory",
         &mount_point,
         &tree::read(&base).unwrap(),
     );
@@ -74,7 +74,7 @@ fn all_main_operations_work_on_debian() {
             .contains("bookworm")
     );
 
-    // Something that the snapshot must keep although it never was in the base.
+    // The snapshot must contain a package that the base does not have.
     store.exec(
         "web",
         "dpkg -i /root/debs/less_*.deb && less --version && mv /srv/deep /srv/moved",
@@ -397,9 +397,7 @@ fn busy_containers_are_refused_with_pids_and_a_command() {
         assert_eq!(store.snapshots("web"), ["snap0"]);
     }
     // A snapshot does not require any process to leave the mount, not even one that writes.
-    store
-        .cowl(["snapshot", "web", "-m", "with somebody inside"])
-        .ok();
+    store.cowl(["snapshot", "web", "-m", "while in use"]).ok();
     let writer = std::fs::File::options()
         .write(true)
         .open(mount_point.join("later"))
@@ -445,9 +443,9 @@ fn a_daemon_inherits_nothing_from_the_shell_that_mounted() {
         "one\n"
     );
 
-    // At a place of the user's own, and the same answer when it is asked for again.
+    // Mounted at a directory of the user; a second call prints the same path.
     store.cowl(["umount", "web"]).ok();
-    let own = store.scratch().make("own place");
+    let own = store.scratch().make("own mount");
     let args = ["mount", "web", "--at", own.to_str().unwrap()];
     assert_eq!(store.cowl(args).ok().out(), own.to_str().unwrap());
     assert_eq!(store.cowl(args).ok().out(), own.to_str().unwrap());
@@ -455,7 +453,10 @@ fn a_daemon_inherits_nothing_from_the_shell_that_mounted() {
     store.cowl(["snapshot", "web"]).ok();
     std::fs::write(own.join("new"), "").unwrap();
     store.restore("web", "snap0");
-    assert!(mount::at(&own).is_some(), "mounted anew at the same place");
+    assert!(
+        mount::at(&own).is_some(),
+        "remounted at the same mount point"
+    );
     assert!(own.join("new").symlink_metadata().is_err());
 }
 

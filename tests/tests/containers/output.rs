@@ -33,7 +33,11 @@ fn piped(store: &Store, line: &str) -> Output {
 
 fn prepared(store: &Store, line: &str) -> Command {
     let cowl = cowl_tests::programs::cowl();
-    let dir = cowl.parent().expect("a folder").display().to_string();
+    let dir = cowl
+        .parent()
+        .expect("a parent directory")
+        .display()
+        .to_string();
     let path = std::env::var("PATH").expect("a PATH");
     let mut command = Command::new("sh");
     command
@@ -113,7 +117,7 @@ fn quiet_prints_only_data_and_errors() {
 fn verbose_prints_each_step() {
     let store = store();
     let dir = store.scratch().join("hooks/pre-snapshot.d");
-    std::fs::create_dir_all(&dir).expect("making the hooks' folder");
+    std::fs::create_dir_all(&dir).expect("making the hooks directory");
     std::os::unix::fs::symlink("/bin/true", dir.join("true")).expect("making a hook");
     let snapshot = |option: &[&str]| {
         let mut command = store.command(["snapshot", "web"]);

@@ -86,7 +86,7 @@ fn nothing_is_pruned_without_a_rule() {
         store.cowl(args).fails(2, &[]);
         assert_eq!(store.snapshots("web").len(), 6, "{args:?}");
     }
-    // Those without rules are left alone.
+    // Containers without rules are not pruned.
     store.cowl(["prune", "--all-containers"]).ok();
     assert_eq!(store.snapshots("web").len(), 6);
 }

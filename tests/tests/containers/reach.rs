@@ -235,7 +235,7 @@ fn only_the_mapped_root_can_access_a_container_with_an_id_map() {
     assert!(!plain.contains("lxc.idmap"));
     std::fs::write(&config, format!("{map}{adopted}")).unwrap();
     assert_eq!(run_mapped(&lxc), "0\nc1");
-    // That start used the shared directory. From now on the container has its own, and the shared one is closed.
+    // The first start used the shared directory. From now on the container has its own, and the shared one has mode 0700.
     let moved = lxc.config("c1");
     let mapped = store.join("mapped");
     assert!(
@@ -246,7 +246,7 @@ fn only_the_mapped_root_can_access_a_container_with_an_id_map() {
     assert_eq!(run_mapped(&lxc), "0\nc1");
     assert_eq!(mode(&mnt), 0o700);
 
-    // Only that root can pass, not even the root of another container.
+    // Only the mapped root can enter, not even the root of another container.
     let mount_point = lxc.store().mount("c1");
     assert!(
         mount_point.starts_with(&mapped),
@@ -283,7 +283,7 @@ fn a_store_of_another_user_is_refused() {
         let refused = store.cowl(line.iter().copied());
         refused.fails(2, &["belongs to the user 1000", "sudo -u '#1000'"]);
     }
-    // One cannot be made in such a user's directory either.
+    // A store cannot be created in a directory of another user either.
     let dir = store.scratch().make("empty");
     std::os::unix::fs::chown(&dir, Some(1000), None).unwrap();
     let cowl = cowl_tests::programs::cowl();

@@ -56,7 +56,7 @@ fn a_mount_is_found_in_every_runtime_directory() {
     is_found_by_all(&store, &mount_point, &system.join(&id));
     assert!(!store.path().join("run").join(&id).try_exists().unwrap());
 
-    // Where root has no use of /run, and where older versions had them.
+    // If /run is unusable, the run-time files are in the store, as in older versions.
     fs::remove_dir_all(&system).unwrap();
     fs::write(&system, "").unwrap();
     let mount_point = store.mount("web");
@@ -107,7 +107,7 @@ fn a_copy_of_a_store_does_not_affect_mounts_of_the_original() {
     fs::remove_dir_all(run_dir_of(&copy).unwrap()).unwrap();
 }
 
-/// Where root has no use of /run, the run-time files are copied with the store.
+/// If /run is unusable, the run-time files are in the store and are copied with it.
 #[test]
 fn a_copy_of_a_store_with_run_files_does_not_affect_mounts_of_the_original() {
     if !can(NEEDS) {

@@ -68,7 +68,7 @@ fn undelete_refuses_a_name_that_is_in_use() {
     assert_eq!(list(&store), ["old", "web"]);
     assert_eq!(store.snapshots("old"), ["snap0"]);
     assert!(store.snapshots("web").is_empty());
-    // Of two with one name the last comes first, and each can be named by its id.
+    // Of two containers with one name, the one destroyed last is listed first. Each can be selected by its id.
     store.cowl(["destroy", "web", "--yes"]).ok();
     store.cowl(["rename", "old", "web"]).ok();
     store.cowl(["destroy", "web", "--yes"]).ok();

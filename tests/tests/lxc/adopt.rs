@@ -61,7 +61,7 @@ fn invalid_adoptions_are_refused() {
     refused(&lxc, "c1", 1, &["lxc.rootfs.path", "lxc-update-config"]);
     set(&plain);
 
-    // Overlay clones of LXC's stand on it.
+    // Overlay clones by LXC depend on it.
     let depends = lxc.dir("c1").join("lxc_snapshots");
     make(&lxc, "c9");
     std::fs::write(&depends, format!("{}\nc9\n", lxc.path().display())).unwrap();
@@ -205,7 +205,7 @@ fn a_directory_is_adopted_once() {
     );
 }
 
-/// A base on which clones stand is copied, not taken from under them.
+/// A base layer that clones depend on is copied instead of moved.
 #[test]
 fn a_release_does_not_affect_clones() {
     if !can(&[Need::Root]) {

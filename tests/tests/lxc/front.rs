@@ -19,14 +19,14 @@ const NEEDS: [Need; 4] = [
     Need::Program("busybox"),
 ];
 
-/// One at a time: LXC's copying works in a mount namespace of its own, which holds every mount that there is
-/// for as long as it takes.
+/// Serializes the tests: LXC copies in a mount namespace of its own, which meanwhile keeps all mounts of other tests
+/// alive.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// LXC containers in a directory, a store of cowl beside it, and one of the two programs.
+/// LXC containers in a directory, a store of cowl next to it, and one of the two programs.
 struct World {
     scratch: Scratch,
     program: PathBuf,

@@ -49,7 +49,7 @@ fn lxc_tools_neither_store_nor_restore_an_empty_snapshot() {
         assert!(list.contains("No snapshots"), "{list}");
         is_whole(&lxc);
     }
-    // One that LXC took before the container was adopted: LXC would destroy the container first.
+    // A snapshot by LXC from before the adoption: to restore it, LXC would destroy the container first.
     let snap = lxc.dir(NAME).join("snaps/snap0");
     std::fs::create_dir_all(snap.join("rootfs")).unwrap();
     std::fs::copy(lxc.dir(NAME).join("config"), snap.join("config")).unwrap();
@@ -98,7 +98,7 @@ fn copies_by_lxc_tools_do_not_share_files() {
     lxc.tool("destroy", "copy", NOTHING).ok();
     is_whole(&lxc);
 
-    // A config copied by hand: it would write to the same head.
+    // A manually copied config refers to the same head.
     let dir = lxc.dir("thief");
     std::fs::create_dir(&dir).unwrap();
     std::fs::copy(lxc.dir(NAME).join("config"), dir.join("config")).unwrap();

@@ -18,7 +18,7 @@ fn a_released_container_is_identical_to_the_original() {
     let config = lxc.config("c1");
     let before = tree::read(&lxc.dir("c1").join("rootfs")).unwrap();
     lxc.adopt("c1").ok();
-    // One line changed, the others at the end; no other byte.
+    // One line is replaced, and lines are appended. Nothing else changes.
     let adopted = lxc.config("c1");
     let kept = adopted.lines().zip(config.lines()).filter(|(a, b)| a == b);
     assert_eq!(kept.count(), config.lines().count() - 1, "{adopted}");
@@ -83,9 +83,9 @@ fn tools_of_lxc_work_on_an_adopted_container() {
     lxc.tool("unfreeze", "c1", [] as [&str; 0]).ok();
     lxc.wait_for("c1", "RUNNING");
 
-    // From inside: stop and start in one.
+    // A reboot from inside the container.
     let before = lxc.pid("c1");
-    // The shell that says it is ended with all others.
+    // The reboot kills the shell that requested it.
     lxc.tool("attach", "c1", ["--", "/bin/reboot"]);
     lxc.wait("another first process", || {
         let now = lxc.pid("c1");
@@ -151,7 +151,7 @@ fn a_running_container_is_refused_with_a_command_to_run() {
     store
         .cowl(["restore", "c1", "snap0"])
         .fails(4, &["--stop --start"]);
-    // It is done with all that it takes, and the container runs again.
+    // With both options, the container is stopped, restored and started.
     let config = lxc.config("c1");
     store
         .cowl(["restore", "c1", "snap0", "--stop", "--start"])

@@ -79,7 +79,7 @@ fn tar_round_trips_all_metadata() {
     let mounted = pair.mount();
     let (from, scratch) = (mounted.path().display(), pair.scratch.display());
     let pack = "tar --numeric-owner --xattrs --xattrs-include='*' --acls --sparse --format=posix";
-    // Whatever tar says is an error: "file changed as we read it" above all.
+    // Any message of tar is an error, in particular "file changed as we read it".
     let packed = sh(&format!("{pack} -C '{from}' -cf '{scratch}/one.tar' .")).ok();
     assert_eq!(packed.err(), "");
     let unpacked = pair.scratch.make("unpacked");
@@ -154,7 +154,7 @@ fn copy_up_changes_no_ctime() {
         }
     };
     same("a copy-up shows");
-    // As when memory is short.
+    // Drop the caches, as under memory pressure.
     std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
     same("a copy-up shows when the kernel has forgotten the files");
     sh_in(mounted.path(), BRING_UP).ok();

@@ -140,7 +140,7 @@ fn against_plain(
         _ => match seed % 12 {
             0 => Under::Cowlfs("dev,suid,metacopy=off,passthrough=read"),
             4 => Under::Cowlfs("dev,suid,volatile,passthrough=off"),
-            // The kernel keeps nothing and asks for everything.
+            // The kernel caches nothing and requests everything.
             7 => Under::Cowlfs("dev,suid,timeout=0,passthrough=all"),
             // Operations that the kernel supports run through passthrough.
             8 | 9 => Under::Cowlfs("dev,suid"),
@@ -156,7 +156,7 @@ fn against_plain(
         by_kernel: seed.is_multiple_of(2),
     };
     let (mut lowers, plain) = layers::make_three(store.scratch(), spec).unwrap();
-    // Of a stack on two file systems the lowest layer, or two, lie in memory.
+    // In a stack on two file systems, the lowest one or two layers are in memory.
     let elsewhere = Scratch::new_in(disk.beside(), "lowers");
     if under == Under::Cowlfs("dev,suid") {
         let from = if seed.is_multiple_of(3) { 1 } else { 2 };
@@ -195,11 +195,11 @@ fn against_plain(
 
 /// Verifies that kernel overlayfs over all layers shows the same tree as the plain directory.
 fn kernel_reads(pair: &Pair) -> Result<(), String> {
-    // Of layers on two file systems it would show numbers twice, with another device each.
+    // With layers on two file systems, the kernel would report equal inode numbers with different devices.
     let mount_point = pair.scratch().make("kernel-reads-all");
     let kernel = Overlay::kernel_with(&pair.read_only(), &mount_point, "index=off,xino=on");
     let compare = Compare {
-        // It counts names in the layer, not in the merge.
+        // The kernel reports link counts of the layer, not of the merged tree.
         nlink: false,
         ..Compare::HISTORY
     };

@@ -108,17 +108,17 @@ for i in range(500): write(f'd/f{i}')",
 d = Listing("d")
 all = d.rest(); print(sorted(all)); assert len(all) == len(set(all)) == 502
 d.rewind(); assert d.rest() == all
-# Every place that was told is found again.
-d.rewind(); places = []
-for i in range(502): places.append(d.tell()); d.next()
+# Every position that telldir returned can be sought.
+d.rewind(); positions = []
+for i in range(502): positions.append(d.tell()); d.next()
 for i in random.Random(3).sample(range(502), 60):
-    d.seek(places[i]); assert d.rest() == all[i:], i
-# Read to the end, then rewound: what came and went since shows.
+    d.seek(positions[i]); assert d.rest() == all[i:], i
+# Rewinding after the end shows later additions and removals.
 write("d/new"); os.unlink("d/f7"); os.rename("d/f8", "d/renamed"); os.mkdir("d/dir")
 d.rewind(); now = d.rest(); print(sorted(set(now) - set(all)), sorted(set(all) - set(now)))
 d.rewind(); d.next(); write("d/newer"); d.rewind(); assert "newer" in d.rest()
 d.close()
-# The type and the number that a listing tells are those of stat.
+# The type and the inode number in a listing equal those of stat.
 for e in os.scandir("d"): assert e.inode() == e.stat(follow_symlinks=False).st_ino and e.is_dir() == (e.name == "dir")
 "#
         ),
@@ -192,7 +192,7 @@ for turn in range(16):
     os.close(fd)
     assert names <= set(seen), (turn, len(names - set(seen)))
     assert len(seen) == len(set(seen)), turn
-# One who removes as he reads on, beside one who lists.
+# One process removes entries while it reads on, and lists the directory in between.
 fd = os.open("d", os.O_RDONLY)
 for some in parts(fd, 512):
     for name in some:

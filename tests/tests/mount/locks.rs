@@ -54,7 +54,7 @@ impl Locker {
 
 impl Drop for Locker {
     fn drop(&mut self) {
-        // Its input ends, and it with it.
+        // The locker exits at the end of its input.
         self.orders = None;
         if let Err(error) = self.child.wait() {
             eprintln!("waiting for a locker: {error}");

@@ -317,7 +317,7 @@ fn works(option: &str, mount_point: &Path) -> bool {
             sh_in(mount_point, "ls -l; cat file").ok();
             before == file.metadata().unwrap().atime()
         }
-        other => panic!("nobody knows {other}"),
+        other => panic!("unknown option {other}"),
     }
 }
 

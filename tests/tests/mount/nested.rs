@@ -24,7 +24,7 @@ fn a_lower_layer_can_be_on_a_cowl_mount() {
     let scratch = Scratch::new("lower-on-cowl");
     let (lowers, plain) = generated(&scratch, 13);
     let upper = upper_on(&scratch, &lowers[0]);
-    // One that is written has an upper of its own, which must not move any more.
+    // The inner overlay is writable, so it has an upper layer of its own, which must stay at its path.
     let written = (scratch.make("inner-upper"), scratch.make("inner-work"));
     layers::copy_root(&lowers[1], &written.0).unwrap();
     let inner = Stack {
@@ -44,7 +44,7 @@ fn a_lower_layer_can_be_on_a_cowl_mount() {
     inner.unmount();
 }
 
-/// Two mounts show numbers from one file system, and may show one and the same file under two names.
+/// Two mounts report inode numbers of one file system, and may show one file under two names.
 #[test]
 fn lower_layers_can_be_on_two_cowl_mounts_of_one_layer() {
     if !ready(&[]) {
@@ -119,7 +119,7 @@ fn lower_layers_can_be_on_two_cowl_mounts_of_one_layer() {
     bottom.unmount();
 }
 
-/// Marks that one mount writes are a user's attributes to the other, and whiteouts too.
+/// Markers and whiteouts that the outer mount writes are ordinary xattrs and devices to the inner one.
 fn upper_on_a_cowl_mount(seed: u64) {
     if !ready(&[]) {
         return;
@@ -138,7 +138,7 @@ fn upper_on_a_cowl_mount(seed: u64) {
         upper: Some(upper),
     };
     exercise(&scratch, stack.clone(), plain.clone(), seed);
-    // It is all still there after a new mount of the one below.
+    // The content is unchanged after a remount of the outer mount.
     mounted.unmount();
     let mounted = Overlay::cowlfs(&outer, &mount_point, "dev,suid");
     let again = Overlay::cowlfs(&stack, &scratch.make("tested"), "dev,suid");
@@ -159,7 +159,7 @@ fn an_upper_layer_can_be_on_a_cowl_mount_with_another_seed() {
     upper_on_a_cowl_mount(15);
 }
 
-/// Each way in which a change by its owner takes a program's setuid and setgid, through two mounts.
+/// Every change by the owner that clears setuid and setgid of a program, through two mounts.
 #[test]
 #[expect(clippy::too_many_lines, reason = "one scenario, step by step")]
 fn setuid_is_cleared_through_two_mounts() {
@@ -306,7 +306,7 @@ fn kernel_overlayfs_can_have_its_lower_layer_on_a_cowl_mount() {
     let compare = |when: &str| {
         let found = tree::read(theirs.path()).unwrap();
         let expected = tree::read(&plain).unwrap();
-        // It counts and breaks hard links as it always does.
+        // Kernel overlayfs breaks hard links, and reports other link counts.
         let compare = Compare {
             nlink: false,
             groups: false,
@@ -324,7 +324,7 @@ fn kernel_overlayfs_can_have_its_lower_layer_on_a_cowl_mount() {
     ours.unmount();
 }
 
-/// Its upper wants whiteouts, attributes of its own, RENAME_WHITEOUT and RENAME_EXCHANGE of the mount.
+/// As an upper layer, the mount must support whiteouts, overlay xattrs, RENAME_WHITEOUT and RENAME_EXCHANGE.
 #[test]
 fn kernel_overlayfs_can_have_its_upper_layer_on_a_cowl_mount() {
     if !ready(&[vec![Need::KernelOverlay]]) {
@@ -342,7 +342,7 @@ fn kernel_overlayfs_can_have_its_upper_layer_on_a_cowl_mount() {
         upper: Some(upper_on(&mount_point, &lowers[0])),
         lowers,
     };
-    // It counts hard links by the entries of each layer, and breaks them.
+    // Kernel overlayfs reports the link counts of each layer, and breaks hard links.
     let compare = |when: &str, mount_point: &Path| {
         let found = tree::read(mount_point).unwrap();
         let expected = tree::read(&plain).unwrap();
@@ -357,7 +357,7 @@ fn kernel_overlayfs_can_have_its_upper_layer_on_a_cowl_mount() {
     compare("before any change", theirs.path());
     let work = "cd known; echo x >> append; mv dir moved; rm gonefile; rm -r replaced; mkdir replaced
         rm -r gone; mv moved/sub into/sub; rm becomes; mkdir becomes; ln mode mode2; mv big kept
-        chmod 600 mode; chown 1000:1001 owner; setfattr -n user.a -v b attribute; mv keep kept-folder
+        chmod 600 mode; chown 1000:1001 owner; setfattr -n user.a -v b attribute; mv keep kept-dir
         mkdir -p new/deep; echo y > new/deep/file; mv new newer; rm -r newer; mkfifo fifo2; rm null";
     sh_in(theirs.path(), work).ok();
     sh_in(&plain, work).ok();
@@ -365,7 +365,7 @@ fn kernel_overlayfs_can_have_its_upper_layer_on_a_cowl_mount() {
     theirs.unmount();
     ours.unmount();
 
-    // Its own changes are what it finds after a new mount, and what cowlfs shows of the same layers.
+    // After remounts the kernel shows its own changes, and cowlfs shows the same.
     let ours = Overlay::cowlfs(&outer, &mount_point, "dev,suid");
     let theirs = Overlay::kernel(&stack, &scratch.make("theirs"));
     compare("after new mounts", theirs.path());

@@ -12,7 +12,7 @@ use cowl_tests::images;
 const OLD: u32 = 2_000;
 const NEW: u32 = 100_000;
 
-/// Every object below `root` by its number; no number is met twice but by names of one file.
+/// Returns every object below `root` by its inode number, and verifies that only hard links share a number.
 fn numbers(root: &Path) -> HashMap<u64, PathBuf> {
     let mut found: HashMap<u64, PathBuf> = HashMap::new();
     let mut open = vec![root.to_owned()];
@@ -57,7 +57,7 @@ fn inode_numbers_are_unique_after_a_flatten() {
         layers.count()
     };
     let mount_point = store.mount("web");
-    // Copied up: half of them with attributes alone, some with content; some are gone.
+    // A quarter each is copied up without content, copied up with content, removed, and unchanged.
     for number in 0..OLD {
         let file = mount_point.join(format!("old{number}"));
         match number % 4 {
@@ -70,10 +70,10 @@ fn inode_numbers_are_unique_after_a_flatten() {
     let before = numbers(&mount_point);
     store.cowl(["umount", "web"]).ok();
     store.cowl(["mount", "web"]).ok();
-    assert_eq!(numbers(&mount_point), before, "over a new mount");
+    assert_eq!(numbers(&mount_point), before, "after a remount");
     store.cowl(["umount", "web"]).ok();
     store.cowl(["flatten", "web"]).ok();
-    // The layers that lent numbers are gone, and their inodes are free.
+    // The layers that contained the original inodes are removed, so the file system can reuse their numbers.
     assert_eq!(layers(), 2, "a flattened layer and a head");
     store.cowl(["mount", "web"]).ok();
     let flattened = numbers(&mount_point);
@@ -94,6 +94,6 @@ fn inode_numbers_are_unique_after_a_flatten() {
     }
     store.cowl(["umount", "web"]).ok();
     store.cowl(["mount", "web"]).ok();
-    assert!(numbers(&mount_point) == after, "over a new mount");
+    assert!(numbers(&mount_point) == after, "after a remount");
     store.cowl(["umount", "web"]).ok();
 }

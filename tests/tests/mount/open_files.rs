@@ -36,8 +36,8 @@ os.fchmod(fd, 0o700); print(of(fd))
     );
 }
 
-/// Verifies that every operation that docs/semantics.md lists as unsupported fails with the documented error and changes
-/// nothing.
+/// Verifies that every operation that docs/semantics.md lists as unsupported fails with the documented error and
+/// changes nothing.
 #[test]
 fn operations_without_a_fuse_request_are_refused() {
     if !can(&NEEDS) {
@@ -182,7 +182,7 @@ both = mmap.mmap(writer, 9000); both[100:103] = b"map"
 print(shared[100:103], os.pread(reader, 3, 100), os.pread(other, 3, 100), read("alias")[100:103])
 os.ftruncate(writer, 50); print(of(reader), os.pread(reader, 100, 40), len(read("alias")))
 os.ftruncate(writer, 9000); print(os.pread(reader, 3, 40), os.pread(reader, 3, 60), shared[60:63])
-# A reader whose file is cut and written anew under it.
+# A reader whose file is truncated and rewritten meanwhile.
 fd = os.open("cut", os.O_RDONLY); print(os.read(fd, 3)); write("cut", b"12"); print(os.read(fd, 3), os.pread(fd, 5, 0), of(fd))
 write("cut", b"123456"); print(os.read(fd, 10))
 "#,

@@ -177,7 +177,7 @@ fn mtime(of: &fs::Metadata) -> (i64, i64) {
     (of.mtime(), of.mtime_nsec())
 }
 
-/// Comes back when the file system's clock has gone on from this moment.
+/// Waits until the file system's clock has advanced from `nanos`.
 fn wait_for_clock(dir: &Path, nanos: i64) {
     wait_until("the clock", || {
         let probe = dir.with_file_name("clock");
@@ -201,7 +201,7 @@ fd = os.open(sys.argv[1], os.O_RDWR)
 with mmap.mmap(fd, 4096) as m: m[0:1] = b'b'";
     run("python3", ["-c".as_ref(), store.as_ref(), path.as_os_str()]).ok();
     let after = fs::metadata(&path).unwrap();
-    assert!(mtime(&after) > mtime(&before), "nobody was told");
+    assert!(mtime(&after) > mtime(&before), "mtime did not advance");
     assert_eq!(fs::read(&path).unwrap()[0], b'b');
     // Also once it is closed and opened again.
     drop(writer);
@@ -367,7 +367,7 @@ fn direct_and_buffered_io_can_be_mixed() {
                 .read(true)
                 .custom_flags(libc_o_direct())
                 .open(&path);
-            // Not every file system has it.
+            // Not every file system supports O_DIRECT.
             let direct = direct.as_ref().ok();
             let writer = open_to_write(&path);
             writer.write_all_at(b"by whom", 0).unwrap();
@@ -421,7 +421,7 @@ fn a_snapshot_waits_for_passthrough_writers() {
     let kept = store.cowl(["cat", &format!("web@{first}:file")]).ok();
     assert_eq!(kept.stdout, b"one\ntwo\nthree\n");
 
-    // It could be mapped still.
+    // The file may still be mapped.
     drop(open_to_write(&path));
     assert_ne!(snapshot().code, 0);
     fs::remove_file(&path).unwrap();

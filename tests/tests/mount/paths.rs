@@ -21,7 +21,7 @@ fn assert_tree(label: &str, mount_point: &Path, expected: &Tree) {
     );
 }
 
-/// Random operations, with nothing held in the end.
+/// Runs random operations, and syncs all mappings at the end.
 fn disturb(generator: &mut Generator, mount_point: &Path, steps: usize) {
     let mut side = Side::new(mount_point);
     let mut known = tree::Paths::default();
@@ -75,7 +75,7 @@ fn undo_reverts_random_changes() {
     }
 }
 
-/// A program in the container; gone when dropped.
+/// A process in the container, killed on drop.
 struct Inside(Child);
 
 impl Drop for Inside {
@@ -118,7 +118,7 @@ fn restored_paths_are_visible_to_running_programs() {
     .ok();
     let mut old = std::fs::File::open(mount_point.join("etc/conf")).unwrap();
 
-    // Restoring all of it is refused, as it must be.
+    // Restoring the whole container is refused, because it is in use.
     store.cowl(["restore", "web", "snap0"]).fails(4, &["sleep"]);
     store
         .cowl(["restore", "web", "snap0", "--", "etc/new"])
@@ -128,14 +128,14 @@ fn restored_paths_are_visible_to_running_programs() {
         .ok();
     let text = |path: &str| std::fs::read_to_string(mount_point.join(path)).unwrap();
     assert_eq!(text("etc/conf"), "good\n");
-    // A process that has it open keeps the old content.
+    // A descriptor that was opened before refers to the old content.
     let mut content = String::new();
     old.read_to_string(&mut content).unwrap();
     assert_eq!(content, "bad\n");
     store
         .cowl(["restore", "web", "snap0", "--delete", "--", "etc"])
         .ok();
-    assert_tree("a folder is put back", &mount_point.join("etc"), &then);
+    assert_tree("a directory is restored", &mount_point.join("etc"), &then);
 
     // Later writes through the old descriptor go to the old file.
     log.write_all(b"after").unwrap();
@@ -148,7 +148,7 @@ fn restored_paths_are_visible_to_running_programs() {
     drop(log);
     drop(old);
     drop(_inside);
-    // The last one is taken back, and with it nothing else.
+    // Only the last restore is undone.
     store.cowl(["restore", "web", "--undo"]).ok();
     assert_eq!(text("var/log"), "before after");
     assert_tree("nothing else", &mount_point.join("etc"), &then);
@@ -179,7 +179,7 @@ fn mounts_inside_a_container_are_not_changed() {
     ] {
         store.cowl(args).fails(4, &["new/data", "umount"]);
     }
-    // Beside it one may.
+    // Other paths can be restored.
     store.cowl(["undo", "web", "--", "file"]).ok();
     assert_eq!(std::fs::read_to_string(mount.join("file")).unwrap(), "one");
     assert_eq!(

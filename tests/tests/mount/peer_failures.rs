@@ -174,7 +174,7 @@ for i in range(200):
     print(i, flush=True)
 "#;
 
-/// As a user types it: the mount, then the file system that its layers lie on.
+/// Unmounts the overlay and then immediately the file system of its layers, as a user would.
 #[test]
 fn unmount_releases_the_layers_immediately() {
     let needs = [&NEEDS[..], &[Need::Program("mkfs.ext4")]].concat();

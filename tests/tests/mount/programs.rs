@@ -13,7 +13,7 @@ use cowl_tests::rootfs;
 use cowl_tests::scratch::Scratch;
 use cowl_tests::tree::{self, Compare, Tree};
 
-/// One lower layer below an empty upper.
+/// A stack of one lower layer and an empty upper layer.
 struct Workspace {
     scratch: Scratch,
     stack: Stack,
@@ -135,8 +135,8 @@ const HISTORY: &str = "git init -q repo; cd repo
     ln -s d1/f1 link; chmod 755 d1/f2; git add .; git commit -qm first
     for n in 1 2 3; do for d in $(seq 50); do echo $n >> d$d/f$n; done; git commit -qam n$n; done";
 
-/// That git, going by its index alone, would read no file again: diff-files compares stat data and
-/// shows whatever differs, changed or not.
+/// Verifies that git considers its index current and reads no file again: diff-files compares stat data, and lists
+/// every difference even if the content is equal.
 #[track_caller]
 fn nothing_to_read_anew(repo: &Path) {
     let index = || {
@@ -144,9 +144,9 @@ fn nothing_to_read_anew(repo: &Path) {
         (stat.mtime(), stat.mtime_nsec(), stat.ino())
     };
     let before = index();
-    assert_eq!(git(repo, "git diff-files"), "", "stat data that moved");
+    assert_eq!(git(repo, "git diff-files"), "", "stat data changed");
     assert_eq!(git(repo, "git status --porcelain"), "");
-    assert_eq!(index(), before, "git status wrote the index anew");
+    assert_eq!(index(), before, "git status rewrote the index");
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn git_finds_its_index_up_to_date() {
     }
     let workspace = Workspace::new();
     git(workspace.lower(), HISTORY);
-    // An index that is no older than the files makes git look at their content.
+    // If the index is not newer than the files, git reads their content.
     sh_in(
         workspace.lower(),
         "find repo -name .git -prune -o -exec touch -h -d '2020-01-01' {} +",
@@ -313,7 +313,7 @@ fn make_rebuilds_nothing_without_changes() {
 
     let mounted = workspace.mount();
     sh_in(&src, "make -q; ./program").ok();
-    // One header of the lower layer changed: its two sources and the program, nothing else.
+    // A changed header of the lower layer causes only its two sources and the program to be rebuilt.
     sh_in(&src, "echo '/* more */' >> f7.h").ok();
     let again = make("");
     assert_eq!(again.lines().count(), 3, "{again}");

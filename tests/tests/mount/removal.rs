@@ -1,12 +1,13 @@
-//! Removing snapshots: exactly those that were named, with nothing lost that anything else stands on, and
-//! the space that was promised.
+//! Removal of snapshots: only the named ones are removed, no data of other states is lost, and the reported space is
+//! freed.
 
 use std::path::{Path, PathBuf};
 
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 
-/// The container web with snap0..snap`n-1`; before each, the file `n` was written, and `all` again.
+/// Returns a store with the container web and the snapshots snap0 to snap`n-1`. Before each, the files `n` and `all`
+/// are written.
 fn store(snapshots: usize) -> Store {
     let store = Store::for_test();
     let source = store.scratch().make("source");
@@ -60,7 +61,7 @@ fn snapshots_are_removed_by_name_range_or_all() {
     left(&[0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
     store.cowl(["rm", "web@snap0", "web@snap3"]).ok();
     left(&[2, 4, 5, 6, 7, 8, 9, 10, 11]);
-    // By place, not by letters: snap9 comes before snap10.
+    // Ranges are in the order of creation, not alphabetical: snap9 precedes snap10.
     store.cowl(["rm", "web", "snap9..snap10", "snap2"]).ok();
     left(&[4, 5, 6, 7, 8, 11]);
     store.cowl(["rm", "web@snap5..snap6"]).ok();
@@ -68,7 +69,7 @@ fn snapshots_are_removed_by_name_range_or_all() {
     store.cowl(["rm", "web", "--all", "--yes"]).ok();
     left(&[]);
     assert_eq!(shown(&store, "web"), before);
-    // A number is never given twice.
+    // Numbers are never reused.
     assert_eq!(store.cowl(["snapshot", "web"]).ok().out(), "snap12");
 }
 
@@ -83,7 +84,7 @@ fn snapshots_based_on_a_removed_one_are_based_on_its_parent() {
     let list = store.cowl(["list", "web", "--json"]).ok().json();
     assert_eq!(list["snapshots"][1]["parent"], "snap0");
     assert_eq!(store.cowl(["diff", "web@snap2"]).ok().out(), between);
-    // Nothing that was left shows anything else; the head's parent may go as well.
+    // The remaining states are unchanged. The parent of the head can be removed as well.
     store.cowl(["rm", "web", "snap2"]).ok();
     for (state, before) in &states[..2] {
         assert_eq!(shown(&store, state), *before, "{state}");
@@ -186,14 +187,14 @@ fn protected_snapshots_prevent_the_whole_removal() {
     assert_eq!(store.snapshots("web"), ["snap2"]);
 }
 
-/// Holds a layer's tree as the daemon of a mount does.
+/// Locks a layer's tree as the daemon of a mount does.
 fn hold(tree: &Path) -> std::fs::File {
     let tree = std::fs::File::open(tree).unwrap();
     rustix::fs::flock(&tree, rustix::fs::FlockOperation::LockShared).unwrap();
     tree
 }
 
-/// The trees of the layers of a snapshot.
+/// Returns the trees of the layers of a snapshot.
 fn trees(store: &Store, snapshot: &str) -> Vec<PathBuf> {
     let list = store.cowl(["list", "web", "--json"]).ok().json();
     let (id, snapshots) = (&list["id"], list["snapshots"].as_array().unwrap());
@@ -229,7 +230,7 @@ fn mounted_snapshots_are_retained() {
         .cowl(["rm", "web", "snap0..snap3"])
         .fails(4, &["snap2"]);
     assert_eq!(store.snapshots("web").len(), 4);
-    // The one below it is no more in use than any other that something stands on.
+    // The snapshot below the mounted one can be removed like any other.
     store.cowl(["rm", "web", "snap1"]).ok();
     drop(held);
     store.cowl(["rm", "web", "snap2"]).ok();

@@ -146,7 +146,7 @@ fn removal_of_a_tree_sends_three_requests_per_file() {
 fn find_takes(most: u64) -> Allowed {
     Allowed {
         // The tree's own, and the ten in it.
-        each: ("folder", DIRS + 1),
+        each: ("directory", DIRS + 1),
         most,
         dirs: 0,
         once: 5,
@@ -222,8 +222,7 @@ fn a_new_file_sends_few_requests() {
     case.at_most("create, close", allowed, &counts);
 }
 
-/// Where the kernel asks for attributes again it does so with a request of its own, after work that programs do
-/// all the time.
+/// Attributes that the kernel must read again cost a GETATTR request of their own after common operations.
 #[test]
 fn writes_send_no_needless_getattr_requests() {
     for (options, most) in [
@@ -288,8 +287,8 @@ fn requests_of_a_mount_are_reported() {
         .fails(1, &["web is not mounted", "cowl mount web"]);
     let mount_point = store.mount("web");
     for _ in 0..7 {
-        std::fs::create_dir(mount_point.join("folder")).unwrap();
-        std::fs::remove_dir(mount_point.join("folder")).unwrap();
+        std::fs::create_dir(mount_point.join("dir")).unwrap();
+        std::fs::remove_dir(mount_point.join("dir")).unwrap();
     }
     let held = std::fs::File::open(mount_point.join("file")).unwrap();
     let stats = store.cowl(["stats", "web", "--json"]).ok().json();

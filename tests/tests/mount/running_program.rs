@@ -82,7 +82,7 @@ fn writing_to_a_running_program_fails_with_etxtbsy() {
     // After the program has ended, its file can be truncated; the kernel notices the end a moment later.
     for path in ["m/below", "m/above"] {
         let flags = OFlags::RDONLY | OFlags::TRUNC;
-        wait_until("the program's end is told", || {
+        wait_until("the end of the program is reported", || {
             rustix::fs::open(at(path), flags, Mode::empty()).is_ok()
         });
         assert_eq!(std::fs::metadata(at(path)).unwrap().len(), 0);

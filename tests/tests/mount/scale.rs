@@ -64,7 +64,7 @@ for i in range({LAYERS}):
     );
     python(&scratch.make("layers"), &build).ok();
     let stack = Stack {
-        // The last that was made lies on top.
+        // The layer that was created last is on top.
         lowers: (0..LAYERS)
             .rev()
             .map(|i| scratch.join(format!("layers/{i}")))
@@ -215,9 +215,9 @@ print(seen)",
 const HOLDER: &str = r#"
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
-held, folder, fd = int(sys.argv[1]), int(sys.argv[2]), libc.inotify_init1(0)
+held, per_dir, fd = int(sys.argv[1]), int(sys.argv[2]), libc.inotify_init1(0)
 for n in range(held):
-    i, j = divmod(n, folder)
+    i, j = divmod(n, per_dir)
     if libc.inotify_add_watch(fd, b"%d/file-%d-%d" % (i, i, j), 0x400) < 0: sys.exit(os.strerror(ctypes.get_errno()))
 print(held, flush=True)
 sys.stdin.read()

@@ -228,8 +228,7 @@ fn a_lower_layer_works_on_a_read_only_mount() {
     }
 }
 
-/// Numbers of one file system meet those of another here: every one of them begins to count at about
-/// the same number.
+/// Inode numbers of several file systems collide: all of them start at about the same number.
 #[test]
 fn layers_can_be_on_four_file_systems() {
     let kinds = [Kind::Xfs, Kind::Btrfs, Kind::Ext4];

@@ -22,7 +22,7 @@ impl Stopped {
         let pid = Pid::from_raw(overlay.pid().unwrap().cast_signed()).unwrap();
         kill_process(pid, Signal::STOP).unwrap();
         let stopped = Self(pid);
-        // Each of its threads goes on until it hears of it.
+        // Each thread continues to run until the signal reaches it.
         wait_until("all its threads have stopped", || {
             let tasks = format!("/proc/{}/task", pid.as_raw_nonzero());
             fs::read_dir(tasks).unwrap().all(|task| {
@@ -105,7 +105,7 @@ fn an_unresponsive_layer_delays_no_other_request() {
     drop(stopped);
     fast.join().unwrap();
     assert_eq!(answered, Ok(()), "others wait for the layer");
-    assert!(held_up, "nobody was held up");
+    assert!(held_up, "no request waited for the layer");
     for _ in 0..HUNG {
         assert_eq!(answers.recv().unwrap().unwrap(), 12);
     }
@@ -113,7 +113,7 @@ fn an_unresponsive_layer_delays_no_other_request() {
     lazy.unmount();
 }
 
-/// Whether a daemon has the device open by which it keeps CPUs awake.
+/// Returns whether a daemon has the device open that keeps CPUs awake.
 fn holds_device(overlay: &Overlay) -> bool {
     let descriptors = format!("/proc/{}/fd", overlay.pid().unwrap());
     let mut open = fs::read_dir(descriptors).unwrap();
@@ -130,7 +130,7 @@ fn cpus_are_kept_awake_on_request() {
     if !can(NEEDS) {
         return;
     }
-    // Where it can't be had the mount works all the same.
+    // The mount also works if the device cannot be opened.
     let may = fs::OpenOptions::new().write(true).open(DEVICE).is_ok();
     let scratch = Scratch::new("threads-awake");
     plant(&scratch.make("lower"));

@@ -86,7 +86,7 @@ fn cowl_works_in_a_user_namespace() {
     );
 }
 
-/// A plain user's run-time files lie in the store, and elsewhere only while its disk is full.
+/// Run-time files of an unprivileged user are in the store. Only on a full disk they are in the runtime directory.
 #[test]
 fn runtime_files_are_in_the_runtime_directory_on_a_full_disk() {
     if !can(NEEDS) {

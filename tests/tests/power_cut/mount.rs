@@ -95,7 +95,7 @@ fn fdatasync_makes_the_name_of_a_file_durable() {
         .unwrap();
     let name = image.to_str().unwrap();
     command::run("mkfs.ext4", ["-qF", name]).ok();
-    // No commit but those that are asked for.
+    // The journal commits only on request.
     let rare = Base {
         options: "loop,commit=600".to_owned(),
         ..Base::from_env("ext4")
