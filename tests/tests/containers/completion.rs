@@ -31,12 +31,12 @@ fn script(store: &Store, shell: &str, name: &str) {
 /// A command with `cowl` first in its path, and the store in its environment.
 fn shell(store: &Store, line: &str) -> Command {
     let cowl = cowl_tests::programs::cowl();
-    let folder = cowl.parent().expect("a folder").display().to_string();
+    let dir = cowl.parent().expect("a folder").display().to_string();
     let path = std::env::var("PATH").expect("a PATH");
     let mut command = Command::new("sh");
     command
         .args(["-c", line])
-        .env("PATH", format!("{folder}:{path}"))
+        .env("PATH", format!("{dir}:{path}"))
         .env("COWL_STORE", store.path())
         .env("COWL_CONFIG", "/dev/null")
         .env("HOME", store.scratch().join(""))
@@ -130,9 +130,9 @@ fn fish_completes_verbs_options_containers_and_snapshots() {
 }
 
 /// All files of the store with their bytes and times.
-fn content(folder: &Path) -> BTreeMap<std::path::PathBuf, (Vec<u8>, std::time::SystemTime)> {
+fn content(dir: &Path) -> BTreeMap<std::path::PathBuf, (Vec<u8>, std::time::SystemTime)> {
     let mut found = BTreeMap::new();
-    for entry in std::fs::read_dir(folder).expect("reading a folder") {
+    for entry in std::fs::read_dir(dir).expect("reading a folder") {
         let path = entry.expect("an entry").path();
         let meta = path.symlink_metadata().expect("looking at a file");
         if meta.is_dir() {

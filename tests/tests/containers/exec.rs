@@ -8,7 +8,7 @@ use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 use cowl_tests::rootfs;
 
-/// Installs a package from a directory of the root file system, without network access.
+/// Installs a package from a directory of the root filesystem, without network access.
 const APT: &str = "apt-get install -y --no-install-recommends /root/debs/less_*.deb";
 
 /// Prevents apt from fetching anything over the network.
@@ -16,7 +16,7 @@ const OFFLINE: &str = "export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8; \
                        echo 'APT::Sandbox::User \"root\";' > /etc/apt/apt.conf.d/99test; ";
 
 #[test]
-fn exec_takes_a_snapshot_before_apt_that_takes_it_back() {
+fn exec_takes_a_snapshot_that_undoes_apt() {
     if !can(&[Need::Root, Need::Fuse, Need::Debian]) {
         return;
     }
@@ -79,7 +79,7 @@ fn signals_reach_a_command_in_a_container() {
         ("--default-signal=INT", 128 + 2),
         ("--ignore-signal=INT", 0),
     ] {
-        let said = run(
+        let output = run(
             "env",
             [
                 signal.as_ref(),
@@ -94,7 +94,7 @@ fn signals_reach_a_command_in_a_container() {
                 script.as_ref(),
             ],
         );
-        assert_eq!(said.code, code, "{signal}: {}", said.report());
+        assert_eq!(output.code, code, "{signal}: {}", output.report());
     }
 }
 

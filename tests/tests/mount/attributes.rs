@@ -3,7 +3,7 @@
 use cowl_tests::beside::{beside, beside_lower};
 
 #[test]
-fn mode_and_umask_of_the_request_are_honoured() {
+fn mode_and_umask_of_the_request_are_honored() {
     beside(
         "os.mkdir('open'); os.chmod('open', 0o777)",
         r#"
@@ -80,7 +80,7 @@ assert os.getxattr("d/sub", DEFAULT) == os.getxattr("d", DEFAULT)
 }
 
 #[test]
-fn mode_and_acl_keep_in_step() {
+fn mode_and_acl_remain_consistent() {
     beside(
         "write('file', mode=0o640); os.mkdir('dir')",
         r#"
@@ -113,7 +113,7 @@ for uid, gid, groups in ((1001, 1, ()), (1002, 2000, ()), (1003, 1, (2000,)), (1
 }
 
 #[test]
-fn setfacl_drops_setgid_for_one_outside_the_group_only() {
+fn setfacl_clears_setgid_only_for_users_outside_the_group() {
     beside(
         r#"
 for name in ("outsider", "member", "supplementary", "root", "many"):

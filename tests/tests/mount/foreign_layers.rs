@@ -22,12 +22,12 @@ fn alone() -> MutexGuard<'static, ()> {
 const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::KernelOverlay];
 
 #[track_caller]
-fn shows(place: &Path) -> tree::Tree {
-    tree::read(place).unwrap()
+fn shows(mount_point: &Path) -> tree::Tree {
+    tree::read(mount_point).unwrap()
 }
 
 #[test]
-fn a_data_only_layer_reads_the_same_in_both() {
+fn data_only_layers_are_read_as_by_the_kernel() {
     if !can(&NEEDS) {
         return;
     }
@@ -70,7 +70,7 @@ fn a_data_only_layer_reads_the_same_in_both() {
 }
 
 #[test]
-fn a_device_0_0_is_a_whiteout_to_an_overlay_above_also_through_the_kernel() {
+fn a_zero_device_is_a_whiteout_to_an_overlay_above() {
     if !can(&NEEDS) {
         return;
     }
@@ -145,7 +145,7 @@ fn layers_of_unprivileged_fuse_overlayfs_are_read() {
 }
 
 #[test]
-fn hard_links_that_only_the_kernels_index_knows_stay_one_file() {
+fn hard_links_known_only_to_the_kernels_index_remain_one_file() {
     if !can(&NEEDS) {
         return;
     }

@@ -95,7 +95,7 @@ fn cowlfs_reads_layers_of_the_kernel() {
 }
 
 #[test]
-fn a_debian_changed_by_dpkg_reads_the_same_in_both() {
+fn a_debian_tree_changed_by_dpkg_is_identical_on_the_kernel() {
     if !can(&NEEDS) || !can(&[Need::Debian]) {
         return;
     }

@@ -49,7 +49,7 @@ fn shown(store: &Store, address: &str) -> Vec<u8> {
 }
 
 #[test]
-fn one_several_a_range_and_all() {
+fn snapshots_are_removed_by_name_range_or_all() {
     let store = store(12);
     let left = |expected: &[u32]| {
         let expected: Vec<_> = expected.iter().map(|n| format!("snap{n}")).collect();
@@ -96,7 +96,7 @@ fn snapshots_based_on_a_removed_one_are_based_on_its_parent() {
 }
 
 #[test]
-fn the_space_is_reported_before_and_free_afterwards() {
+fn freed_space_is_reported_correctly() {
     let store = store(4);
     store.restore("web", "snap0");
     // snap1 to snap3 are now on a branch of their own.
@@ -108,16 +108,16 @@ fn the_space_is_reported_before_and_free_afterwards() {
     assert_eq!(json["dry_run"], true);
     assert_eq!(store.snapshots("web").len(), 4);
     let (before, had) = (store.disk_usage(), layers(&store));
-    let told = json["freed"]["bytes"].as_u64().unwrap();
-    assert!(told >= 3 * 100_000, "{told}");
-    let said = store.cowl(["rm", "web", "snap1..snap3"]).ok();
-    assert!(said.err().contains("frees "), "{}", said.report());
+    let reported = json["freed"]["bytes"].as_u64().unwrap();
+    assert!(reported >= 3 * 100_000, "{reported}");
+    let output = store.cowl(["rm", "web", "snap1..snap3"]).ok();
+    assert!(output.err().contains("frees "), "{}", output.report());
     assert_eq!(layers(&store), had - 3);
     let freed = before - store.disk_usage();
     // Beside its tree, each layer has two directories and a small file.
     assert!(
-        freed >= told && freed < told + 3 * 64 * 1024,
-        "{freed} {told}"
+        freed >= reported && freed < reported + 3 * 64 * 1024,
+        "{freed} {reported}"
     );
     // Layers that a clone depends on are not freed.
     store.cowl(["clone", "web@snap0", "other"]).ok();
@@ -136,7 +136,7 @@ fn the_space_is_reported_before_and_free_afterwards() {
 }
 
 #[test]
-fn nothing_is_guessed() {
+fn ambiguous_arguments_remove_nothing() {
     let store = store(11);
     for (args, code) in [
         (&["rm"][..], 2),
@@ -169,7 +169,7 @@ fn nothing_is_guessed() {
 }
 
 #[test]
-fn protected_ones_stay_and_all_with_them() {
+fn protected_snapshots_prevent_the_whole_removal() {
     let store = store(2);
     store.cowl(["snapshot", "web", "--protect"]).ok();
     store
@@ -237,22 +237,22 @@ fn mounted_snapshots_are_retained() {
 }
 
 #[test]
-fn a_mounted_container_is_no_obstacle() {
+fn snapshots_of_a_mounted_container_can_be_removed() {
     if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
     let store = store(3);
-    let place = store.mount("web");
-    std::fs::write(place.join("new"), "x").unwrap();
+    let mount_point = store.mount("web");
+    std::fs::write(mount_point.join("new"), "x").unwrap();
     store.cowl(["snapshot", "web"]).ok();
     store.cowl(["rm", "web", "snap0..snap3"]).ok();
-    assert_eq!(std::fs::read(place.join("all")).unwrap(), b"2");
-    assert_eq!(std::fs::read(place.join("new")).unwrap(), b"x");
-    std::fs::write(place.join("more"), "y").unwrap();
+    assert_eq!(std::fs::read(mount_point.join("all")).unwrap(), b"2");
+    assert_eq!(std::fs::read(mount_point.join("new")).unwrap(), b"x");
+    std::fs::write(mount_point.join("more"), "y").unwrap();
     // The moment after an unmount the daemon still holds its locks.
     store.cowl(["snapshot", "web"]).ok();
     store.cowl(["umount", "web"]).ok();
     store.cowl(["rm", "web", "snap4"]).ok();
-    let place = store.mount("web");
-    assert_eq!(std::fs::read(place.join("more")).unwrap(), b"y");
+    let mount_point = store.mount("web");
+    assert_eq!(std::fs::read(mount_point.join("more")).unwrap(), b"y");
 }

@@ -31,7 +31,7 @@ fn answers(path: &Path) -> Vec<Result<(), Errno>> {
 }
 
 #[test]
-fn a_running_program_is_text_file_busy_and_stays_whole() {
+fn writing_to_a_running_program_fails_with_etxtbsy() {
     if !can(&[Need::Root, Need::Fuse]) {
         return;
     }

@@ -40,10 +40,10 @@ impl Drop for Stopped {
     }
 }
 
-fn plant(folder: &Path) {
-    fs::create_dir_all(folder).unwrap();
+fn plant(dir: &Path) {
+    fs::create_dir_all(dir).unwrap();
     for file in 0..50 {
-        fs::write(folder.join(format!("f{file}")), "a few bytes\n").unwrap();
+        fs::write(dir.join(format!("f{file}")), "a few bytes\n").unwrap();
     }
 }
 
@@ -70,10 +70,10 @@ fn an_unresponsive_layer_delays_no_other_request() {
         upper: Some((scratch.make("upper"), scratch.make("work"))),
     };
     let overlay = Overlay::cowlfs(&stack, &scratch.make("m"), "");
-    let place = overlay.path().to_owned();
+    let mount_point = overlay.path().to_owned();
     // The kernel has both directories cached from here on.
-    for folder in ["slow", "fast"] {
-        fs::metadata(place.join(folder)).unwrap();
+    for dir in ["slow", "fast"] {
+        fs::metadata(mount_point.join(dir)).unwrap();
     }
     let stopped = Stopped::new(&lazy);
     let (done, answers) = mpsc::channel();
@@ -81,21 +81,21 @@ fn an_unresponsive_layer_delays_no_other_request() {
     // In a thread of its own, so that the layer answers again also where this hangs.
     let fast = thread::spawn(move || {
         for hung in 0..HUNG {
-            let (slow, done) = (place.join(format!("slow/f{hung}")), done.clone());
+            let (slow, done) = (mount_point.join(format!("slow/f{hung}")), done.clone());
             thread::spawn(move || {
                 let found = fs::metadata(slow);
                 done.send(found.map(|found| found.len())).unwrap();
             });
             // Until this one waits there is nothing to hold up.
             for round in 0..50 {
-                let name = place.join(format!("fast/new{hung}-{round}"));
+                let name = mount_point.join(format!("fast/new{hung}-{round}"));
                 fs::write(&name, "x").unwrap();
                 assert_eq!(fs::read(&name).unwrap(), b"x");
                 fs::remove_file(&name).unwrap();
             }
         }
         for file in 0..50 {
-            let found = fs::read(place.join(format!("fast/f{file}"))).unwrap();
+            let found = fs::read(mount_point.join(format!("fast/f{file}"))).unwrap();
             assert_eq!(found, b"a few bytes\n");
         }
         finish.send(()).unwrap();

@@ -427,7 +427,7 @@ mod tests {
     /// Runs one row of each kind on every file system that can be mounted, then the report and the charts. All rows
     /// would take minutes on a busy machine, mostly for native copies of 500 layers.
     #[test]
-    fn a_quick_run_goes_everywhere_and_leaves_nothing() {
+    fn a_quick_run_visits_every_row_and_leaves_nothing() {
         const ROWS: [&str; 6] = [
             "walk-again",
             "seqread-cold",
@@ -454,7 +454,7 @@ mod tests {
         let ours = format!("cowl-bench-{}-", std::process::id());
         let ours = left.join(ours).into_os_string().into_encoded_bytes();
         let left = cowl_tests::mount::all().into_iter().find(|mounted| {
-            let path = cowl_tests::mount::bytes(&mounted.place);
+            let path = cowl_tests::mount::bytes(&mounted.mount_point);
             path.starts_with(&ours)
         });
         assert_eq!(left, None);

@@ -346,7 +346,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_row_has_a_name_of_its_own_and_layers_that_there_are() {
+    fn every_row_has_a_unique_name_and_existing_layers() {
         let rows = all();
         for (index, row) in rows.iter().enumerate() {
             assert!(
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn five_hundred_layers_fit_into_the_page_that_mount_takes() {
+    fn five_hundred_layers_fit_into_one_page_of_mount_options() {
         let (_, names) = Lowers::Many(500).at(Path::new("/top"));
         assert!(names.join(":").len() < 3000);
     }
