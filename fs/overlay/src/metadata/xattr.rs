@@ -234,7 +234,11 @@ impl Xattrs<'_> {
         }
         self.copy_up.copy_up_any(inode)?;
         let target = access_path(inode)?;
-        self.change_xattrs(inode, &target, || sys::xattr::remove(target.as_fd(), &disk))
+        self.change_xattrs(inode, &target, || sys::xattr::remove(target.as_fd(), &disk))?;
+        if disk == CAPABILITY {
+            inode.flags().set_capabilities_removed();
+        }
+        Ok(())
     }
 
     /// Returns the value of an xattr on disk; ENODATA if it does not exist.
