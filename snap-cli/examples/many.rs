@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cowl::store::making::Making;
+use cowl::store::creation::Creation;
 use cowl::store::manifest::{
     ContainerManifest, LayerId, LayerKind, SnapshotId, SnapshotKind, SnapshotManifest, SnapshotRef,
 };
@@ -37,27 +37,29 @@ fn main() {
         mounts: Default::default(),
     };
     let store = Store::open_or_make(&root, session).unwrap();
-    let mut making = Making::begin(&store).unwrap();
-    let base = making.create_layer(LayerKind::Base, &[], &[]).unwrap();
+    let mut creation = Creation::begin(&store).unwrap();
+    let base = creation.create_layer(LayerKind::Base, &[], &[]).unwrap();
     std::fs::write(store.paths().layer_tree(base).join("file"), "content").unwrap();
     for container in 0..containers {
         write(
             &store,
-            &mut making,
+            &mut creation,
             base,
             &format!("c{container}"),
             snapshots,
         );
     }
-    making.finish().unwrap();
+    creation.finish().unwrap();
 }
 
-fn write(store: &Store, making: &mut Making<'_>, base: LayerId, name: &str, snapshots: u64) {
-    let id = making.create_container().unwrap();
+fn write(store: &Store, creation: &mut Creation<'_>, base: LayerId, name: &str, snapshots: u64) {
+    let id = creation.create_container().unwrap();
     let mut list: Vec<SnapshotRef> = Vec::new();
     let mut stack = vec![base];
     for number in 0..snapshots {
-        let layer = making.create_layer(LayerKind::Delta, &stack, &[]).unwrap();
+        let layer = creation
+            .create_layer(LayerKind::Delta, &stack, &[])
+            .unwrap();
         std::fs::write(
             store.paths().layer_tree(layer).join("file"),
             number.to_string(),
@@ -93,7 +95,9 @@ fn write(store: &Store, making: &mut Making<'_>, base: LayerId, name: &str, snap
             extra: Map::new(),
         });
     }
-    let head = making.create_layer(LayerKind::Delta, &stack, &[]).unwrap();
+    let head = creation
+        .create_layer(LayerKind::Delta, &stack, &[])
+        .unwrap();
     let origin = vec![base];
     stack.insert(0, head);
     let manifest = ContainerManifest {

@@ -187,10 +187,13 @@ impl Lxc {
 
     /// Polls `there` until it returns true.
     #[track_caller]
-    pub fn wait(&self, what: &str, there: impl Fn() -> bool) {
+    pub fn wait(&self, condition: &str, there: impl Fn() -> bool) {
         let start = Instant::now();
         while !there() {
-            assert!(start.elapsed() < TIMEOUT, "timed out waiting for {what}");
+            assert!(
+                start.elapsed() < TIMEOUT,
+                "timed out waiting for {condition}"
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }

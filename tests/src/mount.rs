@@ -17,7 +17,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mounted {
     /// Mount point.
-    pub place: PathBuf,
+    pub mount_point: PathBuf,
     /// Type of the file system, e.g. `fuse.cowlfs`.
     pub kind: String,
     /// Source of the mount, as the file system reports it.
@@ -44,7 +44,7 @@ fn parse(line: &[u8]) -> Option<Mounted> {
         .map(|text| text.escape_ascii().to_string())
         .join(",");
     Some(Mounted {
-        place: PathBuf::from(OsString::from_vec(unescape(first.get(4)?))),
+        mount_point: PathBuf::from(OsString::from_vec(unescape(first.get(4)?))),
         kind: second.first()?.escape_ascii().to_string(),
         source: second.get(1)?.escape_ascii().to_string(),
         options,
@@ -78,7 +78,7 @@ fn unescape(text: &[u8]) -> Vec<u8> {
 pub fn at(mount_point: &Path) -> Option<Mounted> {
     all()
         .into_iter()
-        .rfind(|mounted| mounted.place == mount_point)
+        .rfind(|mounted| mounted.mount_point == mount_point)
 }
 
 /// Returns the mount points at or below `path`, oldest first.
@@ -86,7 +86,7 @@ pub fn at(mount_point: &Path) -> Option<Mounted> {
 pub fn below(path: &Path) -> Vec<PathBuf> {
     all()
         .into_iter()
-        .map(|mounted| mounted.place)
+        .map(|mounted| mounted.mount_point)
         .filter(|mount_point| mount_point.starts_with(path))
         .collect()
 }
@@ -165,12 +165,12 @@ pub fn detach(mount_point: &Path) -> std::io::Result<()> {
 
 /// Polls `done` until it returns true.
 #[track_caller]
-pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn wait_until(condition: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(
             start.elapsed() < TIMEOUT,
-            "timed out after {TIMEOUT:?} waiting for {what}"
+            "timed out after {TIMEOUT:?} waiting for {condition}"
         );
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -232,7 +232,7 @@ impl Stack {
 /// A mounted overlay. Drop unmounts it, lazily as a last resort.
 #[derive(Debug)]
 pub struct Overlay {
-    place: PathBuf,
+    mount_point: PathBuf,
     daemon: Option<Child>,
 }
 
@@ -276,7 +276,7 @@ impl Overlay {
             at(mount_point).is_some_and(|mounted| mounted.kind.starts_with("fuse"))
         });
         Overlay {
-            place: mount_point.to_owned(),
+            mount_point: mount_point.to_owned(),
             daemon: Some(daemon),
         }
     }
@@ -302,8 +302,8 @@ impl Overlay {
         // Retry on EBUSY: a process that starts in a new mount namespace, such as a daemon, holds copies of all mounts
         // for a moment, so the kernel considers an upper that was just unmounted as still in use.
         let mount = || {
-            let places: [&OsStr; 2] = [options.as_ref(), mount_point.as_ref()];
-            crate::command::run("mount", args.into_iter().chain(places))
+            let arguments: [&OsStr; 2] = [options.as_ref(), mount_point.as_ref()];
+            crate::command::run("mount", args.into_iter().chain(arguments))
         };
         let mut mounted = mount();
         wait_until("the upper to be free", || {
@@ -317,7 +317,7 @@ impl Overlay {
         });
         mounted.ok();
         Overlay {
-            place: mount_point.to_owned(),
+            mount_point: mount_point.to_owned(),
             daemon: None,
         }
     }
@@ -325,7 +325,7 @@ impl Overlay {
     /// Returns the mount point.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.place
+        &self.mount_point
     }
 
     /// Returns the process id of the daemon.
@@ -337,7 +337,7 @@ impl Overlay {
     /// Unmounts normally and waits for the daemon, which must exit with success.
     #[track_caller]
     pub fn unmount(self) {
-        unmount_free(&self.place);
+        unmount_free(&self.mount_point);
         self.ended();
     }
 
@@ -364,22 +364,25 @@ impl Overlay {
             daemon.kill().expect("killing the daemon");
             daemon.wait().expect("waiting for the daemon");
         }
-        detach(&self.place).expect("unmounting a dead mount");
+        detach(&self.mount_point).expect("unmounting a dead mount");
     }
 }
 
 impl Drop for Overlay {
     fn drop(&mut self) {
-        if at(&self.place).is_some()
-            && let Err(error) = detach(&self.place)
+        if at(&self.mount_point).is_some()
+            && let Err(error) = detach(&self.mount_point)
         {
-            eprintln!("cannot unmount {}: {error}", self.place.display());
+            eprintln!("cannot unmount {}: {error}", self.mount_point.display());
         }
         if let Some(mut daemon) = self.daemon.take() {
             let start = Instant::now();
             while matches!(daemon.try_wait(), Ok(None)) {
                 if start.elapsed() > Duration::from_secs(5) {
-                    eprintln!("the daemon of {} did not end; killed", self.place.display());
+                    eprintln!(
+                        "the daemon of {} did not end; killed",
+                        self.mount_point.display()
+                    );
                     if let Err(error) = daemon.kill().and_then(|()| daemon.wait().map(drop)) {
                         eprintln!("cannot kill it: {error}");
                     }
@@ -402,10 +405,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mountinfo_lines_are_read() {
+    fn mountinfo_lines_are_parsed() {
         let line = b"36 35 98:0 /mnt1 /mnt/a\\040b-c rw,noatime master:1 - fuse.cowlfs cowl rw,x=1";
         let mounted = parse(line).unwrap();
-        assert_eq!(mounted.place, Path::new("/mnt/a b-c"));
+        assert_eq!(mounted.mount_point, Path::new("/mnt/a b-c"));
         assert_eq!(mounted.kind, "fuse.cowlfs");
         assert_eq!(mounted.source, "cowl");
         assert_eq!(mounted.options, "rw,noatime,rw,x=1");

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::random::{Op, Outcome, RelPath, Rng, Side, Who};
+use crate::random::{Caller, Op, Outcome, RelPath, Rng, Side};
 use crate::tree;
 
 /// A concurrent reader.
@@ -89,7 +89,7 @@ fn read_randomly(root: PathBuf, mut rng: Rng, stop: &AtomicBool) -> Vec<String> 
             4 => Op::Xattrs { path },
             _ => Op::Readlink { path },
         };
-        if let Outcome::Failed(error) = side.perform(&op, Who::ROOT)
+        if let Outcome::Failed(error) = side.perform(&op, Caller::ROOT)
             && !is_expected(error)
         {
             wrong.push(format!("{op:?}: {error}"));

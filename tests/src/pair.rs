@@ -171,7 +171,7 @@ impl Pair {
             Under::Cowlfs(_) | Under::Kernel => {
                 self.pushed += 1;
                 let scratch = self.store.scratch();
-                let name = |what| format!("{what}{}", self.pushed);
+                let name = |prefix| format!("{prefix}{}", self.pushed);
                 let (upper, work) = (scratch.make(&name("upper")), scratch.make(&name("work")));
                 if let Some((old, _)) = self.stack.upper.replace((upper.clone(), work)) {
                     layers::copy_root(&old, &upper).expect("the root's attributes");
@@ -225,13 +225,13 @@ impl Pair {
             let copy = format!("copy{index}");
             self.store.cowl(["restore", NAME, &taken.name, &copy]).ok();
             let mount_point = self.store.mount(&copy);
-            let what = format!(
+            let label = format!(
                 "snapshot {} (first) and the tree when it was taken",
                 taken.name
             );
-            let found = tree::read(&mount_point).map_err(|error| format!("{what}: {error}"))?;
+            let found = tree::read(&mount_point).map_err(|error| format!("{label}: {error}"))?;
             self.retry_while_busy(&["umount", &copy]).ok();
-            same(&what, &found, &taken.tree, Compare::HISTORY)?;
+            same(&label, &found, &taken.tree, Compare::HISTORY)?;
         }
         Ok(())
     }
@@ -254,14 +254,14 @@ impl Pair {
         self.store.scratch()
     }
 
-    /// Compares the tree at `place` with the plain directory, and returns both.
+    /// Compares the tree at `mount_point` with the plain directory, and returns both.
     pub fn compare(
         &self,
         when: &str,
-        place: &Path,
+        mount_point: &Path,
         compare: Compare,
     ) -> Result<(Tree, Tree), String> {
-        let found = tree::read(place).map_err(|error| format!("{when}: reading: {error}"))?;
+        let found = tree::read(mount_point).map_err(|error| format!("{when}: reading: {error}"))?;
         let plain = tree::read(&self.plain).expect("reading the plain tree");
         same(when, &found, &plain, compare)?;
         Ok((found, plain))

@@ -25,17 +25,17 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// Mounts `stack` at `place`, with the control socket next to it.
+    /// Mounts `stack` at `mount_point`, with the control socket next to it.
     #[track_caller]
     #[must_use]
-    pub fn mount(stack: &Stack, place: &Path, extra: &str) -> Counted {
-        let socket = place.with_extension("socket");
+    pub fn mount(stack: &Stack, mount_point: &Path, extra: &str) -> Counted {
+        let socket = mount_point.with_extension("socket");
         let mut options = format!("control={}", socket.to_str().expect("a plain path"));
         if !extra.is_empty() {
             options = format!("{options},{extra}");
         }
         Counted {
-            overlay: Overlay::cowlfs(stack, place, &options),
+            overlay: Overlay::cowlfs(stack, mount_point, &options),
             socket,
         }
     }
@@ -121,7 +121,7 @@ pub fn total(counts: &Counts) -> u64 {
 
 /// Formats a row of a table: requests per unit, in total and by kind.
 #[must_use]
-pub fn line(what: &str, units: u64, counts: &Counts) -> String {
+pub fn line(label: &str, units: u64, counts: &Counts) -> String {
     let per_unit = |count: u64| count as f64 / units as f64;
     let mut kinds: Vec<_> = counts.iter().collect();
     kinds.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
@@ -130,7 +130,7 @@ pub fn line(what: &str, units: u64, counts: &Counts) -> String {
         .map(|(kind, count)| format!("{kind} {:.2}", per_unit(**count)))
         .collect();
     format!(
-        "{what:28} {:7.2}  {}",
+        "{label:28} {:7.2}  {}",
         per_unit(total(counts)),
         kinds.join(", ")
     )

@@ -5,14 +5,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::identity::Numbers;
 use crate::noise::Noise;
 use crate::pair::Pair;
-use crate::random::{Generator, Op, Side, Who};
+use crate::random::{Caller, Generator, Op, Side};
 use crate::tree::{self, Compare, Paths, Tree};
 
 /// A step of a run.
 #[derive(Debug, Clone)]
 pub enum Step {
     /// Performs an operation on both trees.
-    Do(Op, Who),
+    Do(Op, Caller),
     /// Unmounts the mounted tree and mounts it again.
     MountAnew,
     /// Freezes the upper layer into a lower layer.
@@ -35,7 +35,7 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Failure {
     /// Description of the problem.
-    pub what: String,
+    pub message: String,
     /// All steps up to and including the failing one.
     pub steps: Vec<Step>,
 }
@@ -50,12 +50,12 @@ pub fn number(variable: &str, default: u64) -> u64 {
 /// which can be shrunk.
 pub fn caught(body: impl FnOnce(&mut Vec<Step>) -> Result<(), String>) -> Result<(), Failure> {
     let mut steps = Vec::new();
-    let what = match catch_unwind(AssertUnwindSafe(|| body(&mut steps))) {
+    let message = match catch_unwind(AssertUnwindSafe(|| body(&mut steps))) {
         Ok(Ok(())) => return Ok(()),
-        Ok(Err(what)) => what,
+        Ok(Err(message)) => message,
         Err(_) => "panic, see above".to_owned(),
     };
-    Err(Failure { what, steps })
+    Err(Failure { message, steps })
 }
 
 /// Parameters of random steps.
@@ -104,7 +104,7 @@ impl Course {
             _ => {}
         }
         let op = generator.next(known);
-        Step::Do(op, generator.who(self.others))
+        Step::Do(op, generator.caller(self.others))
     }
 }
 
@@ -143,10 +143,10 @@ pub fn run(
             eprintln!("{index}: {}", show(&step));
         }
         let when = format!("step {index}, {}", show(&step));
-        if let Step::Do(op, who) = &step {
+        if let Step::Do(op, caller) = &step {
             let [tested, plain] = &mut sides;
-            let expected = plain.perform(op, *who);
-            let got = tested.perform(op, *who);
+            let expected = plain.perform(op, *caller);
+            let got = tested.perform(op, *caller);
             if got != expected {
                 return Err(format!(
                     "{when}\n  plain directory: {}\n  mounted:         {}",
@@ -243,7 +243,7 @@ pub fn shrink(
     mut steps: Vec<Step>,
     run: impl Fn(&[Step]) -> Result<(), Failure>,
 ) -> (Vec<Step>, String) {
-    let mut what = "the original failure".to_owned();
+    let mut message = "the original failure".to_owned();
     let mut part = steps.len().div_ceil(2).max(1);
     loop {
         let mut start = 0;
@@ -252,14 +252,14 @@ pub fn shrink(
             fewer.drain(start..(start + part).min(steps.len()));
             match run(&fewer) {
                 Err(failure) => {
-                    what = failure.what;
+                    message = failure.message;
                     steps = failure.steps;
                 }
                 Ok(()) => start += part,
             }
         }
         if part == 1 {
-            return (steps, what);
+            return (steps, message);
         }
         part = part.div_ceil(2);
     }
@@ -269,7 +269,7 @@ pub fn shrink(
 #[must_use]
 pub fn show(step: &Step) -> String {
     let text = match step {
-        Step::Do(op, who) => format!("{op:?} by {who:?}"),
+        Step::Do(op, caller) => format!("{op:?} by {caller:?}"),
         other => format!("{other:?}"),
     };
     // Paths are lists of bytes: print "[97, 47, 98]" as "a/b".

@@ -194,7 +194,7 @@ pub struct Paths {
     /// All paths.
     pub all: Vec<Vec<u8>>,
     /// The paths of directories.
-    pub folders: Vec<Vec<u8>>,
+    pub dirs: Vec<Vec<u8>>,
 }
 
 /// Returns the paths below `root`, without reading the objects.
@@ -209,13 +209,13 @@ pub fn paths(root: &Path) -> Result<Paths> {
             let below = below.as_os_str().as_bytes().to_vec();
             paths.all.push(below.clone());
             if entry.file_type()?.is_dir() {
-                paths.folders.push(below);
+                paths.dirs.push(below);
                 open.push(path);
             }
         }
     }
     paths.all.sort();
-    paths.folders.sort();
+    paths.dirs.sort();
     Ok(paths)
 }
 
@@ -233,7 +233,7 @@ pub struct Compare {
 }
 
 impl Compare {
-    /// Two trees on two filesystems with the same history.
+    /// Two trees on two file systems with the same history.
     pub const HISTORY: Compare = Compare {
         nlink: true,
         groups: true,
@@ -399,11 +399,11 @@ pub fn wrong_listed_numbers(tree: &Tree) -> Vec<String> {
 
 /// Panics with at most twenty differences unless the trees are equal.
 #[track_caller]
-pub fn assert_same(what: &str, a: &Tree, b: &Tree, compare: Compare) {
+pub fn assert_same(label: &str, a: &Tree, b: &Tree, compare: Compare) {
     let lines = differences(a, b, compare);
     assert!(
         lines.is_empty(),
-        "{what}: {} differences\n{}",
+        "{label}: {} differences\n{}",
         lines.len(),
         lines
             .iter()
@@ -424,7 +424,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_difference_is_seen() {
+    fn every_difference_is_detected() {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let root = dir.path();
         std::fs::write(root.join("a"), "one").unwrap();

@@ -9,9 +9,9 @@ use rustix::io::Errno;
 
 use crate::command::sh_in;
 use crate::conditions::{Need, can_mount, test_name};
-use crate::layers::Wish;
+use crate::layers::LayerSpec;
 use crate::mount::{Overlay, Stack};
-use crate::random::{Generator, Op, Outcome, Side, Who};
+use crate::random::{Caller, Generator, Op, Outcome, Side};
 use crate::scratch::Scratch;
 use crate::tree::{self, Compare, Tree};
 
@@ -80,7 +80,7 @@ fn seed_offset() -> u64 {
 pub fn generated(scratch: &Scratch, seed: u64) -> (Vec<PathBuf>, PathBuf) {
     let seed = seed + seed_offset();
     let directory = scratch.make("generated");
-    let (lowers, plain) = crate::layers::make_three(&directory, Wish::of(seed)).unwrap();
+    let (lowers, plain) = crate::layers::make_three(&directory, LayerSpec::of(seed)).unwrap();
     plant(lowers.last().unwrap(), &plain);
     crate::layers::copy_root(&lowers[0], &plain).unwrap();
     (lowers, plain)
@@ -154,24 +154,24 @@ fn exercise_case(scratch: &Scratch, case: &Case<'_>) {
 fn assert_equal(case: &Case<'_>, when: &str, mount: &Path) -> Tree {
     let found = tree::read(mount).expect("reading the mount");
     let plain = tree::read(&case.plain).expect("reading the plain directory");
-    let what = format!("{}, {when}", case.label);
-    tree::assert_same(&what, &found, &plain, Compare::HISTORY);
+    let label = format!("{}, {when}", case.label);
+    tree::assert_same(&label, &found, &plain, Compare::HISTORY);
     let wrong = tree::wrong_listed_numbers(&found);
-    assert!(wrong.is_empty(), "{what}: {wrong:?}");
+    assert!(wrong.is_empty(), "{label}: {wrong:?}");
     let device = |path: &Path| path.symlink_metadata().expect("a file in the mount").dev();
     let root = device(mount);
     for path in found.keys() {
         use std::os::unix::ffi::OsStrExt;
         let path = mount.join(std::ffi::OsStr::from_bytes(path));
-        assert_eq!(device(&path), root, "{what}: st_dev of {}", path.display());
+        assert_eq!(device(&path), root, "{label}: st_dev of {}", path.display());
     }
     found
 }
 
 #[track_caller]
 fn assert_identical(case: &Case<'_>, when: &str, before: &Tree, after: &Tree) {
-    let what = format!("{}, numbers and times {when}", case.label);
-    tree::assert_same(&what, before, after, Compare::IDENTICAL);
+    let label = format!("{}, numbers and times {when}", case.label);
+    tree::assert_same(&label, before, after, Compare::IDENTICAL);
 }
 
 /// Copies up every second object without changing it: opens files for writing, and sets the current mode of
@@ -218,8 +218,8 @@ fn random(case: &Case<'_>, tested: &Path) {
         } else {
             0
         };
-        let who = Who::user(user);
-        let (got, expected) = (one.perform(&op, who), two.perform(&op, who));
+        let caller = Caller::user(user);
+        let (got, expected) = (one.perform(&op, caller), two.perform(&op, caller));
         assert_eq!(
             normalize(&op, got),
             normalize(&op, expected),

@@ -232,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn results_are_read() {
+    fn results_are_parsed() {
         let text = "a::b     ok\na::c   FAILED\n\tassertion\na::d  skipped\n\nSummary: 1 failed\n";
         let results = parse(text);
         assert_eq!(results.len(), 3);

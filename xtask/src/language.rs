@@ -1,5 +1,5 @@
-//! Checks the language of comments and documentation (docs/style.md): rejects words that have a standard term, and
-//! counts words that are frequent in indirect sentences.
+//! Checks the language of comments, documentation and manual pages (docs/style.md): rejects words that have a standard
+//! term, and counts words that are frequent in indirect sentences.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,6 +31,9 @@ const REFUSED_IN_MESSAGES: [(&str, &str); 3] = [
     ("can't", "cannot"),
 ];
 
+/// Words that are rejected in the manual, too, with their standard terms.
+const REFUSED_IN_MANUAL: [(&str, &str); 1] = [("can't", "cannot")];
+
 /// First words of a summary line that is neither a verb phrase nor a noun phrase.
 const REFUSED_SUMMARIES: [&str; 9] = [
     "The same ",
@@ -47,12 +50,12 @@ const REFUSED_SUMMARIES: [&str; 9] = [
 /// Words that `cargo xtask language` counts but does not reject.
 const COUNTED: [&str; 6] = ["what", "who", "which", "race", "retry", "truncate"];
 
-/// Path prefixes of generated pages.
-const GENERATED_PAGES: &[&str] = &["docs/man/"];
+/// The directory of the manual pages, which are generated from the help texts.
+const MANUAL: &str = "docs/man";
 
 /// Returns the rejected words in the comments of a source file, as problems.
 pub(crate) fn in_source(path: &str, text: &str) -> Vec<String> {
-    let mut problems = refused(path, comments(text));
+    let mut problems = refused(path, comments(text), &REFUSED);
     problems.extend(refused_summaries(path, text));
     if !path.contains("test") && !path.starts_with("xtask/") {
         problems.extend(refused_messages(path, text));
@@ -110,15 +113,23 @@ fn refused_messages(path: &str, text: &str) -> Vec<String> {
     problems
 }
 
-/// Returns the rejected words in all pages of documentation, as problems.
+/// Returns the rejected words in all pages of documentation and of the manual, as problems.
 pub(crate) fn in_pages(root: &Path) -> Result<Vec<String>> {
     let mut problems = Vec::new();
     for (path, text) in pages(root)? {
-        if !GENERATED_PAGES
-            .iter()
-            .any(|prefix| path.starts_with(prefix))
-        {
-            problems.extend(refused(&path, prose(&text)));
+        problems.extend(refused(&path, prose(&text), &REFUSED));
+    }
+    for entry in std::fs::read_dir(root.join(MANUAL))? {
+        let file = entry?.path();
+        let Some(name) = file.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        if name.ends_with(".1") {
+            let path = format!("{MANUAL}/{name}");
+            let text = unformatted(&std::fs::read_to_string(&file)?);
+            let lines = || text.lines().enumerate().map(|(at, line)| (at + 1, line));
+            problems.extend(refused(&path, lines(), &REFUSED));
+            problems.extend(refused(&path, lines(), &REFUSED_IN_MANUAL));
         }
     }
     Ok(problems)
@@ -193,11 +204,16 @@ fn pages(root: &Path) -> Result<Vec<(String, String)>> {
     Ok(pages)
 }
 
-fn refused<'t>(path: &str, lines: impl Iterator<Item = (usize, &'t str)>) -> Vec<String> {
+/// Returns the words of `terms` that occur in numbered lines, as problems.
+fn refused<'t>(
+    path: &str,
+    lines: impl Iterator<Item = (usize, &'t str)>,
+    terms: &[(&str, &str)],
+) -> Vec<String> {
     let mut problems = Vec::new();
     for (number, line) in lines {
         for word in words(line) {
-            if let Some((_, term)) = REFUSED.iter().find(|(refused, _)| *refused == word) {
+            if let Some((_, term)) = terms.iter().find(|(refused, _)| *refused == word) {
                 problems.push(format!(
                     "{path}:{number}: \"{word}\": write {term} (docs/style.md)"
                 ));
@@ -225,6 +241,20 @@ fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
             return None;
         }
         (!in_code).then_some((index + 1, line))
+    })
+}
+
+/// Returns the text of a manual page without the escapes of roff. Lines keep their numbers.
+fn unformatted(page: &str) -> String {
+    let plain = [
+        ("\\fB", ""),
+        ("\\fI", ""),
+        ("\\fR", ""),
+        ("\\-", "-"),
+        ("\\*(Aq", "'"),
+    ];
+    plain.iter().fold(page.to_owned(), |text, (escape, with)| {
+        text.replace(escape, with)
     })
 }
 
@@ -257,7 +287,7 @@ mod tests {
             ["the", "of", "in", "folder"]
         );
         let page = "a folder\n```\nfolder\n```\n`folder`";
-        assert_eq!(refused("p", prose(page)).len(), 1);
+        assert_eq!(refused("p", prose(page), &REFUSED).len(), 1);
     }
 
     #[test]
@@ -273,8 +303,16 @@ mod tests {
     }
 
     #[test]
+    fn manual_pages_are_checked_without_their_formatting() {
+        let page = unformatted(".SH DESCRIPTION\nA \\fBfolder\\fR that can\\*(Aqt be \\-\\-read\n");
+        let lines = || page.lines().enumerate();
+        assert_eq!(refused("p", lines(), &REFUSED).len(), 1);
+        assert_eq!(refused("p", lines(), &REFUSED_IN_MANUAL).len(), 1);
+    }
+
+    #[test]
     fn only_comments_count_in_sources() {
         let code = "let folder = 1; // folder\n/// A folder.\n//! room\n    // nobody\n";
-        assert_eq!(refused("p", comments(code)).len(), 3);
+        assert_eq!(refused("p", comments(code), &REFUSED).len(), 3);
     }
 }

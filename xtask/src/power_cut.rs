@@ -72,7 +72,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             "power_cut",
         ])
         .args(["--", "--nocapture", "--test-threads=1"])
-        .args(["a_cut", "without"].map(|tests| format!("{rig}::{tests}")))
+        .args(["a_power_cut", "power_cuts_without"].map(|tests| format!("{rig}::{tests}")))
         .args(skips(options.only.as_deref()))
         .env("COWLFS_BIN", crate::run::target()?.join("release/cowlfs"))
         .env("COWL_BIN", crate::run::target()?.join("release/cowl"))
@@ -104,7 +104,7 @@ mod tests {
     use super::skips;
 
     #[test]
-    fn one_file_system_leaves_the_others_out() {
+    fn one_file_system_excludes_the_others() {
         assert!(skips(None).is_empty());
         let wanted = [
             "--skip", "on_ext4", "--skip", "on_xfs", "--skip", "without_",

@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use crate::run::Result;
 
-const PAGES: [&str; 3] = [
+const PAGES: [&str; 5] = [
+    "SECURITY.md",
     "docs/semantics.md",
     "docs/features.md",
+    "docs/reliability.md",
     "docs/lxc-snapshot.md",
 ];
 
@@ -99,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tests_are_found_in_tables_alone() {
+    fn tests_are_found_only_in_tables() {
         let page = "`x::y`\n| a | `fs/names::one` `open::two` `word` |\n";
         let found: Vec<_> = named(page).collect();
         assert_eq!(found, [("fs/names", "one"), ("open", "two")]);
@@ -128,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_test_that_is_not_there_or_does_not_run_holds_nothing() {
+    fn a_missing_or_ignored_test_is_a_problem() {
         let code =
             "#[test]\nfn a() {}\n/// x\n#[test]\n#[ignore = \"slow\"]\nfn b() {}\n\nfn c() {}\n";
         assert_eq!(defect(code, "a"), None);

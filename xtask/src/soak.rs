@@ -17,6 +17,9 @@ pub(crate) struct Options {
     /// Number of files in the large tree
     #[arg(long, default_value_t = 1_000_000, value_name = "N")]
     files: u64,
+    /// Number of snapshots of one mounted container
+    #[arg(long, default_value_t = 1_000, value_name = "N")]
+    snapshots: u64,
     /// First seed of the cuts and of the operations; by default the current time
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
@@ -33,9 +36,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         (None, Err(error)) => return failure(format!("the clock is before 1970: {error}")),
     };
     let Options {
-        cuts, seeds, files, ..
+        cuts,
+        seeds,
+        files,
+        snapshots,
+        ..
     } = *options;
-    let parts: [(String, &dyn Fn() -> Result<()>); 5] = [
+    let parts: [(String, &dyn Fn() -> Result<()>); 6] = [
         (format!("power-cut {cuts}"), &|| {
             power_cut::run(&power_cut::Options::with(cuts, seed, false))
         }),
@@ -50,6 +57,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 .args(["test", "-p", "cowl-tests", "--locked", "--test", "mount"])
                 .args(["--", "--nocapture", "scale::"])
                 .env("COWL_SCALE_FILES", files.to_string())
+                .run()
+        }),
+        (format!("snapshots, {snapshots} on one mount"), &|| {
+            Run::cargo()?
+                .args(["test", "-p", "cowl-tests", "--locked", "--test"])
+                .args(["containers", "--", "--nocapture", "many_snapshots::"])
+                .env("COWL_SCALE_SNAPSHOTS", snapshots.to_string())
                 .run()
         }),
         ("conformance".to_owned(), &conformance::run),

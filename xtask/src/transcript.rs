@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_transcript_shows_times_of_cowl_alone() {
+    fn a_transcript_contains_only_times_of_cowl() {
         let steps = [
             Step {
                 line: "cowl snapshot web",
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_has_a_place_for_it() {
+    fn the_readme_has_the_transcript_markers() {
         let page = std::fs::read_to_string(root().unwrap().join("README.md")).unwrap();
         assert_eq!(page.matches("cargo xtask transcript").count(), 2);
     }

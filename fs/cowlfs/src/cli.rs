@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn data_only_layers() {
+    fn data_only_layers_are_parsed() {
         let config = parse(&["-o", r"lowerdir=A:B::C\:x::D,fuse_overlayfs", "M"]).unwrap();
         assert_eq!(config.lowers, [PathBuf::from("A"), PathBuf::from("B")]);
         assert_eq!(config.data_only, [PathBuf::from("C:x"), PathBuf::from("D")]);
@@ -476,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn escapes_in_paths() {
+    fn escaped_characters_in_paths_are_parsed() {
         let config = parse(&["-o", r"lowerdir=a\:b:c\\d,upperdir=x\,y,workdir=z\:", "M"]).unwrap();
         assert_eq!(config.lowers, [PathBuf::from("a:b"), PathBuf::from(r"c\d")]);
         assert_eq!(config.upper, Some(("x,y".into(), "z:".into())));

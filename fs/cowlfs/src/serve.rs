@@ -1,7 +1,6 @@
 //! The daemon: opens and locks the layers, mounts them, and serves requests until the unmount.
 
 use std::num::NonZeroUsize;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +13,8 @@ use crate::limits;
 use crate::requests::Requests;
 use cowl_layers::error::Errno;
 use cowl_layers::format::XattrSpace;
-use cowl_layers::layer::{Layer, Upper, lock};
+use cowl_layers::layer::lock::{self, LayerLock};
+use cowl_layers::layer::{Layer, Upper};
 use cowl_layers::setup::{SetupError, SetupKind, shown};
 use cowl_layers::sys;
 use cowl_layers::sys::users::Device;
@@ -108,7 +108,7 @@ struct LowerLayers {
     space: XattrSpace,
     lowers: Vec<Arc<Layer>>,
     data: Vec<Arc<Layer>>,
-    locks: Vec<OwnedFd>,
+    locks: Vec<Arc<LayerLock>>,
 }
 
 impl LowerLayers {
@@ -138,8 +138,8 @@ impl LowerLayers {
     ) -> Result<Vec<Arc<Layer>>, SetupError> {
         let mut layers = Vec::new();
         for path in paths {
-            let layer = self.open_one(config, path)?;
-            self.locks.push(lock::for_reading(&layer)?);
+            let (layer, lock) = lock::for_reading(self.open_one(config, path)?)?;
+            self.locks.push(lock);
             layers.push(layer);
         }
         Ok(layers)
@@ -154,7 +154,10 @@ impl LowerLayers {
 
     /// Opens the upper layer, last, because it creates entries in the work directory: a refused mount leaves nothing
     /// there. Returns the overlay and the locks.
-    fn into_overlay(self, config: &Config) -> Result<(Arc<Overlay>, Vec<OwnedFd>), SetupError> {
+    fn into_overlay(
+        self,
+        config: &Config,
+    ) -> Result<(Arc<Overlay>, Vec<Arc<LayerLock>>), SetupError> {
         let upper = match &config.upper {
             Some((upper, work)) => {
                 let layer = self.open_one(config, upper)?;

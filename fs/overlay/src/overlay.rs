@@ -1,6 +1,5 @@
 //! The state of a mount.
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -15,6 +14,7 @@ use crate::names::absent::LastAbsent;
 use crate::names::deep::DeepDirs;
 use crate::reach::{OverlayOptions, Stack};
 use cowl_layers::error::{Error, Result};
+use cowl_layers::layer::lock::LayerLock;
 use cowl_layers::layer::{Layer, Upper};
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
@@ -38,7 +38,7 @@ pub struct Overlay {
     /// The number of files that the kernel may write to without a request to the daemon (passthrough).
     pub(crate) passthrough_writers: Arc<AtomicU32>,
     /// Shared locks on the lower layers, held until the mount ends.
-    pub(crate) locks: Mutex<Vec<OwnedFd>>,
+    pub(crate) locks: Mutex<Vec<Arc<LayerLock>>>,
 }
 
 impl Overlay {
@@ -94,7 +94,7 @@ impl Overlay {
     }
 
     /// Holds these locks on layers until the mount ends.
-    pub fn hold_locks(&self, locks: Vec<OwnedFd>) {
+    pub fn hold_locks(&self, locks: Vec<Arc<LayerLock>>) {
         self.locks.lock().extend(locks);
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::inode::{Identity, NumberMarker};
+use crate::inode::{Identity, NumberStorage};
 use crate::overlay::Overlay;
 use crate::reach::Stack;
 use cowl_layers::error::Result;
@@ -75,7 +75,7 @@ impl Overlay {
         }
     }
 
-    /// Syncs the filesystem of the upper layer.
+    /// Syncs the file system of the upper layer.
     pub fn sync_upper(&self) -> Result<()> {
         let upper = self.stack.read().writable().cloned();
         let Some(upper) = upper else { return Ok(()) };
@@ -101,7 +101,7 @@ impl Overlay {
 
         let identity = Identity::from_stat(&root.stat);
         self.inodes
-            .relocate(&self.root, identity, NumberMarker::Present, || {
+            .relocate(&self.root, identity, NumberStorage::OnDisk, || {
                 self.root.update_dir(|dir| {
                     dir.locs = root.locs.into();
                     dir.identity = identity;
@@ -116,7 +116,7 @@ impl Overlay {
 
     /// Checks that a new upper layer can be pushed.
     ///
-    /// It must be empty, or the merged tree would change. It must be on the filesystem of the top layer, or all inode
+    /// It must be empty, or the merged tree would change. It must be on the file system of the top layer, or all inode
     /// numbers would change.
     fn check_new_upper(&self, upper: &Upper) -> Result<(), SetupError> {
         let path = upper.layer.path();

@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cowl_layers::format::{NumberMark, XattrSpace};
+use cowl_layers::format::{InodeNumberXattr, XattrSpace};
 use cowl_layers::layer::Layer;
 use cowl_layers::sys::stat::FileKind;
 use cowl_layers::sys::{dir, stat, xattr};
@@ -118,8 +118,8 @@ fn collect_borrowed_numbers(layer: &Layer, lent: &mut HashMap<u64, HashSet<u64>>
     walk::visit_dir(layer.path(), &mut |item: &Item<'_>| {
         for (name, value) in item.xattrs()? {
             if name == marker
-                && let Some(number) =
-                    NumberMark::parse(&value).context("cannot read the inode number", item.path)?
+                && let Some(number) = InodeNumberXattr::parse(&value)
+                    .context("cannot read the inode number", item.path)?
             {
                 lent.entry(number.layer).or_default().insert(number.ino);
             }
@@ -225,7 +225,7 @@ impl<'a> BundleReader<'a> {
             })?;
             if let Some(exported_layer) = numbers.layer {
                 for (old, new) in &numbers.lent {
-                    let mark = NumberMark {
+                    let mark = InodeNumberXattr {
                         layer: layer.id(),
                         ino: *new,
                     };
@@ -246,8 +246,8 @@ impl<'a> BundleReader<'a> {
 fn set_borrowed_numbers(
     target: &Path,
     space: XattrSpace,
-    borrowed: DirMap<Vec<(Box<[u8]>, NumberMark)>>,
-    lent: &HashMap<(u64, u64), NumberMark>,
+    borrowed: DirMap<Vec<(Box<[u8]>, InodeNumberXattr)>>,
+    lent: &HashMap<(u64, u64), InodeNumberXattr>,
 ) -> Result<()> {
     let root = dir::open_root(target)
         .context("cannot open the new layer", target.as_os_str().as_bytes())?;

@@ -7,7 +7,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cowl_layers::format::{NumberMark, XattrSpace};
+use cowl_layers::format::{InodeNumberXattr, XattrSpace};
 use cowl_layers::layer::Layer;
 use cowl_layers::sys::stat::FileKind;
 use cowl_layers::sys::xattr;
@@ -56,7 +56,7 @@ fn create_layers(dir: &Path, large: bool) -> [PathBuf; 2] {
     );
     for (path, lender) in [("new", "old"), ("meta", "meta")] {
         use std::os::unix::fs::MetadataExt as _;
-        let mark = NumberMark {
+        let mark = InodeNumberXattr {
             layer: open(&lower).id(),
             ino: fs::metadata(lower.join(lender)).unwrap().ino(),
         };

@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_encoded_is_decoded_and_a_cut_is_seen() {
+    fn compression_round_trips_and_truncation_is_detected() {
         let data: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
         for compression in [Compression::Gzip, Compression::Zstd, Compression::Xz] {
             let mut encoder = Encoder::new(Vec::new(), compression).unwrap();

@@ -1,8 +1,8 @@
 //! Copies a directory into a new tree, which is that of a layer or a plain directory.
 //!
-//! The copy is exact: owners, modes, times, hard links, devices, xattrs and holes. It stays on one filesystem. It works
-//! with directory descriptors, so that paths of any length work and a concurrent exchange of a directory for a symbolic
-//! link cannot redirect the copy.
+//! The copy is exact: owners, modes, times, hard links, devices, xattrs and holes. It stays on one file system. It
+//! works with directory descriptors, so that paths of any length work and a concurrent exchange of a directory for a
+//! symbolic link cannot redirect the copy.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -41,7 +41,7 @@ struct Copy<'a> {
     levels: Vec<CopyLevel>,
     /// The path of the deepest level.
     path: Vec<u8>,
-    /// The device of the source. Other filesystems are not copied.
+    /// The device of the source. Other file systems are not copied.
     dev: u64,
     linked: HardLinks,
     /// The xattr namespace of the layer; `None` for a plain directory, which has no marker xattrs.
@@ -199,7 +199,7 @@ impl Copy<'_> {
         ))
     }
 
-    /// Enters a directory. The copy of a directory on another filesystem stays empty.
+    /// Enters a directory. The copy of a directory on another file system stays empty.
     fn enter(
         &mut self,
         parent_length: usize,

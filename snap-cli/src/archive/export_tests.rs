@@ -81,7 +81,7 @@ fn gnu_tar_and_import_unpack_the_same_tree() {
 }
 
 #[test]
-fn file_larger_than_the_old_format_supports() {
+fn file_larger_than_the_ustar_limit_is_exported() {
     use std::os::unix::fs::FileExt as _;
     let source = tempfile::tempdir().unwrap();
     let file = fs::File::create(source.path().join("huge")).unwrap();

@@ -18,7 +18,7 @@ pub enum Images {
     /// Refuse it.
     Refuse,
     /// Import its files as they are.
-    TakeAsFiles,
+    ImportAsFiles,
 }
 
 /// Every root filesystem that a distribution or a build creates has at least one of these.
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn images_are_recognized_by_everything_that_makes_one() {
+    fn every_image_format_is_recognized() {
         let version = ("version", "Directory Transport Version: 1.1\n");
         assert!(is_refused(&[LAYOUT, INDEX, ("blobs/sha256/x", "")]));
         assert!(is_refused(&[SAVED, ("c.json", "{}"), ("l.tar", "")]));
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn root_file_systems_with_files_of_such_names_are_taken() {
+    fn root_filesystems_with_image_file_names_are_accepted() {
         let etc = ("etc/hostname", "h");
         for files in [
             &[LAYOUT, INDEX, SAVED, etc][..],

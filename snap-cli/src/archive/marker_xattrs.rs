@@ -2,7 +2,7 @@
 //!
 //! The markers are validated, and renamed to the xattr namespace that the store uses.
 
-use cowl_layers::format::{NumberMark, OPAQUE, OPAQUE_XATTR_WHITEOUTS, Redirect, XattrSpace};
+use cowl_layers::format::{InodeNumberXattr, OPAQUE, OPAQUE_XATTR_WHITEOUTS, Redirect, XattrSpace};
 
 use super::member::{EntryKind, Member};
 use crate::tree::attrs::Xattrs;
@@ -18,7 +18,7 @@ pub(super) fn convert(
     to: XattrSpace,
     member: &Member,
     xattrs: Xattrs,
-) -> Result<(Xattrs, Option<NumberMark>)> {
+) -> Result<(Xattrs, Option<InodeNumberXattr>)> {
     let value = |mark: &str| {
         let found = xattrs.iter().find(|(name, _)| name == mark.as_bytes());
         Ok::<_, std::convert::Infallible>(found.map(|(_, value)| value.clone()))
@@ -39,7 +39,7 @@ pub(super) fn convert(
             continue;
         }
         if mark == b"cowl.ino" {
-            match NumberMark::parse(&value) {
+            match InodeNumberXattr::parse(&value) {
                 Ok(Some(mark)) => number = Some(mark),
                 // A later version of the format: ignored, as by a mount.
                 Ok(None) => {}

@@ -130,7 +130,7 @@ impl<'p> UnfinishedDir<'p> {
         self.temporary.as_deref().unwrap_or(self.path)
     }
 
-    /// Syncs the filesystem, renames the directory to its final name, and syncs the parent directory.
+    /// Syncs the file system, renames the directory to its final name, and syncs the parent directory.
     pub fn finish(mut self) -> Result<()> {
         let at = |error| Error::at("create", self.path, error);
         if let Some(temporary) = &self.temporary {
@@ -157,11 +157,11 @@ impl Drop for UnfinishedDir<'_> {
     }
 }
 
-/// Syncs the parent directory of a path, where its filesystem and its mode permit that.
+/// Syncs the parent directory of a path, where its file system and its mode permit that.
 fn sync_parent(path: &Path) -> std::io::Result<()> {
     let parent = parent_dir(path);
     match File::open(parent).and_then(|parent| parent.sync_all()) {
-        // Some filesystems cannot sync a directory, and a writable directory need not be readable.
+        // Some file systems cannot sync a directory, and a writable directory need not be readable.
         Err(error)
             if matches!(
                 error.kind(),

@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use cowl_layers::error::Errno;
-use cowl_layers::format::{NumberMark, XattrSpace, foreign};
+use cowl_layers::format::{InodeNumberXattr, XattrSpace, foreign};
 use cowl_layers::sys::stat::{self, FileKind};
 use cowl_layers::sys::{attr, copy, dir, node, remove, xattr};
 
@@ -49,7 +49,7 @@ pub(super) struct NumberReferences {
     /// The inodes to whose numbers markers refer: the exported number and the new one.
     pub(super) lent: Vec<(u64, u64)>,
     /// The objects with a borrowed number, by directory: their names, or an empty name for the directory itself.
-    pub(super) borrowed: DirMap<Vec<(Box<[u8]>, NumberMark)>>,
+    pub(super) borrowed: DirMap<Vec<(Box<[u8]>, InodeNumberXattr)>>,
 }
 
 /// A tree that is being filled from an archive.

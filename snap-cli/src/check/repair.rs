@@ -11,8 +11,8 @@ use crate::container::{Swap, durability};
 use crate::error::{Error, Result};
 use crate::recover;
 use crate::store::collect;
+use crate::store::creation::Creation;
 use crate::store::leftovers::{self, Expiry};
-use crate::store::making::Making;
 use crate::store::manifest::{ContainerId, LayerManifest, SnapshotManifest};
 use crate::store::name::ContainerName;
 use crate::store::record::Record;
@@ -115,8 +115,8 @@ fn correct_container(store: &Store, name: &ContainerName) -> Result<Option<Strin
         snapshot.parent = snapshot.parent.filter(|parent| known.contains(parent));
     }
     if next != *container.manifest() {
-        let making = Making::begin(store)?;
-        container.commit(next, Some(making), |_| Ok(Swap::Done))?;
+        let creation = Creation::begin(store)?;
+        container.commit(next, Some(creation), |_| Ok(Swap::Done))?;
     }
     Ok(Some("corrected".to_owned()))
 }

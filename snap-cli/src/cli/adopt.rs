@@ -17,7 +17,7 @@ use cowl_layers::shown::Show as _;
 
 /// Adopt an LXC container or a directory with a root filesystem, in place
 ///
-/// Copies nothing: the directory becomes a layer of a store on the same filesystem. In LXC's config,
+/// Copies nothing: the directory becomes a layer of a store on the same file system. In LXC's config,
 /// one line is changed and four are appended; lxc-start, lxc-stop and similar tools work as before.
 /// `cowl release` reverts all of it. Refused while the container runs. If the container is already
 /// adopted, cowl's lines in LXC's config are repaired.
@@ -32,7 +32,7 @@ pub(super) struct AdoptArgs {
     /// The directory of LXC's containers [default: the output of `lxc-config lxc.lxcpath`]
     #[arg(long, short = 'P', value_name = "DIR")]
     lxcpath: Option<PathBuf>,
-    /// Create a store here if the filesystem has none [default: .cowl at its mount point]
+    /// Create a store here if the file system has none [default: .cowl at its mount point]
     #[arg(long, value_name = "DIR")]
     store_at: Option<PathBuf>,
     /// Print what would be done, and change nothing

@@ -53,7 +53,7 @@ impl CliCommand for Args {
 /// Returns the treatment of container images that the option `--force` selects.
 pub(super) fn images(force: bool) -> Images {
     match force {
-        true => Images::TakeAsFiles,
+        true => Images::ImportAsFiles,
         false => Images::Refuse,
     }
 }

@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn top_level_directories() {
+    fn changes_are_counted_per_top_level_directory() {
         for (path, top) in [("etc/apt/new", "etc"), ("thing", "thing"), (".", "")] {
             assert_eq!(top_level(path.as_bytes()), top.as_bytes());
         }

@@ -128,7 +128,7 @@ fn container_json(store: &Store, state: &ResolvedState) -> Result<Value> {
         "name": manifest.name,
         "id": state.container,
         "created": manifest.created,
-        // The durability of the frozen layers. The filesystem writes back the top layer, as any other files.
+        // The durability of the frozen layers. The file system writes back the top layer, as any other files.
         "state": mark.map(|mark| Durability::from_settling(Some(mark), &epoch).name()),
         "sync_error": mark.and_then(|mark| mark.failed.as_deref()),
         "cloned_from": mark.and_then(|mark| mark.source.as_deref()),

@@ -1,4 +1,4 @@
-//! Files of a container outside the store: the directory that its root file system was adopted from, and LXC's config.
+//! Files of a container outside the store: the directory that its root filesystem was adopted from, and LXC's config.
 //!
 //! Before such a file changes, a marker file is created in the store's directory `moving`, so that other commands find
 //! an interrupted change without reading every manifest. `crate::recover` completes such a change or rolls it back.
@@ -20,7 +20,7 @@ use crate::store::{Store, disk};
 /// The directory of markers in a store.
 pub(crate) const MARKERS: &str = "moving";
 
-/// The name of the file that replaces the content of an adopted root file system.
+/// The name of the file that replaces the content of an adopted root filesystem.
 pub const README: &str = "MOVED-TO-COWL.txt";
 
 /// Returns the path of a container's marker.
@@ -77,7 +77,7 @@ impl Leftover {
 
     /// Removes the files after the container was removed, and the marker.
     ///
-    /// Removes the note in the directory of an adopted root file system, and LXC's config; both directories only if
+    /// Removes the note in the directory of an adopted root filesystem, and LXC's config; both directories only if
     /// they are empty then.
     pub(crate) fn remove(&self, store: &Store, id: ContainerId) -> Result<()> {
         if self.is_none() {
@@ -98,7 +98,7 @@ impl Leftover {
     }
 }
 
-/// Removes the directory of a copy that LXC made and that has no root file system of its own.
+/// Removes the directory of a copy that LXC made and that has no root filesystem of its own.
 ///
 /// Includes the files of an overlay copy. LXC would remove them itself if cowl's lines in the config did not prevent
 /// it.
@@ -112,7 +112,7 @@ pub(crate) fn remove_copy(config: &Path) -> Result<()> {
     remove_if_empty(dir)
 }
 
-/// Returns the quoted path of an object that cowl did not create where a root file system was.
+/// Returns the quoted path of an object that cowl did not create where a root filesystem was.
 pub(crate) fn find_foreign(dir: &Path) -> Result<Option<String>> {
     match std::fs::symlink_metadata(dir) {
         Ok(meta) if meta.is_dir() => {}
@@ -130,7 +130,7 @@ pub(crate) fn find_foreign(dir: &Path) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Writes the note that replaces an adopted root file system.
+/// Writes the note that replaces an adopted root filesystem.
 pub(crate) fn write_readme(dir: &Path, name: &ContainerName) -> Result<()> {
     let text = format!(
         "The files of this container are in cowl's store, as the container {name}.\n\

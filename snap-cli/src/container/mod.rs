@@ -24,9 +24,9 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Kind, Result};
 use crate::store::bytes::Blob;
 use crate::store::collect;
+use crate::store::creation::Creation;
 use crate::store::layers;
 use crate::store::lock::Lock;
-use crate::store::making::Making;
 use crate::store::manifest::{ContainerId, ContainerManifest, SnapshotManifest, SnapshotRef};
 use crate::store::name::{ContainerName, SnapshotName, nearest};
 use crate::store::record::Record;
@@ -185,14 +185,14 @@ impl<'s> Container<'s> {
         Ok(written.is_none_or(|layer| layer == self.record.body.head))
     }
 
-    /// Commits `body` as the new manifest. `making` has created the layers and snapshots that it names.
+    /// Commits `body` as the new manifest. `creation` has created the layers and snapshots that it names.
     ///
     /// `between` runs after the new manifest is durable and before it takes effect. If `between` fails and its outcome
     /// is unknown, this method completes the change or rolls it back, as recovery by the next command would.
     pub fn commit(
         &mut self,
         mut body: ContainerManifest,
-        making: Option<Making<'_>>,
+        creation: Option<Creation<'_>>,
         between: impl FnOnce(&Self) -> Result<Swap>,
     ) -> Result<()> {
         self.refuse_unseen_daemon(&body)?;
@@ -202,10 +202,10 @@ impl<'s> Container<'s> {
             body.moving = Some(external::begin_writing(self.store, self.id, config)?);
         }
         let next = self.record.next(body);
-        let mut making = making;
+        let mut creation = creation;
         // Create everything first and then sync, references last: one journal commit covers all of it.
         let written = disk::write_new(&path, &next)
-            .and_then(|()| making.as_mut().map_or(Ok(()), Making::sync))
+            .and_then(|()| creation.as_mut().map_or(Ok(()), Creation::sync))
             .and_then(|()| disk::sync_file(&path));
         if let Err(error) = written {
             disk::remove_if_exists(&path)?;
@@ -222,8 +222,8 @@ impl<'s> Container<'s> {
         };
         if let Err(error) = done {
             // From here on, a manifest may name the new layers, or a daemon may write to them.
-            if let Some(making) = making {
-                making.abandon();
+            if let Some(creation) = creation {
+                creation.abandon();
             }
             if self.record.generation != before {
                 return Err(error);
@@ -235,7 +235,7 @@ impl<'s> Container<'s> {
             log::warn!("{error}; the change was completed nevertheless");
             return Ok(());
         }
-        making.map_or(Ok(()), Making::finish)
+        creation.map_or(Ok(()), Creation::finish)
     }
 
     /// Renames `container.json.next` over the manifest.

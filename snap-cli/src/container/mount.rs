@@ -236,7 +236,7 @@ impl Container<'_> {
 
     /// Removes the mount point of an LXC container.
     ///
-    /// LXC's tools would otherwise use the empty directory as the root file system, and snapshot it.
+    /// LXC's tools would otherwise use the empty directory as the root filesystem, and snapshot it.
     fn remove_mount_point(&self) {
         if self.manifest().lxc.is_some()
             && let Err(error) = mount_points::remove(self.store.paths(), self.id)

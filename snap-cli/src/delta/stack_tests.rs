@@ -394,7 +394,7 @@ fn escaped_markers_and_inode_number_markers_are_copied() {
     testing::set_xattr(&middle.join("named"), "user.overlay.overlay.x", b"u");
     let space = XattrSpace::User;
     let open = |path: &PathBuf| Layer::open(path, space).unwrap();
-    let marker = cowl_layers::format::NumberMark {
+    let marker = cowl_layers::format::InodeNumberXattr {
         layer: open(&base).id(),
         ino: 4242,
     };

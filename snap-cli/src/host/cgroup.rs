@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn groups_to_move_to() {
+    fn target_groups_are_selected() {
         let to = |controllers, group| target(controllers, group, Manager::None);
         let managed = |controllers, group| target(controllers, group, Manager::Systemd);
         let some = |path: &str| Some(PathBuf::from(path));

@@ -22,8 +22,8 @@ use crate::lxc::{self as tools, LxcContainer, config, snapshots};
 use crate::recover::{self, moving};
 use crate::shell::quoted;
 use crate::store::bytes::Blob;
+use crate::store::creation::Creation;
 use crate::store::family;
-use crate::store::making::Making;
 use crate::store::manifest::{ContainerManifest, LayerKind};
 use crate::store::name::ContainerName;
 use crate::store::outside::{Adopted, Lxc, Moving};
@@ -450,10 +450,10 @@ fn adopt_locked(store: &Store, candidate: &Candidate, name: &ContainerName) -> R
 
 fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> Result<()> {
     let rootfs = &candidate.rootfs;
-    let mut making = Making::begin(store)?;
-    let base = making.create_layer(LayerKind::Base, &[], &[])?;
-    let head = making.create_head(&[base], rootfs)?;
-    let id = making.create_container()?;
+    let mut creation = Creation::begin(store)?;
+    let base = creation.create_layer(LayerKind::Base, &[], &[])?;
+    let head = creation.create_head(&[base], rootfs)?;
+    let id = creation.create_container()?;
     let manifest = ContainerManifest {
         adopted: Some(Adopted {
             rootfs: rootfs.clone(),
@@ -473,14 +473,14 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     external::write_marker(store, id, &Leftover::default())?;
     // No process writes to it any longer. From here on, the store guarantees its content.
     disk::sync_all(rootfs)?;
-    making.sync()?;
+    creation.sync()?;
     let record = Record::first(manifest);
     if let Err(error) = disk::replace(&store.paths().container_file(id), &record) {
         // The file may already exist. Then the next command rolls the adoption back.
-        making.abandon();
+        creation.abandon();
         return Err(error);
     }
-    making.finish()?;
+    creation.finish()?;
     let mut container = Container::from_locked(store, id, record, lock);
     if let Err(error) = moving::move_in(&container) {
         if moving::complete(container)?.is_some() {

@@ -9,8 +9,8 @@ use crate::recover;
 use crate::snapshot::restore::inherit_settling;
 use crate::snapshot::{freeze, resolve};
 use crate::store::Store;
+use crate::store::creation::Creation;
 use crate::store::family;
-use crate::store::making::Making;
 use crate::store::manifest::{Ephemeral, LayerId, LayerKind};
 use crate::store::measure;
 use crate::store::name::{Address, ContainerName};
@@ -80,10 +80,10 @@ fn clone_claimed(
     new: &ContainerName,
     kind: CloneKind<'_>,
 ) -> Result<Vec<String>> {
-    let (mut stack, mut making, manifest, mut lxc, mut settling, _lock);
+    let (mut stack, mut creation, manifest, mut lxc, mut settling, _lock);
     if source.snapshot.is_some() {
-        making = Making::begin(store)?;
-        // Resolve it again: `making` prevents the collection of its layers from here on.
+        creation = Creation::begin(store)?;
+        // Resolve it again: `creation` prevents the collection of its layers from here on.
         let state = resolve(store, source)?;
         store.open_layers(&state.stack)?;
         let config = state.snapshot.as_ref().and_then(|(_, s)| s.config.as_ref());
@@ -98,7 +98,7 @@ fn clone_claimed(
         let mut container = recover::open(store, &source.container)?;
         lxc = lxc::LxcCopy::for_container((container.id(), container.manifest()), None, new)?;
         stack = freeze::freeze(&mut container)?;
-        making = Making::begin(store)?;
+        creation = Creation::begin(store)?;
         manifest = container.manifest().clone();
         let marker = match durability::find_loss(&container)? {
             Some(loss) => Some(loss.clone()),
@@ -109,13 +109,13 @@ fn clone_claimed(
     }
     let ephemeral = matches!(kind, CloneKind::Ephemeral).then_some(Ephemeral::Waiting);
     if let CloneKind::Copy(progress) = kind {
-        stack = vec![copy_to_base(store, &mut making, &stack, progress)?];
+        stack = vec![copy_to_base(store, &mut creation, &stack, progress)?];
         // The copy is durable, with everything that could be read.
         let epoch = durability::epoch(store)?;
         settling = settling.filter(|marker| !marker.is_pending(&epoch));
     }
     let body = (new, stack.as_slice(), manifest.settings);
-    create_over_layers_with(store, making, body, |id, manifest| {
+    create_over_layers_with(store, creation, body, |id, manifest| {
         manifest.ephemeral = ephemeral;
         manifest.settling = settling;
         match &mut lxc {
@@ -136,17 +136,17 @@ fn clone_claimed(
 /// The caller must prevent the collection of the layers.
 fn copy_to_base(
     store: &Store,
-    making: &mut Making<'_>,
+    creation: &mut Creation<'_>,
     stack: &[LayerId],
     progress: OnProgress<'_>,
 ) -> Result<LayerId> {
     let view = View::new(store.open_layers(stack)?);
-    let base = making.create_layer(LayerKind::Base, &[], &[])?;
+    let base = creation.create_layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(base);
     let total = measure::known_size(store, stack)?;
     let mut progress = |done| progress(Progress { total, ..done });
     crate::delta::flatten(&view, None, &tree, &mut progress)?;
     // The data must be durable before a container references it.
-    making.sync_content()?;
+    creation.sync_content()?;
     Ok(base)
 }

@@ -1,4 +1,4 @@
-//! Creates containers from a root file system, or on top of existing layers.
+//! Creates containers from a root filesystem, or on top of existing layers.
 
 use std::path::Path;
 
@@ -7,8 +7,8 @@ use serde_json::Map;
 use crate::archive::image::{self, Images};
 use crate::archive::{import, input};
 use crate::error::{Error, Result};
+use crate::store::creation::Creation;
 use crate::store::family;
-use crate::store::making::Making;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, LayerKind};
 use crate::store::measure;
 use crate::store::name::ContainerName;
@@ -17,7 +17,7 @@ use crate::store::{Store, disk};
 use crate::tree::error::OnProgress;
 use cowl_layers::shown::Show as _;
 
-/// The source of a root file system.
+/// The source of a root filesystem.
 #[derive(Debug)]
 pub enum Source<'a> {
     /// A directory or a tar archive.
@@ -28,7 +28,7 @@ pub enum Source<'a> {
     Tree(Box<input::TreeArchive<'a>>),
 }
 
-/// Creates the container `name` from a root file system.
+/// Creates the container `name` from a root filesystem.
 ///
 /// Returns notes on properties that were not preserved.
 pub fn create(
@@ -57,8 +57,8 @@ fn import_claimed(
     {
         image::refuse(path)?;
     }
-    let mut making = Making::begin(store)?;
-    let base = making.create_layer(LayerKind::Base, &[], &[])?;
+    let mut creation = Creation::begin(store)?;
+    let base = creation.create_layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(base);
     let imported = match source {
         Source::Path(path) => import::from_path(path, &tree, store.space(), progress),
@@ -71,13 +71,13 @@ fn import_claimed(
         image::refuse(&tree)?;
     }
     // The data must be durable before a container references it: only this command copies data.
-    making.sync_content()?;
+    creation.sync_content()?;
     // Measure the layer now, while its names are cached, to avoid a delay later. On failure, it is measured
     // later.
     if let Err(error) = measure::measured(store, base) {
         log::debug!("cannot measure a layer: {error}");
     }
-    create_over_layers(store, making, name, &[base], Map::new())?;
+    create_over_layers(store, creation, name, &[base], Map::new())?;
     Ok(imported
         .notes
         .iter()
@@ -90,37 +90,37 @@ fn import_claimed(
 /// The caller must have claimed the name.
 pub fn create_over_layers(
     store: &Store,
-    making: Making<'_>,
+    creation: Creation<'_>,
     name: &ContainerName,
     below: &[LayerId],
     settings: Map<String, serde_json::Value>,
 ) -> Result<ContainerId> {
-    create_over_layers_with(store, making, (name, below, settings), |_, _| Ok(()))
+    create_over_layers_with(store, creation, (name, below, settings), |_, _| Ok(()))
 }
 
 /// Creates a container as [`create_over_layers`] does; `edit` fills in more fields of its manifest.
 pub fn create_over_layers_with(
     store: &Store,
-    mut making: Making<'_>,
+    mut creation: Creation<'_>,
     (name, below, settings): (&ContainerName, &[LayerId], Map<String, serde_json::Value>),
     edit: impl FnOnce(ContainerId, &mut ContainerManifest) -> Result<()>,
 ) -> Result<ContainerId> {
     let Some(top) = below.first() else {
         return Err(Error::damaged("a state has no layer"));
     };
-    let head = making.create_head(below, &store.paths().layer_tree(*top))?;
-    let id = making.create_container()?;
+    let head = creation.create_head(below, &store.paths().layer_tree(*top))?;
+    let id = creation.create_container()?;
     let mut manifest = ContainerManifest {
         settings,
         ..ContainerManifest::new(name.clone(), head, below)
     };
     edit(id, &mut manifest)?;
-    making.sync()?;
+    creation.sync()?;
     match disk::replace(&store.paths().container_file(id), &Record::first(manifest)) {
-        Ok(()) => making.finish()?,
+        Ok(()) => creation.finish()?,
         Err(error) => {
             // The file may already exist, with a name that is not durable.
-            making.abandon();
+            creation.abandon();
             return Err(error);
         }
     }

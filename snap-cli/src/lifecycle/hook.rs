@@ -122,7 +122,7 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
             };
             container.commit(next, None, |_| Ok(Swap::Done))?;
         }
-        // A full copy by LXC's own tools has its own root file system.
+        // A full copy by LXC's own tools has its own root filesystem.
         CallerKind::Copy if !depends_on(caller, id)? => return Ok(()),
         CallerKind::Copy => {
             let name = container.name();
@@ -202,7 +202,7 @@ pub fn post_stop(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> 
     }
 }
 
-/// Returns whether the caller's root file system is, or is based on, that of the container.
+/// Returns whether the caller's root filesystem is, or is based on, that of the container.
 fn depends_on(caller: &Caller, id: ContainerId) -> Result<bool> {
     let path = &caller.config;
     let text = files::read(path)?;

@@ -12,14 +12,14 @@ use crate::error::{Error, Result};
 use crate::lxc as tools;
 use crate::lxc::binding;
 use crate::recover::moving;
+use crate::store::creation::Creation;
 use crate::store::layers;
-use crate::store::making::Making;
 use crate::store::manifest::{ContainerManifest, LayerId, LayerKind};
 use crate::store::outside::Moving;
 use crate::store::usage::{References, head_layers};
 use crate::tree::error::OnProgress;
 
-/// The method by which the root file system is returned.
+/// The method by which the root filesystem is returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReleaseMethod {
     /// The adopted directory is unchanged, and is moved back.
@@ -139,19 +139,23 @@ pub fn release(
         return moving::finish_release(container, Some(lock));
     }
     drop(lock);
-    let mut making = Making::begin(store)?;
-    let plain = making.create_layer(LayerKind::Base, &[], &[])?;
+    let mut creation = Creation::begin(store)?;
+    let plain = creation.create_layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(plain);
     let view = store.view(&container.manifest().stack)?;
     export_dir::fill(&view, &tree, progress)?;
-    making.sync_content()?;
-    making.request_sweep();
-    commit(&mut container, plain, Some(making))?;
+    creation.sync_content()?;
+    creation.request_sweep();
+    commit(&mut container, plain, Some(creation))?;
     moving::finish_release(container, None)
 }
 
 /// Commits the release: from here on the next command completes it after an interruption.
-fn commit(container: &mut Container<'_>, plain: LayerId, making: Option<Making<'_>>) -> Result<()> {
+fn commit(
+    container: &mut Container<'_>,
+    plain: LayerId,
+    creation: Option<Creation<'_>>,
+) -> Result<()> {
     external::write_marker(container.store(), container.id(), &Leftover::default())?;
     let next = ContainerManifest {
         head: plain,
@@ -163,5 +167,5 @@ fn commit(container: &mut Container<'_>, plain: LayerId, making: Option<Making<'
         moving: Some(Moving::Releasing),
         ..container.manifest().clone()
     };
-    container.commit(next, making, |_| Ok(Swap::Done))
+    container.commit(next, creation, |_| Ok(Swap::Done))
 }

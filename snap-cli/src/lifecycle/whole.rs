@@ -19,8 +19,8 @@ use crate::error::{Error, Kind, Result};
 use crate::recover;
 use crate::snapshot::freeze;
 use crate::store::bytes::Blob;
+use crate::store::creation::Creation;
 use crate::store::family;
-use crate::store::making::Making;
 use crate::store::manifest::{
     ContainerManifest, LayerId, LayerManifest, MarkerSpace, SnapshotId, SnapshotManifest,
 };
@@ -284,7 +284,7 @@ fn import_claimed(
         MarkerSpace::Trusted => XattrSpace::Trusted,
         MarkerSpace::User => XattrSpace::User,
     };
-    let mut making = Making::begin(store)?;
+    let mut creation = Creation::begin(store)?;
     let mut new = HashMap::new();
     let total = manifest.bytes;
     let mut progress = |done| progress(Progress { total, ..done });
@@ -298,7 +298,7 @@ fn import_claimed(
             unsynced: false,
             ..layer
         };
-        let made = making.create_layer_from(layer)?;
+        let made = creation.create_layer_from(layer)?;
         new.insert(id, made);
         let tree = store.paths().layer_tree(made);
         archive.read_layer(&id.to_string(), &tree, (from, store.space()), &mut progress)?;
@@ -309,8 +309,8 @@ fn import_claimed(
     // Check that each state has at least a readable root before a manifest references it.
     store.view(&below)?.root().map_err(unreadable_error)?;
     // The data must be durable before a container references it.
-    making.sync_content()?;
-    let id = making.create_container()?;
+    creation.sync_content()?;
+    let id = creation.create_container()?;
     let mut container = ContainerManifest {
         name: name.clone(),
         origin: match old.origin.iter().all(|id| new.contains_key(id)) {
@@ -334,21 +334,21 @@ fn import_claimed(
         };
         let path = store.paths().snapshot_file(id, snapshot.id);
         disk::write_new(&path, &Record::first(state))?;
-        making.add_unsynced(path);
+        creation.add_unsynced(path);
         let beyond = |prefix: &str| next_after(&snapshot.name, prefix);
         container.next_snap = container.next_snap.max(beyond("snap"));
         container.next_auto = container.next_auto.max(beyond("auto"));
     }
-    making.add_unsynced(store.paths().snapshots_dir(id));
+    creation.add_unsynced(store.paths().snapshots_dir(id));
     let top = below.first().copied().unwrap_or(container.head);
-    container.head = making.create_head(&below, &store.paths().layer_tree(top))?;
+    container.head = creation.create_head(&below, &store.paths().layer_tree(top))?;
     container.stack = [&[container.head], below.as_slice()].concat();
-    making.sync()?;
+    creation.sync()?;
     match disk::replace(&store.paths().container_file(id), &Record::first(container)) {
-        Ok(()) => making.finish(),
+        Ok(()) => creation.finish(),
         Err(error) => {
             // The file may already exist, with a name that is not durable.
-            making.abandon();
+            creation.abandon();
             Err(error)
         }
     }

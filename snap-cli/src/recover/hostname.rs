@@ -1,4 +1,4 @@
-//! The host name of a copy of an LXC container: it is written into the copy's root file system.
+//! The host name of a copy of an LXC container: it is written into the copy's root filesystem.
 
 use std::os::fd::AsFd;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Changes outside the store: a root file system that moves into or out of the store, and LXC's config.
+//! Changes outside the store: a root filesystem that moves into or out of the store, and LXC's config.
 //!
 //! The manifest records the change before any file outside the store is modified, and each step is idempotent. So the
 //! next command on the container can complete an interrupted change or roll it back.
@@ -131,13 +131,13 @@ fn inode_number(path: &Path) -> Result<Option<u64>> {
     }
 }
 
-/// Returns whether the adopted root file system has been moved into the store.
+/// Returns whether the adopted root filesystem has been moved into the store.
 fn is_moved_in(container: &Container<'_>) -> Result<bool> {
     let tree = container.store().paths().layer_tree(base_layer(container)?);
     Ok(inode_number(&tree)? == Some(adopted(container)?.inode))
 }
 
-/// Rolls back an adoption whose root file system has not been moved yet.
+/// Rolls back an adoption whose root filesystem has not been moved yet.
 pub(crate) fn roll_back_adoption(container: Container<'_>) -> Result<()> {
     let (store, id) = (container.store(), container.id());
     deleted::discard(store, id)?;
@@ -146,7 +146,7 @@ pub(crate) fn roll_back_adoption(container: Container<'_>) -> Result<()> {
     collect::collect(store).map(drop)
 }
 
-/// Moves the root file system into the store: the step that commits an adoption.
+/// Moves the root filesystem into the store: the step that commits an adoption.
 pub(crate) fn move_in(container: &Container<'_>) -> Result<()> {
     let adopted = adopted(container)?;
     let tree = container.store().paths().layer_tree(base_layer(container)?);
@@ -178,7 +178,7 @@ fn commit_complete(container: &mut Container<'_>, next: ContainerManifest) -> Re
     remove_marker(container.store(), container.id())
 }
 
-/// Moves the root file system out of the store, restores LXC's config, and removes the container. Returns notes for
+/// Moves the root filesystem out of the store, restores LXC's config, and removes the container. Returns notes for
 /// the user.
 ///
 /// `exclusive` is a lock that excludes other commands from the layer; it is released after the move.
@@ -205,7 +205,7 @@ pub(crate) fn finish_release(
     Ok(notes)
 }
 
-/// Moves the root file system from a layer to the adopted directory, and syncs both parents.
+/// Moves the root filesystem from a layer to the adopted directory, and syncs both parents.
 fn move_out(tree: &Path, to: &Path, name: &str) -> Result<()> {
     std::fs::rename(tree, to).map_err(|error| {
         let what = format!("cannot move {} back to {}", tree.shown(), to.shown());

@@ -12,7 +12,7 @@ use crate::container::mount::AfterUnmount;
 use crate::container::state::Mounted;
 use crate::container::{Swap, dead, detach};
 use crate::error::{Error, Result};
-use crate::store::making::Making;
+use crate::store::creation::Creation;
 use crate::store::manifest::{
     ContainerManifest, LayerId, LayerKind, LayerManifest, Merged, SnapshotManifest,
 };
@@ -146,16 +146,16 @@ pub(super) fn merge_run(
         .unwrap_or(0);
     let below = stack.get(start + run.len()..).unwrap_or_default().to_vec();
 
-    let mut making = Making::begin(store)?;
+    let mut creation = Creation::begin(store)?;
     let kind = match below.is_empty() {
         true => LayerKind::Base,
         false => LayerKind::Flattened,
     };
-    let merged = making.create_layer(kind, &below, run)?;
+    let merged = creation.create_layer(kind, &below, run)?;
     let total = measure::known_size(store, run)?;
     let mut progress = |done| progress(Progress { total, ..done });
     merge(store, run, &below, merged, &mut progress)?;
-    making.sync_content()?;
+    creation.sync_content()?;
 
     let was = container.unmount(AfterUnmount::Remount)?;
     let mut next = container.manifest().clone();
@@ -175,8 +175,8 @@ pub(super) fn merge_run(
         run: run.to_vec(),
         layer: merged,
     });
-    making.request_sweep();
-    let done = container.commit(next, Some(making), |_| Ok(Swap::Done));
+    creation.request_sweep();
+    let done = container.commit(next, Some(creation), |_| Ok(Swap::Done));
     if done.is_ok()
         && let Err(error) = finish_merge(container)
     {
@@ -246,8 +246,8 @@ fn rewrite_snapshots(container: &Container<'_>, run: &[LayerId], merged: LayerId
     let store = container.store();
     // This registers the pending cleanup only: a command that is killed here may leave a temporary file or the
     // old layers.
-    let mut making = Making::begin(store)?;
-    making.request_sweep();
+    let mut creation = Creation::begin(store)?;
+    creation.request_sweep();
     for snapshot in &container.manifest().snapshots {
         let path = store.paths().snapshot_file(container.id(), snapshot.id);
         let record = disk::read::<SnapshotManifest>(&path)?;
@@ -259,7 +259,7 @@ fn rewrite_snapshots(container: &Container<'_>, run: &[LayerId], merged: LayerId
             disk::replace(&path, &record.next(body))?;
         }
     }
-    making.finish()
+    creation.finish()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use cowlfs::control::ControlError;
 use crate::container::state::Mounted;
 use crate::container::{Container, Swap, daemon};
 use crate::error::Result;
-use crate::store::making::Making;
+use crate::store::creation::Creation;
 use crate::store::manifest::{ContainerManifest, LayerId};
 use crate::store::synced;
 
@@ -23,7 +23,7 @@ pub struct Frozen {
 /// Prepares freezing the head.
 ///
 /// A head without changes stays the head, and its lower layers are the frozen state.
-pub fn plan(container: &Container<'_>, making: &mut Making<'_>) -> Result<Frozen> {
+pub fn plan(container: &Container<'_>, creation: &mut Creation<'_>) -> Result<Frozen> {
     flush_mappings(container)?;
     let manifest = container.manifest();
     let below = manifest.below_head();
@@ -39,7 +39,8 @@ pub fn plan(container: &Container<'_>, making: &mut Making<'_>) -> Result<Frozen
     let state = manifest.stack.clone();
     // Heads that older versions created lack this note.
     synced::record_unsynced(container.store(), manifest.head)?;
-    let head = making.create_head(&state, &container.store().paths().layer_tree(manifest.head))?;
+    let head =
+        creation.create_head(&state, &container.store().paths().layer_tree(manifest.head))?;
     let mut stack = vec![head];
     stack.extend_from_slice(&state);
     Ok(Frozen { state, head, stack })
@@ -47,17 +48,17 @@ pub fn plan(container: &Container<'_>, making: &mut Making<'_>) -> Result<Frozen
 
 /// Freezes the current state without a snapshot, and returns its layers.
 pub fn freeze(container: &mut Container<'_>) -> Result<Vec<LayerId>> {
-    let mut making = Making::begin(container.store())?;
-    let frozen = plan(container, &mut making)?;
+    let mut creation = Creation::begin(container.store())?;
+    let frozen = plan(container, &mut creation)?;
     if frozen.head == container.manifest().head {
-        making.finish()?;
+        creation.finish()?;
     } else {
         let next = ContainerManifest {
             head: frozen.head,
             stack: frozen.stack,
             ..container.manifest().clone()
         };
-        commit(container, next, Some(making))?;
+        commit(container, next, Some(creation))?;
     }
     Ok(frozen.state)
 }
@@ -78,11 +79,11 @@ fn flush_mappings(container: &Container<'_>) -> Result<()> {
 pub fn commit(
     container: &mut Container<'_>,
     next: ContainerManifest,
-    making: Option<Making<'_>>,
+    creation: Option<Creation<'_>>,
 ) -> Result<()> {
     let head = next.head;
     let pushes_layer = head != container.manifest().head;
-    container.commit(next, making, |container| {
+    container.commit(next, creation, |container| {
         let Mounted::Alive(_) = container.mounted()? else {
             return Ok(Swap::Done);
         };

@@ -18,8 +18,8 @@ use crate::lxc::layout::{self, Rootfs};
 use crate::lxc::locked::{LockedSnapshots, refuse_base, refuse_unfinished};
 use crate::lxc::snapshots::LxcSnapshot;
 use crate::store::bytes::Blob;
+use crate::store::creation::Creation;
 use crate::store::disk::remove_tree;
-use crate::store::making::Making;
 use crate::store::manifest::{
     ContainerManifest, LayerId, LayerKind, SnapshotId, SnapshotKind, SnapshotManifest, SnapshotRef,
 };
@@ -82,11 +82,11 @@ pub fn import_snapshot(
     refuse_unfinished(snapshot)?;
     refuse_base(&snapshot.dir, &snapshot.name.shown().to_string())?;
     let store = container.store();
-    let mut making = Making::begin(store)?;
-    let base = making.create_layer(LayerKind::Base, &[], &[])?;
+    let mut creation = Creation::begin(store)?;
+    let base = creation.create_layer(LayerKind::Base, &[], &[])?;
     let notes = fill(store, base, &snapshot.rootfs()?, progress)?;
     // The data must be durable before a manifest references it.
-    making.sync_content()?;
+    creation.sync_content()?;
     if let Err(error) = crate::store::measure::measured(store, base) {
         log::debug!("cannot measure a layer: {error}");
     }
@@ -102,10 +102,10 @@ pub fn import_snapshot(
     };
     let path = store.paths().snapshot_file(container.id(), id);
     disk::write_new(&path, &Record::first(body))?;
-    making.add_unsynced(path);
-    making.add_unsynced(store.paths().snapshots_dir(container.id()));
+    creation.add_unsynced(path);
+    creation.add_unsynced(store.paths().snapshots_dir(container.id()));
     insert(&mut next, new_ref(id, &name, base, snapshot)?);
-    let done = container.commit(next, Some(making), |_| Ok(Swap::Done));
+    let done = container.commit(next, Some(creation), |_| Ok(Swap::Done));
     super::take::drop_if_unnamed(container, id)?;
     done?;
     lxc_snapshots.remove(std::slice::from_ref(snapshot))?;

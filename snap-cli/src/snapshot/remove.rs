@@ -10,7 +10,7 @@ use crate::container::Container;
 use crate::container::{Swap, find_snapshot_ref};
 use crate::error::{Error, Result};
 use crate::store::Store;
-use crate::store::making::Making;
+use crate::store::creation::Creation;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, SnapshotId, SnapshotRef};
 use crate::store::name::{SnapshotChoice, SnapshotName};
 use crate::store::sizes::Sizes;
@@ -178,10 +178,10 @@ pub fn remove(container: &mut Container<'_>, going: &[SnapshotRef]) -> Result<()
         return Ok(());
     }
     let ids: HashSet<_> = going.iter().map(|snapshot| snapshot.id).collect();
-    let mut making = Making::begin(container.store())?;
-    making.request_sweep();
+    let mut creation = Creation::begin(container.store())?;
+    creation.request_sweep();
     let next = manifest_without(container.manifest(), &ids);
-    container.commit(next, Some(making), |_| Ok(Swap::Done))
+    container.commit(next, Some(creation), |_| Ok(Swap::Done))
 }
 
 /// Returns the manifest without these snapshots.

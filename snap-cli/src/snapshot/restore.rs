@@ -5,7 +5,7 @@ use crate::container::Container;
 use crate::container::mount::AfterUnmount;
 use crate::container::{Swap, dead, state::RunState};
 use crate::error::{Error, Result};
-use crate::store::making::Making;
+use crate::store::creation::Creation;
 use crate::store::manifest::{LayerId, Settling, SnapshotId, SnapshotKind, SnapshotRef};
 use crate::store::name::{ContainerName, SnapshotName};
 use crate::store::synced;
@@ -139,7 +139,7 @@ pub(super) fn find_by_stack(
 fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<SnapshotName>> {
     let store = container.store();
     let (target, snapshot) = container.snapshot(name)?;
-    let mut making = Making::begin(store)?;
+    let mut creation = Creation::begin(store)?;
     let mut next = container.manifest().clone();
     let (before, below) = (
         CurrentState::classify(container, &snapshot.stack)?,
@@ -151,7 +151,7 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
         let auto = SnapshotName::automatic(next.next_auto);
         let new = SnapshotRef {
             comment: format!("before restore of {name}"),
-            ..write_file(container, &mut making, &auto, SnapshotKind::Auto, stack)?
+            ..write_file(container, &mut creation, &auto, SnapshotKind::Auto, stack)?
         };
         next.next_auto = next.next_auto.saturating_add(1);
         taken = Some((new.id, auto));
@@ -164,7 +164,7 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
     };
     if !matches!(before, CurrentState::Same) {
         let like = below.first().unwrap_or(&next.head);
-        next.head = making.create_head(below, &store.paths().layer_tree(*like))?;
+        next.head = creation.create_head(below, &store.paths().layer_tree(*like))?;
         next.stack = vec![next.head];
         next.stack.extend_from_slice(below);
     }
@@ -175,9 +175,9 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
         && !matches!(&before, CurrentState::Unnamed(stack) if keeps_head(stack))
     {
         // The replaced head has no changes and is collected.
-        making.request_sweep();
+        creation.request_sweep();
     }
-    let done = container.commit(next, Some(making), |_| Ok(Swap::Done));
+    let done = container.commit(next, Some(creation), |_| Ok(Swap::Done));
     if let Some((id, _)) = &taken {
         drop_if_unnamed(container, *id)?;
     }

@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn periods_at_daylight_saving_changes() {
+    fn periods_are_correct_across_daylight_saving_changes() {
         // At the end of daylight saving time, the hour from two to three occurs twice, and the day has 25
         // hours.
         let back = snapshots(&[
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_went_backwards() {
+    fn retention_tolerates_a_clock_that_goes_backwards() {
         let taken = snapshots(&[
             "2026-11-20T10:00:00Z",
             "2031-01-01T10:00:00Z", // a wrong clock

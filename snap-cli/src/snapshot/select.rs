@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn sort_orders() {
+    fn snapshots_are_sorted_in_every_order() {
         let list = || {
             vec![
                 entry("snap10", "2026-01-01T00:00:00Z", "b", &[]),

@@ -8,8 +8,8 @@ use super::freeze;
 use crate::container::{Container, durability};
 use crate::error::{Error, Result};
 use crate::lxc::{binding, snapshots};
+use crate::store::creation::Creation;
 use crate::store::disk;
-use crate::store::making::Making;
 use crate::store::manifest::{
     ContainerManifest, LayerId, SnapshotId, SnapshotKind, SnapshotManifest, SnapshotRef,
 };
@@ -47,8 +47,8 @@ pub fn take(container: &mut Container<'_>, request: &SnapshotRequest) -> Result<
             name
         }
     };
-    let mut making = Making::begin(store)?;
-    let frozen = freeze::plan(container, &mut making)?;
+    let mut creation = Creation::begin(store)?;
+    let frozen = freeze::plan(container, &mut creation)?;
     let kind = match request.scheduled {
         true => SnapshotKind::Scheduled,
         false => SnapshotKind::Manual,
@@ -57,14 +57,14 @@ pub fn take(container: &mut Container<'_>, request: &SnapshotRequest) -> Result<
         comment: request.comment.clone(),
         tags: request.tags.clone(),
         protected: request.protected,
-        ..write_file(container, &mut making, &name, kind, &frozen.state)?
+        ..write_file(container, &mut creation, &name, kind, &frozen.state)?
     };
     let id = new.id;
     next.head = frozen.head;
     next.stack = frozen.stack;
     next.parent = Some(id);
     next.snapshots.push(new);
-    let done = freeze::commit(container, next, Some(making));
+    let done = freeze::commit(container, next, Some(creation));
     drop_if_unnamed(container, id)?;
     done.map(|()| name)
 }
@@ -104,7 +104,7 @@ pub(super) fn check_free(container: &Container<'_>, name: &SnapshotName) -> Resu
 /// The snapshot exists only once the manifest lists it.
 pub(super) fn write_file(
     container: &Container<'_>,
-    making: &mut Making<'_>,
+    creation: &mut Creation<'_>,
     name: &SnapshotName,
     kind: SnapshotKind,
     stack: &[LayerId],
@@ -122,8 +122,8 @@ pub(super) fn write_file(
     };
     let path = store.paths().snapshot_file(container.id(), id);
     disk::write_new(&path, &Record::first(body))?;
-    making.add_unsynced(path);
-    making.add_unsynced(store.paths().snapshots_dir(container.id()));
+    creation.add_unsynced(path);
+    creation.add_unsynced(store.paths().snapshots_dir(container.id()));
     Ok(SnapshotRef {
         id,
         name: name.clone(),

@@ -22,7 +22,7 @@ use crate::delta::revert::{RevertPlan, RevertStep, Scope};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
 use crate::shell::quoted;
-use crate::store::making::Making;
+use crate::store::creation::Creation;
 use crate::store::manifest::{ContainerManifest, LayerId, SnapshotId, SnapshotKind, SnapshotRef};
 use crate::store::name::SnapshotName;
 use crate::tree::error::OnProgress;
@@ -127,17 +127,17 @@ pub fn undo(
     progress: OnProgress<'_>,
 ) -> Result<Undone> {
     let store = container.store();
-    let mut making = Making::begin(store)?;
+    let mut creation = Creation::begin(store)?;
     let (stack, snapshot) = find_target(container, request)?;
     let old = store.view(&stack)?;
     let planned = compare(container, &old, request)?;
     if planned.is_empty() {
-        making.finish()?;
+        creation.finish()?;
         return Ok(Undone::default());
     }
-    let frozen = freeze::plan(container, &mut making)?;
+    let frozen = freeze::plan(container, &mut creation)?;
     let mut next = container.manifest().clone();
-    let auto = retain_current(container, &mut making, &mut next, &frozen)?;
+    let auto = retain_current(container, &mut creation, &mut next, &frozen)?;
     if request.scope.is_all() && snapshot.is_some() {
         next.parent = snapshot;
     }
@@ -145,12 +145,12 @@ pub fn undo(
         Mounted::Alive(run) => {
             next.head = frozen.head;
             next.stack.clone_from(&frozen.stack);
-            freeze::commit(container, next, Some(making))
+            freeze::commit(container, next, Some(creation))
                 .and_then(|()| undo_mounted(container, &old, &frozen, &run, request, progress))
                 .map_err(|error| hint_partial(container, error))
         }
         Mounted::No | Mounted::Dead(_) => {
-            undo_unmounted(container, making, next, &frozen, &old, &planned, progress)
+            undo_unmounted(container, creation, next, &frozen, &old, &planned, progress)
         }
     };
     if let Some((id, _)) = &auto {
@@ -166,7 +166,7 @@ pub fn undo(
 /// Ensures that a snapshot retains the current state, and records it as the state to return to.
 fn retain_current(
     container: &Container<'_>,
-    making: &mut Making<'_>,
+    creation: &mut Creation<'_>,
     next: &mut ContainerManifest,
     frozen: &Frozen,
 ) -> Result<Option<(SnapshotId, SnapshotName)>> {
@@ -178,7 +178,13 @@ fn retain_current(
     next.next_auto = next.next_auto.saturating_add(1);
     let new = SnapshotRef {
         comment: "before undo".to_owned(),
-        ..write_file(container, making, &auto, SnapshotKind::Auto, &frozen.state)?
+        ..write_file(
+            container,
+            creation,
+            &auto,
+            SnapshotKind::Auto,
+            &frozen.state,
+        )?
     };
     let id = new.id;
     next.undo = Some(id);
@@ -189,7 +195,7 @@ fn retain_current(
 /// Reverts the changes in a new head that is not in use yet.
 fn undo_unmounted(
     container: &mut Container<'_>,
-    mut making: Making<'_>,
+    mut creation: Creation<'_>,
     mut next: ContainerManifest,
     frozen: &Frozen,
     old: &View,
@@ -202,8 +208,8 @@ fn undo_unmounted(
         // The head has no changes, so it stays on top of the frozen state. It must not change before the
         // commit.
         let top = frozen.state.first().unwrap_or(&head);
-        head = making.create_head(&frozen.state, &store.paths().layer_tree(*top))?;
-        making.request_sweep();
+        head = creation.create_head(&frozen.state, &store.paths().layer_tree(*top))?;
+        creation.request_sweep();
     }
     let tree = store.paths().layer_tree(head);
     let open = || -> Result<OverlayTree> {
@@ -229,10 +235,10 @@ fn undo_unmounted(
         }
         false => plan.execute(old, &open()?, progress)?,
     }
-    making.sync_content()?;
+    creation.sync_content()?;
     next.head = head;
     next.stack = stack;
-    container.commit(next, Some(making), |_| Ok(Swap::Done))
+    container.commit(next, Some(creation), |_| Ok(Swap::Done))
 }
 
 /// Reverts the changes through the mount.

@@ -144,8 +144,8 @@ fn discard(store: &Store, id: LayerId) -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::creation::Creation;
     use super::super::deleted;
-    use super::super::making::Making;
     use super::super::manifest::{ContainerId, ContainerManifest, LayerKind};
     use super::super::name::ContainerName;
     use super::super::record::Record;
@@ -154,16 +154,16 @@ mod tests {
     use crate::error::Kind;
 
     fn container(store: &Store) -> ContainerId {
-        let mut making = Making::begin(store).unwrap();
-        let base = making.create_layer(LayerKind::Base, &[], &[]).unwrap();
-        let head = making
+        let mut creation = Creation::begin(store).unwrap();
+        let base = creation.create_layer(LayerKind::Base, &[], &[]).unwrap();
+        let head = creation
             .create_head(&[base], &store.paths().layer_tree(base))
             .unwrap();
-        let id = making.create_container().unwrap();
+        let id = creation.create_container().unwrap();
         let name = ContainerName::parse("web").unwrap();
         let manifest = ContainerManifest::new(name, head, &[base]);
         disk::replace(&store.paths().container_file(id), &Record::first(manifest)).unwrap();
-        making.finish().unwrap();
+        creation.finish().unwrap();
         id
     }
 
@@ -172,14 +172,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
         let id = container(&store);
-        let mut making = Making::begin(&store).unwrap();
-        let layer = making.create_layer(LayerKind::Delta, &[], &[]).unwrap();
+        let mut creation = Creation::begin(&store).unwrap();
+        let layer = creation.create_layer(LayerKind::Delta, &[], &[]).unwrap();
         std::fs::create_dir_all(store.paths().layer_tree(layer).join("a/b/c")).unwrap();
-        let unfinished = making.create_container().unwrap();
+        let unfinished = creation.create_container().unwrap();
         // Nothing is removed while the command is alive.
         assert_eq!(collect(&store).unwrap(), Collected::default());
         assert!(store.paths().layer_dir(layer).try_exists().unwrap());
-        making.abandon();
+        creation.abandon();
 
         let other = Store::open(store.root(), session()).unwrap();
         let collected = collect(&other).unwrap();
@@ -215,9 +215,9 @@ mod tests {
     fn a_layer_is_retained_while_a_mount_holds_it() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
-        let mut making = Making::begin(&store).unwrap();
-        let layer = making.create_layer(LayerKind::Delta, &[], &[]).unwrap();
-        making.abandon();
+        let mut creation = Creation::begin(&store).unwrap();
+        let layer = creation.create_layer(LayerKind::Delta, &[], &[]).unwrap();
+        creation.abandon();
         let root = sys::dir::open_root(&store.paths().layer_tree(layer)).unwrap();
         let held = sys::dir::lock_shared(root.as_fd()).unwrap().unwrap();
         assert_eq!(collect(&store).unwrap(), Collected::default());

@@ -439,7 +439,7 @@ impl LayerManifest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LayerKind {
-    /// An imported root file system.
+    /// An imported root filesystem.
     Base,
     /// Changes over other layers.
     Delta,

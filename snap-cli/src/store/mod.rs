@@ -23,13 +23,13 @@
 pub mod bytes;
 pub mod collect;
 pub mod containers;
+pub mod creation;
 pub mod deleted;
 pub mod disk;
 pub mod family;
 pub mod layers;
 pub mod leftovers;
 pub mod lock;
-pub mod making;
 pub mod manifest;
 pub mod measure;
 pub mod mount_points;
@@ -125,7 +125,7 @@ pub struct Store {
 
 /// The directories of a store and their modes.
 ///
-/// Root file systems contain set-user-ID programs. Other users must not reach them, neither through layers nor through
+/// Root filesystems contain set-user-ID programs. Other users must not reach them, neither through layers nor through
 /// mounts (see [`mount_points`]).
 const DIRS: [(&str, u32); 6] = [
     ("layers", 0o700),

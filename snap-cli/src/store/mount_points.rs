@@ -1,6 +1,6 @@
 //! The default mount points of containers, and access to them.
 //!
-//! A container's root can create set-user-ID programs and device nodes in its root file system; any other user of the
+//! A container's root can create set-user-ID programs and device nodes in its root filesystem; any other user of the
 //! host with access to them would become root. So only the store's owner has access to `mnt`. For a container with an
 //! id map, LXC resolves the path as the container's root, which is an ordinary user of the host. Such a container is
 //! mounted in its own directory, `mapped/<id>`, whose group is that of the container's root. No other user, and no

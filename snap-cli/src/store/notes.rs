@@ -10,7 +10,7 @@ use super::{Store, disk};
 use crate::error::{Error, Result};
 
 /// The prefix of the note of a command that creates objects.
-pub(super) const MAKING: &str = "making-";
+pub(super) const CREATION_NOTE: &str = "making-";
 
 /// The prefix of the note on an unreferenced layer that a mount holds.
 pub(super) const HELD: &str = "held-";
@@ -39,7 +39,7 @@ pub(super) fn list_held(store: &Store) -> Result<Vec<(PathBuf, LayerId)>> {
 pub(super) fn lock_stale(store: &Store) -> Result<Vec<Lock>> {
     let mut stale = Vec::new();
     for name in disk::names(&store.paths().locks())? {
-        if name.starts_with(MAKING) {
+        if name.starts_with(CREATION_NOTE) {
             let path = store.paths().locks().join(&name);
             stale.extend(Lock::try_take(
                 &path,

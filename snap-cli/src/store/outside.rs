@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::bytes::{self, Blob};
 
-/// An adopted root file system.
+/// An adopted root filesystem.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adopted {
     /// The directory that it was moved from, which now contains only a note.
@@ -57,9 +57,9 @@ impl Lxc {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "lowercase")]
 pub enum Moving {
-    /// The root file system moves into the base layer, then LXC's config changes.
+    /// The root filesystem moves into the base layer, then LXC's config changes.
     ///
-    /// Rolled back if the root file system has not been moved yet, otherwise completed.
+    /// Rolled back if the root filesystem has not been moved yet, otherwise completed.
     Adopting,
     /// The only layer moves back to the adopted directory, LXC's config is restored, and the container is removed from
     /// the store. Always completed.
@@ -68,7 +68,7 @@ pub enum Moving {
     Writing {
         /// The new config.
         config: Blob,
-        /// The host name to write into the root file system first.
+        /// The host name to write into the root filesystem first.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         hostname: Option<String>,
     },

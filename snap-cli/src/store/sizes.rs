@@ -130,7 +130,7 @@ impl<'s> Sizes<'s> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::making::Making;
+    use super::super::creation::Creation;
     use super::super::tests::session;
     use super::*;
 
@@ -138,10 +138,10 @@ mod tests {
     fn cached_sizes_are_not_read_from_manifests() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open_or_make(&dir.path().join("s"), session()).unwrap();
-        let mut making = Making::begin(&store).unwrap();
-        let layer = making.create_layer(LayerKind::Delta, &[], &[]).unwrap();
+        let mut creation = Creation::begin(&store).unwrap();
+        let layer = creation.create_layer(LayerKind::Delta, &[], &[]).unwrap();
         std::fs::write(store.paths().layer_tree(layer).join("x"), b"x").unwrap();
-        making.finish().unwrap();
+        creation.finish().unwrap();
         let id = ContainerId::fresh();
         let mut sizes = Sizes::read(&store, id);
         let found = sizes.measured(layer).unwrap();

@@ -143,18 +143,18 @@ fn check(name: &str, archive: &[u8], end: &End) {
 }
 
 fn ended(name: &str, store: &Path, output: &Output, end: &End) {
-    let said = output.stderr.escape_ascii().to_string();
+    let message = output.stderr.escape_ascii().to_string();
     match end {
         End::MadeOrRefused(_) => panic!("{name}: it has ended"),
         End::Made => {
-            assert!(output.code == 0, "{name}: {said}");
+            assert!(output.code == 0, "{name}: {message}");
             let cat = cowl(store, &["cat", "c:after"]);
             assert_eq!(cat.stdout, b"x", "{name}: {}", cat.stderr.escape_ascii());
         }
         End::Refused(words) => {
-            assert_eq!(output.code, 1, "{name}: {said}");
+            assert_eq!(output.code, 1, "{name}: {message}");
             for word in *words {
-                assert!(said.contains(word), "{name}: no {word:?} in: {said}");
+                assert!(message.contains(word), "{name}: no {word:?} in: {message}");
             }
             let list = cowl(store, &["list", "--json"]);
             let list = String::from_utf8(list.stdout).unwrap();

@@ -117,10 +117,13 @@ impl Other<'_> {
     #[track_caller]
     fn refused(&self, args: &[&str], input: &[u8], code: i32, words: &[&str]) {
         let output = self.world.run_in(self.store, args, input);
-        let said = output.stderr.escape_ascii().to_string();
-        assert_eq!(output.code, code, "{args:?}: {said}");
+        let message = output.stderr.escape_ascii().to_string();
+        assert_eq!(output.code, code, "{args:?}: {message}");
         for word in words {
-            assert!(said.contains(word), "{args:?}: no {word:?} in: {said}");
+            assert!(
+                message.contains(word),
+                "{args:?}: no {word:?} in: {message}"
+            );
         }
         for dir in ["layers", "containers", "trash"] {
             let path = self.world.path(self.store).join(dir);
@@ -234,9 +237,9 @@ fn existing_name_is_refused_with_a_hint() {
     world.ok(&["export", "web", "--with-snapshots", "whole.tar"]);
     let before = digests(&world.open("store"), "web");
     let output = world.run_in("store", &["import", "whole.tar"], b"");
-    let said = output.stderr.escape_ascii().to_string();
-    assert_eq!(output.code, 1, "{said}");
-    assert!(said.contains("cowl import FILE NAME"), "{said}");
+    let message = output.stderr.escape_ascii().to_string();
+    assert_eq!(output.code, 1, "{message}");
+    assert!(message.contains("cowl import FILE NAME"), "{message}");
     assert_eq!(digests(&world.open("store"), "web"), before);
 }
 
@@ -416,9 +419,9 @@ fn changes_are_exported_as_an_image_layer() {
         (["export", "web", "--delta", "x.zip"], ".tar"),
     ] {
         let output = world.run_in("store", &args, b"");
-        let said = output.stderr.escape_ascii().to_string();
-        assert!(matches!(output.code, 2 | 3), "{args:?}: {said}");
-        assert!(said.contains(words), "{args:?}: {said}");
+        let message = output.stderr.escape_ascii().to_string();
+        assert!(matches!(output.code, 2 | 3), "{args:?}: {message}");
+        assert!(message.contains(words), "{args:?}: {message}");
     }
     assert!(world.names().iter().all(|name| !name.starts_with('x')));
 }

@@ -207,13 +207,13 @@ fn invalid_command_lines_are_refused() {
 #[test]
 fn invalid_mount_points_are_refused() {
     let world = World::new();
-    for (place, word) in [
+    for (name, word) in [
         ("absent", "does not exist"),
         ("base/etc/file", "not a directory"),
         ("base", "not empty"),
         ("store/layers", "hide part of the store"),
     ] {
-        let path = world.path(place);
+        let path = world.path(name);
         world.refused(
             &["mount", "web", "--at", path.to_str().unwrap()],
             1,
@@ -365,9 +365,9 @@ fn container_without_manifest_is_not_a_leftover() {
     let name = file.to_str().unwrap();
     for args in [&["gc"][..], &["check"], &["check", "--repair"]] {
         let output = world.cli.cowl(args);
-        let said = output.report();
-        assert_eq!(output.code, 5, "{args:?}: {said}");
-        assert!(said.contains(name), "{args:?}: {said}");
+        let message = output.report();
+        assert_eq!(output.code, 5, "{args:?}: {message}");
+        assert!(message.contains(name), "{args:?}: {message}");
     }
     std::fs::rename(&kept, &file).unwrap();
     world.cli.ok(["check"]);

@@ -112,7 +112,7 @@ fn diff_is_limited_to_given_paths() {
 }
 
 #[test]
-fn a_patch_in_words() {
+fn patch_has_the_documented_format() {
     let store = changed();
     let patch = store.ok([
         "diff",

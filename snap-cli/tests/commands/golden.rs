@@ -137,7 +137,7 @@ fn replace_times(line: &str) -> String {
     out
 }
 
-/// Replaces sizes, because the disk usage of a directory depends on the filesystem.
+/// Replaces sizes, because the disk usage of a directory depends on the file system.
 fn replace_sizes(line: &str) -> String {
     let words: Vec<&str> = line.split(' ').collect();
     let is_number =

@@ -190,7 +190,7 @@ fn old_location_is_read() {
 }
 
 #[test]
-fn restore_to_the_same_name() {
+fn restore_to_the_same_name_replaces_the_container() {
     let world = World::new();
     let config = world.read("l/c1/config");
     world.ok(&["-n", "c1", "-r", "snap0"]);
@@ -216,7 +216,7 @@ fn restore_to_the_same_name() {
 
 /// LXC's own restore on a full disk leaves no files, and a config without the root filesystem.
 #[test]
-fn restore_of_a_container_without_files() {
+fn a_container_without_files_is_restored() {
     let world = World::new();
     std::fs::remove_dir_all(world.path("l/c1/rootfs")).unwrap();
     world.ok(&["-n", "c1", "-r", "snap0"]);
@@ -224,7 +224,7 @@ fn restore_of_a_container_without_files() {
 }
 
 #[test]
-fn restore_to_a_new_name() {
+fn restore_to_a_new_name_creates_a_container() {
     let world = World::new();
     std::fs::write(world.path("l/c1/snaps/snap0/fstab"), "").unwrap();
     world.ok(&["-n", "c1", "-r", "snap0", "c2"]);
@@ -289,8 +289,8 @@ fn incomplete_snapshot_is_not_used() {
         String::from_utf8(output.stdout).unwrap(),
         world.line("snap0")
     );
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("snap1 is incomplete"), "{said}");
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.contains("snap1 is incomplete"), "{message}");
     world.refused(&["-n", "c1", "-r", "snap1"], "incomplete");
     world.refused(&["-n", "c1", "-r", "snap1", "c2"], "incomplete");
     world.ok(&["-n", "c1", "-d", "snap1"]);
@@ -348,9 +348,12 @@ fn differing_settings_are_reported() {
     let log = world.path("log");
     let log = log.to_str().unwrap();
     let output = world.run(&["-o", log, "-l", "warn", "-n", "c1", "-r", "snap0"]);
-    let said = String::from_utf8(output.stderr).unwrap();
-    for said in [said, world.read("log")] {
-        assert!(said.contains("its settings are not restored"), "{said}");
+    let message = String::from_utf8(output.stderr).unwrap();
+    for message in [message, world.read("log")] {
+        assert!(
+            message.contains("its settings are not restored"),
+            "{message}"
+        );
     }
     assert_eq!(world.read("l/c1/config"), text);
 }
@@ -439,11 +442,11 @@ fn snapshots_of_cowl_and_lxc_are_in_one_list() {
     world.ok(&["-n", "c1"]);
     world.cowl(&["protect", "c1@snap1"]).ok();
     let output = world.run(&["-n", "c1", "-d", "ALL"]);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.code, 1, "{said}");
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.code, 1, "{message}");
     assert!(
-        said.contains("cannot remove snap1: it is protected"),
-        "{said}"
+        message.contains("cannot remove snap1: it is protected"),
+        "{message}"
     );
     assert_eq!(world.list().lines().count(), 1);
     world.cowl(&["protect", "--off", "c1@snap1"]).ok();

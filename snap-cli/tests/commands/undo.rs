@@ -121,8 +121,8 @@ fn copy_is_a_plain_directory_with_the_complete_state() {
         ),
         (&["restore", "web", "snap9", "--copy", "out2"], 3, "snap9"),
     ] {
-        let said = world.fails(args, code);
-        assert!(said.contains(word), "{said}");
+        let message = world.fails(args, code);
+        assert!(message.contains(word), "{message}");
     }
     world.ok(&["restore", "web", "snap0", "--copy", "out2", "--dry-run"]);
     let left: Vec<_> = std::fs::read_dir(world.path("")).unwrap().collect();

@@ -42,7 +42,7 @@ fn changed() -> World {
 fn undo_restores_everything_exactly() {
     let world = changed();
     let before = world.now();
-    let said = world.ok(&["undo", "web", "--dry-run"]);
+    let message = world.ok(&["undo", "web", "--dry-run"]);
     for line in [
         "bring back /gone",
         "bring back /gone/deep/x",
@@ -54,10 +54,13 @@ fn undo_restores_everything_exactly() {
     ] {
         // Files in a renamed directory are printed with their current path.
         let line = line.replace("back /moves/inner", "back /moved/inner");
-        assert!(said.lines().any(|other| other == line), "{line}: {said}");
+        assert!(
+            message.lines().any(|other| other == line),
+            "{line}: {message}"
+        );
     }
     assert_eq!(world.now(), before);
-    assert_eq!(world.ok(&["undo", "web"]), said);
+    assert_eq!(world.ok(&["undo", "web"]), message);
     assert_eq!(world.now(), world.at("snap0"));
     assert_eq!(world.snapshots(), ["snap0", "auto0"]);
     assert_eq!(world.ok(&["diff", "web"]), "");
@@ -113,12 +116,12 @@ fn given_paths_are_restored() {
         std::fs::metadata(out.join(name)).unwrap().ino()
     };
     assert_eq!(ino("a"), ino("gone/b"), "one file again");
-    let said = world.fails(&["restore", "web", "snap0", "--", "added"], 3);
-    assert!(said.contains("--delete"), "{said}");
-    let said = world.fails(&["restore", "web", "snap0", "--", "moves/iner"], 3);
-    assert!(said.contains("did you mean /moves/inner?"), "{said}");
-    let said = world.fails(&["restore", "web", "snap0", "--", "link/deep"], 3);
-    assert!(said.contains("link"), "{said}");
+    let message = world.fails(&["restore", "web", "snap0", "--", "added"], 3);
+    assert!(message.contains("--delete"), "{message}");
+    let message = world.fails(&["restore", "web", "snap0", "--", "moves/iner"], 3);
+    assert!(message.contains("did you mean /moves/inner?"), "{message}");
+    let message = world.fails(&["restore", "web", "snap0", "--", "link/deep"], 3);
+    assert!(message.contains("link"), "{message}");
     world.fails(&["restore", "web", "snap0", "--", "../x"], 2);
     world.fails(&["restore", "web", "snap0", "new", "--", "file"], 2);
     world.ok(&["restore", "web", "snap0", "--delete", "--", "added"]);

@@ -3,21 +3,21 @@
 use crate::web::{at_every_call, at_every_call_after, can};
 
 #[test]
-fn flatten_base() {
+fn flatten_base_survives_a_kill() {
     if can(false) {
         at_every_call(false, &["flatten", "web", "--base"], &["web"]);
     }
 }
 
 #[test]
-fn mounted_flatten_base() {
+fn mounted_flatten_base_survives_a_kill() {
     if can(true) {
         at_every_call(true, &["flatten", "web", "--base"], &["web"]);
     }
 }
 
 #[test]
-fn flatten_depth() {
+fn flatten_depth_survives_a_kill() {
     if can(false) {
         at_every_call(false, &["flatten", "web", "--depth", "4"], &["web"]);
     }
@@ -25,7 +25,7 @@ fn flatten_depth() {
 
 /// The merge follows the snapshot, and the store is consistent with and without it.
 #[test]
-fn snapshot_of_a_stack_that_is_too_deep() {
+fn snapshot_of_a_stack_that_is_too_deep_survives_a_kill() {
     if can(false) {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("config.toml");
@@ -36,14 +36,14 @@ fn snapshot_of_a_stack_that_is_too_deep() {
 }
 
 #[test]
-fn export() {
+fn export_survives_a_kill() {
     if can(false) {
         at_every_call(false, &["export", "web", "--with-snapshots", "-"], &["web"]);
     }
 }
 
 #[test]
-fn import() {
+fn import_survives_a_kill() {
     if can(false) {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("whole.tar");

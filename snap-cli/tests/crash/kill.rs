@@ -80,7 +80,7 @@ fn strace(options: &[&str], command: &Command) -> Output {
 
 /// Runs `step` for every call, in several threads. A step kills the command at the call, checks what is left,
 /// and returns whether the command was killed.
-pub(crate) fn at_each(what: &str, calls: &[Call], step: impl Fn(&Call) -> bool + Sync) {
+pub(crate) fn at_each(label: &str, calls: &[Call], step: impl Fn(&Call) -> bool + Sync) {
     let (next, killed) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let work = || {
         while let Some(call) = calls.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -102,11 +102,11 @@ pub(crate) fn at_each(what: &str, calls: &[Call], step: impl Fn(&Call) -> bool +
         }
     });
     let killed = killed.into_inner();
-    eprintln!("{what}: killed at {killed} of {} calls", calls.len());
+    eprintln!("{label}: killed at {killed} of {} calls", calls.len());
     // Some calls are not made in every run, such as those of a wait for another process.
     assert!(
         killed * 10 >= calls.len() * 8,
-        "{what}: {killed} of {}",
+        "{label}: {killed} of {}",
         calls.len()
     );
 }

@@ -83,7 +83,7 @@ impl World {
 
     /// Asserts that there are no leftovers of cowl among LXC's containers.
     #[track_caller]
-    fn assert_clean(&self, what: &str) {
+    fn assert_clean(&self, label: &str) {
         let mut dirs = vec![self.path("l")];
         while let Some(dir) = dirs.pop() {
             for entry in std::fs::read_dir(&dir).unwrap() {
@@ -91,7 +91,7 @@ impl World {
                 let name = entry_name(&path);
                 // The note in place of an adopted root filesystem is not a leftover.
                 let is_leftover = name.contains("cowl-re") || name.ends_with(".tmp");
-                assert!(!is_leftover, "{what}: {}", path.display());
+                assert!(!is_leftover, "{label}: {}", path.display());
                 if path.symlink_metadata().unwrap().is_dir() {
                     dirs.push(path);
                 }
@@ -121,131 +121,131 @@ fn content(world: &World, rootfs: &str) -> String {
 }
 
 #[test]
-fn restore_from_a_snapshot_of_lxc() {
+fn restore_from_a_snapshot_of_lxc_survives_a_kill() {
     if !can(&[Need::Root, Need::Program("strace")]) {
         return;
     }
-    at_every_call(false, &["-n", "c1", "-r", "snap0"], |world, what| {
+    at_every_call(false, &["-n", "c1", "-r", "snap0"], |world, label| {
         let now = content(world, "l/c1/rootfs");
-        assert!(now == "now now" || now == "then then", "{what}: {now}");
+        assert!(now == "now now" || now == "then then", "{label}: {now}");
         assert_eq!(
             content(world, "l/c1/snaps/snap0/rootfs"),
             "then then",
-            "{what}"
+            "{label}"
         );
         world.ok(&["-n", "c1", "-r", "snap0"]);
-        assert_eq!(content(world, "l/c1/rootfs"), "then then", "{what}");
+        assert_eq!(content(world, "l/c1/rootfs"), "then then", "{label}");
         let (one, other) = (
             world.digest("l/c1/rootfs"),
             world.digest("l/c1/snaps/snap0/rootfs"),
         );
-        assert_eq!(one, other, "{what}");
-        world.assert_clean(what);
+        assert_eq!(one, other, "{label}");
+        world.assert_clean(label);
     });
 }
 
 #[test]
-fn new_container_from_a_snapshot_of_lxc() {
+fn new_container_from_a_snapshot_of_lxc_survives_a_kill() {
     if !can(&[Need::Root, Need::Program("strace")]) {
         return;
     }
-    at_every_call(false, &["-n", "c1", "-r", "snap0", "c2"], |world, what| {
+    at_every_call(false, &["-n", "c1", "-r", "snap0", "c2"], |world, label| {
         let made = world.path("l/c2");
         if made.is_dir() {
-            assert_eq!(content(world, "l/c2/rootfs"), "then then", "{what}");
-            assert!(made.join("config").is_file(), "{what}");
+            assert_eq!(content(world, "l/c2/rootfs"), "then then", "{label}");
+            assert!(made.join("config").is_file(), "{label}");
         }
-        assert_eq!(content(world, "l/c1/rootfs"), "now now", "{what}");
+        assert_eq!(content(world, "l/c1/rootfs"), "now now", "{label}");
         // Any command that makes or removes something cleans up.
         world.ok(&["-n", "c1", "-r", "snap0", "c3"]);
-        world.assert_clean(what);
-        assert_eq!(content(world, "l/c3/rootfs"), "then then", "{what}");
+        world.assert_clean(label);
+        assert_eq!(content(world, "l/c3/rootfs"), "then then", "{label}");
     });
 }
 
 #[test]
-fn removal_of_a_snapshot_of_lxc() {
+fn removal_of_a_snapshot_of_lxc_survives_a_kill() {
     if !can(&[Need::Root, Need::Program("strace")]) {
         return;
     }
-    at_every_call(false, &["-n", "c1", "-d", "snap0"], |world, what| {
+    at_every_call(false, &["-n", "c1", "-d", "snap0"], |world, label| {
         let list = world.ok(&["-n", "c1", "-L"]);
         if list != "No snapshots\n" {
             assert_eq!(
                 content(world, "l/c1/snaps/snap0/rootfs"),
                 "then then",
-                "{what}"
+                "{label}"
             );
         }
         world.ok(&["-n", "c1", "-d", "ALL"]);
-        assert_eq!(world.ok(&["-n", "c1", "-L"]), "No snapshots\n", "{what}");
-        world.assert_clean(what);
+        assert_eq!(world.ok(&["-n", "c1", "-L"]), "No snapshots\n", "{label}");
+        world.assert_clean(label);
     });
 }
 
 #[test]
-fn first_snapshot_adopts_the_container() {
+fn first_snapshot_that_adopts_survives_a_kill() {
     if !can(&[Need::Root, Need::Program("strace")]) {
         return;
     }
-    at_every_call(false, &["-n", "c1"], |world, what| {
+    at_every_call(false, &["-n", "c1"], |world, label| {
         // Any next command completes or rolls back the interrupted one.
         let list = world.ok(&["-n", "c1", "-L"]);
         let taken = list.lines().count() - 1;
-        assert!(taken <= 1, "{what}: {list}");
+        assert!(taken <= 1, "{label}: {list}");
         let now = world
             .content_of("c1")
             .unwrap_or_else(|| content(world, "l/c1/rootfs"));
-        assert_eq!(now, "now now", "{what}");
+        assert_eq!(now, "now now", "{label}");
         if taken == 1 {
             assert_eq!(
                 world.content_of("c1@snap1").as_deref(),
                 Some("now now"),
-                "{what}"
+                "{label}"
             );
         }
         world.ok(&["-n", "c1"]);
         let list = world.ok(&["-n", "c1", "-L"]);
         // A snapshot that was complete on disk but not committed was committed.
         let more = list.lines().count() - 1 - taken;
-        assert!(more == 1 || (taken == 0 && more == 2), "{what}: {list}");
+        assert!(more == 1 || (taken == 0 && more == 2), "{label}: {list}");
         for line in list.lines().skip(1) {
             let name = line.split(' ').next().unwrap();
             let state = world.content_of(&format!("c1@{name}"));
-            assert_eq!(state.as_deref(), Some("now now"), "{what}: {name}");
+            assert_eq!(state.as_deref(), Some("now now"), "{label}: {name}");
         }
-        world.assert_clean(what);
+        world.assert_clean(label);
     });
 }
 
 #[test]
-fn restore_imports_the_snapshot_of_lxc() {
+fn restore_that_imports_from_lxc_survives_a_kill() {
     if !can(&[Need::Root, Need::Program("strace")]) {
         return;
     }
-    at_every_call(true, &["-n", "c1", "-r", "snap0"], |world, what| {
+    at_every_call(true, &["-n", "c1", "-r", "snap0"], |world, label| {
         let list = world.ok(&["-n", "c1", "-L"]);
         let times = list.matches("snap0 (").count();
-        assert_eq!(times, 1, "{what}: {list}");
+        assert_eq!(times, 1, "{label}: {list}");
         let now = world.content_of("c1").unwrap();
-        assert!(now == "now now" || now == "then then", "{what}: {now}");
+        assert!(now == "now now" || now == "then then", "{label}: {now}");
         world.ok(&["-n", "c1", "-r", "snap0"]);
         assert_eq!(
             world.content_of("c1").as_deref(),
             Some("then then"),
-            "{what}"
+            "{label}"
         );
         assert_eq!(
             world.content_of("c1@snap0").as_deref(),
             Some("then then"),
-            "{what}"
+            "{label}"
         );
         assert_eq!(
             world.content_of("c1@snap1").as_deref(),
             Some("now now"),
-            "{what}"
+            "{label}"
         );
-        assert!(!world.path("l/c1/snaps/snap0").is_dir(), "{what}");
+        assert!(!world.path("l/c1/snaps/snap0").is_dir(), "{label}");
     });
 }
 

@@ -1,4 +1,4 @@
-//! Commands that change more than the store (a root file system moves, LXC's config changes), killed at each
+//! Commands that change more than the store (a root filesystem moves, LXC's config changes), killed at each
 //! system call that changes something: everything is as before or as afterwards, the next command leaves nothing
 //! of an interrupted operation, and the command can be repeated.
 //!
@@ -161,7 +161,7 @@ fn at_every_call(story: &Story) {
         (calls, world.state())
     };
     at_each(&format!("{:?}", story.command), &calls, |call| {
-        let what = format!("{:?} killed at {call:?}", story.command);
+        let label = format!("{:?} killed at {call:?}", story.command);
         let world = World::new(story);
         let before = world.state();
         let killed = kill_at(&world.command(story.command), call);
@@ -172,19 +172,19 @@ fn at_every_call(story: &Story) {
         let now = world.state();
         assert!(
             now == before || now == after,
-            "{what}:\nbefore {before:#?}\nnow {now:#?}\nafter {after:#?}"
+            "{label}:\nbefore {before:#?}\nnow {now:#?}\nafter {after:#?}"
         );
-        remains::assert_none(world.cli.path(), &what);
+        remains::assert_none(world.cli.path(), &label);
         if now == before && before != after {
             world.ok(story.command);
-            assert_eq!(world.state(), after, "{what}, then again");
+            assert_eq!(world.state(), after, "{label}, then again");
         }
         killed
     });
 }
 
 #[test]
-fn adopt() {
+fn adopt_survives_a_kill() {
     at_every_call(&Story {
         before: &[],
         command: ADOPT,
@@ -192,7 +192,7 @@ fn adopt() {
 }
 
 #[test]
-fn release_of_an_unchanged_root_filesystem() {
+fn release_of_an_unchanged_root_filesystem_survives_a_kill() {
     at_every_call(&Story {
         before: &[ADOPT],
         command: &["release", "c1"],
@@ -200,7 +200,7 @@ fn release_of_an_unchanged_root_filesystem() {
 }
 
 #[test]
-fn release_of_a_changed_root_filesystem() {
+fn release_of_a_changed_root_filesystem_survives_a_kill() {
     at_every_call(&Story {
         before: &[
             ADOPT,
@@ -213,7 +213,7 @@ fn release_of_a_changed_root_filesystem() {
 }
 
 #[test]
-fn clone() {
+fn clone_survives_a_kill() {
     at_every_call(&Story {
         before: &[ADOPT, &["write", "new", "text"], &["snapshot", "c1"]],
         command: &["clone", "c1@snap0", "c2"],
@@ -221,7 +221,7 @@ fn clone() {
 }
 
 #[test]
-fn restore_with_the_config() {
+fn restore_with_the_config_survives_a_kill() {
     at_every_call(&Story {
         before: &[
             ADOPT,
@@ -234,7 +234,7 @@ fn restore_with_the_config() {
 }
 
 #[test]
-fn destroy_and_undelete() {
+fn destroy_and_undelete_survives_a_kill() {
     at_every_call(&Story {
         before: &[ADOPT, &["snapshot", "c1"]],
         command: &["destroy", "c1", "--yes"],

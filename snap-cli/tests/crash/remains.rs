@@ -10,7 +10,7 @@ use crate::library;
 
 /// Asserts that the store at `path` contains no unreferenced object. A store that does not exist yet is clean.
 #[track_caller]
-pub(crate) fn assert_none(path: &Path, what: &str) {
+pub(crate) fn assert_none(path: &Path, label: &str) {
     let Ok(store) = library::open(path) else {
         return;
     };
@@ -34,21 +34,21 @@ pub(crate) fn assert_none(path: &Path, what: &str) {
             layers.extend(stack.iter().map(ToString::to_string));
         }
     }
-    assert_eq!(names(&path.join("layers")), layers, "{what}: layers");
+    assert_eq!(names(&path.join("layers")), layers, "{label}: layers");
     let locks = names(&path.join("locks"));
     assert!(
         !locks.iter().any(|name| name.starts_with("making")),
-        "{what}: {locks:?}"
+        "{label}: {locks:?}"
     );
     for dir in ["trash", "moving"] {
-        assert_eq!(names(&path.join(dir)), BTreeSet::new(), "{what}: {dir}");
+        assert_eq!(names(&path.join(dir)), BTreeSet::new(), "{label}: {dir}");
     }
     // A daemon that has synced a snapshot commits that in the background.
     let start = Instant::now();
     while container_files(path) != files && start.elapsed() < Duration::from_secs(10) {
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert_eq!(container_files(path), files, "{what}: files of containers");
+    assert_eq!(container_files(path), files, "{label}: files of containers");
 }
 
 fn container_files(store: &Path) -> BTreeSet<PathBuf> {

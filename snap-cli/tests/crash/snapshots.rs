@@ -4,28 +4,28 @@
 use crate::web::{at_every_call, can};
 
 #[test]
-fn snapshot() {
+fn snapshot_survives_a_kill() {
     if can(false) {
         at_every_call(false, &["snapshot", "web", "-m", "x"], &["web"]);
     }
 }
 
 #[test]
-fn snapshot_that_is_durable() {
+fn durable_snapshot_survives_a_kill() {
     if can(false) {
         at_every_call(false, &["snapshot", "web", "--sync"], &["web"]);
     }
 }
 
 #[test]
-fn restore() {
+fn restore_survives_a_kill() {
     if can(false) {
         at_every_call(false, &["restore", "web", "snap0"], &["web"]);
     }
 }
 
 #[test]
-fn clone() {
+fn clone_survives_a_kill() {
     if can(false) {
         at_every_call(false, &["clone", "web", "web2"], &["web", "web2"]);
         at_every_call(false, &["clone", "web@snap1", "web2"], &["web", "web2"]);
@@ -33,35 +33,35 @@ fn clone() {
 }
 
 #[test]
-fn flatten() {
+fn flatten_survives_a_kill() {
     if can(false) {
         at_every_call(false, &["flatten", "web"], &["web"]);
     }
 }
 
 #[test]
-fn destroy() {
+fn destroy_survives_a_kill() {
     if can(false) {
         at_every_call(false, &["destroy", "web", "--yes"], &["web"]);
     }
 }
 
 #[test]
-fn mounted_snapshot() {
+fn mounted_snapshot_survives_a_kill() {
     if can(true) {
         at_every_call(true, &["snapshot", "web"], &["web"]);
     }
 }
 
 #[test]
-fn mounted_restore() {
+fn mounted_restore_survives_a_kill() {
     if can(true) {
         at_every_call(true, &["restore", "web", "snap1"], &["web"]);
     }
 }
 
 #[test]
-fn mounted_flatten() {
+fn mounted_flatten_survives_a_kill() {
     if can(true) {
         at_every_call(true, &["flatten", "web", "snap0..snap2"], &["web"]);
     }

@@ -3,7 +3,7 @@
 use crate::web::{at_every_call, at_every_call_after, at_every_call_path_by_path, can};
 
 #[test]
-fn restore_undo() {
+fn restore_undo_survives_a_kill() {
     if can(false) {
         let restored: &[&[&str]] = &[&["restore", "web", "snap0"]];
         at_every_call_after(restored, false, &["restore", "web", "--undo"], &["web"]);
@@ -11,7 +11,7 @@ fn restore_undo() {
 }
 
 #[test]
-fn mounted_restore_undo() {
+fn mounted_restore_undo_survives_a_kill() {
     if can(true) {
         let restored: &[&[&str]] = &[&["restore", "web", "snap0"]];
         at_every_call_after(restored, true, &["restore", "web", "--undo"], &["web"]);
@@ -19,7 +19,7 @@ fn mounted_restore_undo() {
 }
 
 #[test]
-fn restore_of_a_state_that_a_snapshot_holds() {
+fn restore_of_a_state_that_a_snapshot_holds_survives_a_kill() {
     if can(false) {
         let taken: &[&[&str]] = &[&["snapshot", "web"]];
         at_every_call_after(taken, false, &["restore", "web", "snap1"], &["web"]);
@@ -27,7 +27,7 @@ fn restore_of_a_state_that_a_snapshot_holds() {
 }
 
 #[test]
-fn copied_container() {
+fn copied_container_survives_a_kill() {
     if can(false) {
         let copy = ["restore", "web", "snap0", "new", "--copy"];
         at_every_call(false, &copy, &["web", "new"]);
@@ -35,14 +35,14 @@ fn copied_container() {
 }
 
 #[test]
-fn undo() {
+fn undo_survives_a_kill() {
     if can(false) {
         at_every_call(false, &["undo", "web", "snap0"], &["web"]);
     }
 }
 
 #[test]
-fn restore_of_paths() {
+fn restore_of_paths_survives_a_kill() {
     if can(false) {
         // With --delete the directory is restored completely, including its times, so that the result is deterministic.
         let args = ["restore", "web", "snap0", "--delete", "--", "etc"];
@@ -51,14 +51,14 @@ fn restore_of_paths() {
 }
 
 #[test]
-fn mounted_undo() {
+fn mounted_undo_survives_a_kill() {
     if can(true) {
         at_every_call_path_by_path(&["undo", "web", "snap0"]);
     }
 }
 
 #[test]
-fn mounted_restore_of_paths() {
+fn mounted_restore_of_paths_survives_a_kill() {
     if can(true) {
         at_every_call_path_by_path(&["restore", "web", "snap0", "--", "etc"]);
     }

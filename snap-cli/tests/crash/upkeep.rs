@@ -3,28 +3,28 @@
 use crate::web::{at_every_call, at_every_call_after, can};
 
 #[test]
-fn rm() {
+fn rm_survives_a_kill() {
     if can(false) {
         at_every_call(false, &["rm", "web", "snap0", "snap2"], &["web"]);
     }
 }
 
 #[test]
-fn mounted_rm() {
+fn mounted_rm_survives_a_kill() {
     if can(true) {
         at_every_call(true, &["rm", "web", "--all", "--yes"], &["web"]);
     }
 }
 
 #[test]
-fn destroy_for_good() {
+fn destroy_for_good_survives_a_kill() {
     if can(false) {
         at_every_call(false, &["destroy", "web", "--yes", "--now"], &["web"]);
     }
 }
 
 #[test]
-fn undelete() {
+fn undelete_survives_a_kill() {
     if can(false) {
         let destroy: &[&str] = &["destroy", "web", "--yes"];
         at_every_call_after(&[destroy], false, &["undelete", "web"], &["web"]);
@@ -38,7 +38,7 @@ fn undelete() {
 }
 
 #[test]
-fn gc() {
+fn gc_survives_a_kill() {
     if can(false) {
         let prepare: &[&[&str]] = &[
             &["clone", "web@snap1", "stays"],
@@ -49,7 +49,7 @@ fn gc() {
 }
 
 #[test]
-fn prune() {
+fn prune_survives_a_kill() {
     if can(false) {
         let args = ["prune", "web", "--keep-last", "1", "--manual"];
         at_every_call(false, &args, &["web"]);
@@ -59,14 +59,14 @@ fn prune() {
 }
 
 #[test]
-fn rename() {
+fn rename_survives_a_kill() {
     if can(false) {
         at_every_call(false, &["rename", "web", "www"], &["web", "www"]);
     }
 }
 
 #[test]
-fn mounted_prune() {
+fn mounted_prune_survives_a_kill() {
     if can(true) {
         let args = ["prune", "web", "--keep-last", "1", "--manual"];
         at_every_call(true, &args, &["web"]);

@@ -159,33 +159,33 @@ pub(crate) fn at_every_call_after(
         (calls, states(&world))
     };
     at_each(&format!("{args:?}, mounted: {mounted}"), &calls, |call| {
-        let mut what = format!("{args:?} killed at {call:?}");
+        let mut label = format!("{args:?} killed at {call:?}");
         let world = world();
         let before = states(&world);
         let killed = kill_at(&world.cli.command(args), call);
         // Any next command cleans up.
         for next in ["status", "list", "check"] {
             let output = world.cli.cowl([next]);
-            assert_eq!(output.code, 0, "{what}, then {}", output.report());
-            what = format!("{what}; {next} said: {}", output.err());
+            assert_eq!(output.code, 0, "{label}, then {}", output.report());
+            label = format!("{label}; {next} said: {}", output.err());
         }
         let now = states(&world);
         assert!(
             is_like(&now, &before) || is_like(&now, &after),
-            "{what}:\nbefore {before:#?}\nnow {now:#?}\nafter {after:#?}"
+            "{label}:\nbefore {before:#?}\nnow {now:#?}\nafter {after:#?}"
         );
         for (then, now) in before.iter().zip(&now) {
             // No snapshot ever changes.
             if let (Some(then), Some(now)) = (then, now) {
                 for (name, state) in &then.snapshots {
                     let same = now.snapshots.iter().find(|(other, _)| other == name);
-                    assert!(same.is_none_or(|(_, now)| now == state), "{what}: {name}");
+                    assert!(same.is_none_or(|(_, now)| now == state), "{label}: {name}");
                 }
             }
         }
-        remains::assert_none(world.cli.path(), &what);
+        remains::assert_none(world.cli.path(), &label);
         if mounted && let Some((id, _)) = world.find("web") {
-            assert_mount_works(&world, id, &what);
+            assert_mount_works(&world, id, &label);
         }
         killed
     });
@@ -201,9 +201,9 @@ fn is_like(a: &[Option<States>], b: &[Option<States>]) -> bool {
 
 /// Checks that web is mounted, that what is written through the mount reaches the head, and that no frozen layer
 /// changes.
-fn assert_mount_works(world: &World, id: ContainerId, what: &str) {
+fn assert_mount_works(world: &World, id: ContainerId, label: &str) {
     let mount_point = world.store().paths().mount_dir(id);
-    assert!(is_mounted(&mount_point), "{what}: not mounted any more");
+    assert!(is_mounted(&mount_point), "{label}: not mounted any more");
     let snapshots = world.states("web").unwrap().snapshots;
     std::fs::write(mount_point.join("etc/after"), "the crash").unwrap();
     std::fs::write(mount_point.join("etc/file"), "changed").unwrap();
@@ -211,13 +211,13 @@ fn assert_mount_works(world: &World, id: ContainerId, what: &str) {
     let head = world.store().paths().layer_tree(manifest.head);
     assert!(
         head.join("etc/after").is_file(),
-        "{what}: written elsewhere"
+        "{label}: written elsewhere"
     );
-    assert_eq!(world.states("web").unwrap().snapshots, snapshots, "{what}");
+    assert_eq!(world.states("web").unwrap().snapshots, snapshots, "{label}");
     world.umount();
     world.cli.ok(["mount", "web"]);
     let text = std::fs::read_to_string(mount_point.join("etc/after")).unwrap();
-    assert_eq!(text, "the crash", "{what}");
+    assert_eq!(text, "the crash", "{label}");
     world.umount();
 }
 
@@ -240,23 +240,23 @@ pub(crate) fn at_every_call_path_by_path(args: &[&str]) {
         (calls, world.states("web").unwrap())
     };
     at_each(&format!("{args:?}"), &calls, |call| {
-        let what = format!("{args:?} killed at {call:?}");
+        let label = format!("{args:?} killed at {call:?}");
         let world = world();
         let before = world.states("web").unwrap();
         let killed = kill_at(&world.cli.command(args), call);
         world.cli.ok(["status"]);
         let now = world.states("web").unwrap();
-        assert!(now.snapshots.starts_with(&before.snapshots), "{what}");
+        assert!(now.snapshots.starts_with(&before.snapshots), "{label}");
         match now.snapshots.strip_prefix(before.snapshots.as_slice()) {
-            Some([]) => assert_eq!(now.head, before.head, "{what}"),
-            Some([(_, saved)]) => assert_eq!(*saved, before.head, "{what}"),
-            other => panic!("{what}: {other:?}"),
+            Some([]) => assert_eq!(now.head, before.head, "{label}"),
+            Some([(_, saved)]) => assert_eq!(*saved, before.head, "{label}"),
+            other => panic!("{label}: {other:?}"),
         }
-        remains::assert_none(world.cli.path(), &what);
+        remains::assert_none(world.cli.path(), &label);
         world.cli.ok(args);
-        assert_eq!(world.states("web").unwrap().head, after.head, "{what}");
+        assert_eq!(world.states("web").unwrap().head, after.head, "{label}");
         let (id, _) = world.find("web").unwrap();
-        assert_mount_works(&world, id, &what);
+        assert_mount_works(&world, id, &label);
         killed
     });
 }

@@ -428,10 +428,10 @@ class ProgramCase(Case):
     """An operation on a setuid or privileged program that other users may write."""
 
     def give(self):
-        if self.asked == "capability":
+        if self.asked != "capability":
+            os.chmod(self.f, 0o6777)
+        if self.asked != 0o6777:
             os.setxattr(self.f, "security.capability", CAPABILITY)
-        else:
-            os.chmod(self.f, self.asked)
 
     def plant(self):
         os.makedirs(self.top)
@@ -440,7 +440,7 @@ class ProgramCase(Case):
         self.give()
 
 
-KINDS = (0o6777, "capability")
+KINDS = (0o6777, "capability", "both")
 # These operations truncate the program, so that it cannot be executed.
 NO_PROGRAM = ("open to cut", "open to cut and read", "open to read and cut")
 

@@ -22,7 +22,7 @@ pub(crate) const MARKS: &[u8] = b"trusted.overlay.";
 
 /// Properties of the generated layers.
 #[derive(Debug, Clone, Copy)]
-pub struct Wish {
+pub struct LayerSpec {
     /// Seed.
     pub seed: u64,
     /// Whether to add whiteouts that hide no object. The kernel lists them, so such layers cannot be compared with a
@@ -37,11 +37,11 @@ pub struct Wish {
     pub by_kernel: bool,
 }
 
-impl Wish {
+impl LayerSpec {
     /// Returns the properties of directly written layers that the kernel can mount with the same result.
     #[must_use]
-    pub fn of(seed: u64) -> Wish {
-        Wish {
+    pub fn of(seed: u64) -> LayerSpec {
+        LayerSpec {
             seed,
             stray: false,
             links: if seed.is_multiple_of(3) {
@@ -65,22 +65,22 @@ pub enum Links {
 }
 
 /// Creates three lower layers, topmost first, and the merged plain tree.
-pub fn make_three(dir: &Path, wish: Wish) -> Result<(Vec<PathBuf>, PathBuf)> {
-    let mut rng = Rng::new(wish.seed ^ 0x6c61_7965_7273);
+pub fn make_three(dir: &Path, spec: LayerSpec) -> Result<(Vec<PathBuf>, PathBuf)> {
+    let mut rng = Rng::new(spec.seed ^ 0x6c61_7965_7273);
     let mut plain = make(dir, "plain");
     let mut layers: Vec<PathBuf> = Vec::new();
     for index in 0..3 {
         let layer = make(dir, &format!("lower{index}"));
-        if wish.by_kernel && index > 0 {
-            let seed = wish.seed * 8 + index;
+        if spec.by_kernel && index > 0 {
+            let seed = spec.seed * 8 + index;
             write_through_kernel(dir, &layers, &layer, seed)?;
         } else {
             let style = fill::Style {
                 marks: index > 0,
-                links: wish.links == Links::Everywhere
-                    || (wish.links == Links::OnTop && index == 2),
-                stray: wish.stray,
-                rich: wish.rich,
+                links: spec.links == Links::Everywhere
+                    || (spec.links == Links::OnTop && index == 2),
+                stray: spec.stray,
+                rich: spec.rich,
             };
             fill::fill(&layer, &plain, style, &mut rng)?;
             let merged = make(dir, &format!("plain{index}"));
@@ -90,7 +90,7 @@ pub fn make_three(dir: &Path, wish: Wish) -> Result<(Vec<PathBuf>, PathBuf)> {
         }
         layers.insert(0, layer);
     }
-    if wish.by_kernel {
+    if spec.by_kernel {
         std::fs::remove_dir_all(&plain)?;
         plain = make(dir, "plain-of-kernel");
         let stack = Stack {
@@ -122,9 +122,9 @@ fn write_through_kernel(dir: &Path, below: &[PathBuf], layer: &Path, seed: u64) 
         if step % 4 == 0 {
             known = tree::paths(kernel.path())?;
         }
-        let who = generator.who(5);
+        let caller = generator.caller(5);
         // The outcome is irrelevant, only the final tree is used.
-        let outcome = side.perform(&generator.next(&known), who);
+        let outcome = side.perform(&generator.next(&known), caller);
         if std::env::var_os("COWL_TRACE_LAYERS").is_some() {
             eprintln!("{outcome:?}");
         }

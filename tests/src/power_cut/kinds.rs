@@ -11,7 +11,7 @@ use rustix::fs::{CWD, Timespec, Timestamps, XattrFlags};
 use crate::random::rng::Rng;
 
 /// Number of directories that contain the files.
-pub const FOLDERS: usize = 7;
+pub const DIRS: usize = 7;
 /// Modification time of the lower files, in seconds.
 const LONG_AGO: u64 = 1_000_000_000;
 const XATTR: &str = "user.cut";
@@ -104,11 +104,11 @@ impl Subject {
 
     /// Returns another path in the same directory.
     fn named(&self, root: &Path, prefix: &str) -> PathBuf {
-        root.join(format!("d{}/{prefix}{}", self.id % FOLDERS, self.id))
+        root.join(format!("d{}/{prefix}{}", self.id % DIRS, self.id))
     }
 
     fn other_directory(&self, root: &Path) -> PathBuf {
-        let directory = (self.id + 1) % FOLDERS;
+        let directory = (self.id + 1) % DIRS;
         root.join(format!("d{directory}/third{}", self.id))
     }
 
@@ -289,7 +289,7 @@ impl Subject {
     }
 
     fn sync_directory(&self, root: &Path) -> bool {
-        let directory = root.join(format!("d{}", self.id % FOLDERS));
+        let directory = root.join(format!("d{}", self.id % DIRS));
         File::open(directory).unwrap().sync_all().unwrap();
         true
     }

@@ -62,10 +62,10 @@ pub struct Past {
     pub span: (u64, u64),
 }
 
-/// Returns the path of the store on a disk mounted at `place`.
+/// Returns the path of the store on a disk mounted at `mount_point`.
 #[must_use]
-pub fn store_on(place: &Path) -> PathBuf {
-    place.join("store")
+pub fn store_on(mount_point: &Path) -> PathBuf {
+    mount_point.join("store")
 }
 
 /// Returns the command `cowl --store STORE` without further arguments.
@@ -102,9 +102,9 @@ pub fn run(
     (seed, care): (u64, Care),
     before: &Path,
 ) -> (Past, Arc<Log>) {
-    let (disk, place) = base.make(scratch);
+    let (disk, mount_point) = base.make(scratch);
     let mut work = Work {
-        store: store_on(&place),
+        store: store_on(&mount_point),
         beside: scratch.make("beside"),
         log: disk.log(),
         rng: Rng::new(seed),
@@ -117,7 +117,7 @@ pub fn run(
         work.create(name);
     }
     let mounted = PathBuf::from(work.cowl(["mount", LIVE]).ok().out());
-    crate::command::run("sync", ["-f".as_ref(), place.as_os_str()]).ok();
+    crate::command::run("sync", ["-f".as_ref(), mount_point.as_os_str()]).ok();
     disk.watch(before);
     let began = work.log.now();
     let finished = AtomicBool::new(false);
@@ -125,7 +125,7 @@ pub fn run(
     std::thread::scope(|scope| {
         scope.spawn(|| write_without_sync(&mounted, seed, &finished, &writer_lock));
         if seed % 2 == 0 {
-            scope.spawn(|| commit_often(&place, &finished));
+            scope.spawn(|| commit_often(&mount_point, &finished));
         }
         let done =
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work.all(&writer_lock)));
@@ -136,7 +136,7 @@ pub fn run(
     });
     let span = (began, work.log.now());
     work.cowl(["umount", LIVE]).ok();
-    crate::mount::unmount_free(&place);
+    crate::mount::unmount_free(&mount_point);
     let log = disk.log();
     disk.unplug();
     let facts = work.facts;
@@ -250,7 +250,7 @@ impl Work {
         run_command(command, b"")
     }
 
-    /// Creates the root file system of the first containers.
+    /// Creates the root filesystem of the first containers.
     fn plant(&self) {
         let root = self.beside.join("root");
         std::fs::create_dir_all(root.join("etc")).unwrap();

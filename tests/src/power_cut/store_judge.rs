@@ -54,7 +54,7 @@ pub fn cut_often(
 
 /// The disk after a cut, used with another boot id.
 struct After {
-    place: PathBuf,
+    mount_point: PathBuf,
     boot: PathBuf,
     moment: u64,
 }
@@ -68,12 +68,12 @@ enum Shown {
 
 impl After {
     fn of(scratch: &Scratch, base: &Base, image: &Path, moment: u64) -> After {
-        let place = scratch.make("after");
-        base.mount_image(image, &place);
+        let mount_point = scratch.make("after");
+        base.mount_image(image, &mount_point);
         let boot = scratch.join("boot");
         std::fs::write(&boot, format!("{}\n", uuid::Uuid::new_v4())).unwrap();
         After {
-            place,
+            mount_point,
             boot,
             moment,
         }
@@ -81,13 +81,13 @@ impl After {
 
     /// Unmounts the disk, and waits until no mount namespace holds it.
     fn end(self, image: &Path) {
-        crate::mount::unmount_free(&self.place);
+        crate::mount::unmount_free(&self.mount_point);
         crate::images::wait_detached(image);
     }
 
     /// Runs a script in a mount namespace with another boot id. `"$@"` is cowl's command line.
     fn script<S: AsRef<OsStr>>(&self, script: &str, args: impl IntoIterator<Item = S>) -> Output {
-        let line = cowl(&store_on(&self.place), Care::Whole);
+        let line = cowl(&store_on(&self.mount_point), Care::Whole);
         let mut command = Command::new("unshare");
         command.args(["-m", "--propagation", "private", "sh", "-euc"]);
         command.arg(format!(

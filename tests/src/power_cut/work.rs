@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::disk::{Disk, Log};
-use super::kinds::{FOLDERS, KINDS, Kind, Subject};
+use super::kinds::{DIRS, KINDS, Kind, Subject};
 use crate::mount::{Overlay, Stack};
 use crate::random::rng::Rng;
 use crate::scratch::Scratch;
@@ -55,18 +55,22 @@ impl Base {
         let more = self.mkfs.split_whitespace();
         let args = std::iter::once("-q").chain(more).chain([disk.device()]);
         crate::command::run(format!("mkfs.{}", self.kind), args).ok();
-        let place = scratch.make("base");
-        mount(self, disk.device(), &place);
-        (disk, place)
+        let mount_point = scratch.make("base");
+        mount(self, disk.device(), &mount_point);
+        (disk, mount_point)
     }
 
     /// Mounts the image of a disk on a loop device.
-    pub fn mount_image(&self, image: &Path, place: &Path) {
+    pub fn mount_image(&self, image: &Path, mount_point: &Path) {
         let with_loop = Base {
             options: format!("loop,{}", self.options),
             ..self.clone()
         };
-        mount(&with_loop, image.to_str().expect("a plain path"), place);
+        mount(
+            &with_loop,
+            image.to_str().expect("a plain path"),
+            mount_point,
+        );
     }
 }
 
@@ -90,20 +94,20 @@ pub struct Past {
     pub span: (u64, u64),
 }
 
-/// Returns the layers on a disk that is mounted at `place`.
+/// Returns the layers on a disk that is mounted at `mount_point`.
 #[must_use]
-pub fn stack(place: &Path) -> Stack {
+pub fn stack(mount_point: &Path) -> Stack {
     Stack {
-        lowers: vec![place.join("lower")],
-        upper: Some((place.join("upper"), place.join("work"))),
+        lowers: vec![mount_point.join("lower")],
+        upper: Some((mount_point.join("upper"), mount_point.join("work"))),
     }
 }
 
 /// Mounts the file system on `device`.
-pub fn mount(base: &Base, device: &str, place: &Path) {
+pub fn mount(base: &Base, device: &str, mount_point: &Path) {
     let args = ["-t", &base.kind, "-o", &base.options, device];
-    let place = place.as_os_str();
-    crate::command::run("mount", args.iter().map(AsRef::as_ref).chain([place])).ok();
+    let mount_point = mount_point.as_os_str();
+    crate::command::run("mount", args.iter().map(AsRef::as_ref).chain([mount_point])).ok();
 }
 
 /// Creates layers on a disk, runs programs in a mount of them, and detaches the disk. An image of the disk before the
@@ -116,7 +120,7 @@ pub fn run(
     count: usize,
     before: &Path,
 ) -> (Past, std::sync::Arc<Log>) {
-    let (disk, place) = base.make(scratch);
+    let (disk, mount_point) = base.make(scratch);
     let mut rng = Rng::new(seed);
     let subjects: Vec<Subject> = (0..count)
         .map(|id| Subject {
@@ -131,26 +135,26 @@ pub fn run(
         })
         .collect();
     for name in ["upper", "work", "lower"] {
-        std::fs::create_dir(place.join(name)).unwrap();
+        std::fs::create_dir(mount_point.join(name)).unwrap();
     }
-    for number in 0..FOLDERS {
-        std::fs::create_dir(place.join(format!("lower/d{number}"))).unwrap();
+    for number in 0..DIRS {
+        std::fs::create_dir(mount_point.join(format!("lower/d{number}"))).unwrap();
     }
     for subject in &subjects {
-        subject.plant(&place.join("lower"));
+        subject.plant(&mount_point.join("lower"));
     }
-    crate::command::run("sync", ["-f".as_ref(), place.as_os_str()]).ok();
+    crate::command::run("sync", ["-f".as_ref(), mount_point.as_os_str()]).ok();
     let log = disk.log();
     disk.watch(before);
-    let overlay = Overlay::cowlfs(&stack(&place), &scratch.make("mount"), &base.overlay);
+    let overlay = Overlay::cowlfs(&stack(&mount_point), &scratch.make("mount"), &base.overlay);
     let began = log.now();
     // Half of the runs have no other process that commits the journal: such commits can hide a missing sync, and can
     // expose a wrong order of writes.
     let alone = seed % 2 == 1 && !base.overlay.contains("volatile");
-    let subjects = run_programs(overlay.path(), &place, &log, subjects, (seed, alone));
+    let subjects = run_programs(overlay.path(), &mount_point, &log, subjects, (seed, alone));
     let span = (began, log.now());
     overlay.unmount();
-    crate::mount::unmount_free(&place);
+    crate::mount::unmount_free(&mount_point);
     disk.unplug();
     (Past { subjects, span }, log)
 }

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use rustix::fs::{FallocateFlags, OFlags, RenameFlags};
 
 use super::Rng;
-use super::operation::{MAPS, Op, RelPath, SLOTS, Who};
+use super::operation::{Caller, MAPS, Op, RelPath, SLOTS};
 use super::values::{acl, capability, is_portable};
 use crate::tree::Paths;
 
@@ -115,7 +115,7 @@ impl Generator {
                 let inner = Box::new(self.name(known));
                 let path = match &*inner {
                     Op::Unlink { path } | Op::Rename { from: path, .. } => parent(path),
-                    _ => self.folder(known),
+                    _ => self.existing_dir(known),
                 };
                 Op::ListWhile { path, inner }
             }
@@ -125,7 +125,7 @@ impl Generator {
     }
 
     /// Returns the user, groups and umask for the next operation. The user is not root in `others` percent of cases.
-    pub fn who(&mut self, others: u64) -> Who {
+    pub fn caller(&mut self, others: u64) -> Caller {
         let umask = self.rng.pick(&[0o022, 0o022, 0o022, 0, 0o077, 0o027]);
         let id = if self.rng.chance(others) {
             self.rng.pick(&[1000, 1000, 1001])
@@ -137,7 +137,7 @@ impl Generator {
         } else {
             &[]
         };
-        Who { id, groups, umask }
+        Caller { id, groups, umask }
     }
 
     pub(super) fn map(&mut self) -> usize {
@@ -179,9 +179,9 @@ impl Generator {
     }
 
     /// Returns a directory that exists, in most cases.
-    pub(super) fn folder(&mut self, known: &Paths) -> RelPath {
-        if !known.folders.is_empty() && self.rng.chance(88) {
-            return self.rng.pick(&known.folders);
+    pub(super) fn existing_dir(&mut self, known: &Paths) -> RelPath {
+        if !known.dirs.is_empty() && self.rng.chance(88) {
+            return self.rng.pick(&known.dirs);
         }
         self.old(known)
     }
@@ -190,7 +190,7 @@ impl Generator {
     /// `directories` percent of cases.
     fn departing(&mut self, known: &Paths, directories: u64) -> RelPath {
         let path = if self.rng.chance(directories) {
-            self.folder(known)
+            self.existing_dir(known)
         } else {
             self.old(known)
         };
@@ -211,11 +211,11 @@ impl Generator {
             1 => vec![b'n'; 256],
             _ => self.rng.pick(&NAMES).to_vec(),
         };
-        if known.folders.is_empty() || self.rng.chance(15) {
+        if known.dirs.is_empty() || self.rng.chance(15) {
             return name;
         }
         let mut path = if self.rng.chance(92) {
-            self.rng.pick(&known.folders)
+            self.rng.pick(&known.dirs)
         } else {
             self.rng.pick(&known.all)
         };
@@ -526,7 +526,7 @@ impl Generator {
                 mode: u32::try_from(self.rng.below(8)).unwrap_or_default(),
             },
             13..17 => Op::List {
-                path: self.folder(known),
+                path: self.existing_dir(known),
             },
             17 => Op::Getxattr {
                 path,

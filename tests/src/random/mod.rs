@@ -10,7 +10,7 @@ mod story;
 mod values;
 
 pub use generate::Generator;
-pub use operation::{MAPS, Op, RelPath, SLOTS, Who};
+pub use operation::{Caller, MAPS, Op, RelPath, SLOTS};
 pub use perform::{Held, Outcome, Side};
 pub use rng::Rng;
 pub use values::acl;

@@ -245,7 +245,7 @@ pub const MAPS: usize = 4;
 /// Credentials and umask of an operation. The primary group has the number of the user; users other than 0 have no
 /// capabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Who {
+pub struct Caller {
     /// User and group.
     pub id: u32,
     /// Supplementary groups.
@@ -254,9 +254,9 @@ pub struct Who {
     pub umask: u32,
 }
 
-impl Who {
+impl Caller {
     /// Root with the usual umask.
-    pub const ROOT: Who = Who {
+    pub const ROOT: Caller = Caller {
         id: 0,
         groups: &[],
         umask: 0o022,
@@ -264,7 +264,7 @@ impl Who {
 
     /// Returns a user without supplementary groups.
     #[must_use]
-    pub fn user(id: u32) -> Who {
-        Who { id, ..Who::ROOT }
+    pub fn user(id: u32) -> Caller {
+        Caller { id, ..Caller::ROOT }
     }
 }

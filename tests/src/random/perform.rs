@@ -13,7 +13,7 @@ use rustix::io::{Errno, Result};
 
 use super::looking::{attributes, list, xattrs};
 use super::mapping::Mapping;
-use super::operation::{MAPS, Op, SLOTS, Who};
+use super::operation::{Caller, MAPS, Op, SLOTS};
 
 /// Outcome of an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,21 +72,21 @@ impl Side {
         }
     }
 
-    /// Performs `op` with the credentials of `who`.
-    pub fn perform(&mut self, op: &Op, who: Who) -> Outcome {
-        let who = if *op == Op::DropCaches {
-            Who::ROOT
+    /// Performs `op` with the credentials of `caller`.
+    pub fn perform(&mut self, op: &Op, caller: Caller) -> Outcome {
+        let caller = if *op == Op::DropCaches {
+            Caller::ROOT
         } else {
-            who
+            caller
         };
         // These operations set or report times.
         if let Op::Utimens { .. } | Op::FdUtimens { .. } | Op::Stat { .. } | Op::FdStat { .. } = op
         {
             self.sync_mappings();
         }
-        become_user(who);
+        become_user(caller);
         let outcome = self.attempt(op);
-        become_user(Who::ROOT);
+        become_user(Caller::ROOT);
         outcome.unwrap_or_else(Outcome::Failed)
     }
 
@@ -438,12 +438,12 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
 }
 
 /// Changes the effective user, groups and umask of this thread. The real and saved ids remain those of root.
-fn become_user(who: Who) {
+fn become_user(caller: Caller) {
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-    let (uid, gid) = (Uid::from_raw(who.id), Gid::from_raw(who.id));
-    let groups: Vec<Gid> = who.groups.iter().map(|id| Gid::from_raw(*id)).collect();
-    rustix::process::umask(Mode::from_raw_mode(who.umask));
-    let result = if who.id == 0 {
+    let (uid, gid) = (Uid::from_raw(caller.id), Gid::from_raw(caller.id));
+    let groups: Vec<Gid> = caller.groups.iter().map(|id| Gid::from_raw(*id)).collect();
+    rustix::process::umask(Mode::from_raw_mode(caller.umask));
+    let result = if caller.id == 0 {
         set_thread_res_uid(None, uid, None)
             .and_then(|()| set_thread_res_gid(None, gid, None))
             .and_then(|()| set_thread_groups(&groups))
@@ -452,7 +452,7 @@ fn become_user(who: Who) {
             .and_then(|()| set_thread_res_gid(None, gid, None))
             .and_then(|()| set_thread_res_uid(None, uid, None))
     };
-    result.unwrap_or_else(|error| panic!("cannot become user {}: {error}", who.id));
+    result.unwrap_or_else(|error| panic!("cannot become user {}: {error}", caller.id));
 }
 
 fn held(fd: impl AsFd) -> Held {

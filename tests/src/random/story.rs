@@ -47,7 +47,7 @@ impl Generator {
     /// Removes or moves a directory, and creates another object at its path, while the lower layers still contain the
     /// first.
     fn replace_directory(&mut self, known: &Paths) -> Vec<Op> {
-        let (target, new) = (self.folder(known), self.new_path(known));
+        let (target, new) = (self.existing_dir(known), self.new_path(known));
         let elsewhere = self.new_path(known);
         let mode = 0o755;
         let mut steps = Vec::new();
@@ -69,7 +69,7 @@ impl Generator {
                 steps.push(Self::rename(new, target.clone(), RenameFlags::empty()));
             }
             2 => {
-                let other = self.folder(known);
+                let other = self.existing_dir(known);
                 steps.push(Self::rename(other, target.clone(), RenameFlags::empty()));
             }
             _ => {
@@ -157,7 +157,7 @@ impl Generator {
 
     /// Moves a directory, and changes objects in it at the new path.
     fn change_in_a_moved_directory(&mut self, known: &Paths) -> Vec<Op> {
-        let (from, to) = (self.folder(known), self.new_path(known));
+        let (from, to) = (self.existing_dir(known), self.new_path(known));
         let inside: Vec<RelPath> = known
             .all
             .iter()
@@ -188,7 +188,7 @@ impl Generator {
 
     /// Exchanges two directories, and changes each at its new path.
     fn exchange_directories(&mut self, known: &Paths) -> Vec<Op> {
-        let (from, to) = (self.folder(known), self.folder(known));
+        let (from, to) = (self.existing_dir(known), self.existing_dir(known));
         let name = b"/b".as_slice();
         let (first, second) = ([&from, name].concat(), [&to, name].concat());
         vec![

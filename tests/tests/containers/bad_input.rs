@@ -48,21 +48,21 @@ fn content(store: &Store) -> Tree {
 fn refused<S: AsRef<OsStr> + Copy>(store: &Store, args: &[S], code: i32, words: &[&str]) {
     let before = content(store);
     store.cowl(args.iter().copied()).fails(code, words);
-    let what = store.command(args.iter().copied());
+    let command = store.command(args.iter().copied());
     tree::assert_same(
-        &format!("{what:?}"),
+        &format!("{command:?}"),
         &content(store),
         &before,
         Compare::HISTORY,
     );
     assert!(
         mount::below(store.path()).is_empty(),
-        "{what:?} leaves something mounted"
+        "{command:?} leaves something mounted"
     );
 }
 
 #[test]
-fn unknown_names() {
+fn unknown_names_are_refused() {
     if !can(&NEEDS) {
         return;
     }
@@ -102,7 +102,7 @@ fn unknown_names() {
 }
 
 #[test]
-fn names_that_exist() {
+fn existing_names_are_refused() {
     if !can(&NEEDS) {
         return;
     }
@@ -125,7 +125,7 @@ fn names_that_exist() {
 }
 
 #[test]
-fn names_that_cannot_be() {
+fn invalid_names_are_refused() {
     if !can(&NEEDS) {
         return;
     }
@@ -219,7 +219,7 @@ open("text.tar", "wb").write(b"this is not a tar archive\n" * 100)
 "#;
 
 #[test]
-fn sources_that_cannot_be_used() {
+fn unusable_sources_are_refused() {
     if !can(&NEEDS) {
         return;
     }
@@ -302,7 +302,7 @@ fn as_nobody(store: &Store, args: &[&str]) -> Command {
 }
 
 #[test]
-fn without_permission() {
+fn missing_permissions_are_reported() {
     if !can(&NEEDS) {
         return;
     }
@@ -329,21 +329,21 @@ fn without_permission() {
 }
 
 #[test]
-fn mount_points_that_cannot_be_used() {
+fn unusable_mount_points_are_refused() {
     if !can(&NEEDS) {
         return;
     }
     let store = store();
     let full = store.scratch().make("full");
     std::fs::write(full.join("file"), "").unwrap();
-    for (place, words) in [
+    for (path, words) in [
         (store.scratch().join("absent"), &["absent"][..]),
         (full.join("file"), &["file"]),
         (full, &["full", "empty"]),
     ] {
         refused(
             &store,
-            &["mount", "web", "--at", place.to_str().unwrap()],
+            &["mount", "web", "--at", path.to_str().unwrap()],
             1,
             words,
         );
@@ -351,7 +351,7 @@ fn mount_points_that_cannot_be_used() {
 }
 
 #[test]
-fn without_dev_fuse() {
+fn a_missing_dev_fuse_is_reported() {
     if !can(&NEEDS) {
         return;
     }
@@ -373,12 +373,12 @@ fn without_dev_fuse() {
         &before,
         Compare::HISTORY,
     );
-    // It was not for ever.
+    // The container can be mounted afterwards.
     assert!(store.mount("web").join("new").is_file());
 }
 
 #[test]
-fn a_store_of_a_newer_version() {
+fn a_store_of_a_newer_version_is_refused() {
     if !can(&NEEDS) {
         return;
     }
@@ -400,7 +400,7 @@ fn a_store_of_a_newer_version() {
 }
 
 #[test]
-fn wrong_command_lines() {
+fn invalid_command_lines_are_usage_errors() {
     if !can(&NEEDS) {
         return;
     }

@@ -17,28 +17,28 @@ fn store() -> Store {
     let source = store.scratch().make("source");
     fs::write(source.join("file"), "base").unwrap();
     store.create("web", &source);
-    let place = store.mount("web");
+    let mount_point = store.mount("web");
     for number in 0..3 {
-        fs::write(place.join("file"), number.to_string()).unwrap();
+        fs::write(mount_point.join("file"), number.to_string()).unwrap();
         store.cowl(["snapshot", "web"]).ok();
     }
-    fs::write(place.join("file"), "now").unwrap();
+    fs::write(mount_point.join("file"), "now").unwrap();
     store.cowl(["umount", "web"]).ok();
     store
 }
 
 fn browse(store: &Store, snapshot: &str, name: &str) -> PathBuf {
     let dir = store.scratch().make(name);
-    let said = store
+    let output = store
         .cowl(["mount", snapshot, dir.to_str().unwrap(), "--ro"])
         .ok()
         .out();
-    assert_eq!(Path::new(&said), dir.canonicalize().unwrap());
+    assert_eq!(Path::new(&output), dir.canonicalize().unwrap());
     dir
 }
 
-fn file(place: &Path) -> String {
-    fs::read_to_string(place.join("file")).unwrap()
+fn file(mount_point: &Path) -> String {
+    fs::read_to_string(mount_point.join("file")).unwrap()
 }
 
 fn browsed(store: &Store) -> Vec<(String, String)> {
@@ -71,12 +71,12 @@ fn several_snapshots_are_mounted_while_the_container_is_in_use() {
     let zero = browse(&store, "web@snap0", "zero");
     let again = browse(&store, "web@snap0", "again");
     let two = browse(&store, "web@snap2", "two");
-    // Without a place there is one in the store, the same every time.
+    // Without a mount point, one in the store is used, and it is always the same.
     let own = store.cowl(["mount", "web@snap1"]).ok().out();
     assert_eq!(store.cowl(["mount", "web@snap1"]).ok().out(), own);
     let own = PathBuf::from(own);
     fs::write(head.join("file"), "later").unwrap();
-    let all = [&zero, &again, &two, &own, &head].map(|place| file(place));
+    let all = [&zero, &again, &two, &own, &head].map(|mount_point| file(mount_point));
     assert_eq!(all, ["0", "0", "2", "1", "later"]);
     let refused = fs::write(zero.join("file"), "x").unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(30), "a snapshot is read-only");
@@ -111,15 +111,15 @@ fn mounted_snapshots_are_not_removed() {
         return;
     }
     let store = store();
-    let place = browse(&store, "web@snap1", "place");
+    let mount_point = browse(&store, "web@snap1", "snapshot");
     store
         .cowl(["rm", "web", "snap1"])
         .fails(4, &["snap1", "cowl umount web@snap1"]);
     store.cowl(["rm", "web", "snap0", "snap2"]).ok();
     store.cowl(["gc"]).ok();
-    assert_eq!(file(&place), "1");
+    assert_eq!(file(&mount_point), "1");
     // In use, it is not unmounted, and not destroyed with its container.
-    let held = fs::File::open(place.join("file")).unwrap();
+    let held = fs::File::open(mount_point.join("file")).unwrap();
     let pid = std::process::id().to_string();
     store
         .cowl(["umount", "web@snap1"])
@@ -127,14 +127,14 @@ fn mounted_snapshots_are_not_removed() {
     store
         .cowl(["destroy", "web", "--yes"])
         .fails(4, &["in use", &pid]);
-    assert_eq!(file(&place), "1");
+    assert_eq!(file(&mount_point), "1");
     drop(held);
     store.cowl(["umount", "web@snap1"]).ok();
     store.cowl(["rm", "web", "snap1"]).ok();
     store.cowl(["snapshot", "web"]).ok();
-    let place = browse(&store, "web@snap3", "other");
+    let mount_point = browse(&store, "web@snap3", "other");
     store.cowl(["destroy", "web", "--yes", "--now"]).ok();
-    assert!(mount::at(&place).is_none());
+    assert!(mount::at(&mount_point).is_none());
 }
 
 #[test]
@@ -143,32 +143,35 @@ fn a_dead_daemon_and_a_plain_umount_leave_nothing() {
         return;
     }
     let store = store();
-    let place = browse(&store, "web@snap0", "place");
-    sh_in(Path::new("/"), &format!("umount {}", place.display())).ok();
+    let mount_point = browse(&store, "web@snap0", "snapshot");
+    sh_in(Path::new("/"), &format!("umount {}", mount_point.display())).ok();
     mount::wait_until("its daemon ends", || left(&store) == 0);
 
-    let place = browse(&store, "web@snap0", "killed");
+    let mount_point = browse(&store, "web@snap0", "killed");
     let status = store.cowl(["status", "web", "--json"]).ok().json();
     let pid = status["browsed"][0]["pid"].as_u64().unwrap();
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-    mount::wait_until("the mount is dead", || fs::metadata(&place).is_err());
-    // Its lock goes a moment after its mount.
+    mount::wait_until("the mount is dead", || fs::metadata(&mount_point).is_err());
+    // The daemon releases its lock shortly after its mount ends.
     mount::wait_until("the next command sees it", || browsed(&store).is_empty());
-    assert!(mount::at(&place).is_none(), "the dead mount is taken away");
+    assert!(
+        mount::at(&mount_point).is_none(),
+        "the dead mount is unmounted"
+    );
     assert_eq!(left(&store), 0);
     store.cowl(["rm", "web", "snap0"]).ok();
 
     // The state after a reboot: the run-time directory records a mount, and there is none.
     let run = store.run_dirs().into_iter().next().unwrap();
-    let folder = run.join("00000000-0000-4000-8000-000000000000.ro");
-    fs::create_dir(&folder).unwrap();
+    let dir = run.join("00000000-0000-4000-8000-000000000000.ro");
+    fs::create_dir(&dir).unwrap();
     fs::write(
-        folder.join("state.json"),
+        dir.join("state.json"),
         format!(
             r#"{{"mount":"00000000-0000-4000-8000-000000000000","pid":1,"boot":"another",
                "mountpoint":{:?},"snapshot":"00000000-0000-4000-8000-000000000001"}}"#,
-            place
+            mount_point
         ),
     )
     .unwrap();
@@ -198,14 +201,17 @@ fn invalid_mounts_of_snapshots_are_refused() {
     store
         .cowl(["umount", full])
         .fails(3, &["full", "cowl status"]);
-    let place = browse(&store, "web@snap0", "place");
-    let place = place.to_str().unwrap();
+    let mount_point = browse(&store, "web@snap0", "snapshot");
+    let mount_point = mount_point.to_str().unwrap();
     store
-        .cowl(["mount", "web@snap1", place])
-        .fails(4, &["another snapshot", place]);
-    store.cowl(["umount", place]).ok();
+        .cowl(["mount", "web@snap1", mount_point])
+        .fails(4, &["another snapshot", mount_point]);
+    store.cowl(["umount", mount_point]).ok();
     // A container is mounted at a directory without an option as well.
-    assert_eq!(store.cowl(["mount", "web", place]).ok().out(), place);
-    store.cowl(["umount", place]).ok();
+    assert_eq!(
+        store.cowl(["mount", "web", mount_point]).ok().out(),
+        mount_point
+    );
+    store.cowl(["umount", mount_point]).ok();
     assert_eq!(left(&store), 0);
 }

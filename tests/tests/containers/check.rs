@@ -65,7 +65,7 @@ fn change(file: &Path, change: impl FnOnce(&mut Value)) {
     std::fs::write(file, serde_json::to_vec(&value).unwrap()).unwrap();
 }
 
-/// `check` ends with this code and says these words.
+/// Runs `check`, and verifies its exit code and that its output contains `words`.
 #[track_caller]
 fn says(store: &Store, args: &[&str], code: i32, words: &[&str]) {
     let args = [&["check"], args].concat();
@@ -80,7 +80,7 @@ fn says(store: &Store, args: &[&str], code: i32, words: &[&str]) {
     }
 }
 
-/// Verifies that after a repair no problem is left, and that web has the same tree as before.
+/// Repairs the store, and verifies that no problem is left and that the states have the same files as before.
 #[track_caller]
 fn is_right_again(store: &Store, words: &[&str]) {
     says(store, &["--repair"], 0, words);
@@ -95,7 +95,7 @@ fn is_right_again(store: &Store, words: &[&str]) {
 }
 
 #[test]
-fn a_layer_written_behind_our_back() {
+fn a_layer_modified_by_another_program_is_reported() {
     let store = store();
     let base = of_stack(&store, 4).join("tree/base-file");
     let before = std::fs::metadata(&base).unwrap().modified().unwrap();
@@ -106,26 +106,26 @@ fn a_layer_written_behind_our_back() {
         5,
         &["damaged", "modified by another program", "web"],
     );
-    // With its old time it only shows when contents are read.
+    // With the old mtime, only a comparison of contents detects the change.
     let file = std::fs::File::options().write(true).open(&base).unwrap();
     file.set_modified(before).unwrap();
     says(&store, &[], 0, &[]);
     says(&store, &["--deep"], 5, &["content differs"]);
-    // There is nothing to put it right from, and nothing is made worse.
+    // It cannot be repaired, and the repair changes nothing.
     says(&store, &["--deep", "--repair"], 5, &["content differs"]);
     std::fs::write(&base, "base\n").unwrap();
     file.set_modified(before).unwrap();
     says(&store, &["--deep"], 0, &[]);
-    // A mode, a new file, one that is gone.
+    // A new file in a layer.
     let tree = of_stack(&store, 1).join("tree");
     std::fs::write(tree.join("new"), "").unwrap();
     says(&store, &["web"], 5, &["modified by another program"]);
-    // The clone does not stand on that one.
+    // The clone does not depend on that layer.
     says(&store, &["other"], 0, &[]);
 }
 
 #[test]
-fn an_unreadable_manifest() {
+fn an_unreadable_manifest_is_reported() {
     let store = store();
     let (file, _) = manifest(&store, "other");
     let whole = std::fs::read(&file).unwrap();
@@ -139,7 +139,7 @@ fn an_unreadable_manifest() {
 }
 
 #[test]
-fn a_snapshot_with_a_missing_or_damaged_file() {
+fn a_snapshot_with_a_missing_or_damaged_file_is_repaired() {
     let store = store();
     std::fs::remove_file(snapshot_file(&store, 1)).unwrap();
     std::fs::write(snapshot_file(&store, 2), "{}").unwrap();
@@ -150,7 +150,7 @@ fn a_snapshot_with_a_missing_or_damaged_file() {
     let kept: Vec<_> = kept.map(|entry| entry.unwrap().path()).collect();
     assert_eq!(kept.len(), 1);
     assert_eq!(std::fs::read(&kept[0]).unwrap(), b"{}");
-    // The list and the file tell of two states.
+    // The container manifest and the snapshot file describe different states.
     let layer = manifest(&store, "web").1["snapshots"][0]["layer"].clone();
     change(&snapshot_file(&store, 1), |file| {
         file["stack"][0] = layer.clone();
@@ -160,7 +160,7 @@ fn a_snapshot_with_a_missing_or_damaged_file() {
 }
 
 #[test]
-fn a_layer_with_a_missing_or_damaged_file() {
+fn a_layer_with_a_missing_or_damaged_file_is_repaired() {
     let store = store();
     std::fs::remove_file(of_stack(&store, 1).join("layer.json")).unwrap();
     std::fs::write(of_stack(&store, 4).join("layer.json"), "torn").unwrap();
@@ -172,7 +172,7 @@ fn a_layer_with_a_missing_or_damaged_file() {
 }
 
 #[test]
-fn a_layer_that_is_missing() {
+fn a_missing_layer_is_reported() {
     let store = store();
     let tree = of_stack(&store, 2).join("tree");
     std::fs::rename(&tree, tree.with_file_name("elsewhere")).unwrap();
@@ -183,7 +183,7 @@ fn a_layer_that_is_missing() {
 }
 
 #[test]
-fn a_missing_work_directory() {
+fn a_missing_work_directory_is_recreated() {
     let store = store();
     std::fs::remove_dir(of_stack(&store, 0).join("work")).unwrap();
     says(&store, &[], 5, &["work directory of web"]);
@@ -191,7 +191,7 @@ fn a_missing_work_directory() {
 }
 
 #[test]
-fn impossible_counters_and_parents() {
+fn impossible_counters_and_parents_are_repaired() {
     let store = store();
     let (file, _) = manifest(&store, "web");
     change(&file, |manifest| {
@@ -209,7 +209,7 @@ fn impossible_counters_and_parents() {
 }
 
 #[test]
-fn names_that_are_there_twice() {
+fn duplicate_names_are_reported() {
     let store = store();
     let (file, _) = manifest(&store, "other");
     change(&file, |manifest| manifest["name"] = "web".into());
@@ -223,7 +223,7 @@ fn names_that_are_there_twice() {
 }
 
 #[test]
-fn a_head_that_another_state_depends_on() {
+fn a_head_that_another_state_depends_on_is_reported() {
     let store = store();
     let (file, other) = manifest(&store, "other");
     let head = manifest(&store, "web").1["head"].clone();
@@ -239,7 +239,7 @@ fn a_head_that_another_state_depends_on() {
 }
 
 #[test]
-fn a_frozen_layer_that_a_mount_writes_to() {
+fn a_frozen_layer_that_a_mount_writes_to_is_reported() {
     let store = store();
     let tree = std::fs::File::open(of_stack(&store, 2).join("tree")).unwrap();
     rustix::fs::flock(&tree, rustix::fs::FlockOperation::LockExclusive).unwrap();
@@ -291,7 +291,7 @@ fn leftovers_are_reported_and_removed() {
 }
 
 #[test]
-fn a_change_that_was_cut_off() {
+fn an_interrupted_change_is_completed_or_rolled_back() {
     let store = store();
     let (file, manifest) = manifest(&store, "web");
     let next = file.with_file_name("container.json.next");
@@ -306,7 +306,7 @@ fn a_change_that_was_cut_off() {
 }
 
 #[test]
-fn an_invalid_list_of_stores() {
+fn an_invalid_list_of_stores_is_reported() {
     let store = store();
     std::fs::write(store.path().join("stores.json"), "torn").unwrap();
     let check = store.cowl(["check"]).fails(5, &["stores.json"]);
@@ -316,7 +316,7 @@ fn an_invalid_list_of_stores() {
 }
 
 #[test]
-fn a_destroyed_container_that_cannot_be_restored() {
+fn a_destroyed_container_that_cannot_be_restored_is_reported() {
     let store = store();
     store.cowl(["destroy", "other", "--yes"]).ok();
     says(&store, &[], 0, &[]);
@@ -330,7 +330,7 @@ fn a_destroyed_container_that_cannot_be_restored() {
 }
 
 #[test]
-fn as_json() {
+fn problems_are_printed_as_json() {
     let store = store();
     let tree = of_stack(&store, 2).join("tree");
     std::fs::write(tree.join("new"), "").unwrap();

@@ -26,7 +26,7 @@ fn may(store: &Store, args: &[&str]) -> bool {
 
 #[test]
 #[expect(clippy::too_many_lines, reason = "one scenario, step by step")]
-fn beside_everything_else() {
+fn gc_is_safe_during_concurrent_commands() {
     let needs = [Need::Root, Need::Fuse, Need::Program("busybox")];
     if !can(&needs) {
         return;
@@ -48,8 +48,8 @@ fn beside_everything_else() {
         store.create(name, &source);
         store.cowl(["snapshot", name]).ok();
     }
-    let place = store.mount("still");
-    let reader = std::fs::File::open(place.join("7")).unwrap();
+    let mount_point = store.mount("still");
+    let reader = std::fs::File::open(mount_point.join("7")).unwrap();
     let over = AtomicBool::new(false);
     let (collected, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     store.cowl(["check", "--deep"]).ok();
@@ -129,7 +129,7 @@ fn beside_everything_else() {
             }),
             scope.spawn(move || {
                 round(&|number| {
-                    std::fs::write(place.join("new"), number.to_string()).unwrap();
+                    std::fs::write(mount_point.join("new"), number.to_string()).unwrap();
                     may(store, &["snapshot", "still", "--wait", "60"]);
                     may(
                         store,
@@ -161,11 +161,11 @@ fn beside_everything_else() {
         collected.load(Ordering::SeqCst),
         done.load(Ordering::SeqCst),
     );
-    eprintln!("collected {collected} times beside {done} rounds");
+    eprintln!("collected {collected} times during {done} rounds");
     assert!(collected > 5 && done == 4 * ROUNDS);
     drop(reader);
     store.cowl(["umount", "still"]).ok();
-    // Whatever still stands is whole, to the last byte, and nothing else lies about.
+    // Every remaining state is intact, and no leftovers exist.
     store.cowl(["gc"]).ok();
     let check = store.cowl(["check", "--deep"]).ok();
     assert!(check.out().is_empty(), "{}", check.report());

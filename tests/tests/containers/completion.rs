@@ -31,12 +31,16 @@ fn script(store: &Store, shell: &str, name: &str) {
 /// A command with `cowl` first in its path, and the store in its environment.
 fn shell(store: &Store, line: &str) -> Command {
     let cowl = cowl_tests::programs::cowl();
-    let folder = cowl.parent().expect("a folder").display().to_string();
+    let dir = cowl
+        .parent()
+        .expect("a parent directory")
+        .display()
+        .to_string();
     let path = std::env::var("PATH").expect("a PATH");
     let mut command = Command::new("sh");
     command
         .args(["-c", line])
-        .env("PATH", format!("{folder}:{path}"))
+        .env("PATH", format!("{dir}:{path}"))
         .env("COWL_STORE", store.path())
         .env("COWL_CONFIG", "/dev/null")
         .env("HOME", store.scratch().join(""))
@@ -91,10 +95,10 @@ fn bash_completes_verbs_options_containers_and_snapshots() {
     let keys = format!("{KEYS}cowl flatten web ze\tsn\t\ncowl export web@sn\t x\n");
     let output = typed(&store, "bash --norc --noprofile -i", ". ./cowl.bash", &keys);
     all_got(&output, &store);
-    // No blank comes between the two ends of a range.
+    // No space is inserted between the two ends of a range.
     got(&output, &["flatten", "web", "zeta..snap0"]);
     got(&output, &["export", "web@snap0", "x"]);
-    // The same where bash does not cut words at an @.
+    // The same if bash does not split words at `@`.
     let ready = ". ./cowl.bash; COMP_WORDBREAKS=\" \"";
     let output = typed(&store, "bash --norc --noprofile -i", ready, KEYS);
     all_got(&output, &store);
@@ -129,10 +133,10 @@ fn fish_completes_verbs_options_containers_and_snapshots() {
     assert_eq!(offers("cowl flatten web snap0..z"), "snap0..zeta");
 }
 
-/// All files of the store with their bytes and times.
-fn content(folder: &Path) -> BTreeMap<std::path::PathBuf, (Vec<u8>, std::time::SystemTime)> {
+/// Returns all files of the store with their content and times.
+fn content(dir: &Path) -> BTreeMap<std::path::PathBuf, (Vec<u8>, std::time::SystemTime)> {
     let mut found = BTreeMap::new();
-    for entry in std::fs::read_dir(folder).expect("reading a folder") {
+    for entry in std::fs::read_dir(dir).expect("reading a directory") {
         let path = entry.expect("an entry").path();
         let meta = path.symlink_metadata().expect("looking at a file");
         if meta.is_dir() {
@@ -172,7 +176,7 @@ fn completion_only_reads() {
     );
     assert_eq!(left.err(), "");
 
-    // Where there is no store none is made.
+    // Completion creates no store.
     let mut command = shell(
         &store,
         "_CLAP_COMPLETE_INDEX=2 COWL_COMPLETE=bash cowl -- cowl mount ''",

@@ -51,7 +51,7 @@ impl Drop for Inside {
 /// The answer to an unmount arrives after the client's read timed out, and the daemon has exited by the time the client
 /// checks whether it is alive. The unmount succeeded, and the command must say so.
 #[test]
-fn an_answer_is_read_even_if_its_daemon_has_ended() {
+fn a_reply_is_read_even_if_its_daemon_has_exited() {
     let needs = [NEEDS, &[Need::Program("strace")]].concat();
     if !can(&needs) {
         return;
@@ -99,8 +99,8 @@ fn a_signal_unmounts_everywhere_and_ends_the_daemon() {
     };
     for (which, namespace) in [("-TERM", "-m"), ("-INT", "-Urm"), ("-HUP", "-m")] {
         let overlay = Overlay::cowlfs(&stack, &dir.make("m"), "");
-        let place = overlay.path().to_owned();
-        std::fs::write(place.join(which), "written").unwrap();
+        let mount_point = overlay.path().to_owned();
+        std::fs::write(mount_point.join(which), "written").unwrap();
         let script = "echo; read line || true";
         let mut holder = Command::new("unshare")
             .args([namespace, "--propagation", "private", "sh", "-c", script])
@@ -113,7 +113,7 @@ fn a_signal_unmounts_everywhere_and_ends_the_daemon() {
         signal(overlay.pid().unwrap(), which);
         // Exits with code 0, and is waited for.
         overlay.ended();
-        assert!(mount::at(&place).is_none());
+        assert!(mount::at(&mount_point).is_none());
         let content = std::fs::read(dir.join("u").join(which)).unwrap();
         assert_eq!(content, b"written");
         assert!(holder.try_wait().unwrap().is_none(), "it was killed");
@@ -146,8 +146,8 @@ fn a_container_whose_daemon_got_a_signal_is_unmounted() {
         return;
     }
     let store = Store::for_test();
-    let place = created(&store, &["web"]).remove(0);
-    std::fs::write(place.join("new"), "new").unwrap();
+    let mount_point = created(&store, &["web"]).remove(0);
+    std::fs::write(mount_point.join("new"), "new").unwrap();
     signal(store.pid("web"), "-TERM");
     let start = std::time::Instant::now();
     loop {
@@ -166,7 +166,8 @@ fn a_container_whose_daemon_got_a_signal_is_unmounted() {
     store.cowl(["umount", "web"]).fails(1, &["not mounted"]);
 }
 
-/// It is reported with its pid and a command to enter, affects no other container, and blocks no command.
+/// A stopped daemon is reported with its pid and a command that ends it, affects no other container, and blocks no
+/// command.
 #[test]
 fn a_stopped_daemon_is_named_and_can_be_ended() {
     if !can(NEEDS) {
@@ -245,12 +246,12 @@ fn a_stopped_daemon_of_a_snapshot_can_be_ended() {
 
 /// A killed daemon is never treated as alive, although its process takes time to end.
 #[test]
-fn a_daemon_that_was_killed_is_dead_at_once() {
+fn a_killed_daemon_is_treated_as_dead_immediately() {
     if !can(NEEDS) {
         return;
     }
     let store = Store::for_test();
-    let place = created(&store, &["web"]).remove(0);
+    let mount_point = created(&store, &["web"]).remove(0);
     // Give the daemon memory to tear down, and have a daemon of a snapshot next to it.
     run(
         "sh",
@@ -258,7 +259,7 @@ fn a_daemon_that_was_killed_is_dead_at_once() {
             "-euc",
             &format!(
                 "cd {}; for n in $(seq 2000); do echo $n > $n; done",
-                place.display()
+                mount_point.display()
             ),
         ],
     )
@@ -269,8 +270,8 @@ fn a_daemon_that_was_killed_is_dead_at_once() {
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
         match round % 4 {
             0 => {
-                let said = store.cowl(["mount", "web"]).ok();
-                assert!(said.err().contains(" died"), "{}", said.report());
+                let output = store.cowl(["mount", "web"]).ok();
+                assert!(output.err().contains(" died"), "{}", output.report());
             }
             1 => {
                 store
@@ -282,23 +283,23 @@ fn a_daemon_that_was_killed_is_dead_at_once() {
                 store.cowl(["mount", "web"]).ok();
             }
             _ => {
-                let said = store.cowl(["status", "web"]).ok();
-                assert!(said.err().contains(" died"), "{}", said.report());
+                let output = store.cowl(["status", "web"]).ok();
+                assert!(output.err().contains(" died"), "{}", output.report());
             }
         }
-        std::fs::write(place.join("round"), round.to_string()).unwrap();
+        std::fs::write(mount_point.join("round"), round.to_string()).unwrap();
     }
 }
 
 /// Until it has ended, a killed process may hold its lock, and the kernel accepts connections for it.
 #[test]
-fn a_killed_daemon_that_has_not_ended_is_waited_for() {
+fn commands_wait_for_a_killed_daemon_to_exit() {
     if !can(NEEDS) {
         return;
     }
     use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal};
     let store = Store::for_test();
-    let place = created(&store, &["web"]).remove(0);
+    let mount_point = created(&store, &["web"]).remove(0);
     let pid = Pid::from_raw(i32::try_from(store.pid("web")).unwrap()).unwrap();
     let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
     // The descriptors that the process would still hold.
@@ -323,10 +324,10 @@ fn a_killed_daemon_that_has_not_ended_is_waited_for() {
         "it took the dead for alive"
     );
     drop(held);
-    let said = asked.wait_with_output().unwrap();
-    let err = said.stderr.escape_ascii().to_string();
-    assert!(said.status.success() && err.contains(" died"), "{err}");
-    assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
+    let output = asked.wait_with_output().unwrap();
+    let err = output.stderr.escape_ascii().to_string();
+    assert!(output.status.success() && err.contains(" died"), "{err}");
+    assert_eq!(std::fs::read(mount_point.join("file")).unwrap(), b"one\n");
 }
 
 /// Processes in the mount of a dead daemon no longer see the container, even after it is mounted again.
@@ -336,20 +337,20 @@ fn processes_on_a_dead_mount_are_named() {
         return;
     }
     let store = Store::for_test();
-    let place = created(&store, &["web"]).remove(0);
+    let mount_point = created(&store, &["web"]).remove(0);
     store.cowl(["snapshot", "web"]).ok();
-    let inside = Inside::of(&place);
+    let inside = Inside::of(&mount_point);
     let (user, daemon) = (format!("pid {}", inside.0.id()), store.pid("web"));
     signal(daemon, "-KILL");
     let daemon = format!("pid {daemon}");
     let words = [&*daemon, "died", "dead mount", &user, "sleep"];
-    let said = store.cowl(["status", "web"]).ok();
+    let output = store.cowl(["status", "web"]).ok();
     for word in words {
-        assert!(said.err().contains(word), "{word}: {}", said.report());
+        assert!(output.err().contains(word), "{word}: {}", output.report());
     }
-    assert!(said.out().contains("dead mount"), "{}", said.report());
+    assert!(output.out().contains("dead mount"), "{}", output.report());
     // For other processes it is mounted again.
-    std::fs::write(place.join("file"), "two\n").unwrap();
+    std::fs::write(mount_point.join("file"), "two\n").unwrap();
     let json = store.cowl(["status", "web", "--json"]).ok().json();
     assert_eq!(json["dead_mounts"][0]["users"][0]["pid"], inside.0.id());
     for verb in [
@@ -359,7 +360,7 @@ fn processes_on_a_dead_mount_are_named() {
     ] {
         store.cowl(verb.iter().copied()).fails(4, &words);
     }
-    assert_eq!(std::fs::read(place.join("file")).unwrap(), b"two\n");
+    assert_eq!(std::fs::read(mount_point.join("file")).unwrap(), b"two\n");
     // Also after it was unmounted.
     store.cowl(["umount", "web"]).ok();
     store.cowl(["restore", "web", "snap0"]).fails(4, &words);
@@ -386,9 +387,9 @@ fn an_lxc_container_on_a_dead_mount_is_named() {
     signal(store.pid("c1"), "-KILL");
     let pid = lxc.pid("c1").unwrap().to_string();
     let words = ["died", "container c1 still runs on the dead mount", &pid];
-    let said = store.cowl(["status", "c1"]).ok();
+    let output = store.cowl(["status", "c1"]).ok();
     for word in words {
-        assert!(said.err().contains(word), "{word}: {}", said.report());
+        assert!(output.err().contains(word), "{word}: {}", output.report());
     }
     let words = [&words[..], &["--stop --start"]].concat();
     store.cowl(["restore", "c1", "snap0"]).fails(4, &words);
@@ -397,13 +398,13 @@ fn an_lxc_container_on_a_dead_mount_is_named() {
         .ok();
     lxc.wait_for("c1", "RUNNING");
     assert_eq!(lxc.run("c1", "cat /etc/written"), "old");
-    let said = store.cowl(["status", "c1"]).ok();
-    assert!(!said.err().contains("died"), "{}", said.report());
+    let output = store.cowl(["status", "c1"]).ok();
+    assert!(!output.err().contains("died"), "{}", output.report());
 }
 
 /// LXC's own tools, while unrelated mount namespaces hold copies of the mount.
 #[test]
-fn an_lxc_container_stops_beside_unused_copies() {
+fn an_lxc_container_stops_despite_unused_copies() {
     let needs = [lxc::NEEDS, &[Need::Program("unshare")]].concat();
     if !can(&needs) {
         return;
@@ -419,12 +420,12 @@ fn an_lxc_container_stops_beside_unused_copies() {
             command.spawn().unwrap()
         })
         .into();
-    let place = lxc.store().mount("c1");
+    let mount_point = lxc.store().mount("c1");
     wait_until("they have copies", || {
         holders.iter().all(|holder| {
             let table = format!("/proc/{}/mountinfo", holder.id());
             let table = std::fs::read_to_string(table).unwrap();
-            table.contains(place.to_str().unwrap())
+            table.contains(mount_point.to_str().unwrap())
                 && std::fs::read_link(format!("/proc/{}/ns/mnt", holder.id())).unwrap()
                     != std::fs::read_link("/proc/self/ns/mnt").unwrap()
         })

@@ -66,8 +66,8 @@ fn store() -> Store {
 
 /// Writes a file into a container.
 fn write_new(store: &Store, name: &str) {
-    let place = store.mount(name);
-    fs::write(place.join("new"), "new\n").unwrap();
+    let mount_point = store.mount(name);
+    fs::write(mount_point.join("new"), "new\n").unwrap();
     store.cowl(["umount", name]).ok();
 }
 
@@ -106,50 +106,57 @@ const DAMAGES: [Damage; 14] = [
 ];
 
 #[test]
-fn one_damaged_container_hides_nothing_of_the_others() {
+fn a_damaged_container_does_not_affect_others() {
     if !can(&NEEDS) {
         return;
     }
-    for (what, damage) in DAMAGES {
+    for (label, damage) in DAMAGES {
         let store = store();
         let (bad, good) = (parts(&store, "bad"), parts(&store, "good"));
         damage(&bad);
         for verb in ["list", "status", "du"] {
-            let said = store.cowl([verb]);
-            assert!(said.out().contains("good"), "{what}: {}", said.report());
+            let output = store.cowl([verb]);
+            assert!(
+                output.out().contains("good"),
+                "{label}: {}",
+                output.report()
+            );
         }
         // The damage is reported. (A file name of 255 bytes is not damage.)
         let check = store.cowl(["check", "--deep"]);
-        if what != "long-name" {
-            assert_eq!(check.code, 5, "{what}: {}", check.report());
-            assert!(!check.out().is_empty(), "{what}: {}", check.report());
+        if label != "long-name" {
+            assert_eq!(check.code, 5, "{label}: {}", check.report());
+            assert!(!check.out().is_empty(), "{label}: {}", check.report());
         }
         let id = good.layer.file_name().unwrap().to_str().unwrap();
-        assert!(!check.out().contains(id), "{what}: {}", check.report());
+        assert!(!check.out().contains(id), "{label}: {}", check.report());
         let file: serde_json::Value =
             serde_json::from_slice(&fs::read(good.layer.join("layer.json")).unwrap()).unwrap();
         assert!(
             file["digest"].is_string(),
-            "{what}: it was not read through"
+            "{label}: it was not read through"
         );
         // Unreadable objects do not prevent the trash from being emptied.
         let gc = store.cowl(["gc"]);
-        assert!([0, 1, 5].contains(&gc.code), "{what}: {}", gc.report());
+        assert!([0, 1, 5].contains(&gc.code), "{label}: {}", gc.report());
         let trash = fs::read_dir(store.path().join("trash")).unwrap().count();
-        assert_eq!(trash, 0, "{what}: {}", gc.report());
+        assert_eq!(trash, 0, "{label}: {}", gc.report());
         store.cowl(["list", "good"]).ok();
         store.cowl(["du", "good"]).ok();
         store.cowl(["snapshot", "good"]).ok();
-        let place = store.mount("good");
-        assert_eq!(fs::read_to_string(place.join("new")).unwrap(), "new\n");
+        let mount_point = store.mount("good");
+        assert_eq!(
+            fs::read_to_string(mount_point.join("new")).unwrap(),
+            "new\n"
+        );
         store.cowl(["umount", "good"]).ok();
         store.cowl(["clone", "good", "other"]).ok();
         store.cowl(["destroy", "--now", "--yes", "other"]).ok();
         store.cowl(["restore", "good", "snap0"]).ok();
-        if what == "link-tree" {
+        if label == "link-tree" {
             // Nothing outside the store is shown, measured or mounted as a layer.
-            let place = store.scratch().make("place");
-            let mount = store.cowl(["mount", "bad@snap1", place.to_str().unwrap()]);
+            let dir = store.scratch().make("empty");
+            let mount = store.cowl(["mount", "bad@snap1", dir.to_str().unwrap()]);
             assert_eq!(mount.code, 5, "{}", mount.report());
             assert_eq!(store.cowl(["ls", "bad@snap1"]).code, 5);
             assert_eq!(store.cowl(["du", "bad"]).code, 5);
@@ -201,7 +208,7 @@ fn a_failed_removal_is_reported_and_does_not_prevent_others() {
 /// A sync that fails, whichever it is, leaves the change made or not made, and nothing that the store names is
 /// missing.
 #[test]
-fn a_failed_sync_of_a_change_removes_nothing_that_the_change_names() {
+fn a_failed_sync_removes_nothing_that_the_change_refers_to() {
     let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
     if !can(&needs) {
         return;
@@ -217,8 +224,8 @@ fn a_failed_sync_of_a_change_removes_nothing_that_the_change_names() {
     ];
     for verb in verbs {
         for number in 1.. {
-            let place = store.mount("web");
-            fs::write(place.join("file"), number.to_string()).unwrap();
+            let mount_point = store.mount("web");
+            fs::write(mount_point.join("file"), number.to_string()).unwrap();
             store.cowl(["umount", "web"]).ok();
             let mut command = std::process::Command::new("strace");
             let inject = format!("inject=fsync:error=EIO:when={number}");

@@ -137,9 +137,9 @@ impl Verbs {
         let total = text.lines().last().unwrap();
         // "100.00 0.1 4 1234 56 total": the number of errors may be missing.
         let calls = total.split_whitespace().nth(3).unwrap();
-        let place = self.store.scratch().join("");
-        let place = place.to_str().unwrap().to_owned();
-        let verb = args.iter().map(|word| word.replace(&place, ""));
+        let prefix = self.store.scratch().join("");
+        let prefix = prefix.to_str().unwrap().to_owned();
+        let verb = args.iter().map(|word| word.replace(&prefix, ""));
         let verb = verb.map(|word| match word.split_once("/d/") {
             Some((first, _)) => first.to_owned(),
             None => word,
@@ -152,10 +152,10 @@ impl Verbs {
     /// Exports a state to a directory and returns the content of that.
     #[track_caller]
     fn shown(&mut self, state: &str) -> Vec<BTreeMap<String, (String, u64)>> {
-        let place = self.store.scratch().join("shown");
-        self.run(&["export", "--dir", state, place.to_str().unwrap()]);
-        let shown = seen(&place);
-        std::fs::remove_dir_all(&place).unwrap();
+        let dir = self.store.scratch().join("shown");
+        self.run(&["export", "--dir", state, dir.to_str().unwrap()]);
+        let shown = seen(&dir);
+        std::fs::remove_dir_all(&dir).unwrap();
         shown
     }
 }
@@ -183,9 +183,9 @@ fn every_verb(levels: usize) -> BTreeMap<String, u64> {
     verbs.run(&["snapshot", "c"]);
     assert_eq!(verbs.shown("c@snap0"), before);
 
-    let place = limited(&verbs.store, ["mount", "c"]).ok().out();
-    change(Path::new(&place), levels);
-    let after = seen(Path::new(&place));
+    let mount_point = limited(&verbs.store, ["mount", "c"]).ok().out();
+    change(Path::new(&mount_point), levels);
+    let after = seen(Path::new(&mount_point));
     assert_ne!(after, before);
     limited(&verbs.store, ["umount", "c"]).ok();
     verbs.run(&["snapshot", "c"]);
@@ -196,8 +196,8 @@ fn every_verb(levels: usize) -> BTreeMap<String, u64> {
     verbs.run(&["show", "c@snap1"]);
     verbs.run(&["du", "c"]);
     let deepest = format!("c@snap0:{}file", "d/".repeat(levels - 1));
-    let said = verbs.run(&["cat", &deepest]).out();
-    assert_eq!(said, format!("{}", levels - 1));
+    let output = verbs.run(&["cat", &deepest]).out();
+    assert_eq!(output, format!("{}", levels - 1));
     let listed = verbs.run(&["ls", "-R", "c@snap1"]).out();
     assert_eq!(listed.lines().count(), 4 * levels - 10);
     let changes = verbs.run(&["diff", "c@snap0", "c"]).out();
@@ -237,14 +237,14 @@ fn every_verb(levels: usize) -> BTreeMap<String, u64> {
     }
     verbs.run(&["gc"]);
     for left in ["layers", "trash", "containers"] {
-        let folder = verbs.store.path().join(left);
-        assert_eq!(std::fs::read_dir(folder).unwrap().count(), 0, "{left}");
+        let dir = verbs.store.path().join(left);
+        assert_eq!(std::fs::read_dir(dir).unwrap().count(), 0, "{left}");
     }
     verbs.calls
 }
 
 #[test]
-fn every_verb_takes_calls_in_proportion_and_a_bounded_number_of_descriptors() {
+fn commands_use_linear_system_calls_and_bounded_descriptors() {
     if !can(&NEEDS) {
         return;
     }
@@ -259,7 +259,7 @@ fn every_verb_takes_calls_in_proportion_and_a_bounded_number_of_descriptors() {
 }
 
 #[test]
-fn a_tree_deeper_than_there_are_descriptors_stops_no_collection() {
+fn a_tree_deeper_than_the_descriptor_limit_is_collected() {
     if !can(&NEEDS) {
         return;
     }
@@ -269,9 +269,9 @@ fn a_tree_deeper_than_there_are_descriptors_stops_no_collection() {
     for name in ["deep", "other"] {
         store.create(name, &source);
     }
-    let place = store.mount("deep");
-    std::fs::create_dir(place.join("below")).unwrap();
-    plant(&place.join("below"), 1500);
+    let mount_point = store.mount("deep");
+    std::fs::create_dir(mount_point.join("below")).unwrap();
+    plant(&mount_point.join("below"), 1500);
     store.cowl(["umount", "deep"]).ok();
     for name in ["deep", "other"] {
         limited(&store, ["destroy", "--now", "--yes", name]).ok();

@@ -30,12 +30,12 @@ impl Random {
     fn path(&mut self, root: &Path, mixed: bool) -> PathBuf {
         let mut path = root.to_owned();
         let names = ["a", "b b", "c\u{e9}\t\"", "d", "e"];
-        let (folders, files) = match mixed {
+        let (dirs, files) = match mixed {
             true => (&names[..], &names[..]),
             false => names.split_at(2),
         };
         for _ in 0..self.below(3) {
-            path.push(self.one_of(folders));
+            path.push(self.one_of(dirs));
         }
         path.push(self.one_of(files));
         path
@@ -103,10 +103,10 @@ fn expected(old: &Tree, new: &Tree) -> BTreeSet<String> {
             (None, _) => "A",
             (Some(one), Some(two)) if one.kind != two.kind => "T",
             (Some(one), Some(two)) => {
-                let folder = one.kind == FileType::Directory;
+                let is_dir = one.kind == FileType::Directory;
                 let differs = (one.mode, one.uid, one.gid, &one.xattrs)
                     != (two.mode, two.uid, two.gid, &two.xattrs)
-                    || !folder
+                    || !is_dir
                         && (one.mtime, one.size, one.content, &one.target)
                             != (two.mtime, two.size, two.content, &two.target);
                 if !differs {
@@ -121,11 +121,11 @@ fn expected(old: &Tree, new: &Tree) -> BTreeSet<String> {
 }
 
 fn exported(store: &Store, address: &str, name: &str) -> PathBuf {
-    let place = store.scratch().join(name);
+    let dir = store.scratch().join(name);
     store
-        .cowl(["export", "--dir", address, place.to_str().unwrap()])
+        .cowl(["export", "--dir", address, dir.to_str().unwrap()])
         .ok();
-    place
+    dir
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn a_diff_equals_that_of_two_plain_trees() {
         fs::write(kept.join("two"), "two\n").unwrap();
     }
     store.create("web", &source);
-    let place = store.mount("web");
+    let mount_point = store.mount("web");
     let mut trees = Vec::new();
     for round in 0..6 {
         store.cowl(["snapshot", "web"]).ok();
@@ -154,23 +154,23 @@ fn a_diff_equals_that_of_two_plain_trees() {
         let plain = exported(&store, &snapshot, &format!("plain{round}"));
         trees.push((snapshot, plain.clone(), tree::read(&plain).unwrap()));
         for _ in 0..60 {
-            change(&mut random, &place, round >= 3);
+            change(&mut random, &mount_point, round >= 3);
         }
-        let kept = place.join(format!("moved{round}"));
-        fs::rename(place.join(format!("kept{round}")), &kept).unwrap();
+        let kept = mount_point.join(format!("moved{round}"));
+        fs::rename(mount_point.join(format!("kept{round}")), &kept).unwrap();
         fs::write(kept.join("in/one"), format!("changed {round}\n")).unwrap();
     }
     let mut renames = 0;
     for (from, _, old) in &trees {
         for (to, _, new) in &trees {
-            let said = store.cowl(["diff", from, to, "--no-renames"]).ok().out();
-            let said: BTreeSet<_> = said.lines().map(str::to_owned).collect();
-            assert_eq!(said, expected(old, new), "{from} {to}");
+            let output = store.cowl(["diff", from, to, "--no-renames"]).ok().out();
+            let output: BTreeSet<_> = output.lines().map(str::to_owned).collect();
+            assert_eq!(output, expected(old, new), "{from} {to}");
             let with = store.cowl(["diff", from, to]).ok().out();
             renames += with.lines().filter(|line| line.starts_with('R')).count();
         }
     }
-    assert!(renames > 10, "only {renames} renames were told");
+    assert!(renames > 10, "only {renames} renames were reported");
     // patch(1) does not create a directory in place of a file or a symlink.
     patched(&store, &trees[..4]);
     store.cowl(["umount", "web"]).ok();
@@ -230,11 +230,11 @@ fn a_patch_contains_text_and_names_binary_files() {
     cowl_tests::command::sh_in(
         &store.mount("web"),
         "printf 'a\\nB\\nc' > text; printf 'a\\0c' > binary; chown 5:6 owned; chmod 4755 owned
-         ln -sfn new link; mkdir folder; chmod 700 folder; mkfifo pipe; mknod null c 1 3
+         ln -sfn new link; mkdir added; chmod 700 added; mkfifo pipe; mknod null c 1 3
          : > empty; printf x > 'with space'",
     )
     .ok();
-    let said = store.cowl(["diff", "web", "--patch"]).ok().out();
+    let output = store.cowl(["diff", "web", "--patch"]).ok().out();
     for words in [
         "--- a/text\n+++ b/text\n@@ -1,3 +1,3 @@\n a\n-b\n+B\n c\n\\ No newline",
         "Binary files a/binary and b/binary differ",
@@ -242,13 +242,13 @@ fn a_patch_contains_text_and_names_binary_files() {
         "old mode 100644\nnew mode 100755\n",
         "deleted file mode 120000\n--- a/link\n+++ /dev/null\n@@ -1,1 +0,0 @@\n-old\n",
         "new file mode 120000\n--- /dev/null\n+++ b/link\n@@ -0,0 +1,1 @@\n+new\n",
-        "# /folder: directory added, mode 0700, owner 0:0\n",
+        "# /added: directory added, mode 0700, owner 0:0\n",
         "# /pipe: named pipe added, mode 0644, owner 0:0\n",
         "# /null: character device 1:3 added, mode 0644, owner 0:0\n",
         "diff --git a/empty b/empty\nnew file mode 100644\n",
         "+++ \"b/with space\"\n",
     ] {
-        assert!(said.contains(words), "no {words:?} in\n{said}");
+        assert!(output.contains(words), "no {words:?} in\n{output}");
     }
     store.cowl(["umount", "web"]).ok();
 }
@@ -261,16 +261,16 @@ fn only_the_given_paths_are_read() {
     }
     let store = Store::for_test();
     let source = store.scratch().make("source");
-    for folder in 0..200 {
-        let folder = source.join(format!("big/{folder}"));
-        fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("file"), "x").unwrap();
+    for dir in 0..200 {
+        let dir = source.join(format!("big/{dir}"));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("file"), "x").unwrap();
     }
     fs::create_dir_all(source.join("etc/apt")).unwrap();
     fs::write(source.join("etc/fstab"), "old\n").unwrap();
     store.create("web", &source);
     store.cowl(["snapshot", "web"]).ok();
-    // Everything is written anew, so that a diff of all has to read all.
+    // The second container has new layers, so a diff without paths reads every directory.
     fs::write(source.join("etc/fstab"), "new\n").unwrap();
     store.create("other", &source);
     let traced = |paths: &[&str]| {
@@ -281,16 +281,19 @@ fn only_the_given_paths_are_read() {
             .args(["-f", "-s", "300", "-e", "trace=file,getdents64", "-o"])
             .arg(&log);
         command.arg(plain.get_program()).args(plain.get_args());
-        let said = run_command(command, b"").ok().out();
-        (said, fs::read_to_string(log).unwrap())
+        let output = run_command(command, b"").ok().out();
+        (output, fs::read_to_string(log).unwrap())
     };
     let calls = |trace: &str| trace.lines().count();
-    let (said, whole) = traced(&[]);
-    assert!(said.lines().any(|line| line == "M /etc/fstab"), "{said}");
+    let (output, whole) = traced(&[]);
+    assert!(
+        output.lines().any(|line| line == "M /etc/fstab"),
+        "{output}"
+    );
     assert!(whole.contains("\"big\""));
-    let (said, part) = traced(&["--", "etc/fstab", "etc/apt"]);
-    assert_eq!(said, "M /etc/fstab");
-    assert!(!part.contains("\"big\""), "big was looked at");
+    let (output, part) = traced(&["--", "etc/fstab", "etc/apt"]);
+    assert_eq!(output, "M /etc/fstab");
+    assert!(!part.contains("\"big\""), "big was read");
     assert!(
         calls(&whole) > calls(&part) + 800,
         "{} {}",

@@ -47,7 +47,7 @@ fn change(store: &Store, text: &str) {
     store.cowl(["umount", "web"]).ok();
 }
 
-/// Runs cowl in a mount namespace where the machine was started anew.
+/// Runs cowl in a mount namespace with another boot id, as after a reboot.
 fn after_crash(store: &Store, args: &[&str]) -> Output {
     let boot = store.scratch().join("boot");
     std::fs::write(&boot, "00000000-0000-0000-0000-000000000001\n").unwrap();
@@ -100,7 +100,7 @@ fn a_snapshot_settles_in_the_background() {
 }
 
 #[test]
-fn without_a_sync_it_stays_settling_until_a_command_syncs() {
+fn a_snapshot_settles_only_after_a_sync() {
     if !can(&NEEDS) {
         return;
     }
@@ -116,7 +116,7 @@ fn without_a_sync_it_stays_settling_until_a_command_syncs() {
     assert!(listed.contains("(settling)"), "{listed}");
     let shown = store.cowl(["show", &format!("web@{one}"), "--json"]).ok();
     assert_eq!(shown.json()["state"], "settling");
-    // The next one makes all durable that lie below it.
+    // A synced snapshot makes the snapshots below it durable.
     let two = take("--sync");
     assert_eq!(
         (state(&store, &one), state(&store, &two)),
@@ -131,7 +131,7 @@ fn without_a_sync_it_stays_settling_until_a_command_syncs() {
 }
 
 #[test]
-fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
+fn a_snapshot_freezes_then_syncs_then_is_marked_durable() {
     let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
     if !can(&needs) {
         return;
@@ -164,7 +164,7 @@ fn the_freeze_comes_before_the_sync_and_the_sync_before_the_mark() {
 }
 
 #[test]
-fn after_a_reboot_it_is_incomplete_and_needs_force() {
+fn an_unsynced_snapshot_is_incomplete_after_a_reboot() {
     if !can(&NEEDS) {
         return;
     }
@@ -259,7 +259,7 @@ fn a_killed_daemon_makes_nothing_incomplete() {
     store.cowl(["snapshot", "web", "--no-sync"]).ok();
     let pid = store.pid("web").to_string();
     run("kill", ["-9", &pid]).ok();
-    // The next command mounts anew, and that daemon finishes it.
+    // The next command remounts, and the new daemon completes the sync.
     wait_durable(&store, "snap0");
     assert_eq!(store.cowl(["check"]).ok().out(), "");
     store.cowl(["umount", "web"]).ok();
@@ -329,8 +329,8 @@ fn a_failed_sync_is_reported_and_no_later_one_hides_it() {
     );
 
     // In a daemon.
-    let place = traced(&store, &fail, &log, &["mount", "web"]).ok().out();
-    std::fs::write(Path::new(&place).join("etc/file"), "newest").unwrap();
+    let mount_point = traced(&store, &fail, &log, &["mount", "web"]).ok().out();
+    std::fs::write(Path::new(&mount_point).join("etc/file"), "newest").unwrap();
     store.cowl(["snapshot", "web"]).ok();
     wait_until("the daemon reports it", || {
         let listed = store.cowl(["list", "web"]).ok().out();
@@ -375,7 +375,7 @@ fn settling_snapshots_can_be_removed_merged_and_destroyed() {
 
 /// A descriptor that is opened after an error was reported to another program would never see it.
 #[test]
-fn the_last_sync_of_a_daemon_is_that_of_a_descriptor_from_before_the_mount() {
+fn the_last_sync_of_a_daemon_uses_a_descriptor_from_before_the_mount() {
     let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
     if !can(&needs) {
         return;
@@ -401,7 +401,7 @@ fn the_last_sync_of_a_daemon_is_that_of_a_descriptor_from_before_the_mount() {
 
 /// The container may be destroyed right after.
 #[test]
-fn an_export_is_durable_with_its_name_when_it_has_ended() {
+fn a_completed_export_is_durable_with_its_name() {
     let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
     if !can(&needs) {
         return;

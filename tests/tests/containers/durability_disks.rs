@@ -56,20 +56,20 @@ fn attached_anew(kind: Kind) {
 }
 
 #[test]
-fn on_a_disk_that_was_attached_anew_it_is_incomplete() {
+fn an_unsynced_snapshot_on_a_reattached_disk_is_incomplete() {
     attached_anew(Kind::Ext4);
 }
 
 /// The device number of a btrfs is not that of a disk.
 #[test]
-fn on_a_btrfs_that_was_attached_anew_it_is_incomplete() {
+fn an_unsynced_snapshot_on_a_reattached_btrfs_is_incomplete() {
     attached_anew(Kind::Btrfs);
 }
 
 /// A file system that an I/O error shut down has lost the data that was in memory when it is mounted again, within one
 /// boot and on the same disk.
 #[test]
-fn on_a_file_system_that_was_shut_down_it_is_incomplete() {
+fn an_unsynced_snapshot_on_a_shut_down_file_system_is_incomplete() {
     for kind in [Kind::Ext4, Kind::Xfs] {
         let needs = [Need::Program("losetup"), Need::Program("python3")];
         let Some(store) = web_on(kind, &needs) else {
@@ -105,7 +105,7 @@ fn on_a_file_system_that_was_shut_down_it_is_incomplete() {
 
 /// Also right after a snapshot, which its daemon still syncs.
 #[test]
-fn the_disk_of_a_store_is_free_when_umount_has_ended() {
+fn umount_releases_the_disk_of_the_store() {
     let Some(store) = web_on(Kind::Ext4, &[]) else {
         return;
     };

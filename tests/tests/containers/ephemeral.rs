@@ -39,8 +39,8 @@ fn a_restored_container_is_retained() {
     store
         .cowl(["clone", "web@snap0", "once", "--ephemeral"])
         .ok();
-    let place = store.mount("once");
-    fs::write(place.join("file"), "changed").unwrap();
+    let mount_point = store.mount("once");
+    fs::write(mount_point.join("file"), "changed").unwrap();
     let file = store.scratch().join("once.tar");
     let file = file.to_str().unwrap();
     store
@@ -51,8 +51,11 @@ fn a_restored_container_is_retained() {
     store.cowl(["import", file, "twice"]).ok();
     for name in ["once", "twice"] {
         for _ in 0..2 {
-            let place = store.mount(name);
-            assert_eq!(fs::read_to_string(place.join("file")).unwrap(), "changed");
+            let mount_point = store.mount(name);
+            assert_eq!(
+                fs::read_to_string(mount_point.join("file")).unwrap(),
+                "changed"
+            );
             store.cowl(["umount", name]).ok();
         }
     }
@@ -81,52 +84,55 @@ fn an_ephemeral_clone_is_removed_with_its_mount() {
         });
     };
 
-    // Before its mount it stays, whatever looks at it.
+    // Commands do not remove it before its first mount.
     make();
     store.cowl(["status"]).ok();
     store
         .cowl(["mount", "once", "--at", "/absent"])
         .fails(1, &["/absent"]);
     store.cowl(["show", "once"]).ok();
-    let place = store.mount("once");
-    fs::write(place.join("file"), "changed").unwrap();
+    let mount_point = store.mount("once");
+    fs::write(mount_point.join("file"), "changed").unwrap();
     store.cowl(["snapshot", "once"]).ok();
     store.cowl(["restore", "once", "snap0"]).ok();
-    assert_eq!(fs::read_to_string(place.join("file")).unwrap(), "changed");
+    assert_eq!(
+        fs::read_to_string(mount_point.join("file")).unwrap(),
+        "changed"
+    );
     store.cowl(["umount", "once"]).ok();
     gone();
 
     // If another process unmounts it, its daemon removes it.
     make();
-    let place = store.mount("once");
-    sh_in(Path::new("/"), &format!("umount {}", place.display())).ok();
+    let mount_point = store.mount("once");
+    sh_in(Path::new("/"), &format!("umount {}", mount_point.display())).ok();
     mount::wait_until("it is gone", || containers(&store) == before.1);
     gone();
 
-    // Its daemon killed, the next command does.
+    // After its daemon was killed, the next command removes it.
     make();
-    let place = store.mount("once");
+    let mount_point = store.mount("once");
     let pid = i32::try_from(store.pid("once")).unwrap();
     let pid = nix::unistd::Pid::from_raw(pid);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-    mount::wait_until("the mount is dead", || fs::metadata(&place).is_err());
-    // Its lock goes a moment after its mount.
+    mount::wait_until("the mount is dead", || fs::metadata(&mount_point).is_err());
+    // The daemon releases its lock shortly after its mount ends.
     mount::wait_until("the next command sees it", || {
         store.cowl(["status"]);
-        mount::at(&place).is_none()
+        mount::at(&mount_point).is_none()
     });
     gone();
 
     // After a reboot: the state is another boot's.
     make();
-    let place = store.mount("once");
+    let mount_point = store.mount("once");
     let run = store.run_dirs().into_iter();
     let mut states = run.map(|dir| dir.join("state.json"));
     let state = states.rfind(|path| path.try_exists().unwrap()).unwrap();
     let pid = nix::unistd::Pid::from_raw(i32::try_from(store.pid("once")).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-    mount::wait_until("the mount is dead", || fs::metadata(&place).is_err());
-    mount::detach(&place).unwrap();
+    mount::wait_until("the mount is dead", || fs::metadata(&mount_point).is_err());
+    mount::detach(&mount_point).unwrap();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     let text = fs::read_to_string(&state).unwrap();
     fs::write(&state, text.replace(boot.trim(), "another")).unwrap();

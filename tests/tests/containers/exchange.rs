@@ -65,8 +65,8 @@ fn shown(store: &Store, state: &str) -> Tree {
 
 const STATES: [&str; 4] = ["web", "web@snap0", "web@snap1", "web@snap2"];
 
-fn assert_tree(what: &str, got: &Tree, want: &Tree) {
-    tree::assert_same(what, got, want, Compare::SAME);
+fn assert_tree(label: &str, got: &Tree, want: &Tree) {
+    tree::assert_same(label, got, want, Compare::SAME);
 }
 
 #[test]
@@ -108,9 +108,9 @@ fn a_mounted_container_is_piped_into_another_store() {
         ["web@snap0", "web@snap2"],
     ] {
         let diff = |store: &Store| store.cowl(["diff", pair[0], pair[1]]).ok().out();
-        let told = diff(&store);
-        assert!(told.contains("R "), "{told}");
-        assert_eq!(diff(&other), told);
+        let output = diff(&store);
+        assert!(output.contains("R "), "{output}");
+        assert_eq!(diff(&other), output);
     }
     // The imported container can be mounted, written and restored.
     let new = other.mount("web");
@@ -123,7 +123,7 @@ fn a_mounted_container_is_piped_into_another_store() {
 }
 
 #[test]
-fn a_directory_with_changes_unpacked_over_it_equals_the_mount() {
+fn a_directory_with_all_changes_applied_equals_the_mount() {
     let mut needs = NEEDS.to_vec();
     needs.push(Need::Program("tar"));
     if !can(&needs) {
@@ -139,21 +139,21 @@ fn a_directory_with_changes_unpacked_over_it_equals_the_mount() {
             .ok();
         assert_tree(state, &tree::read(&out).unwrap(), &shown(&store, state));
     }
-    // By hand, as a tool that knows nothing of cowl does it.
-    let place = store.scratch().join("out1");
+    // Apply the layers as a tool without knowledge of cowl does.
+    let dir = store.scratch().join("out1");
     for state in ["web@snap1", "web@snap2", "web"] {
         let delta = store.scratch().join("delta.tar");
         store
             .cowl(["export", state, "--delta", delta.to_str().unwrap()])
             .ok();
-        apply(&place, &delta);
-        assert_tree(state, &tree::read(&place).unwrap(), &shown(&store, state));
+        apply(&dir, &delta);
+        assert_tree(state, &tree::read(&dir).unwrap(), &shown(&store, state));
     }
     drop(at);
 }
 
 #[test]
-fn podman_takes_an_image_and_shows_the_same() {
+fn podman_loads_an_exported_image_unchanged() {
     let mut needs = NEEDS.to_vec();
     needs.push(Need::Program("podman"));
     if !can(&needs) {
@@ -162,7 +162,7 @@ fn podman_takes_an_image_and_shows_the_same() {
     let store = Store::for_test();
     container(&store);
     store.cowl(["umount", "web"]).ok();
-    // A name that means a deletion to images: said, and not made.
+    // A name that image layers reserve for deletions: the export is refused with a message.
     let image = store.scratch().join("image.tar");
     let image = image.to_str().unwrap();
     let refused = store.cowl(["export", "web", "--oci", image]);
@@ -193,10 +193,10 @@ fn podman_takes_an_image_and_shows_the_same() {
     };
     podman(&["load", "-q", "-i", image]).ok();
     let id = podman(&["images", "-q"]).ok().out();
-    let place = PathBuf::from(podman(&["image", "mount", &id]).ok().out());
-    let mut got = tree::read(&place).unwrap();
+    let mount_point = PathBuf::from(podman(&["image", "mount", &id]).ok().out());
+    let mut got = tree::read(&mount_point).unwrap();
     let mut want = shown(&store, "new");
-    // Podman keeps no trusted attributes, and the root's own attributes are its own.
+    // Podman drops trusted.* xattrs, and sets the attributes of the root directory itself.
     for tree in [&mut got, &mut want] {
         tree.remove(&b""[..]);
         for entry in tree.values_mut() {
@@ -206,7 +206,7 @@ fn podman_takes_an_image_and_shows_the_same() {
         }
     }
     podman(&["image", "unmount", &id]).ok();
-    // It makes the layers anew from their files, and compares the sums.
+    // Podman recreates the layers from their files, and compares the digests.
     let again = store.scratch().join("again.tar");
     let again = again.to_str().unwrap();
     podman(&["save", "-q", "--format", "oci-archive", "-o", again, &id]).ok();
@@ -215,7 +215,7 @@ fn podman_takes_an_image_and_shows_the_same() {
 }
 
 /// Unpacks an image layer: first the deletions, then the entries.
-fn apply(place: &Path, delta: &Path) {
+fn apply(dir: &Path, delta: &Path) {
     let script = "
         tar -tf \"$1\" | grep -E '(^|/)\\.wh\\.' > ../marks || true
         while IFS= read -r mark; do
@@ -233,12 +233,12 @@ fn apply(place: &Path, delta: &Path) {
         delta.as_os_str(),
     ];
     let mut command = std::process::Command::new("sh");
-    command.args(args).current_dir(place);
+    command.args(args).current_dir(dir);
     cowl_tests::command::run_command(command, b"").ok();
 }
 
 #[test]
-fn layers_are_merged_while_a_clone_writes_over_them() {
+fn layers_are_merged_while_a_clone_above_them_is_written() {
     if !can(&NEEDS) {
         return;
     }
@@ -287,7 +287,7 @@ fn layers_are_merged_while_a_clone_writes_over_them() {
     stop.store(true, Ordering::Relaxed);
     writer.join().unwrap();
     store.cowl(["umount", "clone"]).ok();
-    // After a new mount too: nothing that it stands on was taken away.
+    // Also after a remount: no layer of the clone was removed.
     let clone = store.mount("clone");
     assert_eq!(
         std::fs::read(clone.join("etc/new/deep/f")).unwrap(),

@@ -8,7 +8,7 @@ use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 use cowl_tests::rootfs;
 
-/// Installs a package from a directory of the root file system, without network access.
+/// Installs a package from a directory of the root filesystem, without network access.
 const APT: &str = "apt-get install -y --no-install-recommends /root/debs/less_*.deb";
 
 /// Prevents apt from fetching anything over the network.
@@ -16,7 +16,7 @@ const OFFLINE: &str = "export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8; \
                        echo 'APT::Sandbox::User \"root\";' > /etc/apt/apt.conf.d/99test; ";
 
 #[test]
-fn exec_takes_a_snapshot_before_apt_that_takes_it_back() {
+fn exec_takes_a_snapshot_that_undoes_apt() {
     if !can(&[Need::Root, Need::Fuse, Need::Debian]) {
         return;
     }
@@ -52,7 +52,7 @@ fn exec_runs_nothing_if_the_requested_snapshot_fails() {
     store.create("web", &rootfs::busybox_tar().expect("the busybox tar"));
     let hooks = store.scratch().join("hooks");
     let script = hooks.join("pre-snapshot.d/no");
-    std::fs::create_dir_all(script.parent().expect("a folder")).expect("making it");
+    std::fs::create_dir_all(script.parent().expect("a parent directory")).expect("making it");
     std::fs::write(&script, "#!/bin/sh\nexit 1\n").expect("writing the hook");
     run("chmod", ["755".as_ref(), script.as_os_str()]).ok();
     let mut command = store.command(["exec", "--snapshot", "web", "--", "touch", "/made"]);
@@ -71,15 +71,15 @@ fn signals_reach_a_command_in_a_container() {
     store.create("web", &rootfs::busybox_tar().expect("the busybox tar"));
     let blocked = store.exec("web", "grep SigBlk /proc/self/status").out();
     assert!(blocked.ends_with("0000000000000000"), "{blocked}");
-    // It ends by the first signal that it gets, not by a kill at the test's end. A caller may have ignored it
-    // (nohup, a job in the background), which commands inherit.
+    // The command must end by this signal. A caller may have set it to ignored (nohup, a background job), which commands
+    // inherit.
     let cowl = cowl_tests::programs::cowl();
     let script = "kill -INT $$; sleep 1; echo alive";
     for (signal, code) in [
         ("--default-signal=INT", 128 + 2),
         ("--ignore-signal=INT", 0),
     ] {
-        let said = run(
+        let output = run(
             "env",
             [
                 signal.as_ref(),
@@ -94,7 +94,7 @@ fn signals_reach_a_command_in_a_container() {
                 script.as_ref(),
             ],
         );
-        assert_eq!(said.code, code, "{signal}: {}", said.report());
+        assert_eq!(output.code, code, "{signal}: {}", output.report());
     }
 }
 
@@ -118,7 +118,7 @@ fn machine(store: &Store) -> (std::path::PathBuf, Unmount) {
     let put = |from: &str, to: &str, mode: &str| {
         let text = std::fs::read_to_string(dist.join(from)).expect("reading the hook");
         let to = root.join(to);
-        std::fs::create_dir_all(to.parent().expect("a folder")).expect("making it");
+        std::fs::create_dir_all(to.parent().expect("a parent directory")).expect("making it");
         std::fs::write(&to, fill(text)).expect("writing the hook");
         run("chmod", [mode.as_ref(), to.as_os_str()]).ok();
     };
@@ -154,7 +154,7 @@ fn apt_takes_a_snapshot_before_dpkg_runs() {
     let store = Store::for_test();
     let (root, _proc) = machine(&store);
 
-    // Nothing is named, so nothing happens.
+    // No container is configured, so no snapshot is taken.
     within(&root, APT).ok();
     within(&root, "apt-get remove -y less").ok();
     assert_eq!(within(&root, "cowl list app --no-header").ok().out(), "");

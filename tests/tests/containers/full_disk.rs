@@ -11,7 +11,7 @@ use cowl_tests::scratch::Scratch;
 /// A small disk of its own, with a store on it.
 struct Disk {
     scratch: Scratch,
-    place: PathBuf,
+    mount_point: PathBuf,
 }
 
 impl Disk {
@@ -35,13 +35,16 @@ impl Disk {
         let mut args: Vec<&Path> = options.iter().map(Path::new).collect();
         args.push(&image);
         command::run(mkfs, args).ok();
-        let place = scratch.make("disk");
-        command::run("mount", [Path::new("-oloop"), &image, &place]).ok();
-        Self { scratch, place }
+        let mount_point = scratch.make("disk");
+        command::run("mount", [Path::new("-oloop"), &image, &mount_point]).ok();
+        Self {
+            scratch,
+            mount_point,
+        }
     }
 
     fn cowl(&self, args: &[&str]) -> Output {
-        let store = self.place.join("store");
+        let store = self.mount_point.join("store");
         let mut all = vec!["--store", store.to_str().unwrap()];
         all.extend(args);
         command::run(programs::cowl(), all)
@@ -53,7 +56,7 @@ impl Disk {
 
     /// Takes the last byte.
     fn fill(&self) {
-        let mut file = std::fs::File::create(self.place.join("fill")).unwrap();
+        let mut file = std::fs::File::create(self.mount_point.join("fill")).unwrap();
         for size in [1 << 20, 4096, 1] {
             while file
                 .write_all(&vec![b'x'; size])
@@ -65,23 +68,23 @@ impl Disk {
 
     /// Uses up the last inode, and the space that small files can still use.
     fn fill_inodes(&self) {
-        let folder = self.place.join("many");
-        if std::fs::create_dir(&folder).is_err() {
+        let dir = self.mount_point.join("many");
+        if std::fs::create_dir(&dir).is_err() {
             return;
         }
         let mut number = 0;
-        while std::fs::File::create_new(folder.join(number.to_string())).is_ok() {
+        while std::fs::File::create_new(dir.join(number.to_string())).is_ok() {
             number += 1;
         }
     }
 }
 
 /// Returns all paths below a directory, except the reserve and lock files.
-fn names(folder: &Path) -> Vec<PathBuf> {
+fn names(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let mut todo = vec![folder.to_path_buf()];
-    while let Some(folder) = todo.pop() {
-        for entry in std::fs::read_dir(&folder).unwrap() {
+    let mut todo = vec![dir.to_path_buf()];
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(&dir).unwrap() {
             let path = entry.unwrap().path();
             if path.symlink_metadata().unwrap().is_dir() {
                 todo.push(path.clone());
@@ -98,8 +101,8 @@ fn names(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Free bytes.
-fn free(place: &Path) -> u64 {
-    let space = rustix::fs::statvfs(place).unwrap();
+fn free(mount_point: &Path) -> u64 {
+    let space = rustix::fs::statvfs(mount_point).unwrap();
     space.f_bfree * space.f_frsize
 }
 
@@ -112,10 +115,10 @@ impl Disk {
             self.cowl(&["create", name, "--from", source.to_str().unwrap()])
                 .ok();
         }
-        let told = self.cowl(&["mount", "web"]).ok();
-        let mount = PathBuf::from(told.out().trim_end());
+        let output = self.cowl(&["mount", "web"]).ok();
+        let mount = PathBuf::from(output.out().trim_end());
         for round in 0..3 {
-            // Each takes the place of the one before, so that a snapshot alone has it.
+            // Each write replaces the previous content, so that only one snapshot contains it.
             std::fs::write(mount.join("big"), vec![round; 500_000]).unwrap();
             self.cowl(&["snapshot", "web"]).ok();
         }
@@ -125,17 +128,17 @@ impl Disk {
 
     /// Verifies that commands that fail for lack of space change nothing and leave nothing behind.
     fn refuses(&self) {
-        let before = names(&self.place);
+        let before = names(&self.mount_point);
         let list = self.list();
         let beside = self.scratch.join("source");
-        let place = |name: &str| self.place.join(name).to_str().unwrap().to_owned();
+        let path = |name: &str| self.mount_point.join(name).to_str().unwrap().to_owned();
         for args in [
             &["snapshot", "web"][..],
             &["clone", "web", "new"],
             &["import", beside.to_str().unwrap(), "new"],
-            &["export", "web@snap1", &place("web.tar")],
-            &["export", "web@snap1", "--with-snapshots", &place("web.tar")],
-            &["export", "web@snap1", "--dir", &place("web")],
+            &["export", "web@snap1", &path("web.tar")],
+            &["export", "web@snap1", "--with-snapshots", &path("web.tar")],
+            &["export", "web@snap1", "--dir", &path("web")],
             &["flatten", "web"],
         ] {
             let output = self.cowl(args);
@@ -143,7 +146,7 @@ impl Disk {
             if output.code != 2 {
                 output.fails(1, &["No space", "free some space"]);
             }
-            assert_eq!(names(&self.place), before, "{args:?} left something");
+            assert_eq!(names(&self.mount_point), before, "{args:?} left something");
             assert_eq!(self.list(), list, "{args:?}");
         }
     }
@@ -152,21 +155,21 @@ impl Disk {
     fn frees(&self) {
         self.cowl(&["rm", "web", "snap0"]).ok();
         assert!(!self.list().contains("snap0"));
-        let before = free(&self.place);
+        let before = free(&self.mount_point);
         self.cowl(&["rm", "web", "snap1", "snap2"]).ok();
         self.cowl(&["destroy", "other", "--yes"]).ok();
         self.cowl(&["gc", "--empty-trash"]).ok();
-        assert!(free(&self.place) > before, "nothing was freed");
+        assert!(free(&self.mount_point) > before, "nothing was freed");
         self.cowl(&["snapshot", "web"]).ok();
         self.cowl(&["destroy", "web", "--yes"]).ok();
         self.cowl(&["gc", "--empty-trash"]).ok();
-        let layers = self.place.join("store/layers");
+        let layers = self.mount_point.join("store/layers");
         assert_eq!(std::fs::read_dir(layers).unwrap().count(), 0);
     }
 }
 
 #[test]
-fn without_a_free_byte_only_commands_that_free_space_change_something() {
+fn only_commands_that_free_space_succeed_without_free_bytes() {
     let needs = [Need::Root, Need::Fuse, Need::Program("mkfs.ext4")];
     if !can(&needs) {
         return;
@@ -179,7 +182,7 @@ fn without_a_free_byte_only_commands_that_free_space_change_something() {
 }
 
 #[test]
-fn without_a_free_inode_only_commands_that_free_space_change_something() {
+fn only_commands_that_free_space_succeed_without_free_inodes() {
     let needs = [Need::Root, Need::Fuse, Need::Program("mkfs.ext4")];
     if !can(&needs) {
         return;
@@ -192,22 +195,22 @@ fn without_a_free_inode_only_commands_that_free_space_change_something() {
 }
 
 /// A short count that is too low would make a program write the rest again, and a log would contain it twice.
-fn what_does_not_fit_is_told(mount: &Path) {
+fn assert_too_large_writes_fail(mount: &Path) {
     let mut log = std::fs::OpenOptions::new()
         .append(true)
         .create(true)
         .open(mount.join("log"))
         .unwrap();
-    let (block, mut told) = (vec![b'l'; 300_000], 0);
+    let (block, mut reported) = (vec![b'l'; 300_000], 0);
     while let Ok(done) = log.write(&block) {
-        told += done as u64;
+        reported += done as u64;
     }
-    assert_eq!(log.metadata().unwrap().len(), told);
+    assert_eq!(log.metadata().unwrap().len(), reported);
     std::fs::remove_file(mount.join("log")).unwrap();
 }
 
 #[test]
-fn a_full_disk_costs_nothing_and_space_can_be_freed() {
+fn a_full_disk_loses_no_data_and_space_can_be_freed() {
     let needs = [Need::Root, Need::Fuse, Need::Program("mkfs.ext4")];
     if !can(&needs) {
         return;
@@ -219,11 +222,11 @@ fn a_full_disk_costs_nothing_and_space_can_be_freed() {
         disk.cowl(&["create", name, "--from", source.to_str().unwrap()])
             .ok();
     }
-    let told = disk.cowl(&["mount", "web"]).ok();
-    let mount = PathBuf::from(told.out().trim_end());
+    let output = disk.cowl(&["mount", "web"]).ok();
+    let mount = PathBuf::from(output.out().trim_end());
     disk.cowl(&["snapshot", "web"]).ok();
     std::fs::write(mount.join("file"), "two\n").unwrap();
-    let room = disk.place.join("room");
+    let room = disk.mount_point.join("room");
     std::fs::write(&room, vec![b'r'; 777_777]).unwrap();
     let before = disk.list();
     disk.fill();
@@ -240,10 +243,10 @@ fn a_full_disk_costs_nothing_and_space_can_be_freed() {
     }
     assert_eq!(std::fs::read(mount.join("file")).unwrap(), b"two\n");
     std::fs::remove_file(room).unwrap();
-    what_does_not_fit_is_told(&mount);
+    assert_too_large_writes_fail(&mount);
     disk.cowl(&["destroy", "other", "--yes"]).ok();
 
-    std::fs::remove_file(disk.place.join("fill")).unwrap();
+    std::fs::remove_file(disk.mount_point.join("fill")).unwrap();
     disk.cowl(&["restore", "web", "snap0"]).ok();
     assert_eq!(std::fs::read(mount.join("file")).unwrap(), b"one\n");
     disk.cowl(&["umount", "web"]).ok();
@@ -265,7 +268,7 @@ fn an_archive_that_does_not_fit_leaves_nothing_behind() {
     let source = disk.scratch.make("source");
     disk.cowl(&["create", "web", "--from", source.to_str().unwrap()])
         .ok();
-    let (before, list) = (free(&disk.place), disk.list());
+    let (before, list) = (free(&disk.mount_point), disk.list());
     for args in [
         &["create", "bomb", "--from", bomb][..],
         &["import", bomb, "bomb"],
@@ -275,7 +278,7 @@ fn an_archive_that_does_not_fit_leaves_nothing_behind() {
         disk.cowl(&["list", "bomb"]).fails(3, &["bomb"]);
         assert_eq!(disk.list(), list);
         disk.cowl(&["gc"]).ok();
-        let after = free(&disk.place);
+        let after = free(&disk.mount_point);
         assert!(
             after + (1 << 20) > before,
             "{before} bytes free before, {after} after"
@@ -293,9 +296,9 @@ fn a_container_is_mounted_and_emptied(disk: &Disk, bytes: bool, reserve: bool) {
     }
     disk.cowl(&["create", "web", "--from", source.to_str().unwrap()])
         .ok();
-    // The directory comes up; without the reserve nothing else could be removed in it.
-    let told = disk.cowl(&["mount", "web"]).ok();
-    let mount = PathBuf::from(told.out().trim_end());
+    // Copy up the directory: without the reserve, nothing could be removed from it on a full disk.
+    let output = disk.cowl(&["mount", "web"]).ok();
+    let mount = PathBuf::from(output.out().trim_end());
     std::fs::write(mount.join("dir/a"), "changed\n").unwrap();
     disk.cowl(&["umount", "web"]).ok();
     if bytes {
@@ -303,15 +306,15 @@ fn a_container_is_mounted_and_emptied(disk: &Disk, bytes: bool, reserve: bool) {
     }
     disk.fill_inodes();
     if !reserve {
-        std::fs::remove_dir_all(disk.place.join("store/reserve")).unwrap();
+        std::fs::remove_dir_all(disk.mount_point.join("store/reserve")).unwrap();
         if bytes {
             disk.fill_again();
         }
         disk.fill_inodes_again();
     }
-    let before = names(&disk.place.join("store"));
-    let told = disk.cowl(&["mount", "web"]).ok();
-    assert_eq!(PathBuf::from(told.out().trim_end()), mount);
+    let before = names(&disk.mount_point.join("store"));
+    let output = disk.cowl(&["mount", "web"]).ok();
+    assert_eq!(PathBuf::from(output.out().trim_end()), mount);
     disk.cowl(&["status", "web"]).ok();
     assert_eq!(std::fs::read(mount.join("b")).unwrap(), b"b\n");
     for name in ["a", "b", "c", "dir/a", "dir/b"] {
@@ -321,7 +324,7 @@ fn a_container_is_mounted_and_emptied(disk: &Disk, bytes: bool, reserve: bool) {
     left.retain(|path| !path.is_dir());
     assert_eq!(left, [mount.join("dir/c"), mount.join("dir/stays")]);
     disk.cowl(&["umount", "web"]).ok();
-    let after = names(&disk.place.join("store"));
+    let after = names(&disk.mount_point.join("store"));
     let gone = |path: &&PathBuf| !after.contains(path);
     assert_eq!(
         before.iter().filter(gone).count(),
@@ -330,9 +333,9 @@ fn a_container_is_mounted_and_emptied(disk: &Disk, bytes: bool, reserve: bool) {
     );
     let temporary = |path: &&PathBuf| path.to_str().unwrap().ends_with(".tmp");
     assert_eq!(after.iter().find(temporary), None);
-    let told = disk.cowl(&["mount", "web"]).ok();
+    let output = disk.cowl(&["mount", "web"]).ok();
     assert!(mount.join("dir/c").try_exists().unwrap() && !mount.join("b").try_exists().unwrap());
-    assert_eq!(PathBuf::from(told.out().trim_end()), mount);
+    assert_eq!(PathBuf::from(output.out().trim_end()), mount);
     disk.cowl(&["umount", "web"]).ok();
 }
 
@@ -340,7 +343,10 @@ impl Disk {
     /// Uses up the space that was released since.
     fn fill_again(&self) {
         let mut fill = std::fs::File::options();
-        let mut fill = fill.append(true).open(self.place.join("fill")).unwrap();
+        let mut fill = fill
+            .append(true)
+            .open(self.mount_point.join("fill"))
+            .unwrap();
         for size in [1 << 20, 4096, 1] {
             while fill
                 .write_all(&vec![b'x'; size])
@@ -351,11 +357,11 @@ impl Disk {
     }
 
     fn fill_inodes_again(&self) {
-        let Ok(entries) = std::fs::read_dir(self.place.join("many")) else {
+        let Ok(entries) = std::fs::read_dir(self.mount_point.join("many")) else {
             return self.fill_inodes();
         };
         let mut number = entries.count();
-        while std::fs::File::create_new(self.place.join(format!("many/{number}"))).is_ok() {
+        while std::fs::File::create_new(self.mount_point.join(format!("many/{number}"))).is_ok() {
             number += 1;
         }
     }

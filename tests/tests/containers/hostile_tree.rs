@@ -37,14 +37,14 @@ impl World {
 
     /// Replaces the host name in the container, as its root could, and clones it.
     fn clone_with(&self, name: &str, make: impl FnOnce(&Path)) {
-        let place = self.store.mount("c1");
-        let etc = place.join("etc");
+        let mount_point = self.store.mount("c1");
+        let etc = mount_point.join("etc");
         if etc.is_symlink() {
             std::fs::remove_file(&etc).unwrap();
         } else {
             command::run("rm", ["-rf", etc.to_str().unwrap()]).ok();
         }
-        make(&place);
+        make(&mount_point);
         self.store.cowl(["umount", "c1"]).ok();
         self.store.cowl(["clone", "c1", name]).ok();
         let config = self.lxcpath.join(name).join("config");
@@ -54,8 +54,8 @@ impl World {
 
     /// Calls `look` with the host name file in the mounted clone.
     fn in_clone<T>(&self, name: &str, look: impl FnOnce(&Path) -> T) -> T {
-        let place = self.store.mount(name);
-        let found = look(&place.join("etc/hostname"));
+        let mount_point = self.store.mount(name);
+        let found = look(&mount_point.join("etc/hostname"));
         self.store.cowl(["umount", name]).ok();
         found
     }
@@ -79,7 +79,7 @@ impl Drop for Loop {
 }
 
 #[test]
-fn a_clones_host_name_is_written_to_a_regular_file_of_its_own_only() {
+fn the_host_name_of_a_clone_is_written_only_to_its_own_regular_file() {
     if !can(NEEDS) {
         return;
     }
@@ -93,51 +93,55 @@ fn a_clones_host_name_is_written_to_a_regular_file_of_its_own_only() {
     let numbers = command::run("stat", ["-c", "%Hr %Lr", &device.0])
         .ok()
         .out();
-    let etc = |place: &Path| {
-        std::fs::create_dir(place.join("etc")).unwrap();
-        place.join("etc/hostname")
+    let etc = |mount_point: &Path| {
+        std::fs::create_dir(mount_point.join("etc")).unwrap();
+        mount_point.join("etc/hostname")
     };
     let run = |line: String| drop(command::sh(&line).ok());
 
-    world.clone_with("plain", |place| std::fs::write(etc(place), "c1\n").unwrap());
+    world.clone_with("plain", |mount_point| {
+        std::fs::write(etc(mount_point), "c1\n").unwrap()
+    });
     assert_eq!(
         world.in_clone("plain", |at| std::fs::read_to_string(at).unwrap()),
         "plain\n"
     );
 
-    world.clone_with("fifo", |place| {
-        run(format!("mkfifo {}", etc(place).display()))
+    world.clone_with("fifo", |mount_point| {
+        run(format!("mkfifo {}", etc(mount_point).display()))
     });
     assert!(world.in_clone("fifo", |at| {
         at.symlink_metadata().unwrap().file_type().is_fifo()
     }));
 
-    world.clone_with("block", |place| {
-        run(format!("mknod {} b {numbers}", etc(place).display()))
+    world.clone_with("block", |mount_point| {
+        run(format!("mknod {} b {numbers}", etc(mount_point).display()))
     });
-    world.clone_with("char", |place| {
-        run(format!("mknod {} c 5 0", etc(place).display()))
+    world.clone_with("char", |mount_point| {
+        run(format!("mknod {} c 5 0", etc(mount_point).display()))
     });
-    world.clone_with("directory", |place| {
-        std::fs::create_dir(etc(place)).unwrap()
+    world.clone_with("directory", |mount_point| {
+        std::fs::create_dir(etc(mount_point)).unwrap()
     });
 
     // Links that leave the container resolve to nothing; links inside it are followed to regular files only.
-    world.clone_with("absolute", |place| symlink(&outside, etc(place)).unwrap());
-    world.clone_with("magic", |place| {
-        symlink("/proc/self/root/etc/hostname", etc(place)).unwrap()
+    world.clone_with("absolute", |mount_point| {
+        symlink(&outside, etc(mount_point)).unwrap()
     });
-    world.clone_with("parent", |place| {
-        symlink(outside.parent().unwrap(), place.join("etc")).unwrap();
+    world.clone_with("magic", |mount_point| {
+        symlink("/proc/self/root/etc/hostname", etc(mount_point)).unwrap()
+    });
+    world.clone_with("parent", |mount_point| {
+        symlink(outside.parent().unwrap(), mount_point.join("etc")).unwrap();
         std::fs::write(outside.parent().unwrap().join("hostname"), "also\n").unwrap();
     });
-    world.clone_with("todevice", |place| {
-        symlink("../node", etc(place)).unwrap();
-        run(format!("mknod {}/node b {numbers}", place.display()));
+    world.clone_with("todevice", |mount_point| {
+        symlink("../node", etc(mount_point)).unwrap();
+        run(format!("mknod {}/node b {numbers}", mount_point.display()));
     });
-    world.clone_with("inside", |place| {
-        symlink("/named", etc(place)).unwrap();
-        std::fs::write(place.join("named"), "c1\n").unwrap();
+    world.clone_with("inside", |mount_point| {
+        symlink("/named", etc(mount_point)).unwrap();
+        std::fs::write(mount_point.join("named"), "c1\n").unwrap();
     });
     let named = |at: &Path| std::fs::read_to_string(at.with_file_name("../named")).unwrap();
     assert_eq!(world.in_clone("inside", named), "inside\n");
@@ -166,7 +170,7 @@ fn a_clones_host_name_is_written_to_a_regular_file_of_its_own_only() {
 }
 
 #[test]
-fn a_config_that_is_no_regular_file_is_refused_at_once() {
+fn a_config_that_is_not_a_regular_file_is_refused() {
     if !can(NEEDS) {
         return;
     }

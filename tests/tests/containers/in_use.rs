@@ -16,9 +16,9 @@ fn mounted(store: &Store) -> PathBuf {
     store
         .cowl(["create", "web", "--from", source.to_str().unwrap()])
         .ok();
-    let place = store.cowl(["mount", "web"]).ok();
+    let mount_point = store.cowl(["mount", "web"]).ok();
     store.cowl(["snapshot", "web"]).ok();
-    PathBuf::from(String::from_utf8(place.stdout).unwrap().trim_end())
+    PathBuf::from(String::from_utf8(mount_point.stdout).unwrap().trim_end())
 }
 
 /// Writable descriptors and mappings, an unlinked file and one with two names: the snapshot has all of them as they
@@ -72,11 +72,11 @@ print(open("mapped", "rb").read(3).decode(), flush=True)
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    let mut said = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
     let mut asks = child.stdin.take().unwrap();
     let mut hear = || {
         let mut line = String::new();
-        std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+        std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
         line.trim().to_owned()
     };
     assert_eq!(hear(), "ready");
@@ -138,10 +138,10 @@ sys.stdin.readline()
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    let mut said = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
     let mut hear = || {
         let mut line = String::new();
-        std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+        std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
     };
     let mut asks = child.stdin.take().unwrap();
     hear();
@@ -223,7 +223,7 @@ fn a_writer_in_a_copy_of_the_mount_stops_a_restore() {
     assert_eq!(refused.code, 4, "{}", refused.report());
     writer.write_all(b"two\n").unwrap();
     drop(writer);
-    // Nothing was lost, and the mount is where it was.
+    // No data was lost, and the container is still mounted.
     assert_eq!(std::fs::read(mount.join("file")).unwrap(), b"one\ntwo\n");
     store.cowl(["restore", "web", "snap0"]).ok();
     assert_eq!(std::fs::read(mount.join("file")).unwrap(), b"one\n");

@@ -26,6 +26,7 @@ mod full_disk;
 mod hostile_tree;
 mod in_use;
 mod main_job;
+mod many_snapshots;
 mod namespaces;
 mod output;
 mod plain_text;

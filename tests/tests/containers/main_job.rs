@@ -45,21 +45,26 @@ fn small(store: &Store) -> PathBuf {
     base
 }
 
-fn assert_tree(what: &str, place: &Path, expected: &Tree) {
-    tree::assert_same(what, &tree::read(place).unwrap(), expected, Compare::SAME);
+fn assert_tree(label: &str, mount_point: &Path, expected: &Tree) {
+    tree::assert_same(
+        label,
+        &tree::read(mount_point).unwrap(),
+        expected,
+        Compare::SAME,
+    );
 }
 
 #[test]
-fn the_whole_job() {
+fn all_main_operations_work_on_debian() {
     if !can(&NEEDS) {
         return;
     }
     let (store, base) = debian();
     store.create("web", &base);
-    let place = store.mount("web");
+    let mount_point = store.mount("web");
     assert_tree(
-        "the container is the folder",
-        &place,
+        "the container equals the directory",
+        &mount_point,
         &tree::read(&base).unwrap(),
     );
     assert!(
@@ -69,12 +74,12 @@ fn the_whole_job() {
             .contains("bookworm")
     );
 
-    // Something that the snapshot must keep although it never was in the base.
+    // The snapshot must contain a package that the base does not have.
     store.exec(
         "web",
         "dpkg -i /root/debs/less_*.deb && less --version && mv /srv/deep /srv/moved",
     );
-    let before = tree::read(&place).unwrap();
+    let before = tree::read(&mount_point).unwrap();
     assert_eq!(
         before[&b"srv/linked"[..].to_vec()].nlink,
         3,
@@ -87,15 +92,15 @@ fn the_whole_job() {
             .out(),
         "snap0"
     );
-    assert_tree("a snapshot changes nothing", &place, &before);
+    assert_tree("a snapshot changes nothing", &mount_point, &before);
 
-    damage(&store, &place);
-    let damaged = tree::read(&place).unwrap();
+    damage(&store, &mount_point);
+    let damaged = tree::read(&mount_point).unwrap();
     assert!(!tree::differences(&before, &damaged, Compare::SAME).is_empty());
     lists_and_diffs(&store);
 
     store.restore("web", "snap0");
-    assert_tree("restored, mounted as it was", &place, &before);
+    assert_tree("restored, mounted as it was", &mount_point, &before);
     assert!(
         store
             .exec("web", "less --version; ls /usr/bin | wc -l")
@@ -110,14 +115,14 @@ fn the_whole_job() {
         .find(|name| name != "snap0")
         .unwrap();
     store.restore("web", &automatic);
-    assert_tree("the restore undone", &place, &damaged);
+    assert_tree("the restore undone", &mount_point, &damaged);
     store.restore("web", "snap0");
-    assert_tree("and done again", &place, &before);
+    assert_tree("and done again", &mount_point, &before);
 
     copies(&store, &before);
     exported(&store, &before);
     store.cowl(["umount", "web"]).ok();
-    assert!(mount::at(&place).is_none());
+    assert!(mount::at(&mount_point).is_none());
     let mounted_anew = store.mount("web");
     assert_tree("after a new mount", &mounted_anew, &before);
     store.cowl(["umount", "web"]).ok();
@@ -139,7 +144,7 @@ fn the_whole_job() {
     );
 }
 
-fn damage(store: &Store, place: &Path) {
+fn damage(store: &Store, mount_point: &Path) {
     store.exec("web", "dpkg -i /root/debs/*.deb && hello");
     store.exec("web", "apt-get purge -y -qq hello 2>&1");
     store.exec(
@@ -154,7 +159,7 @@ fn damage(store: &Store, place: &Path) {
         "web",
         "chown -R 1000:1000 /root; echo more >> /srv/linked; rm /srv/null; mkdir /srv/null",
     );
-    sh(&format!("rm -rf '{}/usr/bin'", place.display())).ok();
+    sh(&format!("rm -rf '{}/usr/bin'", mount_point.display())).ok();
 }
 
 fn lists_and_diffs(store: &Store) {
@@ -272,7 +277,7 @@ fn exported(store: &Store, before: &Tree) {
 }
 
 #[test]
-fn a_container_is_made_from_every_kind_of_source() {
+fn a_container_is_created_from_every_kind_of_source() {
     if !can(&NEEDS) {
         return;
     }
@@ -302,16 +307,16 @@ fn a_container_is_made_from_every_kind_of_source() {
 }
 
 #[test]
-fn a_mount_whose_daemon_died_is_mounted_anew() {
+fn a_mount_whose_daemon_died_is_remounted() {
     if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
     let store = Store::for_test();
     store.create("web", &small(&store));
-    let place = store.mount("web");
-    std::fs::write(place.join("written"), "before the kill").unwrap();
-    std::fs::rename(place.join("etc"), place.join("etcetera")).unwrap();
-    let before = tree::read(&place).unwrap();
+    let mount_point = store.mount("web");
+    std::fs::write(mount_point.join("written"), "before the kill").unwrap();
+    std::fs::rename(mount_point.join("etc"), mount_point.join("etcetera")).unwrap();
+    let before = tree::read(&mount_point).unwrap();
     for next in [
         &["mount", "web"][..],
         &["snapshot", "web"],
@@ -319,7 +324,9 @@ fn a_mount_whose_daemon_died_is_mounted_anew() {
     ] {
         let pid = store.pid("web");
         run("kill", ["-9", &pid.to_string()]).ok();
-        wait_until("the daemon's death", || std::fs::read_dir(&place).is_err());
+        wait_until("the daemon's death", || {
+            std::fs::read_dir(&mount_point).is_err()
+        });
         let output = store.cowl(next).ok();
         assert!(
             !output.err().is_empty(),
@@ -331,7 +338,9 @@ fn a_mount_whose_daemon_died_is_mounted_anew() {
     }
     let pid = store.pid("web");
     run("kill", ["-9", &pid.to_string()]).ok();
-    wait_until("the daemon's death", || std::fs::read_dir(&place).is_err());
+    wait_until("the daemon's death", || {
+        std::fs::read_dir(&mount_point).is_err()
+    });
     store.cowl(["status", "web"]).ok();
     store.cowl(["umount", "web"]).ok();
     store.cowl(["destroy", "web", "--yes"]).ok();
@@ -341,9 +350,12 @@ fn a_mount_whose_daemon_died_is_mounted_anew() {
 struct Inside(Child);
 
 impl Inside {
-    fn new(place: &Path) -> Inside {
+    fn new(mount_point: &Path) -> Inside {
         let mut command = Command::new("sleep");
-        command.arg("600").current_dir(place).stdin(Stdio::null());
+        command
+            .arg("600")
+            .current_dir(mount_point)
+            .stdin(Stdio::null());
         Inside(command.spawn().unwrap())
     }
 }
@@ -363,11 +375,11 @@ fn busy_containers_are_refused_with_pids_and_a_command() {
     }
     let store = Store::for_test();
     store.create("web", &small(&store));
-    let place = store.mount("web");
+    let mount_point = store.mount("web");
     store.cowl(["snapshot", "web"]).ok();
-    std::fs::write(place.join("later"), "later").unwrap();
-    let before = tree::read(&place).unwrap();
-    let inside = Inside::new(&place);
+    std::fs::write(mount_point.join("later"), "later").unwrap();
+    let before = tree::read(&mount_point).unwrap();
+    let inside = Inside::new(&mount_point);
     let pid = inside.0.id().to_string();
     for refused in [
         &["restore", "web", "snap0"][..],
@@ -381,29 +393,27 @@ fn busy_containers_are_refused_with_pids_and_a_command() {
             "names what to type: {}",
             output.report()
         );
-        assert_tree("a refusal changes nothing", &place, &before);
+        assert_tree("a refusal changes nothing", &mount_point, &before);
         assert_eq!(store.snapshots("web"), ["snap0"]);
     }
     // A snapshot does not require any process to leave the mount, not even one that writes.
-    store
-        .cowl(["snapshot", "web", "-m", "with somebody inside"])
-        .ok();
+    store.cowl(["snapshot", "web", "-m", "while in use"]).ok();
     let writer = std::fs::File::options()
         .write(true)
-        .open(place.join("later"))
+        .open(mount_point.join("later"))
         .unwrap();
     std::os::unix::fs::FileExt::write_all_at(&writer, b"L", 0).unwrap();
     store.cowl(["snapshot", "web"]).ok();
     std::os::unix::fs::FileExt::write_all_at(&writer, b"R", 0).unwrap();
-    assert_eq!(std::fs::read(place.join("later")).unwrap(), b"Rater");
+    assert_eq!(std::fs::read(mount_point.join("later")).unwrap(), b"Rater");
     drop(writer);
     drop(inside);
     store.restore("web", "snap0");
-    assert!(place.join("later").symlink_metadata().is_err());
+    assert!(mount_point.join("later").symlink_metadata().is_err());
 }
 
 #[test]
-fn a_mount_lets_go_of_the_shell_that_made_it() {
+fn a_daemon_inherits_nothing_from_the_shell_that_mounted() {
     if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
@@ -427,15 +437,15 @@ fn a_mount_lets_go_of_the_shell_that_made_it() {
         ],
     )
     .ok();
-    let place = PathBuf::from(output.out());
+    let mount_point = PathBuf::from(output.out());
     assert_eq!(
-        std::fs::read_to_string(place.join("etc/file")).unwrap(),
+        std::fs::read_to_string(mount_point.join("etc/file")).unwrap(),
         "one\n"
     );
 
-    // At a place of the user's own, and the same answer when it is asked for again.
+    // Mounted at a directory of the user; a second call prints the same path.
     store.cowl(["umount", "web"]).ok();
-    let own = store.scratch().make("own place");
+    let own = store.scratch().make("own mount");
     let args = ["mount", "web", "--at", own.to_str().unwrap()];
     assert_eq!(store.cowl(args).ok().out(), own.to_str().unwrap());
     assert_eq!(store.cowl(args).ok().out(), own.to_str().unwrap());
@@ -443,12 +453,15 @@ fn a_mount_lets_go_of_the_shell_that_made_it() {
     store.cowl(["snapshot", "web"]).ok();
     std::fs::write(own.join("new"), "").unwrap();
     store.restore("web", "snap0");
-    assert!(mount::at(&own).is_some(), "mounted anew at the same place");
+    assert!(
+        mount::at(&own).is_some(),
+        "remounted at the same mount point"
+    );
     assert!(own.join("new").symlink_metadata().is_err());
 }
 
 #[test]
-fn exec_passes_the_programs_own_exit_code_on() {
+fn exec_returns_the_exit_code_of_the_program() {
     if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
@@ -478,7 +491,7 @@ fn exec_passes_the_programs_own_exit_code_on() {
         .ok();
     assert_eq!(output.out(), "through");
     // Mounted before: it stays mounted.
-    let place = store.mount("web");
+    let mount_point = store.mount("web");
     assert_eq!(code(&["/bin/busybox", "touch", "/made"]), 0);
-    assert!(place.join("made").is_file());
+    assert!(mount_point.join("made").is_file());
 }

@@ -19,10 +19,10 @@ fn changed(store: &Store) -> PathBuf {
     let source = store.scratch().make("source");
     std::fs::write(source.join("file"), "one\n").unwrap();
     store.create("web", &source);
-    let place = store.mount("web");
+    let mount_point = store.mount("web");
     store.cowl(["snapshot", "web"]).ok();
-    std::fs::write(place.join("file"), "changed\n").unwrap();
-    place
+    std::fs::write(mount_point.join("file"), "changed\n").unwrap();
+    mount_point
 }
 
 /// A process that reports when it is ready, and is killed when dropped.
@@ -35,8 +35,8 @@ impl Holder {
         command.args(&words[1..]).stdin(Stdio::piped());
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
-        let mut said = BufReader::new(child.stdout.take().unwrap());
-        said.read_line(&mut line).unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        stdout.read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n", "{words:?}");
         Holder(child)
     }
@@ -89,17 +89,17 @@ fn unused_copies_of_a_mount_block_no_command() {
     }
     for kinds in [&[PRIVATE, SERVICE][..], &[PRIVATE, SERVICE, USER]] {
         let store = Store::for_test();
-        let place = changed(&store);
+        let mount_point = changed(&store);
         let holders = || kinds.iter().map(|kind| Holder::in_namespace(kind, ""));
         let mut held: Vec<_> = holders().collect();
         let daemon = store.pid("web");
         store.restore("web", "snap0");
-        assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
+        assert_eq!(std::fs::read(mount_point.join("file")).unwrap(), b"one\n");
         wait_for_end(daemon);
         held.extend(holders());
         let daemon = store.pid("web");
         for name in ["a", "b"] {
-            std::fs::write(place.join(name), name).unwrap();
+            std::fs::write(mount_point.join(name), name).unwrap();
             store.cowl(["snapshot", "web"]).ok();
         }
         store.cowl(["rm", "web", "snap1"]).ok();
@@ -108,7 +108,7 @@ fn unused_copies_of_a_mount_block_no_command() {
         held.extend(holders());
         let daemon = store.pid("web");
         store.cowl(["umount", "web"]).ok();
-        assert!(mount::at(&place).is_none());
+        assert!(mount::at(&mount_point).is_none());
         wait_for_end(daemon);
         // No layer is locked anymore.
         store.cowl(["mount", "web"]).ok();
@@ -150,7 +150,7 @@ fn the_pause_process_of_podman_blocks_no_command() {
     }
     use std::os::unix::fs::PermissionsExt;
     let store = Store::for_test();
-    let place = changed(&store);
+    let mount_point = changed(&store);
     let open = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(&**store.scratch(), open).unwrap();
     let home = store.scratch().make("home");
@@ -168,10 +168,10 @@ fn the_pause_process_of_podman_blocks_no_command() {
     let pid = std::fs::read_to_string(home.join("libpod/tmp/pause.pid")).unwrap();
     let pause = Path::new("/proc").join(pid.trim());
     let copies = std::fs::read_to_string(pause.join("mountinfo")).unwrap();
-    assert!(copies.contains(place.to_str().unwrap()), "{copies}");
+    assert!(copies.contains(mount_point.to_str().unwrap()), "{copies}");
     let daemon = store.pid("web");
     store.restore("web", "snap0");
-    assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
+    assert_eq!(std::fs::read(mount_point.join("file")).unwrap(), b"one\n");
     wait_for_end(daemon);
     let daemon = store.pid("web");
     store.cowl(["umount", "web"]).ok();
@@ -182,12 +182,12 @@ fn the_pause_process_of_podman_blocks_no_command() {
 
 /// A namespace that only a file holds: no process leads to it.
 #[test]
-fn a_copy_without_any_process_keeps_no_layer() {
+fn a_copy_without_a_process_holds_no_layer() {
     if !can(NEEDS) {
         return;
     }
     let store = Store::for_test();
-    let place = changed(&store);
+    let mount_point = changed(&store);
     // The file of a namespace cannot be in a mount that the namespace would copy.
     let dir = store.scratch().make("held");
     run("mount", ["-t", "tmpfs", "none", dir.to_str().unwrap()]).ok();
@@ -206,11 +206,14 @@ fn a_copy_without_any_process_keeps_no_layer() {
     });
     let daemon = store.pid("web");
     store.restore("web", "snap0");
-    assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
+    assert_eq!(std::fs::read(mount_point.join("file")).unwrap(), b"one\n");
     wait_for_end(daemon);
     // The namespace still exists, and its copy of the mount is dead.
     let inside = format!("--mount={}", file.display());
-    let look = run("nsenter", [inside.as_str(), "ls", place.to_str().unwrap()]);
+    let look = run(
+        "nsenter",
+        [inside.as_str(), "ls", mount_point.to_str().unwrap()],
+    );
     assert_ne!(look.code, 0, "{}", look.report());
     run("umount", [&file]).ok();
 }
@@ -222,9 +225,13 @@ fn use_in_another_namespace_is_refused_and_named() {
         return;
     }
     let store = Store::for_test();
-    let place = changed(&store);
-    let at = place.display();
-    std::fs::copy(programs::in_path("sleep").unwrap(), place.join("sleep")).unwrap();
+    let mount_point = changed(&store);
+    let at = mount_point.display();
+    std::fs::copy(
+        programs::in_path("sleep").unwrap(),
+        mount_point.join("sleep"),
+    )
+    .unwrap();
     let map = format!(
         "exec python3 -c 'import mmap, os\nfd = os.open(\"{at}/file\", os.O_RDONLY)\n\
          m = mmap.mmap(fd, 0, prot=mmap.PROT_READ)\nos.close(fd)\nprint(\"ready\", flush=True)\ninput()'"
@@ -252,11 +259,14 @@ fn use_in_another_namespace_is_refused_and_named() {
         // The program is a child of the holder.
         run("pkill", ["-P", &holder.id().to_string()]);
     }
-    assert_eq!(std::fs::read(place.join("file")).unwrap(), b"changed\n");
+    assert_eq!(
+        std::fs::read(mount_point.join("file")).unwrap(),
+        b"changed\n"
+    );
     // A loop device is not a process.
     if can(&[Need::Program("losetup")]) {
-        std::fs::write(place.join("image"), vec![0; 1 << 20]).unwrap();
-        let image = place.join("image");
+        std::fs::write(mount_point.join("image"), vec![0; 1 << 20]).unwrap();
+        let image = mount_point.join("image");
         let set_up = run("losetup", ["--find", "--show", image.to_str().unwrap()]);
         // A container may not have loop devices.
         if set_up.code == 0 {
@@ -267,7 +277,7 @@ fn use_in_another_namespace_is_refused_and_named() {
     wait_until("all is let go of", || {
         store.cowl(["restore", "web", "snap0"]).code == 0
     });
-    assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
+    assert_eq!(std::fs::read(mount_point.join("file")).unwrap(), b"one\n");
 }
 
 /// A user that can create namespaces can hide a copy behind a file system that does not respond.
@@ -277,22 +287,22 @@ fn an_unresponsive_namespace_delays_no_command() {
         return;
     }
     let store = Store::for_test();
-    let place = changed(&store);
+    let mount_point = changed(&store);
     let dir = store.scratch().make("hanging");
     let line = format!(
         "cd {dir}; mkdir -p l/sub u w m; {cowlfs} -f -o lowerdir=l,upperdir=u,workdir=w,timeout=0 m & D=$!
          while ! mountpoint -q m; do sleep 0.02; done
-         mount --rbind / m/sub; test -e m/sub{place}/file; umount {place}; echo $D > pid
+         mount --rbind / m/sub; test -e m/sub{mount_point}/file; umount {mount_point}; echo $D > pid
          cd /; kill -STOP $D",
         dir = dir.display(),
         cowlfs = programs::cowlfs().display(),
-        place = place.display(),
+        mount_point = mount_point.display(),
     );
     let mut holder = Holder::in_namespace(PRIVATE, &line);
     let daemon = store.pid("web");
     store.restore("web", "snap0");
     wait_for_end(daemon);
-    assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
+    assert_eq!(std::fs::read(mount_point.join("file")).unwrap(), b"one\n");
     holder.lives();
     let stopped = std::fs::read_to_string(dir.join("pid")).unwrap();
     run("kill", ["-KILL", stopped.trim()]).ok();
@@ -305,19 +315,26 @@ fn a_bind_mount_in_another_namespace_is_refused_and_named() {
         return;
     }
     let store = Store::for_test();
-    let place = changed(&store);
+    let mount_point = changed(&store);
     let volume = store.scratch().make("volume");
-    let line = format!("mount --bind {} {}", place.display(), volume.display());
+    let line = format!(
+        "mount --bind {} {}",
+        mount_point.display(),
+        volume.display()
+    );
     let holder = Holder::in_namespace(PRIVATE, &line);
     let at = volume.to_str().unwrap();
     let pid = format!("pid {}", holder.id());
     store
         .cowl(["restore", "web", "snap0"])
         .fails(4, &["mounted at", at, &pid, "nsenter"]);
-    assert_eq!(std::fs::read(place.join("file")).unwrap(), b"changed\n");
+    assert_eq!(
+        std::fs::read(mount_point.join("file")).unwrap(),
+        b"changed\n"
+    );
     drop(holder);
     // In the same namespace.
-    run("mount", ["--bind", place.to_str().unwrap(), at]).ok();
+    run("mount", ["--bind", mount_point.to_str().unwrap(), at]).ok();
     store
         .cowl(["umount", "web"])
         .fails(4, &["mounted at", at, "umount"]);
@@ -326,7 +343,7 @@ fn a_bind_mount_in_another_namespace_is_refused_and_named() {
     wait_until("the container is restored", || {
         store.cowl(["restore", "web", "snap0"]).code == 0
     });
-    assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
+    assert_eq!(std::fs::read(mount_point.join("file")).unwrap(), b"one\n");
 }
 
 /// A kernel overlayfs holds the file system although no process or descriptor does.
@@ -337,12 +354,12 @@ fn an_overlay_of_the_kernel_on_a_mount_is_refused_and_named() {
         return;
     }
     let store = Store::for_test();
-    let place = changed(&store);
+    let mount_point = changed(&store);
     let (other, merged) = (
         store.scratch().make("other"),
         store.scratch().make("merged"),
     );
-    let overlay = Overlay::kernel(&Stack::of(&[&other, &place]), &merged);
+    let overlay = Overlay::kernel(&Stack::of(&[&other, &mount_point]), &merged);
     store
         .cowl(["restore", "web", "snap0"])
         .fails(4, &["overlay at", merged.to_str().unwrap()]);
@@ -356,25 +373,28 @@ fn an_overlay_of_the_kernel_on_a_mount_is_refused_and_named() {
 
 /// A mount that is covered by another file system is not mistaken for it.
 #[test]
-fn a_mount_below_another_one_is_left_alone() {
+fn a_mount_below_another_one_is_not_affected() {
     if !can(NEEDS) {
         return;
     }
     let store = Store::for_test();
-    let place = changed(&store);
-    let at = place.to_str().unwrap();
+    let mount_point = changed(&store);
+    let at = mount_point.to_str().unwrap();
     run("mount", ["-t", "tmpfs", "none", at]).ok();
     store
         .cowl(["umount", "web"])
         .fails(1, &["another file system is mounted over"]);
     run("umount", [at]).ok();
-    assert_eq!(std::fs::read(place.join("file")).unwrap(), b"changed\n");
+    assert_eq!(
+        std::fs::read(mount_point.join("file")).unwrap(),
+        b"changed\n"
+    );
     store.cowl(["umount", "web"]).ok();
 }
 
 /// A daemon that was started in a chroot knows its mount by a different path.
 #[test]
-fn a_mount_made_in_a_chroot_is_found() {
+fn a_mount_created_in_a_chroot_is_found() {
     let needs = [NEEDS, &[Need::Program("chroot")]].concat();
     if !can(&needs) {
         return;
@@ -405,13 +425,13 @@ fn a_mount_made_in_a_chroot_is_found() {
         programs::cowlfs().display(),
         store.scratch().file_name().unwrap().display(),
     );
-    let said = run("unshare", [PRIVATE, &["sh", "-euc", &alone]].concat()).ok();
-    wait_for_end(said.out().lines().next().unwrap().parse().unwrap());
+    let output = run("unshare", [PRIVATE, &["sh", "-euc", &alone]].concat()).ok();
+    wait_for_end(output.out().lines().next().unwrap().parse().unwrap());
 }
 
 /// The daemon runs in a namespace of its own, and does not hold the one that it was started in.
 #[test]
-fn a_mount_ends_with_the_namespace_that_it_was_made_in() {
+fn a_mount_ends_with_the_namespace_that_created_it() {
     if !can(NEEDS) {
         return;
     }
@@ -425,8 +445,8 @@ fn a_mount_ends_with_the_namespace_that_it_was_made_in() {
         "cd \"$({line})\"; echo two > file; {} status web",
         line.rsplit_once(" 'mount'").unwrap().0
     );
-    let said = run("unshare", [PRIVATE, &["sh", "-euc", &script]].concat()).ok();
-    assert!(said.out().contains("mounted"), "{}", said.report());
+    let output = run("unshare", [PRIVATE, &["sh", "-euc", &script]].concat()).ok();
+    assert!(output.out().contains("mounted"), "{}", output.report());
     wait_until("the container is unmounted", || {
         store
             .cowl(["status", "web"])
@@ -447,14 +467,14 @@ fn a_mount_ends_with_the_namespace_that_it_was_made_in() {
         dir.display(),
         programs::cowlfs().display()
     );
-    let said = run("unshare", [PRIVATE, &["sh", "-euc", &alone]].concat()).ok();
-    wait_for_end(said.out().trim().parse().unwrap());
+    let output = run("unshare", [PRIVATE, &["sh", "-euc", &alone]].concat()).ok();
+    wait_for_end(output.out().trim().parse().unwrap());
     assert_eq!(std::fs::read(dir.join("u/new")).unwrap(), b"x\n");
 }
 
 /// A daemon holds none of the mounts that existed when it was started.
 #[test]
-fn a_daemon_keeps_no_other_mount() {
+fn a_daemon_holds_no_other_mount() {
     if !can(NEEDS) {
         return;
     }
@@ -521,7 +541,7 @@ fn commands_follow_a_mount_to_its_namespace() {
 
 /// cowlfs alone, unmounted with umount(8), frees its layers for the next mount.
 #[test]
-fn layers_of_an_unmounted_overlay_are_free() {
+fn an_unmounted_overlay_releases_its_layers() {
     if !can(NEEDS) {
         return;
     }
@@ -530,22 +550,22 @@ fn layers_of_an_unmounted_overlay_are_free() {
         lowers: vec![dir.make("l")],
         upper: Some((dir.make("u"), dir.make("w"))),
     };
-    let place = dir.make("m");
+    let mount_point = dir.make("m");
     for kind in [PRIVATE, USER] {
-        let first = Overlay::cowlfs(&stack, &place, "");
+        let first = Overlay::cowlfs(&stack, &mount_point, "");
         let mut holder = Holder::in_namespace(kind, "");
-        mount::plain_unmount(&place).unwrap();
-        let again = Overlay::cowlfs(&stack, &place, "");
+        mount::plain_unmount(&mount_point).unwrap();
+        let again = Overlay::cowlfs(&stack, &mount_point, "");
         wait_for_end(first.pid().unwrap());
         again.unmount();
         holder.lives();
     }
     // A copy in use holds them.
-    let first = Overlay::cowlfs(&stack, &place, "");
-    let user = Holder::in_namespace(PRIVATE, &format!("cd {}", place.display()));
-    mount::plain_unmount(&place).unwrap();
+    let first = Overlay::cowlfs(&stack, &mount_point, "");
+    let user = Holder::in_namespace(PRIVATE, &format!("cd {}", mount_point.display()));
+    mount::plain_unmount(&mount_point).unwrap();
     let mut refused = Command::new(programs::cowlfs());
-    refused.arg("-o").arg(stack.options("")).arg(&place);
+    refused.arg("-o").arg(stack.options("")).arg(&mount_point);
     run_command(refused, b"").fails(4, &["in use by another mount"]);
     drop(user);
     drop(first);

@@ -33,12 +33,16 @@ fn piped(store: &Store, line: &str) -> Output {
 
 fn prepared(store: &Store, line: &str) -> Command {
     let cowl = cowl_tests::programs::cowl();
-    let folder = cowl.parent().expect("a folder").display().to_string();
+    let dir = cowl
+        .parent()
+        .expect("a parent directory")
+        .display()
+        .to_string();
     let path = std::env::var("PATH").expect("a PATH");
     let mut command = Command::new("sh");
     command
         .args(["-c", line])
-        .env("PATH", format!("{folder}:{path}"))
+        .env("PATH", format!("{dir}:{path}"))
         .env("COWL_STORE", store.path())
         .env("TERM", "xterm")
         .env_remove("NO_COLOR");
@@ -46,7 +50,7 @@ fn prepared(store: &Store, line: &str) -> Command {
 }
 
 #[test]
-fn colors_are_only_for_terminals() {
+fn colors_are_printed_only_to_terminals() {
     if !can(&[Need::Program("script")]) {
         return;
     }
@@ -84,16 +88,23 @@ fn colors_are_only_for_terminals() {
 }
 
 #[test]
-fn quiet_leaves_data_and_errors() {
+fn quiet_prints_only_data_and_errors() {
     let store = store();
-    let told = store.cowl(["restore", "web", "snap0", "--dry-run"]).ok();
-    assert!(told.err().contains("would restore"), "{}", told.report());
-    let told = store
+    let output = store.cowl(["restore", "web", "snap0", "--dry-run"]).ok();
+    assert!(
+        output.err().contains("would restore"),
+        "{}",
+        output.report()
+    );
+    let output = store
         .cowl(["restore", "web", "snap0", "--dry-run", "-q"])
         .ok();
-    assert_eq!(told.err(), "");
-    let told = store.cowl(["--quiet", "snapshot", "web"]).ok();
-    assert_eq!((told.out().as_str(), told.err().as_str()), ("snap1", ""));
+    assert_eq!(output.err(), "");
+    let output = store.cowl(["--quiet", "snapshot", "web"]).ok();
+    assert_eq!(
+        (output.out().as_str(), output.err().as_str()),
+        ("snap1", "")
+    );
     store
         .cowl(["list", "wbe", "-q"])
         .fails(3, &["wbe", "did you mean"]);
@@ -105,9 +116,9 @@ fn quiet_leaves_data_and_errors() {
 #[test]
 fn verbose_prints_each_step() {
     let store = store();
-    let folder = store.scratch().join("hooks/pre-snapshot.d");
-    std::fs::create_dir_all(&folder).expect("making the hooks' folder");
-    std::os::unix::fs::symlink("/bin/true", folder.join("true")).expect("making a hook");
+    let dir = store.scratch().join("hooks/pre-snapshot.d");
+    std::fs::create_dir_all(&dir).expect("making the hooks directory");
+    std::os::unix::fs::symlink("/bin/true", dir.join("true")).expect("making a hook");
     let snapshot = |option: &[&str]| {
         let mut command = store.command(["snapshot", "web"]);
         command

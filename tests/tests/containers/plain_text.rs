@@ -45,20 +45,20 @@ fn fault(bytes: &[u8]) -> Option<String> {
 }
 
 #[track_caller]
-fn is_plain(said: &Output) {
-    for (what, bytes) in [("output", &said.stdout), ("errors", &said.stderr)] {
+fn is_plain(output: &Output) {
+    for (stream, bytes) in [("output", &output.stdout), ("errors", &output.stderr)] {
         let fault = fault(bytes);
         assert!(
             fault.is_none(),
-            "{what} of {}: {fault:?}: {}",
-            said.line,
+            "{stream} of {}: {fault:?}: {}",
+            output.line,
             bytes.escape_ascii()
         );
     }
     assert!(
-        !(said.stdout.is_empty() && said.stderr.is_empty()),
+        !(output.stdout.is_empty() && output.stderr.is_empty()),
         "{} said nothing: it shows nothing",
-        said.line
+        output.line
     );
 }
 
@@ -94,11 +94,15 @@ fn world(scratch: &Path, store: &Store) {
         hostile_text("why"),
     ];
     store.cowl(comment).ok();
-    let place = store.mount("web");
-    std::fs::write(place.join(hostile("file")), "other\n").unwrap();
-    std::fs::write(place.join(hostile("new")), "new\n").unwrap();
-    std::fs::remove_file(place.join(hostile("gone"))).unwrap();
-    std::fs::rename(place.join(hostile("link")), place.join(hostile("renamed"))).unwrap();
+    let mount_point = store.mount("web");
+    std::fs::write(mount_point.join(hostile("file")), "other\n").unwrap();
+    std::fs::write(mount_point.join(hostile("new")), "new\n").unwrap();
+    std::fs::remove_file(mount_point.join(hostile("gone"))).unwrap();
+    std::fs::rename(
+        mount_point.join(hostile("link")),
+        mount_point.join(hostile("renamed")),
+    )
+    .unwrap();
     store.cowl(["umount", "web"]).ok();
 }
 
@@ -224,7 +228,7 @@ fn refused(scratch: &Path) -> Vec<Vec<OsString>> {
 }
 
 #[test]
-fn nothing_in_a_container_and_no_argument_speaks_to_the_terminal() {
+fn names_in_containers_and_arguments_are_printed_escaped() {
     if !can(NEEDS) {
         return;
     }
@@ -236,19 +240,19 @@ fn nothing_in_a_container_and_no_argument_speaks_to_the_terminal() {
         // With colors enabled, only color sequences pass.
         let mut colored = with("--color", "always");
         colored.extend(line);
-        let mut said = store.cowl(colored);
-        said.stdout = without_colors(&said.stdout);
-        said.stderr = without_colors(&said.stderr);
-        is_plain(&said);
+        let mut output = store.cowl(colored);
+        output.stdout = without_colors(&output.stdout);
+        output.stderr = without_colors(&output.stderr);
+        is_plain(&output);
     }
     for line in refused(&scratch) {
         let mut command = store.command(&line);
         // Standard input is empty, and the commands change no state of the host.
         command.env("HOME", &scratch).current_dir(&scratch);
-        let said = command::run_command(command, b"");
+        let output = command::run_command(command, b"");
         // Successful commands print nothing.
-        if !(said.code == 0 && said.stdout.is_empty() && said.stderr.is_empty()) {
-            is_plain(&said);
+        if !(output.code == 0 && output.stdout.is_empty() && output.stderr.is_empty()) {
+            is_plain(&output);
         }
     }
     // A program that does not exist in the container.
@@ -268,7 +272,7 @@ fn without_colors(bytes: &[u8]) -> Vec<u8> {
 
 #[test]
 #[expect(clippy::too_many_lines, reason = "one scenario, step by step")]
-fn neither_does_the_place_of_a_store_a_mount_or_a_log() {
+fn paths_of_stores_mounts_and_logs_are_printed_escaped() {
     if !can(NEEDS) {
         return;
     }
@@ -287,8 +291,8 @@ fn neither_does_the_place_of_a_store_a_mount_or_a_log() {
     let at = scratch.join(hostile("at"));
     std::fs::create_dir(&at).unwrap();
     // The mount point is a result for programs, and printed unescaped.
-    let said = run(with("mount web", &at)).ok();
-    assert_eq!(said.stdout, [at.as_os_str().as_bytes(), b"\n"].concat());
+    let output = run(with("mount web", &at)).ok();
+    assert_eq!(output.stdout, [at.as_os_str().as_bytes(), b"\n"].concat());
     run(words("snapshot web")).ok();
     for line in [
         "status",
@@ -320,9 +324,9 @@ fn neither_does_the_place_of_a_store_a_mount_or_a_log() {
         .current_dir(&at)
         .spawn()
         .unwrap();
-    let said = run(words("umount web"));
-    is_plain(&said);
-    assert_eq!(said.code, 4, "{}", said.report());
+    let output = run(words("umount web"));
+    is_plain(&output);
+    assert_eq!(output.code, 4, "{}", output.report());
     user.kill().unwrap();
     user.wait().unwrap();
     run(words("umount web")).ok();
@@ -386,7 +390,7 @@ fn logs_below(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn neither_do_lxcs_snapshots_and_configs() {
+fn snapshots_and_configs_of_lxc_are_printed_escaped() {
     if !can(NEEDS) {
         return;
     }
@@ -444,7 +448,7 @@ fn neither_do_lxcs_snapshots_and_configs() {
 }
 
 #[test]
-fn neither_do_archives_and_the_options_of_a_mount() {
+fn archives_and_mount_options_are_printed_escaped() {
     if !can(NEEDS) {
         return;
     }

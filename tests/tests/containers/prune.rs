@@ -16,7 +16,7 @@ fn store() -> Store {
 }
 
 #[test]
-fn by_rules_of_the_command_line() {
+fn prune_applies_the_rules_of_the_command_line() {
     let store = store();
     let plan = store
         .cowl(["prune", "web", "--keep-last", "2", "--dry-run"])
@@ -86,13 +86,13 @@ fn nothing_is_pruned_without_a_rule() {
         store.cowl(args).fails(2, &[]);
         assert_eq!(store.snapshots("web").len(), 6, "{args:?}");
     }
-    // Those without rules are left alone.
+    // Containers without rules are not pruned.
     store.cowl(["prune", "--all-containers"]).ok();
     assert_eq!(store.snapshots("web").len(), 6);
 }
 
 #[test]
-fn by_rules_that_the_container_keeps() {
+fn prune_applies_the_saved_rules_of_the_container() {
     let store = store();
     store.cowl(["clone", "web", "other"]).ok();
     for _ in 0..3 {
@@ -122,7 +122,7 @@ fn by_rules_that_the_container_keeps() {
 }
 
 #[test]
-fn sizes_of_states() {
+fn du_reports_the_size_of_each_state() {
     let store = store();
     let manifest = |name: &str| store.cowl(["du", name, "--json"]).ok().json();
     let head = || {

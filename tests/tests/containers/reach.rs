@@ -39,10 +39,10 @@ fn run_as(user: u32, line: &str) -> Output {
 /// Returns the effective uid of a setuid copy of id(1) that another user executes; an error if that user cannot
 /// execute it.
 fn effective(program: &Path) -> Result<String, String> {
-    let said = run_as(65_534, &format!("{} -u", program.display()));
-    match said.code {
-        0 => Ok(said.out()),
-        _ => Err(said.err()),
+    let output = run_as(65_534, &format!("{} -u", program.display()));
+    match output.code {
+        0 => Ok(output.out()),
+        _ => Err(output.err()),
     }
 }
 
@@ -61,34 +61,34 @@ fn world() -> Store {
     store
 }
 
-/// Returns the flags of the mount at `place`.
-fn flags(place: &Path) -> String {
+/// Returns the flags of the mount at `mount_point`.
+fn flags(mount_point: &Path) -> String {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let line = table.lines().find(|line| {
         line.split(' ')
             .nth(4)
-            .is_some_and(|at| Path::new(at) == place)
+            .is_some_and(|at| Path::new(at) == mount_point)
     });
     line.and_then(|line| line.split(' ').nth(5))
         .map(str::to_owned)
         .unwrap()
 }
 
-fn is_nosuid(place: &Path) -> bool {
-    let flags = flags(place);
+fn is_nosuid(mount_point: &Path) -> bool {
+    let flags = flags(mount_point);
     let has = |flag| flags.split(',').any(|one| one == flag);
     assert_eq!(has("nosuid"), has("nodev"), "{flags}");
     has("nosuid")
 }
 
 #[test]
-fn no_user_reaches_a_container_that_is_mounted_in_the_store() {
+fn other_users_cannot_access_a_container_mounted_in_the_store() {
     if !can(NEEDS) {
         return;
     }
     let store = world();
-    let place = store.mount("web");
-    assert!(!is_nosuid(&place));
+    let mount_point = store.mount("web");
+    assert!(!is_nosuid(&mount_point));
     let daemon = store.pid("web");
     let denied = |path: PathBuf| {
         let why = effective(&path).expect_err("it must not run");
@@ -98,13 +98,13 @@ fn no_user_reaches_a_container_that_is_mounted_in_the_store() {
             path.display()
         );
     };
-    denied(place.join("id"));
+    denied(mount_point.join("id"));
     for link in ["root", "cwd"] {
         let through = PathBuf::from(format!("/proc/{daemon}/{link}"));
-        denied(through.join(place.join("id").strip_prefix("/").unwrap()));
+        denied(through.join(mount_point.join("id").strip_prefix("/").unwrap()));
     }
     // Entering it as a working directory is denied as well.
-    let inner = run_as(65_534, &format!("cd {}", place.display()));
+    let inner = run_as(65_534, &format!("cd {}", mount_point.display()));
     assert_ne!(inner.code, 0, "{}", inner.report());
     for layer in std::fs::read_dir(store.path().join("layers")).unwrap() {
         denied(layer.unwrap().path().join("tree/id"));
@@ -119,28 +119,28 @@ fn no_user_reaches_a_container_that_is_mounted_in_the_store() {
     let mnt = store.path().join("mnt");
     set_mode(&mnt, 0o711);
     assert_eq!(
-        effective(&place.join("id")).unwrap(),
+        effective(&mount_point.join("id")).unwrap(),
         "0",
         "the test shows nothing"
     );
     store.cowl(["list"]).ok();
     assert_eq!(mode(&mnt), 0o700);
-    denied(place.join("id"));
+    denied(mount_point.join("id"));
 }
 
 #[test]
-fn where_others_reach_a_mount_its_setuid_programs_have_no_effect() {
+fn a_mount_that_other_users_can_access_is_nosuid() {
     if !can(NEEDS) {
         return;
     }
     let store = world();
     let open = store.scratch().make("open");
-    let at = |place: &Path, more: &[&str]| {
-        let place = place.to_str().unwrap();
-        store.cowl([&["mount", "web", place], more].concat())
+    let at = |mount_point: &Path, more: &[&str]| {
+        let mount_point = mount_point.to_str().unwrap();
+        store.cowl([&["mount", "web", mount_point], more].concat())
     };
-    let said = at(&open, &[]).ok();
-    assert!(said.err().contains("--suid"), "{}", said.report());
+    let output = at(&open, &[]).ok();
+    assert!(output.err().contains("--suid"), "{}", output.report());
     assert!(is_nosuid(&open));
     assert_eq!(effective(&open.join("id")).unwrap(), "65534");
     // The flags survive a restore, and a command that finds the daemon dead.
@@ -174,8 +174,8 @@ fn where_others_reach_a_mount_its_setuid_programs_have_no_effect() {
     // A single private directory above is sufficient.
     let closed = store.scratch().make("closed/place");
     set_mode(closed.parent().unwrap(), 0o700);
-    let said = at(&closed, &[]).ok();
-    assert!(!said.err().contains("--suid"), "{}", said.report());
+    let output = at(&closed, &[]).ok();
+    assert!(!output.err().contains("--suid"), "{}", output.report());
     assert!(!is_nosuid(&closed));
     store.cowl(["umount", "web"]).ok();
 }
@@ -187,9 +187,9 @@ fn a_mounted_snapshot_has_no_setuid_programs_and_no_devices() {
     }
     let store = world();
     store.cowl(["snapshot", "web"]).ok();
-    let place = PathBuf::from(store.cowl(["mount", "web@snap0"]).ok().out());
-    assert!(is_nosuid(&place));
-    assert!(effective(&place.join("id")).is_err());
+    let mount_point = PathBuf::from(store.cowl(["mount", "web@snap0"]).ok().out());
+    assert!(is_nosuid(&mount_point));
+    assert!(effective(&mount_point.join("id")).is_err());
     let open = store.scratch().make("open");
     store
         .cowl(["mount", "web@snap0", open.to_str().unwrap()])
@@ -208,7 +208,7 @@ fn run_mapped(lxc: &Lxc) -> String {
 }
 
 #[test]
-fn only_its_own_root_reaches_a_container_with_an_id_map() {
+fn only_the_mapped_root_can_access_a_container_with_an_id_map() {
     let needs = [lxc::NEEDS, NEEDS, &[Need::Program("newuidmap")]].concat();
     if !can(&needs) {
         return;
@@ -235,7 +235,7 @@ fn only_its_own_root_reaches_a_container_with_an_id_map() {
     assert!(!plain.contains("lxc.idmap"));
     std::fs::write(&config, format!("{map}{adopted}")).unwrap();
     assert_eq!(run_mapped(&lxc), "0\nc1");
-    // That start used the shared directory. From now on the container has its own, and the shared one is closed.
+    // The first start used the shared directory. From now on the container has its own, and the shared one has mode 0700.
     let moved = lxc.config("c1");
     let mapped = store.join("mapped");
     assert!(
@@ -246,17 +246,21 @@ fn only_its_own_root_reaches_a_container_with_an_id_map() {
     assert_eq!(run_mapped(&lxc), "0\nc1");
     assert_eq!(mode(&mnt), 0o700);
 
-    // Only that root can pass, not even the root of another container.
-    let place = lxc.store().mount("c1");
-    assert!(place.starts_with(&mapped), "{}", place.display());
-    let look = format!("test -d {}/etc", place.display());
+    // Only the mapped root can enter, not even the root of another container.
+    let mount_point = lxc.store().mount("c1");
+    assert!(
+        mount_point.starts_with(&mapped),
+        "{}",
+        mount_point.display()
+    );
+    let look = format!("test -d {}/etc", mount_point.display());
     assert_eq!(run_as(100_000, &look).code, 0);
     for other in [65_534, 200_000, 100_001] {
         assert_ne!(
             run_as(other, &look).code,
             0,
             "{other} reaches {}",
-            place.display()
+            mount_point.display()
         );
     }
     lxc.store().cowl(["umount", "c1"]).ok();
@@ -279,18 +283,18 @@ fn a_store_of_another_user_is_refused() {
         let refused = store.cowl(line.iter().copied());
         refused.fails(2, &["belongs to the user 1000", "sudo -u '#1000'"]);
     }
-    // One cannot be made in such a user's directory either.
-    let place = store.scratch().make("empty");
-    std::os::unix::fs::chown(&place, Some(1000), None).unwrap();
+    // A store cannot be created in a directory of another user either.
+    let dir = store.scratch().make("empty");
+    std::os::unix::fs::chown(&dir, Some(1000), None).unwrap();
     let cowl = cowl_tests::programs::cowl();
     let create = [
         "--store",
-        place.to_str().unwrap(),
+        dir.to_str().unwrap(),
         "create",
         "new",
         "--from",
         tar,
     ];
     command::run(cowl, create).fails(2, &["belongs to the user 1000"]);
-    assert_eq!(std::fs::read_dir(&place).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
 }

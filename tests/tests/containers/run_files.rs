@@ -21,19 +21,22 @@ fn store() -> Store {
 }
 
 /// Every command that has to do with a running mount finds it, and leaves no unfinished file.
-fn is_found_by_all(store: &Store, place: &Path, dir: &Path) {
+fn is_found_by_all(store: &Store, mount_point: &Path, dir: &Path) {
     assert!(dir.join("state.json").is_file());
     assert!(dir.join("sock").try_exists().unwrap());
     let status = store.cowl(["status", "web", "--json"]).ok().json();
     assert_eq!(status["log"], dir.join("log").to_str().unwrap());
-    fs::write(place.join("file"), "two\n").unwrap();
+    fs::write(mount_point.join("file"), "two\n").unwrap();
     store.cowl(["snapshot", "web"]).ok();
-    fs::write(place.join("file"), "three\n").unwrap();
+    fs::write(mount_point.join("file"), "three\n").unwrap();
     store.cowl(["restore", "web", "snap0"]).ok();
-    assert_eq!(fs::read_to_string(place.join("file")).unwrap(), "two\n");
-    assert_eq!(store.mount("web"), place, "mounted anew where it was");
+    assert_eq!(
+        fs::read_to_string(mount_point.join("file")).unwrap(),
+        "two\n"
+    );
+    assert_eq!(store.mount("web"), mount_point, "mounted anew where it was");
     store.cowl(["umount", "web"]).ok();
-    assert!(mount::at(place).is_none());
+    assert!(mount::at(mount_point).is_none());
     // The daemon's lock goes a moment after its mount.
     mount::wait_until("nothing but the log and the socket is left", || {
         let mut left = fs::read_dir(dir).unwrap();
@@ -42,27 +45,27 @@ fn is_found_by_all(store: &Store, place: &Path, dir: &Path) {
 }
 
 #[test]
-fn a_mount_is_found_wherever_its_files_lie() {
+fn a_mount_is_found_in_every_runtime_directory() {
     if !can(NEEDS) {
         return;
     }
     let store = store();
     let system = run_dir_of(store.path()).unwrap();
-    let place = store.mount("web");
-    let id = place.file_name().unwrap().to_owned();
-    is_found_by_all(&store, &place, &system.join(&id));
+    let mount_point = store.mount("web");
+    let id = mount_point.file_name().unwrap().to_owned();
+    is_found_by_all(&store, &mount_point, &system.join(&id));
     assert!(!store.path().join("run").join(&id).try_exists().unwrap());
 
-    // Where root has no use of /run, and where older versions had them.
+    // If /run is unusable, the run-time files are in the store, as in older versions.
     fs::remove_dir_all(&system).unwrap();
     fs::write(&system, "").unwrap();
-    let place = store.mount("web");
+    let mount_point = store.mount("web");
     fs::remove_file(&system).unwrap();
-    is_found_by_all(&store, &place, &store.path().join("run").join(&id));
-    let place = store.mount("web");
+    is_found_by_all(&store, &mount_point, &store.path().join("run").join(&id));
+    let mount_point = store.mount("web");
     assert!(system.join(&id).join("state.json").is_file());
     store.cowl(["umount", "web"]).ok();
-    assert!(mount::at(&place).is_none());
+    assert!(mount::at(&mount_point).is_none());
 
     // With the container they go, all of them.
     store.cowl(["destroy", "web", "--yes", "--now"]).ok();
@@ -71,12 +74,12 @@ fn a_mount_is_found_wherever_its_files_lie() {
 }
 
 #[test]
-fn a_copy_of_a_store_leaves_the_mounts_of_the_original_alone() {
+fn a_copy_of_a_store_does_not_affect_mounts_of_the_original() {
     if !can(NEEDS) {
         return;
     }
     let store = store();
-    let place = store.mount("web");
+    let mount_point = store.mount("web");
     let copy = store.scratch().join("copy");
     let mnt = store.path().join("mnt");
     let lines = format!(
@@ -94,16 +97,19 @@ fn a_copy_of_a_store_leaves_the_mounts_of_the_original_alone() {
     assert!(of_copy(&["status", "web", "--json"]).json()["mountpoint"].is_null());
     let other = PathBuf::from(of_copy(&["mount", "web"]).out().trim_end());
     fs::write(other.join("file"), "the copy's\n").unwrap();
-    assert_eq!(fs::read_to_string(place.join("file")).unwrap(), "one\n");
+    assert_eq!(
+        fs::read_to_string(mount_point.join("file")).unwrap(),
+        "one\n"
+    );
     of_copy(&["umount", "web"]);
-    assert!(mount::at(&place).is_some());
-    assert_eq!(store.mount("web"), place);
+    assert!(mount::at(&mount_point).is_some());
+    assert_eq!(store.mount("web"), mount_point);
     fs::remove_dir_all(run_dir_of(&copy).unwrap()).unwrap();
 }
 
-/// Where root has no use of /run, the run-time files are copied with the store.
+/// If /run is unusable, the run-time files are in the store and are copied with it.
 #[test]
-fn a_copy_of_a_store_with_its_run_files_leaves_the_mounts_of_the_original_alone() {
+fn a_copy_of_a_store_with_run_files_does_not_affect_mounts_of_the_original() {
     if !can(NEEDS) {
         return;
     }
@@ -113,10 +119,10 @@ fn a_copy_of_a_store_with_its_run_files_leaves_the_mounts_of_the_original_alone(
     store.cowl(["umount", "web"]).ok();
     fs::remove_dir_all(&system).unwrap();
     fs::write(&system, "").unwrap();
-    let place = store.mount("web");
+    let mount_point = store.mount("web");
     fs::remove_file(&system).unwrap();
     assert!(!system.try_exists().unwrap());
-    let device = || fs::metadata(&place).unwrap().dev();
+    let device = || fs::metadata(&mount_point).unwrap().dev();
     let before = device();
     let copy = store.scratch().make("copy");
     let lines = format!(
@@ -129,18 +135,18 @@ fn a_copy_of_a_store_with_its_run_files_leaves_the_mounts_of_the_original_alone(
     let of_copy = ["--store", copy.to_str().unwrap(), "snapshot", "web"];
     command::run(cowl, of_copy).ok();
     assert_eq!(device(), before);
-    fs::write(place.join("file"), "the original's\n").unwrap();
+    fs::write(mount_point.join("file"), "the original's\n").unwrap();
     store.cowl(["umount", "web"]).ok();
 }
 
 /// A command in a container that has a boot id of its own, as some container managers give one.
 #[test]
-fn a_command_with_another_boot_id_leaves_a_running_mount_alone() {
+fn a_command_with_another_boot_id_does_not_affect_a_running_mount() {
     if !can(NEEDS) {
         return;
     }
     let store = store();
-    let place = store.mount("web");
+    let mount_point = store.mount("web");
     let mounted_snapshot = {
         store.cowl(["snapshot", "web"]).ok();
         let out = store.cowl(["mount", "web@snap0"]).ok().out();
@@ -159,18 +165,18 @@ fn a_command_with_another_boot_id_leaves_a_running_mount_alone() {
         ["-m", "--propagation", "private", "sh", "-euc", &line],
     )
     .ok();
-    assert_eq!(store.mount("web"), place);
-    assert!(mount::at(&place).is_some());
+    assert_eq!(store.mount("web"), mount_point);
+    assert!(mount::at(&mount_point).is_some());
     assert!(mount::at(&mounted_snapshot).is_some());
     store.cowl(["umount", "web@snap0"]).ok();
     store.cowl(["umount", "web"]).ok();
-    assert!(mount::at(&place).is_none());
+    assert!(mount::at(&mount_point).is_none());
     assert!(mount::at(&mounted_snapshot).is_none());
 }
 
 /// The command that waits for a mount gets an answer, whatever fails in the daemon.
 #[test]
-fn a_mount_whose_state_cannot_be_written_holds_up_no_command() {
+fn a_mount_whose_state_cannot_be_written_blocks_no_command() {
     let needs = [Need::Root, Need::Fuse, Need::Program("strace")];
     if !can(&needs) {
         return;
@@ -185,9 +191,9 @@ fn a_mount_whose_state_cannot_be_written_holds_up_no_command() {
         .arg(store.path())
         .args(["mount", "web"]);
     let mounted = command::run_command(command, b"").ok().out();
-    let place = PathBuf::from(mounted.trim_end());
-    assert!(mount::at(&place).is_some());
-    mount::unmount_free(&place);
+    let mount_point = PathBuf::from(mounted.trim_end());
+    assert!(mount::at(&mount_point).is_some());
+    mount::unmount_free(&mount_point);
 }
 
 /// For example in a mount namespace with another `/run`: the layer that an invisible daemon writes must not become
@@ -198,8 +204,8 @@ fn a_layer_is_not_frozen_below_an_invisible_daemon() {
         return;
     }
     let store = store();
-    let place = store.mount("web");
-    fs::write(place.join("file"), "written\n").unwrap();
+    let mount_point = store.mount("web");
+    fs::write(mount_point.join("file"), "written\n").unwrap();
     let system = run_dir_of(store.path()).unwrap();
     let away = system.with_extension("away");
     fs::rename(&system, &away).unwrap();
@@ -213,7 +219,7 @@ fn a_layer_is_not_frozen_below_an_invisible_daemon() {
     assert_eq!(store.snapshots("web"), before);
     fs::remove_dir_all(&system).unwrap();
     fs::rename(&away, &system).unwrap();
-    fs::write(place.join("file"), "two\n").unwrap();
+    fs::write(mount_point.join("file"), "two\n").unwrap();
     store.cowl(["snapshot", "web"]).ok();
-    assert_eq!(store.mount("web"), place);
+    assert_eq!(store.mount("web"), mount_point);
 }

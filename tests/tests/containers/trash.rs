@@ -27,15 +27,15 @@ fn list(store: &Store) -> Vec<String> {
 }
 
 #[test]
-fn destroyed_and_back() {
+fn a_destroyed_container_is_restored_by_undelete() {
     let store = store();
     let before = store.cowl(["list", "web", "--json"]).ok().out();
     let shown = store.cowl(["export", "web", "-"]).ok().stdout;
-    let said = store.cowl(["destroy", "web", "--yes"]).ok();
+    let output = store.cowl(["destroy", "web", "--yes"]).ok();
     assert!(
-        said.err().contains("cowl undelete web"),
+        output.err().contains("cowl undelete web"),
         "{}",
-        said.report()
+        output.report()
     );
     assert!(list(&store).is_empty());
     store.cowl(["mount", "web"]).fails(3, &["web"]);
@@ -53,7 +53,7 @@ fn destroyed_and_back() {
 }
 
 #[test]
-fn a_name_that_is_taken_meanwhile() {
+fn undelete_refuses_a_name_that_is_in_use() {
     let store = store();
     store.cowl(["destroy", "web", "--yes"]).ok();
     let source = store.scratch().join("source");
@@ -68,7 +68,7 @@ fn a_name_that_is_taken_meanwhile() {
     assert_eq!(list(&store), ["old", "web"]);
     assert_eq!(store.snapshots("old"), ["snap0"]);
     assert!(store.snapshots("web").is_empty());
-    // Of two with one name the last comes first, and each can be named by its id.
+    // Of two containers with one name, the one destroyed last is listed first. Each can be selected by its id.
     store.cowl(["destroy", "web", "--yes"]).ok();
     store.cowl(["rename", "old", "web"]).ok();
     store.cowl(["destroy", "web", "--yes"]).ok();
@@ -83,7 +83,7 @@ fn a_name_that_is_taken_meanwhile() {
 }
 
 #[test]
-fn for_good_at_once_or_when_the_time_is_over() {
+fn destroyed_containers_are_removed_at_once_or_when_they_expire() {
     let store = store();
     store.cowl(["clone", "web@snap0", "other"]).ok();
     assert_eq!(layers(&store), 3);
@@ -112,7 +112,7 @@ fn for_good_at_once_or_when_the_time_is_over() {
 }
 
 #[test]
-fn the_trash_is_emptied_by_hand() {
+fn gc_empties_the_trash_on_request() {
     let store = store();
     store.cowl(["destroy", "web", "--yes"]).ok();
     let tell = store
@@ -124,19 +124,19 @@ fn the_trash_is_emptied_by_hand() {
     assert_eq!(layers(&store), 2);
     store.cowl(["gc", "--dry-run"]).ok();
     assert_eq!(layers(&store), 2);
-    let said = store.cowl(["gc", "--empty-trash"]).ok();
-    assert!(said.err().contains("freed "), "{}", said.report());
+    let output = store.cowl(["gc", "--empty-trash"]).ok();
+    assert!(output.err().contains("freed "), "{}", output.report());
     assert_eq!(layers(&store), 0);
-    let said = store.cowl(["gc"]).ok();
+    let output = store.cowl(["gc"]).ok();
     assert!(
-        said.err().contains("nothing to remove"),
+        output.err().contains("nothing to remove"),
         "{}",
-        said.report()
+        output.report()
     );
 }
 
 #[test]
-fn protected_snapshots_keep_their_container() {
+fn protected_snapshots_prevent_destroy() {
     let store = store();
     store.cowl(["protect", "web@snap0"]).ok();
     store
@@ -148,7 +148,7 @@ fn protected_snapshots_keep_their_container() {
 }
 
 #[test]
-fn other_names() {
+fn containers_and_snapshots_can_be_renamed() {
     let store = store();
     store.cowl(["rename", "web", "www"]).ok();
     assert_eq!(store.snapshots("www"), ["snap0"]);
@@ -170,16 +170,16 @@ fn other_names() {
 }
 
 #[test]
-fn another_name_while_it_is_mounted() {
+fn a_mounted_container_can_be_renamed() {
     if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
     let store = store();
-    let place = store.mount("web");
-    std::fs::write(place.join("new"), "x").unwrap();
+    let mount_point = store.mount("web");
+    std::fs::write(mount_point.join("new"), "x").unwrap();
     store.cowl(["rename", "web", "www"]).ok();
-    assert_eq!(store.mount("www"), place);
-    assert_eq!(std::fs::read(place.join("new")).unwrap(), b"x");
+    assert_eq!(store.mount("www"), mount_point);
+    assert_eq!(std::fs::read(mount_point.join("new")).unwrap(), b"x");
     store.cowl(["snapshot", "www"]).ok();
     store.cowl(["umount", "www"]).ok();
 }

@@ -45,7 +45,7 @@ fn invalid_adoptions_are_refused() {
     lxc.adopt("c2")
         .fails(3, &["LXC container c2 does not exist", "lxc-ls"]);
 
-    // Kinds of root file systems that are not plain directories.
+    // Kinds of root filesystems that are not plain directories.
     for kind in [
         "overlay:/a:/b",
         "btrfs:/a",
@@ -61,7 +61,7 @@ fn invalid_adoptions_are_refused() {
     refused(&lxc, "c1", 1, &["lxc.rootfs.path", "lxc-update-config"]);
     set(&plain);
 
-    // Overlay clones of LXC's stand on it.
+    // Overlay clones by LXC depend on it.
     let depends = lxc.dir("c1").join("lxc_snapshots");
     make(&lxc, "c9");
     std::fs::write(&depends, format!("{}\nc9\n", lxc.path().display())).unwrap();
@@ -174,17 +174,18 @@ fn a_directory_is_adopted_once() {
     std::fs::hard_link(rootfs.join("etc/file"), lxc.scratch().join("second")).unwrap();
     let store = lxc.store();
     store.create("other", &rootfs);
-    let place = rootfs.to_str().unwrap();
+    let path = rootfs.to_str().unwrap();
     let results: Vec<_> = std::thread::scope(|scope| {
         let start =
-            |name: &'static str| scope.spawn(move || store.cowl(["adopt", place, "--name", name]));
+            |name: &'static str| scope.spawn(move || store.cowl(["adopt", path, "--name", name]));
         let started = ["a", "b", "c"].map(start);
         started
             .into_iter()
             .map(|thread| thread.join().unwrap())
             .collect()
     });
-    let (done, refused): (Vec<_>, Vec<_>) = results.into_iter().partition(|said| said.code == 0);
+    let (done, refused): (Vec<_>, Vec<_>) =
+        results.into_iter().partition(|output| output.code == 0);
     assert_eq!((done.len(), refused.len()), (1, 2));
     assert!(
         done[0].err().contains("one file has a hard link"),
@@ -204,9 +205,9 @@ fn a_directory_is_adopted_once() {
     );
 }
 
-/// A base on which clones stand is copied, not taken from under them.
+/// A base layer that clones depend on is copied instead of moved.
 #[test]
-fn a_release_takes_nothing_from_clones() {
+fn a_release_does_not_affect_clones() {
     if !can(&[Need::Root]) {
         return;
     }
@@ -227,7 +228,7 @@ fn a_release_takes_nothing_from_clones() {
 }
 
 #[test]
-fn a_root_behind_a_link_and_an_own_snapshot_of_lxcs_come_along() {
+fn a_symlinked_root_and_a_snapshot_of_lxc_are_adopted() {
     if !can(&[Need::Root]) {
         return;
     }
@@ -238,10 +239,10 @@ fn a_root_behind_a_link_and_an_own_snapshot_of_lxcs_come_along() {
     std::os::unix::fs::symlink(&real, &rootfs).unwrap();
     let snap = lxc.dir("c1").join("snaps/snap0");
     std::fs::create_dir_all(&snap).unwrap();
-    let said = lxc.adopt("c1").ok().err();
+    let output = lxc.adopt("c1").ok().err();
     assert!(
-        said.contains("elsewhere") && said.contains("lxc-snapshot"),
-        "{said}"
+        output.contains("elsewhere") && output.contains("lxc-snapshot"),
+        "{output}"
     );
     assert!(real.join("MOVED-TO-COWL.txt").try_exists().unwrap());
     lxc.store().cowl(["release", "c1"]).ok();
@@ -252,7 +253,7 @@ fn a_root_behind_a_link_and_an_own_snapshot_of_lxcs_come_along() {
 
 /// A store on the file system of the container, whether asked for or not.
 #[test]
-fn on_another_file_system_a_store_of_the_family_is_made_there() {
+fn adopt_creates_a_store_on_the_file_system_of_the_container() {
     let needs = [NEEDS, &Kind::Ext4.needs()].concat();
     if !can(&needs) {
         return;
@@ -280,9 +281,12 @@ fn on_another_file_system_a_store_of_the_family_is_made_there() {
     assert!(image.join(".cowl/store.json").try_exists().unwrap());
     let list = store.cowl(["list"]).ok().out();
     assert!(list.contains("web"), "{list}");
-    let place = store.mount("web");
-    std::fs::write(place.join("etc/new"), "new\n").unwrap();
-    assert_eq!(std::fs::read(place.join("etc/file")).unwrap(), b"content\n");
+    let mount_point = store.mount("web");
+    std::fs::write(mount_point.join("etc/new"), "new\n").unwrap();
+    assert_eq!(
+        std::fs::read(mount_point.join("etc/file")).unwrap(),
+        b"content\n"
+    );
     lxc.unmounted("web");
     store.cowl(["release", "web"]).ok();
     assert_eq!(std::fs::read(there.join("etc/new")).unwrap(), b"new\n");

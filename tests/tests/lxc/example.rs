@@ -44,7 +44,7 @@ fn a_change_in_lib_is_undone_under_the_original_name() {
         "{list}"
     );
 
-    // Something stands on it.
+    // A clone depends on the snapshot.
     store.cowl(["clone", "c1@snap1", "dependent"]).ok();
     lxc.start("dependent");
     assert_eq!(lxc.run("dependent", "cat /lib/libthing"), "broken");

@@ -19,14 +19,14 @@ const NEEDS: [Need; 4] = [
     Need::Program("busybox"),
 ];
 
-/// One at a time: LXC's copying works in a mount namespace of its own, which holds every mount that there is
-/// for as long as it takes.
+/// Serializes the tests: LXC copies in a mount namespace of its own, which meanwhile keeps all mounts of other tests
+/// alive.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// LXC containers in a directory, a store of cowl beside it, and one of the two programs.
+/// LXC containers in a directory, a store of cowl next to it, and one of the two programs.
 struct World {
     scratch: Scratch,
     program: PathBuf,
@@ -129,8 +129,8 @@ impl World {
     /// Returns the output without the parts that differ between runs: the directory, times, and the order of lines
     /// that depends on readdir.
     fn shape(&self, output: &Output) -> (i32, Vec<String>) {
-        let folder = self.lxcpath().display().to_string();
-        let out = output.out().replace(&folder, "LXCPATH");
+        let dir = self.lxcpath().display().to_string();
+        let out = output.out().replace(&dir, "LXCPATH");
         let mut lines: Vec<_> = out.lines().map(without_time).collect();
         lines.sort();
         (output.code, lines)
@@ -232,7 +232,7 @@ const WORDS: &[&[&str]] = &[
 ];
 
 #[test]
-fn the_same_words_have_the_same_answers() {
+fn equal_command_lines_have_equal_results() {
     if !can(&NEEDS) {
         return;
     }
@@ -261,7 +261,7 @@ fn the_same_words_have_the_same_answers() {
 
 /// Runs the command lines again, on snapshots that LXC took.
 #[test]
-fn snapshots_of_lxcs_own_are_worked_on_as_there() {
+fn snapshots_of_lxc_are_handled_as_by_lxc() {
     if !can(&NEEDS) {
         return;
     }
@@ -301,7 +301,7 @@ fn snapshots_of_lxcs_own_are_worked_on_as_there() {
 }
 
 #[test]
-fn failures_of_the_original_do_not_happen_here() {
+fn failures_of_lxc_snapshot_are_avoided() {
     if !can(&NEEDS) {
         return;
     }
@@ -341,7 +341,7 @@ fn failures_of_the_original_do_not_happen_here() {
 }
 
 #[test]
-fn three_at_once_have_cowl_keep_the_container_once() {
+fn three_concurrent_commands_adopt_the_container_once() {
     if !can(&NEEDS) {
         return;
     }
@@ -358,12 +358,17 @@ fn three_at_once_have_cowl_keep_the_container_once() {
         assert!(child.wait().unwrap().success());
     }
     assert_eq!(world.names(), ["snap0", "snap1", "snap2"]);
-    let told = world.cowl(&["list", "--json"]).ok();
-    assert_eq!(told.out().matches("\"c1\"").count(), 1, "{}", told.report());
+    let output = world.cowl(&["list", "--json"]).ok();
+    assert_eq!(
+        output.out().matches("\"c1\"").count(),
+        1,
+        "{}",
+        output.report()
+    );
 }
 
 #[test]
-fn a_container_runs_before_and_after() {
+fn a_container_runs_before_and_after_a_restore() {
     if !can(&NEEDS) || !can(&[Need::Fuse]) {
         return;
     }
@@ -409,7 +414,7 @@ fn a_container_runs_before_and_after() {
 
 /// LXC's restore removed the old state before it knew whether the new one fits on the disk.
 #[test]
-fn a_full_disk_takes_nothing_away() {
+fn a_full_disk_loses_no_data() {
     if !can(&NEEDS) || !can(&[Need::Program("mkfs.ext4")]) {
         return;
     }
@@ -425,9 +430,9 @@ fn a_full_disk_takes_nothing_away() {
         .set_len(32 << 20)
         .unwrap();
     command::run("mkfs.ext4", [Path::new("-q"), Path::new("-m0"), &image]).ok();
-    let place = world.scratch.make("disk");
-    command::run("mount", [Path::new("-oloop"), &image, &place]).ok();
-    let moved = place.join("l");
+    let mount_point = world.scratch.make("disk");
+    command::run("mount", [Path::new("-oloop"), &image, &mount_point]).ok();
+    let moved = mount_point.join("l");
     command::run("cp", [Path::new("-a"), &world.lxcpath(), &moved]).ok();
     for file in ["c1/config", "c1/snaps/snap0/config"] {
         let file = moved.join(file);
@@ -450,7 +455,7 @@ fn a_full_disk_takes_nothing_away() {
     let big = moved.join("c1/snaps/snap0/rootfs/etc/big");
     let flags = rustix::fs::XattrFlags::empty();
     rustix::fs::setxattr(&big, "system.posix_acl_access", &acl, flags).unwrap();
-    let fill = place.join("fill");
+    let fill = mount_point.join("fill");
     let tree = |name: &str| tree::read(&moved.join(name)).unwrap();
     let (now, then) = (tree("c1/rootfs"), tree("c1/snaps/snap0/rootfs"));
     drop(command::run(
@@ -467,7 +472,7 @@ fn a_full_disk_takes_nothing_away() {
             .arg("-P")
             .arg(&moved)
             .args(words)
-            .env("COWL_STORE", place.join("store"));
+            .env("COWL_STORE", mount_point.join("store"));
         run_command(command, b"")
     };
     for words in [
@@ -490,7 +495,7 @@ fn a_full_disk_takes_nothing_away() {
 
 /// Snapshots of containers that LXC made over others' files.
 #[test]
-fn overlays_of_lxcs() {
+fn overlay_snapshots_of_lxc_are_restored() {
     if !can(&NEEDS) || !can(&[Need::KernelOverlay]) {
         return;
     }

@@ -31,7 +31,7 @@ fn is_whole(lxc: &Lxc) {
 }
 
 #[test]
-fn no_empty_snapshot_is_stored_and_none_restored_over_the_container() {
+fn lxc_tools_neither_store_nor_restore_an_empty_snapshot() {
     let needs = [
         NEEDS,
         &[Need::Program("lxc-snapshot"), Need::Program("rsync")],
@@ -43,19 +43,19 @@ fn no_empty_snapshot_is_stored_and_none_restored_over_the_container() {
     let lxc = container();
     // Stopped, and after it ran once.
     for _ in 0..2 {
-        let said = lxc.tool("snapshot", NAME, NOTHING);
-        assert_ne!(said.code, 0, "{}", said.report());
+        let output = lxc.tool("snapshot", NAME, NOTHING);
+        assert_ne!(output.code, 0, "{}", output.report());
         let list = lxc.tool("snapshot", NAME, ["-L"]).out();
         assert!(list.contains("No snapshots"), "{list}");
         is_whole(&lxc);
     }
-    // One that LXC took before the container was adopted: LXC would destroy the container first.
+    // A snapshot by LXC from before the adoption: to restore it, LXC would destroy the container first.
     let snap = lxc.dir(NAME).join("snaps/snap0");
     std::fs::create_dir_all(snap.join("rootfs")).unwrap();
     std::fs::copy(lxc.dir(NAME).join("config"), snap.join("config")).unwrap();
     std::fs::write(snap.join("ts"), "2026:11:23 13:02:05").unwrap();
-    let said = lxc.tool("snapshot", NAME, ["-r", "snap0"]);
-    assert_ne!(said.code, 0, "{}", said.report());
+    let output = lxc.tool("snapshot", NAME, ["-r", "snap0"]);
+    assert_ne!(output.code, 0, "{}", output.report());
     is_whole(&lxc);
     // lxc-destroy takes it with the rest, and cowl's trash has the container.
     lxc.tool("destroy", NAME, ["-s"]).ok();
@@ -64,7 +64,7 @@ fn no_empty_snapshot_is_stored_and_none_restored_over_the_container() {
 }
 
 #[test]
-fn no_copy_of_lxcs_shares_the_files() {
+fn copies_by_lxc_tools_do_not_share_files() {
     let needs = [NEEDS, &[Need::Program("lxc-copy"), Need::Program("rsync")]].concat();
     if !can(&needs) {
         return;
@@ -76,17 +76,17 @@ fn no_copy_of_lxcs_shares_the_files() {
     };
     // Unmounted there is nothing to copy, and nothing is left of the attempt.
     for more in [&[][..], &["-e"], &["-R"]] {
-        let said = copy(more);
-        assert_ne!(said.code, 0, "{}", said.report());
+        let output = copy(more);
+        assert_ne!(output.code, 0, "{}", output.report());
         assert!(!lxc.dir("copy").try_exists().unwrap(), "{more:?}");
         is_whole(&lxc);
     }
     // Mounted a full copy is made, which has its own files.
-    let place = lxc.store().mount(NAME);
+    let mount_point = lxc.store().mount(NAME);
     copy(&[]).ok();
     lxc.start("copy");
     lxc.run("copy", "rm -r /etc/init.d; echo copy > /etc/hostname");
-    assert!(place.join("etc/init.d").try_exists().unwrap());
+    assert!(mount_point.join("etc/init.d").try_exists().unwrap());
     lxc.kill("copy");
     assert!(
         lxc.store()
@@ -98,15 +98,18 @@ fn no_copy_of_lxcs_shares_the_files() {
     lxc.tool("destroy", "copy", NOTHING).ok();
     is_whole(&lxc);
 
-    // A config copied by hand: it would write to the same head.
+    // A manually copied config refers to the same head.
     let dir = lxc.dir("thief");
     std::fs::create_dir(&dir).unwrap();
     std::fs::copy(lxc.dir(NAME).join("config"), dir.join("config")).unwrap();
-    let said = lxc.tool("start", "thief", ["-F", "-l", "DEBUG", "-o", "/dev/stderr"]);
-    assert_ne!(said.code, 0);
-    let said = said.err();
-    assert!(said.contains("would write to the files of mnt"), "{said}");
-    assert!(said.contains("cowl clone mnt thief"), "{said}");
+    let output = lxc.tool("start", "thief", ["-F", "-l", "DEBUG", "-o", "/dev/stderr"]);
+    assert_ne!(output.code, 0);
+    let output = output.err();
+    assert!(
+        output.contains("would write to the files of mnt"),
+        "{output}"
+    );
+    assert!(output.contains("cowl clone mnt thief"), "{output}");
     lxc.tool("destroy", "thief", NOTHING).ok();
     assert!(!dir.try_exists().unwrap());
     is_whole(&lxc);

@@ -9,7 +9,7 @@ use cowl_tests::tree::{self, Compare};
 
 /// Starts no container: the tested commands change only files.
 #[test]
-fn adopted_and_released_it_is_identical_to_the_original() {
+fn a_released_container_is_identical_to_the_original() {
     if !can(NEEDS) {
         return;
     }
@@ -18,7 +18,7 @@ fn adopted_and_released_it_is_identical_to_the_original() {
     let config = lxc.config("c1");
     let before = tree::read(&lxc.dir("c1").join("rootfs")).unwrap();
     lxc.adopt("c1").ok();
-    // One line changed, the others at the end; no other byte.
+    // One line is replaced, and lines are appended. Nothing else changes.
     let adopted = lxc.config("c1");
     let kept = adopted.lines().zip(config.lines()).filter(|(a, b)| a == b);
     assert_eq!(kept.count(), config.lines().count() - 1, "{adopted}");
@@ -47,7 +47,7 @@ fn adopted_and_released_it_is_identical_to_the_original() {
 }
 
 #[test]
-fn lxcs_tools_go_on_as_before() {
+fn tools_of_lxc_work_on_an_adopted_container() {
     if !can(NEEDS) {
         return;
     }
@@ -74,15 +74,18 @@ fn lxcs_tools_go_on_as_before() {
     lxc.tool("freeze", "c1", [] as [&str; 0]).ok();
     lxc.wait_for("c1", "FROZEN");
     // A command that inspects the mount gets an answer.
-    let place = lxc.store().mount("c1");
-    assert_eq!(std::fs::read(place.join("etc/written")).unwrap(), b"kept\n");
+    let mount_point = lxc.store().mount("c1");
+    assert_eq!(
+        std::fs::read(mount_point.join("etc/written")).unwrap(),
+        b"kept\n"
+    );
     lxc.store().cowl(["snapshot", "c1", "-m", "frozen"]).ok();
     lxc.tool("unfreeze", "c1", [] as [&str; 0]).ok();
     lxc.wait_for("c1", "RUNNING");
 
-    // From inside: stop and start in one.
+    // A reboot from inside the container.
     let before = lxc.pid("c1");
-    // The shell that says it is ended with all others.
+    // The reboot kills the shell that requested it.
     lxc.tool("attach", "c1", ["--", "/bin/reboot"]);
     lxc.wait("another first process", || {
         let now = lxc.pid("c1");
@@ -136,19 +139,19 @@ fn a_running_container_is_refused_with_a_command_to_run() {
         &["release", "c1", "--yes"],
         &["flatten", "c1"],
     ] {
-        let said = store
+        let output = store
             .cowl(refused.iter().copied())
             .fails(4, &["lxc-stop", "-n c1"]);
         assert!(
-            refused[0] == "release" || said.err().contains(&pid),
+            refused[0] == "release" || output.err().contains(&pid),
             "{}",
-            said.report()
+            output.report()
         );
     }
     store
         .cowl(["restore", "c1", "snap0"])
         .fails(4, &["--stop --start"]);
-    // It is done with all that it takes, and the container runs again.
+    // With both options, the container is stopped, restored and started.
     let config = lxc.config("c1");
     store
         .cowl(["restore", "c1", "snap0", "--stop", "--start"])
@@ -190,14 +193,14 @@ fn the_config_is_restored_with_the_snapshot_on_request() {
     std::fs::write(&path, &changed).unwrap();
     store.cowl(["release", "c1", "--yes"]).ok();
     let released = lxc.config("c1");
-    let place = format!("lxc.rootfs.path = dir:{}/rootfs", lxc.dir("c1").display());
+    let rootfs_line = format!("lxc.rootfs.path = dir:{}/rootfs", lxc.dir("c1").display());
     let expected: Vec<_> = changed
         .lines()
         .map(|line| match line.starts_with("lxc.rootfs.path") {
-            true => place.as_str(),
+            true => rootfs_line.as_str(),
             false => line,
         })
-        .filter(|line| !line.contains("cowl") || *line == place)
+        .filter(|line| !line.contains("cowl") || *line == rootfs_line)
         .filter(|line| *line != "lxc.rootfs.managed = 0")
         .collect();
     assert_eq!(released.lines().collect::<Vec<_>>(), expected);
@@ -206,7 +209,7 @@ fn the_config_is_restored_with_the_snapshot_on_request() {
 
 /// A container whose root is another user of this machine, started by root.
 #[test]
-fn an_unprivileged_container_lives_on_an_adopted_root() {
+fn an_unprivileged_container_runs_on_an_adopted_root() {
     let needs = [NEEDS, &[cowl_tests::conditions::Need::Program("newuidmap")]].concat();
     if !can(&needs) {
         return;

@@ -3,7 +3,7 @@
 use cowl_tests::beside::{beside, beside_lower};
 
 #[test]
-fn mode_and_umask_of_the_request_are_honoured() {
+fn mode_and_umask_of_the_request_are_honored() {
     beside(
         "os.mkdir('open'); os.chmod('open', 0o777)",
         r#"
@@ -20,7 +20,7 @@ for umask in (0, 0o022, 0o027, 0o077, 0o777):
     child(make, uid=1000 + umask, gid=2000, umask=umask)
     child(lambda: os.mknod(f"open/c{umask}", stat.S_IFCHR | 0o666, os.makedev(1, 3)), umask=umask)
     print(of(f"open/c{umask}"))
-# A whiteout's place is taken in another way: the mode must not depend on it.
+# Replacing a whiteout takes another code path, on which the mode must not depend.
 def again():
     tag = "open/77"
     os.rmdir(tag + "d"); os.unlink(tag + "f"); os.unlink(tag + "p")
@@ -70,7 +70,7 @@ def make():
         os.symlink("x", top + "/link")
         for name in ("sub", "sub/sub", "file", "sub/file", "fifo", "node", "link"):
             show(f"{top}/{name}")
-    # In a hidden name's place as well.
+    # Also where the name is hidden by a whiteout.
     os.unlink("d/hidden"); os.mkdir("d/hidden", 0o777); show("d/hidden")
     os.rmdir("d/hidden"); os.close(os.open("d/hidden", os.O_CREAT | os.O_RDWR, 0o666)); show("d/hidden")
 child(make, uid=1000, gid=1000, umask=0o077)
@@ -80,7 +80,7 @@ assert os.getxattr("d/sub", DEFAULT) == os.getxattr("d", DEFAULT)
 }
 
 #[test]
-fn mode_and_acl_keep_in_step() {
+fn mode_and_acl_remain_consistent() {
     beside(
         "write('file', mode=0o640); os.mkdir('dir')",
         r#"
@@ -100,7 +100,7 @@ for path in ("file", "dir"):
         print(err(os.setxattr, path, ACCESS, acl(("u", 6, -1), ("g", 6, -1), ("o", 6, -1))))
         print(err(os.removexattr, path, ACCESS), err(os.chmod, path, 0o777))
     child(other, uid=1000, gid=1000)
-# What an ACL grants and refuses is what is granted and refused.
+# Access is granted and denied exactly as the ACL says.
 os.chmod("file", 0o600)
 os.setxattr("file", ACCESS, acl(("u", 6, -1), ("user", 4, 1001), ("user", 0, 1002), ("group", 6, 2000), ("g", 0, -1), ("mask", 6, -1), ("o", 4, -1)))
 def tried():
@@ -113,7 +113,7 @@ for uid, gid, groups in ((1001, 1, ()), (1002, 2000, ()), (1003, 1, (2000,)), (1
 }
 
 #[test]
-fn setfacl_drops_setgid_for_one_outside_the_group_only() {
+fn setfacl_clears_setgid_only_for_users_outside_the_group() {
     beside(
         r#"
 for name in ("outsider", "member", "supplementary", "root", "many"):

@@ -9,35 +9,35 @@ use cowl_tests::cowl::Store;
 use cowl_tests::images;
 
 const MOST: u64 = 64 << 10;
-const FOLDERS: u32 = 100;
+const DIRS: u32 = 100;
 const FILES: u32 = 1000;
 
 /// Creates 100,000 files in 100 directories. Their names alone take more than 64 KiB.
 fn fill(base: &Path) {
-    for folder in 0..FOLDERS {
-        let folder = base.join(format!("folder{folder}"));
-        std::fs::create_dir(&folder).unwrap();
+    for dir in 0..DIRS {
+        let dir = base.join(format!("dir{dir}"));
+        std::fs::create_dir(&dir).unwrap();
         for file in 0..FILES {
-            std::fs::write(folder.join(format!("file{file}")), "a few bytes").unwrap();
+            std::fs::write(dir.join(format!("file{file}")), "a few bytes").unwrap();
         }
     }
 }
 
 #[track_caller]
-fn little(what: &str, output: &Output) {
+fn little(label: &str, output: &Output) {
     let Io { wchar, write_bytes } = output.io;
     eprintln!(
-        "{what}: {wchar} bytes written, {write_bytes} made dirty, {:?}",
+        "{label}: {wchar} bytes written, {write_bytes} made dirty, {:?}",
         output.took
     );
     assert!(
         wchar < MOST,
-        "{what} wrote {wchar} bytes: {}",
+        "{label} wrote {wchar} bytes: {}",
         output.report()
     );
     assert!(
         write_bytes < MOST,
-        "{what} made {write_bytes} bytes dirty: {}",
+        "{label} made {write_bytes} bytes dirty: {}",
         output.report()
     );
 }
@@ -49,7 +49,7 @@ fn snapshot_restore_and_clone_copy_no_data() {
     }
     // On an ext4 of its own: the written bytes include its bitmaps and tables, and the number of those that a new
     // directory touches depends on how full the file system is.
-    let store = Store::on(|scratch, name| images::ext4_for(FOLDERS * FILES, scratch, name));
+    let store = Store::on(|scratch, name| images::ext4_for(DIRS * FILES, scratch, name));
     let base = store.scratch().make("base");
     fill(&base);
     store.create("web", &base);
@@ -68,11 +68,15 @@ fn snapshot_restore_and_clone_copy_no_data() {
     assert!(grown < 4 * MOST, "the store grew by {grown} bytes");
 
     // The same with a head that holds a lot, mounted: the daemon must not copy either.
-    let place = store.mount("web");
+    let mount_point = store.mount("web");
     for file in 0..FILES {
-        std::fs::write(place.join(format!("folder7/file{file}")), vec![b'x'; 5000]).unwrap();
+        std::fs::write(
+            mount_point.join(format!("dir7/file{file}")),
+            vec![b'x'; 5000],
+        )
+        .unwrap();
     }
-    std::fs::rename(place.join("folder8"), place.join("renamed")).unwrap();
+    std::fs::rename(mount_point.join("dir8"), mount_point.join("renamed")).unwrap();
     let pid = store.pid("web");
     let before = Io::of(pid).unwrap();
     let on_disk = store.disk_usage();
@@ -84,7 +88,7 @@ fn snapshot_restore_and_clone_copy_no_data() {
         "the daemon wrote {daemon:?}"
     );
 
-    std::fs::write(place.join("folder9/file9"), "changed").unwrap();
+    std::fs::write(mount_point.join("dir9/file9"), "changed").unwrap();
     little(
         "restore, mounted",
         &store.cowl(["restore", "web", "snap0"]).ok(),
@@ -98,8 +102,8 @@ fn snapshot_restore_and_clone_copy_no_data() {
     let grown = store.disk_usage().saturating_sub(on_disk);
     assert!(grown < 4 * MOST, "the store grew by {grown} bytes");
     assert_eq!(
-        std::fs::read(place.join("folder7/file0")).unwrap(),
+        std::fs::read(mount_point.join("dir7/file0")).unwrap(),
         b"a few bytes"
     );
-    assert!(place.join("folder8/file999").is_file());
+    assert!(mount_point.join("dir8/file999").is_file());
 }

@@ -14,24 +14,27 @@ const MODES: [&str; 5] = [
     "passthrough=read,coherence=overlay",
 ];
 
-/// Creates the objects of `what` and runs its cases, in a mount with these options and in a plain directory.
+/// Creates the objects of `group` and runs its cases, in a mount with these options and in a plain directory.
 #[track_caller]
-fn same(content: Content, options: &str, what: &str) {
+fn same(content: Content, options: &str, group: &str) {
     eprintln!("{options}, content in the {content:?} layer");
     let lower = match content {
         Content::Lower => "LOWER = True",
         Content::Upper => "",
     };
-    let build = format!("{MATRIX}\nplant_{what}()");
+    let build = format!("{MATRIX}\nplant_{group}()");
     // Thousands of files are copied up, and this test does not cut the power.
     let beside = Beside::with(content, &build, &format!("{options},volatile"));
-    let said = beside.same(&format!("{MATRIX}\n{lower}\nrun_{what}()"));
-    assert!(said.lines().count() > 100, "too little was tried: {said}");
+    let output = beside.same(&format!("{MATRIX}\n{lower}\nrun_{group}()"));
+    assert!(
+        output.lines().count() > 100,
+        "too little was tried: {output}"
+    );
     beside.mount.unmount();
 }
 
 #[test]
-fn each_attribute_is_current_when_requested_alone() {
+fn cached_attributes_are_invalidated_by_every_change() {
     if !can(&NEEDS) {
         return;
     }
@@ -46,7 +49,7 @@ fn each_attribute_is_current_when_requested_alone() {
 
 /// With `static_nlink` the kernel counts links by itself, and a plain directory is no reference.
 #[test]
-fn link_counts_that_are_not_counted_are_true_too() {
+fn static_nlink_reports_correct_link_counts_of_files() {
     if !can(&NEEDS) {
         return;
     }
@@ -71,7 +74,7 @@ fn a_single_thread_does_not_deadlock_on_its_own_invalidations() {
 }
 
 #[test]
-fn a_program_has_the_bits_that_a_plain_directory_leaves_it() {
+fn setuid_bits_of_programs_are_cleared_as_on_a_plain_directory() {
     if !can(&NEEDS) {
         return;
     }
@@ -123,14 +126,14 @@ def races(writer, rounds=60):
         os.chmod(path, 0o4777)
         for _ in range(2): children.append(forked(execute)); os.read(waiting, 1)
         os.close(into); os.write(go, b"123")
-        with open(out, "rb") as said: said = said.read()
+        with open(out, "rb") as pipe: output = pipe.read()
         for pid in children: os.waitpid(pid, 0)
         for fd in (start, go, waiting, ready): os.close(fd)
-        for part in said.split(b"Name:\t")[1:]:
+        for part in output.split(b"Name:\t")[1:]:
             as_root = part.split(b"Uid:\t")[1].split()[1] == b"0"
             # Two outputs may be mixed, but what was changed is a page of its own.
             ran += 1
-            if as_root and b"B" * 100 in said and b"A" * 100 not in said: changed += 1
+            if as_root and b"B" * 100 in output and b"A" * 100 not in output: changed += 1
     print(f"{ran} runs, {changed} as root with what another wrote")
     assert ran > 0 and changed == 0
 "#;
@@ -138,7 +141,7 @@ def races(writer, rounds=60):
 /// The kernel requests the mode before it opens a program and relies on it afterwards. A writer that opens and closes
 /// the file in between must not be missed.
 #[test]
-fn a_setuid_program_never_runs_with_content_of_another_user() {
+fn a_setuid_program_never_runs_content_of_another_user() {
     if !can(&NEEDS) {
         return;
     }
@@ -146,8 +149,8 @@ fn a_setuid_program_never_runs_with_content_of_another_user() {
         let beside = Beside::with(Content::Upper, "", options);
         for writer in ["direct", "reopened"] {
             let script = format!("{RACE}\nraces({writer:?})");
-            let said = python(beside.mount.path(), &script).ok().out();
-            eprintln!("{options}, {writer}: {said}");
+            let output = python(beside.mount.path(), &script).ok().out();
+            eprintln!("{options}, {writer}: {output}");
         }
         beside.mount.unmount();
     }
@@ -192,13 +195,13 @@ def late_modes(rounds=120):
         os.read(waiting, 1)
         err(os.chmod, path, 0o4777)
         os.waitpid(writer, 0)
-        with open(out, "rb") as said: said = said.read()
+        with open(out, "rb") as pipe: output = pipe.read()
         os.waitpid(run, 0)
         for fd in (waiting, ready): os.close(fd)
-        for part in said.split(b"Name:\t")[1:]:
+        for part in output.split(b"Name:\t")[1:]:
             ran += 1
             as_root = part.split(b"Uid:\t")[1].split()[1] == b"0"
-            if as_root and b"B" * 100 in said and b"A" * 100 not in said: changed += 1
+            if as_root and b"B" * 100 in output and b"A" * 100 not in output: changed += 1
         os.unlink(path)
     os.kill(hog, signal.SIGKILL); os.waitpid(hog, 0)
     print(f"{ran} runs, {changed} as root with what another wrote")
@@ -208,20 +211,20 @@ late_modes()
 
 /// Neither the writer nor the program had a setuid bit to be asked about when it opened the file.
 #[test]
-fn a_program_made_setuid_at_its_start_does_not_run_with_content_of_another_user() {
+fn a_program_made_setuid_during_exec_does_not_run_content_of_another_user() {
     if !can(&NEEDS) {
         return;
     }
     let beside = Beside::with(Content::Upper, "", "passthrough=all");
     let script = format!("{RACE}\n{LATE_MODE}");
-    let said = python(beside.mount.path(), &script).ok().out();
-    eprintln!("{said}");
+    let output = python(beside.mount.path(), &script).ok().out();
+    eprintln!("{output}");
     beside.mount.unmount();
 }
 
 /// Kernel overlayfs has a cache of its own above cowlfs.
 #[test]
-fn a_program_below_the_kernels_overlayfs_loses_its_bits() {
+fn writes_through_kernel_overlayfs_clear_setuid_bits() {
     if !can(&NEEDS) {
         return;
     }

@@ -32,7 +32,7 @@ const EVERYTHING: &str = "
 impl Pair {
     fn new(seed: u64) -> Pair {
         let scratch = Scratch::for_test();
-        let (lowers, plain) = layers::make_three(&scratch, layers::Wish::of(seed)).unwrap();
+        let (lowers, plain) = layers::make_three(&scratch, layers::LayerSpec::of(seed)).unwrap();
         sh_in(lowers.last().unwrap(), EVERYTHING).ok();
         sh_in(&plain, EVERYTHING).ok();
         let (upper, work) = (scratch.make("upper"), scratch.make("work"));
@@ -54,10 +54,10 @@ impl Pair {
     }
 
     #[track_caller]
-    fn same(&self, what: &str, place: &Path, compare: Compare) {
-        let found = tree::read(place).unwrap();
+    fn same(&self, label: &str, mount_point: &Path, compare: Compare) {
+        let found = tree::read(mount_point).unwrap();
         let expected = tree::read(&self.plain).unwrap();
-        tree::assert_same(what, &found, &expected, compare);
+        tree::assert_same(label, &found, &expected, compare);
     }
 }
 
@@ -71,7 +71,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn tar_packs_and_unpacks() {
+fn tar_round_trips_all_metadata() {
     if !can_mount(&[]) {
         return;
     }
@@ -79,7 +79,7 @@ fn tar_packs_and_unpacks() {
     let mounted = pair.mount();
     let (from, scratch) = (mounted.path().display(), pair.scratch.display());
     let pack = "tar --numeric-owner --xattrs --xattrs-include='*' --acls --sparse --format=posix";
-    // Whatever tar says is an error: "file changed as we read it" above all.
+    // Any message of tar is an error, in particular "file changed as we read it".
     let packed = sh(&format!("{pack} -C '{from}' -cf '{scratch}/one.tar' .")).ok();
     assert_eq!(packed.err(), "");
     let unpacked = pair.scratch.make("unpacked");
@@ -104,11 +104,11 @@ fn tar_packs_and_unpacks() {
     // Both in a directory that passes its group on if the root does.
     let inside = mounted.path().join("unpacked");
     let beside = pair.plain.join("unpacked");
-    for place in [&inside, &beside] {
-        std::fs::create_dir(place).unwrap();
+    for dir in [&inside, &beside] {
+        std::fs::create_dir(dir).unwrap();
         sh(&format!(
             "{pack} -C '{}' -xpf '{scratch}/two.tar'",
-            place.display()
+            dir.display()
         ))
         .ok();
     }
@@ -125,7 +125,7 @@ fn tar_packs_and_unpacks() {
 /// tar compares the change time of a file before and after it reads the file. A copy-up of attributes alone, and of
 /// content after it, must not change it.
 #[test]
-fn change_times_hold_over_copy_up() {
+fn copy_up_changes_no_ctime() {
     if !can_mount(&[]) {
         return;
     }
@@ -147,14 +147,14 @@ fn change_times_hold_over_copy_up() {
         "find . -type f -exec sh -c 'for f; do : >> \"$f\"; done' sh {} +",
     )
     .ok();
-    let same = |what: &str| {
+    let same = |label: &str| {
         let (before, after) = (text(&before), text(&times()));
         for (before, after) in before.lines().zip(after.lines()) {
-            assert_eq!(before, after, "{what}");
+            assert_eq!(before, after, "{label}");
         }
     };
     same("a copy-up shows");
-    // As when memory is short.
+    // Drop the caches, as under memory pressure.
     std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
     same("a copy-up shows when the kernel has forgotten the files");
     sh_in(mounted.path(), BRING_UP).ok();
@@ -167,7 +167,7 @@ fn change_times_hold_over_copy_up() {
 }
 
 #[test]
-fn rsync_finds_nothing_to_do() {
+fn rsync_finds_no_difference() {
     if !can_mount(&[Need::Program("rsync")]) {
         return;
     }
@@ -175,9 +175,9 @@ fn rsync_finds_nothing_to_do() {
     let mounted = pair.mount();
     // Without the window rsync takes times of one second for the same.
     let rsync = "rsync -aHAX --numeric-ids --checksum --itemize-changes --modify-window=-1";
-    let nothing = |what: &str, from: &Path, to: &Path| {
+    let nothing = |label: &str, from: &Path, to: &Path| {
         let line = format!("{rsync} --delete '{}/' '{}/'", from.display(), to.display());
-        assert_eq!(sh(&line).ok().out(), "", "{what}");
+        assert_eq!(sh(&line).ok().out(), "", "{label}");
     };
     nothing("plain to mount", &pair.plain, mounted.path());
     nothing("mount to plain", mounted.path(), &pair.plain);
@@ -214,7 +214,7 @@ fn rsync_finds_nothing_to_do() {
 }
 
 #[test]
-fn find_and_cp_know_which_names_are_one_file() {
+fn find_and_cp_recognize_hard_links() {
     if !can_mount(&[]) {
         return;
     }

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
 
 /// Creates the directories `a` over `b`, each with a file, `u`, `w`, and the mount point `m`.
-fn folders() -> Scratch {
+fn layer_dirs() -> Scratch {
     let scratch = Scratch::for_test();
     sh_in(
         &scratch,
@@ -37,20 +37,23 @@ fn cowlfs(dir: &Path, args: &[&str]) -> Output {
 #[track_caller]
 fn mounts(dir: &Path, args: &[&str]) -> PathBuf {
     cowlfs(dir, args).ok();
-    let place = dir.join("m");
-    assert!(mount::at(&place).is_some(), "{args:?}: nothing is mounted");
+    let mount_point = dir.join("m");
+    assert!(
+        mount::at(&mount_point).is_some(),
+        "{args:?}: nothing is mounted"
+    );
     assert_eq!(
-        std::fs::read_to_string(place.join("b")).unwrap(),
+        std::fs::read_to_string(mount_point.join("b")).unwrap(),
         "b\n",
         "{args:?}"
     );
-    place
+    mount_point
 }
 
 /// Unmounts and waits until the upper can be used again.
 #[track_caller]
-fn unmount(place: &Path) {
-    run("umount", [place]).ok();
+fn unmount(mount_point: &Path) {
+    run("umount", [mount_point]).ok();
 }
 
 #[test]
@@ -58,7 +61,7 @@ fn every_form_of_the_command_line_mounts() {
     if !can(&NEEDS) {
         return;
     }
-    let dir = folders();
+    let dir = layer_dirs();
     for args in [
         &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"][..],
         &["-o", "lowerdir=a:b,upperdir=u,workdir=w,", "m"],
@@ -79,10 +82,11 @@ fn every_form_of_the_command_line_mounts() {
             "rw,lowerdir=a:b,upperdir=u,workdir=w,noatime,nodev,nosuid",
         ],
     ] {
-        let place = mounts(&dir, args);
-        std::fs::write(place.join("written"), "x").unwrap_or_else(|e| panic!("{args:?}: {e}"));
+        let mount_point = mounts(&dir, args);
+        std::fs::write(mount_point.join("written"), "x")
+            .unwrap_or_else(|e| panic!("{args:?}: {e}"));
         assert_eq!(std::fs::read_to_string(dir.join("u/written")).unwrap(), "x");
-        unmount(&place);
+        unmount(&mount_point);
     }
     let version = cowlfs(&dir, &["--version"]).ok();
     assert!(
@@ -95,30 +99,30 @@ fn every_form_of_the_command_line_mounts() {
 }
 
 #[test]
-fn without_upperdir_it_is_read_only() {
+fn a_mount_without_upperdir_is_read_only() {
     if !can(&NEEDS) {
         return;
     }
-    let dir = folders();
+    let dir = layer_dirs();
     for options in [
         "lowerdir=a:b",
         "lowerdir=a:b,ro",
         "lowerdir=a:b,upperdir=u,workdir=w,ro",
     ] {
-        let place = mounts(&dir, &["-o", options, "m"]);
-        let write = std::fs::write(place.join("x"), "").unwrap_err();
+        let mount_point = mounts(&dir, &["-o", options, "m"]);
+        let write = std::fs::write(mount_point.join("x"), "").unwrap_err();
         assert_eq!(
             write.raw_os_error(),
             Some(30),
             "EROFS with {options}: {write}"
         );
-        let rename = std::fs::rename(place.join("a"), place.join("c")).unwrap_err();
+        let rename = std::fs::rename(mount_point.join("a"), mount_point.join("c")).unwrap_err();
         assert_eq!(
             rename.raw_os_error(),
             Some(30),
             "EROFS with {options}: {rename}"
         );
-        unmount(&place);
+        unmount(&mount_point);
     }
 }
 
@@ -127,21 +131,21 @@ fn paths_with_colons_and_commas_can_be_escaped() {
     if !can(&NEEDS) {
         return;
     }
-    let dir = folders();
+    let dir = layer_dirs();
     sh_in(&dir, "mv a 'a:1'; mv b 'b \\x'; mv u 'u,3'; mv w 'w:4'").ok();
     let options = r"lowerdir=a\:1:b \\x,upperdir=u\,3,workdir=w\:4";
-    let place = mounts(&dir, &["-o", options, "m"]);
-    std::fs::write(place.join("x"), "").unwrap();
+    let mount_point = mounts(&dir, &["-o", options, "m"]);
+    std::fs::write(mount_point.join("x"), "").unwrap();
     assert!(dir.join("u,3/x").is_file());
-    unmount(&place);
+    unmount(&mount_point);
 }
 
 #[test]
-fn in_the_foreground_it_stays() {
+fn the_foreground_option_prevents_daemonization() {
     if !can(&NEEDS) {
         return;
     }
-    let dir = folders();
+    let dir = layer_dirs();
     let stack = Stack {
         lowers: vec![dir.join("a"), dir.join("b")],
         upper: Some((dir.join("u"), dir.join("w"))),
@@ -162,11 +166,11 @@ fn in_the_foreground_it_stays() {
 }
 
 #[test]
-fn users_can_be_mapped() {
+fn ids_can_be_mapped() {
     if !can(&NEEDS) {
         return;
     }
-    let dir = folders();
+    let dir = layer_dirs();
     // ID_ON_DISK:ID_SHOWN:COUNT, which shows an unshifted tree to a user namespace.
     sh_in(&dir, "chown 5:6 a/a").ok();
     let map = "0:100000:65536";
@@ -174,8 +178,8 @@ fn users_can_be_mapped() {
         format!("lowerdir=a:b,upperdir=u,workdir=w,uidmapping={map},gidmapping={map}"),
         format!("lowerdir=a:b,upperdir=u,workdir=w,,volatile,uidmapping=:{map},gidmapping=:{map}"),
     ] {
-        let place = mounts(&dir, &["-o", &options, "m"]);
-        let shown = place.join("a").metadata().unwrap();
+        let mount_point = mounts(&dir, &["-o", &options, "m"]);
+        let shown = mount_point.join("a").metadata().unwrap();
         assert_eq!((shown.uid(), shown.gid()), (100_005, 100_006), "{options}");
         sh_in(
             &dir,
@@ -187,47 +191,47 @@ fn users_can_be_mapped() {
             assert_eq!((made.uid(), made.gid()), id, "{options}");
         };
         stored((0, 0));
-        std::os::unix::fs::chown(place.join("made"), Some(100_007), Some(100_008)).unwrap();
+        std::os::unix::fs::chown(mount_point.join("made"), Some(100_007), Some(100_008)).unwrap();
         stored((7, 8));
-        std::fs::remove_file(place.join("made")).unwrap();
-        unmount(&place);
+        std::fs::remove_file(mount_point.join("made")).unwrap();
+        unmount(&mount_point);
     }
-    let place = mounts(&dir, &["-o", "lowerdir=a:b,squash_to_root", "m"]);
-    assert_eq!(place.join("a").metadata().unwrap().uid(), 0);
-    unmount(&place);
-    let place = mounts(
+    let mount_point = mounts(&dir, &["-o", "lowerdir=a:b,squash_to_root", "m"]);
+    assert_eq!(mount_point.join("a").metadata().unwrap().uid(), 0);
+    unmount(&mount_point);
+    let mount_point = mounts(
         &dir,
         &["-o", "lowerdir=a:b,squash_to_uid=12,squash_to_gid=13", "m"],
     );
-    let shown = place.join("a").metadata().unwrap();
+    let shown = mount_point.join("a").metadata().unwrap();
     assert_eq!((shown.uid(), shown.gid()), (12, 13));
-    unmount(&place);
+    unmount(&mount_point);
 }
 
 #[test]
-fn unnamed_files_are_refused_as_documented() {
+fn o_tmpfile_is_refused() {
     if !can(&NEEDS) {
         return;
     }
-    let dir = folders();
-    let place = mounts(&dir, &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"]);
+    let dir = layer_dirs();
+    let mount_point = mounts(&dir, &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"]);
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let opened = rustix::fs::openat(CWD, &place, flags, Mode::from_raw_mode(0o600));
+    let opened = rustix::fs::openat(CWD, &mount_point, flags, Mode::from_raw_mode(0o600));
     assert_eq!(opened.unwrap_err(), Errno::OPNOTSUPP);
-    unmount(&place);
+    unmount(&mount_point);
 }
 
 #[test]
-fn a_mount_point_may_hold_something_as_with_mount() {
+fn a_mount_point_need_not_be_empty() {
     if !can(&NEEDS) {
         return;
     }
-    let dir = folders();
+    let dir = layer_dirs();
     std::fs::write(dir.join("m/hidden"), "").unwrap();
-    let place = mounts(&dir, &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"]);
-    assert!(place.join("hidden").symlink_metadata().is_err());
-    unmount(&place);
-    assert!(place.join("hidden").is_file());
+    let mount_point = mounts(&dir, &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"]);
+    assert!(mount_point.join("hidden").symlink_metadata().is_err());
+    unmount(&mount_point);
+    assert!(mount_point.join("hidden").is_file());
 }
 
 /// Runs it, and expects a message with these words, no mount, and nothing written anywhere.
@@ -243,16 +247,16 @@ fn refused(dir: &Path, args: &[&str], words: &[&str]) {
     let output_code = output.code;
     output.fails(output_code, words);
     let after = tree::read(dir).unwrap();
-    let what = format!("{args:?} must change nothing");
-    tree::assert_same(&what, &after, &before, Compare::SAME);
+    let label = format!("{args:?} must change nothing");
+    tree::assert_same(&label, &after, &before, Compare::SAME);
 }
 
 #[test]
-fn mistakes_get_a_message_and_change_nothing() {
+fn invalid_command_lines_print_a_message_and_change_nothing() {
     if !can(&NEEDS) {
         return;
     }
-    let dir = folders();
+    let dir = layer_dirs();
     std::fs::write(dir.join("file"), "").unwrap();
     let all = "lowerdir=a:b,upperdir=u,workdir=w";
     for (args, words) in [
@@ -314,7 +318,7 @@ fn upper_and_work_must_lie_on_one_filesystem() {
     if !can(&NEEDS) {
         return;
     }
-    let dir = folders();
+    let dir = layer_dirs();
     let other = dir.make("other");
     run("mount", ["-t", "tmpfs", "tmpfs", other.to_str().unwrap()]).ok();
     std::fs::create_dir(other.join("w")).unwrap();
@@ -323,13 +327,13 @@ fn upper_and_work_must_lie_on_one_filesystem() {
 }
 
 #[test]
-fn one_upper_is_mounted_once() {
+fn an_upper_directory_is_mounted_only_once() {
     if !can(&NEEDS) {
         return;
     }
-    let dir = folders();
+    let dir = layer_dirs();
     let (second, work) = (dir.make("m2"), dir.make("w2"));
-    let place = mounts(&dir, &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"]);
+    let mount_point = mounts(&dir, &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"]);
     for options in [
         "lowerdir=a:b,upperdir=u,workdir=w",
         "lowerdir=a:b,upperdir=u,workdir=w2",
@@ -344,14 +348,14 @@ fn one_upper_is_mounted_once() {
         );
         assert!(mount::at(&second).is_none());
     }
-    std::fs::write(place.join("still"), "works").unwrap();
+    std::fs::write(mount_point.join("still"), "works").unwrap();
     assert!(dir.join("u/still").is_file() && work.read_dir().unwrap().next().is_none());
     // Mount again immediately after the unmount, without waiting or retrying.
     for _ in 0..10 {
-        unmount(&place);
+        unmount(&mount_point);
         mounts(&dir, &["-o", "lowerdir=a:b,upperdir=u,workdir=w", "m"]);
     }
-    unmount(&place);
+    unmount(&mount_point);
 }
 
 #[test]
@@ -359,7 +363,7 @@ fn a_missing_dev_fuse_is_reported() {
     if !can(&NEEDS) {
         return;
     }
-    let dir = folders();
+    let dir = layer_dirs();
     let script = format!(
         "mount -t tmpfs tmpfs /dev; mknod /dev/null c 1 3
          exec '{}' -o lowerdir=a:b,upperdir=u,workdir=w m",
@@ -377,7 +381,7 @@ fn missing_permission_is_reported() {
     if !can(&NEEDS) {
         return;
     }
-    let dir = folders();
+    let dir = layer_dirs();
     let program = dir.join("cowlfs");
     std::fs::copy(programs::cowlfs(), &program).unwrap();
     std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();

@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use cowl_tests::conditions::{Need, can, own_umask};
 use cowl_tests::cowl::Store;
 use cowl_tests::disk::Disk;
-use cowl_tests::layers::{self, Links, Wish};
+use cowl_tests::layers::{self, LayerSpec, Links};
 use cowl_tests::mount::{Overlay, Stack};
 use cowl_tests::pair::{Pair, Under, same};
 use cowl_tests::programs;
@@ -41,7 +41,7 @@ fn a_mounted_stack_behaves_like_a_plain_directory() {
 }
 
 #[test]
-fn layers_of_kernel_overlayfs_are_shown_and_continued() {
+fn layers_of_kernel_overlayfs_are_read_and_modified() {
     if can(&NEEDS) {
         every_seed(50, after_kernel);
     }
@@ -86,11 +86,11 @@ fn every_seed(default: u64, one_seed: OneSeed) {
 
 /// Prints the last steps, or the fewest that fail.
 fn report(disk: &Disk, seed: u64, failure: Failure, one_seed: OneSeed) {
-    let mut text = format!("\nseed {seed}: {}\n", failure.what);
+    let mut text = format!("\nseed {seed}: {}\n", failure.message);
     let steps = if std::env::var_os("COWL_SHRINK").is_some() {
         let again = |fewer: &[Step]| caught(|steps| one_seed(disk, seed, Some(fewer), steps));
-        let (steps, what) = shrink(failure.steps, again);
-        text.push_str(&format!("{} steps are enough: {what}\n", steps.len()));
+        let (steps, message) = shrink(failure.steps, again);
+        text.push_str(&format!("{} steps are enough: {message}\n", steps.len()));
         steps
     } else {
         let steps = failure.steps.iter();
@@ -140,7 +140,7 @@ fn against_plain(
         _ => match seed % 12 {
             0 => Under::Cowlfs("dev,suid,metacopy=off,passthrough=read"),
             4 => Under::Cowlfs("dev,suid,volatile,passthrough=off"),
-            // The kernel keeps nothing and asks for everything.
+            // The kernel caches nothing and requests everything.
             7 => Under::Cowlfs("dev,suid,timeout=0,passthrough=all"),
             // Operations that the kernel supports run through passthrough.
             8 | 9 => Under::Cowlfs("dev,suid"),
@@ -148,22 +148,22 @@ fn against_plain(
         },
     };
     let store = store(disk, "differential");
-    let wish = Wish {
+    let spec = LayerSpec {
         seed,
         stray: seed % 4 == 1 && under != Under::Kernel,
         links: links(seed),
         rich: true,
         by_kernel: seed.is_multiple_of(2),
     };
-    let (mut lowers, plain) = layers::make_three(store.scratch(), wish).unwrap();
-    // Of a stack on two filesystems the lowest layer, or two, lie in memory.
+    let (mut lowers, plain) = layers::make_three(store.scratch(), spec).unwrap();
+    // In a stack on two file systems, the lowest one or two layers are in memory.
     let elsewhere = Scratch::new_in(disk.beside(), "lowers");
     if under == Under::Cowlfs("dev,suid") {
         let from = if seed.is_multiple_of(3) { 1 } else { 2 };
         for (index, lower) in lowers.iter_mut().enumerate().skip(from) {
-            let place = elsewhere.make(&format!("lower{index}"));
-            layers::copy_tree(lower, &place);
-            *lower = place;
+            let dir = elsewhere.make(&format!("lower{index}"));
+            layers::copy_tree(lower, &dir);
+            *lower = dir;
         }
     }
     let mut pair = Pair::new(store, under, lowers, plain, !seed.is_multiple_of(5));
@@ -171,7 +171,7 @@ fn against_plain(
     let ours = under.is_ours() && programs::overlay_is_ours();
     let course = Course {
         // The kernel shows the substitute of such a device as the file on disk.
-        whiteouts: wish.stray && ours,
+        whiteouts: spec.stray && ours,
         ..course(seed, 400)
     };
     let last = run(course, &mut pair, replay, steps, ours)?;
@@ -187,7 +187,7 @@ fn against_plain(
         )?;
     }
     pair.unmount();
-    if under != Under::Plain && !wish.stray {
+    if under != Under::Plain && !spec.stray {
         kernel_reads(&pair)?;
     }
     pair.check_snapshots()
@@ -195,11 +195,11 @@ fn against_plain(
 
 /// Verifies that kernel overlayfs over all layers shows the same tree as the plain directory.
 fn kernel_reads(pair: &Pair) -> Result<(), String> {
-    // Of layers on two filesystems it would show numbers twice, with another device each.
-    let place = pair.scratch().make("kernel-reads-all");
-    let kernel = Overlay::kernel_with(&pair.read_only(), &place, "index=off,xino=on");
+    // With layers on two file systems, the kernel would report equal inode numbers with different devices.
+    let mount_point = pair.scratch().make("kernel-reads-all");
+    let kernel = Overlay::kernel_with(&pair.read_only(), &mount_point, "index=off,xino=on");
     let compare = Compare {
-        // It counts names in the layer, not in the merge.
+        // The kernel reports link counts of the layer, not of the merged tree.
         nlink: false,
         ..Compare::HISTORY
     };
@@ -219,27 +219,27 @@ fn after_kernel(
     // With an index, the kernel keeps hard links of a lower file together through its work directory, which a mount
     // takes over. Without an index, it breaks them.
     let index = seed.is_multiple_of(2);
-    let wish = Wish {
+    let spec = LayerSpec {
         seed: seed + 5000,
         stray: false,
         links: links(seed),
         rich: true,
         by_kernel: seed % 4 == 3,
     };
-    let (lowers, _) = layers::make_three(scratch, wish).unwrap();
+    let (lowers, _) = layers::make_three(scratch, spec).unwrap();
     let (upper, work) = (scratch.make("upper"), scratch.make("work"));
     layers::copy_root(lowers.first().unwrap(), &upper).unwrap();
     let stack = Stack {
         lowers,
         upper: Some((upper, work)),
     };
-    let place = scratch.make("kernel");
+    let mount_point = scratch.make("kernel");
     let options = if index {
         "index=on,xino=auto"
     } else {
         "index=off,xino=auto"
     };
-    let kernel = Overlay::kernel_with(&stack, &place, options);
+    let kernel = Overlay::kernel_with(&stack, &mount_point, options);
     let mut generator = Generator::new(seed ^ 0x6b65_726e);
     let mut side = Side::new(kernel.path());
     let mut known = tree::Paths::default();
@@ -247,14 +247,14 @@ fn after_kernel(
         if step % 4 == 0 {
             known = tree::paths(kernel.path()).unwrap();
         }
-        let who = generator.who(10);
-        side.perform(&generator.next(&known), who);
+        let caller = generator.caller(10);
+        side.perform(&generator.next(&known), caller);
     }
     drop(side);
     kernel.unmount();
 
     // After a new mount, hard links that a copy-up breaks are broken.
-    let kernel = Overlay::kernel_with(&stack, &place, options);
+    let kernel = Overlay::kernel_with(&stack, &mount_point, options);
     let theirs = tree::read(kernel.path()).unwrap();
     let plain = scratch.make("plain-of-all");
     layers::copy_tree(kernel.path(), &plain);

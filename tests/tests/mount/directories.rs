@@ -12,7 +12,7 @@ fn names_up_to_255_bytes_work_and_longer_ones_are_refused_by_every_call() {
         &format!(
             "{names}{}",
             "for i, n in enumerate(names): os.mkdir(n) if i % 2 else write(n)
-os.symlink(names[0], 'link'); write('short'); os.mkdir('folder')"
+os.symlink(names[0], 'link'); write('short'); os.mkdir('dir')"
         ),
         &format!(
             "{names}{}",
@@ -25,14 +25,14 @@ for i, n in enumerate(names):
     else: write(n, b"again"); os.unlink(n); write(n); os.setxattr(n, "user.a", b"b")
 for length in (256, 257, 300, 1023, 1024, 1025, 4094):
     n = "x" * length
-    for what, call in {"stat": lambda: os.stat(n), "lstat": lambda: os.lstat(n), "open": lambda: os.open(n, os.O_RDONLY),
+    for label, call in {"stat": lambda: os.stat(n), "lstat": lambda: os.lstat(n), "open": lambda: os.open(n, os.O_RDONLY),
         "create": lambda: os.open(n, os.O_CREAT | os.O_RDWR), "mkdir": lambda: os.mkdir(n), "mknod": lambda: os.mknod(n),
         "mkfifo": lambda: os.mkfifo(n), "unlink": lambda: os.unlink(n), "rmdir": lambda: os.rmdir(n), "symlink": lambda: os.symlink("x", n),
         "link": lambda: os.link("short", n), "rename": lambda: os.rename("short", n), "rename from": lambda: os.rename(n, "short"),
-        "rename folder": lambda: os.rename("folder", n), "getxattr": lambda: os.getxattr(n, "user.a"), "chmod": lambda: os.chmod(n, 0),
-        "truncate": lambda: os.truncate(n, 0), "inside": lambda: os.stat("folder/" + n), "inside nothing": lambda: os.stat("none/" + n)}.items():
-        got = err(call); print(length, what, got)
-        if what != "inside nothing": assert got == "ENAMETOOLONG", (length, what, got)
+        "rename dir": lambda: os.rename("dir", n), "getxattr": lambda: os.getxattr(n, "user.a"), "chmod": lambda: os.chmod(n, 0),
+        "truncate": lambda: os.truncate(n, 0), "inside": lambda: os.stat("dir/" + n), "inside nothing": lambda: os.stat("none/" + n)}.items():
+        got = err(call); print(length, label, got)
+        if label != "inside nothing": assert got == "ENAMETOOLONG", (length, label, got)
 print(err(os.symlink, "t" * 4095, "longest"), os.readlink("longest") == "t" * 4095, err(os.symlink, "t" * 4096, "longer"))
 print(sorted(os.listdir(b".")))
 "#
@@ -42,7 +42,7 @@ print(sorted(os.listdir(b".")))
 
 /// Paths are far longer than PATH_MAX: every access goes through directory descriptors, never through a whole path.
 #[test]
-fn trees_deeper_than_a_path_may_be_long_work() {
+fn trees_deeper_than_path_max_work() {
     if !can(&NEEDS) {
         return;
     }
@@ -108,18 +108,18 @@ for i in range(500): write(f'd/f{i}')",
 d = Listing("d")
 all = d.rest(); print(sorted(all)); assert len(all) == len(set(all)) == 502
 d.rewind(); assert d.rest() == all
-# Every place that was told is found again.
-d.rewind(); places = []
-for i in range(502): places.append(d.tell()); d.next()
+# Every position that telldir returned can be sought.
+d.rewind(); positions = []
+for i in range(502): positions.append(d.tell()); d.next()
 for i in random.Random(3).sample(range(502), 60):
-    d.seek(places[i]); assert d.rest() == all[i:], i
-# Read to the end, then rewound: what came and went since shows.
-write("d/new"); os.unlink("d/f7"); os.rename("d/f8", "d/renamed"); os.mkdir("d/folder")
+    d.seek(positions[i]); assert d.rest() == all[i:], i
+# Rewinding after the end shows later additions and removals.
+write("d/new"); os.unlink("d/f7"); os.rename("d/f8", "d/renamed"); os.mkdir("d/dir")
 d.rewind(); now = d.rest(); print(sorted(set(now) - set(all)), sorted(set(all) - set(now)))
 d.rewind(); d.next(); write("d/newer"); d.rewind(); assert "newer" in d.rest()
 d.close()
-# The type and the number that a listing tells are those of stat.
-for e in os.scandir("d"): assert e.inode() == e.stat(follow_symlinks=False).st_ino and e.is_dir() == (e.name == "folder")
+# The type and the inode number in a listing equal those of stat.
+for e in os.scandir("d"): assert e.inode() == e.stat(follow_symlinks=False).st_ino and e.is_dir() == (e.name == "dir")
 "#
         ),
     );
@@ -192,7 +192,7 @@ for turn in range(16):
     os.close(fd)
     assert names <= set(seen), (turn, len(names - set(seen)))
     assert len(seen) == len(set(seen)), turn
-# One who removes as he reads on, beside one who lists.
+# One process removes entries while it reads on, and lists the directory in between.
 fd = os.open("d", os.O_RDONLY)
 for some in parts(fd, 512):
     for name in some:
@@ -233,7 +233,7 @@ print(os.listdir("b/moved"), os.listdir("c/swapped"))
 }
 
 #[test]
-fn a_directory_with_100000_names() {
+fn a_directory_with_100000_names_is_listed_completely() {
     if !can(&NEEDS) {
         return;
     }
@@ -249,18 +249,18 @@ for i in range(60000): os.mknod(f'big/l{i}')",
         plain,
         scratch,
     } = beside;
-    let place = mount.path().to_owned();
+    let mount_point = mount.path().to_owned();
     mount.unmount();
     let rest = "import os\nfor i in range(40000): os.mknod(f'big/u{i}')\nfor i in range(0, 60000, 1000): os.path.exists(f'big/l{i}') and os.unlink(f'big/l{i}')";
     python(&scratch.join("upper"), &format!("os.mkdir('big')\n{rest}\nfor i in range(0, 60000, 1000): os.mknod(f'big/l{{i}}', stat.S_IFCHR, 0)")).ok();
     python(&plain, rest).ok();
     let beside = Beside {
-        mount: Overlay::cowlfs(&stack, &place, ""),
+        mount: Overlay::cowlfs(&stack, &mount_point, ""),
         stack,
         plain,
         scratch,
     };
-    let said = beside.same(
+    let output = beside.same(
         r#"
 names = os.listdir("big"); print(len(names), len(set(names)))
 print(sum(e.stat(follow_symlinks=False).st_size for e in os.scandir("big")))
@@ -272,12 +272,12 @@ import shutil
 os.rename("big", "moved"); print(len(os.listdir("moved")))
 "#,
     );
-    assert!(said.starts_with("99940 99940"), "{said}");
+    assert!(output.starts_with("99940 99940"), "{output}");
     beside.mount.unmount();
 }
 
 #[test]
-fn a_name_changes_between_file_and_directory_across_layers() {
+fn a_name_can_change_between_file_and_directory_across_layers() {
     if !can(&NEEDS) {
         return;
     }
@@ -297,10 +297,10 @@ os.rename('p/q', 'q'); os.rmdir('p'); os.rename('q', 'p')",
         plain,
         scratch,
     } = Beside::new(Content::Lower, build);
-    let place = mount.path().to_owned();
+    let mount_point = mount.path().to_owned();
     mount.unmount();
     for (turn, step) in steps.into_iter().enumerate() {
-        let mount = Overlay::cowlfs(&stack, &place, "");
+        let mount = Overlay::cowlfs(&stack, &mount_point, "");
         // The same name is made and removed many times as well.
         let again = "
 for i in range(30):
@@ -310,7 +310,10 @@ for i in range(30):
             python(dir, &format!("{step}{again}")).ok();
         }
         for again in [false, true] {
-            let (ours, theirs) = (tree::read(&place).unwrap(), tree::read(&plain).unwrap());
+            let (ours, theirs) = (
+                tree::read(&mount_point).unwrap(),
+                tree::read(&plain).unwrap(),
+            );
             tree::assert_same(
                 &format!("step {turn}, {again}"),
                 &ours,
@@ -326,8 +329,11 @@ for i in range(30):
             lowers: std::iter::once(upper).chain(stack.lowers).collect(),
             upper: Some((scratch.make("upper"), scratch.join("work"))),
         };
-        let mount = Overlay::cowlfs(&stack, &place, "");
-        let (ours, theirs) = (tree::read(&place).unwrap(), tree::read(&plain).unwrap());
+        let mount = Overlay::cowlfs(&stack, &mount_point, "");
+        let (ours, theirs) = (
+            tree::read(&mount_point).unwrap(),
+            tree::read(&plain).unwrap(),
+        );
         tree::assert_same(
             &format!("mounted anew after step {turn}"),
             &ours,
@@ -339,7 +345,7 @@ for i in range(30):
 }
 
 #[test]
-fn concurrent_changes_lose_no_name_and_leave_no_directory_behind() {
+fn concurrent_changes_lose_no_names_and_leave_no_directories() {
     beside_lower(
         r#"
 for f in ("one", "two", "three"):
@@ -349,32 +355,32 @@ for f in ("one", "two", "three"):
 os.mkdir("shared")
 "#,
         r#"
-FOLDERS = ("one", "two", "three")
+DIRS = ("one", "two", "three")
 def own(i):
-    """Names of its own in folders that all share: nobody else may disturb them."""
+    """Changes names of its own in shared directories. No other process may affect them."""
     dice = random.Random(i)
-    files = {f"{f}/{i}-{j}" for f in FOLDERS for j in range(40)}
-    folders = {f"{f}/d{i}-{j}" for f in FOLDERS for j in range(40)}
+    files = {f"{f}/{i}-{j}" for f in DIRS for j in range(40)}
+    dirs = {f"{f}/d{i}-{j}" for f in DIRS for j in range(40)}
     for step in range(400):
-        what, to = dice.randrange(7), f"{dice.choice(FOLDERS)}/{i}-n{step}"
-        if what == 0: write(to); files.add(to)
-        elif what == 1: os.mkdir(to); write(to + "/in"); folders.add(to)
-        elif what == 2 and files: n = dice.choice(sorted(files)); os.unlink(n); files.remove(n)
-        elif what == 3 and folders: n = dice.choice(sorted(folders)); os.unlink(n + "/in"); os.rmdir(n); folders.remove(n)
-        elif what == 4 and files: n = dice.choice(sorted(files)); os.rename(n, to); files.remove(n); files.add(to)
-        elif what == 5 and folders: n = dice.choice(sorted(folders)); os.rename(n, to); folders.remove(n); folders.add(to)
+        action, to = dice.randrange(7), f"{dice.choice(DIRS)}/{i}-n{step}"
+        if action == 0: write(to); files.add(to)
+        elif action == 1: os.mkdir(to); write(to + "/in"); dirs.add(to)
+        elif action == 2 and files: n = dice.choice(sorted(files)); os.unlink(n); files.remove(n)
+        elif action == 3 and dirs: n = dice.choice(sorted(dirs)); os.unlink(n + "/in"); os.rmdir(n); dirs.remove(n)
+        elif action == 4 and files: n = dice.choice(sorted(files)); os.rename(n, to); files.remove(n); files.add(to)
+        elif action == 5 and dirs: n = dice.choice(sorted(dirs)); os.rename(n, to); dirs.remove(n); dirs.add(to)
         elif files: n = dice.choice(sorted(files)); os.link(n, to); files.add(to)
     for n in sorted(files): assert stat.S_ISREG(os.lstat(n).st_mode), n
-    for n in sorted(folders): assert os.listdir(n) == ["in"], n
-    # Names for which all fight: only these answers are possible.
+    for n in sorted(dirs): assert os.listdir(n) == ["in"], n
+    # All processes compete for these names: only these results are possible.
     for step in range(300):
         n, m = f"shared/{dice.randrange(5)}", f"shared/{dice.randrange(5)}"
         call = dice.choice((lambda: os.mkdir(n), lambda: os.rmdir(n), lambda: os.rename(n, m), lambda: write(n), lambda: os.unlink(n),
                             lambda: os.listdir(n), lambda: os.mkdir(n + "/in"), lambda: os.rmdir(n + "/in")))
         got = err(call)
         assert not isinstance(got, str) or got in ("EEXIST", "ENOENT", "ENOTEMPTY", "EISDIR", "ENOTDIR", "EINVAL", "ETXTBSY"), got
-    listed = {f"{f}/{n}" for f in FOLDERS for n in os.listdir(f) if n.startswith((f"{i}-", f"d{i}-"))}
-    assert listed == files | folders, listed ^ (files | folders)
+    listed = {f"{f}/{n}" for f in DIRS for n in os.listdir(f) if n.startswith((f"{i}-", f"d{i}-"))}
+    assert listed == files | dirs, listed ^ (files | dirs)
     os._exit(0)
 pids = []
 for i in range(6):
@@ -387,10 +393,10 @@ for i in range(6):
     pids.append(pid)
 failed = [pid for pid in pids if os.waitpid(pid, 0)[1] != 0]
 assert not failed, failed
-print([sorted(os.listdir(f)) for f in FOLDERS])
+print([sorted(os.listdir(f)) for f in DIRS])
 for n in os.listdir("shared"): assert os.lstat("shared/" + n)
 import shutil
-for f in FOLDERS + ("shared",): shutil.rmtree(f)
+for f in DIRS + ("shared",): shutil.rmtree(f)
 print(os.listdir("."))
 "#,
     );

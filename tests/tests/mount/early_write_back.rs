@@ -26,12 +26,12 @@ fn disk(scratch: &Scratch, kind: &str) -> PathBuf {
 
 /// Whether all blocks of a file are allocated: with delayed allocation, they are when writeback begins.
 fn is_begun(file: &Path) -> bool {
-    let said = command::run("filefrag", [Path::new("-v"), file]).ok().out();
+    let output = command::run("filefrag", [Path::new("-v"), file]).ok().out();
     assert!(
-        said.contains("extent") && !said.contains(" 0 extents"),
-        "{said}"
+        output.contains("extent") && !output.contains(" 0 extents"),
+        "{output}"
     );
-    !said.contains("delalloc")
+    !output.contains("delalloc")
 }
 
 /// Ways to replace the content of a file, in a shell or in Python, with the affected files.
@@ -91,13 +91,13 @@ fn begins(kind: &'static str, cases: &[&[(&str, &[&str])]]) {
             sh_in(mount.path(), line).ok();
             for file in *files {
                 let file = disk.join("upper").join(file);
-                let what = format!("{kind}, {extra}: {line}");
+                let label = format!("{kind}, {extra}: {line}");
                 if kind == "btrfs" {
                     // Allocation is visible when the write is complete. Without an early start, the kernel waits 30
                     // seconds.
-                    wait_until(&what, || is_begun(&file));
+                    wait_until(&label, || is_begun(&file));
                 } else {
-                    assert!(is_begun(&file), "{what}");
+                    assert!(is_begun(&file), "{label}");
                 }
             }
         }

@@ -10,24 +10,24 @@ use cowl_tests::mount::{Overlay, Stack, plain_unmount};
 use cowl_tests::scratch::Scratch;
 use cowl_tests::tree::{self, Compare};
 
-/// Held by a test that makes a mount namespace, and by one that cares when a mount of the kernel's ends:
-/// the namespace has a copy of every mount that there is, and keeps it alive.
+/// Held by a test that creates a mount namespace, and by one that depends on when a kernel mount ends: the namespace
+/// contains a copy of every mount, which keeps the mount alive.
 static NAMESPACES: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
-    // That another test failed is no reason for this one to.
+    // Ignore poisoning: this test does not depend on the result of another.
     NAMESPACES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::KernelOverlay];
 
 #[track_caller]
-fn shows(place: &Path) -> tree::Tree {
-    tree::read(place).unwrap()
+fn shows(mount_point: &Path) -> tree::Tree {
+    tree::read(mount_point).unwrap()
 }
 
 #[test]
-fn a_data_only_layer_reads_the_same_in_both() {
+fn data_only_layers_are_read_as_by_the_kernel() {
     if !can(&NEEDS) {
         return;
     }
@@ -70,7 +70,7 @@ fn a_data_only_layer_reads_the_same_in_both() {
 }
 
 #[test]
-fn a_device_0_0_is_a_whiteout_to_an_overlay_above_also_through_the_kernel() {
+fn a_zero_device_is_a_whiteout_to_an_overlay_above() {
     if !can(&NEEDS) {
         return;
     }
@@ -126,7 +126,7 @@ fn layers_of_unprivileged_fuse_overlayfs_are_read() {
              umount m'",
     )
     .ok();
-    // It marks its opaque directory in this form, which is the purpose of the option.
+    // fuse-overlayfs writes opaque markers of this form, which the option reads.
     let marks = sh_in(&scratch, "getfattr -d -m - u/e; ls -A u/e").ok();
     let marks = String::from_utf8(marks.stdout).unwrap();
     assert!(marks.contains("user.fuseoverlayfs.opaque") && marks.contains(".wh..wh..opq"));
@@ -145,7 +145,7 @@ fn layers_of_unprivileged_fuse_overlayfs_are_read() {
 }
 
 #[test]
-fn hard_links_that_only_the_kernels_index_knows_stay_one_file() {
+fn hard_links_known_only_to_the_kernels_index_remain_one_file() {
     if !can(&NEEDS) {
         return;
     }
@@ -187,7 +187,7 @@ fn hard_links_that_only_the_kernels_index_knows_stay_one_file() {
     .ok();
     let ours = shows(mount.path());
     mount.unmount();
-    // And the kernel goes on, with its index and without.
+    // The kernel continues on the same layers, with and without an index.
     for index in ["on", "off"] {
         let options = format!("index={index},redirect_dir=on,metacopy=on");
         let layers = "lowerdir=l,upperdir=u,workdir=w";

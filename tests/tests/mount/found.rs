@@ -1,4 +1,4 @@
-//! Failures that the differential test found, each in the fewest steps that reproduce it.
+//! Regressions that the differential test found, each reduced to the fewest steps.
 
 use std::os::unix::fs::MetadataExt;
 
@@ -7,14 +7,14 @@ use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 use cowl_tests::layout;
 use cowl_tests::mount::{Overlay, Stack};
-use cowl_tests::random::{Op, Outcome, Side, Who};
+use cowl_tests::random::{Caller, Op, Outcome, Side};
 use cowl_tests::tree::{self, Compare};
 use rustix::fs::OFlags;
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::KernelOverlay];
 
-/// Seed 23. Without the group's execute permission the setgid bit is not a privilege, and a write clears it only for
-/// users outside of the group.
+/// Regression (seed 23): setgid without group execute permission is not a privilege. A write clears it only if the
+/// writer is not in the group.
 #[test]
 fn a_setgid_bit_without_execute_survives_writes_of_a_group_member() {
     if !can(&NEEDS) {
@@ -38,7 +38,7 @@ fn a_setgid_bit_without_execute_survives_writes_of_a_group_member() {
         mode: 0o2755,
         data: (1, 100),
     };
-    let member = Who {
+    let member = Caller {
         id: 1000,
         groups: &[],
         umask: 0o077,
@@ -51,8 +51,8 @@ fn a_setgid_bit_without_execute_survives_writes_of_a_group_member() {
         let mode = root.join("f").metadata().unwrap().mode();
         assert_eq!(mode & 0o7777, 0o2700, "{}", root.display());
     }
-    // A user outside of the group clears it by a write and by a truncation.
-    let outsider = Who { id: 1001, ..member };
+    // A write or a truncation by a user outside the group clears it.
+    let outsider = Caller { id: 1001, ..member };
     for (name, op) in [
         (
             "w",
@@ -82,10 +82,10 @@ fn a_setgid_bit_without_execute_survives_writes_of_a_group_member() {
     }
 }
 
-/// Seed 147. A whiteout in a merged layer that hid an object of that same layer hid nothing any more, and the kernel
-/// listed it in a directory without lower directories.
+/// Regression (seed 147): a flatten retained a whiteout that hid an object only in the merged layers. The kernel listed
+/// it in a directory without lower directories.
 #[test]
-fn the_kernel_lists_no_whiteout_of_a_flattened_layer() {
+fn a_flattened_layer_contains_no_needless_whiteout() {
     if !can(&NEEDS) {
         return;
     }
@@ -106,8 +106,8 @@ fn the_kernel_lists_no_whiteout_of_a_flattened_layer() {
     assert_eq!(stack.lowers.len(), 3);
     let kernel = Overlay::kernel(&stack, &store.scratch().make("kernel"));
     let theirs = tree::read(kernel.path()).unwrap();
-    let place = store.mount("c");
-    let ours = tree::read(&place).unwrap();
+    let mount_point = store.mount("c");
+    let ours = tree::read(&mount_point).unwrap();
     store.cowl(["umount", "c"]).ok();
     tree::assert_same("kernel, then cowl", &theirs, &ours, Compare::READER);
     assert!(ours.contains_key(&b"only/stays"[..]));

@@ -26,16 +26,16 @@ os.mknod("null", stat.S_IFCHR | 0o666, os.makedev(1, 3)); os.chmod("null", 0o666
         lowers: vec![scratch.join("lower")],
         upper: Some((scratch.make("upper"), scratch.make("work"))),
     };
-    let place = scratch.make("mount");
-    (scratch, stack, place)
+    let mount_point = scratch.make("mount");
+    (scratch, stack, mount_point)
 }
 
 #[test]
-fn a_full_upper_loses_nothing() {
+fn a_full_upper_layer_loses_no_data() {
     if !can(&NEEDS) {
         return;
     }
-    let (scratch, stack, place) = stack();
+    let (scratch, stack, mount_point) = stack();
     let small = scratch.make("small");
     run(
         "mount",
@@ -51,7 +51,7 @@ fn a_full_upper_loses_nothing() {
         upper: Some((scratch.make("small/upper"), scratch.make("small/work"))),
         ..stack
     };
-    let mount = Overlay::cowlfs(&stack, &place, "");
+    let mount = Overlay::cowlfs(&stack, &mount_point, "");
     let fill = r#"
 fd = os.open("big", os.O_CREAT | os.O_WRONLY)
 while (got := err(os.write, fd, b"x" * 4096)) == 4096: pass
@@ -64,6 +64,6 @@ deadline = time.monotonic() + 20
 while os.statvfs(".").f_bavail < 1000 and time.monotonic() < deadline: time.sleep(0.001)
 fd = os.open("id", os.O_RDWR); os.close(fd); assert os.stat("id").st_size == size
 "#;
-    python(&place, fill).ok();
+    python(&mount_point, fill).ok();
     mount.unmount();
 }

@@ -53,7 +53,7 @@ impl Drop for Disk {
 }
 
 /// Creates the layers `top`, with markers that lead to `p`, and `base`, which contains `p`.
-fn layers(place: &Path, disk: &Disk, target: &str) -> [PathBuf; 2] {
+fn layers(dir: &Path, disk: &Disk, target: &str) -> [PathBuf; 2] {
     let line = format!(
         "DISK={}; mkdir -p top/dir base/dir; echo good >base/dir/good; cd base; {target}; cd ..
          for name in whole part; do
@@ -62,40 +62,40 @@ fn layers(place: &Path, disk: &Disk, target: &str) -> [PathBuf; 2] {
          done",
         disk.minor()
     );
-    sh_in(place, &line).ok();
-    ["top", "base"].map(|name| place.join(name))
+    sh_in(dir, &line).ok();
+    ["top", "base"].map(|name| dir.join(name))
 }
 
 /// Asserts that a command failed, without blocking, and revealed nothing.
 #[track_caller]
-fn refused(what: &str, output: &Output) {
-    assert_ne!(output.code, 0, "{what}: {}", output.report());
-    assert_ne!(output.code, 124, "{what} hangs: {}", output.report());
+fn refused(label: &str, output: &Output) {
+    assert_ne!(output.code, 0, "{label}: {}", output.report());
+    assert_ne!(output.code, 124, "{label} hangs: {}", output.report());
     let secret = SECRET.as_bytes();
     let gave = output
         .stdout
         .windows(secret.len())
         .any(|part| part == secret);
-    assert!(!gave, "{what} gave it away");
-    assert!(output.stdout.len() < 64, "{what}: {}", output.report());
+    assert!(!gave, "{label} gave it away");
+    assert!(output.stdout.len() < 64, "{label}: {}", output.report());
 }
 
 #[test]
-fn a_mount_serves_nothing_but_regular_files() {
+fn a_mount_serves_content_of_regular_files_only() {
     if !can(NEEDS) {
         return;
     }
     let scratch = Scratch::new("content-mount");
     let disk = Disk::new(&scratch);
     for (number, target) in TARGETS.iter().enumerate() {
-        let place = scratch.make(&number.to_string());
-        let [top, base] = layers(&place, &disk, target);
+        let dir = scratch.make(&number.to_string());
+        let [top, base] = layers(&dir, &disk, target);
         for data_only in [false, true] {
             let lower = match data_only {
                 false => format!("{}:{}", top.display(), base.display()),
                 true => format!("{}::{}", top.display(), base.display()),
             };
-            let names = ["upper", "work", "mount"].map(|name| place.make(name, data_only));
+            let names = ["upper", "work", "mount"].map(|name| dir.make(name, data_only));
             let [upper, work, mount] = &names;
             let options = format!(
                 "lowerdir={lower},upperdir={},workdir={},nodev",
@@ -148,7 +148,7 @@ fn cowl(store: &Store, args: &[&str]) -> Output {
 }
 
 #[test]
-fn no_verb_reads_anything_but_regular_files() {
+fn commands_read_content_of_regular_files_only() {
     if !can(NEEDS) {
         return;
     }
@@ -156,8 +156,8 @@ fn no_verb_reads_anything_but_regular_files() {
     let disk = Disk::new(&disk_at);
     for target in TARGETS {
         let store = Store::for_test();
-        let place = store.scratch().make("layers");
-        let layers = layers(&place, &disk, target);
+        let dir = store.scratch().make("layers");
+        let layers = layers(&dir, &disk, target);
         layout::make(store.path(), "web", &layers, true).unwrap();
         let out = |name: &str| store.scratch().join(name).to_str().unwrap().to_owned();
         for args in [
@@ -208,7 +208,7 @@ fn holds_secret(root: &Path) -> bool {
 
 /// Kernel overlayfs refuses the same markers.
 #[test]
-fn the_kernel_refuses_the_same() {
+fn kernel_overlayfs_refuses_the_same_content() {
     let needs = [NEEDS, &[Need::KernelOverlay]].concat();
     if !can(&needs) {
         return;

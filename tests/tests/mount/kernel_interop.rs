@@ -62,7 +62,7 @@ fn the_kernel_reads_layers_of_cowlfs() {
     let theirs = tree::read(kernel.path()).unwrap();
     tree::assert_same("all layers as lowers", &theirs, &ours, Compare::READER);
     kernel.unmount();
-    // It can also go on writing where we stopped.
+    // The kernel can also continue to write to the upper layer.
     let kernel = Overlay::kernel(&stack, &scratch.make("kernel"));
     let theirs = tree::read(kernel.path()).unwrap();
     tree::assert_same("our upper as its upper", &theirs, &ours, Compare::READER);
@@ -95,7 +95,7 @@ fn cowlfs_reads_layers_of_the_kernel() {
 }
 
 #[test]
-fn a_debian_changed_by_dpkg_reads_the_same_in_both() {
+fn a_debian_tree_changed_by_dpkg_is_identical_on_the_kernel() {
     if !can(&NEEDS) || !can(&[Need::Debian]) {
         return;
     }

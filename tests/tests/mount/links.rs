@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 const MANY: u64 = 65_000;
 
 #[test]
-fn a_file_has_as_many_names_as_the_base_allows() {
+fn the_link_limit_of_the_layer_applies() {
     if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
@@ -25,12 +25,12 @@ fn a_file_has_as_many_names_as_the_base_allows() {
     };
     let mount = Overlay::cowlfs(&stack, &path("m"), "volatile");
     std::fs::write(path("plain/file"), b"text").unwrap();
-    let fill = |folder: &str| {
-        let first = path(folder).join("file");
+    let fill = |dir: &str| {
+        let first = path(dir).join("file");
         for number in 1..MANY {
-            std::fs::hard_link(&first, path(folder).join(number.to_string())).unwrap();
+            std::fs::hard_link(&first, path(dir).join(number.to_string())).unwrap();
         }
-        let more = std::fs::hard_link(&first, path(folder).join("more"));
+        let more = std::fs::hard_link(&first, path(dir).join("more"));
         (
             more.map_err(|error| error.raw_os_error()),
             std::fs::metadata(&first).unwrap().nlink(),

@@ -54,7 +54,7 @@ impl Locker {
 
 impl Drop for Locker {
     fn drop(&mut self) {
-        // Its input ends, and it with it.
+        // The locker exits at the end of its input.
         self.orders = None;
         if let Err(error) = self.child.wait() {
             eprintln!("waiting for a locker: {error}");
@@ -66,7 +66,7 @@ impl Drop for Locker {
 /// process (`a`, `b`); `a+` does not wait for the result, `a?` waits for that result; `!` is a line for the shell.
 fn play(dir: &Path, script: &str) -> Vec<String> {
     let mut lockers = [Locker::new(dir), Locker::new(dir)];
-    let mut said = Vec::new();
+    let mut answers = Vec::new();
     for line in script
         .lines()
         .map(str::trim)
@@ -76,19 +76,19 @@ fn play(dir: &Path, script: &str) -> Vec<String> {
             sh_in(dir, shell).ok();
             continue;
         }
-        let (who, order) = line.split_once(' ').unwrap_or((line, ""));
+        let (name, order) = line.split_once(' ').unwrap_or((line, ""));
         let [a, b] = &mut lockers;
-        let locker = if who.starts_with('a') { a } else { b };
-        match who.get(1..).unwrap_or("") {
+        let locker = if name.starts_with('a') { a } else { b };
+        match name.get(1..).unwrap_or("") {
             "" => {
                 locker.order(order);
-                said.push(format!("{line} -> {}", locker.answer()));
+                answers.push(format!("{line} -> {}", locker.answer()));
             }
             "+" => locker.order(order),
-            _ => said.push(format!("{line} -> {}", locker.answer())),
+            _ => answers.push(format!("{line} -> {}", locker.answer())),
         }
     }
-    said
+    answers
 }
 
 const CONTENT: &str = "mkdir dir; for f in one two three four five dir/six; do echo $f > $f; done
@@ -112,7 +112,7 @@ fn same(script: &str, expected: &[&str]) {
     let answers = play(&plain, script);
     for line in expected {
         assert!(
-            answers.iter().any(|said| said == line),
+            answers.iter().any(|answer| answer == line),
             "{line}: {answers:#?}"
         );
     }
@@ -122,7 +122,7 @@ fn same(script: &str, expected: &[&str]) {
 }
 
 #[test]
-fn flock_holds_over_copy_up_and_other_names() {
+fn flock_survives_copy_up_and_applies_to_all_names() {
     same(
         "a open r RDONLY one
          a flock r sh
@@ -251,7 +251,7 @@ fn leases_are_broken_by_an_open() {
 
 /// Two openers of a lower file meet in its copy-up. Were they given two inodes, both would get the lock.
 #[test]
-fn one_of_several_first_writers_gets_the_lock() {
+fn only_one_of_several_first_writers_gets_the_lock() {
     const FILES: usize = 400;
     const WRITERS: usize = 3;
     if !can(&[Need::Root, Need::Fuse]) {

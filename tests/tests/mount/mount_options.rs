@@ -11,7 +11,7 @@ use cowl_tests::conditions::{Need, can_mount};
 use cowl_tests::images::{self, Kind};
 use cowl_tests::layers;
 use cowl_tests::mount::{self, Overlay, Stack};
-use cowl_tests::random::{Generator, Op, Outcome, Side, Who};
+use cowl_tests::random::{Caller, Generator, Op, Outcome, Side};
 use cowl_tests::scratch::Scratch;
 use rustix::fs::{OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -109,12 +109,12 @@ fn changes() -> Vec<Op> {
 }
 
 /// Verifies that every operation returns the same as in a plain directory that is mounted read-only.
-fn refuses_like(place: &Path, plain: &Path, seed: u64) {
-    let (mut ours, mut theirs) = (Side::new(place), Side::new(plain));
+fn refuses_like(mount_point: &Path, plain: &Path, seed: u64) {
+    let (mut ours, mut theirs) = (Side::new(mount_point), Side::new(plain));
     for op in changes() {
-        let got = ours.perform(&op, Who::user(0));
+        let got = ours.perform(&op, Caller::user(0));
         assert_eq!(got, Outcome::Failed(Errno::ROFS), "{op:?}");
-        assert_eq!(got, theirs.perform(&op, Who::user(0)), "{op:?}");
+        assert_eq!(got, theirs.perform(&op, Caller::user(0)), "{op:?}");
     }
     let known = cowl_tests::tree::paths(plain).unwrap();
     let mut generator = Generator::new(seed).portable();
@@ -122,8 +122,8 @@ fn refuses_like(place: &Path, plain: &Path, seed: u64) {
         let op = generator.next(&known);
         let user = if generator.rng().chance(15) { 1000 } else { 0 };
         let (got, expected) = (
-            ours.perform(&op, Who::user(user)),
-            theirs.perform(&op, Who::user(user)),
+            ours.perform(&op, Caller::user(user)),
+            theirs.perform(&op, Caller::user(user)),
         );
         assert_eq!(got, expected, "mounted, then plain, {step}: {user}: {op:?}");
     }
@@ -135,10 +135,10 @@ fn a_read_only_mount_refuses_every_change() {
         return;
     }
     let scratch = Scratch::new("read-only");
-    let (lowers, plain) = layers::make_three(&scratch, layers::Wish::of(31)).unwrap();
+    let (lowers, plain) = layers::make_three(&scratch, layers::LayerSpec::of(31)).unwrap();
     cowl_tests::workload::plant(lowers.last().unwrap(), &plain);
-    for place in [lowers.last().unwrap(), &plain] {
-        sh_in(place, "setfattr -n user.one -v 1 known/attribute").ok();
+    for dir in [lowers.last().unwrap(), &plain] {
+        sh_in(dir, "setfattr -n user.one -v 1 known/attribute").ok();
     }
     // Two kinds of read-only mounts, which differ in the error for a user without write permission.
     let whole = Kind::Tmpfs.mount(&scratch, "whole");
@@ -187,18 +187,22 @@ fn a_read_only_mount_refuses_every_change() {
 }
 
 /// `-i`: by the system call alone, no helper program.
-fn remounted(place: &Path, options: &str) -> i32 {
-    run("mount", ["-i", "-o", options, place.to_str().unwrap()]).code
+fn remounted(mount_point: &Path, options: &str) -> i32 {
+    run(
+        "mount",
+        ["-i", "-o", options, mount_point.to_str().unwrap()],
+    )
+    .code
 }
 
 #[track_caller]
-fn remount(place: &Path, options: &str) {
-    assert_eq!(remounted(place, options), 0, "{options}");
+fn remount(mount_point: &Path, options: &str) {
+    assert_eq!(remounted(mount_point, options), 0, "{options}");
 }
 
 /// mount(8) has a helper program do it, which calls the file system's own program.
 #[test]
-fn mount_fuse_can_remount() {
+fn a_mount_can_be_remounted_through_mount_fuse() {
     if !can_mount(&[Need::Program("mount.fuse")]) {
         return;
     }
@@ -208,12 +212,12 @@ fn mount_fuse_can_remount() {
         upper: Some(upper_of(&scratch)),
     };
     let mounted = Overlay::cowlfs(&stack, &scratch.make("tested"), "nosuid");
-    let place = mounted.path().to_str().unwrap().to_owned();
+    let mount_point = mounted.path().to_str().unwrap().to_owned();
     let program = cowl_tests::programs::cowlfs();
     let ask = |options: &str| {
         let all = format!("{options},remount,user_id=0,group_id=0,default_permissions,allow_other");
         let source = format!("{}#cowlfs", program.display());
-        run("mount.fuse", [&source, &place, "-o", &all])
+        run("mount.fuse", [&source, &mount_point, "-o", &all])
     };
     let writer = std::fs::File::create(mounted.path().join("file")).unwrap();
     ask("ro").fails(4, &["open for writing"]);
@@ -244,7 +248,7 @@ fn as_user(dir: &Path, line: &str) -> cowl_tests::command::Output {
 }
 
 #[test]
-fn flags_of_a_mount_show_and_work() {
+fn mount_flags_are_reported_and_enforced() {
     if !can_mount(&[]) {
         return;
     }
@@ -292,38 +296,38 @@ fn flags_of_a_mount_show_and_work() {
     }
 }
 
-/// Whether the option is in force at `place`.
-fn works(option: &str, place: &Path) -> bool {
+/// Whether the option is in force at `mount_point`.
+fn works(option: &str, mount_point: &Path) -> bool {
     match option {
         "nosuid" => {
             // The real user is 1000, the effective one root's where setuid works.
-            let said = as_user(place, "./id -u").ok().out();
-            assert!(["0", "1000"].contains(&&*said), "{said}");
-            said == "1000"
+            let output = as_user(mount_point, "./id -u").ok().out();
+            assert!(["0", "1000"].contains(&&*output), "{output}");
+            output == "1000"
         }
-        "nodev" => as_user(place, "echo x > null").code != 0,
-        "noexec" => as_user(place, "./id").code == 126,
-        "ro" => as_root_fails(place),
+        "nodev" => as_user(mount_point, "echo x > null").code != 0,
+        "noexec" => as_user(mount_point, "./id").code == 126,
+        "ro" => as_root_fails(mount_point),
         "noatime" => {
-            let file = place.join("own");
+            let file = mount_point.join("own");
             std::fs::write(&file, "text").unwrap();
             run("touch", ["-a", "-d", "2001-01-01", file.to_str().unwrap()]).ok();
             let before = file.metadata().unwrap().atime();
             assert_eq!(std::fs::read(&file).unwrap(), b"text");
-            sh_in(place, "ls -l; cat file").ok();
+            sh_in(mount_point, "ls -l; cat file").ok();
             before == file.metadata().unwrap().atime()
         }
-        other => panic!("nobody knows {other}"),
+        other => panic!("unknown option {other}"),
     }
 }
 
-fn as_root_fails(place: &Path) -> bool {
-    std::fs::write(place.join("written"), "x").is_err()
+fn as_root_fails(mount_point: &Path) -> bool {
+    std::fs::write(mount_point.join("written"), "x").is_err()
 }
 
 /// A lower layer is only read, and reading it leaves no trace.
 #[test]
-fn reading_moves_no_access_time_below() {
+fn reads_do_not_update_atime_of_lower_layers() {
     if !can_mount(&[]) {
         return;
     }
@@ -370,21 +374,31 @@ fn statfs_reports_the_upper_file_system() {
         upper: Some((upper, work)),
     };
     let mounted = Overlay::cowlfs(&stack, &scratch.make("tested"), "");
-    let told = |path: &Path| {
-        let told = rustix::fs::statvfs(path).unwrap();
-        let sizes = [told.f_bsize, told.f_frsize, told.f_blocks, told.f_bfree];
+    let statvfs = |path: &Path| {
+        let statvfs = rustix::fs::statvfs(path).unwrap();
+        let sizes = [
+            statvfs.f_bsize,
+            statvfs.f_frsize,
+            statvfs.f_blocks,
+            statvfs.f_bfree,
+        ];
         (
             sizes,
-            [told.f_bavail, told.f_files, told.f_ffree, told.f_namemax],
+            [
+                statvfs.f_bavail,
+                statvfs.f_files,
+                statvfs.f_ffree,
+                statvfs.f_namemax,
+            ],
         )
     };
-    assert_eq!(told(mounted.path()), told(&base));
+    assert_eq!(statvfs(mounted.path()), statvfs(&base));
     std::fs::write(mounted.path().join("file"), vec![1; 1 << 20]).unwrap();
-    let after = told(mounted.path());
-    assert_eq!(after, told(&base));
+    let after = statvfs(mounted.path());
+    assert_eq!(after, statvfs(&base));
     std::fs::remove_file(mounted.path().join("file")).unwrap();
     // The kernel reports a close after it is complete, not during it.
-    mount::wait_until("the space of the file", || told(mounted.path()) != after);
-    assert_eq!(told(mounted.path()), told(&base));
+    mount::wait_until("the space of the file", || statvfs(mounted.path()) != after);
+    assert_eq!(statvfs(mounted.path()), statvfs(&base));
     mounted.unmount();
 }

@@ -10,21 +10,21 @@ use cowl_tests::command::sh_in;
 use cowl_tests::conditions::Need;
 use cowl_tests::layers;
 use cowl_tests::mount::{self, Overlay, Stack};
-use cowl_tests::random::{Op, Side, Who};
+use cowl_tests::random::{Caller, Op, Side};
 use cowl_tests::scratch::Scratch;
 use cowl_tests::tree::{self, Compare};
 use cowl_tests::workload::{exercise, generated, ready, upper_on};
 use rustix::fs::{FallocateFlags, OFlags};
 
 #[test]
-fn lower_on_a_cowl_mount() {
+fn a_lower_layer_can_be_on_a_cowl_mount() {
     if !ready(&[]) {
         return;
     }
     let scratch = Scratch::new("lower-on-cowl");
     let (lowers, plain) = generated(&scratch, 13);
     let upper = upper_on(&scratch, &lowers[0]);
-    // One that is written has an upper of its own, which must not move any more.
+    // The inner overlay is writable, so it has an upper layer of its own, which must stay at its path.
     let written = (scratch.make("inner-upper"), scratch.make("inner-work"));
     layers::copy_root(&lowers[1], &written.0).unwrap();
     let inner = Stack {
@@ -44,9 +44,9 @@ fn lower_on_a_cowl_mount() {
     inner.unmount();
 }
 
-/// Two mounts show numbers from one filesystem, and may show one and the same file under two names.
+/// Two mounts report inode numbers of one file system, and may show one file under two names.
 #[test]
-fn lowers_on_two_cowl_mounts_of_one_layer() {
+fn lower_layers_can_be_on_two_cowl_mounts_of_one_layer() {
     if !ready(&[]) {
         return;
     }
@@ -83,9 +83,9 @@ fn lowers_on_two_cowl_mounts_of_one_layer() {
         names.map(of)
     };
     let [renamed, name, alias] = numbers(&before, ["d/renamed", "d/name", "d/alias"]);
-    let [another, other, folder] = numbers(&before, ["another", "other", "d"]);
+    let [another, other, dir] = numbers(&before, ["another", "other", "d"]);
     assert_eq!(name, alias, "one file");
-    let mut all = [renamed, name, another, other, folder];
+    let mut all = [renamed, name, another, other, dir];
     all.sort_unstable();
     assert!(
         all.windows(2).all(|pair| pair[0] != pair[1]),
@@ -119,7 +119,7 @@ fn lowers_on_two_cowl_mounts_of_one_layer() {
     bottom.unmount();
 }
 
-/// Marks that one mount writes are a user's attributes to the other, and whiteouts too.
+/// Markers and whiteouts that the outer mount writes are ordinary xattrs and devices to the inner one.
 fn upper_on_a_cowl_mount(seed: u64) {
     if !ready(&[]) {
         return;
@@ -130,17 +130,17 @@ fn upper_on_a_cowl_mount(seed: u64) {
         lowers: vec![scratch.make("bottom")],
         upper: Some((scratch.make("outer-upper"), scratch.make("outer-work"))),
     };
-    let place = scratch.make("outer");
-    let mounted = Overlay::cowlfs(&outer, &place, "dev,suid");
-    let upper = upper_on(&place, &lowers[0]);
+    let mount_point = scratch.make("outer");
+    let mounted = Overlay::cowlfs(&outer, &mount_point, "dev,suid");
+    let upper = upper_on(&mount_point, &lowers[0]);
     let stack = Stack {
         lowers,
         upper: Some(upper),
     };
     exercise(&scratch, stack.clone(), plain.clone(), seed);
-    // It is all still there after a new mount of the one below.
+    // The content is unchanged after a remount of the outer mount.
     mounted.unmount();
-    let mounted = Overlay::cowlfs(&outer, &place, "dev,suid");
+    let mounted = Overlay::cowlfs(&outer, &mount_point, "dev,suid");
     let again = Overlay::cowlfs(&stack, &scratch.make("tested"), "dev,suid");
     let found = tree::read(again.path()).unwrap();
     let expected = tree::read(&plain).unwrap();
@@ -150,16 +150,16 @@ fn upper_on_a_cowl_mount(seed: u64) {
 }
 
 #[test]
-fn upper_on_a_cowl_mount_once() {
+fn an_upper_layer_can_be_on_a_cowl_mount() {
     upper_on_a_cowl_mount(14);
 }
 
 #[test]
-fn upper_on_a_cowl_mount_with_other_content() {
+fn an_upper_layer_can_be_on_a_cowl_mount_with_another_seed() {
     upper_on_a_cowl_mount(15);
 }
 
-/// Each way in which a change by its owner takes a program's setuid and setgid, through two mounts.
+/// Every change by the owner that clears setuid and setgid of a program, through two mounts.
 #[test]
 #[expect(clippy::too_many_lines, reason = "one scenario, step by step")]
 fn setuid_is_cleared_through_two_mounts() {
@@ -180,16 +180,16 @@ fn setuid_is_cleared_through_two_mounts() {
         "given",
         "kept",
     ];
-    for place in [&lower, &plain] {
+    for dir in [&lower, &plain] {
         for name in names {
-            std::fs::write(place.join(name), "content").unwrap();
+            std::fs::write(dir.join(name), "content").unwrap();
         }
-        sh_in(place, "chown 1000:1000 . *; chmod 6755 *").ok();
+        sh_in(dir, "chown 1000:1000 . *; chmod 6755 *").ok();
     }
-    let place = scratch.make("outer");
-    let ours = Overlay::cowlfs(&outer, &place, "dev,suid");
+    let mount_point = scratch.make("outer");
+    let ours = Overlay::cowlfs(&outer, &mount_point, "dev,suid");
     let stack = Stack {
-        upper: Some(upper_on(&place, &lower)),
+        upper: Some(upper_on(&mount_point, &lower)),
         lowers: vec![lower],
     };
     let tested = scratch.make("tested");
@@ -241,13 +241,14 @@ fn setuid_is_cleared_through_two_mounts() {
         (hold("kept", OFlags::WRONLY | OFlags::TRUNC), 0),
     ] {
         assert_eq!(
-            one.perform(&op, Who::user(user)),
-            two.perform(&op, Who::user(user)),
+            one.perform(&op, Caller::user(user)),
+            two.perform(&op, Caller::user(user)),
             "{op:?}"
         );
     }
     drop((one, two));
-    let modes = |place: &Path| names.map(|name| place.join(name).metadata().unwrap().mode());
+    let modes =
+        |mount_point: &Path| names.map(|name| mount_point.join(name).metadata().unwrap().mode());
     let expected = modes(&plain);
     assert_eq!(modes(&tested).map(octal), expected.map(octal));
     assert_eq!(expected.map(|mode| mode & 0o6000)[..5], [0; 5]);
@@ -260,7 +261,7 @@ fn octal(mode: u32) -> String {
 }
 
 #[test]
-fn lower_on_the_kernels_overlayfs() {
+fn a_lower_layer_can_be_on_kernel_overlayfs() {
     if !ready(&[vec![Need::KernelOverlay]]) {
         return;
     }
@@ -283,7 +284,7 @@ fn lower_on_the_kernels_overlayfs() {
 }
 
 #[test]
-fn the_kernels_overlayfs_with_its_lower_on_a_cowl_mount() {
+fn kernel_overlayfs_can_have_its_lower_layer_on_a_cowl_mount() {
     if !ready(&[vec![Need::KernelOverlay]]) {
         return;
     }
@@ -305,7 +306,7 @@ fn the_kernels_overlayfs_with_its_lower_on_a_cowl_mount() {
     let compare = |when: &str| {
         let found = tree::read(theirs.path()).unwrap();
         let expected = tree::read(&plain).unwrap();
-        // It counts and breaks hard links as it always does.
+        // Kernel overlayfs breaks hard links, and reports other link counts.
         let compare = Compare {
             nlink: false,
             groups: false,
@@ -323,9 +324,9 @@ fn the_kernels_overlayfs_with_its_lower_on_a_cowl_mount() {
     ours.unmount();
 }
 
-/// Its upper wants whiteouts, attributes of its own, RENAME_WHITEOUT and RENAME_EXCHANGE of the mount.
+/// As an upper layer, the mount must support whiteouts, overlay xattrs, RENAME_WHITEOUT and RENAME_EXCHANGE.
 #[test]
-fn the_kernels_overlayfs_with_its_upper_on_a_cowl_mount() {
+fn kernel_overlayfs_can_have_its_upper_layer_on_a_cowl_mount() {
     if !ready(&[vec![Need::KernelOverlay]]) {
         return;
     }
@@ -335,15 +336,15 @@ fn the_kernels_overlayfs_with_its_upper_on_a_cowl_mount() {
         lowers: vec![scratch.make("bottom")],
         upper: Some((scratch.make("outer-upper"), scratch.make("outer-work"))),
     };
-    let place = scratch.make("outer");
-    let ours = Overlay::cowlfs(&outer, &place, "dev,suid");
+    let mount_point = scratch.make("outer");
+    let ours = Overlay::cowlfs(&outer, &mount_point, "dev,suid");
     let stack = Stack {
-        upper: Some(upper_on(&place, &lowers[0])),
+        upper: Some(upper_on(&mount_point, &lowers[0])),
         lowers,
     };
-    // It counts hard links by the entries of each layer, and breaks them.
-    let compare = |when: &str, place: &Path| {
-        let found = tree::read(place).unwrap();
+    // Kernel overlayfs reports the link counts of each layer, and breaks hard links.
+    let compare = |when: &str, mount_point: &Path| {
+        let found = tree::read(mount_point).unwrap();
         let expected = tree::read(&plain).unwrap();
         let compare = Compare {
             nlink: false,
@@ -356,7 +357,7 @@ fn the_kernels_overlayfs_with_its_upper_on_a_cowl_mount() {
     compare("before any change", theirs.path());
     let work = "cd known; echo x >> append; mv dir moved; rm gonefile; rm -r replaced; mkdir replaced
         rm -r gone; mv moved/sub into/sub; rm becomes; mkdir becomes; ln mode mode2; mv big kept
-        chmod 600 mode; chown 1000:1001 owner; setfattr -n user.a -v b attribute; mv keep kept-folder
+        chmod 600 mode; chown 1000:1001 owner; setfattr -n user.a -v b attribute; mv keep kept-dir
         mkdir -p new/deep; echo y > new/deep/file; mv new newer; rm -r newer; mkfifo fifo2; rm null";
     sh_in(theirs.path(), work).ok();
     sh_in(&plain, work).ok();
@@ -364,8 +365,8 @@ fn the_kernels_overlayfs_with_its_upper_on_a_cowl_mount() {
     theirs.unmount();
     ours.unmount();
 
-    // Its own changes are what it finds after a new mount, and what cowlfs shows of the same layers.
-    let ours = Overlay::cowlfs(&outer, &place, "dev,suid");
+    // After remounts the kernel shows its own changes, and cowlfs shows the same.
+    let ours = Overlay::cowlfs(&outer, &mount_point, "dev,suid");
     let theirs = Overlay::kernel(&stack, &scratch.make("theirs"));
     compare("after new mounts", theirs.path());
     theirs.unmount();

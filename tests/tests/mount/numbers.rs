@@ -12,12 +12,12 @@ use cowl_tests::images;
 const OLD: u32 = 2_000;
 const NEW: u32 = 100_000;
 
-/// Every object below `place` by its number; no number is met twice but by names of one file.
-fn numbers(place: &Path) -> HashMap<u64, PathBuf> {
+/// Returns every object below `root` by its inode number, and verifies that only hard links share a number.
+fn numbers(root: &Path) -> HashMap<u64, PathBuf> {
     let mut found: HashMap<u64, PathBuf> = HashMap::new();
-    let mut open = vec![place.to_owned()];
-    while let Some(folder) = open.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
+    let mut open = vec![root.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
             let entry = entry.unwrap();
             let stat = entry.metadata().unwrap();
             assert_eq!(entry.ino(), stat.ino(), "{}", entry.path().display());
@@ -37,7 +37,7 @@ fn numbers(place: &Path) -> HashMap<u64, PathBuf> {
 }
 
 #[test]
-fn no_number_is_given_twice_after_a_flatten() {
+fn inode_numbers_are_unique_after_a_flatten() {
     let needs = [Need::Root, Need::Fuse, Need::Program("mkfs.ext4")];
     if !can(&needs) {
         return;
@@ -56,10 +56,10 @@ fn no_number_is_given_twice_after_a_flatten() {
         let layers = std::fs::read_dir(store.path().join("layers")).unwrap();
         layers.count()
     };
-    let place = store.mount("web");
-    // Copied up: half of them with attributes alone, some with content; some are gone.
+    let mount_point = store.mount("web");
+    // A quarter each is copied up without content, copied up with content, removed, and unchanged.
     for number in 0..OLD {
-        let file = place.join(format!("old{number}"));
+        let file = mount_point.join(format!("old{number}"));
         match number % 4 {
             0 => std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap(),
             1 => std::fs::write(&file, "changed").unwrap(),
@@ -67,33 +67,33 @@ fn no_number_is_given_twice_after_a_flatten() {
             _ => {}
         }
     }
-    let before = numbers(&place);
+    let before = numbers(&mount_point);
     store.cowl(["umount", "web"]).ok();
     store.cowl(["mount", "web"]).ok();
-    assert_eq!(numbers(&place), before, "over a new mount");
+    assert_eq!(numbers(&mount_point), before, "after a remount");
     store.cowl(["umount", "web"]).ok();
     store.cowl(["flatten", "web"]).ok();
-    // The layers that lent numbers are gone, and their inodes are free.
+    // The layers that contained the original inodes are removed, so the file system can reuse their numbers.
     assert_eq!(layers(), 2, "a flattened layer and a head");
     store.cowl(["mount", "web"]).ok();
-    let flattened = numbers(&place);
+    let flattened = numbers(&mount_point);
     assert_eq!(flattened.len(), before.len());
-    std::fs::create_dir(place.join("new")).unwrap();
+    std::fs::create_dir(mount_point.join("new")).unwrap();
     for number in 0..NEW {
-        std::fs::File::create(place.join(format!("new/{number}"))).unwrap();
+        std::fs::File::create(mount_point.join(format!("new/{number}"))).unwrap();
     }
     // Some old ones are copied up among the new ones.
     for number in (3..OLD).step_by(4) {
-        let file = place.join(format!("old{number}"));
+        let file = mount_point.join(format!("old{number}"));
         std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
     }
-    let after = numbers(&place);
+    let after = numbers(&mount_point);
     assert_eq!(after.len(), flattened.len() + 1 + NEW as usize);
     for (number, path) in &flattened {
         assert_eq!(after.get(number), Some(path));
     }
     store.cowl(["umount", "web"]).ok();
     store.cowl(["mount", "web"]).ok();
-    assert!(numbers(&place) == after, "over a new mount");
+    assert!(numbers(&mount_point) == after, "after a remount");
     store.cowl(["umount", "web"]).ok();
 }

@@ -4,7 +4,7 @@ use cowl_tests::beside::{Beside, Content, NEEDS, beside, beside_lower, python};
 use cowl_tests::conditions::can;
 
 #[test]
-fn a_file_without_a_name_lives_on_until_it_is_closed() {
+fn an_unlinked_file_is_usable_until_it_is_closed() {
     beside(
         r#"
 for name in ("unlinked", "over", "under", "read", "both", "dir-file"): write(name, b"content of " + name.encode())
@@ -28,7 +28,7 @@ for name, how in (("unlinked", os.O_RDWR), ("under", os.O_RDWR), ("read", os.O_R
 fd = os.open("both", os.O_RDWR); os.unlink("both"); print(of(fd)); os.write(fd, b"x"); print(of(fd), read("both2"))
 os.unlink("both2"); print(of(fd)); os.close(fd)
 print(read("under"), err(read, "unlinked"), sorted(os.listdir(".")))
-# Folders too.
+# The same for directories.
 fd = os.open("dir/sub", os.O_RDONLY); os.rmdir("dir/sub")
 print(os.fstat(fd).st_nlink, os.listdir(fd), err(os.open, "x", os.O_CREAT | os.O_RDWR, dir_fd=fd), err(os.mkdir, "x", dir_fd=fd))
 os.fchmod(fd, 0o700); print(of(fd))
@@ -36,7 +36,8 @@ os.fchmod(fd, 0o700); print(of(fd))
     );
 }
 
-/// The closed list of docs/semantics.md: each is refused with a plain error, and nothing is changed by it.
+/// Verifies that every operation that docs/semantics.md lists as unsupported fails with the documented error and
+/// changes nothing.
 #[test]
 fn operations_without_a_fuse_request_are_refused() {
     if !can(&NEEDS) {
@@ -48,7 +49,7 @@ fn operations_without_a_fuse_request_are_refused() {
         beside.mount.path(),
         r#"
 assert err(os.open, "dir", os.O_TMPFILE | os.O_RDWR) == "ENOTSUP" and os.listdir("dir") == []
-# What falls back when it is refused works.
+# Programs with a fallback for O_TMPFILE work.
 import tempfile
 with tempfile.TemporaryFile(dir="dir") as file: file.write(b"x"); file.seek(0); assert file.read() == b"x"
 assert os.listdir("dir") == []
@@ -105,7 +106,7 @@ print(os.pwritev(direct, [aligned(b"z" * 4096)], 8192), of("file"), os.pread(buf
 }
 
 #[test]
-fn two_processes_that_append_lose_nothing() {
+fn concurrent_appends_lose_no_data() {
     beside(
         "write('log', b'start\\n')",
         r#"
@@ -129,7 +130,7 @@ fd = os.open("log", os.O_RDWR | os.O_APPEND); os.pwrite(fd, b"end\n", 0); print(
 }
 
 #[test]
-fn sparse_files_stay_sparse_and_holes_are_found() {
+fn sparse_files_remain_sparse_and_holes_are_reported() {
     beside(
         r#"
 for name in ("sparse", "data", "other"):
@@ -181,7 +182,7 @@ both = mmap.mmap(writer, 9000); both[100:103] = b"map"
 print(shared[100:103], os.pread(reader, 3, 100), os.pread(other, 3, 100), read("alias")[100:103])
 os.ftruncate(writer, 50); print(of(reader), os.pread(reader, 100, 40), len(read("alias")))
 os.ftruncate(writer, 9000); print(os.pread(reader, 3, 40), os.pread(reader, 3, 60), shared[60:63])
-# A reader whose file is cut and written anew under it.
+# A reader whose file is truncated and rewritten meanwhile.
 fd = os.open("cut", os.O_RDONLY); print(os.read(fd, 3)); write("cut", b"12"); print(os.read(fd, 3), os.pread(fd, 5, 0), of(fd))
 write("cut", b"123456"); print(os.read(fd, 10))
 "#,
@@ -189,7 +190,7 @@ write("cut", b"123456"); print(os.read(fd, 10))
 }
 
 #[test]
-fn locks_hold_over_a_copy_up() {
+fn locks_survive_a_copy_up() {
     beside_lower(
         "write('file'); os.link('file', 'alias'); write('flocked')",
         r#"
@@ -211,7 +212,7 @@ ofd = lambda fd, kind: err(fcntl.fcntl, fd, OFD_SETLK, struct.pack("hhqqi4x", ki
 one, two = os.open("file", os.O_RDWR), os.open("alias", os.O_RDWR)
 print(isinstance(ofd(one, fcntl.F_WRLCK), bytes), ofd(two, fcntl.F_WRLCK)); os.close(one); print(isinstance(ofd(two, fcntl.F_WRLCK), bytes))
 fcntl.flock(flocked, fcntl.LOCK_UN); fcntl.lockf(reader, fcntl.LOCK_UN); others()
-# Leases: granted while nobody else is in the way, and broken by who is.
+# A lease is granted if no other descriptor conflicts, and broken by an open that conflicts.
 lease = lambda fd, kind: err(fcntl.fcntl, fd, fcntl.F_SETLEASE, kind)
 write("leased"); a = os.open("leased", os.O_RDONLY); print(lease(a, fcntl.F_RDLCK), lease(a, fcntl.F_UNLCK))
 b = os.open("leased", os.O_RDWR); print(lease(a, fcntl.F_RDLCK), lease(b, fcntl.F_WRLCK)); os.close(b)

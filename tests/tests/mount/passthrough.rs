@@ -108,7 +108,7 @@ fn passthrough_io_sends_no_requests() {
 }
 
 #[test]
-fn a_known_file_is_registered_once() {
+fn repeated_opens_read_by_passthrough() {
     let Some(mounted) = Mounted::new("") else {
         return;
     };
@@ -177,17 +177,17 @@ fn mtime(of: &fs::Metadata) -> (i64, i64) {
     (of.mtime(), of.mtime_nsec())
 }
 
-/// Comes back when the file system's clock has gone on from this moment.
-fn wait_for_clock(folder: &Path, nanos: i64) {
+/// Waits until the file system's clock has advanced from `nanos`.
+fn wait_for_clock(dir: &Path, nanos: i64) {
     wait_until("the clock", || {
-        let probe = folder.with_file_name("clock");
+        let probe = dir.with_file_name("clock");
         fs::write(&probe, "").unwrap();
         fs::metadata(&probe).unwrap().mtime_nsec() != nanos
     });
 }
 
 #[test]
-fn a_store_through_a_mapping_moves_the_modification_time() {
+fn a_store_through_a_mapping_updates_mtime() {
     let Some(mounted) = Mounted::new("") else {
         return;
     };
@@ -201,7 +201,7 @@ fd = os.open(sys.argv[1], os.O_RDWR)
 with mmap.mmap(fd, 4096) as m: m[0:1] = b'b'";
     run("python3", ["-c".as_ref(), store.as_ref(), path.as_os_str()]).ok();
     let after = fs::metadata(&path).unwrap();
-    assert!(mtime(&after) > mtime(&before), "nobody was told");
+    assert!(mtime(&after) > mtime(&before), "mtime did not advance");
     assert_eq!(fs::read(&path).unwrap()[0], b'b');
     // Also once it is closed and opened again.
     drop(writer);
@@ -319,7 +319,7 @@ const CAPABILITY: [u8; 20] = [0, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 
 /// Setuid and setgid bits that are set while a process has the file open for writing are cleared by its writes.
 #[test]
-fn privileges_that_come_after_an_open_go_with_a_write() {
+fn privileges_set_after_an_open_are_cleared_by_a_write() {
     let Some(mounted) = Mounted::new("") else {
         return;
     };
@@ -346,7 +346,7 @@ fn privileges_that_come_after_an_open_go_with_a_write() {
 
 /// O_DIRECT has the same effect as on the file system below.
 #[test]
-fn direct_reads_and_writes_go_beside_others() {
+fn direct_and_buffered_io_can_be_mixed() {
     for options in [
         "",
         "passthrough=read",
@@ -367,7 +367,7 @@ fn direct_reads_and_writes_go_beside_others() {
                 .read(true)
                 .custom_flags(libc_o_direct())
                 .open(&path);
-            // Not every file system has it.
+            // Not every file system supports O_DIRECT.
             let direct = direct.as_ref().ok();
             let writer = open_to_write(&path);
             writer.write_all_at(b"by whom", 0).unwrap();
@@ -385,7 +385,7 @@ fn libc_o_direct() -> i32 {
 
 /// A passthrough write after a snapshot would change the frozen layer.
 #[test]
-fn a_snapshot_waits_for_writers_that_are_passed_through() {
+fn a_snapshot_waits_for_passthrough_writers() {
     if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
@@ -397,19 +397,19 @@ fn a_snapshot_waits_for_writers_that_are_passed_through() {
         .ok();
     let mut mount = store.command(["mount", "web"]);
     mount.env("COWL_PASSTHROUGH", "all");
-    let place = run_command(mount, b"").ok().stdout;
-    let place = PathBuf::from(String::from_utf8(place).unwrap().trim_end());
+    let mount_point = run_command(mount, b"").ok().stdout;
+    let mount_point = PathBuf::from(String::from_utf8(mount_point).unwrap().trim_end());
     let snapshot = || store.cowl(["snapshot", "web"]);
 
-    let path = place.join("file");
+    let path = mount_point.join("file");
     let mut writer = OpenOptions::new().append(true).open(&path).unwrap();
     writer.write_all(b"two\n").unwrap();
     let refused = snapshot();
     assert_ne!(refused.code, 0);
-    let said = String::from_utf8(refused.stderr).unwrap();
+    let output = String::from_utf8(refused.stderr).unwrap();
     assert!(
-        said.contains("1 file(s)") && said.contains("passthrough=read"),
-        "{said}"
+        output.contains("1 file(s)") && output.contains("passthrough=read"),
+        "{output}"
     );
     writer.write_all(b"three\n").unwrap();
     drop(writer);
@@ -421,7 +421,7 @@ fn a_snapshot_waits_for_writers_that_are_passed_through() {
     let kept = store.cowl(["cat", &format!("web@{first}:file")]).ok();
     assert_eq!(kept.stdout, b"one\ntwo\nthree\n");
 
-    // It could be mapped still.
+    // The file may still be mapped.
     drop(open_to_write(&path));
     assert_ne!(snapshot().code, 0);
     fs::remove_file(&path).unwrap();

@@ -12,26 +12,31 @@ use cowl_tests::tree::{self, Compare, Tree};
 
 const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
 
-fn assert_tree(what: &str, place: &Path, expected: &Tree) {
-    tree::assert_same(what, &tree::read(place).unwrap(), expected, Compare::SAME);
+fn assert_tree(label: &str, mount_point: &Path, expected: &Tree) {
+    tree::assert_same(
+        label,
+        &tree::read(mount_point).unwrap(),
+        expected,
+        Compare::SAME,
+    );
 }
 
-/// Random operations, with nothing held in the end.
-fn disturb(generator: &mut Generator, place: &Path, steps: usize) {
-    let mut side = Side::new(place);
+/// Runs random operations, and syncs all mappings at the end.
+fn disturb(generator: &mut Generator, mount_point: &Path, steps: usize) {
+    let mut side = Side::new(mount_point);
     let mut known = tree::Paths::default();
     for step in 0..steps {
         if step % 4 == 0 {
-            known = tree::paths(place).unwrap();
+            known = tree::paths(mount_point).unwrap();
         }
-        let who = generator.who(0);
-        side.perform(&generator.next(&known), who);
+        let caller = generator.caller(0);
+        side.perform(&generator.next(&known), caller);
     }
     side.sync_mappings();
 }
 
 #[test]
-fn any_change_is_undone() {
+fn undo_reverts_random_changes() {
     if !can(&NEEDS) {
         return;
     }
@@ -49,28 +54,28 @@ fn any_change_is_undone() {
         let mut generator = Generator::new(seed);
         disturb(&mut generator, &base, 150);
         store.create("web", &base);
-        let place = store.mount("web");
-        disturb(&mut generator, &place, 50);
+        let mount_point = store.mount("web");
+        disturb(&mut generator, &mount_point, 50);
         store.cowl(["snapshot", "web"]).ok();
-        let then = tree::read(&place).unwrap();
-        disturb(&mut generator, &place, 120);
-        let changed = tree::read(&place).unwrap();
+        let then = tree::read(&mount_point).unwrap();
+        disturb(&mut generator, &mount_point, 120);
+        let changed = tree::read(&mount_point).unwrap();
         // Through the mount.
         store.cowl(["undo", "web"]).ok();
-        assert_tree("undone through the mount", &place, &then);
+        assert_tree("undone through the mount", &mount_point, &then);
         assert_eq!(store.cowl(["diff", "web@snap0", "web"]).ok().out(), "");
         store.cowl(["restore", "web", "--undo"]).ok();
-        assert_tree("and that again", &place, &changed);
+        assert_tree("and that again", &mount_point, &changed);
         // And without one.
         store.cowl(["umount", "web"]).ok();
         store.cowl(["undo", "web", "snap0"]).ok();
-        let place = store.mount("web");
-        assert_tree("undone without a mount", &place, &then);
+        let mount_point = store.mount("web");
+        assert_tree("undone without a mount", &mount_point, &then);
         store.cowl(["umount", "web"]).ok();
     }
 }
 
-/// A program in the container; gone when dropped.
+/// A process in the container, killed on drop.
 struct Inside(Child);
 
 impl Drop for Inside {
@@ -82,7 +87,7 @@ impl Drop for Inside {
 }
 
 #[test]
-fn programs_inside_go_on_and_see_it() {
+fn restored_paths_are_visible_to_running_programs() {
     if !can(&NEEDS) {
         return;
     }
@@ -97,23 +102,23 @@ fn programs_inside_go_on_and_see_it() {
     )
     .ok();
     store.create("web", &base);
-    let place = store.mount("web");
+    let mount_point = store.mount("web");
     store.cowl(["snapshot", "web"]).ok();
-    let then = tree::read(&place.join("etc")).unwrap();
+    let then = tree::read(&mount_point.join("etc")).unwrap();
 
     let mut sleeper = Command::new("sleep");
-    sleeper.arg("600").current_dir(place.join("var"));
+    sleeper.arg("600").current_dir(mount_point.join("var"));
     let _inside = Inside(sleeper.stdin(Stdio::null()).spawn().unwrap());
-    let mut log = std::fs::File::create(place.join("var/log")).unwrap();
+    let mut log = std::fs::File::create(mount_point.join("var/log")).unwrap();
     log.write_all(b"before ").unwrap();
     sh_in(
-        &place.join("etc"),
+        &mount_point.join("etc"),
         "echo bad > conf; chmod 600 conf; rm -r conf.d; echo new > new",
     )
     .ok();
-    let mut old = std::fs::File::open(place.join("etc/conf")).unwrap();
+    let mut old = std::fs::File::open(mount_point.join("etc/conf")).unwrap();
 
-    // Restoring all of it is refused, as it must be.
+    // Restoring the whole container is refused, because it is in use.
     store.cowl(["restore", "web", "snap0"]).fails(4, &["sleep"]);
     store
         .cowl(["restore", "web", "snap0", "--", "etc/new"])
@@ -121,16 +126,16 @@ fn programs_inside_go_on_and_see_it() {
     store
         .cowl(["restore", "web", "snap0", "--", "/etc/conf"])
         .ok();
-    let text = |path: &str| std::fs::read_to_string(place.join(path)).unwrap();
+    let text = |path: &str| std::fs::read_to_string(mount_point.join(path)).unwrap();
     assert_eq!(text("etc/conf"), "good\n");
-    // A process that has it open keeps the old content.
-    let mut said = String::new();
-    old.read_to_string(&mut said).unwrap();
-    assert_eq!(said, "bad\n");
+    // A descriptor that was opened before refers to the old content.
+    let mut content = String::new();
+    old.read_to_string(&mut content).unwrap();
+    assert_eq!(content, "bad\n");
     store
         .cowl(["restore", "web", "snap0", "--delete", "--", "etc"])
         .ok();
-    assert_tree("a folder is put back", &place.join("etc"), &then);
+    assert_tree("a directory is restored", &mount_point.join("etc"), &then);
 
     // Later writes through the old descriptor go to the old file.
     log.write_all(b"after").unwrap();
@@ -138,21 +143,21 @@ fn programs_inside_go_on_and_see_it() {
     store.cowl(["undo", "web", "snap0", "--", "var"]).ok();
     log.write_all(b" the end").unwrap();
     log.rewind().unwrap();
-    assert!(std::fs::symlink_metadata(place.join("var/log")).is_err());
+    assert!(std::fs::symlink_metadata(mount_point.join("var/log")).is_err());
     assert_eq!(store.cowl(["diff", "web@snap0", "web"]).ok().out(), "");
     drop(log);
     drop(old);
     drop(_inside);
-    // The last one is taken back, and with it nothing else.
+    // Only the last restore is undone.
     store.cowl(["restore", "web", "--undo"]).ok();
     assert_eq!(text("var/log"), "before after");
-    assert_tree("nothing else", &place.join("etc"), &then);
+    assert_tree("nothing else", &mount_point.join("etc"), &then);
     store.cowl(["umount", "web"]).ok();
 }
 
 /// A mount inside the container is not part of the container.
 #[test]
-fn mounts_inside_are_not_changed() {
+fn mounts_inside_a_container_are_not_changed() {
     if !can(&NEEDS) {
         return;
     }
@@ -174,7 +179,7 @@ fn mounts_inside_are_not_changed() {
     ] {
         store.cowl(args).fails(4, &["new/data", "umount"]);
     }
-    // Beside it one may.
+    // Other paths can be restored.
     store.cowl(["undo", "web", "--", "file"]).ok();
     assert_eq!(std::fs::read_to_string(mount.join("file")).unwrap(), "one");
     assert_eq!(
@@ -188,7 +193,7 @@ fn mounts_inside_are_not_changed() {
 
 /// Restores a part of a renamed directory, by its old path and by its new one.
 #[test]
-fn parts_of_a_renamed_directory() {
+fn part_of_a_renamed_directory_is_restored() {
     if !can(&NEEDS) {
         return;
     }

@@ -28,7 +28,7 @@ s = socket.socket(socket.AF_UNIX); s.bind("socket"); s.close(); os.mkdir("sub");
         r#"
 signal.alarm(60)
 import subprocess
-# Somebody who waits in an open of one keeps nobody from the others.
+# A process that blocks in the open of a FIFO does not block other opens.
 waits = os.fork()
 if waits == 0: os.open("fifo5", os.O_RDONLY); os._exit(0)
 for n in ("fifo0", "null", "tty", "nothing", "nochar", "socket", "sub/fifo", "alias"):
@@ -36,7 +36,7 @@ for n in ("fifo0", "null", "tty", "nothing", "nochar", "socket", "sub/fifo", "al
     os.chmod(n, 0o640); os.chown(n, 5, 6); os.utime(n, ns=(7, 8)); os.setxattr(n, "trusted.a", b"b"); os.link(n, n + ".l"); os.rename(n, n + ".r")
     print(of(n + ".r"), of(n + ".l"), os.lstat(n + ".r").st_rdev, times(n + ".l")[:2]); os.unlink(n + ".l")
 print(subprocess.call(["cp", "-a", ".", "../copy-" + os.path.basename(os.getcwd())]))
-# A fifo joins two processes, before and after it was copied up, one that opened it in time included.
+# A FIFO connects two processes before and after its copy-up, also if one opened it before the copy-up.
 def through(path):
     pid = os.fork()
     if pid == 0: fd = os.open(path, os.O_WRONLY); os.write(fd, b"through"); os._exit(0)
@@ -63,13 +63,13 @@ fn the_work_directory_is_cleaned_and_leftovers_have_no_effect() {
     let beside = Beside::new(Content::Lower, build);
     let work = beside.scratch.join("work");
     let leave = "
-# Names like those that a daemon gives, and others; folders, whiteouts and what nobody may read.
+# Names that a daemon uses, and others: directories, whiteouts, and files without read permission.
 for i in range(64):
     n = f'work/#{i:x}'
     (lambda: write(n, b'left'), lambda: (os.makedirs(n + '/a/b'), write(n + '/a/b/c', mode=0)), lambda: os.mknod(n, stat.S_IFCHR, 0), lambda: os.mkfifo(n), lambda: os.symlink('/', n))[i % 5]()
 write('work/other'); os.makedirs('work/deep' + '/x' * 100)";
     let Beside { mount, stack, .. } = &beside;
-    let (place, stack) = (mount.path().to_owned(), stack.clone());
+    let (mount_point, stack) = (mount.path().to_owned(), stack.clone());
     let Beside {
         mount,
         scratch,
@@ -78,7 +78,7 @@ write('work/other'); os.makedirs('work/deep' + '/x' * 100)";
     } = beside;
     mount.unmount();
     python(&work, leave).ok();
-    let mount = Overlay::cowlfs(&stack, &place, "");
+    let mount = Overlay::cowlfs(&stack, &mount_point, "");
     assert_eq!(std::fs::read_dir(work.join("work")).unwrap().count(), 0);
     let change = "
 for i in range(40): os.chmod(f'f{i}', 0o600); write(f'f{i}', b'new')
@@ -86,7 +86,10 @@ for i in range(20): os.unlink(f'f{i}'); os.mkdir(f'f{i}')";
     for dir in [mount.path(), &plain] {
         python(dir, change).ok();
     }
-    let (ours, theirs) = (tree::read(&place).unwrap(), tree::read(&plain).unwrap());
+    let (ours, theirs) = (
+        tree::read(&mount_point).unwrap(),
+        tree::read(&plain).unwrap(),
+    );
     tree::assert_same("over leftovers", &ours, &theirs, Compare::HISTORY);
     mount.unmount();
     assert_eq!(std::fs::read_dir(work.join("work")).unwrap().count(), 0);
@@ -111,9 +114,9 @@ for r in range(6):
         os.makedirs(f'{r}/d{i}'); write(f'{r}/d{i}/f', b'old' * 3000); write(f'{r}/d{i}/gone'); os.link(f'{r}/d{i}/f', f'{r}/d{i}/alias')";
     python(&scratch.join("lower"), build).ok();
     let lower = tree::read(&scratch.join("lower")).unwrap();
-    let place = scratch.make("mount");
+    let mount_point = scratch.make("mount");
     for round in 0..6 {
-        let mount = Overlay::cowlfs(&stack, &place, "");
+        let mount = Overlay::cowlfs(&stack, &mount_point, "");
         // The script changes one directory after another and prints each when it is complete.
         let mut writer = Command::new("python3")
             .args(["-c", WRITER, &round.to_string()])
@@ -122,18 +125,18 @@ for r in range(6):
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut told = BufReader::new(writer.stdout.take().unwrap()).lines();
+        let mut lines = BufReader::new(writer.stdout.take().unwrap()).lines();
         let mut done = 0;
         while done < 5 + 9 * round {
-            assert_eq!(told.next().unwrap().unwrap(), done.to_string());
+            assert_eq!(lines.next().unwrap().unwrap(), done.to_string());
             done += 1;
         }
         mount.kill();
-        done += told.map_while(Result::ok).count();
+        done += lines.map_while(Result::ok).count();
         writer.wait().unwrap();
         assert!(done < 200, "it was not killed in the middle of it");
 
-        let mount = Overlay::cowlfs(&stack, &place, "");
+        let mount = Overlay::cowlfs(&stack, &mount_point, "");
         let check = format!(
             r#"
 r, done = {round}, {done}
@@ -171,9 +174,9 @@ for i in range(200):
     print(i, flush=True)
 "#;
 
-/// As a user types it: the mount, then the file system that its layers lie on.
+/// Unmounts the overlay and then immediately the file system of its layers, as a user would.
 #[test]
-fn the_base_is_free_as_soon_as_the_mount_has_ended() {
+fn unmount_releases_the_layers_immediately() {
     let needs = [&NEEDS[..], &[Need::Program("mkfs.ext4")]].concat();
     if !can(&needs) {
         return;
@@ -185,7 +188,7 @@ fn the_base_is_free_as_soon_as_the_mount_has_ended() {
         .set_len(64 << 20)
         .unwrap();
     run("mkfs.ext4", [Path::new("-q"), &image]).ok();
-    let (base, place) = (scratch.make("base"), scratch.make("mount"));
+    let (base, mount_point) = (scratch.make("base"), scratch.make("mount"));
     for _ in 0..10 {
         run("mount", [Path::new("-oloop"), &image, &base]).ok();
         let stack = Stack {
@@ -194,14 +197,14 @@ fn the_base_is_free_as_soon_as_the_mount_has_ended() {
         };
         // In the background, as it is used.
         let mut daemon = Command::new(programs::cowlfs());
-        daemon.arg("-o").arg(stack.options("")).arg(&place);
+        daemon.arg("-o").arg(stack.options("")).arg(&mount_point);
         command::run_command(daemon, b"").ok();
         python(
-            &place,
+            &mount_point,
             "for i in range(50): os.makedirs(f'd{i}/e', exist_ok=True); write(f'd{i}/e/f')\nfor i in range(50): read(f'd{i}/e/f')",
         )
         .ok();
-        run("umount", [&place]).ok();
+        run("umount", [&mount_point]).ok();
         run("umount", [&base]).ok();
     }
 }

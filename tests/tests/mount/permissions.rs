@@ -52,18 +52,18 @@ fn in_a_sticky_directory_users_rename_and_remove_only_their_own_entries() {
     beside(
         r#"
 os.mkdir("tmp"); os.chown("tmp", 1009, 1009); os.chmod("tmp", 0o1777); os.mkdir("out"); os.chmod("out", 0o777)
-for who in range(1000, 1012):
-    for what in ("unlink", "rename", "out", "over", "swap"): write(f"tmp/{who}-{what}"); os.chown(f"tmp/{who}-{what}", who, who)
-    os.mkdir(f"tmp/{who}-dir"); os.chown(f"tmp/{who}-dir", who, who); os.mkdir(f"tmp/{who}-move"); os.chown(f"tmp/{who}-move", who, who)
+for user in range(1000, 1012):
+    for action in ("unlink", "rename", "out", "over", "swap"): write(f"tmp/{user}-{action}"); os.chown(f"tmp/{user}-{action}", user, user)
+    os.mkdir(f"tmp/{user}-dir"); os.chown(f"tmp/{user}-dir", user, user); os.mkdir(f"tmp/{user}-move"); os.chown(f"tmp/{user}-move", user, user)
 "#,
         r#"
 def run(me):
-    for who in (1000, 1001):
-        n = f"tmp/{who}-"
-        write(f"tmp/new-{me}-{who}")
-        print(me, who, err(os.unlink, n + "unlink"), err(os.rename, n + "rename", n + f"renamed{me}"), err(os.rename, n + "out", f"out/{me}-{who}"),
-              err(os.rename, f"tmp/new-{me}-{who}", n + "over"), err(renameat2, n + "swap", f"tmp/{me}-swap", EXCHANGE), err(os.rmdir, n + "dir"),
-              err(os.rename, n + "move", f"out/dir{me}{who}"), err(os.link, n + "over", f"out/link{me}{who}"), err(os.chmod, n + "over", 0o600))
+    for user in (1000, 1001):
+        n = f"tmp/{user}-"
+        write(f"tmp/new-{me}-{user}")
+        print(me, user, err(os.unlink, n + "unlink"), err(os.rename, n + "rename", n + f"renamed{me}"), err(os.rename, n + "out", f"out/{me}-{user}"),
+              err(os.rename, f"tmp/new-{me}-{user}", n + "over"), err(renameat2, n + "swap", f"tmp/{me}-swap", EXCHANGE), err(os.rmdir, n + "dir"),
+              err(os.rename, n + "move", f"out/dir{me}{user}"), err(os.link, n + "over", f"out/link{me}{user}"), err(os.chmod, n + "over", 0o600))
 for me in (1000, 1001, 1002, 1009): child(lambda: run(me), uid=me, gid=me)
 child(lambda: run(1010), uid=0)
 for f in ("tmp", "out"): print([(n, of(f"{f}/{n}")) for n in sorted(os.listdir(f))])
@@ -94,7 +94,7 @@ os.mkdir("d/closed"); os.chown("d/closed", 1000, 3000); os.chmod("d/closed", 0o7
     assert_eq!(
         mode & 0o077,
         0,
-        "{mode:o}: the work folder is open to others"
+        "{mode:o}: other users can access the work directory"
     );
     let script = format!(
         "UPPER, WORK = {:?}, {:?}\n{}",
@@ -102,7 +102,7 @@ os.mkdir("d/closed"); os.chown("d/closed", 1000, 3000); os.chmod("d/closed", 0o7
         work,
         r#"
 IN_ATTRIB, IN_CREATE, IN_MOVED_TO, IN_MODIFY, IN_CLOSE_WRITE = 4, 0x100, 0x80, 2, 8
-# The folder comes up first, so that it can be watched.
+# Copy up the directory first, so that inotify can watch it.
 write("d/other", b"x")
 fd = check(libc.inotify_init1(os.O_NONBLOCK))
 watches = {check(libc.inotify_add_watch(fd, os.fsencode(p), IN_ATTRIB | IN_CREATE | IN_MOVED_TO)): n for p, n in ((UPPER + "/d", "upper"), (WORK, "work"))}
@@ -127,13 +127,13 @@ def change(path, uid, gid, groups=()):
 for name, uid, gid, groups in (("secret", 1000, 1, ()), ("grouped", 5, 3000, ()), ("listed", 1001, 1, ()), ("suid", 7, 7, ()), ("secret", 0, 0, ())):
     here = change("d/" + name, uid, gid, groups)
     want = [] if uid == 0 else [(IN_MOVED_TO, name)]
-    assert here == want, f"{name}: not put in place at once, or changed after it: {here}"
+    assert here == want, f"{name}: not moved into the directory in its final state: {here}"
     real = os.lstat(UPPER + "/d/" + name); assert (real.st_uid, real.st_gid) == (1000, 3000)
 here = change("d/many", 3, 5, (3000,))
-# A hard link moves the change time of the one file, and so counts as a change of its attributes.
+# Creating a hard link updates the ctime, so it counts as a change of attributes.
 assert {n for mask, n in here} == {"many", "alias"} and os.lstat(UPPER + "/d/many").st_mode == os.lstat("d/many").st_mode
 events(); child(lambda: os.utime("d/closed/in"), uid=1000)
-assert [e for e in events() if e[0] == "upper" and e[2]][0] == ("upper", IN_MOVED_TO, "closed"), "a folder comes up whole as well"
+assert [e for e in events() if e[0] == "upper" and e[2]][0] == ("upper", IN_MOVED_TO, "closed"), "a directory is copied up completely before it becomes visible"
 print(of("d/closed"), of("d/closed/in"))
 def denied():
     for n in ("secret", "grouped", "closed/in"): assert err(os.open, "d/" + n, os.O_RDONLY) == "EACCES"
@@ -147,7 +147,7 @@ child(denied, uid=1002, gid=1002)
 
 /// Flags that chattr(1) sets are refused, clearly; those set on the base below are honoured.
 #[test]
-fn file_flags_are_refused_and_those_of_the_base_are_honoured() {
+fn file_flags_are_refused_and_those_of_the_layer_are_honored() {
     if !can(&NEEDS) {
         return;
     }
@@ -166,15 +166,15 @@ os.chmod("file", 0o600); write("file", b"still writable"); write("dir/new")
 "#;
     python(beside.mount.path(), flags).ok();
     let upper = beside.scratch.join("upper");
-    let chattr = |what: &str, name: &str| {
+    let chattr = |flag: &str, name: &str| {
         cowl_tests::command::run(
             "chattr",
-            [std::ffi::OsStr::new(what), upper.join(name).as_os_str()],
+            [std::ffi::OsStr::new(flag), upper.join(name).as_os_str()],
         )
         .ok()
     };
-    for (what, name) in [("+i", "immutable"), ("+a", "append")] {
-        chattr(what, name);
+    for (flag, name) in [("+i", "immutable"), ("+a", "append")] {
+        chattr(flag, name);
     }
     let honoured = python(
         beside.mount.path(),
@@ -184,14 +184,14 @@ for n in ("immutable", "append"):
           err(os.chmod, n, 0o600), err(os.unlink, n), err(os.rename, n, "x"), err(os.link, n, "y"), err(os.setxattr, n, "user.a", b""), read(n))
 "#,
     );
-    for (what, name) in [("-i", "immutable"), ("-a", "append")] {
-        chattr(what, name);
+    for (flag, name) in [("-i", "immutable"), ("-a", "append")] {
+        chattr(flag, name);
     }
-    let said = honoured.ok().out();
-    assert!(!said.contains("None EPERM"), "{said}");
+    let output = honoured.ok().out();
+    assert!(!output.contains("None EPERM"), "{output}");
     assert!(
-        said.starts_with("immutable EPERM EPERM EPERM EPERM EPERM EPERM EPERM b'content'"),
-        "{said}"
+        output.starts_with("immutable EPERM EPERM EPERM EPERM EPERM EPERM EPERM b'content'"),
+        "{output}"
     );
     beside.mount.unmount();
 }

@@ -51,33 +51,33 @@ CHANGES = {
 fn setuid_and_setgid_are_cleared_as_on_a_plain_directory() {
     let modes = r#"
 MODES = (0o6777, 0o6767, 0o4766, 0o2767)
-# CAP_FSETID is 4: one of the last two has it and is nobody special, the other is user 0 and has it not.
-WHO = {"root": (0, 0, None), "owner": (1000, 1000, None), "other": (1001, 1001, None), "keeper": (1002, 1002, (4,)), "bare": (0, 0, (0, 1, 2, 3))}
+# CAP_FSETID is 4: "keeper" is an unprivileged user with it, "bare" is user 0 without it.
+USERS = {"root": (0, 0, None), "owner": (1000, 1000, None), "other": (1001, 1001, None), "keeper": (1002, 1002, (4,)), "bare": (0, 0, (0, 1, 2, 3))}
 def files():
-    for who in WHO:
+    for user in USERS:
         for mode in MODES:
-            for change in CHANGES: yield who, mode, change, f"d/{who}-{mode:o}-{change}"
+            for change in CHANGES: yield user, mode, change, f"d/{user}-{mode:o}-{change}"
 "#;
     beside(
         &format!(
             "{CHANGES}{modes}{}",
             r#"
 write("source", b"s" * 4096); os.mkdir("d"); os.chmod("d", 0o777)
-for who, mode, change, path in files():
+for user, mode, change, path in files():
     write(path, b"c" * 8192); os.chown(path, 1000, 1000); os.chmod(path, mode)
 "#
         ),
         &format!(
             "{CHANGES}{modes}{}",
             r#"
-def run(who):
-    print(who)
+def run(user):
+    print(user)
     for one, mode, change, path in files():
-        if one != who: continue
+        if one != user: continue
         result = err(CHANGES[change], path)
-        print(change, who, f"{mode:o}", result if isinstance(result, str) else "", of(path))
-for who, (uid, gid, hold) in WHO.items(): child(lambda: run(who), uid=uid, gid=gid, hold=hold)
-left = lambda change, who: os.stat(f"d/{who}-6777-{change}").st_mode & 0o6000
+        print(change, user, f"{mode:o}", result if isinstance(result, str) else "", of(path))
+for user, (uid, gid, hold) in USERS.items(): child(lambda: run(user), uid=uid, gid=gid, hold=hold)
+left = lambda change, user: os.stat(f"d/{user}-6777-{change}").st_mode & 0o6000
 assert left("write", "other") == 0 and left("write", "root") == 0o6000 and left("utime", "owner") == 0o6000
 assert left("punch", "other") == 0 and left("chown-same", "owner") == 0 and left("truncate", "other") == 0
 "#
@@ -86,15 +86,15 @@ assert left("punch", "other") == 0 and left("chown-same", "owner") == 0 and left
 }
 
 #[test]
-fn capabilities_go_on_writing_and_chown_and_nowhere_else() {
+fn only_writes_and_chown_remove_capabilities() {
     beside(
         &format!(
             "{CHANGES}{}",
             r#"
 write("source", b"s" * 4096); os.mkdir("d"); os.chmod("d", 0o777)
-for who in ("root", "owner"):
+for user in ("root", "owner"):
     for change in CHANGES:
-        path = f"d/{who}-{change}"
+        path = f"d/{user}-{change}"
         write(path, b"c" * 8192); os.chown(path, 1000, 1000); os.chmod(path, 0o755)
         os.setxattr(path, "security.capability", CAPABILITY)
 "#
@@ -102,11 +102,11 @@ for who in ("root", "owner"):
         &format!(
             "{CHANGES}{}",
             r#"
-def run(who):
+def run(user):
     for change in CHANGES:
-        path = f"d/{who}-{change}"
+        path = f"d/{user}-{change}"
         result = err(CHANGES[change], path)
-        print(change, who, result if isinstance(result, str) else "", err(lambda: os.getxattr(path, "security.capability").hex()))
+        print(change, user, result if isinstance(result, str) else "", err(lambda: os.getxattr(path, "security.capability").hex()))
 run("root"); child(lambda: run("owner"), uid=1000, gid=1000)
 has = lambda change: "security.capability" in os.listxattr("d/root-" + change)
 assert has("chmod-same") and has("utime") and has("xattr") and has("rename") and has("link")

@@ -13,20 +13,20 @@ use cowl_tests::rootfs;
 use cowl_tests::scratch::Scratch;
 use cowl_tests::tree::{self, Compare, Tree};
 
-/// One lower layer below an empty upper.
-struct Place {
+/// A stack of one lower layer and an empty upper layer.
+struct Workspace {
     scratch: Scratch,
     stack: Stack,
 }
 
-impl Place {
-    fn new() -> Place {
+impl Workspace {
+    fn new() -> Workspace {
         let scratch = Scratch::for_test();
         let stack = Stack {
             lowers: vec![scratch.make("lower")],
             upper: Some((scratch.make("upper"), scratch.make("work"))),
         };
-        Place { scratch, stack }
+        Workspace { scratch, stack }
     }
 
     fn lower(&self) -> &Path {
@@ -82,15 +82,15 @@ fn a_large_package_is_installed_and_removed() {
     if !can_mount(&[Need::Debian]) {
         return;
     }
-    let place = Place::new();
-    rootfs::unpack(&rootfs::debian_tar().unwrap(), place.lower()).unwrap();
+    let workspace = Workspace::new();
+    rootfs::unpack(&rootfs::debian_tar().unwrap(), workspace.lower()).unwrap();
     sh(&format!(
         "chmod --reference='{0}/lower' '{0}/upper'",
-        place.scratch.display()
+        workspace.scratch.display()
     ))
     .ok();
-    let plain = place.plain();
-    let mounted = place.mount();
+    let plain = workspace.plain();
+    let mounted = workspace.mount();
     let root = mounted.path();
     let before = without_records(root);
     let install = "apt-get -qq -y --no-install-recommends install /root/large/*.deb >/dev/null
@@ -104,7 +104,7 @@ fn a_large_package_is_installed_and_removed() {
     tree::assert_same("installed", &installed, &expected, Compare::HISTORY);
     mounted.unmount();
 
-    let mounted = place.mount();
+    let mounted = workspace.mount();
     let root = mounted.path();
     assert_eq!(inside(root, "dpkg --verify; dpkg --audit").out(), "");
     let remove = format!(
@@ -114,7 +114,7 @@ fn a_large_package_is_installed_and_removed() {
     assert_eq!(inside(root, &remove).out(), "");
     mounted.unmount();
 
-    let mounted = place.mount();
+    let mounted = workspace.mount();
     let removed = without_records(mounted.path());
     tree::assert_same("removed", &before, &removed, Compare::IDENTICAL);
     mounted.unmount();
@@ -135,8 +135,8 @@ const HISTORY: &str = "git init -q repo; cd repo
     ln -s d1/f1 link; chmod 755 d1/f2; git add .; git commit -qm first
     for n in 1 2 3; do for d in $(seq 50); do echo $n >> d$d/f$n; done; git commit -qam n$n; done";
 
-/// That git, going by its index alone, would read no file again: diff-files compares stat data and
-/// shows whatever differs, changed or not.
+/// Verifies that git considers its index current and reads no file again: diff-files compares stat data, and lists
+/// every difference even if the content is equal.
 #[track_caller]
 fn nothing_to_read_anew(repo: &Path) {
     let index = || {
@@ -144,28 +144,28 @@ fn nothing_to_read_anew(repo: &Path) {
         (stat.mtime(), stat.mtime_nsec(), stat.ino())
     };
     let before = index();
-    assert_eq!(git(repo, "git diff-files"), "", "stat data that moved");
+    assert_eq!(git(repo, "git diff-files"), "", "stat data changed");
     assert_eq!(git(repo, "git status --porcelain"), "");
-    assert_eq!(index(), before, "git status wrote the index anew");
+    assert_eq!(index(), before, "git status rewrote the index");
 }
 
 #[test]
-fn git_finds_its_index_true() {
+fn git_finds_its_index_up_to_date() {
     if !can_mount(&[Need::Program("git")]) {
         return;
     }
-    let place = Place::new();
-    git(place.lower(), HISTORY);
-    // An index that is no older than the files makes git look at their content.
+    let workspace = Workspace::new();
+    git(workspace.lower(), HISTORY);
+    // If the index is not newer than the files, git reads their content.
     sh_in(
-        place.lower(),
+        workspace.lower(),
         "find repo -name .git -prune -o -exec touch -h -d '2020-01-01' {} +",
     )
     .ok();
-    git(&place.lower().join("repo"), "git status --porcelain");
-    nothing_to_read_anew(&place.lower().join("repo"));
+    git(&workspace.lower().join("repo"), "git status --porcelain");
+    nothing_to_read_anew(&workspace.lower().join("repo"));
 
-    let mounted = place.mount();
+    let mounted = workspace.mount();
     let repo = mounted.path().join("repo");
     nothing_to_read_anew(&repo);
     git(&repo, "git fsck --full --strict");
@@ -188,7 +188,7 @@ fn git_finds_its_index_true() {
     }
     mounted.unmount();
 
-    let mounted = place.mount();
+    let mounted = workspace.mount();
     for repo in ["repo", "clone", "linked"] {
         let repo = mounted.path().join(repo);
         nothing_to_read_anew(&repo);
@@ -246,15 +246,15 @@ fn ask(database: &Path, question: &str) -> String {
 }
 
 #[test]
-fn sqlite_with_two_writers() {
+fn sqlite_supports_two_concurrent_writers() {
     if !can_mount(&[Need::Program("sqlite3")]) {
         return;
     }
-    let place = Place::new();
+    let workspace = Workspace::new();
     let modes = ["wal", "delete", "truncate", "persist"];
     for mode in modes {
         ask(
-            &place.lower().join(mode),
+            &workspace.lower().join(mode),
             &format!(
                 "PRAGMA journal_mode = {mode}; CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT);
                  CREATE INDEX i ON t(v); WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n
@@ -262,20 +262,20 @@ fn sqlite_with_two_writers() {
             ),
         );
     }
-    let mounted = place.mount();
+    let mounted = workspace.mount();
     for mode in modes {
         two_writers(&mounted.path().join(mode), mode);
     }
     let check = |mounted: &Overlay| {
         for mode in modes {
             let database = mounted.path().join(mode);
-            let said = ask(&database, "PRAGMA integrity_check; SELECT count(*) FROM t;");
-            assert_eq!(said, "ok\n2400", "{mode}");
+            let output = ask(&database, "PRAGMA integrity_check; SELECT count(*) FROM t;");
+            assert_eq!(output, "ok\n2400", "{mode}");
         }
     };
     check(&mounted);
     mounted.unmount();
-    let mounted = place.mount();
+    let mounted = workspace.mount();
     check(&mounted);
     mounted.unmount();
 }
@@ -297,29 +297,29 @@ int f$n(int x) { return x + $n; }" > f$n.c
     printf '%%.o: %%.c\n\t$(CC) -O0 -MMD -c -o $@ $<\n-include *.d\n' >> Makefile"##;
 
 #[test]
-fn make_builds_once() {
+fn make_rebuilds_nothing_without_changes() {
     if !can_mount(&[Need::Program("make"), Need::Program("gcc")]) {
         return;
     }
-    let place = Place::new();
-    sh_in(place.lower(), PROJECT).ok();
-    let mounted = place.mount();
+    let workspace = Workspace::new();
+    sh_in(workspace.lower(), PROJECT).ok();
+    let mounted = workspace.mount();
     let src = mounted.path().join("src");
-    let make = |what: &str| sh_in(&src, &format!("make CC=gcc -j2 {what}")).ok().out();
+    let make = |target: &str| sh_in(&src, &format!("make CC=gcc -j2 {target}")).ok().out();
     make("");
     assert_eq!(sh_in(&src, "./program").ok().out(), "1275");
     sh_in(&src, "make -q").ok();
     mounted.unmount();
 
-    let mounted = place.mount();
+    let mounted = workspace.mount();
     sh_in(&src, "make -q; ./program").ok();
-    // One header of the lower layer changed: its two sources and the program, nothing else.
+    // A changed header of the lower layer causes only its two sources and the program to be rebuilt.
     sh_in(&src, "echo '/* more */' >> f7.h").ok();
     let again = make("");
     assert_eq!(again.lines().count(), 3, "{again}");
     sh_in(&src, "make -q; mv ../src ../moved; cd ../moved; make -q").ok();
     mounted.unmount();
-    let mounted = place.mount();
+    let mounted = workspace.mount();
     sh_in(&mounted.path().join("moved"), "make -q; ./program").ok();
     mounted.unmount();
 }

@@ -18,8 +18,8 @@ fn a_store_on_a_read_only_disk_is_listed_and_exported() {
     std::fs::write(source.join("file"), "base").unwrap();
     store.create("web", &source);
     store.cowl(["snapshot", "web", "-m", "kept"]).ok();
-    let place = store.path().parent().unwrap().to_path_buf();
-    command::run("mount", [Path::new("-oremount,ro"), &place]).ok();
+    let dir = store.path().parent().unwrap().to_path_buf();
+    command::run("mount", [Path::new("-oremount,ro"), &dir]).ok();
     let tar = store.scratch().join("web.tar");
     let tar = tar.to_str().unwrap();
     assert_eq!(store.snapshots("web"), ["snap0"]);
@@ -31,6 +31,6 @@ fn a_store_on_a_read_only_disk_is_listed_and_exported() {
     let listed = command::run("tar", ["-tf", tar]).ok().out();
     assert!(listed.contains("./file"), "{listed}");
     store.cowl(["snapshot", "web"]).fails(1, &["Read-only"]);
-    command::run("mount", [Path::new("-oremount,rw"), &place]).ok();
+    command::run("mount", [Path::new("-oremount,rw"), &dir]).ok();
     store.cowl(["snapshot", "web"]).ok();
 }

@@ -1,12 +1,13 @@
-//! Removing snapshots: exactly those that were named, with nothing lost that anything else stands on, and
-//! the space that was promised.
+//! Removal of snapshots: only the named ones are removed, no data of other states is lost, and the reported space is
+//! freed.
 
 use std::path::{Path, PathBuf};
 
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 
-/// The container web with snap0..snap`n-1`; before each, the file `n` was written, and `all` again.
+/// Returns a store with the container web and the snapshots snap0 to snap`n-1`. Before each, the files `n` and `all`
+/// are written.
 fn store(snapshots: usize) -> Store {
     let store = Store::for_test();
     let source = store.scratch().make("source");
@@ -49,7 +50,7 @@ fn shown(store: &Store, address: &str) -> Vec<u8> {
 }
 
 #[test]
-fn one_several_a_range_and_all() {
+fn snapshots_are_removed_by_name_range_or_all() {
     let store = store(12);
     let left = |expected: &[u32]| {
         let expected: Vec<_> = expected.iter().map(|n| format!("snap{n}")).collect();
@@ -60,7 +61,7 @@ fn one_several_a_range_and_all() {
     left(&[0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
     store.cowl(["rm", "web@snap0", "web@snap3"]).ok();
     left(&[2, 4, 5, 6, 7, 8, 9, 10, 11]);
-    // By place, not by letters: snap9 comes before snap10.
+    // Ranges are in the order of creation, not alphabetical: snap9 precedes snap10.
     store.cowl(["rm", "web", "snap9..snap10", "snap2"]).ok();
     left(&[4, 5, 6, 7, 8, 11]);
     store.cowl(["rm", "web@snap5..snap6"]).ok();
@@ -68,7 +69,7 @@ fn one_several_a_range_and_all() {
     store.cowl(["rm", "web", "--all", "--yes"]).ok();
     left(&[]);
     assert_eq!(shown(&store, "web"), before);
-    // A number is never given twice.
+    // Numbers are never reused.
     assert_eq!(store.cowl(["snapshot", "web"]).ok().out(), "snap12");
 }
 
@@ -83,7 +84,7 @@ fn snapshots_based_on_a_removed_one_are_based_on_its_parent() {
     let list = store.cowl(["list", "web", "--json"]).ok().json();
     assert_eq!(list["snapshots"][1]["parent"], "snap0");
     assert_eq!(store.cowl(["diff", "web@snap2"]).ok().out(), between);
-    // Nothing that was left shows anything else; the head's parent may go as well.
+    // The remaining states are unchanged. The parent of the head can be removed as well.
     store.cowl(["rm", "web", "snap2"]).ok();
     for (state, before) in &states[..2] {
         assert_eq!(shown(&store, state), *before, "{state}");
@@ -96,7 +97,7 @@ fn snapshots_based_on_a_removed_one_are_based_on_its_parent() {
 }
 
 #[test]
-fn the_space_is_reported_before_and_free_afterwards() {
+fn freed_space_is_reported_correctly() {
     let store = store(4);
     store.restore("web", "snap0");
     // snap1 to snap3 are now on a branch of their own.
@@ -108,16 +109,16 @@ fn the_space_is_reported_before_and_free_afterwards() {
     assert_eq!(json["dry_run"], true);
     assert_eq!(store.snapshots("web").len(), 4);
     let (before, had) = (store.disk_usage(), layers(&store));
-    let told = json["freed"]["bytes"].as_u64().unwrap();
-    assert!(told >= 3 * 100_000, "{told}");
-    let said = store.cowl(["rm", "web", "snap1..snap3"]).ok();
-    assert!(said.err().contains("frees "), "{}", said.report());
+    let reported = json["freed"]["bytes"].as_u64().unwrap();
+    assert!(reported >= 3 * 100_000, "{reported}");
+    let output = store.cowl(["rm", "web", "snap1..snap3"]).ok();
+    assert!(output.err().contains("frees "), "{}", output.report());
     assert_eq!(layers(&store), had - 3);
     let freed = before - store.disk_usage();
     // Beside its tree, each layer has two directories and a small file.
     assert!(
-        freed >= told && freed < told + 3 * 64 * 1024,
-        "{freed} {told}"
+        freed >= reported && freed < reported + 3 * 64 * 1024,
+        "{freed} {reported}"
     );
     // Layers that a clone depends on are not freed.
     store.cowl(["clone", "web@snap0", "other"]).ok();
@@ -136,7 +137,7 @@ fn the_space_is_reported_before_and_free_afterwards() {
 }
 
 #[test]
-fn nothing_is_guessed() {
+fn ambiguous_arguments_remove_nothing() {
     let store = store(11);
     for (args, code) in [
         (&["rm"][..], 2),
@@ -169,7 +170,7 @@ fn nothing_is_guessed() {
 }
 
 #[test]
-fn protected_ones_stay_and_all_with_them() {
+fn protected_snapshots_prevent_the_whole_removal() {
     let store = store(2);
     store.cowl(["snapshot", "web", "--protect"]).ok();
     store
@@ -186,14 +187,14 @@ fn protected_ones_stay_and_all_with_them() {
     assert_eq!(store.snapshots("web"), ["snap2"]);
 }
 
-/// Holds a layer's tree as the daemon of a mount does.
+/// Locks a layer's tree as the daemon of a mount does.
 fn hold(tree: &Path) -> std::fs::File {
     let tree = std::fs::File::open(tree).unwrap();
     rustix::fs::flock(&tree, rustix::fs::FlockOperation::LockShared).unwrap();
     tree
 }
 
-/// The trees of the layers of a snapshot.
+/// Returns the trees of the layers of a snapshot.
 fn trees(store: &Store, snapshot: &str) -> Vec<PathBuf> {
     let list = store.cowl(["list", "web", "--json"]).ok().json();
     let (id, snapshots) = (&list["id"], list["snapshots"].as_array().unwrap());
@@ -229,7 +230,7 @@ fn mounted_snapshots_are_retained() {
         .cowl(["rm", "web", "snap0..snap3"])
         .fails(4, &["snap2"]);
     assert_eq!(store.snapshots("web").len(), 4);
-    // The one below it is no more in use than any other that something stands on.
+    // The snapshot below the mounted one can be removed like any other.
     store.cowl(["rm", "web", "snap1"]).ok();
     drop(held);
     store.cowl(["rm", "web", "snap2"]).ok();
@@ -237,22 +238,22 @@ fn mounted_snapshots_are_retained() {
 }
 
 #[test]
-fn a_mounted_container_is_no_obstacle() {
+fn snapshots_of_a_mounted_container_can_be_removed() {
     if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
     let store = store(3);
-    let place = store.mount("web");
-    std::fs::write(place.join("new"), "x").unwrap();
+    let mount_point = store.mount("web");
+    std::fs::write(mount_point.join("new"), "x").unwrap();
     store.cowl(["snapshot", "web"]).ok();
     store.cowl(["rm", "web", "snap0..snap3"]).ok();
-    assert_eq!(std::fs::read(place.join("all")).unwrap(), b"2");
-    assert_eq!(std::fs::read(place.join("new")).unwrap(), b"x");
-    std::fs::write(place.join("more"), "y").unwrap();
+    assert_eq!(std::fs::read(mount_point.join("all")).unwrap(), b"2");
+    assert_eq!(std::fs::read(mount_point.join("new")).unwrap(), b"x");
+    std::fs::write(mount_point.join("more"), "y").unwrap();
     // The moment after an unmount the daemon still holds its locks.
     store.cowl(["snapshot", "web"]).ok();
     store.cowl(["umount", "web"]).ok();
     store.cowl(["rm", "web", "snap4"]).ok();
-    let place = store.mount("web");
-    assert_eq!(std::fs::read(place.join("more")).unwrap(), b"y");
+    let mount_point = store.mount("web");
+    assert_eq!(std::fs::read(mount_point.join("more")).unwrap(), b"y");
 }

@@ -15,17 +15,17 @@ use cowl_tests::scratch::Scratch;
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
 
-const FOLDERS: u64 = 10;
+const DIRS: u64 = 10;
 const FILES_EACH: u64 = 100;
-const FILES: u64 = FOLDERS * FILES_EACH;
+const FILES: u64 = DIRS * FILES_EACH;
 
 /// Creates a tree of a thousand files in ten directories below `root`.
 fn plant(root: &Path) {
-    for folder in 0..FOLDERS {
-        let folder = root.join(format!("tree/d{folder}"));
-        std::fs::create_dir_all(&folder).unwrap();
+    for dir in 0..DIRS {
+        let dir = root.join(format!("tree/d{dir}"));
+        std::fs::create_dir_all(&dir).unwrap();
         for file in 0..FILES_EACH {
-            std::fs::write(folder.join(format!("f{file}")), "a few bytes\n").unwrap();
+            std::fs::write(dir.join(format!("f{file}")), "a few bytes\n").unwrap();
         }
     }
 }
@@ -47,7 +47,7 @@ impl Case {
             return None;
         }
         let scratch = Scratch::for_test();
-        let place = scratch.make("mount");
+        let mount_point = scratch.make("mount");
         let stack = Stack {
             lowers: vec![scratch.make("lower")],
             upper: Some((scratch.make("upper"), scratch.make("work"))),
@@ -55,33 +55,33 @@ impl Case {
         if planted {
             plant(&scratch.join("lower"));
         }
-        let mount = Counted::mount(&stack, &place, options);
+        let mount = Counted::mount(&stack, &mount_point, options);
         Some(Case { scratch, mount })
     }
 
-    fn place(&self) -> &Path {
+    fn mount_point(&self) -> &Path {
         self.mount.overlay().path()
     }
 
     /// Runs a shell script in the mount, and returns the requests without those of the shell for its working
     /// directory.
     fn sh(&self, script: &str) -> Counts {
-        sh_in(self.place(), "true").ok();
+        sh_in(self.mount_point(), "true").ok();
         self.mount.during(|| {
-            sh_in(self.place(), script).ok();
+            sh_in(self.mount_point(), script).ok();
         })
     }
 
     /// Prints a line of the table, and compares the counts with the limits.
     #[track_caller]
-    fn at_most(&self, what: &str, allowed: Allowed, counts: &Counts) {
+    fn at_most(&self, label: &str, allowed: Allowed, counts: &Counts) {
         let (unit, units) = allowed.each;
-        let line = line(&format!("{what}, a {unit}"), units, counts);
+        let line = line(&format!("{label}, a {unit}"), units, counts);
         eprintln!("{line}");
-        let most = allowed.most * units + allowed.folders * (FOLDERS + 1) + allowed.once;
+        let most = allowed.most * units + allowed.dirs * (DIRS + 1) + allowed.once;
         assert!(
             total(counts) <= most,
-            "{what}: more than {most} requests in all: {counts:?}\n{line}"
+            "{label}: more than {most} requests in all: {counts:?}\n{line}"
         );
     }
 }
@@ -94,14 +94,14 @@ struct Allowed {
     /// For each of them.
     most: u64,
     /// The additional number for each directory.
-    folders: u64,
+    dirs: u64,
     /// The additional number for the program itself, for example for its working directory.
     once: u64,
 }
 
 /// As root, tar changes the owner and the mode of each file; as another user, it sets only the time.
 #[test]
-fn untar_asks_few_times_a_file() {
+fn untar_sends_few_requests_per_file() {
     for (how, most) in [
         ("--no-same-owner --no-same-permissions", 6),
         ("--same-owner --same-permissions", 9),
@@ -119,7 +119,7 @@ fn untar_asks_few_times_a_file() {
         let allowed = Allowed {
             each: ("file", FILES),
             most,
-            folders: 8,
+            dirs: 8,
             once: 5,
         };
         case.at_most(&format!("untar {how}"), allowed, &counts);
@@ -127,7 +127,7 @@ fn untar_asks_few_times_a_file() {
 }
 
 #[test]
-fn removal_of_a_tree_asks_three_times_a_file() {
+fn removal_of_a_tree_sends_three_requests_per_file() {
     let Some(case) = Case::new(true) else {
         return;
     };
@@ -136,7 +136,7 @@ fn removal_of_a_tree_asks_three_times_a_file() {
     let allowed = Allowed {
         each: ("file", FILES),
         most: 3,
-        folders: 10,
+        dirs: 10,
         once: 5,
     };
     case.at_most("rm -rf", allowed, &counts);
@@ -146,9 +146,9 @@ fn removal_of_a_tree_asks_three_times_a_file() {
 fn find_takes(most: u64) -> Allowed {
     Allowed {
         // The tree's own, and the ten in it.
-        each: ("folder", FOLDERS + 1),
+        each: ("directory", DIRS + 1),
         most,
-        folders: 0,
+        dirs: 0,
         once: 5,
     }
 }
@@ -164,7 +164,7 @@ fn a_cold_find_sends_four_requests_for_each_directory() {
 }
 
 #[test]
-fn a_warm_find_asks_nothing() {
+fn a_warm_find_sends_no_requests() {
     let Some(case) = Case::new(true) else {
         return;
     };
@@ -184,7 +184,7 @@ fn a_warm_file_is_opened_read_and_closed_with_two_requests() {
     let Some(case) = Case::new(true) else {
         return;
     };
-    let file = case.place().join("tree/d0/f0");
+    let file = case.mount_point().join("tree/d0/f0");
     std::fs::read(&file).unwrap();
     let counts = case.mount.during(|| {
         for _ in 0..FILES {
@@ -195,37 +195,36 @@ fn a_warm_file_is_opened_read_and_closed_with_two_requests() {
     let allowed = Allowed {
         each: ("time", FILES),
         most: 2,
-        folders: 0,
+        dirs: 0,
         once: 5,
     };
     case.at_most("open, read, close", allowed, &counts);
 }
 
 #[test]
-fn a_new_file_asks_few_times() {
+fn a_new_file_sends_few_requests() {
     let Some(case) = Case::new(false) else {
         return;
     };
-    let place = case.place().to_owned();
+    let mount_point = case.mount_point().to_owned();
     let counts = case.mount.during(|| {
         for file in 0..FILES {
-            drop(std::fs::File::create_new(place.join(format!("f{file}"))).unwrap());
+            drop(std::fs::File::create_new(mount_point.join(format!("f{file}"))).unwrap());
         }
     });
     assert_eq!(counts["create"], FILES, "{counts:?}");
     let allowed = Allowed {
         each: ("file", FILES),
         most: 4,
-        folders: 0,
+        dirs: 0,
         once: 5,
     };
     case.at_most("create, close", allowed, &counts);
 }
 
-/// Where the kernel asks for attributes again it does so with a request of its own, after work that programs do
-/// all the time.
+/// Attributes that the kernel must read again cost a GETATTR request of their own after common operations.
 #[test]
-fn writing_asks_for_attributes_no_more_than_it_must() {
+fn writes_send_no_needless_getattr_requests() {
     for (options, most) in [
         ("passthrough=all", [6, 4, 5, 4]),
         ("passthrough=read", [7, 5, 6, 5]),
@@ -233,7 +232,7 @@ fn writing_asks_for_attributes_no_more_than_it_must() {
         let Some(case) = Case::with(false, options) else {
             return;
         };
-        let path = |file| case.place().join(format!("f{file}"));
+        let path = |file| case.mount_point().join(format!("f{file}"));
         let works: [(&str, &dyn Fn(u64)); 4] = [
             ("create, write, stat", &|file| {
                 std::fs::write(path(file), "a few bytes\n").unwrap();
@@ -259,16 +258,16 @@ fn writing_asks_for_attributes_no_more_than_it_must() {
                 std::fs::metadata(path(file)).unwrap();
             }),
         ];
-        for ((what, work), most) in works.into_iter().zip(most) {
+        for ((label, work), most) in works.into_iter().zip(most) {
             let counts = case.mount.during(|| (0..FILES).for_each(work));
             assert!(total(&counts) >= FILES, "nothing was counted: {counts:?}");
             let allowed = Allowed {
                 each: ("file", FILES),
                 most,
-                folders: 0,
+                dirs: 0,
                 once: 5,
             };
-            case.at_most(&format!("{options}: {what}"), allowed, &counts);
+            case.at_most(&format!("{options}: {label}"), allowed, &counts);
         }
     }
 }
@@ -286,24 +285,24 @@ fn requests_of_a_mount_are_reported() {
     store
         .cowl(["stats", "web"])
         .fails(1, &["web is not mounted", "cowl mount web"]);
-    let place = store.mount("web");
+    let mount_point = store.mount("web");
     for _ in 0..7 {
-        std::fs::create_dir(place.join("folder")).unwrap();
-        std::fs::remove_dir(place.join("folder")).unwrap();
+        std::fs::create_dir(mount_point.join("dir")).unwrap();
+        std::fs::remove_dir(mount_point.join("dir")).unwrap();
     }
-    let held = std::fs::File::open(place.join("file")).unwrap();
-    let told = store.cowl(["stats", "web", "--json"]).ok().json();
-    assert_eq!(told["requests"]["mkdir"], 7, "{told}");
-    assert_eq!(told["requests"]["rmdir"], 7, "{told}");
+    let held = std::fs::File::open(mount_point.join("file")).unwrap();
+    let stats = store.cowl(["stats", "web", "--json"]).ok().json();
+    assert_eq!(stats["requests"]["mkdir"], 7, "{stats}");
+    assert_eq!(stats["requests"]["rmdir"], 7, "{stats}");
     assert_eq!(
-        (&told["open_files"], &told["open_for_write"]),
+        (&stats["open_files"], &stats["open_for_write"]),
         (&1.into(), &0.into()),
-        "{told}"
+        "{stats}"
     );
-    assert_eq!(told["pid"], store.pid("web"), "{told}");
-    assert!(told["memory"].as_u64().unwrap() > 100 << 10, "{told}");
-    assert!(told["inodes"].as_u64().unwrap() >= 2, "{told}");
-    assert!(told["uptime"].as_f64().unwrap() > 0.0, "{told}");
+    assert_eq!(stats["pid"], store.pid("web"), "{stats}");
+    assert!(stats["memory"].as_u64().unwrap() > 100 << 10, "{stats}");
+    assert!(stats["inodes"].as_u64().unwrap() >= 2, "{stats}");
+    assert!(stats["uptime"].as_f64().unwrap() > 0.0, "{stats}");
     drop(held);
     let text = store.cowl(["stats", "web"]).ok().out();
     let row = |line: &str| line.split_whitespace().eq(["mkdir", "7"]);
@@ -317,7 +316,7 @@ fn requests_of_a_mount_are_reported() {
         std::fs::read_to_string(&log).unwrap().contains(" mkdir 7")
     });
     assert_eq!(store.pid("web").to_string(), pid);
-    assert_eq!(std::fs::read(place.join("file")).unwrap(), b"one\n");
+    assert_eq!(std::fs::read(mount_point.join("file")).unwrap(), b"one\n");
 
     let socket = Path::new(&log).with_file_name("sock");
     let answer = ask(&socket, "{\"ask\":\"of_tomorrow\"}");

@@ -31,7 +31,7 @@ fn answers(path: &Path) -> Vec<Result<(), Errno>> {
 }
 
 #[test]
-fn a_running_program_is_text_file_busy_and_stays_whole() {
+fn writing_to_a_running_program_fails_with_etxtbsy() {
     if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
@@ -82,7 +82,7 @@ fn a_running_program_is_text_file_busy_and_stays_whole() {
     // After the program has ended, its file can be truncated; the kernel notices the end a moment later.
     for path in ["m/below", "m/above"] {
         let flags = OFlags::RDONLY | OFlags::TRUNC;
-        wait_until("the program's end is told", || {
+        wait_until("the end of the program is reported", || {
             rustix::fs::open(at(path), flags, Mode::empty()).is_ok()
         });
         assert_eq!(std::fs::metadata(at(path)).unwrap().len(), 0);

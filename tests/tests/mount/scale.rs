@@ -15,7 +15,7 @@ use cowl_tests::scratch::Scratch;
 const LAYERS: usize = 500;
 /// Files of the walk; `COWL_SCALE_FILES=1000000` for the whole million.
 const FILES: usize = 300_000;
-const FILES_IN_A_FOLDER: usize = 1000;
+const FILES_IN_A_DIR: usize = 1000;
 /// The number of inodes that inotify watches hold, to measure the memory of one. A user may have this many watches on
 /// a machine with 8 GiB.
 const HELD: usize = 50_000;
@@ -41,8 +41,8 @@ fn descriptors(mount: &Overlay) -> usize {
 }
 
 /// Makes the kernel forget inodes that no process uses.
-fn forget(place: &Path) {
-    run("sync", ["-f".as_ref(), place.as_os_str()]).ok();
+fn forget(mount_point: &Path) {
+    run("sync", ["-f".as_ref(), mount_point.as_os_str()]).ok();
     std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
 }
 
@@ -64,7 +64,7 @@ for i in range({LAYERS}):
     );
     python(&scratch.make("layers"), &build).ok();
     let stack = Stack {
-        // The last that was made lies on top.
+        // The layer that was created last is on top.
         lowers: (0..LAYERS)
             .rev()
             .map(|i| scratch.join(format!("layers/{i}")))
@@ -120,7 +120,7 @@ for i in range(N):
 
 #[test]
 #[expect(clippy::too_many_lines, reason = "one scenario, step by step")]
-fn a_walk_over_many_files_takes_bounded_memory_and_gives_it_back() {
+fn a_walk_over_many_files_uses_bounded_memory_and_releases_it() {
     if !can(&NEEDS) {
         return;
     }
@@ -128,7 +128,7 @@ fn a_walk_over_many_files_takes_bounded_memory_and_gives_it_back() {
         Ok(number) => number.parse().unwrap(),
         Err(_) => FILES,
     };
-    let folders = files.div_ceil(FILES_IN_A_FOLDER);
+    let dirs = files.div_ceil(FILES_IN_A_DIR);
     let scratch = Scratch::new("scale-files");
     // In memory: nothing is measured but the mount.
     let base = scratch.make("base");
@@ -144,9 +144,9 @@ fn a_walk_over_many_files_takes_bounded_memory_and_gives_it_back() {
     )
     .ok();
     let build = format!(
-        "for i in range({folders}):
+        "for i in range({dirs}):
     os.mkdir(f'{{i}}'); d = os.open(f'{{i}}', os.O_RDONLY)
-    for j in range({FILES_IN_A_FOLDER}): os.mknod(f'file-{{i}}-{{j}}', dir_fd=d)
+    for j in range({FILES_IN_A_DIR}): os.mknod(f'file-{{i}}-{{j}}', dir_fd=d)
     os.close(d)"
     );
     python(&scratch.make("base/lower"), &build).ok();
@@ -160,22 +160,17 @@ fn a_walk_over_many_files_takes_bounded_memory_and_gives_it_back() {
     let before = resident(&mount);
     // An inotify watch holds its inode, so that no other process on the machine can make the kernel forget it.
     let mut holder = Command::new("python3")
-        .args([
-            "-c",
-            HOLDER,
-            &HELD.to_string(),
-            &FILES_IN_A_FOLDER.to_string(),
-        ])
+        .args(["-c", HOLDER, &HELD.to_string(), &FILES_IN_A_DIR.to_string()])
         .current_dir(mount.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut told = String::new();
+    let mut text = String::new();
     BufReader::new(holder.stdout.take().unwrap())
-        .read_line(&mut told)
+        .read_line(&mut text)
         .unwrap();
-    assert_eq!(told.trim(), HELD.to_string());
+    assert_eq!(text.trim(), HELD.to_string());
     let held = resident(&mount);
     let each = held.saturating_sub(before) / HELD;
     drop(holder.stdin.take());
@@ -188,7 +183,7 @@ fn a_walk_over_many_files_takes_bounded_memory_and_gives_it_back() {
 
     let walk = format!(
         "seen = 0
-for i in range({folders}):
+for i in range({dirs}):
     for e in os.scandir(f'{i}'): assert e.stat(follow_symlinks=False).st_size == 0; seen += 1
 print(seen)",
         i = "{i}"
@@ -196,7 +191,7 @@ print(seen)",
     let start = Instant::now();
     let seen: usize = python(mount.path(), &walk).ok().out().parse().unwrap();
     let took = start.elapsed();
-    assert_eq!(seen, folders * FILES_IN_A_FOLDER);
+    assert_eq!(seen, dirs * FILES_IN_A_DIR);
     let walked = resident(&mount);
     println!(
         "KiB resident: {} at first; {} with {HELD} inodes known ({each} bytes each); {} when they are forgotten; \
@@ -220,9 +215,9 @@ print(seen)",
 const HOLDER: &str = r#"
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
-held, folder, fd = int(sys.argv[1]), int(sys.argv[2]), libc.inotify_init1(0)
+held, per_dir, fd = int(sys.argv[1]), int(sys.argv[2]), libc.inotify_init1(0)
 for n in range(held):
-    i, j = divmod(n, folder)
+    i, j = divmod(n, per_dir)
     if libc.inotify_add_watch(fd, b"%d/file-%d-%d" % (i, i, j), 0x400) < 0: sys.exit(os.strerror(ctypes.get_errno()))
 print(held, flush=True)
 sys.stdin.read()

@@ -26,7 +26,7 @@ fn moved(from: &Path, to: &Path, preserve: &str) -> PathBuf {
 /// This does not wait for the daemon, which may still be exiting. This process itself opens nothing below the base,
 /// because processes that other tests fork would inherit the descriptor for a moment.
 #[test]
-fn a_base_can_be_unmounted_right_after_the_mount() {
+fn the_file_system_of_the_layers_can_be_unmounted_after_the_overlay() {
     if !ready(&[Kind::Tmpfs.needs()]) {
         return;
     }
@@ -94,19 +94,19 @@ fn lowers_are_packed(kind: Packed, seed: u64) {
     for tree in lowers.iter().chain([&plain]) {
         whole_seconds(tree);
     }
-    let places: Vec<_> = lowers
+    let dirs: Vec<_> = lowers
         .iter()
         .enumerate()
         .map(|(index, tree)| kind.mount(tree, &scratch, &format!("packed{index}")))
         .collect();
     let upper = upper_on(&scratch, &lowers[0]);
     let stack = Stack {
-        lowers: places.clone(),
+        lowers: dirs.clone(),
         upper: Some(upper),
     };
     exercise(&scratch, stack, plain, seed);
-    for place in &places {
-        mount::unmount_free(place);
+    for dir in &dirs {
+        mount::unmount_free(dir);
     }
 }
 
@@ -120,53 +120,53 @@ fn whole_seconds(tree: &Path) {
 }
 
 #[test]
-fn upper_on_ext4() {
+fn an_upper_layer_works_on_ext4() {
     upper_is(Kind::Ext4, 1);
 }
 
 #[test]
-fn upper_on_xfs() {
+fn an_upper_layer_works_on_xfs() {
     upper_is(Kind::Xfs, 2);
 }
 
 #[test]
-fn upper_on_btrfs() {
+fn an_upper_layer_works_on_btrfs() {
     upper_is(Kind::Btrfs, 3);
 }
 
 #[test]
-fn upper_on_tmpfs() {
+fn an_upper_layer_works_on_tmpfs() {
     upper_is(Kind::Tmpfs, 4);
 }
 
 #[test]
-fn lowers_on_xfs() {
+fn lower_layers_work_on_xfs() {
     lowers_are(Kind::Xfs, 5);
 }
 
 #[test]
-fn lowers_on_btrfs() {
+fn lower_layers_work_on_btrfs() {
     lowers_are(Kind::Btrfs, 6);
 }
 
 #[test]
-fn lowers_on_tmpfs() {
+fn lower_layers_work_on_tmpfs() {
     lowers_are(Kind::Tmpfs, 7);
 }
 
 #[test]
-fn lowers_in_squashfs() {
+fn lower_layers_work_in_squashfs() {
     lowers_are_packed(Packed::Squashfs, 8);
 }
 
 #[test]
-fn lowers_in_erofs() {
+fn lower_layers_work_in_erofs() {
     lowers_are_packed(Packed::Erofs, 9);
 }
 
 /// A base that knows no extended attributes at all, not even an empty list of them.
 #[test]
-fn lower_without_extended_attributes() {
+fn a_lower_layer_without_xattrs_works() {
     if !ready(&[Kind::Ramfs.needs()]) {
         return;
     }
@@ -186,7 +186,7 @@ fn lower_without_extended_attributes() {
 
 /// A layer there could not have whiteouts or renamed directories, so the mount is refused instead of being wrong.
 #[test]
-fn upper_without_extended_attributes_is_refused() {
+fn an_upper_layer_without_xattrs_is_refused() {
     if !ready(&[Kind::Ramfs.needs()]) {
         return;
     }
@@ -206,7 +206,7 @@ fn upper_without_extended_attributes_is_refused() {
 }
 
 #[test]
-fn lower_is_a_read_only_mount() {
+fn a_lower_layer_works_on_a_read_only_mount() {
     if !ready(&[]) {
         return;
     }
@@ -223,15 +223,14 @@ fn lower_is_a_read_only_mount() {
         upper: Some(upper),
     };
     exercise(&scratch, stack, plain, 11);
-    for place in &bound {
-        mount::unmount_free(place);
+    for dir in &bound {
+        mount::unmount_free(dir);
     }
 }
 
-/// Numbers of one filesystem meet those of another here: every one of them begins to count at about
-/// the same number.
+/// Inode numbers of several file systems collide: all of them start at about the same number.
 #[test]
-fn layers_on_four_filesystems() {
+fn layers_can_be_on_four_file_systems() {
     let kinds = [Kind::Xfs, Kind::Btrfs, Kind::Ext4];
     if !ready(&kinds.map(Kind::needs)) {
         return;

@@ -22,7 +22,7 @@ impl Stopped {
         let pid = Pid::from_raw(overlay.pid().unwrap().cast_signed()).unwrap();
         kill_process(pid, Signal::STOP).unwrap();
         let stopped = Self(pid);
-        // Each of its threads goes on until it hears of it.
+        // Each thread continues to run until the signal reaches it.
         wait_until("all its threads have stopped", || {
             let tasks = format!("/proc/{}/task", pid.as_raw_nonzero());
             fs::read_dir(tasks).unwrap().all(|task| {
@@ -40,10 +40,10 @@ impl Drop for Stopped {
     }
 }
 
-fn plant(folder: &Path) {
-    fs::create_dir_all(folder).unwrap();
+fn plant(dir: &Path) {
+    fs::create_dir_all(dir).unwrap();
     for file in 0..50 {
-        fs::write(folder.join(format!("f{file}")), "a few bytes\n").unwrap();
+        fs::write(dir.join(format!("f{file}")), "a few bytes\n").unwrap();
     }
 }
 
@@ -70,10 +70,10 @@ fn an_unresponsive_layer_delays_no_other_request() {
         upper: Some((scratch.make("upper"), scratch.make("work"))),
     };
     let overlay = Overlay::cowlfs(&stack, &scratch.make("m"), "");
-    let place = overlay.path().to_owned();
+    let mount_point = overlay.path().to_owned();
     // The kernel has both directories cached from here on.
-    for folder in ["slow", "fast"] {
-        fs::metadata(place.join(folder)).unwrap();
+    for dir in ["slow", "fast"] {
+        fs::metadata(mount_point.join(dir)).unwrap();
     }
     let stopped = Stopped::new(&lazy);
     let (done, answers) = mpsc::channel();
@@ -81,21 +81,21 @@ fn an_unresponsive_layer_delays_no_other_request() {
     // In a thread of its own, so that the layer answers again also where this hangs.
     let fast = thread::spawn(move || {
         for hung in 0..HUNG {
-            let (slow, done) = (place.join(format!("slow/f{hung}")), done.clone());
+            let (slow, done) = (mount_point.join(format!("slow/f{hung}")), done.clone());
             thread::spawn(move || {
                 let found = fs::metadata(slow);
                 done.send(found.map(|found| found.len())).unwrap();
             });
             // Until this one waits there is nothing to hold up.
             for round in 0..50 {
-                let name = place.join(format!("fast/new{hung}-{round}"));
+                let name = mount_point.join(format!("fast/new{hung}-{round}"));
                 fs::write(&name, "x").unwrap();
                 assert_eq!(fs::read(&name).unwrap(), b"x");
                 fs::remove_file(&name).unwrap();
             }
         }
         for file in 0..50 {
-            let found = fs::read(place.join(format!("fast/f{file}"))).unwrap();
+            let found = fs::read(mount_point.join(format!("fast/f{file}"))).unwrap();
             assert_eq!(found, b"a few bytes\n");
         }
         finish.send(()).unwrap();
@@ -105,7 +105,7 @@ fn an_unresponsive_layer_delays_no_other_request() {
     drop(stopped);
     fast.join().unwrap();
     assert_eq!(answered, Ok(()), "others wait for the layer");
-    assert!(held_up, "nobody was held up");
+    assert!(held_up, "no request waited for the layer");
     for _ in 0..HUNG {
         assert_eq!(answers.recv().unwrap().unwrap(), 12);
     }
@@ -113,7 +113,7 @@ fn an_unresponsive_layer_delays_no_other_request() {
     lazy.unmount();
 }
 
-/// Whether a daemon has the device open by which it keeps CPUs awake.
+/// Returns whether a daemon has the device open that keeps CPUs awake.
 fn holds_device(overlay: &Overlay) -> bool {
     let descriptors = format!("/proc/{}/fd", overlay.pid().unwrap());
     let mut open = fs::read_dir(descriptors).unwrap();
@@ -130,7 +130,7 @@ fn cpus_are_kept_awake_on_request() {
     if !can(NEEDS) {
         return;
     }
-    // Where it can't be had the mount works all the same.
+    // The mount also works if the device cannot be opened.
     let may = fs::OpenOptions::new().write(true).open(DEVICE).is_ok();
     let scratch = Scratch::new("threads-awake");
     plant(&scratch.make("lower"));

@@ -6,7 +6,7 @@ use cowl_tests::conditions::can;
 
 const STAMPS: &str = r#"
 G = 1_000_000_000
-# From 1901 to 2446 is what ext4 keeps; what lies outside is cut off by it, not by us.
+# ext4 stores times from 1901 to 2446. It clamps times outside this range; cowlfs does not.
 STAMPS = (0, 1, -1, -G, -G - 1, -G + 1, -1_500_000_001, -(1 << 31) * G, -(1 << 31) * G + 5, (1 << 31) * G - 1,
           (1 << 31) * G, (1 << 32) * G + 999_999_999, 4_102_444_800 * G + 123_456_789,
           15_032_385_535 * G, 16_000_000_000 * G, -3_000_000_000 * G, 1_700_000_000 * G + 7)
@@ -21,7 +21,7 @@ def show():
 "#;
 
 #[test]
-fn times_before_1970_and_after_2038_keep_their_nanoseconds() {
+fn times_before_1970_and_after_2038_retain_nanoseconds() {
     if !can(&NEEDS) {
         return;
     }
@@ -49,7 +49,7 @@ show()"
 }
 
 #[test]
-fn the_first_and_the_last_representable_time_work() {
+fn the_first_and_last_representable_times_work() {
     beside(
         "for name in 'abcdefgh': write(name)",
         r#"
@@ -62,7 +62,7 @@ for name, (seconds, part) in zip("abcdefgh", [(s, p) for s in ends for p in (0, 
 }
 
 #[test]
-fn each_operation_changes_the_right_times() {
+fn each_operation_updates_the_correct_times() {
     beside(
         r#"
 for name in ("file", "two", "gone"): write(name)
@@ -126,7 +126,7 @@ print(moved("file", lambda: err(os.setxattr, "file", "user.a", b"", os.XATTR_REP
 }
 
 #[test]
-fn a_store_through_a_mapping_moves_mtime_and_ctime() {
+fn a_store_through_a_mapping_updates_mtime_and_ctime() {
     beside(
         "write('file', b'x' * 8192); write('old', b'x' * 8192); os.utime('old', ns=(5, 5))",
         r#"
@@ -158,11 +158,11 @@ fn access_times_of_upper_files_change_as_on_the_base() {
         r#"
 G = 1_000_000_000
 now = int(time.time()) * G
-# relatime: atime moves when it is not later than mtime, or a day old.
+# relatime: a read updates an atime that is not later than mtime, or older than a day.
 for name, change in (("file", lambda: read("file")), ("dir", lambda: os.listdir("dir"))):
     for atime, mtime in ((now - 100 * G, now - 50 * G), (now - 50 * G, now - 100 * G), (now - 90000 * G, now - 100000 * G)):
         os.utime(name, ns=(atime, mtime), follow_symlinks=False)
-        # What the kernel has in memory it answers by itself.
+        # Drop the page cache: the kernel serves cached pages without a request.
         fd = os.open("file", os.O_RDONLY); os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED); os.close(fd)
         before = os.stat(name, follow_symlinks=False).st_atime_ns
         change()

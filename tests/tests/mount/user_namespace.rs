@@ -15,7 +15,7 @@ const NEEDS: &[Need] = &[
 ];
 
 /// Creates a directory that the user `nobody` owns, with both programs in it.
-fn place() -> Scratch {
+fn mount_point() -> Scratch {
     let scratch = Scratch::for_test();
     for program in [programs::cowl(), programs::cowlfs()] {
         let copy = scratch.join(program.file_name().unwrap());
@@ -41,12 +41,12 @@ fn as_nobody(scratch: &Scratch, script: &str) -> String {
 }
 
 #[test]
-fn the_overlay_in_a_user_namespace() {
+fn an_overlay_works_in_a_user_namespace() {
     if !can(NEEDS) {
         return;
     }
-    let scratch = place();
-    let told = as_nobody(
+    let scratch = mount_point();
+    let output = as_nobody(
         &scratch,
         "mkdir lower upper work mount lower/dir; echo below > lower/file; echo x > lower/gone
          echo inside > lower/dir/file
@@ -61,18 +61,18 @@ fn the_overlay_in_a_user_namespace() {
     );
     let listing = "mount:\nalias\ndir\nfile\nlink\nmoved\n\nmount/dir:\n";
     assert_eq!(
-        told,
+        output,
         format!("below\nabove\ninside\n{listing}2\nbelow\nabove\ninside\n{listing}below\n/dir\n")
     );
 }
 
 #[test]
-fn the_manager_in_a_user_namespace() {
+fn cowl_works_in_a_user_namespace() {
     if !can(NEEDS) {
         return;
     }
-    let scratch = place();
-    let told = as_nobody(
+    let scratch = mount_point();
+    let output = as_nobody(
         &scratch,
         "mkdir source; echo one > source/file; export COWL_STORE=$PWD/store
          ./cowl create web --from source; M=$(./cowl mount web)
@@ -81,20 +81,20 @@ fn the_manager_in_a_user_namespace() {
          ./cowl export web - | tar t; ./cowl umount web; ./cowl destroy web --yes",
     );
     assert_eq!(
-        told,
+        output,
         "snap0\nD /file\nM /new\none\ntwo\n./\n./file\n./new\n"
     );
 }
 
-/// A plain user's run-time files lie in the store, and elsewhere only while its disk is full.
+/// Run-time files of an unprivileged user are in the store. Only on a full disk they are in the runtime directory.
 #[test]
-fn on_a_full_disk_run_time_files_lie_in_the_runtime_directory() {
+fn runtime_files_are_in_the_runtime_directory_on_a_full_disk() {
     if !can(NEEDS) {
         return;
     }
-    let scratch = place();
+    let scratch = mount_point();
     // An unmounted daemon removes its lock a moment later.
-    let told = as_nobody(
+    let output = as_nobody(
         &scratch,
         "mkdir disk xdg source; chmod 700 xdg; mount -t tmpfs -o size=8m tmpfs disk
          echo one > source/file; echo two > source/other
@@ -108,5 +108,5 @@ fn on_a_full_disk_run_time_files_lie_in_the_runtime_directory() {
          M=$(./cowl mount web); ls $M; ./cowl umount web",
     );
     let seen = "new\nother\n";
-    assert_eq!(told, format!("1\none\n{seen}1\nlog\nsock\n{seen}"));
+    assert_eq!(output, format!("1\none\n{seen}1\nlog\nsock\n{seen}"));
 }

@@ -48,7 +48,7 @@ const REMOVE: &str = "rm f2 d/f2 d/e/f2 alias; echo more >>d/f3; rm d/f3; chmod 
     rmdir empty; rm -r full; mv f4 moved; mv d/f4 d/f5; mv d/e away; mkdir empty; rmdir empty";
 
 #[test]
-fn whiteouts_are_links_to_one_and_mean_the_same_to_the_kernel() {
+fn whiteouts_share_one_inode_and_the_kernel_interprets_them() {
     let needs = [NEEDS, &[Need::KernelOverlay]].concat();
     if !can(&needs) {
         return;
@@ -56,17 +56,17 @@ fn whiteouts_are_links_to_one_and_mean_the_same_to_the_kernel() {
     let scratch = Scratch::new("whiteouts");
     let lower = scratch.make("lower");
     let plain = scratch.make("plain");
-    for place in [&lower, &plain] {
-        sh_in(place, FILL).ok();
+    for dir in [&lower, &plain] {
+        sh_in(dir, FILL).ok();
     }
     let stack = Stack {
         lowers: vec![lower],
         upper: Some((scratch.make("upper"), scratch.make("work"))),
     };
-    let place = scratch.make("mount");
-    let mount = Overlay::cowlfs(&stack, &place, "");
-    for place in [&place, &plain] {
-        sh_in(place, REMOVE).ok();
+    let mount_point = scratch.make("mount");
+    let mount = Overlay::cowlfs(&stack, &mount_point, "");
+    for dir in [&mount_point, &plain] {
+        sh_in(dir, REMOVE).ok();
     }
     mount.unmount();
     let found = whiteouts(&scratch.join("upper"));
@@ -74,9 +74,9 @@ fn whiteouts_are_links_to_one_and_mean_the_same_to_the_kernel() {
     // In a rename, the file system below creates the whiteout.
     let shared = found.iter().filter(|(_, links)| *links > 1);
     assert!(shared.count() >= 7, "{found:?}");
-    let mount = Overlay::cowlfs(&stack, &place, "");
+    let mount = Overlay::cowlfs(&stack, &mount_point, "");
     let want = tree::read(&plain).unwrap();
-    let ours = tree::read(&place).unwrap();
+    let ours = tree::read(&mount_point).unwrap();
     assert!(
         want.keys().eq(ours.keys()),
         "{:?} {:?}",
@@ -84,22 +84,23 @@ fn whiteouts_are_links_to_one_and_mean_the_same_to_the_kernel() {
         ours.keys()
     );
     mount.unmount();
-    let kernel = Overlay::kernel(&stack, &place);
-    let theirs = tree::read(&place).unwrap();
+    let kernel = Overlay::kernel(&stack, &mount_point);
+    let theirs = tree::read(&mount_point).unwrap();
     tree::assert_same("cowlfs, then the kernel", &ours, &theirs, Compare::READER);
     // Kernel overlayfs uses cowlfs's whiteouts, and cowlfs those of the kernel.
-    sh_in(&place, "rm d/f6 away/f6").ok();
+    sh_in(&mount_point, "rm d/f6 away/f6").ok();
     drop(kernel);
-    let mount = Overlay::cowlfs(&stack, &place, "");
+    let mount = Overlay::cowlfs(&stack, &mount_point, "");
     assert!(
-        !place.join("d/f6").try_exists().unwrap() && !place.join("away/f6").try_exists().unwrap()
+        !mount_point.join("d/f6").try_exists().unwrap()
+            && !mount_point.join("away/f6").try_exists().unwrap()
     );
-    sh_in(&place, "rm d/f5").ok();
+    sh_in(&mount_point, "rm d/f5").ok();
     mount.unmount();
 }
 
 #[test]
-fn no_verb_takes_whiteouts_for_names_of_one_file() {
+fn commands_do_not_treat_whiteouts_as_hard_links() {
     if !can(NEEDS) {
         return;
     }
@@ -108,12 +109,12 @@ fn no_verb_takes_whiteouts_for_names_of_one_file() {
     sh_in(&source, FILL).ok();
     store.create("web", &source);
     let inodes_of = |name: &str| {
-        let said = store.cowl(["du", "--json", name]).ok();
-        said.json().to_string()
+        let output = store.cowl(["du", "--json", name]).ok();
+        output.json().to_string()
     };
-    let place = store.mount("web");
-    sh_in(&place, REMOVE).ok();
-    let want = tree::read(&place).unwrap();
+    let mount_point = store.mount("web");
+    sh_in(&mount_point, REMOVE).ok();
+    let want = tree::read(&mount_point).unwrap();
     store.cowl(["snapshot", "web"]).ok();
     assert!(!inodes_of("web").is_empty());
     // The digest of a layer does not depend on which of its whiteouts are linked.
@@ -136,8 +137,8 @@ fn no_verb_takes_whiteouts_for_names_of_one_file() {
     assert!(!checked.report().contains("modified by another program"));
 
     // Create linked whiteouts again, and export and import them in every format.
-    sh_in(&place, "rm f5 d/f6; rm -r away; rm moved").ok();
-    let now = tree::read(&place).unwrap();
+    sh_in(&mount_point, "rm f5 d/f6; rm -r away; rm moved").ok();
+    let now = tree::read(&mount_point).unwrap();
     store.cowl(["snapshot", "web"]).ok();
     let out = |name: &str| store.scratch().join(name).to_str().unwrap().to_owned();
     let listed = store.cowl(["diff", "web@snap0", "web@snap1"]).ok().out();
@@ -168,11 +169,11 @@ fn no_verb_takes_whiteouts_for_names_of_one_file() {
     store.cowl(["flatten", "web"]).ok();
     store.cowl(["gc"]).ok();
     for name in ["web", "again"] {
-        let place = store.mount(name);
-        let got = tree::read(&place).unwrap();
+        let mount_point = store.mount(name);
+        let got = tree::read(&mount_point).unwrap();
         tree::assert_same(name, &now, &got, Compare::READER);
         store.restore(name, "snap0");
-        let got = tree::read(&place).unwrap();
+        let got = tree::read(&mount_point).unwrap();
         tree::assert_same(name, &want, &got, Compare::READER);
     }
     store.cowl(["check", "--deep"]).ok();
@@ -182,15 +183,15 @@ fn no_verb_takes_whiteouts_for_names_of_one_file() {
 fn part(tree: &Path) {
     let script = r#"
 import os, stat
-for place, dirs, files in os.walk("."):
-    before = os.stat(place)
+for parent, dirs, files in os.walk("."):
+    before = os.stat(parent)
     for name in files:
-        path = os.path.join(place, name)
+        path = os.path.join(parent, name)
         was = os.lstat(path)
         if stat.S_ISCHR(was.st_mode) and was.st_rdev == 0:
             os.unlink(path); os.mknod(path, was.st_mode, 0)
             os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
-    os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.utime(parent, ns=(before.st_atime_ns, before.st_mtime_ns))
 "#;
     sh_in(tree, &format!("python3 -c '{script}'")).ok();
 }
@@ -219,7 +220,7 @@ fn stack_on(disk: &Path) -> Stack {
 }
 
 #[test]
-fn as_many_names_as_the_base_allows_begin_a_new_one() {
+fn a_new_shared_whiteout_is_created_at_the_link_limit() {
     let needs = [NEEDS, &[Need::Program("mkfs.ext4")]].concat();
     if !can(&needs) {
         return;
@@ -246,7 +247,7 @@ for i in range(64990): os.link("work/whiteout", f"many/{i}")
 }
 
 #[test]
-fn where_a_link_is_refused_there_is_a_whiteout_all_the_same() {
+fn a_separate_whiteout_is_created_if_linking_fails() {
     let needs = [
         NEEDS,
         &[Need::Program("mkfs.ext4"), Need::Program("strace")],

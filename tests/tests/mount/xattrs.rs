@@ -9,7 +9,7 @@ use cowl_tests::mount::{Overlay, Stack};
 use cowl_tests::scratch::Scratch;
 
 #[test]
-fn names_and_values_have_the_bases_limits() {
+fn limits_of_the_layer_apply_to_names_and_values() {
     beside(
         r#"
 write("file"); os.mkdir("dir"); os.symlink("x", "link"); os.mkfifo("fifo"); write("full"); write("many")
@@ -46,7 +46,7 @@ os.setxattr("dir", "user.empty", b"")
 print([sized(libc.getxattr, b"dir", b"user.empty", size=n) for n in (0, 1)], sized(libc.listxattr, b"many", size=4) )
 print(sorted((n, os.getxattr("many", n)) for n in os.listxattr("many")))
 write("none"); print(sized(libc.listxattr, b"none", size=0), sized(libc.listxattr, b"none", size=1))
-# Until it is full, and what is there stays as it is.
+# Add xattrs until ENOSPC. Existing ones remain unchanged.
 n = 0
 while set("full", f"user.{n}", b"v" * 300) is None: n += 1
 last = set("full", f"user.{n}", b"v" * 300); print(last); assert last == "ENOSPC" and n >= 10, n
@@ -56,7 +56,7 @@ print(set("full", "user.0", b"w" * 300), get("full", "user.0") == b"w" * 300, le
 }
 
 #[test]
-fn xattrs_that_other_users_can_see_and_set() {
+fn xattr_access_of_other_users_is_as_on_a_plain_directory() {
     beside(
         r#"
 write("own", mode=0o644); os.chown("own", 1000, 1000); write("rooted", mode=0o646)
@@ -73,7 +73,7 @@ def run():
             print(path, name, err(os.getxattr, path, name), err(os.setxattr, path, name, b"w"), err(os.removexattr, path, name))
     print(sorted(os.listxattr("link", follow_symlinks=False)), err(os.getxattr, "link", "trusted.l", follow_symlinks=False))
 child(run, uid=1000, gid=1000); child(run, uid=1001, gid=1000)
-# What shows goes by CAP_SYS_ADMIN (21), not by the user.
+# Visibility depends on CAP_SYS_ADMIN (21), not on the user.
 child(run, uid=1002, gid=1000, hold=(21,)); child(run, hold=(0, 1, 2, 3)); run()
 "#,
     );
@@ -82,7 +82,7 @@ child(run, uid=1002, gid=1000, hold=(21,)); child(run, hold=(0, 1, 2, 3)); run()
 /// The overlay's own xattrs are never visible, whatever happens to the object, and a user that sets an xattr of the
 /// same name gets one of its own.
 #[test]
-fn the_overlays_own_names_never_show_and_are_stored_escaped() {
+fn xattrs_of_the_overlay_are_hidden_and_stored_escaped() {
     if !can(&NEEDS) {
         return;
     }
@@ -92,7 +92,7 @@ fn the_overlays_own_names_never_show_and_are_stored_escaped() {
         r#"
 os.rename("dir", "moved"); os.mkdir("dir"); os.rename("dir", "other"); os.unlink("file"); os.mkdir("file")
 os.chmod("moved/file", 0o600); os.rename("moved/file", "moved/f"); os.chown("link", 1, 1, follow_symlinks=False); os.chmod("fifo", 0o600)
-paths = [os.path.join(top, name) for top, folders, files in os.walk(".") for name in folders + files]
+paths = [os.path.join(top, name) for top, dirs, files in os.walk(".") for name in dirs + files]
 for path in sorted(paths): print(path, os.listxattr(path, follow_symlinks=False)); assert not os.listxattr(path, follow_symlinks=False)
 for space in ("trusted", "user"):
     for name in ("opaque", "redirect", "metacopy", "origin", "whiteout", "cowl.ino", "overlay.opaque", "anything", ""):
@@ -121,7 +121,7 @@ print(sorted(os.listdir("moved")), sorted(os.listdir(".")))
 /// one again where it comes to XFS.
 #[test]
 #[expect(clippy::too_many_lines, reason = "one scenario, step by step")]
-fn an_acl_that_was_removed_does_not_return_by_its_alias() {
+fn a_removed_acl_does_not_reappear_through_its_alias() {
     let mut needs = NEEDS.to_vec();
     needs.extend(Kind::Xfs.needs());
     needs.extend(["setfacl", "tar"].map(Need::Program));
@@ -135,36 +135,36 @@ fn an_acl_that_was_removed_does_not_return_by_its_alias() {
         setfacl -m u:1234:rw source/file; setfacl -m u:1234:rwx -m d:u:1234:rwx source/dir
         tar --acls --xattrs --xattrs-include='*' -C source -cf packed.tar .";
     sh_in(&xfs, make).ok();
-    let aliases = |place: &std::path::Path| {
+    let aliases = |dir: &std::path::Path| {
         let list = "getfattr -d -m trusted file dir; getfacl -cn file dir";
-        sh_in(place, list).ok().out()
+        sh_in(dir, list).ok().out()
     };
     let there = aliases(&xfs.join("source"));
     assert!(
         there.contains("SGI_ACL_FILE") && there.contains("SGI_ACL_DEFAULT"),
         "{there}"
     );
-    let clean = |what: &str, place: &std::path::Path| {
-        let list = aliases(place);
-        assert!(!list.contains("SGI_ACL"), "{what}: {list}");
-        assert!(list.contains("1234"), "{what}: {list}");
-        sh_in(place, "setfacl -b file dir; setfacl -k dir").ok();
-        let list = aliases(place);
+    let clean = |label: &str, dir: &std::path::Path| {
+        let list = aliases(dir);
+        assert!(!list.contains("SGI_ACL"), "{label}: {list}");
+        assert!(list.contains("1234"), "{label}: {list}");
+        sh_in(dir, "setfacl -b file dir; setfacl -k dir").ok();
+        let list = aliases(dir);
         assert!(
             !list.contains("1234") && !list.contains("SGI_ACL"),
-            "{what}: {list}"
+            "{label}: {list}"
         );
         // Nor can it be set or read there.
         let set = "setfattr -n trusted.SGI_ACL_FILE -v x file 2>&1 || true; getfattr -n trusted.SGI_ACL_FILE file 2>&1 || true";
-        let told = sh_in(place, set).out();
+        let output = sh_in(dir, set).out();
         assert!(
-            told.contains("not supported") && told.contains("No such attribute"),
-            "{told}"
+            output.contains("not supported") && output.contains("No such attribute"),
+            "{output}"
         );
     };
     // Copy-up: from XFS to another file system, and on XFS itself.
     let other = scratch.make("other");
-    for (what, up) in [("from XFS", &other), ("on XFS", &xfs)] {
+    for (label, up) in [("from XFS", &other), ("on XFS", &xfs)] {
         let stack = Stack {
             lowers: vec![xfs.join("source")],
             upper: Some((up.join("upper"), up.join("work"))),
@@ -172,7 +172,7 @@ fn an_acl_that_was_removed_does_not_return_by_its_alias() {
         sh_in(up, "mkdir -p upper work").ok();
         let mounted = Overlay::cowlfs(&stack, &scratch.make("mounted"), "");
         sh_in(mounted.path(), "touch file dir/new").ok();
-        clean(what, mounted.path());
+        clean(label, mounted.path());
         drop(mounted);
         let raw = sh_in(
             &up.join("upper"),
@@ -181,7 +181,7 @@ fn an_acl_that_was_removed_does_not_return_by_its_alias() {
         let raw = raw.ok().out();
         assert!(
             !raw.contains("SGI_ACL") && !raw.contains("1234"),
-            "{what}: {raw}"
+            "{label}: {raw}"
         );
     }
     // A directory and an archive into a store, out of it again, and back to XFS.

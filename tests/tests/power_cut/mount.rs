@@ -59,21 +59,21 @@ fn nothing_is_lost(kind: &str) {
 }
 
 #[test]
-fn a_cut_loses_nothing_on_ext4() {
+fn a_power_cut_loses_no_synced_data_on_ext4() {
     if possible("ext4") {
         nothing_is_lost("ext4");
     }
 }
 
 #[test]
-fn a_cut_loses_nothing_on_xfs() {
+fn a_power_cut_loses_no_synced_data_on_xfs() {
     if possible("xfs") {
         nothing_is_lost("xfs");
     }
 }
 
 #[test]
-fn a_cut_loses_nothing_on_btrfs() {
+fn a_power_cut_loses_no_synced_data_on_btrfs() {
     if possible("btrfs") {
         nothing_is_lost("btrfs");
     }
@@ -82,31 +82,31 @@ fn a_cut_loses_nothing_on_btrfs() {
 /// fdatasync(2) of a file that overwrites a part of a lower one: from then on the name refers to it. ext4 does not
 /// commit the rename of the copy-up for an fdatasync.
 #[test]
-fn a_file_after_fdatasync_has_its_name() {
+fn fdatasync_makes_the_name_of_a_file_durable() {
     if !possible("ext4") {
         return;
     }
     let scratch = Scratch::new_in(Path::new("/dev/shm"), "fdatasync");
     let image = scratch.join("image");
-    let (place, after) = (scratch.make("base"), scratch.make("after"));
+    let (mount_point, after) = (scratch.make("base"), scratch.make("after"));
     std::fs::File::create(&image)
         .unwrap()
         .set_len(64 << 20)
         .unwrap();
     let name = image.to_str().unwrap();
     command::run("mkfs.ext4", ["-qF", name]).ok();
-    // No commit but those that are asked for.
+    // The journal commits only on request.
     let rare = Base {
         options: "loop,commit=600".to_owned(),
         ..Base::from_env("ext4")
     };
-    work::mount(&rare, name, &place);
-    for folder in ["lower", "upper", "work"] {
-        std::fs::create_dir(place.join(folder)).unwrap();
+    work::mount(&rare, name, &mount_point);
+    for dir in ["lower", "upper", "work"] {
+        std::fs::create_dir(mount_point.join(dir)).unwrap();
     }
-    std::fs::write(place.join("lower/file"), [b'a'; 10_000]).unwrap();
-    command::run("sync", [Path::new("-f"), &place]).ok();
-    let overlay = Overlay::cowlfs(&work::stack(&place), &scratch.make("mount"), "");
+    std::fs::write(mount_point.join("lower/file"), [b'a'; 10_000]).unwrap();
+    command::run("sync", [Path::new("-f"), &mount_point]).ok();
+    let overlay = Overlay::cowlfs(&work::stack(&mount_point), &scratch.make("mount"), "");
     let file = std::fs::OpenOptions::new()
         .write(true)
         .open(overlay.path().join("file"))
@@ -118,7 +118,7 @@ fn a_file_after_fdatasync_has_its_name() {
     std::fs::copy(&image, &cut).unwrap();
     drop(file);
     overlay.unmount();
-    cowl_tests::mount::unmount_free(&place);
+    cowl_tests::mount::unmount_free(&mount_point);
     work::mount(&rare, cut.to_str().unwrap(), &after);
     let found = std::fs::read(after.join("upper/file")).unwrap();
     assert_eq!(
@@ -130,7 +130,7 @@ fn a_file_after_fdatasync_has_its_name() {
 
 /// The other tests see losses where there are some.
 #[test]
-fn without_syncs_cuts_lose_data() {
+fn power_cuts_without_syncs_lose_data() {
     if !possible("ext4") {
         return;
     }

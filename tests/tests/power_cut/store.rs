@@ -58,21 +58,21 @@ fn nothing_durable_is_lost(kind: &str) {
 }
 
 #[test]
-fn a_cut_takes_nothing_durable_on_ext4() {
+fn a_power_cut_loses_no_durable_snapshot_on_ext4() {
     if possible("ext4") {
         nothing_durable_is_lost("ext4");
     }
 }
 
 #[test]
-fn a_cut_takes_nothing_durable_on_xfs() {
+fn a_power_cut_loses_no_durable_snapshot_on_xfs() {
     if possible("xfs") {
         nothing_durable_is_lost("xfs");
     }
 }
 
 #[test]
-fn a_cut_takes_nothing_durable_on_btrfs() {
+fn a_power_cut_loses_no_durable_snapshot_on_btrfs() {
     if possible("btrfs") {
         nothing_durable_is_lost("btrfs");
     }
@@ -80,7 +80,7 @@ fn a_cut_takes_nothing_durable_on_btrfs() {
 
 /// Validates the rig: with syncs disabled, cuts must break states that are marked durable.
 #[test]
-fn without_the_sync_cuts_lose_durable_snapshots() {
+fn power_cuts_without_the_sync_lose_durable_snapshots() {
     if !possible("ext4") {
         return;
     }

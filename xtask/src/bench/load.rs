@@ -395,7 +395,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_piece_of_work_does_what_it_says() {
+    fn every_workload_performs_its_operations() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("tree");
         fs::create_dir(&root).unwrap();

@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_number_of_files_lies_in_few_and_in_many_layers() {
+    fn the_number_of_files_does_not_depend_on_the_number_of_layers() {
         let dir = tempfile::tempdir().unwrap();
         for layers in [2, 64, 500] {
             let lowers = Lowers::Many(layers);

@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn medians_and_ratios() {
+    fn medians_and_ratios_are_computed() {
         let cell = |seconds: &[f64]| Cell {
             seconds: seconds.to_vec(),
             ..Cell::default()

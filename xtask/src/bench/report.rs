@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_stands_between_the_marks_is_exchanged() {
+    fn only_the_text_between_the_markers_is_replaced() {
         let page = format!("above\n{BEGIN}\nold\n{END}\nbelow\n");
         let new = replace_between_markers(&page, "new\n").unwrap();
         assert_eq!(new, format!("above\n{BEGIN}\n\nnew\n\n{END}\nbelow\n"));
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_has_its_marks() {
+    fn the_page_contains_the_markers() {
         let page = std::fs::read_to_string(root().unwrap().join("docs/benchmarks.md")).unwrap();
         assert!(replace_between_markers(&page, "").is_some());
     }

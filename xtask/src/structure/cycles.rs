@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn two_siblings_that_import_each_other() {
+    fn two_siblings_that_import_each_other_are_a_cycle() {
         assert_eq!(
             found(&[
                 ("", ""),
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn through_a_re_export_of_the_parent() {
+    fn a_cycle_through_a_re_export_of_the_parent_is_found() {
         let parent = "mod a; mod b; pub use a::Y;";
         assert_eq!(
             found(&[
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn through_methods_of_one_type() {
+    fn a_cycle_through_methods_of_one_type_is_found() {
         let parent = "mod a; mod b; pub struct T;";
         let a = "use super::T; impl T { pub fn one(&self) { self.two() } }";
         let back = "use super::T; impl T { pub fn two(&self) { Self::one(self) } }";
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_circle_of_three_below_a_module() {
+    fn a_cycle_of_three_below_a_module_is_found() {
         let files = [
             ("", ""),
             ("m", "mod a; mod b; mod c;"),

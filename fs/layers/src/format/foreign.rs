@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_their_markers() {
+    fn foreign_marker_names_are_parsed() {
         assert_eq!(whiteout_name(b"a").unwrap(), b".wh.a");
         assert_eq!(hidden_name(b".wh.a"), Some(&b"a"[..]));
         for nothing in [

@@ -10,7 +10,7 @@ pub mod redirect;
 pub mod xattr_names;
 pub mod zero_device;
 
-pub use number::NumberMark;
+pub use number::InodeNumberXattr;
 pub use redirect::Redirect;
 pub use xattr_names::{ACL_ACCESS, ACL_DEFAULT, CAPABILITY, XattrSpace};
 

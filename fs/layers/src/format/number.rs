@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 
 /// The value of the xattr `cowl.ino`: a version byte, the layer's id and the inode number, both little endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NumberMark {
+pub struct InodeNumberXattr {
     /// The id of the layer that contains the inode.
     pub layer: u64,
     /// The inode number in that layer.
@@ -17,7 +17,7 @@ pub struct NumberMark {
 const VERSION: u8 = 1;
 const LEN: usize = 17;
 
-impl NumberMark {
+impl InodeNumberXattr {
     /// Parses a value; `None` if its version is unknown.
     pub fn parse(value: &[u8]) -> Result<Option<Self>> {
         let Some((&version, rest)) = value.split_first() else {
@@ -53,18 +53,21 @@ mod tests {
 
     #[test]
     fn values_round_trip() {
-        let number = NumberMark {
+        let number = InodeNumberXattr {
             layer: 0x0123_4567_89ab_cdef,
             ino: u64::MAX,
         };
-        assert_eq!(NumberMark::parse(&number.to_value()).unwrap(), Some(number));
+        assert_eq!(
+            InodeNumberXattr::parse(&number.to_value()).unwrap(),
+            Some(number)
+        );
     }
 
     #[test]
     fn unknown_versions_are_ignored_and_damage_is_an_error() {
-        assert_eq!(NumberMark::parse(&[2, 1, 2, 3]).unwrap(), None);
-        assert!(NumberMark::parse(&[]).is_err());
-        assert!(NumberMark::parse(&[1, 2, 3]).is_err());
-        assert!(NumberMark::parse(&[1; 18]).is_err());
+        assert_eq!(InodeNumberXattr::parse(&[2, 1, 2, 3]).unwrap(), None);
+        assert!(InodeNumberXattr::parse(&[]).is_err());
+        assert!(InodeNumberXattr::parse(&[1, 2, 3]).is_err());
+        assert!(InodeNumberXattr::parse(&[1; 18]).is_err());
     }
 }

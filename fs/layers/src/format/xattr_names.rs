@@ -46,7 +46,7 @@ names! {
     metacopy = "metacopy";
     /// Returns the name of the xattr that makes an empty regular file a whiteout.
     whiteout = "whiteout";
-    /// Returns the name of the xattr that holds an object's visible inode number (see [`crate::format::NumberMark`]).
+    /// Returns the name of the xattr that holds an object's visible inode number (see [`crate::format::InodeNumberXattr`]).
     ino = "cowl.ino";
     /// Returns the name of the xattr of a user's character device 0:0 (see [`crate::format::zero_device`]).
     node = "cowl.node";

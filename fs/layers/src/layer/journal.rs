@@ -143,7 +143,7 @@ mod tests {
                     .stage(|dir, name| sys::node::create(dir, name, 0o644, OFlags::WRONLY))
                     .unwrap();
                 sys::copy::write_all(&file, b"content", 0).unwrap();
-                let entry = write(&upper.work, staged, &names, Order::Careless).unwrap();
+                let entry = write(&upper.work, staged, &names, Order::Volatile).unwrap();
                 let root = upper.layer.root_dir().fd().unwrap();
                 if done >= 1 {
                     sys::node::link(upper.work.fd(), entry.inode_name(), (*root).as_fd(), b"a")

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use super::{LayerDir, Markers, foreign, zero_device};
 use crate::error::Result;
 use crate::format::foreign::is_marker;
-use crate::format::{NumberMark, OPAQUE_XATTR_WHITEOUTS};
+use crate::format::{InodeNumberXattr, OPAQUE_XATTR_WHITEOUTS};
 use crate::name::Name;
 use crate::sys;
 use crate::sys::stat::FileKind;
@@ -83,10 +83,10 @@ pub fn list(dir: &LayerDir, markers: Markers) -> Result<Vec<LayerEntry>> {
 }
 
 /// Returns the inode number that `name` retains from before its copy-up; `None` if it has none or does not exist.
-pub fn number_at(dir: &LayerDir, name: &[u8]) -> Result<Option<NumberMark>> {
+pub fn number_at(dir: &LayerDir, name: &[u8]) -> Result<Option<InodeNumberXattr>> {
     let xattr = dir.layer().space().ino();
     match sys::xattr::get_at((*dir.fd()?).as_fd(), name, xattr.as_bytes()) {
-        Ok(Some(raw)) => NumberMark::parse(&raw),
+        Ok(Some(raw)) => InodeNumberXattr::parse(&raw),
         Ok(None) => Ok(None),
         Err(error) if error.is_absent() => Ok(None),
         Err(error) => Err(error),

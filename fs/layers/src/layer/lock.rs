@@ -2,6 +2,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,15 +29,48 @@ pub(super) fn for_writing(
     })
 }
 
+/// The lock of a layer. It is released when this is dropped.
+///
+/// The layer's root directory is the descriptor that holds the lock, so a layer costs one descriptor. It may stay open
+/// for longer than the lock is held.
+#[derive(Debug)]
+pub struct LayerLock(Arc<OwnedFd>);
+
+impl LayerLock {
+    /// Returns the layer with the descriptor of `lock` as its root directory, and the lock.
+    pub(super) fn of_layer(layer: Arc<Layer>, lock: OwnedFd) -> (Arc<Layer>, Arc<Self>) {
+        let layer = layer.opened_as(lock);
+        let lock = Self(layer.root.clone());
+        (layer, Arc::new(lock))
+    }
+
+    /// Converts an exclusive lock to a shared one. The layer is never without a lock in between.
+    pub(super) fn share(&self) -> Result<()> {
+        sys::dir::lock_to_shared(&self.0)
+    }
+}
+
+impl Drop for LayerLock {
+    fn drop(&mut self) {
+        if let Err(error) = sys::dir::unlock(&self.0) {
+            log::warn!("cannot unlock a layer: {error}");
+        }
+    }
+}
+
 /// Takes the shared lock that prevents a lower layer from being written or garbage-collected.
-pub fn for_reading(layer: &Layer) -> Result<OwnedFd, SetupError> {
-    retry(layer.path(), || sys::dir::lock_shared(layer.root_fd()))?.ok_or_else(|| {
+///
+/// Returns the layer that is opened by the lock's descriptor.
+pub fn for_reading(layer: Arc<Layer>) -> Result<(Arc<Layer>, Arc<LayerLock>), SetupError> {
+    let lock = retry(layer.path(), || sys::dir::lock_shared(layer.root_fd()))?;
+    let lock = lock.ok_or_else(|| {
         SetupError::new(
             SetupKind::Busy,
             format!("another mount writes to the layer {}", shown(layer.path())),
             "unmount that one first: a lower layer must not change",
         )
-    })
+    })?;
+    Ok(LayerLock::of_layer(layer, lock))
 }
 
 /// Retries `take` until it returns a lock, for up to [`PATIENCE`].

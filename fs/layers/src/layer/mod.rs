@@ -92,10 +92,16 @@ impl Layer {
         Ok(Arc::new(layer))
     }
 
-    /// Returns the same layer by another descriptor of its root directory.
-    fn opened_as(self: Arc<Self>, root: OwnedFd, reached: Reached) -> Arc<Self> {
+    /// Returns the same layer by another descriptor of its root directory, on the same mount.
+    fn opened_as(self: Arc<Self>, root: OwnedFd) -> Arc<Self> {
         let mut layer = Arc::unwrap_or_clone(self);
         layer.root = Arc::new(root);
+        Arc::new(layer)
+    }
+
+    /// Returns the same layer by a descriptor of its root directory on another mount.
+    fn reached_as(self: Arc<Self>, root: OwnedFd, reached: Reached) -> Arc<Self> {
+        let mut layer = Arc::unwrap_or_clone(self.opened_as(root));
         layer.no_devices = reached == Reached::PrivateMount;
         Arc::new(layer)
     }
@@ -144,7 +150,7 @@ impl Layer {
         }
     }
 
-    /// Returns the O_PATH descriptor of the root directory.
+    /// Returns the descriptor of the root directory, which may be O_PATH.
     pub fn root_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use super::{LayerDir, foreign, zero_device};
 use crate::error::Result;
 use crate::format::foreign::is_marker;
-use crate::format::{NumberMark, OPAQUE, Redirect, XattrSpace};
+use crate::format::{InodeNumberXattr, OPAQUE, Redirect, XattrSpace};
 use crate::sys;
 use crate::sys::stat::{FileKind, Stat};
 
@@ -40,7 +40,7 @@ pub struct Probe {
     /// The object's attributes.
     pub stat: Stat,
     /// The inode number that it retains from before its copy-up.
-    pub number: Option<NumberMark>,
+    pub number: Option<InodeNumberXattr>,
 }
 
 /// Whether marker xattrs count. In the bottom layer of a stack they mean nothing, except for the one that
@@ -130,7 +130,7 @@ fn read_markers(
     let has = |marker: &str| names.iter().any(|name| **name == *marker.as_bytes());
     let value = |marker: &str| if has(marker) { get(marker) } else { Ok(None) };
     if let Some(raw) = value(space.ino())? {
-        found.number = NumberMark::parse(&raw)?;
+        found.number = InodeNumberXattr::parse(&raw)?;
     }
     if found.stat.kind() == FileKind::Regular && found.stat.size == 0 && has(space.whiteout()) {
         found.object = LayerObject::Whiteout;

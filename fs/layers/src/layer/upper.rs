@@ -4,10 +4,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::upper_dirs::{Features, RecoveredUpper, UpperDirs};
+use super::lock::LayerLock;
+use super::upper_dirs::{Features, RecoveredUpper, UpperDirs, UpperLocks};
 use super::whiteout::{WhiteoutForm, Whiteouts};
 use super::{Layer, WorkDir};
-use crate::error::{Errno, Result};
+use crate::error::Result;
 use crate::format::{OPAQUE_XATTR_WHITEOUTS, XattrSpace};
 use crate::setup::SetupError;
 use crate::sys;
@@ -26,7 +27,7 @@ pub struct Upper {
     whiteouts: Whiteouts,
     order: Order,
     early: Early,
-    locks: [OwnedFd; 2],
+    locks: UpperLocks,
 }
 
 impl Upper {
@@ -64,20 +65,17 @@ impl Upper {
         }
     }
 
-    /// Converts the exclusive lock of the layer to a shared one, held by the returned descriptor.
+    /// Converts the exclusive lock of the layer to a shared one, and returns it.
     ///
     /// The layer is a lower layer from now on. It is never without a lock in between.
-    pub fn freeze(&self) -> Result<OwnedFd> {
-        let [lock, _] = &self.locks;
-        let shared = lock.try_clone().map_err(|_| Errno::MFILE)?;
-        sys::dir::lock_to_shared(&shared)?;
-        Ok(shared)
+    pub fn freeze(&self) -> Result<Arc<LayerLock>> {
+        self.locks.layer.share()?;
+        Ok(self.locks.layer.clone())
     }
 
     /// Opens the index that kernel overlayfs left in the work directory; `None` if there is none.
     pub fn kernel_index(&self) -> Result<Option<OwnedFd>> {
-        let [_, outer] = &self.locks;
-        match sys::dir::open_dir(outer.as_fd(), b"index") {
+        match sys::dir::open_dir(self.locks.outer.as_fd(), b"index") {
             Ok(fd) => Ok(Some(fd)),
             Err(error) if error.is_absent() => Ok(None),
             Err(error) => Err(error),

@@ -5,8 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::lock::{self, LayerLock};
 use super::whiteout::Whiteouts;
-use super::{Layer, WorkDir, journal, lock, private};
+use super::{Layer, WorkDir, journal, private};
 use crate::error::{Errno, Error, Result};
 use crate::format::{ACL_ACCESS, ACL_DEFAULT};
 use crate::setup::{SetupError, SetupKind, shown};
@@ -25,16 +26,25 @@ pub(super) struct UpperDirs {
 
 /// The directories of an upper that this process alone writes.
 pub(super) struct LockedUpper {
-    dirs: UpperDirs,
-    locks: [OwnedFd; 2],
+    layer: Arc<Layer>,
+    work: PathBuf,
+    locks: UpperLocks,
+}
+
+/// The exclusive locks of an upper.
+#[derive(Debug)]
+pub(super) struct UpperLocks {
+    /// The lock of the layer.
+    pub(super) layer: Arc<LayerLock>,
+    /// The work directory that the user specified, locked.
+    pub(super) outer: OwnedFd,
 }
 
 /// An upper in which nothing is left of an interrupted mount.
 pub(super) struct RecoveredUpper {
     pub(super) layer: Arc<Layer>,
     pub(super) work: Arc<WorkDir>,
-    pub(super) locks: [OwnedFd; 2],
-    outer: OwnedFd,
+    pub(super) locks: UpperLocks,
     work_path: PathBuf,
 }
 
@@ -57,7 +67,7 @@ impl UpperDirs {
         let root = sys::dir::open_root(&upper)
             .map_err(|error| SetupError::at("cannot use the layer", &upper, error))?;
         let ([root, outer], reached) = private::for_writing([root, outer], [&upper, work], through);
-        let layer = layer.opened_as(root, reached);
+        let layer = layer.reached_as(root, reached);
         check_separate(&upper, work, &layer, &outer)?;
         Ok(Self {
             layer,
@@ -68,12 +78,15 @@ impl UpperDirs {
 
     /// Takes the exclusive locks of both directories.
     pub(super) fn lock(self) -> Result<LockedUpper, SetupError> {
-        let (upper, root) = (self.layer.path(), self.layer.root_fd());
-        let locks = [
-            lock::for_writing("upper layer", upper, root)?,
-            lock::for_writing("workdir", &self.work, self.outer.as_fd())?,
-        ];
-        Ok(LockedUpper { dirs: self, locks })
+        let Self { layer, outer, work } = self;
+        let lock = lock::for_writing("upper layer", layer.path(), layer.root_fd())?;
+        let outer = lock::for_writing("workdir", &work, outer.as_fd())?;
+        let (layer, lock) = LayerLock::of_layer(layer, lock);
+        Ok(LockedUpper {
+            layer,
+            work,
+            locks: UpperLocks { layer: lock, outer },
+        })
     }
 }
 
@@ -81,9 +94,9 @@ impl LockedUpper {
     /// Completes the operations in the journal, and removes everything else that an interrupted mount left in
     /// the work directory.
     pub(super) fn recover(self) -> Result<RecoveredUpper, SetupError> {
-        let UpperDirs { layer, outer, work } = self.dirs;
+        let Self { layer, work, locks } = self;
         let recovered = || {
-            let inner = WorkDir::new(open_inner(&outer)?);
+            let inner = WorkDir::new(open_inner(&locks.outer)?);
             journal::finish(&layer, &inner)?;
             inner.clean()?;
             Ok(inner)
@@ -92,8 +105,7 @@ impl LockedUpper {
         Ok(RecoveredUpper {
             layer,
             work: inner,
-            locks: self.locks,
-            outer,
+            locks,
             work_path: work,
         })
     }
@@ -103,8 +115,9 @@ impl RecoveredUpper {
     /// Determines what the file system supports, and creates the shared whiteout.
     pub(super) fn probe(&self) -> Result<Features, SetupError> {
         check_markers(&self.layer, &self.work)?;
-        let whiteouts = Whiteouts::prepare(&self.work, self.outer.as_fd(), self.layer.space())
-            .map_err(|error| unusable(&self.work_path, error))?;
+        let whiteouts =
+            Whiteouts::prepare(&self.work, self.locks.outer.as_fd(), self.layer.space())
+                .map_err(|error| unusable(&self.work_path, error))?;
         Ok(Features {
             whiteouts,
             order: Order::for_dir(self.layer.root_fd()),

@@ -120,6 +120,11 @@ pub fn lock_to_shared(lock: &OwnedFd) -> Result<()> {
     )?)
 }
 
+/// Releases the flock that a descriptor holds.
+pub fn unlock(lock: &OwnedFd) -> Result<()> {
+    Ok(rustix::fs::flock(lock, FlockOperation::Unlock)?)
+}
+
 fn lock(dir: BorrowedFd<'_>, how: FlockOperation) -> Result<Option<OwnedFd>> {
     let fd = reopen_dir(dir)?;
     match rustix::fs::flock(&fd, how) {

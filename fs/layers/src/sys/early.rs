@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn truncations_that_start_writeback() {
+    fn configured_truncations_start_writeback() {
         let none = Early::default();
         assert!(!none.after_cut(0));
         let rewrite = Early {

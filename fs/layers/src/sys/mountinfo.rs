@@ -147,7 +147,7 @@ broken line
 ";
 
     #[test]
-    fn fields() {
+    fn mountinfo_fields_are_parsed() {
         let mounts = parse(TABLE);
         assert_eq!(mounts.len(), 7);
         let root = &mounts[0];
@@ -163,7 +163,7 @@ broken line
     }
 
     #[test]
-    fn layers_of_an_overlay() {
+    fn overlay_layers_are_parsed_from_mount_options() {
         let mounts = parse(TABLE);
         assert_eq!(
             mounts[5].layers(),
@@ -173,7 +173,7 @@ broken line
     }
 
     #[test]
-    fn mounts_at_and_below_a_path() {
+    fn mounts_at_and_below_a_path_are_found() {
         let mounts = parse(TABLE);
         let at = Path::new("/mnt/a b");
         assert_eq!(topmost(&mounts, at).map(|mount| mount.id), Some(45));
@@ -183,7 +183,7 @@ broken line
     }
 
     #[test]
-    fn covered_directories() {
+    fn covered_directories_are_detected() {
         let mounts = parse(TABLE);
         let directory = |index: usize| covered(&mounts, &mounts[index]);
         assert_eq!(directory(1), Some(((8, 1).into(), "/mnt/a b".into())));
@@ -193,7 +193,7 @@ broken line
     }
 
     #[test]
-    fn escapes() {
+    fn octal_escapes_are_decoded() {
         assert_eq!(unescape(b"a\\134\\011b"), b"a\\\tb");
         assert_eq!(unescape(b"end\\04"), b"end\\04");
         assert_eq!(unescape(b"\\zzz"), b"\\zzz");

@@ -30,7 +30,7 @@ pub enum Order {
     /// No order is known. Changes that must be durable before others are synced before them.
     Unknown,
     /// No order is required: the mount is `volatile`, and a power cut may lose unwritten data.
-    Careless,
+    Volatile,
 }
 
 impl Order {
@@ -50,7 +50,7 @@ impl Order {
     /// To be called before the file is linked or renamed. `copied` is the way in which its content was copied.
     pub fn content_first(self, file: impl AsFd, copied: Copied) -> Result<()> {
         match (self, copied) {
-            (Self::Careless, _) => Ok(()),
+            (Self::Volatile, _) => Ok(()),
             // The shared blocks are durable already, and the journal contains the change of the extents.
             (Self::Journal, Copied::Shared) => Ok(()),
             (Self::Journal, Copied::Written) => write_back(file.as_fd()),
@@ -66,7 +66,7 @@ impl Order {
     pub fn attributes_first(self, file: impl AsFd) -> Result<()> {
         match self {
             Self::NamesFirst => super::copy::sync(file, super::copy::SyncScope::All),
-            Self::Journal | Self::Unknown | Self::Careless => Ok(()),
+            Self::Journal | Self::Unknown | Self::Volatile => Ok(()),
         }
     }
 
@@ -75,7 +75,7 @@ impl Order {
     /// To be called between the two changes.
     pub fn name_first(self, dir: BorrowedFd<'_>) -> Result<()> {
         match self {
-            Self::Careless | Self::Journal => Ok(()),
+            Self::Volatile | Self::Journal => Ok(()),
             Self::NamesFirst | Self::Unknown => super::dir::sync_dir(dir),
         }
     }

@@ -268,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_of_proc() {
+    fn proc_files_are_parsed() {
         assert!(opened_for_writing(
             b"pos:\t0\nflags:\t0100002\nmnt_id:\t29\n"
         ));

@@ -1,6 +1,6 @@
 //! Opens files by path inside a tree with untrusted content.
 //!
-//! Such a tree is a container's root file system, or a directory that another user may write to. Any name in such a
+//! Such a tree is a container's root filesystem, or a directory that another user may write to. Any name in such a
 //! tree can be a link out of it, a device, a FIFO, or a file with a lease. The path is therefore resolved beneath the
 //! tree (openat2(2)), without magic links and without crossing a mount. The first descriptor is an O_PATH one, which
 //! neither blocks nor has side effects. Its type is checked, and only a regular file is then opened, through

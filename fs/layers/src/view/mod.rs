@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::format::{NumberMark, Redirect, XattrSpace};
+use crate::format::{InodeNumberXattr, Redirect, XattrSpace};
 use crate::layer::{Layer, LayerDir, Markers};
 use crate::name::Name;
 use crate::sys;
@@ -197,11 +197,11 @@ impl View {
     ///
     /// That is the number from before its copy-up, if the layer that the number belongs to is in the stack; otherwise
     /// its own.
-    pub fn number(&self, layer: &Layer, stat: &Stat, retained: Option<NumberMark>) -> u64 {
+    pub fn number(&self, layer: &Layer, stat: &Stat, retained: Option<InodeNumberXattr>) -> u64 {
         self.number_of(layer, stat.ino, retained)
     }
 
-    fn number_of(&self, layer: &Layer, ino: u64, retained: Option<NumberMark>) -> u64 {
+    fn number_of(&self, layer: &Layer, ino: u64, retained: Option<InodeNumberXattr>) -> u64 {
         if let Some(retained) = retained
             && let Some(origin) = self.layers.iter().find(|l| l.id() == retained.layer)
         {

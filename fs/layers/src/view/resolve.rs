@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn every_sequence_of_markers_in_up_to_three_layers() {
+    fn every_marker_sequence_in_three_layers_is_resolved() {
         let results = every_result();
         let mut sequences: Vec<Vec<LayerObject>> = vec![vec![]];
         let mut tried = 0;
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn paths() {
+    fn paths_are_resolved() {
         assert_eq!(replace_last(b"a", b"x"), b"x");
         assert_eq!(replace_last(b"a/b", b"x"), b"a/x");
         assert_eq!(join(b"", b"x"), b"x");

@@ -69,7 +69,7 @@ impl NameRemoval<'_> {
         Ok(Some(Arc::new(file.loc.open_path()?)))
     }
 
-    /// Releases the identity of an object without names, because the filesystem may reuse its inode number.
+    /// Releases the identity of an object without names, because the file system may reuse its inode number.
     pub(super) fn note_removed(&self, inode: &Arc<Inode>) {
         let removed = if inode.is_dir() {
             inode.dir().is_ok_and(|dir| dir.removed)

@@ -110,7 +110,7 @@ impl Content<'_> {
 
     /// Copies between two open files with copy_file_range(2) on the layers.
     ///
-    /// The data does not pass through this process, and a filesystem with reflinks shares the blocks.
+    /// The data does not pass through this process, and a file system with reflinks shares the blocks.
     pub(crate) fn copy_file_range(
         &self,
         from: (&FileHandle, u64),

@@ -7,7 +7,7 @@ use super::dirs::parent_in_upper;
 use super::stage::StagedFile;
 use super::times::preserve_times;
 use super::zero_device::prepare_dir_for;
-use crate::inode::{Alias, FileState, Identity, Inode, InodeTable, NumberMarker};
+use crate::inode::{Alias, FileState, Identity, Inode, InodeTable, NumberStorage};
 use crate::reach::Context;
 use cowl_layers::error::Result;
 use cowl_layers::format::{Redirect, XattrSpace};
@@ -106,10 +106,10 @@ impl Commit<'_> {
         let identity = Identity::from_stat(&to.stat);
         // Only regular files and directories can have user.* xattrs, such as the marker with the inode number.
         let space = self.cx.stack.upper()?.layer.space();
-        let marker = if space == XattrSpace::Trusted || inode.kind() == FileKind::Regular {
-            NumberMarker::Present
+        let storage = if space == XattrSpace::Trusted || inode.kind() == FileKind::Regular {
+            NumberStorage::OnDisk
         } else {
-            NumberMarker::Missing
+            NumberStorage::InMemory
         };
         inode.flags().set_unsynced_name();
         let data = to.metacopy.then(|| Box::new(before.data_loc().clone()));
@@ -130,7 +130,7 @@ impl Commit<'_> {
             file.visible = None;
             file.identity = identity;
         };
-        self.inodes.relocate(inode, identity, marker, || {
+        self.inodes.relocate(inode, identity, storage, || {
             if content_moves {
                 inode.update_content(change)
             } else {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::stage::stage_dir;
 use super::times::{preserve_ctime, preserve_times};
-use crate::inode::{Alias, DirState, Identity, Inode, InodeTable, NumberMarker};
+use crate::inode::{Alias, DirState, Identity, Inode, InodeTable, NumberStorage};
 use crate::reach::{Context, Stack};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::layer::LayerDir;
@@ -81,7 +81,7 @@ impl DirCopyUp<'_> {
         })?;
         let identity = Identity::from_stat(&stat);
         self.inodes
-            .relocate(inode, identity, NumberMarker::Present, || {
+            .relocate(inode, identity, NumberStorage::OnDisk, || {
                 inode.update_dir(|dir| {
                     dir.locs = std::iter::once(upper_dir)
                         .chain(dir.locs.iter().cloned())
@@ -109,7 +109,7 @@ impl DirCopyUp<'_> {
         upper_dir.set_removed(fd);
         let identity = Identity::from_stat(&stat);
         self.inodes
-            .relocate(inode, identity, NumberMarker::Present, || {
+            .relocate(inode, identity, NumberStorage::OnDisk, || {
                 inode.update_dir(|dir| {
                     dir.locs = Arc::from([upper_dir]);
                     dir.identity = identity;

@@ -8,7 +8,7 @@ use crate::inode::FileState;
 use crate::reach::{Caller, Context};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::foreign::is_marker_xattr;
-use cowl_layers::format::{ACL_DEFAULT, NumberMark, OPAQUE, OPAQUE_XATTR_WHITEOUTS};
+use cowl_layers::format::{ACL_DEFAULT, InodeNumberXattr, OPAQUE, OPAQUE_XATTR_WHITEOUTS};
 use cowl_layers::layer::{Layer, LayerDir, Staged, zero_device};
 use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
@@ -225,8 +225,8 @@ fn copy_xattrs(
     source: BorrowedFd<'_>,
     stat: &Stat,
     target: BorrowedFd<'_>,
-) -> Result<NumberMark> {
-    let mut number = NumberMark {
+) -> Result<InodeNumberXattr> {
+    let mut number = InodeNumberXattr {
         layer: layer.id(),
         ino: stat.ino,
     };
@@ -242,7 +242,7 @@ fn copy_xattrs(
         }
         if name == layer.space().ino().as_bytes() {
             // An inherited number continues to refer to its first owner while that layer is in the stack.
-            if let Some(inherited) = NumberMark::parse(value)?
+            if let Some(inherited) = InodeNumberXattr::parse(value)?
                 && cx
                     .stack
                     .view()

@@ -15,6 +15,8 @@ const SETUID_SHOWN: u8 = 2;
 const SETGID_SHOWN: u8 = 4;
 /// Set from a truncation until the next close, which must start writeback of the data written since.
 const TRUNCATED: u8 = 8;
+/// Set from a removal of the file capabilities until the next change of attributes.
+const CAPABILITIES_REMOVED: u8 = 16;
 
 /// The flags of an inode. They use one byte, because millions of inodes may be known.
 #[derive(Debug, Default)]
@@ -57,6 +59,17 @@ impl Flags {
     /// Whether the file was truncated and has not been closed since.
     pub fn is_truncated(&self) -> bool {
         self.has(TRUNCATED)
+    }
+
+    /// Records that a request removed the file capabilities.
+    pub(crate) fn set_capabilities_removed(&self) {
+        self.set(CAPABILITIES_REMOVED, Ordering::Release);
+    }
+
+    /// Returns whether a request removed the file capabilities since the last call.
+    pub(crate) fn take_capabilities_removed(&self) -> bool {
+        let before = self.0.fetch_and(!CAPABILITIES_REMOVED, Ordering::AcqRel);
+        before & CAPABILITIES_REMOVED != 0
     }
 
     /// Records that a reply contains the setuid and setgid bits in `bits`. The caller must call this before it sends the

@@ -24,4 +24,4 @@ pub use identity::Identity;
 pub(crate) use object::{Alias, DirState, FileState, InodeState};
 pub use object::{Inode, OpenOptions};
 pub use table::InodeTable;
-pub(crate) use table::{NumberMarker, OnConflict};
+pub(crate) use table::{NumberStorage, OnConflict};

@@ -43,13 +43,13 @@ pub(crate) enum OnConflict {
     Renumber,
 }
 
-/// Whether the visible inode number of an object can be read from disk.
+/// The storage of an object's visible inode number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NumberMarker {
-    /// The number is on disk.
-    Present,
+pub(crate) enum NumberStorage {
+    /// The number can be read from disk.
+    OnDisk,
     /// The number is not on disk: the table must hold it.
-    Missing,
+    InMemory,
 }
 
 /// The table of known inodes.
@@ -198,14 +198,14 @@ impl InodeTable {
         &self,
         inode: &Inode,
         to: Identity,
-        marker: NumberMarker,
+        storage: NumberStorage,
         change: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let (ino, from) = (inode.ino(), inode.identity());
         let substituted = {
             let mut known = self.substitutes.lock();
             let substituted = known.contains_key(&from);
-            if substituted || marker == NumberMarker::Missing || ino & SUBSTITUTE != 0 {
+            if substituted || storage == NumberStorage::InMemory || ino & SUBSTITUTE != 0 {
                 known.insert(to, ino);
             }
             substituted
@@ -462,7 +462,7 @@ mod tests {
         let number = inode.ino();
         assert_ne!(number, 7);
         table
-            .relocate(&inode, ABOVE, NumberMarker::Present, || {
+            .relocate(&inode, ABOVE, NumberStorage::OnDisk, || {
                 assert_eq!(table.substitute(BELOW), Some(number));
                 assert_eq!(table.substitute(ABOVE), Some(number));
                 inode.update_file(|file| file.identity = ABOVE)

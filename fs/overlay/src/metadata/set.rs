@@ -76,10 +76,13 @@ impl SetAttributes<'_> {
         let uid = set.uid.map(|id| ids.uids.to_disk(id).ok_or(overflow));
         let gid = set.gid.map(|id| ids.gids.to_disk(id).ok_or(overflow));
         let (uid, gid) = (uid.transpose()?, gid.transpose()?);
-        let dropped = if *set == SetAttr::default() {
-            Some(self.privileges_to_drop(caller, inode)?)
-        } else {
+        let capabilities_removed = inode.flags().take_capabilities_removed();
+        let dropped = if *set != SetAttr::default() {
             None
+        } else if capabilities_removed && is_privileged_write(caller, inode)? {
+            return self.attributes.attr(inode);
+        } else {
+            Some(self.privileges_to_drop(caller, inode)?)
         };
         if let Some(size) = set.size {
             self.set_size(caller, inode, size, handle)?;
@@ -165,6 +168,17 @@ impl SetAttributes<'_> {
         }
         Ok(drop)
     }
+}
+
+/// Whether an empty request that follows the removal of the file capabilities is part of a write that keeps setuid and
+/// setgid.
+///
+/// Before a write to a file with capabilities, the kernel removes them (REMOVEXATTR) and sends an empty SETATTR. If the
+/// writer has CAP_FSETID, the bits must remain; otherwise the kernel wants them dropped. For a chown(2) without changes,
+/// which drops them for every caller, the kernel sends the same two requests; it is recognized by the absence of
+/// writers.
+fn is_privileged_write(caller: Caller, inode: &Inode) -> Result<bool> {
+    Ok(inode.has_writers() && has_capability(caller, CapabilitySet::FSETID)?)
 }
 
 /// Removes mode bits and the file capabilities from an object that is not a directory.

@@ -111,7 +111,7 @@ impl Xattrs<'_> {
         flags: u32,
     ) -> Result<()> {
         self.refuse_acl(name)?;
-        // This name is an alias of an ACL on some filesystems, and an unrelated xattr on others.
+        // This name is an alias of an ACL on some file systems, and an unrelated xattr on others.
         if sys::xattr::is_alias(name) {
             return Err(Error::Errno(Errno::OPNOTSUPP));
         }
@@ -201,7 +201,7 @@ impl Xattrs<'_> {
         } else {
             Cow::Owned(map_acl(value, IdMap::to_disk, &ids.uids, &ids.gids)?)
         };
-        // Set the ACL with the caller's ids: the filesystem drops setgid for a caller outside the file's group. It
+        // Set the ACL with the caller's ids: the file system drops setgid for a caller outside the file's group. It
         // also checks the supplementary groups, which are not set here; so for a member, use the file's group as the
         // primary one.
         let stat = sys::stat::stat_fd(target)?;
@@ -234,12 +234,16 @@ impl Xattrs<'_> {
         }
         self.copy_up.copy_up_any(inode)?;
         let target = access_path(inode)?;
-        self.change_xattrs(inode, &target, || sys::xattr::remove(target.as_fd(), &disk))
+        self.change_xattrs(inode, &target, || sys::xattr::remove(target.as_fd(), &disk))?;
+        if disk == CAPABILITY {
+            inode.flags().set_capabilities_removed();
+        }
+        Ok(())
     }
 
     /// Returns the value of an xattr on disk; ENODATA if it does not exist.
     ///
-    /// If a lower layer's filesystem does not support this kind of xattr but the topmost layer's does, also returns
+    /// If a lower layer's file system does not support this kind of xattr but the topmost layer's does, also returns
     /// ENODATA.
     fn read_value(&self, fd: BorrowedFd<'_>, disk: &[u8]) -> Result<Vec<u8>> {
         let unsupported = Error::Errno(Errno::OPNOTSUPP);

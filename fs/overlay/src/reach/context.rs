@@ -48,7 +48,7 @@ impl<'a> Context<'a> {
     /// Returns the order in which new objects must reach the disk.
     pub(crate) fn order(&self) -> Result<Order> {
         if self.options.volatile {
-            return Ok(Order::Careless);
+            return Ok(Order::Volatile);
         }
         Ok(self.stack.upper()?.order())
     }

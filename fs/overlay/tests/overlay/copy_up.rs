@@ -130,7 +130,7 @@ fn copy_up_preserves_holes() {
 }
 
 #[test]
-fn copy_up_of_symlinks_and_fifos() {
+fn symlinks_and_fifos_are_copied_up() {
     let lab = Lab::new(|top| {
         std::os::unix::fs::symlink("to nowhere", top.join("s")).unwrap();
         rustix::fs::mknodat(

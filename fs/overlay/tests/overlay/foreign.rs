@@ -149,7 +149,7 @@ fn foreign_markers_are_interpreted() {
 
 /// The opaque marker and the marker of a directory with xattr whiteouts are values of the same xattr.
 #[test]
-fn xattr_whiteouts_in_a_directory_that_becomes_opaque() {
+fn xattr_whiteouts_remain_valid_when_their_directory_becomes_opaque() {
     for &space in spaces() {
         let lab = over(|_| {}, space);
         // As a mount leaves it where device nodes are refused.

@@ -40,10 +40,10 @@ fn number_without_marker_is_not_reused() {
         fs.chmod(name, 0o600).unwrap();
         let number = fs.number(name);
         fs.unlink(name).unwrap();
-        // Drop the last reference, so that the filesystem frees the inode.
+        // Drop the last reference, so that the file system frees the inode.
         fs.overlay.inodes().forget(number, u64::MAX);
     }
-    // The filesystem reuses freed inodes.
+    // The file system reuses freed inodes.
     for at in 0..40 {
         fs.create(&format!("file{at}"), b"x").unwrap();
     }

@@ -85,7 +85,7 @@ fn change_through_one_name_is_visible_through_all() {
 
 /// Parents of the names are moved before the copy-up: in this mount, an earlier one, or a frozen layer.
 #[test]
-fn hard_links_in_moved_directories() {
+fn hard_links_in_moved_directories_are_preserved() {
     for (act, content, perm) in CHANGES {
         for scenario in 0..3 {
             let lab = lab();
@@ -117,7 +117,7 @@ fn hard_links_in_moved_directories() {
 }
 
 #[test]
-fn link_unlink_and_rename_of_hard_links() {
+fn link_unlink_and_rename_preserve_hard_links() {
     let lab = lab();
     let fs = lab.open();
     fs.unlink("a").unwrap();

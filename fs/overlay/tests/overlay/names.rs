@@ -249,7 +249,7 @@ fn lab() -> Lab {
 }
 
 #[test]
-fn markers_on_disk_after_changes() {
+fn changes_create_the_expected_markers() {
     let cases = CASES.iter();
     for (case, &space) in cases.flat_map(|case| spaces().iter().map(move |space| (case, space))) {
         let lab = lab().in_space(space);
@@ -309,7 +309,7 @@ fn content_follows_a_moved_directory() {
 }
 
 #[test]
-fn rename_flags() {
+fn rename_flags_are_honored() {
     let lab = lab();
     let fs = lab.open();
     let keep = RenameFlags {

@@ -104,7 +104,7 @@ fn unlinked_open_file_can_be_changed() {
 }
 
 #[test]
-fn write_after_rename_and_unlink() {
+fn open_file_is_writable_after_rename_and_unlink() {
     for lab in labs() {
         let fs = lab.open();
         let handle = fs.open("f", WRITE).unwrap();
@@ -119,7 +119,7 @@ fn write_after_rename_and_unlink() {
 }
 
 #[test]
-fn unlink_of_one_name_of_an_open_file() {
+fn open_file_survives_the_unlink_of_one_name() {
     for lab in labs() {
         let fs = lab.open();
         let handle = fs.open("h1", READ).unwrap();

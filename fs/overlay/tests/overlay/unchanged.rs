@@ -13,7 +13,7 @@ use cowl_overlay::{Caller, Op, OverlayOptions, SetAttr, Writer};
 const CREATE: u32 = 1;
 const REPLACE: u32 = 2;
 const ACCESS: &[u8] = b"system.posix_acl_access";
-/// An undefined flag of fallocate(2), which no filesystem receives.
+/// An undefined flag of fallocate(2), which no file system receives.
 const UNKNOWN: u32 = 1 << 30;
 
 type Call = fn(&Op<'_>, &Arc<Inode>) -> Result<()>;

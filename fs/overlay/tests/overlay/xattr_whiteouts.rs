@@ -1,6 +1,6 @@
-//! Xattr whiteouts, which are used where the filesystem refuses device nodes.
+//! Xattr whiteouts, which are used where the file system refuses device nodes.
 //!
-//! Random operations run on a base filesystem with device nodes and on one without. All results and trees must be
+//! Random operations run on a base file system with device nodes and on one without. All results and trees must be
 //! equal, also after a new mount and after a push.
 
 use crate::common::{Fs, Lab, create_files, metacopy, spaces, walk};
@@ -56,7 +56,7 @@ fn lab(space: XattrSpace) -> Lab {
     lab.in_space(space).with(options)
 }
 
-/// One of the two base filesystems.
+/// One of the two base file systems.
 struct Base {
     lab: Lab,
     fs: Option<Fs>,

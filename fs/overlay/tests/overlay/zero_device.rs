@@ -135,7 +135,7 @@ fn zero_device_survives_push_and_copy_up() {
 }
 
 #[test]
-fn zero_device_in_the_bottom_layer() {
+fn zero_device_in_the_bottom_layer_is_visible() {
     for &space in spaces() {
         let lab = lab(space);
         let fs = lab.open();

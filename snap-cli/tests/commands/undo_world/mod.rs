@@ -117,7 +117,7 @@ pub(crate) fn digest_dir(dir: &Path) -> String {
         .to_string()
 }
 
-/// The container's filesystem in process.
+/// The container's file system in process.
 pub(crate) struct Fs(Overlay);
 
 fn caller() -> Caller {

@@ -9,7 +9,7 @@ use super::side::{Side, own_location, record_move};
 use super::whiteout::leave_whiteout;
 use crate::change::name_removal::{NameRemoval, forget_name};
 use crate::copy_up::{set_opaque, stage_dir};
-use crate::inode::{Identity, Inode, InodeState, InodeTable, NumberMarker, PLAIN_DATA};
+use crate::inode::{Identity, Inode, InodeState, InodeTable, NumberStorage, PLAIN_DATA};
 use crate::names::LinkIndex;
 use crate::plan::{self, MovedObject, RenamePlan, UpperEntry};
 use crate::reach::{Context, open_content};
@@ -58,7 +58,7 @@ impl Replace<'_> {
                 .ready_for_whiteout(from.fd(), to.fd(), to.name)?;
         }
         if let Some(target) = target
-            // Where the rename itself replaces a target in the upper layer, the filesystem below starts the
+            // Where the rename itself replaces a target in the upper layer, the file system below starts the
             // writeback.
             && (to.state.upper != UpperEntry::Object || plan.mode == RenameMode::Exchange)
         {
@@ -108,7 +108,7 @@ impl Replace<'_> {
 
     /// Starts writeback of a file that is about to replace another one.
     ///
-    /// The filesystem below does the same for a rename over an existing file (ext4's auto_da_alloc), but here it
+    /// The file system below does the same for a rename over an existing file (ext4's auto_da_alloc), but here it
     /// sees an exchange or a rename to a free name.
     fn write_back_before_replacing(&self, moved: &Inode, target: &Inode) -> Result<()> {
         let regular = |inode: &Inode| inode.kind() == FileKind::Regular;
@@ -158,7 +158,7 @@ impl Replace<'_> {
         let location = LayerDir::child(&to.upper_dir, to.name.clone(), stat.ino);
         let identity = Identity::from_stat(&stat);
         self.inodes
-            .relocate(target, identity, NumberMarker::Present, || {
+            .relocate(target, identity, NumberStorage::OnDisk, || {
                 target.update_dir(|dir| {
                     dir.locs = Arc::from([location]);
                     dir.redirect = None;

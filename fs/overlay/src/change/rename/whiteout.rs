@@ -8,7 +8,7 @@ use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
 use cowl_layers::sys::node::RenameMode;
 
-/// Moves an object and leaves a whiteout at its old name, in the way that the upper layer's filesystem supports.
+/// Moves an object and leaves a whiteout at its old name, in the way that the upper layer's file system supports.
 pub(super) fn leave_whiteout(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
     if upper.whiteout_form() == WhiteoutForm::MarkedFile {
         return leave_by_exchange(upper, from, to);
@@ -22,7 +22,7 @@ pub(super) fn leave_whiteout(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> R
     }
 }
 
-/// Emulates RENAME_WHITEOUT on a filesystem without it.
+/// Emulates RENAME_WHITEOUT on a file system without it.
 ///
 /// Puts the whiteout at the new name first, where it hides nothing or replaces the object that the rename replaces,
 /// and then exchanges the two names.

@@ -1,6 +1,6 @@
 //! Creation of layers and containers.
 //!
-//! A command creates all objects before its commit through [`Making`], which excludes garbage collection and leaves a
+//! A command creates all objects before its commit through [`Creation`], which excludes garbage collection and leaves a
 //! note in `locks` while it runs. If it is killed, the next command finds the note, and collects its objects.
 
 use std::os::fd::AsFd;
@@ -16,16 +16,16 @@ use super::disk::remove_tree;
 use super::layers::{open, plain_xattrs};
 use super::lock::Lock;
 use super::manifest::{ContainerId, LayerId, LayerKind, LayerManifest};
-use super::notes::MAKING;
+use super::notes::CREATION_NOTE;
 use super::record::Record;
 use super::{Store, disk};
 use crate::error::{Error, Result};
 
-/// Layers and containers that no manifest names yet.
+/// Uncommitted layers and containers: no manifest refers to them yet.
 ///
-/// They are removed on drop, unless [`Making::finish`] or [`Making::abandon`] was called.
+/// They are removed on drop, unless [`Creation::finish`] or [`Creation::abandon`] was called.
 #[derive(Debug)]
-pub struct Making<'s> {
+pub struct Creation<'s> {
     store: &'s Store,
     _shared: Lock,
     note: Option<Lock>,
@@ -37,14 +37,14 @@ pub struct Making<'s> {
     containers: Vec<ContainerId>,
 }
 
-impl<'s> Making<'s> {
+impl<'s> Creation<'s> {
     /// Writes the note and acquires a shared lock on the store.
     pub fn begin(store: &'s Store) -> Result<Self> {
         let shared = store.lock_shared()?;
         let filesystem = disk::Filesystem::open(&store.paths().layers())?;
         let path = store
             .paths()
-            .lock_file(&format!("{MAKING}{}", LayerId::fresh()));
+            .lock_file(&format!("{CREATION_NOTE}{}", LayerId::fresh()));
         Ok(Self {
             filesystem,
             store,
@@ -93,7 +93,7 @@ impl<'s> Making<'s> {
         Ok(id)
     }
 
-    /// Adds a file or directory to those that [`Making::sync`] syncs.
+    /// Adds a file or directory to those that [`Creation::sync`] syncs.
     pub fn add_unsynced(&mut self, path: PathBuf) {
         self.unsynced.push(path);
     }
@@ -126,7 +126,7 @@ impl<'s> Making<'s> {
         Ok(id)
     }
 
-    /// Makes [`Making::finish`] run a collection, because the change removes references to layers.
+    /// Makes [`Creation::finish`] run a collection, because the change removes references to layers.
     pub fn request_sweep(&mut self) {
         self.sweeps = true;
     }
@@ -163,7 +163,7 @@ impl<'s> Making<'s> {
     }
 }
 
-impl Drop for Making<'_> {
+impl Drop for Creation<'_> {
     fn drop(&mut self) {
         let layers = self
             .layers
@@ -230,8 +230,8 @@ mod tests {
     fn a_new_head_has_the_attributes_of_the_layer_below() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path());
-        let mut making = Making::begin(&store).unwrap();
-        let base = making.create_layer(LayerKind::Base, &[], &[]).unwrap();
+        let mut creation = Creation::begin(&store).unwrap();
+        let base = creation.create_layer(LayerKind::Base, &[], &[]).unwrap();
         let tree = store.paths().layer_tree(base);
         std::fs::create_dir(tree.join("etc")).unwrap();
         std::fs::set_permissions(&tree, std::fs::Permissions::from_mode(0o1751)).unwrap();
@@ -239,8 +239,8 @@ mod tests {
         sys::xattr::set(fd.as_fd(), b"user.color", b"blue").unwrap();
         let marker = store.space().opaque().as_bytes();
         sys::xattr::set(fd.as_fd(), marker, b"y").unwrap();
-        let head = making.create_head(&[base], &tree).unwrap();
-        making.finish().unwrap();
+        let head = creation.create_head(&[base], &tree).unwrap();
+        creation.finish().unwrap();
 
         let (a, b) = (
             tree.metadata().unwrap(),
@@ -274,10 +274,10 @@ mod tests {
     fn unfinished_objects_are_removed_on_drop() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path());
-        let mut making = Making::begin(&store).unwrap();
-        let base = making.create_layer(LayerKind::Base, &[], &[]).unwrap();
-        let container = making.create_container().unwrap();
-        drop(making);
+        let mut creation = Creation::begin(&store).unwrap();
+        let base = creation.create_layer(LayerKind::Base, &[], &[]).unwrap();
+        let container = creation.create_container().unwrap();
+        drop(creation);
         assert!(!store.paths().layer_dir(base).try_exists().unwrap());
         assert!(!store.paths().container_dir(container).try_exists().unwrap());
         let locks = disk::names(&store.root().join("locks")).unwrap();

@@ -1,0 +1,93 @@
+//! Snapshots of a container that stays mounted: each costs the daemon one descriptor and a little memory, and an open
+//! file stays what it was.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+
+/// The number of snapshots; `COWL_SCALE_SNAPSHOTS=1000` for the soak test.
+const SNAPSHOTS: usize = 150;
+/// The descriptors that may be opened for other reasons, such as the threads' own.
+const OTHER_DESCRIPTORS: usize = 40;
+/// The memory of a snapshot: its layer, and its part of the merged directories.
+const BYTES_PER_SNAPSHOT: usize = 12 << 10;
+
+fn descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+/// Returns the anonymous memory of a process in bytes.
+fn memory(pid: u32) -> usize {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib: usize = line.unwrap().trim_end_matches("kB").trim().parse().unwrap();
+    kib * 1024
+}
+
+#[test]
+fn snapshots_of_a_mounted_container_cost_one_descriptor_each() {
+    if !can(&[Need::Root, Need::Fuse]) {
+        return;
+    }
+    let count =
+        std::env::var("COWL_SCALE_SNAPSHOTS").map_or(SNAPSHOTS, |number| number.parse().unwrap());
+    let store = Store::for_test();
+    let source = store.scratch().make("source");
+    fs::write(source.join("lower"), "never changed").unwrap();
+    fs::write(source.join("log"), "").unwrap();
+    store.create("web", &source);
+    let root = store.mount("web");
+    let pid = store.pid("web");
+    let lower = fs::File::open(root.join("lower")).unwrap();
+    let number = fs::metadata(root.join("log")).unwrap().ino();
+    // It stays open for writing over all snapshots.
+    let mut log = OpenOptions::new()
+        .append(true)
+        .open(root.join("log"))
+        .unwrap();
+    store.ok(["snapshot", "web"]);
+    let (descriptors_before, memory_before) = (descriptors(pid), memory(pid));
+
+    for n in 0..count {
+        fs::write(root.join("state"), n.to_string()).unwrap();
+        writeln!(log, "{n}").unwrap();
+        store.ok(["snapshot", "web"]);
+    }
+
+    let opened = descriptors(pid) - descriptors_before;
+    let allocated = memory(pid).saturating_sub(memory_before);
+    println!("{count} snapshots: {opened} descriptors, {allocated} bytes");
+    assert!(opened <= count + OTHER_DESCRIPTORS, "{opened} descriptors");
+    assert!(
+        allocated <= count * BYTES_PER_SNAPSHOT + (4 << 20),
+        "{allocated} bytes"
+    );
+    let lines =
+        |dir: &std::path::Path| fs::read_to_string(dir.join("log")).unwrap().lines().count();
+    assert_eq!(lines(&root), count);
+    assert_eq!(fs::metadata(root.join("log")).unwrap().ino(), number);
+    let mut content = [0; 13];
+    lower.read_exact_at(&mut content, 0).unwrap();
+    assert_eq!(&content, b"never changed");
+    drop((log, lower));
+
+    // snap0 was taken before the first round.
+    assert_eq!(store.snapshots("web").len(), count + 1);
+    for n in [0, count / 2, count - 1] {
+        let snapshot = format!("snap{}", n + 1);
+        store.ok(["umount", "web"]);
+        store.restore("web", &snapshot);
+        let root = store.mount("web");
+        assert_eq!(
+            fs::read_to_string(root.join("state")).unwrap(),
+            n.to_string()
+        );
+        assert_eq!(lines(&root), n + 1, "{snapshot}");
+    }
+    store.ok(["umount", "web"]);
+}
