@@ -30,11 +30,11 @@ fn names(data: &[u8]) -> Vec<String> {
 }
 
 /// Asserts for each pair of states that the changeset, applied to the lower state, results in the upper one.
-fn assert_all_changesets_apply(stack: &Stack, what: &str) {
+fn assert_all_changesets_apply(stack: &Stack, label: &str) {
     let count = stack.layers.len();
     for low in 1..count {
         for high in low + 1..=count {
-            let name = format!("{what}-{low}-{high}");
+            let name = format!("{label}-{low}-{high}");
             let (old, new) = (view(&stack.down(..low)), view(&stack.down(..high)));
             let target = stack.create_dir(&format!("apply-{name}"));
             export_dir::fill(&old, &target, &mut |_| {}).unwrap();

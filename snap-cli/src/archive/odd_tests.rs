@@ -164,13 +164,13 @@ fn unpacked_by_gnu_tar(archive: &[u8]) -> BTreeMap<String, String> {
     comparable(&tree)
 }
 
-fn assert_same_as_gnu_tar(what: &str, archive: &[u8]) {
+fn assert_same_as_gnu_tar(label: &str, archive: &[u8]) {
     let (target, got) = import_tar(archive);
-    got.unwrap_or_else(|error| panic!("{what}: {error}"));
+    got.unwrap_or_else(|error| panic!("{label}: {error}"));
     assert_eq!(
         comparable(target.path()),
         unpacked_by_gnu_tar(archive),
-        "{what}"
+        "{label}"
     );
 }
 
@@ -248,7 +248,7 @@ fn odd_archives_are_unpacked_as_by_gnu_tar() {
         ustar[88..95].copy_from_slice(b"one/two");
     });
     assert_same_as_gnu_tar("a prefix", &prefix);
-    for (what, archive) in [
+    for (label, archive) in [
         (
             "a directory after its content",
             tar().file(b"d/f").entry(dir, b"d/", b"", b""),
@@ -315,7 +315,7 @@ fn odd_archives_are_unpacked_as_by_gnu_tar() {
                 .file(b"d/one"),
         ),
     ] {
-        assert_same_as_gnu_tar(what, &archive.end());
+        assert_same_as_gnu_tar(label, &archive.end());
     }
 }
 

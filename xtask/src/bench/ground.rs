@@ -23,7 +23,7 @@ const MEMORY: &str = "/dev/shm";
 pub(super) struct Ground {
     scratch: Scratch,
     /// Description for the report.
-    pub(super) told: String,
+    pub(super) description: String,
 }
 
 impl Ground {
@@ -39,7 +39,7 @@ impl Ground {
         let mount = scratch.make("ground");
         let mut ground = Self {
             scratch,
-            told: "a disk".to_owned(),
+            description: "a disk".to_owned(),
         };
         if disk.is_none() {
             let size = image_size(sizes)?;
@@ -52,14 +52,14 @@ impl Ground {
                 .arg(&image)
                 .arg(&mount)
                 .run()?;
-            ground.told = "ext4 on an image in memory".to_owned();
+            ground.description = "ext4 on an image in memory".to_owned();
         } else {
             let kind = Run::new("findmnt")
                 .args(["-n", "-o", "FSTYPE", "-T"])
                 .arg(&mount)
                 .unseen()
                 .output()?;
-            ground.told = format!("{kind} on this machine's disk");
+            ground.description = format!("{kind} on this machine's disk");
         }
         lowers::make(&ground.path(), sizes)?;
         Ok(ground)

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::ground::Ground;
 use super::load;
 use super::outcome::{Cell, Line, Outcome, Told};
-use super::rows::{self, Lowers, Place, Row, Sizes, What};
+use super::rows::{self, Environment, Lowers, Measured, Row, Sizes};
 use super::variants::{self, How, Mounted, REFERENCE, Variant, between};
 use crate::run::{Failure, Result, Run, failure, note, target, title};
 
@@ -133,7 +133,7 @@ pub(super) fn run(options: &Options, cowlfs: &Path) -> Result<Outcome> {
     let ground = Ground::new(options.disk.as_deref(), &sizes)?;
     let mut outcome = Outcome {
         machine,
-        ground: ground.told.clone(),
+        ground: ground.description.clone(),
         rounds,
         files: sizes.files,
         big_mib: sizes.big_mib,
@@ -145,7 +145,7 @@ pub(super) fn run(options: &Options, cowlfs: &Path) -> Result<Outcome> {
     probe(&mut variants, &ground, &mut outcome)?;
     title("measurements");
     let mut bench = Bench {
-        place: Place {
+        env: Environment {
             root: PathBuf::new(),
             tar: ground.path().join("small.tar"),
             sizes,
@@ -199,7 +199,7 @@ fn probe(variants: &mut Vec<Variant>, ground: &Ground, outcome: &mut Outcome) ->
 
 struct Bench<'a> {
     ground: &'a Ground,
-    place: Place,
+    env: Environment,
     outcome: &'a mut Outcome,
 }
 
@@ -210,7 +210,7 @@ impl Bench<'_> {
             for variant in variants {
                 // A copy is not a mount, and shares no page cache with another.
                 let copied = matches!(variant.how, How::Copy);
-                if copied && matches!(row.what, What::Mount | What::Second(_)) {
+                if copied && matches!(row.measured, Measured::Mount | Measured::Second(_)) {
                     continue;
                 }
                 let cell = cells.entry(variant.name.clone()).or_default();
@@ -224,7 +224,7 @@ impl Bench<'_> {
             name: row.name.to_owned(),
             group: row.group,
             unit: row.unit.to_owned(),
-            units: (row.units)(&self.place.sizes),
+            units: (row.units)(&self.env.sizes),
             cells,
         }
     }
@@ -238,7 +238,7 @@ impl Bench<'_> {
         count: bool,
         cell: &mut Cell,
     ) -> Result<Duration> {
-        if let What::Mount = row.what {
+        if let Measured::Mount = row.measured {
             return self.mount_time(row.lowers, variant);
         }
         let mounted = variant.mount(self.ground, row.lowers, "run")?;
@@ -256,29 +256,29 @@ impl Bench<'_> {
         count: bool,
         cell: &mut Cell,
     ) -> Result<Duration> {
-        self.place.root = mounted.place.clone();
+        self.env.root = mounted.mount_point.clone();
         self.warm(row.lowers)?;
-        let place = &self.place;
-        let work = match row.what {
-            What::Work(first, work) => {
+        let env = &self.env;
+        let work = match row.measured {
+            Measured::Work(first, work) => {
                 if let Some(first) = first {
-                    first(place)?;
+                    first(env)?;
                 }
-                self.settle(&mounted.place)?;
+                self.settle(&mounted.mount_point)?;
                 work
             }
-            What::Cold(work) => {
+            Measured::Cold(work) => {
                 drop_caches()?;
                 work
             }
-            What::Second(work) => return self.second(row.lowers, variant, work),
-            What::Mount => return failure("a row for mounting has no work"),
+            Measured::Second(work) => return self.second(row.lowers, variant, work),
+            Measured::Mount => return failure("a row for mounting has no work"),
         };
         if !count {
-            return work(place);
+            return work(env);
         }
         let before = mounted.stats()?;
-        let took = work(place)?;
+        let took = work(env)?;
         cell.requests = between(&before, &mounted.stats()?);
         Ok(took)
     }
@@ -307,7 +307,7 @@ impl Bench<'_> {
 
     /// Returns the mean of several mounts, because a single one takes only milliseconds.
     fn mount_time(&self, lowers: Lowers, variant: &Variant) -> Result<Duration> {
-        let times = if self.place.sizes.percent < 100 { 1 } else { 5 };
+        let times = if self.env.sizes.percent < 100 { 1 } else { 5 };
         self.warm(lowers)?;
         let mut all = Duration::ZERO;
         for _ in 0..times {
@@ -324,17 +324,17 @@ impl Bench<'_> {
         &mut self,
         lowers: Lowers,
         variant: &Variant,
-        work: fn(&Place) -> Result<Duration>,
+        work: fn(&Environment) -> Result<Duration>,
     ) -> Result<Duration> {
         drop_caches()?;
         let before = cached()?;
-        load::read(&self.place.root.join("lib.so"))?;
-        work(&self.place)?;
+        load::read(&self.env.root.join("lib.so"))?;
+        work(&self.env)?;
         let after_first = cached()?;
         let second = variant.mount(self.ground, lowers, "second")?;
-        self.place.root = second.place.clone();
-        let read = load::read(&self.place.root.join("lib.so"));
-        let worked = work(&self.place);
+        self.env.root = second.mount_point.clone();
+        let read = load::read(&self.env.root.join("lib.so"));
+        let worked = work(&self.env);
         let after_second = cached()?;
         second.end()?;
         read?;
@@ -360,7 +360,7 @@ impl Bench<'_> {
                         .ok_or_else(|| Failure("the daemon does not report its memory".to_owned()))
                 };
                 let before = query()?;
-                load::walk(&mounted.place.join("tree"), 1)?;
+                load::walk(&mounted.mount_point.join("tree"), 1)?;
                 Ok([before, query()?])
             };
             let walked = walked();

@@ -120,7 +120,7 @@ impl Group {
 
 /// Environment of the measured work.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct Environment {
     /// The mount.
     pub(super) root: PathBuf,
     /// A tar of the small tree.
@@ -129,11 +129,11 @@ pub(super) struct Place {
     pub(super) sizes: Sizes,
 }
 
-type Work = fn(&Place) -> Result<Duration>;
+type Work = fn(&Environment) -> Result<Duration>;
 
 /// The measured operation of a row.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum What {
+pub(super) enum Measured {
     /// Work on a mount, after optional preparation on the same mount.
     Work(Option<Work>, Work),
     /// Work on a mount with empty caches.
@@ -150,53 +150,53 @@ pub(super) struct Row {
     pub(super) name: &'static str,
     pub(super) group: Group,
     pub(super) lowers: Lowers,
-    pub(super) what: What,
+    pub(super) measured: Measured,
     /// Unit of the work, and the number of units.
     pub(super) unit: &'static str,
     pub(super) units: fn(&Sizes) -> usize,
 }
 
-fn shell(place: &Place, line: &str) -> Result<Duration> {
+fn shell(env: &Environment, line: &str) -> Result<Duration> {
     let start = Instant::now();
-    let line = format!("cd '{}' && {line}", place.root.display());
+    let line = format!("cd '{}' && {line}", env.root.display());
     Run::shell(&line).unseen().run()?;
     Ok(start.elapsed())
 }
 
-fn walk(place: &Place) -> Result<Duration> {
-    load::walk(&place.root.join("tree"), 1)
+fn walk(env: &Environment) -> Result<Duration> {
+    load::walk(&env.root.join("tree"), 1)
 }
 
-fn read_all(place: &Place) -> Result<Duration> {
-    load::each(&place.root.join("tree"), Each::Read)
+fn read_all(env: &Environment) -> Result<Duration> {
+    load::each(&env.root.join("tree"), Each::Read)
 }
 
-fn read_big(place: &Place) -> Result<Duration> {
-    load::read(&place.root.join("big"))
+fn read_big(env: &Environment) -> Result<Duration> {
+    load::read(&env.root.join("big"))
 }
 
-fn touch_big(place: &Place) -> Result<Duration> {
-    load::touch(&place.root.join("big"))
+fn touch_big(env: &Environment) -> Result<Duration> {
+    load::touch(&env.root.join("big"))
 }
 
-fn fill(place: &Place) -> Result<Duration> {
-    load::tree(&place.root.join("flat"), place.sizes.files, 64)
+fn fill(env: &Environment) -> Result<Duration> {
+    load::tree(&env.root.join("flat"), env.sizes.files, 64)
 }
 
-fn first_file(place: &Place) -> PathBuf {
-    place.root.join("tree/d00000/f00")
+fn first_file(env: &Environment) -> PathBuf {
+    env.root.join("tree/d00000/f00")
 }
 
-fn map_lib(place: &Place) -> Result<Duration> {
-    load::mapped(&place.root.join("lib.so"), place.sizes.times(50_000))
+fn map_lib(env: &Environment) -> Result<Duration> {
+    load::mapped(&env.root.join("lib.so"), env.sizes.times(50_000))
 }
 
-const fn row(name: &'static str, group: Group, lowers: Lowers, measured: What) -> Row {
+const fn row(name: &'static str, group: Group, lowers: Lowers, measured: Measured) -> Row {
     Row {
         name,
         group,
         lowers,
-        what: measured,
+        measured,
         unit: "file",
         units: |sizes| sizes.files,
     }
@@ -223,14 +223,14 @@ pub(super) fn all() -> Vec<Row> {
 
 fn metadata() -> Vec<Row> {
     use Lowers::{Flat, Many, Small};
-    use What::Work;
+    use Measured::Work;
     let row = |name, lowers, measured| row(name, Group::Metadata, lowers, measured);
-    let threads: self::Work = |place| load::walk(&place.root.join("tree"), 4);
-    let list: self::Work = |place| load::list(&place.root.join("flat"));
-    let stat: self::Work = |place| load::stat(&first_file(place), place.sizes.times(200_000));
+    let threads: self::Work = |env| load::walk(&env.root.join("tree"), 4);
+    let list: self::Work = |env| load::list(&env.root.join("flat"));
+    let stat: self::Work = |env| load::stat(&first_file(env), env.sizes.times(200_000));
     let missing: self::Work =
-        |place| load::missing(&place.root.join("tree/d00000"), place.sizes.times(50_000));
-    let open: self::Work = |place| load::open_close(&first_file(place), place.sizes.times(20_000));
+        |env| load::missing(&env.root.join("tree/d00000"), env.sizes.times(50_000));
+    let open: self::Work = |env| load::open_close(&first_file(env), env.sizes.times(20_000));
     vec![
         row("walk-first", Small, Work(None, walk)),
         row("walk-again", Small, Work(Some(walk), walk)),
@@ -251,17 +251,17 @@ fn metadata() -> Vec<Row> {
 
 fn data() -> Vec<Row> {
     use Lowers::Big;
-    use What::{Cold, Second, Work};
-    fn at_random(place: &Place, full: usize, access: There) -> Result<Duration> {
-        load::random(&place.root.join("big"), place.sizes.times(full), access)
+    use Measured::{Cold, Second, Work};
+    fn at_random(env: &Environment, full: usize, access: There) -> Result<Duration> {
+        load::random(&env.root.join("big"), env.sizes.times(full), access)
     }
     let row =
         |name, measured| row(name, Group::Data, Big, measured).by("MiB", |sizes| sizes.big_mib);
-    let read: self::Work = |place| at_random(place, 50_000, There::Read);
-    let write: self::Work = |place| at_random(place, 20_000, There::Write);
-    let commit: self::Work = |place| at_random(place, 300, There::Commit);
-    let map: self::Work = |place| load::mapped(&place.root.join("big"), place.sizes.times(50_000));
-    let new: self::Work = |place| load::write(&place.root.join("new"), place.sizes.big_mib);
+    let read: self::Work = |env| at_random(env, 50_000, There::Read);
+    let write: self::Work = |env| at_random(env, 20_000, There::Write);
+    let commit: self::Work = |env| at_random(env, 300, There::Commit);
+    let map: self::Work = |env| load::mapped(&env.root.join("big"), env.sizes.times(50_000));
+    let new: self::Work = |env| load::write(&env.root.join("new"), env.sizes.big_mib);
     vec![
         row("seqread-warm", Work(Some(read_big), read_big)),
         row("seqread-cold", Cold(read_big)),
@@ -278,15 +278,15 @@ fn data() -> Vec<Row> {
 
 fn changes() -> Vec<Row> {
     use Lowers::{Flat, Small};
-    use What::Work;
+    use Measured::Work;
     let row = |name, lowers, measured| row(name, Group::Changes, lowers, measured);
-    let create: self::Work = |place| load::tree(&place.root, place.sizes.files, 4096);
-    let untar: self::Work = |place| shell(place, &format!("tar xf '{}'", place.tar.display()));
-    let dpkg: self::Work = |place| load::replace(&place.root, place.sizes.times(200));
-    let remove: self::Work = |place| load::remove(&place.root.join("tree"));
-    let remove_new: self::Work = |place| load::remove(&place.root.join("flat"));
-    let rename: self::Work = |place| load::each(&place.root.join("tree"), Each::Rename);
-    let move_directory: self::Work = |place| shell(place, "mv tree moved");
+    let create: self::Work = |env| load::tree(&env.root, env.sizes.files, 4096);
+    let untar: self::Work = |env| shell(env, &format!("tar xf '{}'", env.tar.display()));
+    let dpkg: self::Work = |env| load::replace(&env.root, env.sizes.times(200));
+    let remove: self::Work = |env| load::remove(&env.root.join("tree"));
+    let remove_new: self::Work = |env| load::remove(&env.root.join("flat"));
+    let rename: self::Work = |env| load::each(&env.root.join("tree"), Each::Rename);
+    let move_directory: self::Work = |env| shell(env, "mv tree moved");
     vec![
         row("create-small", Flat, Work(None, create)),
         row("untar", Flat, Work(None, untar)),
@@ -301,11 +301,11 @@ fn changes() -> Vec<Row> {
 
 fn copy_up() -> Vec<Row> {
     use Lowers::{Big, Owned, Small};
-    use What::Work;
+    use Measured::Work;
     let row = |name, lowers, measured| row(name, Group::CopyUp, lowers, measured);
-    let append: self::Work = |place| load::each(&place.root.join("tree"), Each::Append);
-    let chmod: self::Work = |place| load::each(&place.root.join("tree"), Each::Chmod);
-    let chown: self::Work = |place| shell(place, "chown -R 4711:4712 tree");
+    let append: self::Work = |env| load::each(&env.root.join("tree"), Each::Append);
+    let chmod: self::Work = |env| load::each(&env.root.join("tree"), Each::Chmod);
+    let chown: self::Work = |env| shell(env, "chown -R 4711:4712 tree");
     vec![
         row("copyup-small", Small, Work(None, append)),
         row("copyup-meta", Small, Work(None, chmod)),
@@ -315,12 +315,12 @@ fn copy_up() -> Vec<Row> {
 }
 
 fn programs() -> Vec<Row> {
-    use What::Work;
+    use Measured::Work;
     let row = |name, measured| row(name, Group::Programs, Lowers::Small, measured);
-    let grep: self::Work = |place| shell(place, "{ grep -r needle tree || true; }");
-    let copy: self::Work = |place| shell(place, "cp -a tree copy");
-    let remove: self::Work = |place| shell(place, "rm -rf tree");
-    let find: self::Work = |place| shell(place, "find tree -ls > /dev/null");
+    let grep: self::Work = |env| shell(env, "{ grep -r needle tree || true; }");
+    let copy: self::Work = |env| shell(env, "cp -a tree copy");
+    let remove: self::Work = |env| shell(env, "rm -rf tree");
+    let find: self::Work = |env| shell(env, "find tree -ls > /dev/null");
     vec![
         row("grep-r", Work(None, grep)),
         row("cp-a", Work(None, copy)),
@@ -331,7 +331,7 @@ fn programs() -> Vec<Row> {
 }
 
 fn mounting() -> Vec<Row> {
-    let row = |name, lowers| row(name, Group::Mounting, lowers, What::Mount).by("time", |_| 1);
+    let row = |name, lowers| row(name, Group::Mounting, lowers, Measured::Mount).by("time", |_| 1);
     vec![
         row("mount-2layers", Lowers::Many(2)),
         row("mount-64layers", Lowers::Many(64)),

@@ -76,7 +76,7 @@ pub(super) fn all(cowlfs: &Path, more: &[String]) -> Result<Vec<Variant>> {
 /// A mounted variant, or a copy.
 #[derive(Debug)]
 pub(super) struct Mounted {
-    pub(super) place: PathBuf,
+    pub(super) mount_point: PathBuf,
     run: PathBuf,
     socket: Option<PathBuf>,
     /// Time that the mount took.
@@ -90,7 +90,7 @@ impl Variant {
     pub(super) fn probe(&mut self, ground: &Ground) -> Result<()> {
         let attempt = |variant: &Self| -> Result<()> {
             let mounted = variant.mount(ground, Lowers::Few, "run")?;
-            let checked = std::fs::metadata(mounted.place.join("tree/d00000/f00"));
+            let checked = std::fs::metadata(mounted.mount_point.join("tree/d00000/f00"));
             mounted.end()?;
             checked?;
             Ok(())
@@ -153,7 +153,7 @@ impl Variant {
         }
         Ok(Mounted {
             took: start.elapsed(),
-            place: mount_point,
+            mount_point,
             run,
             socket,
         })
@@ -214,7 +214,7 @@ impl Mounted {
     pub(super) fn end(self) -> Result<()> {
         // A program that ignores unknown options has no socket. It is unmounted before the error is returned.
         let queried = self.socket.as_deref().map(query).transpose();
-        ground::unmount(&self.place)?;
+        ground::unmount(&self.mount_point)?;
         let stats = queried?;
         if let Some(pid) = stats.and_then(|stats| stats.get("pid")?.as_u64()) {
             let process = PathBuf::from(format!("/proc/{pid}"));

@@ -379,10 +379,10 @@ mod tests {
             buffer: Vec::new(),
             stuck: Some(b"file"[..].into()),
         };
-        let said = |removal: &Removal<'_>| String::from_utf8(removal.path()).unwrap();
+        let path_of = |removal: &Removal<'_>| String::from_utf8(removal.path()).unwrap();
         let long = "1/2/3/4/5/6/7/8/.../33/34/35/36/37/38/39/file";
-        assert_eq!(said(&removal), long);
+        assert_eq!(path_of(&removal), long);
         removal.levels.truncate(3);
-        assert_eq!(said(&removal), "1/2/file");
+        assert_eq!(path_of(&removal), "1/2/file");
     }
 }

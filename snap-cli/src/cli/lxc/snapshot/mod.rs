@@ -118,13 +118,13 @@ fn context(words: &[OsString]) -> Result<Context> {
     let config = Config::load(Overrides::default())?;
     output::set_color(config.color);
     let typed = words.iter().skip(1).map(quoted);
-    let who: Vec<_> = std::iter::once("lxc-snapshot".to_owned())
+    let command_line: Vec<_> = std::iter::once("lxc-snapshot".to_owned())
         .chain(typed)
         .collect();
     Ok(Context {
         root: Store::locate(config.store.clone())?,
         session: Session {
-            command: who.join(" "),
+            command: command_line.join(" "),
             patience: Duration::from_secs(config.wait.min(24 * 3600)),
             mounts: config.mounts,
         },
