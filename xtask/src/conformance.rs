@@ -30,9 +30,7 @@ pub(crate) fn run() -> Result<()> {
     let tools = target()?.join("tools");
     install(&tools, "pjdfstest", PJDFSTEST)?;
     install(&tools, "fsx", FSX)?;
-    Run::cargo()?
-        .args(["build", "--bin", "cowlfs", "--locked"])
-        .run()?;
+    crate::build::programs_and_tests()?;
 
     let parent = std::env::var_os("COWL_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
     let scratch = tempfile::Builder::new()

@@ -40,9 +40,7 @@ impl Options {
 
 /// Builds the programs and runs the differential tests.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    Run::cargo()?
-        .args(["build", "--workspace", "--bins", "--locked"])
-        .run()?;
+    crate::build::programs_and_tests()?;
     let mut tests = Run::cargo()?
         .args(["test", "-p", "cowl-tests", "--locked"])
         .args(["--test", "mount", "--", "--nocapture", "differential::"])

@@ -4,6 +4,7 @@
 //! This crate depends on the layout of the repository. It must not link the crates that it tests.
 
 mod bench;
+mod build;
 mod checks;
 mod conformance;
 mod demo;

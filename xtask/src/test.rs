@@ -3,6 +3,7 @@
 //! A test that could not run is a failure, unless the caller allows it.
 
 mod binaries;
+mod doc_tests;
 mod memory;
 
 use std::path::Path;
@@ -75,18 +76,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let skips = target()?.join("skipped-tests.log");
     std::fs::write(&skips, "")?;
     // The end-to-end tests run the programs themselves, which `cargo test` alone does not build.
-    Run::cargo()?
-        .args(["build", "--workspace", "--bins", "--locked"])
-        .run()?;
+    crate::build::programs_and_tests()?;
     let binaries = binaries::build()?;
     let scratch = memory::mount()?;
     let mut environment: Vec<(&str, &Path)> = vec![("COWL_SKIP_LOG", &skips)];
     environment.extend(scratch.map(|dir| ("TMPDIR", dir)));
-    let tests = binaries::run(binaries, options.jobs.max(1), &environment).and(
-        Run::cargo()?
-            .args(["test", "--workspace", "--locked", "--doc"])
-            .run(),
-    );
+    let tests =
+        binaries::run(binaries, options.jobs.max(1), &environment).and_then(|()| doc_tests::run());
     let skipped = std::fs::read_to_string(&skips)?;
     let count = skipped.lines().count();
     note(&format!(
