@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cowl_tests::conditions;
 
-/// Calls that change what other processes or a later run can see.
+/// Calls that change state visible to other processes or to a later run.
 const CALLS: &str = "mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,fsync,syncfs,\
                      write,fchmodat,?fchmodat2,chmod,fchmod,fchown,utimensat,fchownat,setxattr,flock,\
                      connect,sendto,symlinkat,linkat,mknodat,umount2,copy_file_range,ioctl";

@@ -2,7 +2,7 @@
 //! system call that changes something: everything is as before or as afterwards, the next command leaves nothing
 //! of an interrupted operation, and the command can be repeated.
 //!
-//! No container runs here: what is under test are files.
+//! No container runs here: only files are tested.
 
 use std::collections::BTreeMap;
 use std::path::Path;

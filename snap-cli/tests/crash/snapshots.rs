@@ -1,5 +1,5 @@
 //! Killed at any system call that changes something, a command leaves the container as it was before or as it is
-//! afterwards, and the next command removes what was left behind (`web.rs`).
+//! afterwards, and the next command removes the leftovers (`web.rs`).
 
 use crate::web::{at_every_call, can};
 
