@@ -452,8 +452,10 @@ def program_cases():
     CONTENT += bytes(-len(CONTENT) % PAGE) + bytes(2 * PAGE)
     SIZE = len(CONTENT)
     found = []
-    for uid in (0, OTHER):
-        for name, run in WRITES.items():
+    # Only the owner and root may call chown(2).
+    by_root = WRITES | {"chown none": CHANGES["chown none"]}
+    for uid, operations in ((0, by_root), (OTHER, WRITES)):
+        for name, run in operations.items():
             for what in KINDS:
                 case = ProgramCase(len(found), name, what, uid)
                 case.steps = run(case)

@@ -15,7 +15,7 @@ const SETUID_SHOWN: u8 = 2;
 const SETGID_SHOWN: u8 = 4;
 /// Set from a truncation until the next close, which must start writeback of the data written since.
 const TRUNCATED: u8 = 8;
-/// Set from a removal of the file capabilities until the next change of attributes.
+/// Set from a removal of the file capabilities, while the file is open for writing, until the next change of attributes.
 const CAPABILITIES_REMOVED: u8 = 16;
 
 /// The flags of an inode. They use one byte, because millions of inodes may be known.
@@ -61,7 +61,7 @@ impl Flags {
         self.has(TRUNCATED)
     }
 
-    /// Records that a request removed the file capabilities.
+    /// Records that a request removed the file capabilities while the file was open for writing.
     pub(crate) fn set_capabilities_removed(&self) {
         self.set(CAPABILITIES_REMOVED, Ordering::Release);
     }

@@ -176,7 +176,7 @@ impl SetAttributes<'_> {
 /// Before a write to a file with capabilities, the kernel removes them (REMOVEXATTR) and sends an empty SETATTR. If the
 /// writer has CAP_FSETID, the bits must remain; otherwise the kernel wants them dropped. For a chown(2) without changes,
 /// which drops them for every caller, the kernel sends the same two requests; it is recognized by the absence of
-/// writers.
+/// writers (docs/semantics.md).
 fn is_privileged_write(caller: Caller, inode: &Inode) -> Result<bool> {
     Ok(inode.has_writers() && has_capability(caller, CapabilitySet::FSETID)?)
 }

@@ -235,7 +235,7 @@ impl Xattrs<'_> {
         self.copy_up.copy_up_any(inode)?;
         let target = access_path(inode)?;
         self.change_xattrs(inode, &target, || sys::xattr::remove(target.as_fd(), &disk))?;
-        if disk == CAPABILITY {
+        if disk == CAPABILITY && inode.has_writers() {
             inode.flags().set_capabilities_removed();
         }
         Ok(())

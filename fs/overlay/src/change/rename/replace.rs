@@ -108,8 +108,8 @@ impl Replace<'_> {
 
     /// Starts writeback of a file that is about to replace another one.
     ///
-    /// The file system below does the same for a rename over an existing file (ext4's auto_da_alloc), but here it
-    /// sees an exchange or a rename to a free name.
+    /// The underlying file system starts it for a rename over an existing file (ext4's auto_da_alloc). Here it gets an
+    /// exchange or a rename to a free name instead.
     fn write_back_before_replacing(&self, moved: &Inode, target: &Inode) -> Result<()> {
         let regular = |inode: &Inode| inode.kind() == FileKind::Regular;
         if !self.cx.early()?.on_replace || !regular(moved) || !regular(target) {
