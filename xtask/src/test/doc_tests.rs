@@ -24,17 +24,31 @@ pub(super) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Whether a doc comment contains a code block that rustdoc compiles.
+/// Whether doc comments may contain a code block that rustdoc compiles.
+///
+/// Doc comments in another form than `///` or `//!` are not parsed, and count as such.
 fn has_example(source: &str) -> bool {
-    let mut in_block = false;
-    source.lines().any(|line| {
-        let line = line.trim_start();
-        let text = line.strip_prefix("///").or(line.strip_prefix("//!"));
-        let Some(language) = text.and_then(|text| text.trim_start().strip_prefix("```")) else {
+    let (mut in_block, mut after_blank) = (false, false);
+    source.lines().map(str::trim_start).any(|line| {
+        if ["/**", "/*!", "#[doc", "#![doc"]
+            .iter()
+            .any(|form| line.starts_with(form))
+        {
+            return true;
+        }
+        let Some(text) = line.strip_prefix("///").or(line.strip_prefix("//!")) else {
+            after_blank = false;
             return false;
         };
-        in_block = !in_block;
-        in_block && !NOT_COMPILED.contains(&language.trim())
+        let fenced = text.trim_start();
+        if let Some(language) = fenced.strip_prefix("```").or(fenced.strip_prefix("~~~")) {
+            in_block = !in_block;
+            return in_block && !NOT_COMPILED.contains(&language.trim());
+        }
+        // A line that is indented by four characters, after a blank one, is a code block as well.
+        let is_indented = after_blank && !in_block && text.starts_with("     ");
+        after_blank = text.trim().is_empty();
+        is_indented
     })
 }
 
@@ -50,6 +64,10 @@ mod tests {
             ("//! ```text\n//! a tree\n//! ```\n", false),
             ("/// ```text\n/// ```\n/// ```rust\n/// ```", true),
             ("// ```\nlet text = \"```\";", false),
+            ("/// ~~~\n/// f();\n/// ~~~", true),
+            ("/// Text.\n///\n///     f();", true),
+            ("/// - item\n///     continued", false),
+            ("/** ``` */", true),
         ] {
             assert_eq!(has_example(source), expected, "{source}");
         }
