@@ -25,6 +25,7 @@ pub mod mount;
 pub mod noise;
 pub mod pair;
 pub mod power_cut;
+pub mod process;
 pub mod programs;
 pub mod random;
 pub mod requests;

@@ -397,6 +397,12 @@ pub fn wrong_listed_numbers(tree: &Tree) -> Vec<String> {
         .collect()
 }
 
+/// Reads the tree at `dir`, and panics with at most twenty differences unless it is equal to `expected`.
+#[track_caller]
+pub fn assert_tree(label: &str, dir: &Path, expected: &Tree) {
+    assert_same(label, &read(dir).unwrap(), expected, Compare::SAME);
+}
+
 /// Panics with at most twenty differences unless the trees are equal.
 #[track_caller]
 pub fn assert_same(label: &str, a: &Tree, b: &Tree, compare: Compare) {

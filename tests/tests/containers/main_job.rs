@@ -10,7 +10,7 @@ use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 use cowl_tests::mount::{self, wait_until};
 use cowl_tests::rootfs;
-use cowl_tests::tree::{self, Compare, Tree};
+use cowl_tests::tree::{self, Compare, Tree, assert_tree};
 
 const NEEDS: [Need; 3] = [Need::Root, Need::Fuse, Need::Debian];
 
@@ -43,15 +43,6 @@ fn small(store: &Store) -> PathBuf {
     )
     .ok();
     base
-}
-
-fn assert_tree(label: &str, mount_point: &Path, expected: &Tree) {
-    tree::assert_same(
-        label,
-        &tree::read(mount_point).unwrap(),
-        expected,
-        Compare::SAME,
-    );
 }
 
 #[test]

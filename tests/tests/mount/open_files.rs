@@ -28,7 +28,7 @@ for name, how in (("unlinked", os.O_RDWR), ("under", os.O_RDWR), ("read", os.O_R
 fd = os.open("both", os.O_RDWR); os.unlink("both"); print(of(fd)); os.write(fd, b"x"); print(of(fd), read("both2"))
 os.unlink("both2"); print(of(fd)); os.close(fd)
 print(read("under"), err(read, "unlinked"), sorted(os.listdir(".")))
-# The same for directories.
+# Directories behave alike.
 fd = os.open("dir/sub", os.O_RDONLY); os.rmdir("dir/sub")
 print(os.fstat(fd).st_nlink, os.listdir(fd), err(os.open, "x", os.O_CREAT | os.O_RDWR, dir_fd=fd), err(os.mkdir, "x", dir_fd=fd))
 os.fchmod(fd, 0o700); print(of(fd))

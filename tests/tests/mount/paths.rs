@@ -8,18 +8,9 @@ use cowl_tests::command::sh_in;
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 use cowl_tests::random::{Generator, Side};
-use cowl_tests::tree::{self, Compare, Tree};
+use cowl_tests::tree::{self, assert_tree};
 
 const NEEDS: [Need; 2] = [Need::Root, Need::Fuse];
-
-fn assert_tree(label: &str, mount_point: &Path, expected: &Tree) {
-    tree::assert_same(
-        label,
-        &tree::read(mount_point).unwrap(),
-        expected,
-        Compare::SAME,
-    );
-}
 
 /// Runs random operations, and syncs all mappings at the end.
 fn disturb(generator: &mut Generator, mount_point: &Path, steps: usize) {

@@ -10,6 +10,7 @@ use cowl_tests::beside::{NEEDS, python};
 use cowl_tests::command::run;
 use cowl_tests::conditions::can;
 use cowl_tests::mount::{Overlay, Stack, wait_until};
+use cowl_tests::process;
 use cowl_tests::scratch::Scratch;
 
 const LAYERS: usize = 500;
@@ -26,18 +27,12 @@ const BYTES_LEFT: usize = 150;
 /// After a walk, with the listings that are kept: 400 MiB for a million.
 const BYTES_PER_FILE: usize = (400 << 20) / 1_000_000;
 
-/// The daemon's memory that is really there, in bytes.
 fn resident(mount: &Overlay) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", mount.pid().unwrap())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib: usize = line.unwrap().trim_end_matches("kB").trim().parse().unwrap();
-    kib * 1024
+    process::resident(mount.pid().unwrap())
 }
 
 fn descriptors(mount: &Overlay) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", mount.pid().unwrap()))
-        .unwrap()
-        .count()
+    process::descriptors(mount.pid().unwrap())
 }
 
 /// Makes the kernel forget inodes that no process uses.
