@@ -60,7 +60,7 @@ impl Drop for LayerLock {
 
 /// Takes the shared lock that prevents a lower layer from being written or garbage-collected.
 ///
-/// Returns the layer that is opened by the lock's descriptor.
+/// Returns the layer, whose root directory is now the locked descriptor, and the lock.
 pub fn for_reading(layer: Arc<Layer>) -> Result<(Arc<Layer>, Arc<LayerLock>), SetupError> {
     let lock = retry(layer.path(), || sys::dir::lock_shared(layer.root_fd()))?;
     let lock = lock.ok_or_else(|| {
