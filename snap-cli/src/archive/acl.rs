@@ -1,10 +1,8 @@
 //! Converts POSIX ACLs between the text form of tar archives and the binary form of the `system.posix_acl_*` xattrs.
 //!
-//! No I/O, except that the names of users and groups are looked up where the text has no id.
+//! No I/O.
 
-use super::limits;
-use crate::tree::error::{ErrorKind, Result, TreeError};
-use cowl_layers::shown::Show as _;
+use super::{limits, pax};
 
 /// An entry of an ACL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,42 +23,66 @@ const OTHER: u16 = 0x20;
 const NO_ID: u32 = u32::MAX;
 const VERSION: u32 = 2;
 
-/// Converts an ACL from text to binary form.
-///
-/// Accepted are the short and the long form, commas or newlines as separators, and the fourth field that star adds.
-/// The error describes the syntax error, and has no path yet.
-pub(super) fn from_text(text: &[u8]) -> Result<Vec<u8>> {
-    parse(text).map_err(|error| match error {
-        AclError::Damaged(what) => {
-            TreeError::new(ErrorKind::Damaged, format!("damaged entry: {what}"))
-        }
-        AclError::TooMany => TreeError::new(
-            ErrorKind::Limit,
-            format!(
-                "the ACL has more than {} entries, which is the limit",
-                limits::ACL_ENTRIES
-            ),
-        ),
-    })
+/// An ACL that an archive contains as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum AclValue {
+    /// In binary form.
+    Binary(Vec<u8>),
+    /// As text, because it has entries for users or groups without an id.
+    Text(Vec<u8>),
 }
 
-enum AclError {
-    Damaged(String),
+/// The kind of a name in an ACL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum AclName {
+    User,
+    Group,
+}
+
+/// The problem of an ACL in text form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AclProblem {
+    /// It is not an ACL.
+    Invalid,
+    /// It has more than [`limits::ACL_ENTRIES`] entries.
     TooMany,
 }
 
-fn parse(text: &[u8]) -> Result<Vec<u8>, AclError> {
+/// Converts an ACL from text to binary form, unless it contains names.
+///
+/// Accepted are the short and the long form, commas or newlines as separators, and the fourth field that star adds.
+pub(super) fn from_text(text: &[u8]) -> Result<AclValue, AclProblem> {
+    let mut has_names = false;
+    let binary = from_text_with(text, &mut |_, _| {
+        has_names = true;
+        None
+    })?;
+    Ok(match has_names {
+        true => AclValue::Text(text.to_vec()),
+        false => AclValue::Binary(binary),
+    })
+}
+
+/// Converts an ACL from text to binary form. `id_of` returns the id of a user or group; an entry for which it returns
+/// `None` is dropped.
+pub(super) fn from_text_with(
+    text: &[u8],
+    id_of: &mut dyn FnMut(AclName, &[u8]) -> Option<u32>,
+) -> Result<Vec<u8>, AclProblem> {
     let mut entries = Vec::new();
+    let mut count = 0;
     for line in text.split(|&byte| byte == b',' || byte == b'\n') {
         let line = line.split(|&byte| byte == b'#').next().unwrap_or_default();
         let line = line.trim_ascii();
-        if !line.is_empty() {
-            // The mask may be added.
-            if entries.len() + 1 >= limits::ACL_ENTRIES {
-                return Err(AclError::TooMany);
-            }
-            entries.push(parse_entry(line).map_err(AclError::Damaged)?);
+        if line.is_empty() {
+            continue;
         }
+        count += 1;
+        // The mask may be added.
+        if count >= limits::ACL_ENTRIES {
+            return Err(AclProblem::TooMany);
+        }
+        entries.extend(parse_entry(line, id_of).ok_or(AclProblem::Invalid)?);
     }
     if !entries.iter().any(|e| e.tag == MASK) && entries.iter().any(|e| e.tag & (USER | GROUP) != 0)
     {
@@ -79,8 +101,7 @@ fn parse(text: &[u8]) -> Result<Vec<u8>, AclError> {
     entries.sort_unstable();
     for required in [USER_OBJ, GROUP_OBJ, OTHER] {
         if entries.iter().filter(|e| e.tag == required).count() != 1 {
-            let what = "an ACL must have exactly one entry for owner, group and others each";
-            return Err(AclError::Damaged(what.to_owned()));
+            return Err(AclProblem::Invalid);
         }
     }
     let mut binary = VERSION.to_le_bytes().to_vec();
@@ -92,14 +113,14 @@ fn parse(text: &[u8]) -> Result<Vec<u8>, AclError> {
     Ok(binary)
 }
 
-fn parse_entry(line: &[u8]) -> Result<AclEntry, String> {
-    let bad = || {
-        let start = line.get(..80).unwrap_or(line);
-        format!("'{}' is not an ACL entry", start.shown())
-    };
+/// Parses an entry: `None` if it is invalid, `Some(None)` if it is for an unknown user or group.
+fn parse_entry(
+    line: &[u8],
+    id_of: &mut dyn FnMut(AclName, &[u8]) -> Option<u32>,
+) -> Option<Option<AclEntry>> {
     let mut fields = line.split(|&byte| byte == b':');
-    let tag = fields.next().unwrap_or_default();
-    let second = fields.next().ok_or_else(bad)?;
+    let tag = fields.next()?;
+    let second = fields.next()?;
     let third = fields.next();
     let fourth = fields.next();
     // The empty qualifier is optional in "mask:rwx" and "other:rwx".
@@ -107,18 +128,34 @@ fn parse_entry(line: &[u8]) -> Result<AclEntry, String> {
         Some(perm) => (second, perm),
         None => (&b""[..], second),
     };
-    let perm = parse_permissions(perm).ok_or_else(bad)?;
+    let perm = parse_permissions(perm)?;
+    let mut id = |kind| match parse_id(fourth, qualifier) {
+        Some(id) => Some(id),
+        None => id_of(kind, qualifier),
+    };
     let named = !qualifier.is_empty();
     let (tag, id) = match (tag, named) {
-        (b"user" | b"u", false) => (USER_OBJ, NO_ID),
-        (b"group" | b"g", false) => (GROUP_OBJ, NO_ID),
-        (b"mask" | b"m", false) => (MASK, NO_ID),
-        (b"other" | b"o", false) => (OTHER, NO_ID),
-        (b"user" | b"u", true) => (USER, resolve_id(qualifier, fourth, user_id)?),
-        (b"group" | b"g", true) => (GROUP, resolve_id(qualifier, fourth, group_id)?),
-        _ => return Err(bad()),
+        (b"user" | b"u", false) => (USER_OBJ, Some(NO_ID)),
+        (b"group" | b"g", false) => (GROUP_OBJ, Some(NO_ID)),
+        (b"mask" | b"m", false) => (MASK, Some(NO_ID)),
+        (b"other" | b"o", false) => (OTHER, Some(NO_ID)),
+        (b"user" | b"u", true) => (USER, id(AclName::User)),
+        (b"group" | b"g", true) => (GROUP, id(AclName::Group)),
+        _ => return None,
     };
-    Ok(AclEntry { tag, id, perm })
+    Some(id.map(|id| AclEntry { tag, id, perm }))
+}
+
+/// Returns the id that the text of an entry contains. The superuser has the same id in every root filesystem.
+pub(super) fn parse_id(number: Option<&[u8]>, name: &[u8]) -> Option<u32> {
+    let parse = |bytes: &[u8]| match pax::decimal(bytes) {
+        Some(id) => u32::try_from(id).ok().filter(|&id| id != NO_ID),
+        None => None,
+    };
+    number
+        .and_then(parse)
+        .or_else(|| parse(name))
+        .or_else(|| (name == b"root").then_some(0))
 }
 
 fn parse_permissions(text: &[u8]) -> Option<u16> {
@@ -129,37 +166,6 @@ fn parse_permissions(text: &[u8]) -> Option<u16> {
         b'-' => Some(perm),
         _ => None,
     })
-}
-
-fn resolve_id(
-    name: &[u8],
-    number: Option<&[u8]>,
-    look_up: impl Fn(&str) -> nix::Result<Option<u32>>,
-) -> Result<u32, String> {
-    let parse_number = |bytes: &[u8]| str::from_utf8(bytes).map_or(None, |text| text.parse().ok());
-    let known = number
-        .and_then(parse_number)
-        .or_else(|| parse_number(name))
-        .map_or_else(
-            || str::from_utf8(name).map_or(Ok(None), look_up),
-            |id| Ok(Some(id)),
-        );
-    let name = name.get(..80).unwrap_or(name).escape_ascii();
-    match known {
-        Ok(Some(id)) if id != NO_ID => Ok(id),
-        Ok(_) => Err(format!(
-            "the ACL contains the unknown user or group '{name}'; create the archive with --numeric-owner"
-        )),
-        Err(error) => Err(format!("cannot look up '{name}' of the ACL: {error}")),
-    }
-}
-
-fn user_id(name: &str) -> nix::Result<Option<u32>> {
-    Ok(nix::unistd::User::from_name(name)?.map(|user| user.uid.as_raw()))
-}
-
-fn group_id(name: &str) -> nix::Result<Option<u32>> {
-    Ok(nix::unistd::Group::from_name(name)?.map(|group| group.gid.as_raw()))
 }
 
 /// Converts an ACL from binary to text form: one comma-separated line with numeric ids.
@@ -200,32 +206,53 @@ pub(super) fn to_text(binary: &[u8]) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
+    fn binary(text: &[u8]) -> Vec<u8> {
+        match from_text(text).unwrap() {
+            AclValue::Binary(binary) => binary,
+            AclValue::Text(_) => panic!("{} has names", text.escape_ascii()),
+        }
+    }
+
     #[test]
     fn text_and_binary_round_trip() {
         let text =
             b"user::rwx,user:1000:r--,user:70000:rw-,group::r-x,group:5:--x,mask::rwx,other::r--";
-        let binary = from_text(text).unwrap();
+        let binary = binary(text);
         assert_eq!(binary.len(), 4 + 7 * 8);
         assert_eq!(to_text(&binary).unwrap(), text);
     }
 
     #[test]
     fn accepts_other_text_forms() {
-        let want = from_text(b"user::rw-,user:0:r--,group::r--,mask::rw-,other::---").unwrap();
+        let want = binary(b"user::rw-,user:0:r--,group::r--,mask::rw-,other::---");
         for same in [
             &b"other:---\nmask:rw-\ngroup::r--\nuser:root:r--\nuser::rw-\n"[..],
             b"u::rw,g::r,o::,u:nobody-has-this-name:r:0,m::rw",
             b"user::rw-\nuser:0:r--\t#effective:r--\ngroup::r--\nmask::rw-\nother::---",
         ] {
-            assert_eq!(from_text(same).unwrap(), want, "{}", same.escape_ascii());
+            assert_eq!(binary(same), want, "{}", same.escape_ascii());
         }
     }
 
     #[test]
     fn missing_mask_is_added() {
-        let made = from_text(b"user::rw-,user:7:r-x,group::-w-,other::---").unwrap();
+        let made = binary(b"user::rw-,user:7:r-x,group::-w-,other::---");
         let want = b"user::rw-,user:7:r-x,group::-w-,mask::rwx,other::---";
         assert_eq!(to_text(&made).unwrap(), want);
+    }
+
+    #[test]
+    fn names_are_resolved_later_and_unknown_ones_dropped() {
+        let text = b"user::rwx,user:joe:r--,group:staff:-w-,user:nobody-has-this-name:rwx,\
+            group::---,mask::rwx,other::---";
+        assert_eq!(from_text(text).unwrap(), AclValue::Text(text.to_vec()));
+        let made = from_text_with(text, &mut |kind, name| match (kind, name) {
+            (AclName::User, b"joe") => Some(7),
+            (AclName::Group, b"staff") => Some(8),
+            _ => None,
+        });
+        let want = b"user::rwx,user:7:r--,group::---,group:8:-w-,mask::rwx,other::---";
+        assert_eq!(to_text(&made.unwrap()).unwrap(), want);
     }
 
     #[test]
@@ -235,13 +262,17 @@ mod tests {
             b"user::rwz,group::r--,other::r--",
             b"user::rwx,group::r--",
             b"user::rwx,user::rwx,group::r--,other::r--",
-            b"user::rwx,user:nobody-has-this-name:r--,group::r--,other::r--",
+            b"user::rwx,user:joe:r--,group::r--",
+            b"owner@:rwxp--aARWcCos:-------:allow",
         ] {
-            assert!(from_text(bad).is_err(), "{}", bad.escape_ascii());
+            let got = from_text(bad);
+            assert_eq!(got, Err(AclProblem::Invalid), "{}", bad.escape_ascii());
         }
         let many = b"user::rwx,group::r--,other::r--".to_vec();
-        let many = [many, b",u:1:r".repeat(limits::ACL_ENTRIES)].concat();
-        assert_eq!(from_text(&many).unwrap_err().kind(), ErrorKind::Limit);
+        for entry in [&b",u:1:r"[..], b",u:joe:r"] {
+            let many = [many.clone(), entry.repeat(limits::ACL_ENTRIES)].concat();
+            assert_eq!(from_text(&many), Err(AclProblem::TooMany));
+        }
         assert_eq!(to_text(b"\x01\0\0\0"), None);
         assert_eq!(to_text(b"\x02\0\0\0abc"), None);
     }

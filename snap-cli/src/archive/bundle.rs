@@ -27,9 +27,11 @@ use super::limits;
 use super::member::{EntryKind, Member};
 use super::report::TransferReport;
 use super::stream::Members;
-use super::unpack::{NumberReferences, UnpackMode, Unpacker};
+use super::unpack::{NumberReferences, Unpacker};
+use super::unpack_mode::UnpackMode;
 use super::writer::{RawLayer, Writer, cannot_write};
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
+use crate::tree::omissions::Unsupported;
 use crate::tree::path;
 use crate::tree::walk::{self, Item};
 
@@ -179,7 +181,8 @@ impl<'a> BundleReader<'a> {
                 total: None,
             });
         };
-        let mut unpacker = Unpacker::new(target, UnpackMode::Raw(from, to), &mut progress)?;
+        let mode = UnpackMode::Raw(from, to);
+        let mut unpacker = Unpacker::new(target, mode, Unsupported::Refuse, &mut progress)?;
         loop {
             self.members.skip_rest()?;
             let sum = self.members.input().sum.clone();

@@ -18,6 +18,7 @@ use super::input::{self, Input};
 use super::{Compression, import};
 use crate::tree::digest;
 use crate::tree::error::{ErrorKind, Result, TreeError};
+use crate::tree::omissions::Unsupported;
 use crate::tree::testing::{self, assert_same, describe, is_root, one_of_everything};
 
 const NAMES: [&str; 2] = ["lower", "upper"];
@@ -256,7 +257,13 @@ fn bundle_is_refused_as_a_tree() {
     let dir = tempfile::tempdir().unwrap();
     let data = bundle_of(&create_layers(dir.path(), false), Compression::None);
     let target = tempfile::tempdir().unwrap();
-    let got = import::from_stream(&*data, target.path(), XattrSpace::Trusted, &mut |_| {});
+    let got = import::from_stream(
+        &*data,
+        target.path(),
+        XattrSpace::Trusted,
+        Unsupported::Refuse,
+        &mut |_| {},
+    );
     assert_eq!(got.unwrap_err().kind(), ErrorKind::WholeContainer);
     assert_same(target.path(), &describe(target.path()), "untouched");
     assert_eq!(fs::read_dir(target.path()).unwrap().count(), 0);

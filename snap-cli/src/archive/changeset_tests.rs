@@ -10,6 +10,7 @@ use cowl_layers::view::View;
 use super::{Compression, changeset, export_dir, import};
 use crate::delta::stack_tests::{Stack, random_stack, seeds, view};
 use crate::tree::error::{ErrorKind, TreeError};
+use crate::tree::omissions::Unsupported;
 use crate::tree::testing::{self, assert_same, describe, is_root, one_of_everything, run};
 use crate::tree::{digest, digest_dir};
 
@@ -44,8 +45,14 @@ fn assert_all_changesets_apply(stack: &Stack, label: &str) {
                 "{name}: the directory"
             );
             let data = changeset_of(Some(&old), &new).unwrap();
-            import::apply_changeset(&*data, &target, XattrSpace::Trusted, &mut |_| {})
-                .unwrap_or_else(|error| panic!("{name}: {error}\n{:#?}", names(&data)));
+            import::apply_changeset(
+                &*data,
+                &target,
+                XattrSpace::Trusted,
+                Unsupported::Refuse,
+                &mut |_| {},
+            )
+            .unwrap_or_else(|error| panic!("{name}: {error}\n{:#?}", names(&data)));
             let want = stack.create_dir(&format!("want-{name}"));
             export_dir::fill(&new, &want, &mut |_| {}).unwrap();
             assert_same(&target, &describe(&want), &name);

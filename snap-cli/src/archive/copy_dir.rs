@@ -18,6 +18,7 @@ use super::report::TransferReport;
 use crate::tree::attrs::{self, Attrs};
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
 use crate::tree::hard_links::HardLinks;
+use crate::tree::omissions::{OBJECT_UNSUPPORTED, Omissions};
 use crate::tree::{create, position};
 
 /// The number of directories of the current path that stay open on each side. Those above are reopened through ".."
@@ -46,6 +47,7 @@ struct Copy<'a> {
     linked: HardLinks,
     /// The xattr namespace of the layer; `None` for a plain directory, which has no marker xattrs.
     space: Option<XattrSpace>,
+    omissions: Omissions,
     progress: OnProgress<'a>,
     out: TransferReport,
 }
@@ -57,6 +59,7 @@ pub(super) fn copy(
     source: &Path,
     target: &Path,
     space: Option<XattrSpace>,
+    omissions: Omissions,
     progress: OnProgress<'_>,
 ) -> Result<TransferReport> {
     let name = source.as_os_str().as_bytes();
@@ -74,6 +77,7 @@ pub(super) fn copy(
         dev: from_stat.dev,
         linked: HardLinks::new(to.as_fd())?,
         space,
+        omissions,
         progress,
         out: TransferReport::default(),
     };
@@ -82,6 +86,7 @@ pub(super) fn copy(
         copy.step()?;
     }
     (copy.progress)(copy.out.done);
+    copy.out.notes.append(copy.omissions.notes);
     Ok(copy.out)
 }
 
@@ -139,7 +144,7 @@ impl Copy<'_> {
     }
 
     fn copy_entry(&mut self, name: &[u8], path: &[u8], parent_length: usize) -> Result<()> {
-        let (source, target) = self.open_dirs().ok_or_else(|| closed(path))?;
+        let (source, target) = open_dirs(&self.levels, path)?;
         let found = match dir::open_path(source, name) {
             Ok(fd) => fd,
             // The entry was removed after the directory was read.
@@ -148,7 +153,14 @@ impl Copy<'_> {
         };
         let stat = stat::stat_fd(&found).context("cannot read", path)?;
         let inner = match stat.kind() {
-            FileKind::Directory => Some(create::dir(target, name, path)?),
+            FileKind::Directory => match create::dir(target, name, path) {
+                Ok(inner) => Some(inner),
+                Err(error) => {
+                    return self
+                        .omissions
+                        .unsupported(error, OBJECT_UNSUPPORTED, path, b"");
+                }
+            },
             _ => None,
         };
         self.out.done.entries += 1;
@@ -160,19 +172,32 @@ impl Copy<'_> {
         }
         if stat.dev != self.dev {
             let why = "a mount point in the source: not copied";
-            self.out.notes.push((path.to_vec(), why));
+            self.out.notes.add(why, path);
             return Ok(());
         }
         if let Some(first) = self.linked.find(&stat)? {
-            let (_, target) = self.open_dirs().ok_or_else(|| closed(path))?;
-            return match self.space {
+            let (_, target) = open_dirs(&self.levels, path)?;
+            let linked = match self.space {
                 Some(space) => create::link(first.as_fd(), target, name, space, path),
-                None => node::link_fd(first.as_fd(), target, name)
-                    .context("cannot create the hard link", path),
+                None => create::created(
+                    node::link_fd(first.as_fd(), target, name),
+                    "cannot create the hard link",
+                    path,
+                ),
             };
+            return linked.or_else(|error| self.omit_object(error, name, path));
         }
-        let (source, target) = self.open_dirs().ok_or_else(|| closed(path))?;
-        let bytes = copy_one(source, target, name, &found, &stat, self.space, path)?;
+        let (source, target) = open_dirs(&self.levels, path)?;
+        let from = CopySource {
+            parent: source,
+            found: &found,
+            stat: &stat,
+        };
+        let copied = copy_one(&from, (target, name), self.space, path, &mut self.omissions);
+        let bytes = match copied {
+            Ok(bytes) => bytes,
+            Err(error) => return self.omit_object(error, name, path),
+        };
         let Some(CopyLevel {
             target: Some(target),
             ..
@@ -190,13 +215,12 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// Returns the descriptors of the deepest directory in source and target.
-    fn open_dirs(&self) -> Option<(BorrowedFd<'_>, BorrowedFd<'_>)> {
-        let level = self.levels.last()?;
-        Some((
-            level.source.as_ref()?.as_fd(),
-            level.target.as_ref()?.as_fd(),
-        ))
+    /// Omits an object that the target cannot store, and removes what was created of it.
+    fn omit_object(&mut self, error: TreeError, name: &[u8], path: &[u8]) -> Result<()> {
+        self.omissions
+            .unsupported(error, OBJECT_UNSUPPORTED, path, b"")?;
+        let (_, target) = open_dirs(&self.levels, path)?;
+        create::remove_partial(target, name, path)
     }
 
     /// Enters a directory. The copy of a directory on another file system stays empty.
@@ -219,7 +243,7 @@ impl Copy<'_> {
             todo.sort_unstable_by(|a, b| b.cmp(a));
         } else {
             let why = "a mount point in the source: an empty directory in the copy";
-            self.out.notes.push((path.to_vec(), why));
+            self.out.notes.add(why, path);
         }
         let target_id = dir_id(&target)?;
         self.levels.push(CopyLevel {
@@ -271,11 +295,22 @@ impl Copy<'_> {
         if self.levels.is_empty() {
             self.linked.finish()?;
         }
-        attrs::apply(target.as_fd(), FileKind::Directory, &level.attrs, &path)?;
+        let kind = FileKind::Directory;
+        let omissions = &mut self.omissions;
+        attrs::apply_except(target.as_fd(), kind, &level.attrs, &path, omissions)?;
         self.path = path;
         self.path.truncate(level.parent_length);
         Ok(())
     }
+}
+
+/// Returns the descriptors of the deepest directory in source and target.
+fn open_dirs<'a>(levels: &'a [CopyLevel], path: &[u8]) -> Result<(BorrowedFd<'a>, BorrowedFd<'a>)> {
+    let level = levels.last();
+    let source = level.and_then(|level| level.source.as_ref());
+    let target = level.and_then(|level| level.target.as_ref());
+    let (source, target) = source.zip(target).ok_or_else(|| closed(path))?;
+    Ok((source.as_fd(), target.as_fd()))
 }
 
 fn closed(path: &[u8]) -> TreeError {
@@ -294,16 +329,26 @@ fn to_target_xattrs(space: Option<XattrSpace>, xattrs: attrs::Xattrs) -> attrs::
     }
 }
 
+/// An object to copy.
+struct CopySource<'a> {
+    parent: BorrowedFd<'a>,
+    found: &'a OwnedFd,
+    stat: &'a Stat,
+}
+
 /// Copies anything but a directory, and returns the size of its content in bytes.
 fn copy_one(
-    source: BorrowedFd<'_>,
-    target: BorrowedFd<'_>,
-    name: &[u8],
-    found: &OwnedFd,
-    stat: &Stat,
+    source: &CopySource<'_>,
+    (target, name): (BorrowedFd<'_>, &[u8]),
     space: Option<XattrSpace>,
     path: &[u8],
+    omissions: &mut Omissions,
 ) -> Result<u64> {
+    let CopySource {
+        parent,
+        found,
+        stat,
+    } = source;
     let xattrs = xattr::all(found.as_fd()).context("cannot read the xattrs", path)?;
     let attrs = Attrs::from_stat(stat, to_target_xattrs(space, xattrs));
     let kind = stat.kind();
@@ -311,21 +356,22 @@ fn copy_one(
         FileKind::Regular => {
             let from = open_without_atime(found).context("cannot open the file", path)?;
             let to = create::file(target, name, path)?;
-            copy::copy_data(from.as_fd(), to.as_fd(), stat.size)
-                .context("cannot copy the content", path)?;
-            attrs::apply(to.as_fd(), kind, &attrs, path)?;
+            let copied = copy::copy_data(from.as_fd(), to.as_fd(), stat.size);
+            create::created(copied, "cannot copy the content", path)?;
+            attrs::apply_except(to.as_fd(), kind, &attrs, path, omissions)?;
             return Ok(stat.size);
         }
         FileKind::Symlink => {
             let link =
-                dir::readlink(source, name).context("cannot read the symbolic link", path)?;
-            create::symlink(target, name, &link, &attrs, path)?;
+                dir::readlink(*parent, name).context("cannot read the symbolic link", path)?;
+            create::symlink(target, name, &link, (&attrs, omissions), path)?;
         }
         FileKind::CharDevice | FileKind::BlockDevice | FileKind::Fifo | FileKind::Socket => {
             let node = (kind, stat.rdev);
+            let attrs = (&attrs, omissions);
             match space {
-                Some(space) => create::special(target, name, node, &attrs, space, path)?,
-                None => create::node(target, name, node, &attrs, path)?,
+                Some(space) => create::special(target, name, node, attrs, space, path)?,
+                None => create::node(target, name, node, attrs, path)?,
             }
         }
         FileKind::Directory => {}

@@ -13,6 +13,7 @@ use super::dir_map::DirMap;
 use super::limits;
 use crate::tree::attrs::{self, Attrs, FinalAttrs};
 use crate::tree::error::Result;
+use crate::tree::omissions::Omissions;
 
 /// The attributes that directories get at the end.
 #[derive(Debug, Default)]
@@ -37,8 +38,14 @@ struct Pending {
 
 impl DirAttrs {
     /// Sets the owner and xattrs of the directory behind `fd`, and records the rest.
-    pub(super) fn set(&mut self, fd: BorrowedFd<'_>, path: &[u8], attrs: Attrs) -> Result<()> {
-        attrs::apply_first(fd, &attrs, path)?;
+    pub(super) fn set(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        path: &[u8],
+        attrs: Attrs,
+        omissions: &mut Omissions,
+    ) -> Result<()> {
+        let perm = attrs::apply_first(fd, &attrs, path, omissions)?;
         let mut acls = Vec::new();
         for (name, value) in attrs.xattrs {
             if let Some(name) = attrs::acl_name(&name) {
@@ -46,12 +53,29 @@ impl DirAttrs {
             }
         }
         let pending = Pending {
-            perm: attrs.perm,
+            perm,
             mtime: attrs.mtime,
             atime: (attrs.atime != attrs.mtime).then(|| Box::new(attrs.atime)),
             acls: (!acls.is_empty()).then(|| acls.into()),
         };
         self.pending.set(path, pending)
+    }
+
+    /// Adds an ACL to the recorded attributes of a directory.
+    pub(super) fn add_acl(
+        &mut self,
+        path: &[u8],
+        name: &'static [u8],
+        value: Vec<u8>,
+    ) -> Result<()> {
+        let value = self.acl(value, path)?;
+        self.pending.change(path, |slot| {
+            if let Some(pending) = slot {
+                let acls = pending.acls.take().unwrap_or_default().into_vec();
+                let others = acls.into_iter().filter(|(other, _)| *other != name);
+                pending.acls = Some(others.chain([(name, value)]).collect());
+            }
+        })
     }
 
     fn acl(&mut self, value: Vec<u8>, path: &[u8]) -> Result<Arc<[u8]>> {
@@ -78,7 +102,7 @@ impl DirAttrs {
 
     /// Sets the recorded attributes, of each directory after everything in it: a directory that its owner may not
     /// search must not block access to those below it.
-    pub(super) fn finish(self, root: BorrowedFd<'_>) -> Result<()> {
+    pub(super) fn finish(self, root: BorrowedFd<'_>, omissions: &mut Omissions) -> Result<()> {
         self.pending.visit(root, &mut |pending, fd, path| {
             let path = if path.is_empty() { b"." } else { path };
             let acls = pending.acls.unwrap_or_default();
@@ -88,7 +112,7 @@ impl DirAttrs {
                 atime: pending.atime.map_or(pending.mtime, |atime| *atime),
                 mtime: pending.mtime,
             };
-            attrs::apply_last(fd, &last, acls, path)
+            attrs::apply_last(fd, &last, acls, path, omissions)
         })
     }
 }

@@ -9,22 +9,51 @@ use cowl_layers::sys::{node, stat};
 
 use crate::tree::error::{Context as _, ErrorKind, Result, TreeError};
 
-/// Returns the normalized form of an archive path: no leading "./", no empty or "." components.
+/// The use of a path in an archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PathRole {
+    /// The name of an entry.
+    Name,
+    /// The target of a hard link.
+    LinkTarget,
+}
+
+/// A path of an archive, converted to a path in the tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum TreePath {
+    /// The normalized path.
+    Same(Vec<u8>),
+    /// The normalized path without a part that leads outside, and the text of a note.
+    Changed(Vec<u8>, &'static str),
+    /// Linux cannot store such a path; the text of a note.
+    Unstorable(&'static str),
+}
+
+/// Normalizes a path of an archive: no leading slashes, no empty or "." components. The path of the root is empty.
 ///
-/// The path of the root is empty. An absolute path and a path with ".." are refused.
-pub(super) fn normalize(path: &[u8]) -> Result<Vec<u8>> {
-    let refuse = |what: &str| Err(TreeError::new(ErrorKind::Refused, what).at(path));
+/// Like GNU tar, ignores everything up to the last ".." in the target of a hard link, and refuses ".." in a name.
+pub(super) fn convert(path: &[u8], role: PathRole) -> Result<TreePath> {
+    let (mut normalized, mut change) = (Vec::with_capacity(path.len()), None);
     if path.is_empty() {
-        return refuse("the archive has an entry without a name");
+        return Ok(TreePath::Unstorable("skipped an entry without a name"));
     }
     if path.starts_with(b"/") {
-        return refuse("the archive has an absolute path");
+        change = Some(match role {
+            PathRole::Name => "removed the leading slash of the name",
+            PathRole::LinkTarget => "removed the leading slash of the target of the hard link",
+        });
     }
-    let mut normalized = Vec::with_capacity(path.len());
     for component in path.split(|&byte| byte == b'/') {
         match component {
             b"" | b"." => {}
-            b".." => return refuse("the archive has a path with '..'"),
+            b".." if role == PathRole::LinkTarget => {
+                change = Some("removed the part up to '..' from the target of the hard link");
+                normalized.clear();
+            }
+            b".." => {
+                let what = "the archive has a path with '..'";
+                return Err(TreeError::new(ErrorKind::Refused, what).at(path));
+            }
             name => match Name::new(name) {
                 Ok(name) => {
                     if !normalized.is_empty() {
@@ -32,14 +61,19 @@ pub(super) fn normalize(path: &[u8]) -> Result<Vec<u8>> {
                     }
                     normalized.extend_from_slice(&name);
                 }
-                Err(error) if error.errno() == Errno::NAMETOOLONG => {
-                    return refuse("the archive has a name of more than 255 bytes");
+                Err(error) => {
+                    return Ok(TreePath::Unstorable(match error.errno() {
+                        Errno::NAMETOOLONG => "skipped an entry with a name of more than 255 bytes",
+                        _ => "skipped an entry with a NUL byte in its name",
+                    }));
                 }
-                Err(_) => return refuse("the archive has an invalid file name"),
             },
         }
     }
-    Ok(normalized)
+    Ok(match change {
+        Some(change) => TreePath::Changed(normalized, change),
+        None => TreePath::Same(normalized),
+    })
 }
 
 /// The kind of an entry that replaces an existing object.
@@ -100,18 +134,41 @@ mod tests {
             (b"...", b"..."),
             (b"\xff/\n", b"\xff/\n"),
         ] {
-            assert_eq!(normalize(path).unwrap(), want);
+            for role in [PathRole::Name, PathRole::LinkTarget] {
+                let got = convert(path, role).unwrap();
+                assert_eq!(got, TreePath::Same(want.to_vec()));
+            }
         }
-        for bad in [
-            &b""[..],
-            b"/etc",
-            b"a/../b",
-            b"..",
-            b"./..",
-            b"a\0b",
-            &[b'x'; 256],
+    }
+
+    #[test]
+    fn paths_that_lead_outside_are_changed_and_unstorable_ones_reported() {
+        use PathRole::{LinkTarget, Name};
+        let long = [b"a/".as_slice(), &[b'x'; 256]].concat();
+        for (path, role, want, note) in [
+            (&b"/etc"[..], Name, Some("etc"), "leading slash of the name"),
+            (b"///etc//x", Name, Some("etc/x"), "leading slash"),
+            (b"/", Name, Some(""), "leading slash"),
+            (b"/etc", LinkTarget, Some("etc"), "target of the hard link"),
+            (b"a/../../b", LinkTarget, Some("b"), "'..'"),
+            (b"/../b", LinkTarget, Some("b"), "'..'"),
+            (b"..", LinkTarget, Some(""), "'..'"),
+            (b"", Name, None, "without a name"),
+            (b"a\0b", Name, None, "NUL"),
+            (&long, Name, None, "255"),
+            (&long, LinkTarget, None, "255"),
         ] {
-            assert_eq!(normalize(bad).unwrap_err().kind(), ErrorKind::Refused);
+            let (got, text) = match convert(path, role).unwrap() {
+                TreePath::Changed(got, text) => (Some(String::from_utf8(got).unwrap()), text),
+                TreePath::Unstorable(text) => (None, text),
+                TreePath::Same(_) => panic!("{} was not changed", path.escape_ascii()),
+            };
+            assert_eq!(got.as_deref(), want);
+            assert!(text.contains(note), "{text}");
+        }
+        for bad in [&b"a/../b"[..], b"..", b"./..", b"/..", b"a/.."] {
+            let error = convert(bad, Name).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Refused);
         }
     }
 }

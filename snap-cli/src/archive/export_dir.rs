@@ -16,6 +16,7 @@ use crate::tree::create;
 use crate::tree::dir_cursor::DirCursor;
 use crate::tree::error::{Context as _, OnProgress, Result};
 use crate::tree::hard_links::HardLinks;
+use crate::tree::omissions::Omissions;
 use crate::tree::walk::{self, Item, Visitor};
 
 /// Copies the merged tree of a view into the empty directory `target`. The caller must sync it.
@@ -76,8 +77,14 @@ impl Visitor for Fill<'_> {
                 self.out.done.bytes = self.out.done.bytes.saturating_add(size);
                 attrs::apply(to.as_fd(), kind, &attrs, path)?;
             }
-            FileKind::Symlink => create::symlink(parent, name, &item.target()?, &attrs, path)?,
-            _ => create::node(parent, name, (kind, item.stat.rdev), &attrs, path)?,
+            FileKind::Symlink => {
+                let attrs = (&attrs, &mut Omissions::none());
+                create::symlink(parent, name, &item.target()?, attrs, path)?;
+            }
+            _ => {
+                let attrs = (&attrs, &mut Omissions::none());
+                create::node(parent, name, (kind, item.stat.rdev), attrs, path)?;
+            }
         }
         self.linked
             .record(&item.stat, (parent, name), path, item.depth)?;

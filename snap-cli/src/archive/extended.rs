@@ -6,13 +6,13 @@ use cowl_layers::format::{ACL_ACCESS, ACL_DEFAULT};
 use cowl_layers::sys::stat::Time;
 use cowl_layers::sys::xattr::is_alias;
 
-use super::acl;
+use super::acl::{self, AclProblem, AclValue};
 use super::limits;
 use super::pax::{self, decimal};
 use super::sparse;
 use crate::tree::attrs::Xattrs;
 use crate::tree::error::{ErrorKind, Result, TreeError};
-use cowl_layers::shown::Show as _;
+use crate::tree::omissions;
 
 /// A field that a header sets, revokes, or does not contain.
 #[derive(Debug, Default)]
@@ -44,8 +44,8 @@ pub(super) struct Extended {
     pub(super) path: Field<Vec<u8>>,
     pub(super) link: Field<Vec<u8>>,
     pub(super) size: Field<u64>,
-    pub(super) uid: Field<u64>,
-    pub(super) gid: Field<u64>,
+    pub(super) uid: Field<i128>,
+    pub(super) gid: Field<i128>,
     pub(super) mtime: Field<Time>,
     pub(super) atime: Field<Time>,
     pub(super) major: Field<u64>,
@@ -58,8 +58,8 @@ pub(super) struct Extended {
     pub(super) ino: Option<u64>,
     /// Whether the entry continues a file of another volume.
     pub(super) continues: bool,
-    /// In binary form. An xattr of the same name takes precedence, because it is exact.
-    acls: BTreeMap<&'static [u8], Vec<u8>>,
+    /// An xattr of the same name takes precedence, because it is exact.
+    acls: BTreeMap<&'static [u8], AclValue>,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// The total length of the xattr names, each with its NUL.
     name_bytes: usize,
@@ -67,7 +67,18 @@ pub(super) struct Extended {
     pub(super) any: bool,
     /// The first invalid record. It is an error of the entry, whose path is not known yet.
     pub(super) bad: Option<TreeError>,
+    /// Records that Linux cannot store: the text of a note, and the name of the record.
+    pub(super) omitted: Vec<Omitted>,
 }
+
+/// A record that is omitted: the text of a note, and the name of the record.
+pub(super) type Omitted = (&'static str, Vec<u8>);
+
+/// The maximum number of omitted records of a header for which there are notes.
+const OMITTED: usize = 256;
+
+/// The xattrs of an entry, with ACLs in binary form, and its ACLs that contain names.
+pub(super) type XattrsAndAcls = (Xattrs, Vec<(&'static [u8], Vec<u8>)>);
 
 impl Extended {
     /// Parses the data of a header. The error describes the syntax error.
@@ -85,8 +96,8 @@ impl Extended {
             b"path" => self.path = text(value)?,
             b"linkpath" => self.link = text(value)?,
             b"size" => self.size = number(value, "size")?,
-            b"uid" => self.uid = number(value, "uid")?,
-            b"gid" => self.gid = number(value, "gid")?,
+            b"uid" => self.uid = id(value, "uid")?,
+            b"gid" => self.gid = id(value, "gid")?,
             b"mtime" => self.mtime = time(value, "mtime")?,
             b"atime" => self.atime = time(value, "atime")?,
             b"SCHILY.devmajor" => self.major = number(value, "SCHILY.devmajor")?,
@@ -122,17 +133,36 @@ impl Extended {
             b"access" => ACL_ACCESS,
             b"default" => ACL_DEFAULT,
             other => {
-                let what = format!(
-                    "the archive has an ACL of a type that Linux does not support ({})",
-                    other.shown()
+                self.omit(
+                    "skipped an ACL of a type that Linux does not support",
+                    other,
                 );
-                return Err(TreeError::new(ErrorKind::Refused, what));
+                return Ok(());
             }
         };
-        if !value.is_empty() {
-            self.acls.insert(name, acl::from_text(value)?);
+        if value.is_empty() {
+            return Ok(());
+        }
+        match acl::from_text(value) {
+            Ok(value) => {
+                self.acls.insert(name, value);
+            }
+            Err(AclProblem::Invalid) => self.omit("skipped an invalid ACL", kind),
+            Err(AclProblem::TooMany) => {
+                let limit = limits::ACL_ENTRIES;
+                let what = format!("the ACL exceeds the limit of {limit} entries");
+                return Err(TreeError::new(ErrorKind::Limit, what));
+            }
         }
         Ok(())
+    }
+
+    fn omit(&mut self, reason: &'static str, record: &[u8]) {
+        if self.omitted.len() < OMITTED {
+            let record = record.get(..record.len().min(limits::OMITTED_NAME));
+            self.omitted
+                .push((reason, record.unwrap_or_default().to_vec()));
+        }
     }
 
     fn add_xattr(&mut self, name: Vec<u8>, value: &[u8]) -> Result<()> {
@@ -140,14 +170,9 @@ impl Extended {
         if is_alias(&name) {
             return Ok(());
         }
-        if value.len() > limits::XATTR_VALUE {
-            let what = format!(
-                "the extended attribute {} has {} bytes; the limit is {}",
-                name.escape_ascii(),
-                value.len(),
-                limits::XATTR_VALUE
-            );
-            return Err(TreeError::new(ErrorKind::Limit, what));
+        if let Some(reason) = omissions::unstorable_xattr(&name, value) {
+            self.omit(reason, &name);
+            return Ok(());
         }
         if !self.xattrs.contains_key(&name) {
             self.name_bytes += name.len() + 1;
@@ -169,22 +194,34 @@ impl Extended {
             .xattrs
             .iter()
             .map(|(name, value)| name.len() + value.len());
-        let acls = self.acls.values().map(Vec::len);
+        let acls = self.acls.values().map(|acl| match acl {
+            AclValue::Binary(bytes) | AclValue::Text(bytes) => bytes.len(),
+        });
         xattrs.chain(acls).sum::<usize>() as u64
     }
 
     /// Returns the xattrs of an entry to which this header and the global ones apply.
-    pub(super) fn into_xattrs(self, global: &Self) -> Xattrs {
-        let acls = |acls: &BTreeMap<&'static [u8], Vec<u8>>| {
-            let acls = acls.iter();
-            acls.map(|(name, value)| (name.to_vec(), value.clone()))
-                .collect::<Xattrs>()
-        };
-        let mut all: BTreeMap<Vec<u8>, Vec<u8>> = acls(&global.acls).into_iter().collect();
-        all.extend(global.xattrs.clone());
-        all.extend(acls(&self.acls));
-        all.extend(self.xattrs);
-        all.into_iter().collect()
+    pub(super) fn into_xattrs(self, global: &Self) -> XattrsAndAcls {
+        let (mut xattrs, mut acls) = (global.xattrs.clone(), global.acls.clone());
+        acls.retain(|name, _| !xattrs.contains_key(*name));
+        for (name, acl) in self.acls {
+            xattrs.remove(name);
+            acls.insert(name, acl);
+        }
+        for (name, value) in self.xattrs {
+            acls.remove(name.as_slice());
+            xattrs.insert(name, value);
+        }
+        let mut named = Vec::new();
+        for (name, acl) in acls {
+            match acl {
+                AclValue::Binary(value) => {
+                    xattrs.insert(name.to_vec(), value);
+                }
+                AclValue::Text(text) => named.push((name, text)),
+            }
+        }
+        (xattrs.into_iter().collect(), named)
     }
 }
 
@@ -204,6 +241,13 @@ fn number(value: &[u8], key: &str) -> Result<Field<u64>> {
     match value {
         b"" => Ok(Field::Revoked),
         value => decimal(value).map(Field::Set).ok_or_else(|| damaged(key)),
+    }
+}
+
+fn id(value: &[u8], key: &str) -> Result<Field<i128>> {
+    match value {
+        b"" => Ok(Field::Revoked),
+        value => pax::id(value).map(Field::Set).ok_or_else(|| damaged(key)),
     }
 }
 
@@ -252,11 +296,13 @@ mod tests {
         let exact = "SCHILY.xattr.system.posix_acl_access";
         let text = &b"user::rw-,group::r--,other::---"[..];
         let one = |global: &[(&str, &[u8])], local: &[(&str, &[u8])]| {
-            let xattrs = read(local).into_xattrs(&read(global));
-            assert_eq!(xattrs.len(), 1);
+            let (xattrs, named) = read(local).into_xattrs(&read(global));
+            assert_eq!((xattrs.len(), named.len()), (1, 0));
             xattrs[0].1.clone()
         };
-        let binary = acl::from_text(text).unwrap();
+        let AclValue::Binary(binary) = acl::from_text(text).unwrap() else {
+            panic!("the ACL has names");
+        };
         assert_eq!(one(&[(exact, b"x")], &[]), b"x");
         assert_eq!(one(&[(exact, b"x")], &[(acl, text)]), binary);
         assert_eq!(one(&[(acl, text)], &[(exact, b"x")]), b"x");
@@ -267,7 +313,6 @@ mod tests {
     #[test]
     fn exceeding_a_limit_is_an_error_of_the_entry() {
         let long = vec![b'p'; limits::PATH as usize + 1];
-        let value = vec![0; limits::XATTR_VALUE + 1];
         let names: Vec<String> = (0..600)
             .map(|n| format!("SCHILY.xattr.user.{n:0>200}"))
             .collect();
@@ -277,7 +322,6 @@ mod tests {
             &[("path", long.as_slice())][..],
             &[("linkpath", long.as_slice())],
             &[("GNU.sparse.name", long.as_slice())],
-            &[("SCHILY.xattr.user.x", value.as_slice())],
             &names,
         ] {
             let bad = read(records).bad.unwrap();
@@ -289,6 +333,48 @@ mod tests {
     #[test]
     fn alias_of_an_acl_is_ignored() {
         let all = read(&[("SCHILY.xattr.trusted.SGI_ACL_FILE", b"x")]);
-        assert_eq!(all.into_xattrs(&Extended::default()), []);
+        assert_eq!(all.into_xattrs(&Extended::default()), (vec![], vec![]));
+    }
+
+    #[test]
+    fn records_that_linux_cannot_store_are_omitted() {
+        let large = vec![0; limits::XATTR_VALUE + 1];
+        let all = read(&[
+            ("SCHILY.xattr.user.large", &large),
+            ("SCHILY.xattr.com.apple.provenance", b"x"),
+            ("SCHILY.xattr.user.", b"x"),
+            ("SCHILY.xattr.user.nul\0", b"x"),
+            ("SCHILY.acl.ace", b"owner@:rwxp--aARWcCos:-------:allow"),
+            ("SCHILY.acl.access", b"hello"),
+            ("SCHILY.xattr.user.small", b"x"),
+        ]);
+        assert!(all.bad.is_none());
+        let names = all.omitted.iter().map(|(_, name)| name.as_slice());
+        let want: [&[u8]; 6] = [
+            b"user.large",
+            b"com.apple.provenance",
+            b"user.",
+            b"user.nul\0",
+            b"ace",
+            b"access",
+        ];
+        assert_eq!(names.collect::<Vec<_>>(), want);
+        let (xattrs, named) = all.into_xattrs(&Extended::default());
+        assert_eq!(xattrs, [(b"user.small".to_vec(), b"x".to_vec())]);
+        assert_eq!(named, []);
+    }
+
+    #[test]
+    fn acls_with_names_are_retained_as_text_unless_an_xattr_overrides_them() {
+        let text = &b"user::rw-,user:joe:rw-,group::r--,mask::rw-,other::---"[..];
+        let acl = ("SCHILY.acl.access", text);
+        let exact = ("SCHILY.xattr.system.posix_acl_access", &b"x"[..]);
+        let get = |global: &[_], local: &[_]| read(local).into_xattrs(&read(global));
+        let named = (vec![], vec![(ACL_ACCESS, text.to_vec())]);
+        let binary = (vec![(ACL_ACCESS.to_vec(), b"x".to_vec())], vec![]);
+        assert_eq!(get(&[], &[acl]), named);
+        assert_eq!(get(&[exact], &[acl]), named);
+        assert_eq!(get(&[acl], &[exact]), binary);
+        assert_eq!(get(&[exact, acl], &[]), binary);
     }
 }

@@ -13,14 +13,17 @@ use cowl_layers::format::XattrSpace;
 use super::copy_dir;
 use super::input::{self, Input, TreeArchive};
 use super::report::TransferReport;
-use super::unpack::{UnpackMode, Unpacker};
+use super::unpack::Unpacker;
+use super::unpack_mode::UnpackMode;
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
+use crate::tree::omissions::{Omissions, Unsupported};
 
 /// Fills `target` from `source`: copies a directory, and unpacks anything else as a tar archive.
 pub fn from_path(
     source: &Path,
     target: &Path,
     space: XattrSpace,
+    unsupported: Unsupported,
     progress: OnProgress<'_>,
 ) -> Result<TransferReport> {
     let name = source.as_os_str().as_bytes();
@@ -30,9 +33,10 @@ pub fn from_path(
         .context("cannot read the source", name)?
         .file_type();
     if kind.is_dir() {
-        return copy_dir::copy(source, target, Some(space), progress);
+        let omissions = Omissions::foreign(unsupported);
+        return copy_dir::copy(source, target, Some(space), omissions, progress);
     }
-    from_stream(file, target, space, progress)
+    from_stream(file, target, space, unsupported, progress)
 }
 
 /// Copies the directory `source` into the empty directory `target`, without any conversion of xattrs.
@@ -43,7 +47,7 @@ pub fn copy_plain(
     target: &Path,
     progress: OnProgress<'_>,
 ) -> Result<TransferReport> {
-    copy_dir::copy(source, target, None, progress)
+    copy_dir::copy(source, target, None, Omissions::none(), progress)
 }
 
 /// Unpacks a tar stream, which is plain or compressed with gzip, zstd or xz, into `target`.
@@ -51,10 +55,11 @@ pub fn from_stream(
     input: impl Read,
     target: &Path,
     space: XattrSpace,
+    unsupported: Unsupported,
     progress: OnProgress<'_>,
 ) -> Result<TransferReport> {
     match input::open(input)? {
-        Input::Tree(tree) => from_archive(tree, target, space, progress),
+        Input::Tree(tree) => from_archive(tree, target, space, unsupported, progress),
         Input::Container(_) => Err(TreeError::new(
             ErrorKind::WholeContainer,
             "the archive is not a tree of files but a whole container with its snapshots",
@@ -67,9 +72,10 @@ pub fn from_archive(
     tree: TreeArchive<'_>,
     target: &Path,
     space: XattrSpace,
+    unsupported: Unsupported,
     progress: OnProgress<'_>,
 ) -> Result<TransferReport> {
-    let mut unpacker = Unpacker::new(target, UnpackMode::Tree(space), progress)?;
+    let mut unpacker = Unpacker::new(target, UnpackMode::Tree(space), unsupported, progress)?;
     let TreeArchive { first, mut members } = tree;
     let mut next = first;
     while let Some(member) = next {
@@ -79,7 +85,7 @@ pub fn from_archive(
     let mut imported = unpacker.finish()?.0;
     if members.is_followed() {
         let why = "another archive follows this one and was ignored (see tar --concatenate)";
-        imported.notes.push((b"archive".to_vec(), why));
+        imported.notes.add(why, b"archive");
     }
     Ok(imported)
 }
@@ -89,13 +95,15 @@ pub fn apply_changeset(
     input: impl Read,
     target: &Path,
     space: XattrSpace,
+    unsupported: Unsupported,
     progress: OnProgress<'_>,
 ) -> Result<TransferReport> {
     let Input::Tree(TreeArchive { first, mut members }) = input::open(input)? else {
         let what = "a layer of the image is an archive of a whole container";
         return Err(TreeError::new(ErrorKind::WholeContainer, what));
     };
-    let mut unpacker = Unpacker::new(target, UnpackMode::Changeset(space), progress)?;
+    let mode = UnpackMode::Changeset(space);
+    let mut unpacker = Unpacker::new(target, mode, unsupported, progress)?;
     let mut next = first;
     while let Some(member) = next {
         unpacker.unpack_entry(member, &mut members)?;

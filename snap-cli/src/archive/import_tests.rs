@@ -16,16 +16,29 @@ use super::import;
 use super::pax::Records;
 use super::report::TransferReport;
 use crate::tree::error::{ErrorKind, Result, TreeError};
+use crate::tree::omissions::Unsupported;
 use crate::tree::testing::{self, assert_same, describe, is_root, one_of_everything, run};
 
 pub(super) fn import_tar(data: &[u8]) -> (tempfile::TempDir, Result<TransferReport>) {
     let target = tempfile::tempdir().unwrap();
-    let got = import::from_stream(data, target.path(), XattrSpace::detect(), &mut |_| {});
+    let got = import::from_stream(
+        data,
+        target.path(),
+        XattrSpace::detect(),
+        Unsupported::Refuse,
+        &mut |_| {},
+    );
     (target, got)
 }
 
 fn import_dir(source: &Path, target: &Path) -> Result<TransferReport> {
-    import::from_path(source, target, XattrSpace::detect(), &mut |_| {})
+    import::from_path(
+        source,
+        target,
+        XattrSpace::detect(),
+        Unsupported::Refuse,
+        &mut |_| {},
+    )
 }
 
 fn gnu_tar(source: &Path, options: &[&str]) -> Vec<u8> {
@@ -64,7 +77,7 @@ fn directory_is_copied_exactly() {
     // A default ACL that the target inherited must not affect the objects created in it.
     testing::set_xattr(target.path(), "system.posix_acl_default", testing::ACL);
     let got = import_dir(source.path(), target.path()).unwrap();
-    assert_eq!(got.notes, []);
+    assert!(got.notes.is_empty());
     assert_eq!(got.done.entries as usize, want.len() - 1);
     let copied = fs::metadata(target.path().join("plain")).unwrap();
     assert_eq!(copied.accessed().unwrap(), atime);
@@ -408,8 +421,14 @@ fn nonempty_target_and_source_that_contains_the_target_are_refused() {
     );
     fs::write(target.join("x"), b"").unwrap();
     let archive = Tar::default().file(b"f").end();
-    let error =
-        import::from_stream(&archive[..], &target, XattrSpace::detect(), &mut |_| {}).unwrap_err();
+    let error = import::from_stream(
+        &archive[..],
+        &target,
+        XattrSpace::detect(),
+        Unsupported::Refuse,
+        &mut |_| {},
+    )
+    .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused);
     let missing = import_dir(&dir.path().join("missing"), &target).unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotFound);
@@ -526,7 +545,14 @@ fn damaged_archives_never_panic_nor_write_elsewhere() {
         let target = around.path().join("target");
         fs::create_dir(&target).unwrap();
         refused += usize::from(
-            import::from_stream(&bad[..], &target, XattrSpace::detect(), &mut |_| {}).is_err(),
+            import::from_stream(
+                &bad[..],
+                &target,
+                XattrSpace::detect(),
+                Unsupported::Refuse,
+                &mut |_| {},
+            )
+            .is_err(),
         );
         assert_eq!(
             fs::read_dir(around.path()).unwrap().count(),

@@ -23,8 +23,20 @@ pub(super) const SEGMENTS: usize = 1 << 20;
 /// Entries of an ACL: as many as fit in the value of an xattr (XATTR_SIZE_MAX).
 pub(super) const ACL_ENTRIES: usize = (XATTR_VALUE - 4) / 8;
 
-/// XATTR_SIZE_MAX of Linux.
+/// XATTR_SIZE_MAX of Linux. Larger xattrs are omitted.
 pub(super) const XATTR_VALUE: usize = 64 << 10;
+
+/// Bytes of the name of an omitted record that are retained for a note.
+pub(super) const OMITTED_NAME: usize = 256;
+
+/// Bytes of ACLs with names, and of the paths of their objects, that are held until `etc/passwd` is complete.
+pub(super) const NAMED_ACLS: usize = 16 << 20;
+
+/// Bytes of `etc/passwd`, and of `etc/group`, that are searched for the names in ACLs.
+pub(super) const NAME_FILES: u64 = 1 << 20;
+
+/// Bytes of the paths of skipped entries, to which hard links may refer.
+pub(super) const SKIPPED_PATHS: usize = 4 << 20;
 
 /// XATTR_LIST_MAX of Linux: all names of one object, each with its NUL.
 pub(super) const XATTR_NAMES: usize = 64 << 10;

@@ -102,6 +102,8 @@ mod tests {
                 mtime: time,
                 xattrs: Vec::new(),
             },
+            named_acls: Vec::new(),
+            omitted: Vec::new(),
             stored: 0,
             sparse: None,
             cowl: Default::default(),

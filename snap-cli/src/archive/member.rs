@@ -7,7 +7,8 @@ use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::stat::Time;
 use tar::{EntryType, Header};
 
-use super::extended::{Extended, Field};
+use super::extended::{Extended, Field, Omitted};
+use super::pax;
 use super::sparse::Sparse;
 use crate::tree::attrs::Attrs;
 use crate::tree::error::{ErrorKind, Result, TreeError};
@@ -25,6 +26,8 @@ pub(super) enum EntryKind {
     Fifo,
     /// A socket, which only archives of whole containers can contain.
     Socket,
+    /// An object that Linux cannot store; the text of a note.
+    Unstorable(&'static str),
 }
 
 /// An entry of an archive.
@@ -34,6 +37,10 @@ pub(super) struct Member {
     pub(super) path: Vec<u8>,
     pub(super) kind: EntryKind,
     pub(super) attrs: Attrs,
+    /// ACLs with names, by the names of their xattrs.
+    pub(super) named_acls: Vec<(&'static [u8], Vec<u8>)>,
+    /// Properties that Linux cannot store, which were omitted or changed.
+    pub(super) omitted: Vec<Omitted>,
     /// The number of bytes of data in the archive.
     pub(super) stored: u64,
     /// The location of the data in a sparse file.
@@ -90,7 +97,10 @@ pub(super) fn parse_number(field: &[u8]) -> Option<i128> {
                 .fold(start, |n, &byte| (n << 8) | i128::from(byte)),
         );
     }
-    let digits = field.split(|&byte| byte == 0).next()?.trim_ascii();
+    // The number ends at the first blank or NUL. Some archivers leave garbage behind that.
+    let start = field.trim_ascii_start();
+    let is_end = |byte: &u8| *byte == 0 || byte.is_ascii_whitespace();
+    let digits = start.split(is_end).next()?;
     if digits.is_empty() {
         return Some(0);
     }
@@ -117,7 +127,7 @@ impl PrecedingHeaders {
         (local.sparse_name.as_ref())
             .or_else(|| local.path.over(&global.path))
             .or(self.long_name.as_ref())
-            .map_or_else(|| header.path_bytes().into_owned(), Clone::clone)
+            .map_or_else(|| header_path(header), Clone::clone)
     }
 
     fn link(&self, header: &Header, global: &Extended) -> Vec<u8> {
@@ -127,6 +137,22 @@ impl PrecedingHeaders {
                 || header.link_name_bytes().unwrap_or_default().into_owned(),
                 Clone::clone,
             )
+    }
+}
+
+/// Returns the path of a header block.
+///
+/// The prefix counts after the magic number of POSIX, whatever the version is: some archivers do not write "00".
+fn header_path(header: &Header) -> Vec<u8> {
+    let field = |range: std::ops::Range<usize>| {
+        let field = header.as_bytes().get(range).unwrap_or_default();
+        field.split(|&byte| byte == 0).next().unwrap_or_default()
+    };
+    let name = field(0..100);
+    let is_posix = header.as_bytes().get(257..263) == Some(b"ustar\0");
+    match field(345..500) {
+        prefix if is_posix && !prefix.is_empty() => [prefix, b"/", name].concat(),
+        _ => name.to_vec(),
     }
 }
 
@@ -147,7 +173,8 @@ pub(super) fn assemble(
     let stored = (preceding.local.size.over(&global.size).copied())
         .or_else(|| parse_number(&header.as_old().size).and_then(|size| u64::try_from(size).ok()))
         .ok_or_else(|| damaged(&path, "its size is not a number"))?;
-    let kind = entry_kind(header, &preceding, global, &path)?;
+    let mut omitted = std::mem::take(&mut preceding.local.omitted);
+    let kind = entry_kind(header, &preceding, global, &path, &mut omitted)?;
     let records = std::mem::take(&mut preceding.local.sparse);
     let sparse = match gnu_sparse {
         Some(sparse) => Some(sparse),
@@ -159,8 +186,11 @@ pub(super) fn assemble(
         ino: preceding.local.ino,
         layer: preceding.local.layer,
     };
+    let (attrs, named_acls) = attrs(header, preceding.local, global, &path, &mut omitted)?;
     Ok(Member {
-        attrs: attrs(header, preceding.local, global, &path)?,
+        attrs,
+        named_acls,
+        omitted,
         path,
         kind,
         stored,
@@ -179,9 +209,32 @@ fn entry_kind(
     preceding: &PrecedingHeaders,
     global: &Extended,
     path: &[u8],
+    omitted: &mut Vec<Omitted>,
 ) -> Result<EntryKind> {
+    let device = |kind: fn(u64) -> EntryKind| {
+        device(header, preceding, global).map_or(
+            EntryKind::Unstorable("skipped a device with a number that Linux does not have"),
+            kind,
+        )
+    };
     Ok(match header.entry_type() {
-        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+        EntryType::Directory => EntryKind::Directory,
+        EntryType::Link => EntryKind::HardLink(preceding.link(header, global)),
+        EntryType::Symlink => symlink(preceding.link(header, global)),
+        EntryType::Char => device(EntryKind::CharDevice),
+        EntryType::Block => device(EntryKind::BlockDevice),
+        EntryType::Fifo => EntryKind::Fifo,
+        kind => {
+            match kind.as_byte() {
+                b'D' => return Ok(EntryKind::Directory),
+                b'M' => return Err(continuation(path)),
+                0 | b'0' | b'7' | b'S' => {}
+                // POSIX prescribes this.
+                other => omitted.push((
+                    "imported an entry of an unknown type as a file",
+                    vec![other],
+                )),
+            }
             // In archives from before 1988 a directory is a file whose name ends with a slash.
             if path.ends_with(b"/") {
                 EntryKind::Directory
@@ -191,25 +244,22 @@ fn entry_kind(
                 EntryKind::File
             }
         }
-        EntryType::Directory => EntryKind::Directory,
-        EntryType::Link => EntryKind::HardLink(preceding.link(header, global)),
-        EntryType::Symlink => EntryKind::Symlink(preceding.link(header, global)),
-        EntryType::Char => EntryKind::CharDevice(device(header, preceding, global, path)?),
-        EntryType::Block => EntryKind::BlockDevice(device(header, preceding, global, path)?),
-        EntryType::Fifo => EntryKind::Fifo,
-        other => {
-            let kind = match other.as_byte() {
-                b'D' => return Ok(EntryKind::Directory),
-                b'M' => return Err(continuation(path)),
-                byte => byte.escape_ascii(),
-            };
-            return Err(TreeError::new(
-                ErrorKind::Refused,
-                format!("the archive has an entry of the unknown type '{kind}'"),
-            )
-            .at(path));
-        }
     })
+}
+
+/// PATH_MAX of Linux, which includes a final NUL.
+const PATH_MAX: usize = 4096;
+
+fn symlink(target: Vec<u8>) -> EntryKind {
+    if target.is_empty() {
+        return EntryKind::Unstorable("skipped a symbolic link without a target");
+    }
+    if target.contains(&0) || target.len() >= PATH_MAX {
+        return EntryKind::Unstorable(
+            "skipped a symbolic link with a target that Linux cannot store",
+        );
+    }
+    EntryKind::Symlink(target)
 }
 
 /// The largest major number on Linux, which has 12 bits.
@@ -217,72 +267,75 @@ const MAJOR_MAX: u32 = 0xfff;
 /// The largest minor number on Linux, which has 20 bits.
 const MINOR_MAX: u32 = 0xf_ffff;
 
-fn device(
-    header: &Header,
-    preceding: &PrecedingHeaders,
-    global: &Extended,
-    path: &[u8],
-) -> Result<u64> {
-    let part = |pax: Option<&u64>, field: Option<i128>, max: u32| -> Result<u32> {
-        pax.copied()
-            .map(i128::from)
-            .or(field)
-            .and_then(|number| u32::try_from(number).ok())
-            .filter(|&number| number <= max)
-            .ok_or_else(|| damaged(path, "its device number is invalid"))
+/// Returns the number of a device, or `None` if Linux has no such number.
+fn device(header: &Header, preceding: &PrecedingHeaders, global: &Extended) -> Option<u64> {
+    let part = |pax: Option<&u64>, field: std::ops::Range<usize>, max: u32| {
+        let field = || header.as_bytes().get(field).and_then(parse_number);
+        let number = pax.copied().map(i128::from).or_else(field)?;
+        let number = u32::try_from(number).ok();
+        number.filter(|&number| number <= max)
     };
     // The two fields have the same offsets in both formats.
-    let fields = header.as_bytes();
     let local = &preceding.local;
-    let (major, minor) = (
-        local.major.over(&global.major),
-        local.minor.over(&global.minor),
-    );
-    let major = part(
-        major,
-        fields.get(329..337).and_then(parse_number),
-        MAJOR_MAX,
-    )?;
-    let minor = part(
-        minor,
-        fields.get(337..345).and_then(parse_number),
-        MINOR_MAX,
-    )?;
-    Ok(rustix::fs::makedev(major, minor))
+    let major = part(local.major.over(&global.major), 329..337, MAJOR_MAX)?;
+    let minor = part(local.minor.over(&global.minor), 337..345, MINOR_MAX)?;
+    Some(rustix::fs::makedev(major, minor))
 }
 
-fn attrs(header: &Header, local: Extended, global: &Extended, path: &[u8]) -> Result<Attrs> {
+/// The id of nobody and nogroup, which the kernel also reports for ids that it cannot represent (overflowuid).
+const OVERFLOW_ID: u32 = 65534;
+
+type AttrsAndAcls = (Attrs, Vec<(&'static [u8], Vec<u8>)>);
+
+fn attrs(
+    header: &Header,
+    local: Extended,
+    global: &Extended,
+    path: &[u8],
+    omitted: &mut Vec<Omitted>,
+) -> Result<AttrsAndAcls> {
     let old = header.as_old();
     let bad = |what| damaged(path, what);
-    let id = |key: &str, pax: Option<&u64>, field: &[u8]| -> Result<u32> {
-        pax.copied()
-            .map(i128::from)
-            .or_else(|| parse_number(field))
-            .and_then(|id| u32::try_from(id).ok())
-            .filter(|&id| id != u32::MAX)
-            .ok_or_else(|| damaged(path, format!("its {key} is not a user or group id")))
+    let mut id = |key: &str, pax: Option<&i128>, field: &[u8]| -> Result<u32> {
+        let id = (pax.copied().or_else(|| parse_number(field)))
+            .ok_or_else(|| damaged(path, format!("its {key} is not a number")))?;
+        let valid = u32::try_from(id).ok().filter(|&id| id != u32::MAX);
+        Ok(valid.unwrap_or_else(|| {
+            // The creator of the object, root, would be a dangerous owner.
+            let why = "changed an owner or group that Linux cannot store to 65534 (nobody)";
+            omitted.push((why, format!("{key} {id}").into_bytes()));
+            OVERFLOW_ID
+        }))
     };
     let mode = parse_number(&old.mode).ok_or_else(|| bad("its mode is not a number"))?;
     let time = |field: &Field<Time>, global: &Field<Time>| field.over(global).copied();
     let mtime = match time(&local.mtime, &global.mtime) {
         Some(time) => time,
-        None => Time {
-            secs: parse_number(&old.mtime)
-                .and_then(|secs| i64::try_from(secs).ok())
-                .ok_or_else(|| bad("its mtime is not a number"))?,
-            nanos: 0,
+        None => match parse_number(&old.mtime) {
+            Some(secs) if secs > pax::LAST_TIME.secs.into() => pax::LAST_TIME,
+            Some(secs) => Time {
+                secs: i64::try_from(secs).unwrap_or(pax::FIRST_TIME.secs),
+                nanos: 0,
+            },
+            None => return Err(bad("its mtime is not a number")),
         },
     };
     let atime = time(&local.atime, &global.atime);
-    Ok(Attrs {
+    let (uid, gid) = (
+        id("uid", local.uid.over(&global.uid), &old.uid)?,
+        id("gid", local.gid.over(&global.gid), &old.gid)?,
+    );
+    let (xattrs, named_acls) = local.into_xattrs(global);
+    let attrs = Attrs {
         perm: u32::try_from(mode & 0o7777).unwrap_or_default(),
-        uid: id("uid", local.uid.over(&global.uid), &old.uid)?,
-        gid: id("gid", local.gid.over(&global.gid), &old.gid)?,
+        uid,
+        gid,
         // Without an atime in the archive, the atime equals the mtime.
         atime: SetTime::At(atime.unwrap_or(mtime)),
         mtime: SetTime::At(mtime),
-        xattrs: local.into_xattrs(global),
-    })
+        xattrs,
+    };
+    Ok((attrs, named_acls))
 }
 
 #[cfg(test)]
@@ -296,6 +349,8 @@ mod tests {
         assert_eq!(parse_number(b"\0\0\0\0\0\0\0\0"), Some(0));
         assert_eq!(parse_number(b"\x80\0\0\0\x02\0\0\0"), Some(0x0200_0000));
         assert_eq!(parse_number(b"\xff\xff\xff\xff\xff\xff\xff\xfe"), Some(-2));
+        assert_eq!(parse_number(b"12 3456\0"), Some(0o12));
+        assert_eq!(parse_number(b" 644\0garbage"), Some(0o644));
         assert_eq!(parse_number(b"12a\0"), None);
         assert_eq!(parse_number(b"9\0"), None);
     }

@@ -21,6 +21,7 @@ pub mod input;
 mod limits;
 mod marker_xattrs;
 mod member;
+mod named_acls;
 pub mod oci;
 mod pax;
 mod report;
@@ -28,6 +29,7 @@ mod sparse;
 mod stream;
 pub mod unfinished;
 mod unpack;
+mod unpack_mode;
 mod writer;
 
 pub use compress::Compression;

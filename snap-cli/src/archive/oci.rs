@@ -65,7 +65,7 @@ pub fn fill(
         }));
         all.done.entries += done.done.entries;
         all.done.bytes += done.done.bytes;
-        all.notes.extend(done.notes);
+        all.notes.append(done.notes);
         old = Some(&state.view);
     }
     let created = states.last().map(|state| state.created.as_str());

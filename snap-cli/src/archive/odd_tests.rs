@@ -12,8 +12,10 @@ use tar::{EntryType, Header};
 use super::import_tests::{Tar, import_tar};
 use super::input::{self, Input};
 use super::stream::Members;
-use super::unpack::{UnpackMode, Unpacker};
+use super::unpack::Unpacker;
+use super::unpack_mode::UnpackMode;
 use crate::tree::error::ErrorKind;
+use crate::tree::omissions::Unsupported;
 use crate::tree::testing::{describe, is_root, run};
 
 fn names(tree: &Path) -> Vec<String> {
@@ -372,12 +374,12 @@ fn second_archive_in_the_stream_is_noted() {
     let one = Tar::default().file(b"one").end();
     let two = Tar::default().file(b"two").end();
     let (target, got) = import_tar(&[one.clone(), two].concat());
-    let notes = got.unwrap().notes;
+    let notes = got.unwrap().notes.lines();
     assert_eq!(notes.len(), 1);
-    assert!(notes[0].1.contains("another archive"), "{}", notes[0].1);
+    assert!(notes[0].contains("another archive"), "{}", notes[0]);
     assert_eq!(names(target.path()), ["one"]);
     let (_target, got) = import_tar(&[one, vec![b'x'; 5000]].concat());
-    assert_eq!(got.unwrap().notes, []);
+    assert!(got.unwrap().notes.is_empty());
 }
 
 #[test]
@@ -401,8 +403,13 @@ fn duplicate_entries_of_a_raw_layer_are_refused() {
         let data = archive.end();
         let mut members = Members::new(&data[..]);
         let mut progress = |_| {};
-        let mut unpacker =
-            Unpacker::new(target.path(), UnpackMode::Raw(space, space), &mut progress).unwrap();
+        let mut unpacker = Unpacker::new(
+            target.path(),
+            UnpackMode::Raw(space, space),
+            Unsupported::Refuse,
+            &mut progress,
+        )
+        .unwrap();
         let error = loop {
             match members.next().unwrap() {
                 Some(member) => match unpacker.unpack_entry(member, &mut members) {

@@ -3,6 +3,8 @@
 //! A header is a sequence of records `LENGTH KEY=VALUE\n`. Records are delimited by their length, because a value can
 //! contain any byte, including newlines, as the values of binary xattrs do.
 
+use std::num::IntErrorKind;
+
 use cowl_layers::sys::stat::Time;
 
 /// The records of a header to write, in order.
@@ -86,6 +88,14 @@ fn digits(number: usize) -> usize {
     number.checked_ilog10().map_or(1, |log| log as usize + 1)
 }
 
+/// Parses an id, which some archivers write as a negative number. A number that is not an id is `Some`, too.
+pub(super) fn id(text: &[u8]) -> Option<i128> {
+    match text.strip_prefix(b"-") {
+        Some(digits) => decimal(digits).map(|number| -i128::from(number)),
+        None => decimal(text).map(i128::from),
+    }
+}
+
 /// Parses a number that consists of decimal digits only.
 pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     if !text.first()?.is_ascii_digit() {
@@ -93,6 +103,16 @@ pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     }
     str::from_utf8(text).ok()?.parse().ok()
 }
+
+/// The first and the last time, to which others are clamped. The file system clamps them to its own range.
+pub(super) const FIRST_TIME: Time = Time {
+    secs: i64::MIN,
+    nanos: 0,
+};
+pub(super) const LAST_TIME: Time = Time {
+    secs: i64::MAX,
+    nanos: 0,
+};
 
 /// Parses seconds since 1970 with an optional fraction, which is truncated to nanoseconds.
 ///
@@ -108,11 +128,20 @@ pub(super) fn parse_time(text: &[u8]) -> Option<Time> {
         return None;
     }
     let nanos: u32 = format!("{fraction:0<9.9}").parse().ok()?;
-    let secs: i64 = whole.parse().ok()?;
+    let digits = whole.strip_prefix('-').unwrap_or(whole);
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let secs: i64 = match whole.parse::<i64>().map_err(|error| error.kind().clone()) {
+        Ok(secs) => secs,
+        Err(IntErrorKind::PosOverflow) => return Some(LAST_TIME),
+        Err(IntErrorKind::NegOverflow) => return Some(FIRST_TIME),
+        Err(_) => return None,
+    };
     // "-1.25" is 0.75 s after second -2.
     if whole.starts_with('-') && nanos > 0 {
         return Some(Time {
-            secs: secs.checked_sub(1)?,
+            secs: secs.saturating_sub(1),
             nanos: 1_000_000_000 - nanos,
         });
     }
@@ -226,7 +255,19 @@ mod tests {
             nanos: 10_000,
         };
         assert_eq!(parse_time(b"1e-05"), Some(small));
-        for bad in ["", "x", "1.x", "1.-5", ".", "e", "1e400", "nane", "-inf"] {
+        for (text, clamped) in [
+            ("9223372036854775808", LAST_TIME),
+            ("99999999999999999999999.5", LAST_TIME),
+            ("-9223372036854775809", FIRST_TIME),
+            ("-9223372036854775808.25", FIRST_TIME),
+            ("1e25", LAST_TIME),
+        ] {
+            let secs = parse_time(text.as_bytes()).map(|time| time.secs);
+            assert_eq!(secs, Some(clamped.secs), "{text}");
+        }
+        for bad in [
+            "", "x", "+1", "-", "--1", "1.x", "1.-5", ".", "e", "1e400", "nane", "-inf",
+        ] {
             assert_eq!(parse_time(bad.as_bytes()), None, "{bad}");
         }
     }

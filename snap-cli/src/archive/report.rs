@@ -1,12 +1,13 @@
 //! The result of an import or an export.
 
 use crate::tree::error::Progress;
+use crate::tree::notes::Notes;
 
 /// The result of an import or an export.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TransferReport {
     /// The number of entries and bytes that were transferred.
     pub done: Progress,
-    /// Entries that were skipped or changed: path (bytes) and reason.
-    pub notes: Vec<(Vec<u8>, &'static str)>,
+    /// Notes on entries that were skipped or changed.
+    pub notes: Notes,
 }

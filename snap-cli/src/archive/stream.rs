@@ -100,6 +100,7 @@ impl<R: Read> Members<R> {
             _ => None,
         };
         let mut member = member::assemble(header, preceding, &self.global, gnu_sparse)?;
+        member.omitted.append(&mut self.global.omitted);
         // Directories in incremental archives have data, too: a list of names.
         let has_data = matches!(member.kind, EntryKind::File | EntryKind::Socket)
             || header.entry_type().as_byte() == b'D';

@@ -3,8 +3,8 @@
 //! The entries are a tree of files, an exported layer that is recreated exactly, or the changes of an image layer, which
 //! are applied to a tree.
 //!
-//! Paths are resolved component by component without following symbolic links, so that an entry cannot escape from the
-//! target.
+//! Symbolic links in the directories of a path are resolved within the target first. The result is opened component by
+//! component without following symbolic links, so that an entry cannot escape from the target.
 
 use std::io::Read;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -12,34 +12,27 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use cowl_layers::error::Errno;
-use cowl_layers::format::{InodeNumberXattr, XattrSpace, foreign};
+use cowl_layers::format::{InodeNumberXattr, foreign};
 use cowl_layers::sys::stat::{self, FileKind};
-use cowl_layers::sys::{attr, copy, dir, node, remove, xattr};
+use cowl_layers::sys::{attr, copy, dir, remove, xattr};
 
 use super::dir_attrs::DirAttrs;
 use super::dir_map::DirMap;
-use super::entry_path::{self, NewEntry};
+use super::entry_path::{self, NewEntry, PathRole, TreePath};
+use super::limits;
 use super::marker_xattrs;
 use super::member::{EntryKind, Member};
+use super::named_acls::NamedAcls;
 use super::report::TransferReport;
 use super::stream::Members;
+use super::unpack_mode::{UnpackMode, duplicate_entry};
 use crate::tree::attrs::{self, Attrs};
 use crate::tree::dir_cursor::DirCursor;
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
+use crate::tree::omissions::{OBJECT_UNSUPPORTED, Omissions, Unsupported};
 use crate::tree::path_map::PathMap;
-use crate::tree::{create, path};
+use crate::tree::{create, in_root, path};
 use cowl_layers::shown::Show as _;
-
-/// The interpretation of the entries of an archive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum UnpackMode {
-    /// A tree of files, unpacked into a layer with markers in this xattr namespace.
-    Tree(XattrSpace),
-    /// An exported layer with its markers, converted from the first xattr namespace to the second.
-    Raw(XattrSpace, XattrSpace),
-    /// An image layer, whose whiteouts are file names, applied to an existing tree.
-    Changeset(XattrSpace),
-}
 
 /// The inode numbers of a layer to which marker xattrs refer, and the references in its own markers.
 #[derive(Debug, Default)]
@@ -66,6 +59,12 @@ pub(super) struct Unpacker<'a> {
     /// The paths at or below which only objects remain that these entries created.
     cleared: PathMap<()>,
     numbers: NumberReferences,
+    named_acls: NamedAcls,
+    omissions: Omissions,
+    /// The paths of skipped entries, to which later hard links may refer.
+    skipped: PathMap<()>,
+    /// The total length of these paths.
+    skipped_bytes: usize,
     progress: OnProgress<'a>,
     out: TransferReport,
     buffer: Vec<u8>,
@@ -73,7 +72,12 @@ pub(super) struct Unpacker<'a> {
 
 impl<'a> Unpacker<'a> {
     /// Creates an unpacker for the directory `target`, which must be empty except with [`UnpackMode::Changeset`].
-    pub(super) fn new(target: &Path, mode: UnpackMode, progress: OnProgress<'a>) -> Result<Self> {
+    pub(super) fn new(
+        target: &Path,
+        mode: UnpackMode,
+        unsupported: Unsupported,
+        progress: OnProgress<'a>,
+    ) -> Result<Self> {
         let root = dir::open_root(target).context(
             "cannot open the target directory",
             target.as_os_str().as_bytes(),
@@ -93,6 +97,13 @@ impl<'a> Unpacker<'a> {
             created: PathMap::default(),
             cleared: PathMap::default(),
             numbers: NumberReferences::default(),
+            named_acls: NamedAcls::default(),
+            omissions: match mode {
+                UnpackMode::Raw(..) => Omissions::none(),
+                UnpackMode::Tree(_) | UnpackMode::Changeset(_) => Omissions::foreign(unsupported),
+            },
+            skipped: PathMap::default(),
+            skipped_bytes: 0,
             progress,
             out: TransferReport::default(),
             buffer: vec![0; 256 << 10],
@@ -100,39 +111,117 @@ impl<'a> Unpacker<'a> {
     }
 
     /// Sets the attributes of the directories, and returns the results.
-    pub(super) fn finish(self) -> Result<(TransferReport, NumberReferences)> {
-        self.dir_attrs.finish(self.dirs.root())?;
+    pub(super) fn finish(mut self) -> Result<(TransferReport, NumberReferences)> {
+        let (dir_attrs, omissions) = (&mut self.dir_attrs, &mut self.omissions);
+        self.named_acls
+            .finish(&mut self.dirs, dir_attrs, omissions)?;
+        self.dir_attrs
+            .finish(self.dirs.root(), &mut self.omissions)?;
         // Without an entry in the archive, the root gets the mode of any other implied directory.
         if let (UnpackMode::Tree(_), false) = (self.mode, self.has_root) {
             attr::chmod(self.dirs.root(), create::IMPLIED_PERM)
                 .context("cannot set the mode", b".")?;
         }
         (self.progress)(self.out.done);
+        self.out.notes.append(self.omissions.notes);
         Ok((self.out, self.numbers))
     }
 
-    /// Creates the object of an entry.
+    /// Creates the object of an entry, or skips it if it cannot be stored.
     pub(super) fn unpack_entry<R: Read>(
         &mut self,
         mut member: Member,
         members: &mut Members<R>,
     ) -> Result<()> {
-        let path = entry_path::normalize(&member.path)?;
-        self.convert_xattrs(&mut member, &path)?;
         self.out.done.entries += 1;
         if self.out.done.entries.is_multiple_of(64) {
             (self.progress)(self.out.done);
         }
+        for (reason, part) in std::mem::take(&mut member.omitted) {
+            let path = member.path.as_slice();
+            let error = inexact(reason, path);
+            self.omissions.never_stored(error, reason, path, &part)?;
+        }
+        let Some(path) = self.entry_path(&member.path, PathRole::Name)? else {
+            return Ok(());
+        };
+        let path = self.resolve(path)?;
+        if let Some(reason) = why_unstorable(&member, &path) {
+            return self.skip(reason, &path);
+        }
+        match self.unpack_at(member, &path, members) {
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                self.omissions
+                    .unsupported(error, OBJECT_UNSUPPORTED, &path, b"")?;
+                self.note_skipped(&path);
+                self.remove_partial(&path)
+            }
+            done => done,
+        }
+    }
+
+    /// Returns the normalized form of a path of the archive; `None` if the entry is skipped because of it.
+    fn entry_path(&mut self, path: &[u8], role: PathRole) -> Result<Option<Vec<u8>>> {
+        let (converted, reason) = match entry_path::convert(path, role)? {
+            TreePath::Same(converted) => return Ok(Some(converted)),
+            TreePath::Changed(converted, reason) => (Some(converted), reason),
+            TreePath::Unstorable(reason) => (None, reason),
+        };
+        let error = inexact(reason, path);
+        self.omissions.never_stored(error, reason, path, b"")?;
+        Ok(converted)
+    }
+
+    /// Resolves symbolic links in the directories of a path, which are not permitted in an exported layer.
+    fn resolve(&mut self, path: Vec<u8>) -> Result<Vec<u8>> {
+        match self.mode {
+            UnpackMode::Raw(..) => Ok(path),
+            UnpackMode::Tree(_) | UnpackMode::Changeset(_) => {
+                in_root::resolve(&mut self.dirs, &path)
+            }
+        }
+    }
+
+    /// Skips an entry that Linux cannot store.
+    fn skip(&mut self, reason: &'static str, path: &[u8]) -> Result<()> {
+        let error = inexact(reason, path);
+        self.omissions.never_stored(error, reason, path, b"")?;
+        self.note_skipped(path);
+        Ok(())
+    }
+
+    fn note_skipped(&mut self, path: &[u8]) {
+        self.skipped_bytes += path.len();
+        if self.skipped_bytes <= limits::SKIPPED_PATHS {
+            self.skipped.insert(path, ());
+        }
+    }
+
+    /// Removes what was created of an object that is skipped.
+    fn remove_partial(&mut self, path: &[u8]) -> Result<()> {
+        let (parent, name) = path::split(path);
+        match self.dirs.open(parent) {
+            Ok(parent) => create::remove_partial(parent, name, path),
+            // A parent directory cannot be stored either.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Creates the object of an entry at a normalized path.
+    fn unpack_at<R: Read>(
+        &mut self,
+        mut member: Member,
+        path: &[u8],
+        members: &mut Members<R>,
+    ) -> Result<()> {
+        self.convert_xattrs(&mut member, path)?;
         if let UnpackMode::Changeset(_) = self.mode
-            && self.apply_marker(&member, &path)?
+            && self.apply_marker(&member, path)?
         {
             return Ok(());
         }
+        let named_acls = std::mem::take(&mut member.named_acls);
         if path.is_empty() {
-            if member.kind != EntryKind::Directory {
-                let what = "the archive replaces its root by something that is not a directory";
-                return Err(TreeError::new(ErrorKind::Refused, what).at(member.path));
-            }
             if let UnpackMode::Changeset(_) = self.mode {
                 remove_other_xattrs(self.dirs.root(), &member.attrs, b".")?;
             }
@@ -141,14 +230,16 @@ impl<'a> Unpacker<'a> {
             {
                 return Err(duplicate_entry(b"."));
             }
-            return self.dir_attrs.set(self.dirs.root(), b"", member.attrs);
+            self.named_acls.set(path, named_acls)?;
+            let root = self.dirs.root();
+            return (self.dir_attrs).set(root, b"", member.attrs, &mut self.omissions);
         }
         if let EntryKind::HardLink(target) = &member.kind {
-            return self.hard_link(&path, target);
+            return self.hard_link(path, target);
         }
-        let (parent, name) = path::split(&path);
+        let (parent, name) = path::split(path);
         if member.kind != EntryKind::Directory {
-            self.forget(&path)?;
+            self.forget(path)?;
         }
         let parent = self.dirs.open_or_create(parent)?;
         let is_dir = member.kind == EntryKind::Directory;
@@ -156,25 +247,27 @@ impl<'a> Unpacker<'a> {
             true => NewEntry::Directory,
             false => NewEntry::Other,
         };
-        self.mode.refuse_duplicate(parent, name, &path)?;
-        if entry_path::remove_existing(parent, name, new, &path)? {
-            let dir = dir::open_dir(parent, name).context("cannot open the directory", &path)?;
+        self.mode.refuse_duplicate(parent, name, path)?;
+        if entry_path::remove_existing(parent, name, new, path)? {
+            let dir = dir::open_dir(parent, name).context("cannot open the directory", path)?;
             if let UnpackMode::Changeset(_) = self.mode {
-                remove_other_xattrs(dir.as_fd(), &member.attrs, &path)?;
+                remove_other_xattrs(dir.as_fd(), &member.attrs, path)?;
             }
-            return self.dir_attrs.set(dir.as_fd(), &path, member.attrs);
+            self.named_acls.set(path, named_acls)?;
+            return (self.dir_attrs).set(dir.as_fd(), path, member.attrs, &mut self.omissions);
         }
-        self.create(&member, &path, members)?;
+        self.create(&member, path, members)?;
+        self.named_acls.set(path, named_acls)?;
         if member.cowl.ino.is_none() && !is_dir {
             return Ok(());
         }
-        let (parent, name) = path::split(&path);
+        let (parent, name) = path::split(path);
         let parent = self.dirs.open(parent)?;
-        let numbers = exported_and_new_number(parent, name, &member, &path)?;
+        let numbers = exported_and_new_number(parent, name, &member, path)?;
         self.numbers.lent.extend(numbers);
         if is_dir {
-            let dir = dir::open_dir(parent, name).context("cannot open the directory", &path)?;
-            self.dir_attrs.set(dir.as_fd(), &path, member.attrs)?;
+            let dir = dir::open_dir(parent, name).context("cannot open the directory", path)?;
+            (self.dir_attrs).set(dir.as_fd(), path, member.attrs, &mut self.omissions)?;
         }
         Ok(())
     }
@@ -188,30 +281,25 @@ impl<'a> Unpacker<'a> {
     ) -> Result<()> {
         let (parent, name) = path::split(path);
         let parent = self.dirs.open(parent)?;
-        let device = |kind, rdev| {
-            self.mode
-                .create_node(parent, name, (kind, rdev), &member.attrs, path)
-        };
-        match &member.kind {
-            EntryKind::Symlink(target) if target.is_empty() || target.contains(&0) => {
-                let what = "the archive has a symbolic link with an empty or invalid target";
-                Err(TreeError::new(ErrorKind::Refused, what).at(path))
-            }
+        let attrs = (&member.attrs, &mut self.omissions);
+        let node = match &member.kind {
             EntryKind::Symlink(target) => {
-                create::symlink(parent, name, target, &member.attrs, path)
+                return create::symlink(parent, name, target, attrs, path);
             }
-            EntryKind::CharDevice(rdev) => device(FileKind::CharDevice, *rdev),
-            EntryKind::BlockDevice(rdev) => device(FileKind::BlockDevice, *rdev),
-            EntryKind::Fifo => device(FileKind::Fifo, 0),
-            EntryKind::HardLink(_) => Ok(()),
-            EntryKind::Socket => device(FileKind::Socket, 0),
-            EntryKind::Directory => create::dir(parent, name, path).map(drop),
+            EntryKind::CharDevice(rdev) => (FileKind::CharDevice, *rdev),
+            EntryKind::BlockDevice(rdev) => (FileKind::BlockDevice, *rdev),
+            EntryKind::Fifo => (FileKind::Fifo, 0),
+            EntryKind::Socket => (FileKind::Socket, 0),
+            EntryKind::HardLink(_) | EntryKind::Unstorable(_) => return Ok(()),
+            EntryKind::Directory => return create::dir(parent, name, path).map(drop),
             EntryKind::File => {
                 let fd = create::file(parent, name, path)?;
                 self.write_content(&fd, member, path, members)?;
-                attrs::apply(fd.as_fd(), FileKind::Regular, &member.attrs, path)
+                let (kind, omissions) = (FileKind::Regular, &mut self.omissions);
+                return attrs::apply_except(fd.as_fd(), kind, &member.attrs, path, omissions);
             }
-        }
+        };
+        self.mode.create_node(parent, name, node, attrs, path)
     }
 
     /// Converts the xattrs to their on-disk form, and records references to inode numbers.
@@ -324,6 +412,7 @@ impl<'a> Unpacker<'a> {
         self.dirs.forget(path)?;
         self.link_dirs.forget(path)?;
         self.dir_attrs.forget(path);
+        self.named_acls.forget(path);
         Ok(())
     }
 
@@ -341,7 +430,7 @@ impl<'a> Unpacker<'a> {
             None => (member.stored, whole.as_slice()),
         };
         if member.sparse.is_some() {
-            attr::truncate(fd, size).context("cannot set the size", path)?;
+            create::created(attr::truncate(fd, size), "cannot set the size", path)?;
         }
         for &(start, length) in segments {
             let mut done = 0;
@@ -350,7 +439,8 @@ impl<'a> Unpacker<'a> {
                 let want = want.min(self.buffer.len());
                 let chunk = self.buffer.get_mut(..want).unwrap_or_default();
                 members.read_data(chunk)?;
-                copy::write_all(fd, chunk, start + done).context("cannot write", path)?;
+                let written = copy::write_all(fd, chunk, start + done);
+                create::created(written, "cannot write", path)?;
                 done += want as u64;
                 self.out.done.bytes += want as u64;
                 (self.progress)(self.out.done);
@@ -360,31 +450,33 @@ impl<'a> Unpacker<'a> {
     }
 
     fn hard_link(&mut self, path: &[u8], target: &[u8]) -> Result<()> {
-        let refuse = |what: &str| {
-            let what = format!("{what} (to '{}')", target.shown());
-            Err(TreeError::new(ErrorKind::Refused, what).at(path))
+        let Some(target_path) = self.entry_path(target, PathRole::LinkTarget)? else {
+            self.note_skipped(path);
+            return Ok(());
         };
-        let Ok(target_path) = entry_path::normalize(target) else {
-            return refuse("the archive has a hard link that points outside");
-        };
+        let target_path = self.resolve(target_path)?;
+        let to_directory = "skipped a hard link to a directory";
         if target_path.is_empty() {
-            return refuse("the archive has a hard link to its root");
+            return self.skip(to_directory, path);
         }
         let (parent, name) = path::split(&target_path);
-        let missing = "the archive has a hard link to a file that no earlier entry contains";
         let source = match self.link_dirs.open(parent) {
             Ok(dir) => dir::open_path(dir, name),
-            Err(error) if error.kind() == ErrorKind::NotFound => return refuse(missing),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return self.link_to_missing(path, &target_path);
+            }
             Err(error) => return Err(error),
         };
         let source = match source {
             Ok(source) => source,
-            Err(error) if error.errno() == Errno::NOENT => return refuse(missing),
+            Err(error) if error.errno() == Errno::NOENT => {
+                return self.link_to_missing(path, &target_path);
+            }
             Err(error) => return Err(error).context("cannot open a hard link's target", path),
         };
         let kind = stat::stat_fd(&source).context("cannot read", path)?.kind();
         if kind == FileKind::Directory {
-            return refuse("the archive has a hard link to a directory");
+            return self.skip(to_directory, path);
         }
         // tar writes such a link for a file that is specified twice.
         if target_path == path {
@@ -397,67 +489,43 @@ impl<'a> Unpacker<'a> {
         entry_path::remove_existing(parent, name, NewEntry::Other, path)?;
         self.mode.create_link(source.as_fd(), parent, name, path)
     }
+
+    /// Skips a hard link to a skipped entry, and refuses one to an entry that does not exist.
+    fn link_to_missing(&mut self, path: &[u8], target: &[u8]) -> Result<()> {
+        if self.skipped.has(target) {
+            self.omissions
+                .notes
+                .add("skipped a hard link to a skipped entry", path);
+            self.note_skipped(path);
+            return Ok(());
+        }
+        let what = format!(
+            "the archive has a hard link to a file that no earlier entry contains (to '{}')",
+            target.shown()
+        );
+        Err(TreeError::new(ErrorKind::Refused, what).at(path))
+    }
+}
+
+/// Returns why Linux cannot store an entry, if that is so.
+fn why_unstorable(member: &Member, path: &[u8]) -> Option<&'static str> {
+    match member.kind {
+        EntryKind::Unstorable(reason) => Some(reason),
+        EntryKind::Directory => None,
+        _ if path.is_empty() => Some("skipped a root that is not a directory"),
+        _ => None,
+    }
+}
+
+/// Returns the error for an entry that an exported layer cannot contain, because it would be imported differently.
+fn inexact(reason: &str, path: &[u8]) -> TreeError {
+    let what = format!("the archive has an entry that cowl does not write ({reason})");
+    TreeError::new(ErrorKind::Refused, what).at(path)
 }
 
 /// Returns whether an error means that a path is not a directory.
 fn is_not_a_dir(error: &TreeError) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Refused)
-}
-
-impl UnpackMode {
-    /// Creates a device, a fifo or a socket.
-    fn create_node(
-        self,
-        parent: BorrowedFd<'_>,
-        name: &[u8],
-        node: (FileKind, u64),
-        attrs: &Attrs,
-        path: &[u8],
-    ) -> Result<()> {
-        match self {
-            Self::Tree(space) | Self::Changeset(space) => {
-                create::special(parent, name, node, attrs, space, path)
-            }
-            Self::Raw(..) => create::node(parent, name, node, attrs, path),
-        }
-    }
-
-    /// Refuses a second entry for an existing object of a raw layer.
-    ///
-    /// An exported layer has no duplicates, and the memory that is used for each entry must be bounded by the objects
-    /// on disk.
-    fn refuse_duplicate(self, parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<()> {
-        if !matches!(self, Self::Raw(..)) {
-            return Ok(());
-        }
-        match stat::stat_at(parent, name) {
-            Err(error) if error.errno() == Errno::NOENT => Ok(()),
-            Err(error) => Err(error).context("cannot read", path),
-            Ok(_) => Err(duplicate_entry(path)),
-        }
-    }
-
-    fn create_link(
-        self,
-        source: BorrowedFd<'_>,
-        parent: BorrowedFd<'_>,
-        name: &[u8],
-        path: &[u8],
-    ) -> Result<()> {
-        match self {
-            Self::Tree(space) | Self::Changeset(space) => {
-                create::link(source, parent, name, space, path)
-            }
-            Self::Raw(..) => {
-                node::link_fd(source, parent, name).context("cannot create the hard link", path)
-            }
-        }
-    }
-}
-
-fn duplicate_entry(path: &[u8]) -> TreeError {
-    let what = "the archive has two entries for the same object of a layer";
-    TreeError::new(ErrorKind::Refused, what).at(path)
 }
 
 /// Removes the xattrs of an existing directory that its new entry does not have.

@@ -138,7 +138,7 @@ impl<'a, W: Write> Writer<'a, W> {
         let kind = item.kind();
         if kind == FileKind::Socket && self.raw.is_none() {
             let why = "a socket: a tar archive cannot contain sockets";
-            self.report.notes.push((item.path.to_vec(), why));
+            self.report.notes.add(why, item.path);
             return Ok(());
         }
         self.report.done.entries += 1;

@@ -6,13 +6,18 @@ use std::path::Path;
 use super::{CliCommand, Context, output};
 use crate::archive::image::Images;
 use crate::error::Result;
-use crate::lifecycle::create::{Source, create};
+use crate::lifecycle::create::{ImportPolicy, Source, create};
 use crate::store::collect;
 use crate::store::name::ContainerName;
+use crate::tree::omissions::Unsupported;
 
 /// Create a container from a root filesystem
 ///
 /// Owners, modes, times, hard links, devices, extended attributes, ACLs and capabilities are preserved.
+///
+/// Archives are read as GNU tar reads them. Leading slashes of names are removed, and symbolic links in
+/// the directories of names are followed within the new root filesystem. What Linux can never store,
+/// such as extended attributes of other operating systems, is skipped with a note.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The new container's name
@@ -24,6 +29,9 @@ pub(super) struct Args {
     /// Import a container image (OCI, docker save) as plain files instead of refusing it
     #[arg(long)]
     force: bool,
+    /// Skip files and attributes that the store's file system, or the user, cannot store
+    #[arg(long)]
+    skip_unsupported: bool,
 }
 
 impl CliCommand for Args {
@@ -39,9 +47,8 @@ impl CliCommand for Args {
             Source::Path(Path::new(&self.from))
         };
         let mut bar = output::Bar::new("importing");
-        let notes = create(&store, &name, source, images(self.force), &mut |done| {
-            bar.update(done)
-        })?;
+        let policy = policy(self.force, self.skip_unsupported);
+        let notes = create(&store, &name, source, policy, &mut |done| bar.update(done))?;
         drop(bar);
         for note in notes {
             output::print_note(&note);
@@ -50,10 +57,16 @@ impl CliCommand for Args {
     }
 }
 
-/// Returns the treatment of container images that the option `--force` selects.
-pub(super) fn images(force: bool) -> Images {
-    match force {
-        true => Images::ImportAsFiles,
-        false => Images::Refuse,
+/// Returns the policy that the options `--force` and `--skip-unsupported` select.
+pub(super) fn policy(force: bool, skip_unsupported: bool) -> ImportPolicy {
+    ImportPolicy {
+        images: match force {
+            true => Images::ImportAsFiles,
+            false => Images::Refuse,
+        },
+        unsupported: match skip_unsupported {
+            true => Unsupported::Skip,
+            false => Unsupported::Refuse,
+        },
     }
 }

@@ -212,7 +212,7 @@ impl Args {
             let done = outgoing.write(out, compression, progress)?;
             Ok(TransferReport {
                 done,
-                notes: Vec::new(),
+                ..TransferReport::default()
             })
         })?;
         Ok(0)
@@ -288,8 +288,8 @@ pub(super) fn write_directory(
 }
 
 fn print_notes(report: &TransferReport) {
-    for (path, why) in &report.notes {
-        output::print_note(&format!("{}: {why}", output::shown(path)));
+    for note in report.notes.lines() {
+        output::print_note(&note);
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use super::create::images;
+use super::create::policy;
 use super::{CliCommand, Context, output};
 use crate::archive::input::{self, Input};
 use crate::archive::unfinished::UnfinishedFile;
@@ -33,6 +33,10 @@ pub(super) struct Args {
     /// Import a container image (OCI, docker save) as plain files instead of refusing it
     #[arg(long)]
     force: bool,
+    /// Skip files and attributes that the store's file system, or the user, cannot store; for plain
+    /// archives and directories
+    #[arg(long)]
+    skip_unsupported: bool,
 }
 
 impl CliCommand for Args {
@@ -112,9 +116,8 @@ impl Args {
 
     fn create(&self, store: &Store, name: &ContainerName, source: Source<'_>) -> Result<u8> {
         let mut bar = output::Bar::new("importing");
-        let notes = create(store, name, source, images(self.force), &mut |done| {
-            bar.update(done);
-        })?;
+        let policy = policy(self.force, self.skip_unsupported);
+        let notes = create(store, name, source, policy, &mut |done| bar.update(done))?;
         drop(bar);
         for note in notes {
             output::print_note(&note);

@@ -23,6 +23,7 @@ use crate::tree::attrs::{self, Attrs, Xattrs};
 use crate::tree::dir_cursor::DirCursor;
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
 use crate::tree::hard_links::HardLinks;
+use crate::tree::omissions::Omissions;
 use crate::tree::walk::{Walk, WalkStep, WithWhiteouts, open_content};
 use crate::tree::{create, path};
 
@@ -324,11 +325,13 @@ impl Flattener<'_> {
                     .loc
                     .readlink()
                     .context("cannot read the symbolic link", path)?;
-                return create::symlink(parent, name, &link, &attrs, path);
+                let attrs = (&attrs, &mut Omissions::none());
+                return create::symlink(parent, name, &link, attrs, path);
             }
             _ => {
                 let device = (kind, file.stat.rdev);
-                return create::special(parent, name, device, &attrs, self.space, path);
+                let attrs = (&attrs, &mut Omissions::none());
+                return create::special(parent, name, device, attrs, self.space, path);
             }
         }
         let to = create::file(parent, name, path)?;

@@ -14,8 +14,8 @@ use crate::store::measure;
 use crate::store::name::ContainerName;
 use crate::store::record::Record;
 use crate::store::{Store, disk};
-use crate::tree::error::OnProgress;
-use cowl_layers::shown::Show as _;
+use crate::tree::error::{ErrorKind as TreeErrorKind, OnProgress, TreeError};
+use crate::tree::omissions::Unsupported;
 
 /// The source of a root filesystem.
 #[derive(Debug)]
@@ -28,6 +28,15 @@ pub enum Source<'a> {
     Tree(Box<input::TreeArchive<'a>>),
 }
 
+/// The treatment of sources that cannot be imported unchanged.
+#[derive(Clone, Copy, Debug)]
+pub struct ImportPolicy {
+    /// The treatment of container images.
+    pub images: Images,
+    /// The treatment of what the store's file system, or the user, cannot store.
+    pub unsupported: Unsupported,
+}
+
 /// Creates the container `name` from a root filesystem.
 ///
 /// Returns notes on properties that were not preserved.
@@ -35,11 +44,11 @@ pub fn create(
     store: &Store,
     name: &ContainerName,
     source: Source<'_>,
-    images: Images,
+    policy: ImportPolicy,
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
     let claim = family::claim(store, name)?;
-    let made = import_claimed(store, name, source, images, progress);
+    let made = import_claimed(store, name, source, policy, progress);
     claim.remove()?;
     made
 }
@@ -48,9 +57,13 @@ fn import_claimed(
     store: &Store,
     name: &ContainerName,
     source: Source<'_>,
-    images: Images,
+    policy: ImportPolicy,
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
+    let ImportPolicy {
+        images,
+        unsupported,
+    } = policy;
     // Check a directory before it is copied. The content of an archive is known only after unpacking.
     if let (Source::Path(path), Images::Refuse) = (&source, images)
         && path.is_dir()
@@ -60,13 +73,18 @@ fn import_claimed(
     let mut creation = Creation::begin(store)?;
     let base = creation.create_layer(LayerKind::Base, &[], &[])?;
     let tree = store.paths().layer_tree(base);
+    let space = store.space();
     let imported = match source {
-        Source::Path(path) => import::from_path(path, &tree, store.space(), progress),
-        Source::Tree(archive) => import::from_archive(*archive, &tree, store.space(), progress),
-        Source::Stdin => {
-            import::from_stream(std::io::stdin().lock(), &tree, store.space(), progress)
+        Source::Path(path) => import::from_path(path, &tree, space, unsupported, progress),
+        Source::Tree(archive) => {
+            import::from_archive(*archive, &tree, space, unsupported, progress)
         }
-    }?;
+        Source::Stdin => {
+            let input = std::io::stdin().lock();
+            import::from_stream(input, &tree, space, unsupported, progress)
+        }
+    }
+    .map_err(with_option_as_hint)?;
     if images == Images::Refuse {
         image::refuse(&tree)?;
     }
@@ -78,11 +96,23 @@ fn import_claimed(
         log::debug!("cannot measure a layer: {error}");
     }
     create_over_layers(store, creation, name, &[base], Map::new())?;
-    Ok(imported
-        .notes
-        .iter()
-        .map(|(path, reason)| format!("{}: {reason}", path.shown()))
-        .collect())
+    Ok(imported.notes.lines())
+}
+
+/// Adds a hint to the error of an import that the option `--skip-unsupported` prevents.
+fn with_option_as_hint(error: TreeError) -> Error {
+    let kind = error.kind();
+    let error = Error::from(error);
+    match (kind, error.hint.as_deref()) {
+        (TreeErrorKind::Unsupported, Some(hint)) => {
+            let hint = format!("{hint}, or skip what cannot be stored: --skip-unsupported");
+            error.hint(hint)
+        }
+        (TreeErrorKind::Unsupported, None) => {
+            error.hint("skip what cannot be stored: --skip-unsupported")
+        }
+        _ => error,
+    }
 }
 
 /// Creates the container `name` with an empty head on the layers `below`.

@@ -47,9 +47,5 @@ pub fn copy(from: &Rootfs, to: &Path, progress: OnProgress<'_>) -> Result<Vec<St
         ))
         .hint("stop all processes that write to it, then retry"));
     }
-    Ok(done
-        .notes
-        .iter()
-        .map(|(path, reason)| format!("{}: {reason}", path.shown()))
-        .collect())
+    Ok(done.notes.lines())
 }

@@ -28,6 +28,7 @@ use crate::store::record::Record;
 use crate::store::{Store, disk};
 use crate::tree::error::OnProgress;
 use crate::tree::measure;
+use crate::tree::omissions::Unsupported;
 use cowl_layers::shown::Show as _;
 
 /// The key in a snapshot's `extra` that identifies the LXC directory that it was imported from.
@@ -129,7 +130,7 @@ fn fill(
         return Ok(notes);
     };
     let before = measure(path)?.metadata_digest;
-    let imported = import::from_path(path, &tree, store.space(), progress)?;
+    let imported = import::from_path(path, &tree, store.space(), Unsupported::Refuse, progress)?;
     if measure(path)?.metadata_digest != before {
         return Err(Error::failed(format!(
             "cannot copy {}: it changed during the copy",
@@ -137,10 +138,7 @@ fn fill(
         ))
         .hint("stop all processes that write to it, then retry"));
     }
-    let notes = imported.notes.iter();
-    Ok(notes
-        .map(|(path, reason)| format!("{}: {reason}", path.shown()))
-        .collect())
+    Ok(imported.notes.lines())
 }
 
 /// Returns the name of the LXC snapshot if that is free, or else the next number.

@@ -1,10 +1,12 @@
 //! Owner, mode, times and xattrs of an object, which are set exactly.
 //!
-//! Every failure is an error, because a tree that lacks an attribute is not the requested tree. The module does not
-//! depend on the origin of the attributes: an archive, a directory, or a stack of layers.
+//! A failure is an error, because a tree that lacks an attribute is not the requested tree, except for the omissions
+//! that an import permits. The module does not depend on the origin of the attributes: an archive, a directory, or a
+//! stack of layers.
 
 use std::os::fd::BorrowedFd;
 
+use cowl_layers::error::Errno;
 use cowl_layers::format::{ACL_ACCESS, ACL_DEFAULT, XattrSpace};
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys::attr::{self, SetTime};
@@ -13,6 +15,7 @@ use cowl_layers::sys::xattr;
 use cowl_layers::view::{View, user_xattrs};
 
 use super::error::{Context as _, ErrorKind, Result, TreeError};
+use super::omissions::{self, Omissions, XATTR_UNSUPPORTED, XattrProblem};
 
 pub(crate) use cowl_layers::view::Xattrs;
 
@@ -68,29 +71,77 @@ pub(crate) fn acl_name(name: &[u8]) -> Option<&'static [u8]> {
 /// The order matters: chown(2) clears setuid bits and capabilities, user xattrs require a writable file, the mode must
 /// precede the ACL, and every step may change the times.
 pub(crate) fn apply(fd: BorrowedFd<'_>, kind: FileKind, attrs: &Attrs, path: &[u8]) -> Result<()> {
-    apply_first(fd, attrs, path)?;
+    apply_except(fd, kind, attrs, path, &mut Omissions::none())
+}
+
+/// Sets the attributes like [`apply`], except for those that may be omitted.
+pub(crate) fn apply_except(
+    fd: BorrowedFd<'_>,
+    kind: FileKind,
+    attrs: &Attrs,
+    path: &[u8],
+    omissions: &mut Omissions,
+) -> Result<()> {
+    let perm = apply_first(fd, attrs, path, omissions)?;
     let xattrs = attrs.xattrs.iter();
     let acls = xattrs.filter_map(|(name, value)| Some((acl_name(name)?, value.as_slice())));
     let last = FinalAttrs {
-        perm: (kind != FileKind::Symlink).then_some(attrs.perm),
+        perm: (kind != FileKind::Symlink).then_some(perm),
         atime: attrs.atime,
         mtime: attrs.mtime,
     };
-    apply_last(fd, &last, acls, path)
+    apply_last(fd, &last, acls, path, omissions)
 }
 
-/// Sets the owner and the xattrs that are not ACLs: the first part of [`apply`].
-pub(crate) fn apply_first(fd: BorrowedFd<'_>, attrs: &Attrs, path: &[u8]) -> Result<()> {
-    attr::chown(fd, Some(attrs.uid), Some(attrs.gid)).context("cannot set the owner", path)?;
+/// The permission bits that run a program with the privileges of its owner or group.
+const SET_IDS: u32 = 0o6000;
+
+/// Sets the owner and the xattrs that are not ACLs: the first part of [`apply_except`].
+///
+/// Returns the permissions to set afterwards. If the owner could not be set, they lack setuid and setgid: the bits
+/// would grant the privileges of the caller.
+pub(crate) fn apply_first(
+    fd: BorrowedFd<'_>,
+    attrs: &Attrs,
+    path: &[u8],
+    omissions: &mut Omissions,
+) -> Result<u32> {
+    let mut perm = attrs.perm;
+    if let Err(error) = attr::chown(fd, Some(attrs.uid), Some(attrs.gid)) {
+        // EINVAL and EOVERFLOW: the user namespace does not map the id.
+        let kind = match error.errno() {
+            Errno::PERM | Errno::INVAL | Errno::OVERFLOW => Some(ErrorKind::Unsupported),
+            _ => None,
+        };
+        let error = failed(error, kind, "cannot set the owner", path);
+        omissions.unsupported(error, OWNER_UNSUPPORTED, path, b"")?;
+        perm &= !SET_IDS;
+    }
     for (name, value) in &attrs.xattrs {
         if acl_name(name).is_none() {
-            set_xattr(fd, name, value, path)?;
+            set_xattr(fd, name, value, path, omissions)?;
         }
     }
-    Ok(())
+    Ok(perm)
 }
 
-/// Sets the mode, the ACLs and the times: the second part of [`apply`].
+const OWNER_UNSUPPORTED: &str = "skipped an owner that this user cannot set";
+
+/// Returns the error of a system call, with another kind than that of its errno if `kind` is given.
+fn failed(
+    error: cowl_layers::Error,
+    kind: Option<ErrorKind>,
+    message: &str,
+    path: &[u8],
+) -> TreeError {
+    let error = TreeError::from_layers(error, message).at(path);
+    match kind {
+        Some(kind) => error.of_kind(kind),
+        None => error,
+    }
+}
+
+/// Sets the mode, the ACLs and the times: the second part of [`apply_except`].
 ///
 /// The ACL comes after the mode and overrides it, as with GNU tar: archivers store either the mask or the rights of the
 /// owning group in the mode's group bits, and chmod(2) would set the mask to them.
@@ -99,25 +150,41 @@ pub(crate) fn apply_last<'a>(
     last: &FinalAttrs,
     acls: impl Iterator<Item = (&'static [u8], &'a [u8])>,
     path: &[u8],
+    omissions: &mut Omissions,
 ) -> Result<()> {
     if let Some(perm) = last.perm {
         attr::chmod(fd, perm).context("cannot set the mode", path)?;
     }
     for (name, value) in acls {
-        set_xattr(fd, name, value, path)?;
+        set_xattr(fd, name, value, path, omissions)?;
     }
     attr::utimens(fd, last.atime, last.mtime).context("cannot set the times", path)
 }
 
-/// Sets one xattr.
-fn set_xattr(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], path: &[u8]) -> Result<()> {
-    xattr::set(fd, name, value).map_err(|error| {
-        let message = format!("cannot set the xattr {}", name.shown());
-        match Err::<(), _>(error).context(&message, path) {
-            Err(error) => error,
-            Ok(()) => TreeError::new(ErrorKind::Io, message),
+/// Sets one xattr, or omits it.
+pub(crate) fn set_xattr(
+    fd: BorrowedFd<'_>,
+    name: &[u8],
+    value: &[u8],
+    path: &[u8],
+    omissions: &mut Omissions,
+) -> Result<()> {
+    let Err(error) = xattr::set(fd, name, value) else {
+        return Ok(());
+    };
+    let problem = omissions::xattr_problem(fd, name, value, error.errno());
+    let kind = match problem {
+        XattrProblem::Never(_) | XattrProblem::Here => Some(ErrorKind::Unsupported),
+        XattrProblem::Other => None,
+    };
+    let message = format!("cannot set the xattr {}", name.shown());
+    let error = failed(error, kind, &message, path);
+    match problem {
+        XattrProblem::Never(reason) => omissions.never_stored(error, reason, path, name),
+        XattrProblem::Here | XattrProblem::Other => {
+            omissions.unsupported(error, XATTR_UNSUPPORTED, path, name)
         }
-    })
+    }
 }
 
 /// Escapes xattr names that a layer would interpret as markers, as a mount does.

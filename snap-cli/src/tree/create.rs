@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
+use cowl_layers::error::Errno;
 use cowl_layers::format::{ACL_DEFAULT, XattrSpace};
 use cowl_layers::layer::zero_device;
 use cowl_layers::sys::stat::FileKind;
@@ -10,6 +11,7 @@ use rustix::fs::OFlags;
 
 use super::attrs::{self, Attrs};
 use super::error::{Context as _, ErrorKind, Result, TreeError};
+use super::omissions::Omissions;
 
 /// The mode of directories that an archive has no entry for.
 pub(crate) const IMPLIED_PERM: u32 = 0o755;
@@ -21,20 +23,24 @@ pub(crate) fn special(
     parent: BorrowedFd<'_>,
     name: &[u8],
     (kind, rdev): (FileKind, u64),
-    attrs: &Attrs,
+    (attrs, omissions): (&Attrs, &mut Omissions),
     space: XattrSpace,
     path: &[u8],
 ) -> Result<()> {
     let message = "cannot create";
     if zero_device::is_zero_device(kind, rdev) {
         zero_device::mark_dir(parent, space).context(message, path)?;
-        node::mknod(parent, name, FileKind::Regular, 0o600, 0).context(message, path)?;
+        created(
+            node::mknod(parent, name, FileKind::Regular, 0o600, 0),
+            message,
+            path,
+        )?;
         let fd = dir::open_path(parent, name).context(message, path)?;
         zero_device::mark_file(fd.as_fd(), space).context(message, path)?;
     } else {
-        node::mknod(parent, name, kind, 0o600, rdev).context(message, path)?;
+        created(node::mknod(parent, name, kind, 0o600, rdev), message, path)?;
     }
-    apply_at(parent, name, kind, attrs, path)
+    apply_at(parent, name, kind, (attrs, omissions), path)
 }
 
 /// Creates a device, a FIFO or a socket in a plain directory, with its attributes.
@@ -42,11 +48,12 @@ pub(crate) fn node(
     parent: BorrowedFd<'_>,
     name: &[u8],
     (kind, rdev): (FileKind, u64),
-    attrs: &Attrs,
+    (attrs, omissions): (&Attrs, &mut Omissions),
     path: &[u8],
 ) -> Result<()> {
-    node::mknod(parent, name, kind, 0o600, rdev).context("cannot create", path)?;
-    apply_at(parent, name, kind, attrs, path)
+    let made = node::mknod(parent, name, kind, 0o600, rdev);
+    created(made, "cannot create", path)?;
+    apply_at(parent, name, kind, (attrs, omissions), path)
 }
 
 /// Creates a symbolic link with its attributes.
@@ -54,11 +61,12 @@ pub(crate) fn symlink(
     parent: BorrowedFd<'_>,
     name: &[u8],
     target: &[u8],
-    attrs: &Attrs,
+    (attrs, omissions): (&Attrs, &mut Omissions),
     path: &[u8],
 ) -> Result<()> {
-    node::symlink(parent, name, target).context("cannot create the symbolic link", path)?;
-    apply_at(parent, name, FileKind::Symlink, attrs, path)
+    let made = node::symlink(parent, name, target);
+    created(made, "cannot create the symbolic link", path)?;
+    apply_at(parent, name, FileKind::Symlink, (attrs, omissions), path)
 }
 
 /// Sets the attributes of a new object.
@@ -66,22 +74,56 @@ fn apply_at(
     parent: BorrowedFd<'_>,
     name: &[u8],
     kind: FileKind,
-    attrs: &Attrs,
+    (attrs, omissions): (&Attrs, &mut Omissions),
     path: &[u8],
 ) -> Result<()> {
     let fd = dir::open_path(parent, name).context("cannot open the new object", path)?;
-    attrs::apply(fd.as_fd(), kind, attrs, path)
+    attrs::apply_except(fd.as_fd(), kind, attrs, path, omissions)
+}
+
+/// Adds a message and a path to the error of a system call that creates an object or its content.
+///
+/// The kind of the error tells whether the file system or the user cannot store such an object at all.
+pub(crate) fn created<T>(made: cowl_layers::Result<T>, message: &str, path: &[u8]) -> Result<T> {
+    made.map_err(|error| {
+        let cannot_store = matches!(
+            error.errno(),
+            Errno::PERM
+                | Errno::NOTSUP
+                | Errno::INVAL
+                | Errno::ILSEQ
+                | Errno::NAMETOOLONG
+                | Errno::MLINK
+                | Errno::FBIG
+                | Errno::OVERFLOW
+        );
+        let error = TreeError::from_layers(error, message).at(path);
+        match cannot_store {
+            true => error.of_kind(ErrorKind::Unsupported),
+            false => error,
+        }
+    })
 }
 
 /// Creates a regular file with mode 0600, open for reading and writing.
 pub(crate) fn file(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd> {
-    node::create(parent, name, 0o600, OFlags::RDWR).context("cannot create the file", path)
+    let made = node::create(parent, name, 0o600, OFlags::RDWR);
+    created(made, "cannot create the file", path)
 }
 
 /// Creates a directory with mode 0700 and opens it.
 pub(crate) fn dir(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<OwnedFd> {
-    node::mkdir(parent, name, 0o700).context("cannot create the directory", path)?;
+    let made = node::mkdir(parent, name, 0o700);
+    created(made, "cannot create the directory", path)?;
     dir::open_dir(parent, name).context("cannot open the directory", path)
+}
+
+/// Removes what a failed creation left of an object that is not a directory.
+pub(crate) fn remove_partial(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<()> {
+    match node::unlink(parent, name) {
+        Err(error) if error.errno() != Errno::NOENT => Err(error).context("cannot remove", path),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Prepares the root of a new tree: verifies that it is empty, and removes a default ACL that it inherited.
@@ -117,5 +159,5 @@ pub(crate) fn link(
     if device_marker.is_some() {
         zero_device::mark_dir(parent, space).context(message, path)?;
     }
-    node::link_fd(fd, parent, name).context(message, path)
+    created(node::link_fd(fd, parent, name), message, path)
 }

@@ -73,6 +73,33 @@ impl DirCursor {
         self.go_to(path, Missing::Create)
     }
 
+    /// Moves towards the directory at a normalized path, and returns what prevents the cursor from reaching it.
+    pub(crate) fn reach(&mut self, path: &[u8]) -> Result<Option<Obstacle>> {
+        let rest = self.0.ascend_towards(path).context(ASCEND, path)?;
+        let mut start = path.len() - rest.len();
+        for part in rest.split(|&byte| byte == b'/').filter(|p| !p.is_empty()) {
+            let end = start + part.len();
+            match dir::open_dir(self.here(), part) {
+                Ok(fd) => self.0.push(part, fd).context("cannot read", path)?,
+                Err(error) if matches!(error.errno(), Errno::NOENT | Errno::NAMETOOLONG) => {
+                    return Ok(Some(Obstacle::Missing));
+                }
+                Err(error) if matches!(error.errno(), Errno::NOTDIR | Errno::LOOP) => {
+                    let found = stat::stat_at(self.here(), part).context("cannot read", path)?;
+                    if found.kind() != FileKind::Symlink {
+                        return Ok(Some(Obstacle::NotADirectory));
+                    }
+                    let target = dir::readlink(self.here(), part)
+                        .context("cannot read the symbolic link", path)?;
+                    return Ok(Some(Obstacle::Link { start, end, target }));
+                }
+                Err(error) => return Err(error).context("cannot open the directory", path),
+            }
+            start = end + 1;
+        }
+        Ok(None)
+    }
+
     /// Moves to the directory at a normalized path.
     fn go_to(&mut self, path: &[u8], missing: Missing) -> Result<BorrowedFd<'_>> {
         let rest = self.0.ascend_towards(path).context(ASCEND, path)?;
@@ -82,6 +109,18 @@ impl DirCursor {
         }
         Ok(self.here())
     }
+}
+
+/// A component of a path that is not a directory.
+pub(crate) enum Obstacle {
+    Missing,
+    NotADirectory,
+    /// A symbolic link, with the position of its name in the path.
+    Link {
+        start: usize,
+        end: usize,
+        target: Vec<u8>,
+    },
 }
 
 /// The treatment of a missing directory.

@@ -26,6 +26,8 @@ pub enum ErrorKind {
     NotFound,
     /// The file system has no space left, or the quota is exhausted.
     NoSpace,
+    /// The file system, or a user with these privileges, cannot store an attribute or an object.
+    Unsupported,
     /// The input is not an archive of a supported kind.
     NotAnArchive,
     /// The input is empty.
@@ -81,10 +83,26 @@ impl TreeError {
         }
     }
 
+    /// Creates an error from an error of a layer or a system call.
+    pub(crate) fn from_layers(error: cowl_layers::Error, message: impl Into<String>) -> Self {
+        let kind = match error {
+            cowl_layers::Error::Errno(errno) => kind_of(errno),
+            cowl_layers::Error::Damaged(_) => ErrorKind::Damaged,
+        };
+        Self::new(kind, message).because(error)
+    }
+
     /// Sets the path, in bytes as in the tree or the archive.
     #[must_use]
     pub fn at(mut self, path: impl Into<Vec<u8>>) -> Self {
         self.path = Some(PathBuf::from(std::ffi::OsString::from_vec(path.into())));
+        self
+    }
+
+    /// Replaces the kind, where the caller knows the cause better than the errno.
+    #[must_use]
+    pub(crate) fn of_kind(mut self, kind: ErrorKind) -> Self {
+        self.kind = kind;
         self
     }
 
@@ -155,13 +173,7 @@ pub(crate) trait Context<T> {
 
 impl<T> Context<T> for cowl_layers::error::Result<T> {
     fn context(self, message: &str, path: &[u8]) -> Result<T> {
-        self.map_err(|error| {
-            let kind = match error {
-                cowl_layers::error::Error::Errno(errno) => kind_of(errno),
-                cowl_layers::error::Error::Damaged(_) => ErrorKind::Damaged,
-            };
-            TreeError::new(kind, message).at(path).because(error)
-        })
+        self.map_err(|error| TreeError::from_layers(error, message).at(path))
     }
 
     fn context_at(self, message: &str, path: &LayerPath) -> Result<T> {

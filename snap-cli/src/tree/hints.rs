@@ -6,7 +6,11 @@ use crate::error::Error;
 impl From<TreeError> for Error {
     fn from(error: TreeError) -> Self {
         let hint = match error.kind() {
-            ErrorKind::NotPermitted => Some("run the command as root, for example with sudo"),
+            ErrorKind::NotPermitted | ErrorKind::Unsupported => {
+                // root needs another hint, which depends on the system call.
+                let is_root = rustix::process::geteuid().is_root();
+                (!is_root).then_some("run the command as root, for example with sudo")
+            }
             ErrorKind::NoSpace => Some("free some space; nothing was changed"),
             ErrorKind::NotAnArchive => Some(
                 "give a directory or a tar archive, which may be compressed with gzip, zstd or xz",

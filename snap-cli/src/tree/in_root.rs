@@ -1,0 +1,127 @@
+//! Resolution of paths in a tree that is being created, within its root.
+//!
+//! Symbolic links in the directories of a path are followed as by openat2(2) with RESOLVE_IN_ROOT: an absolute target
+//! begins at the root of the tree, and `..` stays there. The result contains no symbolic links, and it is opened without
+//! following any, so that a wrong result could not lead outside either.
+
+use super::dir_cursor::{DirCursor, Obstacle};
+use super::error::{ErrorKind, Result, TreeError};
+use super::path;
+
+/// The maximum number of symbolic links in a path, as for the kernel, and of `..` after other components of a target.
+const MAX_STEPS: usize = 40;
+
+/// Resolves the directories of a normalized path. The last component is not followed.
+///
+/// Directories that do not exist are retained in the result, because they may be created.
+pub(crate) fn resolve(dirs: &mut DirCursor, path: &[u8]) -> Result<Vec<u8>> {
+    let (parent, name) = path::split(path);
+    let mut resolved = parent.to_vec();
+    // The components that follow `resolved`, not normalized.
+    let mut rest = Vec::new();
+    let mut steps = 0;
+    loop {
+        if let Some(Obstacle::Link { start, end, target }) = dirs.reach(&resolved)? {
+            let behind = resolved.get(end..).unwrap_or_default();
+            rest = [target.as_slice(), b"/", behind, b"/", &rest].concat();
+            resolved.truncate(match target.first() {
+                Some(b'/') => 0,
+                _ => start.saturating_sub(1),
+            });
+        }
+        if !append(&mut resolved, &mut rest) {
+            return Ok(path::join(&resolved, name));
+        }
+        steps += 1;
+        if steps > MAX_STEPS {
+            let what = "the path has too many symbolic links";
+            return Err(TreeError::new(ErrorKind::Refused, what).at(path));
+        }
+    }
+}
+
+/// Moves components from `rest` to `resolved`, and returns whether there were any.
+///
+/// Stops at `..` after another component, because that may be a symbolic link.
+fn append(resolved: &mut Vec<u8>, rest: &mut Vec<u8>) -> bool {
+    let (mut moved, mut any) = (0, false);
+    for component in rest.split(|&byte| byte == b'/') {
+        match component {
+            b"" | b"." => {}
+            b".." if any => break,
+            b".." => resolved.truncate(path::split(resolved).0.len()),
+            name => {
+                if !resolved.is_empty() {
+                    resolved.push(b'/');
+                }
+                resolved.extend_from_slice(name);
+                any = true;
+            }
+        }
+        moved += component.len() + 1;
+    }
+    rest.drain(..moved.min(rest.len()));
+    any
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cowl_layers::sys::dir;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn links_are_resolved_within_the_root() {
+        let top = tempfile::tempdir().unwrap();
+        let at = |path: &str| top.path().join(path);
+        for dir in ["usr/bin", "a/b/c", "outside"] {
+            fs::create_dir_all(at(dir)).unwrap();
+        }
+        fs::write(at("file"), "").unwrap();
+        for (target, link) in [
+            ("usr/bin", "bin"),
+            ("/usr", "absolute"),
+            ("../../../../../../usr", "a/up"),
+            ("/../../etc", "etc"),
+            ("b/c", "a/inner"),
+            ("inner/../x", "a/through"),
+            ("missing/../b", "a/missing"),
+            (".", "here"),
+            ("bin", "twice"),
+            ("loop", "loop"),
+            ("file/x", "under-file"),
+            ("b/./c/", "a/dotted"),
+        ] {
+            symlink(target, at(link)).unwrap();
+        }
+        let mut dirs = DirCursor::new(dir::open_root(top.path()).unwrap());
+        for (path, want) in [
+            ("f", "f"),
+            ("usr/bin/f", "usr/bin/f"),
+            ("bin/f", "usr/bin/f"),
+            ("bin/new/f", "usr/bin/new/f"),
+            ("absolute/bin/f", "usr/bin/f"),
+            ("a/up/bin/f", "usr/bin/f"),
+            ("etc/passwd", "etc/passwd"),
+            ("a/inner/f", "a/b/c/f"),
+            // The kernel resolves `inner` before `..`.
+            ("a/through/f", "a/b/x/f"),
+            ("a/missing/f", "a/b/f"),
+            ("here/here/here/f", "f"),
+            ("twice/f", "usr/bin/f"),
+            ("under-file/f", "file/x/f"),
+            ("a/dotted/f", "a/b/c/f"),
+            ("bin", "bin"),
+            ("", ""),
+        ] {
+            let got = resolve(&mut dirs, path.as_bytes()).unwrap();
+            assert_eq!(got.escape_ascii().to_string(), want, "{path}");
+        }
+        for path in ["loop/f".to_owned(), format!("{}f", "here/".repeat(41))] {
+            let error = resolve(&mut dirs, path.as_bytes()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Refused);
+        }
+        assert!(resolve(&mut dirs, "here/".repeat(40).as_bytes()).is_ok());
+    }
+}
