@@ -41,6 +41,8 @@ mod changeset_tests;
 #[cfg(test)]
 mod export_tests;
 #[cfg(test)]
+mod foreign_tests;
+#[cfg(test)]
 mod import_tests;
 #[cfg(test)]
 mod odd_tests;

@@ -135,27 +135,23 @@ fn read_ids(dirs: &mut DirCursor) -> Result<HashMap<(AclName, Vec<u8>), u32>> {
 
 /// Reads the start of a regular file of the tree; without such a file, returns nothing.
 fn read_within(dirs: &mut DirCursor, path: &[u8]) -> Result<Vec<u8>> {
-    // Everything above the last component is resolved, so that the file itself may be a symbolic link.
-    let resolved = in_root::resolve(dirs, &path::join(path, b"."))?;
-    let (file, _) = path::split(&resolved);
-    let (parent, name) = path::split(file);
     let mut data = Vec::new();
-    let opened = match dirs.open(parent) {
-        Ok(parent) => content::open_nodev(parent, name, OFlags::RDONLY),
-        Err(error) => {
-            log::debug!("cannot read the names of users and groups: {error}");
-            return Ok(data);
+    match open_within(dirs, path) {
+        Ok(file) => {
+            let read = file.take(limits::NAME_FILES).read_to_end(&mut data);
+            read.context("cannot read", path)?;
         }
-    };
-    match opened {
-        Ok(file) => File::from(file)
-            .take(limits::NAME_FILES)
-            .read_to_end(&mut data)
-            .context("cannot read", path)
-            .map(|_| data),
-        Err(error) => {
-            log::debug!("cannot read the names of users and groups: {error}");
-            Ok(data)
-        }
+        // The names in ACLs are unknown then, for which there are notes.
+        Err(error) => log::debug!("cannot read the names of users or groups: {error}"),
     }
+    Ok(data)
+}
+
+/// Opens a regular file of the tree, which may be reached through symbolic links within the tree.
+fn open_within(dirs: &mut DirCursor, path: &[u8]) -> Result<File> {
+    // All components but the last one are resolved, so that the file itself is, too.
+    let resolved = in_root::resolve(dirs, &path::join(path, b"."))?;
+    let (parent, name) = path::split(path::split(&resolved).0);
+    let file = content::open_nodev(dirs.open(parent)?, name, OFlags::RDONLY);
+    Ok(File::from(file.context("cannot open", path)?))
 }

@@ -332,31 +332,12 @@ fn entries_that_cannot_be_represented_are_refused() {
         ),
         (tar().pax(&[continued]).file(b"f"), ErrorKind::Refused),
         (
-            tar()
-                .pax(&[(b"SCHILY.devmajor", b"4096")])
-                .entry(EntryType::Char, b"c", b"", b""),
-            ErrorKind::Damaged,
-        ),
-        (
-            tar()
-                .pax(&[(b"SCHILY.devminor", b"1048576")])
-                .entry(EntryType::Block, b"c", b"", b""),
-            ErrorKind::Damaged,
-        ),
-        (
-            tar().pax(&[(b"uid", b"4294967295")]).file(b"f"),
-            ErrorKind::Damaged,
-        ),
-        (
-            tar().pax(&[(b"uid", b"4294967296")]).file(b"f"),
-            ErrorKind::Damaged,
-        ),
-        (
             tar().pax(&[(b"size", b"9223372036854775808")]).file(b"f"),
             ErrorKind::Damaged,
         ),
+        (tar().pax(&[(b"uid", b"zz")]).file(b"f"), ErrorKind::Damaged),
         (
-            tar().pax(&[(b"mtime", b"9223372036854775808")]).file(b"f"),
+            tar().pax(&[(b"mtime", b"zz")]).file(b"f"),
             ErrorKind::Damaged,
         ),
         (

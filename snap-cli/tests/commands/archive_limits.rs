@@ -259,7 +259,47 @@ fn headers_names_attributes_and_acls_have_limits() {
     };
     check("ACL", &with(b'x', &[acl(1_000_000)]), &LIMIT);
     let value = record("SCHILY.xattr.user.x", vec![0; 8 << 20]);
-    check("attribute's value", &with(b'x', &[value]), &LIMIT);
+    check("attribute's value", &with(b'x', &[value]), &End::Made);
+    let values = numbered("SCHILY.xattr.com.apple.", 200_000, b"v");
+    check("foreign attributes", &with(b'x', &values), &End::Made);
+    let names = |count: usize| {
+        let text = b"user::rwx,group::r-x,other::r-x,mask::rwx".to_vec();
+        let text = [text, b",user:somebody:r--".repeat(count)].concat();
+        record("SCHILY.acl.access", text)
+    };
+    let mut archive = Archive::new();
+    for n in 0..400 {
+        let path = format!("{n}");
+        archive = archive.pax(b'x', &[names(3000)]).file(&path);
+    }
+    check("ACLs with names", &archive.file("after").end(), &LIMIT);
+    let line = b"some-user-name:x:1000:1000::/home:/bin/sh\n";
+    let archive = Archive::new()
+        .repeated(b'0', b"etc/passwd", line, 10_000_000)
+        .pax(b'x', &[names(100)]);
+    check(
+        "a large etc/passwd",
+        &archive.file("after").end(),
+        &End::Made,
+    );
+    let mut archive = Archive::new();
+    for n in 0..300_000 {
+        let path = format!("/{n:0>80}");
+        archive.raw(Archive::header(b'2', path.as_bytes(), b"", 0).as_bytes());
+    }
+    check("skipped entries", &archive.file("after").end(), &End::Made);
+    let mut archive = Archive::new();
+    let links = Archive::header(b'2', b"l", b".", 0);
+    archive.raw(links.as_bytes());
+    for _ in 0..200 {
+        let path = [b"l/".repeat(30), b"d/".repeat(50_000)].concat();
+        archive = archive.entry(b'L', b"long", &path).file("x");
+    }
+    check(
+        "links in deep paths",
+        &archive.file("after").end(),
+        &End::Made,
+    );
     let many = numbered("SCHILY.xattr.user.", 20_000, b"v");
     check("attributes", &with(b'x', &many), &LIMIT);
     let mut archive = Archive::new();
