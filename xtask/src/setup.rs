@@ -24,6 +24,7 @@ const PACKAGES: &[&str] = &[
     "git",
     "kmod",
     "libc6-dev",
+    "libarchive-tools",
     "libcap2-bin",
     "lxc",
     "lxc-templates",

@@ -250,6 +250,19 @@ fn odd_archives_are_unpacked_as_by_gnu_tar() {
         ustar[88..95].copy_from_slice(b"one/two");
     });
     assert_same_as_gnu_tar("a prefix", &prefix);
+    let prefix = raw(&|header| {
+        let ustar = &mut header.as_mut_bytes()[257..];
+        ustar[..8].copy_from_slice(b"ustar\0  ");
+        ustar[88..95].copy_from_slice(b"one/two");
+    });
+    assert_same_as_gnu_tar("a prefix without a version", &prefix);
+    let garbage = raw(&|header| {
+        header.as_old_mut().uid = *b"12 3456\0";
+        header.as_old_mut().gid = *b"  7\0abcd";
+    });
+    assert_same_as_gnu_tar("garbage behind numbers", &garbage);
+    let unknown = raw(&|header| header.set_entry_type(EntryType::new(b'Q')));
+    assert_same_as_gnu_tar("an unknown type", &unknown);
     for (label, archive) in [
         (
             "a directory after its content",
@@ -292,6 +305,38 @@ fn odd_archives_are_unpacked_as_by_gnu_tar() {
         (
             "a hard link to itself",
             tar().file(b"a").entry(EntryType::Link, b"a", b"./a", b""),
+        ),
+        (
+            "absolute names and targets of hard links",
+            tar()
+                .file(b"/d/a")
+                .entry(EntryType::Link, b"//b", b"/d/a", b"")
+                .entry(EntryType::Link, b"c", b"x/../../d/a", b""),
+        ),
+        (
+            "names and a target through a link to a directory",
+            tar()
+                .file(b"d/first")
+                .entry(EntryType::Symlink, b"l", b"d", b"")
+                .file(b"l/f")
+                .entry(dir, b"l/e", b"", b"")
+                .entry(EntryType::Link, b"l/g", b"l/f", b"")
+                // GNU tar does not restore the time of a directory after later entries in it.
+                .entry(dir, b"d", b"", b""),
+        ),
+        (
+            "two extended headers for one entry",
+            tar()
+                .pax(&[(b"uid", b"7")])
+                .pax(&[(b"gid", b"8")])
+                .file(b"f"),
+        ),
+        (
+            "a long name and a name in an extended header",
+            tar()
+                .pax(&[(b"path", b"extended")])
+                .entry(EntryType::GNULongName, b"L", b"", b"long\0")
+                .file(b"f"),
         ),
         (
             "a name with doubled slashes and dots",

@@ -8,6 +8,7 @@
 )]
 
 mod archive_limits;
+mod archive_programs;
 mod archives;
 mod cli_errors;
 #[path = "../../../fs/overlay/tests/overlay/common/mod.rs"]
