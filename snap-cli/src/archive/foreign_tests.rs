@@ -226,24 +226,24 @@ fn numbers_out_of_range_are_changed() {
         return;
     }
     let file = EntryType::Regular;
-    let nobody = "65534:";
+    let overflow = "65534:";
     for (label, archive, want, is_noted) in [
         (
             "-1 as an unsigned number",
             tar().pax(&[(b"uid", b"4294967295")]).file(b"odd"),
-            nobody,
+            overflow,
             true,
         ),
         (
             "more than 32 bits",
             tar().pax(&[(b"uid", b"4294967296")]).file(b"odd"),
-            nobody,
+            overflow,
             true,
         ),
         (
             "negative in a PAX record",
             tar().pax(&[(b"uid", b"-2")]).file(b"odd"),
-            nobody,
+            overflow,
             true,
         ),
         (
@@ -251,7 +251,7 @@ fn numbers_out_of_range_are_changed() {
             edited(tar(), file, |header| {
                 header.as_old_mut().uid = *b"\xff\xff\xff\xff\xff\xff\xff\xfe";
             }),
-            nobody,
+            overflow,
             true,
         ),
         (

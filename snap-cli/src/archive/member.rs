@@ -282,7 +282,7 @@ fn device(header: &Header, preceding: &PrecedingHeaders, global: &Extended) -> O
     Some(rustix::fs::makedev(major, minor))
 }
 
-/// The id of nobody and nogroup, which the kernel also reports for ids that it cannot represent (overflowuid).
+/// The id without privileges that the kernel reports for ids that it cannot represent (overflowuid).
 const OVERFLOW_ID: u32 = 65534;
 
 type AttrsAndAcls = (Attrs, Vec<(&'static [u8], Vec<u8>)>);
@@ -302,7 +302,7 @@ fn attrs(
         let valid = u32::try_from(id).ok().filter(|&id| id != u32::MAX);
         Ok(valid.unwrap_or_else(|| {
             // The creator of the object, root, would be a dangerous owner.
-            let why = "changed an owner or group that Linux cannot store to 65534 (nobody)";
+            let why = "changed an owner or group that Linux cannot store to 65534";
             omitted.push((why, format!("{key} {id}").into_bytes()));
             OVERFLOW_ID
         }))

@@ -39,6 +39,8 @@ mod bundle_tests;
 #[cfg(test)]
 mod changeset_tests;
 #[cfg(test)]
+mod escape_tests;
+#[cfg(test)]
 mod export_tests;
 #[cfg(test)]
 mod foreign_tests;

@@ -83,7 +83,7 @@ fn apply_at(
 
 /// Adds a message and a path to the error of a system call that creates an object or its content.
 ///
-/// The kind of the error tells whether the file system or the user cannot store such an object at all.
+/// The error is [`ErrorKind::Unsupported`] if the file system or the user cannot store such an object at all.
 pub(crate) fn created<T>(made: cowl_layers::Result<T>, message: &str, path: &[u8]) -> Result<T> {
     made.map_err(|error| {
         let cannot_store = matches!(

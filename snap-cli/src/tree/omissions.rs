@@ -33,7 +33,7 @@ pub(crate) struct Omissions {
 enum Permitted {
     /// Nothing: the target must equal the source.
     None,
-    /// What Linux can never store, and with [`Unsupported::Skip`] what the target cannot store.
+    /// Anything that Linux can never store, and with [`Unsupported::Skip`] anything that the target cannot store.
     Foreign(Unsupported),
 }
 
