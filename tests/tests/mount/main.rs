@@ -15,6 +15,7 @@ mod cowlfs_cli;
 mod differential;
 mod directories;
 mod early_write_back;
+mod failed_calls;
 mod foreign_layers;
 mod found;
 mod full_mount;
