@@ -19,6 +19,7 @@ mod failed_calls;
 mod foreign_layers;
 mod found;
 mod full_mount;
+mod fuse_limits;
 mod hostile_content;
 mod kernel_interop;
 mod links;
