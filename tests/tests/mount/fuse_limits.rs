@@ -43,18 +43,12 @@ assert handle("d/file", AT_HANDLE_FID) == handle("d/link", AT_HANDLE_FID) != han
 "#;
         let script = format!("{HANDLES}{script}");
         let output = python(beside.mount.path(), &script).ok().out();
-        assert_eq!(
-            output.trim(),
-            "ENOTSUP ENOTSUP\nESTALE\nESTALE\nESTALE"
-        );
+        assert_eq!(output.trim(), "ENOTSUP ENOTSUP\nESTALE\nESTALE\nESTALE");
         let kernel = beside.scratch.make("kernel");
         let stack = Stack::of(&[&beside.plain, &beside.scratch.join("lower")]);
         let kernel = Overlay::kernel(&stack, &kernel);
         let output = python(kernel.path(), &script).ok().out();
-        assert_eq!(
-            output.trim(),
-            "ENOTSUP ENOTSUP\nESTALE\nESTALE\nESTALE"
-        );
+        assert_eq!(output.trim(), "ENOTSUP ENOTSUP\nESTALE\nESTALE\nESTALE");
         kernel.unmount();
         beside.mount.unmount();
     }
