@@ -132,11 +132,15 @@ pub(super) fn parse_time(text: &[u8]) -> Option<Time> {
     if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    let secs: i64 = match whole.parse::<i64>().map_err(|error| error.kind().clone()) {
+    let secs: i64 = match whole.parse::<i64>() {
         Ok(secs) => secs,
-        Err(IntErrorKind::PosOverflow) => return Some(LAST_TIME),
-        Err(IntErrorKind::NegOverflow) => return Some(FIRST_TIME),
-        Err(_) => return None,
+        Err(error) => {
+            return match error.kind() {
+                IntErrorKind::PosOverflow => Some(LAST_TIME),
+                IntErrorKind::NegOverflow => Some(FIRST_TIME),
+                _ => None,
+            };
+        }
     };
     // "-1.25" is 0.75 s after second -2.
     if whole.starts_with('-') && nanos > 0 {
