@@ -15,7 +15,8 @@
 //! - `metadata`: attributes and xattrs;
 //! - `change`: creation, hard links, removal, rename;
 //! - `overlay`, `services`, `op`: the state of a mount, the assembly of the modules above, and the public operations;
-//!   `push`, `kernel_index`: a new top layer, and adoption of layers that the kernel's overlayfs wrote.
+//!   `push`, `replace_layers`, `kernel_index`: a new top layer, other lower layers, and adoption of layers that the
+//!   kernel's overlayfs wrote.
 
 mod change;
 mod content;
@@ -31,6 +32,7 @@ mod overlay;
 pub mod plan;
 mod push;
 mod reach;
+mod replace_layers;
 mod services;
 
 pub use change::RenameFlags;
@@ -42,3 +44,4 @@ pub use op::Op;
 pub use overlay::Overlay;
 pub use push::PushError;
 pub use reach::{Caller, OverlayOptions};
+pub use replace_layers::{Difference, ReplaceError, Replaced};

@@ -15,6 +15,7 @@ mod identity;
 mod node_ids;
 mod object;
 mod state;
+mod substitutes;
 mod table;
 mod times;
 

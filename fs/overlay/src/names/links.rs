@@ -59,6 +59,11 @@ impl LinkIndex {
         }
     }
 
+    /// Drops the scans of layers that are not in the stack any more.
+    pub(crate) fn forget_layers(&self, ids: &HashSet<u64>) {
+        self.layers.lock().retain(|id, _| !ids.contains(id));
+    }
+
     /// Removes a directory that was unlinked, in which no names are visible any more.
     pub(crate) fn forget_moved(&self, inode: &Arc<Inode>) {
         self.moved.lock().retain(|known| !Arc::ptr_eq(known, inode));
