@@ -1,11 +1,11 @@
 //! Requests that change the stack of layers.
 
 use std::ffi::OsString;
+use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::server::ServedMount;
 use super::{ReplacedLayers, Response};
 use crate::config::Config;
 use cowl_layers::format::XattrSpace;
@@ -49,14 +49,20 @@ pub(super) fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path
 }
 
 /// Replaces the lower layers by others with the same merged tree.
-pub(super) fn replace(served: &ServedMount, lowers: Vec<Vec<u8>>) -> Response {
-    let config = &served.config;
+///
+/// `invalidate` drops the listing of a directory that the kernel has cached.
+pub(super) fn replace(
+    overlay: &Overlay,
+    config: &Config,
+    lowers: Vec<Vec<u8>>,
+    invalidate: impl Fn(u64) -> io::Result<()>,
+) -> Response {
     if !config.snapshots {
         return failed("the layers of this mount cannot be replaced".into());
     }
     let path = |bytes| PathBuf::from(OsString::from_vec(bytes));
     let lowers: Vec<PathBuf> = lowers.into_iter().map(path).collect();
-    let replaced = served.overlay.replace_layers(&lowers, |path| {
+    let replaced = overlay.replace_layers(&lowers, |path| {
         open(config, path).and_then(lock::for_reading)
     });
     let replaced = match replaced {
@@ -70,7 +76,7 @@ pub(super) fn replace(served: &ServedMount, lowers: Vec<Vec<u8>>) -> Response {
     };
     for ino in replaced.stale_listings {
         // Until then, d_ino of entries that no process knew can differ from their st_ino.
-        if let Err(error) = (served.flush)(ino) {
+        if let Err(error) = invalidate(ino) {
             log::warn!("cannot invalidate the listing of inode {ino}: {error}");
         }
     }

@@ -214,7 +214,10 @@ fn execute(request: Request, served: &ServedMount) -> (Response, Option<Detached
             let work = Path::new(OsStr::from_bytes(&work));
             (layers::push(overlay, config, upper, work), None)
         }
-        Request::ReplaceLayers { lowers } => (layers::replace(served, lowers), None),
+        Request::ReplaceLayers { lowers } => {
+            let invalidate = |ino| (served.flush)(ino);
+            (layers::replace(overlay, config, lowers, invalidate), None)
+        }
         Request::Flush => (flush(served), None),
         Request::Stats => (stats(served), None),
         Request::Ping => (Response::Done, None),
