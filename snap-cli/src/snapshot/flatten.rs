@@ -162,15 +162,6 @@ pub(super) fn merge_run(
     if let Err(error) = finish_merge(container) {
         log::warn!("{error}; the layers are merged; the next command completes the cleanup");
     }
-    // Both stacks have the same content, so it does not matter which of them the daemon uses. The old layers are locked
-    // by the daemon, and are removed after it has released them.
-    if let Err(error) = switch_daemon(container) {
-        log::warn!(
-            "{error}; the layers of {} are merged, but its mount uses the old ones until it is unmounted",
-            container.name()
-        );
-    }
-    collect::collect_or_warn(container.store());
     Ok(())
 }
 
@@ -223,7 +214,7 @@ fn replace_run(stack: &[LayerId], run: &[LayerId], merged: LayerId) -> Option<Ve
     Some(new)
 }
 
-/// Completes a committed merge: rewrites the container's snapshots to the merged layer.
+/// Completes a committed merge: rewrites the container's snapshots to the merged layer, and makes the daemon use it.
 ///
 /// If the command that merged was killed, the next command that opens the container calls this.
 pub fn finish_merge(container: &mut Container<'_>) -> Result<()> {
@@ -231,11 +222,21 @@ pub fn finish_merge(container: &mut Container<'_>) -> Result<()> {
         return Ok(());
     };
     rewrite_snapshots(container, &run, layer)?;
+    // Both stacks have the same content, so it does not matter which of them the daemon uses. It locks the old layers,
+    // which are removed after it has released them.
+    if let Err(error) = switch_daemon(container) {
+        log::warn!(
+            "{error}; the layers of {} are merged, but its mount uses the old ones until it is unmounted",
+            container.name()
+        );
+    }
     let next = ContainerManifest {
         merged: None,
         ..container.manifest().clone()
     };
-    container.commit(next, None, |_| Ok(Swap::Done))
+    container.commit(next, None, |_| Ok(Swap::Done))?;
+    collect::collect_or_warn(container.store());
+    Ok(())
 }
 
 /// Replaces the run by the merged layer in all snapshots of the container.
