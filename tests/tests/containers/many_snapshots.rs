@@ -17,7 +17,7 @@ const OTHER_DESCRIPTORS: usize = 40;
 /// The memory of a layer, with its part of the merged directories.
 const BYTES_PER_LAYER: usize = 12 << 10;
 /// The memory that may be allocated for other reasons.
-const OTHER_BYTES: usize = 2 << 20;
+const OTHER_BYTES: usize = 4 << 20;
 /// The default of `depth_limit`.
 const DEPTH_LIMIT: usize = 128;
 
