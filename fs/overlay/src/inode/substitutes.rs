@@ -1,6 +1,9 @@
 //! The inode numbers of objects whose visible number is not on disk.
 
+use std::collections::BTreeMap;
+
 use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
 
 use super::identity::Identity;
 
@@ -89,6 +92,46 @@ impl Substitutes {
         for (identity, number) in numbers {
             self.record(identity, number);
         }
+    }
+}
+
+/// The recorded numbers, for the record of state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SubstitutesRecord {
+    numbers: BTreeMap<Identity, u64>,
+    assigned: u64,
+    is_reused: bool,
+}
+
+impl Substitutes {
+    pub(super) fn to_record(&self) -> SubstitutesRecord {
+        let Self {
+            numbers,
+            // The inverse of `numbers`.
+            owners: _,
+            assigned,
+            is_reused,
+        } = self;
+        SubstitutesRecord {
+            numbers: numbers
+                .iter()
+                .map(|(identity, ino)| (*identity, *ino))
+                .collect(),
+            assigned: *assigned,
+            is_reused: *is_reused,
+        }
+    }
+
+    pub(super) fn from_record(record: &SubstitutesRecord) -> Self {
+        let mut substitutes = Self {
+            assigned: record.assigned,
+            is_reused: record.is_reused,
+            ..Self::default()
+        };
+        for (identity, number) in &record.numbers {
+            substitutes.record(*identity, *number);
+        }
+        substitutes
     }
 }
 

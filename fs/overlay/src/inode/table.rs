@@ -23,14 +23,14 @@ const MAX_CTIMES: usize = 1 << 16;
 /// The minimum number of dropped inodes before the tables shrink. They use one or two megabytes.
 const MIN_DROPPED: usize = 4096;
 #[derive(Debug)]
-enum TableEntry {
+pub(super) enum TableEntry {
     /// The kernel does not know the inode. An operation or an open file may reference it.
     Weak(Weak<Inode>),
     /// The kernel knows the inode. A lookup count that reaches the maximum stays there, and the inode is never dropped.
     Strong { inode: Arc<Inode>, lookups: u32 },
 }
 
-type Shard = FxHashMap<u64, TableEntry>;
+pub(super) type Shard = FxHashMap<u64, TableEntry>;
 
 /// The handling of an object whose number belongs to a different known inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,17 +53,17 @@ pub(crate) enum NumberStorage {
 /// The table of known inodes.
 #[derive(Debug)]
 pub struct InodeTable {
-    shards: Vec<Mutex<Shard>>,
-    substitutes: Mutex<Substitutes>,
+    pub(super) shards: Vec<Mutex<Shard>>,
+    pub(super) substitutes: Mutex<Substitutes>,
     /// The arguments of [`Inode::override_ctime`], for an inode that the kernel forgets and looks up again. A stale
     /// pair is harmless, because it applies only while the ctime on disk is the recorded one.
-    ctimes: Mutex<LruCache<u64, (Time, Time)>>,
+    pub(super) ctimes: Mutex<LruCache<u64, (Time, Time)>>,
     /// The inodes with a replacement node id.
-    node_ids: NodeIds,
+    pub(super) node_ids: NodeIds,
     /// The number of known inodes.
-    known: AtomicUsize,
+    pub(super) known: AtomicUsize,
     /// The number of inodes dropped since the tables last shrank.
-    dropped: AtomicUsize,
+    pub(super) dropped: AtomicUsize,
 }
 
 impl Default for InodeTable {
@@ -80,7 +80,7 @@ impl Default for InodeTable {
 }
 
 impl InodeTable {
-    fn shard(&self, ino: u64) -> &Mutex<Shard> {
+    pub(super) fn shard(&self, ino: u64) -> &Mutex<Shard> {
         let at = usize::try_from(ino % SHARDS as u64).unwrap_or(0);
         // `at` is below SHARDS, the length.
         #[allow(clippy::indexing_slicing)]

@@ -20,7 +20,7 @@ use cowl_layers::view::MergedEntry;
 
 pub use cache::Listing;
 pub(crate) use cache::Listings;
-pub(crate) use cookies::Cookies;
+pub(crate) use cookies::{Cookies, CookiesRecord};
 use entry::Cookie;
 pub use entry::{DirEntry, END};
 
