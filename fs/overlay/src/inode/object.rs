@@ -321,14 +321,6 @@ impl Inode {
         }
     }
 
-    /// Whether the object has no name any more.
-    pub(crate) fn is_removed(&self) -> bool {
-        match &*self.state.read() {
-            InodeState::Dir(dir) => dir.removed,
-            InodeState::File(file) => file.orphan,
-        }
-    }
-
     /// Records an additional name of a file, or the current name of a directory.
     pub(crate) fn add_alias(&self, alias: Alias) {
         self.state.write().add_alias(alias);

@@ -240,7 +240,7 @@ impl InodeTable {
     /// recorded identities of their objects become invalid.
     pub(crate) fn reserve_known_numbers(&self, own_number: impl Fn(Identity) -> Option<u64>) {
         let all = self.all();
-        let named = all.iter().filter(|inode| !inode.is_removed());
+        let named = all.iter().filter(|inode| !inode.state.read().is_removed());
         let numbers = named.map(|inode| (inode.identity(), inode.ino()));
         let differing = numbers.filter(|(identity, ino)| own_number(*identity) != Some(*ino));
         self.substitutes.lock().reserve(differing);
