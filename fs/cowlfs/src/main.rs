@@ -49,11 +49,15 @@ fn run(args: Args) -> Result<(), (String, u8)> {
         foreground,
         debug,
         remount,
+        ignored,
     } = args.into_invocation().map_err(|text| (text, 2))?;
     cowlfs::logging::start(match debug {
         true => LevelFilter::Debug,
         false => LevelFilter::Warn,
     });
+    for message in ignored {
+        log::warn!("{message}");
+    }
     if remount {
         return cowlfs::remount(&config).map_err(|error| describe(&error));
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use crate::config::{CACHE_TIMEOUT, Config};
+use crate::config::{CACHE_TIMEOUT, Config, Passthrough};
 use crate::control::{self, FuseConnection, OwnMount, SignalTarget, Signals, StatsSource};
 use crate::fuse::{self, SessionError, SessionSettings};
 use crate::limits;
@@ -194,7 +194,11 @@ fn session_settings(config: &Config, requests: &Arc<Requests>) -> SessionSetting
         busy_poll: config.busy_poll,
         awake: config.awake,
         requests: requests.clone(),
-        passthrough: config.passthrough,
+        passthrough: match config.passthrough {
+            // By passthrough, the kernel syncs a write only if the file was opened with O_SYNC.
+            Passthrough::Auto | Passthrough::All if config.mount.sync => Passthrough::Read,
+            chosen => chosen,
+        },
         coherence: config.coherence,
         // The kernel's condition for FUSE_DEV_IOC_BACKING_OPEN. Without passthrough, other file systems can be stacked
         // on the mount.
@@ -218,7 +222,14 @@ fn failed(message: String) -> SetupError {
 /// Changes the flags of an existing mount.
 pub fn remount(config: &Config) -> Result<(), SetupError> {
     let mountpoint = check_mountpoint(&config.mountpoint)?;
-    sys::mount::remount(&mountpoint, &config.mount).map_err(|error| {
+    let mut options = config.mount.clone();
+    let is_sync = sys::mount::is_sync(&mountpoint)
+        .map_err(|error| SetupError::at("cannot stat the mount at", &mountpoint, error))?;
+    if options.sync && !is_sync {
+        log::warn!("option sync is ignored by a remount: unmount, and mount with it");
+    }
+    options.sync = is_sync;
+    sys::mount::remount(&mountpoint, &options).map_err(|error| {
         let refused = SetupError::at("cannot remount", &mountpoint, error);
         match error.errno() {
             Errno::INVAL => refused

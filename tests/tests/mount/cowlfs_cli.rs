@@ -291,11 +291,6 @@ fn invalid_command_lines_print_a_message_and_change_nothing() {
         ),
         (&["-o", all, "absent"], &["absent"]),
         (&["-o", all, "file"], &["file"]),
-        (&["-o", &format!("{all},frobnicate"), "m"], &["frobnicate"]),
-        (
-            &["-o", &format!("{all},frobnicate=1"), "m"],
-            &["frobnicate"],
-        ),
         (
             &["-o", &format!("{all},uidmapping=1:2"), "m"],
             &["uidmapping"],

@@ -2,6 +2,7 @@
 //! directory on a read-only mount does; ro, nosuid, nodev, noexec, noatime, fsname= and subtype= are shown and work;
 //! statfs reports the file system that is written.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +13,7 @@ use cowl_tests::images::{self, Kind};
 use cowl_tests::layers;
 use cowl_tests::mount::{self, Overlay, Stack};
 use cowl_tests::random::{Caller, Generator, Op, Outcome, Side};
+use cowl_tests::requests::Counted;
 use cowl_tests::scratch::Scratch;
 use rustix::fs::{OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -271,7 +273,15 @@ fn mount_flags_are_reported_and_enforced() {
     // Others must be able to walk here.
     std::fs::set_permissions(&*scratch, std::fs::Permissions::from_mode(0o755)).unwrap();
     let tested = scratch.make("tested");
-    for option in ["nosuid", "nodev", "noexec", "noatime", "ro"] {
+    for option in [
+        "nosuid",
+        "nodev",
+        "noexec",
+        "nosymfollow",
+        "noatime",
+        "nodiratime",
+        "ro",
+    ] {
         for on in [true, false] {
             let opposite = option.strip_prefix("no").unwrap_or("rw");
             let word = if on { option } else { opposite };
@@ -296,6 +306,103 @@ fn mount_flags_are_reported_and_enforced() {
     }
 }
 
+#[test]
+fn strictatime_updates_atime_at_every_read() {
+    if !can_mount(&[]) {
+        return;
+    }
+    let scratch = Scratch::new("strictatime");
+    let stack = Stack {
+        lowers: vec![scratch.make("lower")],
+        upper: Some(upper_of(&scratch)),
+    };
+    for passthrough in ["all", "off"] {
+        for (option, is_updated) in [("strictatime", true), ("relatime", false)] {
+            let options = format!("{option},passthrough={passthrough}");
+            let mounted = Overlay::cowlfs(&stack, &scratch.make("tested"), &options);
+            let path = mounted.path();
+            let shows_relatime = mount::at(path).unwrap().options.contains("relatime");
+            assert_eq!(shows_relatime, !is_updated);
+            // Later than the last change, but not older than a day.
+            sh_in(path, "echo text > f; mkdir -p d; touch -a -d '+1 hour' f d").ok();
+            let atimes = || ["f", "d"].map(|name| path.join(name).metadata().unwrap().atime());
+            let before = atimes();
+            // Read with O_DIRECT, because only a read of the layer updates the atime.
+            sh_in(path, "dd if=f of=/dev/null iflag=direct status=none; ls d").ok();
+            let after = atimes();
+            for (before, after) in before.into_iter().zip(after) {
+                assert_eq!(before != after, is_updated, "{options}");
+            }
+            mounted.unmount();
+        }
+    }
+}
+
+#[test]
+fn sync_makes_each_write_durable() {
+    if !can_mount(&[]) {
+        return;
+    }
+    let scratch = Scratch::new("sync");
+    let stack = Stack {
+        lowers: vec![scratch.make("lower")],
+        upper: Some(upper_of(&scratch)),
+    };
+    for (options, syncs) in [
+        ("passthrough=off", 0),
+        ("sync", 3),
+        ("passthrough=all,sync", 3),
+    ] {
+        let mounted = Counted::mount(&stack, &scratch.make("tested"), options);
+        let path = mounted.overlay().path().to_owned();
+        let is_shown = || mount::at(&path).unwrap().options.contains(",sync");
+        assert_eq!(is_shown(), syncs > 0, "{options}");
+        let counts = mounted.during(|| {
+            let mut file = std::fs::File::create(path.join("file")).unwrap();
+            for _ in 0..3 {
+                std::io::Write::write_all(&mut file, b"text").unwrap();
+            }
+        });
+        assert_eq!(
+            counts.get("fsync").copied().unwrap_or(0),
+            syncs,
+            "{options}"
+        );
+        // Files may be open for passthrough, so a remount can neither set nor clear it.
+        let program = cowl_tests::programs::cowlfs();
+        for word in ["remount,sync", "remount,async"] {
+            let arguments: [&OsStr; 3] = ["-o".as_ref(), word.as_ref(), path.as_ref()];
+            let done = run(program.to_str().unwrap(), arguments).ok();
+            let is_refused = word == "remount,sync" && syncs == 0;
+            assert_eq!(done.err().contains("option sync is ignored"), is_refused);
+            assert_eq!(is_shown(), syncs > 0, "{options}, {word}");
+        }
+        mounted.unmount();
+    }
+}
+
+/// fuse-overlayfs ignores unknown options as well.
+#[test]
+fn options_without_effect_are_ignored_with_a_warning() {
+    if !can_mount(&[]) {
+        return;
+    }
+    let scratch = Scratch::new("ignored");
+    let options = format!(
+        "lowerdir={},bogus=1,dirsync,lazytime,mand,async,x-mount.mkdir",
+        scratch.make("lower").display()
+    );
+    let mount_point = scratch.make("tested");
+    let program = cowl_tests::programs::cowlfs();
+    let arguments: [&OsStr; 3] = ["-o".as_ref(), options.as_ref(), mount_point.as_ref()];
+    let started = run(program.to_str().unwrap(), arguments).ok();
+    for word in ["'bogus' is ignored", "dirsync", "lazytime", "mand"] {
+        assert!(started.err().contains(word), "{}", started.err());
+    }
+    assert_eq!(started.err().lines().count(), 4, "{}", started.err());
+    mount::unmount_free(&mount_point);
+}
+
 /// Whether the option is in force at `mount_point`.
 fn works(option: &str, mount_point: &Path) -> bool {
     match option {
@@ -307,6 +414,17 @@ fn works(option: &str, mount_point: &Path) -> bool {
         }
         "nodev" => as_user(mount_point, "echo x > null").code != 0,
         "noexec" => as_user(mount_point, "./id").code == 126,
+        "nosymfollow" => {
+            sh_in(mount_point, "ln -sf file link").ok();
+            std::fs::read(mount_point.join("link")).is_err()
+        }
+        "nodiratime" => {
+            sh_in(mount_point, "mkdir -p dir; touch -a -d 2001-01-01 dir").ok();
+            let atime = || mount_point.join("dir").metadata().unwrap().atime();
+            let before = atime();
+            sh_in(mount_point, "ls dir").ok();
+            before == atime()
+        }
         "ro" => as_root_fails(mount_point),
         "noatime" => {
             let file = mount_point.join("own");

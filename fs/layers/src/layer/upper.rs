@@ -35,7 +35,7 @@ impl Upper {
     ///
     /// Both directories must be on one file system, because objects are moved from the work directory by a rename.
     pub fn open(upper: &Path, work: &Path, space: XattrSpace) -> Result<Arc<Self>, SetupError> {
-        Self::from_layer(Through::Writing, Layer::open(upper, space)?, work)
+        Self::from_layer(Through::WRITING, Layer::open(upper, space)?, work)
     }
 
     /// Like [`Upper::open`], for a layer that is open already; `through` decides on access times.

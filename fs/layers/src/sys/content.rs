@@ -112,7 +112,7 @@ mod tests {
             }
         }
         // Without the privilege to mount, only the first sequence is tested.
-        let private = clone_mount(plain.as_fd(), Through::Writing).ok();
+        let private = clone_mount(plain.as_fd(), Through::WRITING).ok();
         for flags in [OFlags::RDONLY, OFlags::RDWR] {
             for name in &names {
                 let name = name.as_bytes();

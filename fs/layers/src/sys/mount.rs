@@ -4,13 +4,13 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
 };
 
 use crate::error::Result;
-use crate::sys::private::Through;
+use crate::sys::private::{AtimeMode, AtimeUpdates, Through};
 use crate::sys::users::Device;
 
 /// The options of a mount.
@@ -28,8 +28,12 @@ pub struct MountOptions {
     pub nodev: bool,
     /// Files cannot be executed.
     pub noexec: bool,
-    /// Reads do not update the atime.
-    pub noatime: bool,
+    /// Symbolic links are not followed.
+    pub nosymfollow: bool,
+    /// When reads update the atime.
+    pub atime: AtimeUpdates,
+    /// Every write is durable when it returns.
+    pub sync: bool,
     /// Users other than the one who mounts have access.
     pub allow_other: bool,
 }
@@ -37,14 +41,13 @@ pub struct MountOptions {
 impl MountOptions {
     /// Returns the kind of private mount for the upper layer.
     ///
-    /// The daemon reads the layer on behalf of users, so if the mount does not update atimes, the private mount must
-    /// not update them either.
+    /// The daemon reads the layer on behalf of users, so the private mount must update atimes when the mount should.
     pub fn through(&self) -> Through {
-        if self.noatime || self.read_only {
-            Through::WritingNoAtime
-        } else {
-            Through::Writing
-        }
+        let mode = match self.read_only {
+            true => AtimeMode::Never,
+            false => self.atime.mode,
+        };
+        Through::Writing(AtimeUpdates { mode, ..self.atime })
     }
 }
 
@@ -84,6 +87,9 @@ impl PreparedMount {
         if options.allow_other {
             rustix::mount::fsconfig_set_flag(context, "allow_other")?;
         }
+        if options.sync {
+            rustix::mount::fsconfig_set_flag(context, "sync")?;
+        }
         rustix::mount::fsconfig_create(context)?;
         let mount =
             rustix::mount::fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes(options))?;
@@ -108,7 +114,19 @@ fn attributes(options: &MountOptions) -> MountAttrFlags {
         (options.nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID),
         (options.nodev, MountAttrFlags::MOUNT_ATTR_NODEV),
         (options.noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
-        (options.noatime, MountAttrFlags::MOUNT_ATTR_NOATIME),
+        (options.nosymfollow, MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW),
+        (
+            options.atime.mode == AtimeMode::Never,
+            MountAttrFlags::MOUNT_ATTR_NOATIME,
+        ),
+        (
+            options.atime.mode == AtimeMode::Strict,
+            MountAttrFlags::MOUNT_ATTR_STRICTATIME,
+        ),
+        (
+            options.atime.nodiratime,
+            MountAttrFlags::MOUNT_ATTR_NODIRATIME,
+        ),
     ] {
         if wanted {
             flags |= flag;
@@ -147,11 +165,24 @@ pub fn remount(at: &Path, options: &MountOptions) -> Result<()> {
         (options.nosuid, MountFlags::NOSUID),
         (options.nodev, MountFlags::NODEV),
         (options.noexec, MountFlags::NOEXEC),
-        (options.noatime, MountFlags::NOATIME),
+        (options.nosymfollow, MountFlags::NOSYMFOLLOW),
+        (options.atime.mode == AtimeMode::Never, MountFlags::NOATIME),
+        (
+            options.atime.mode == AtimeMode::Strict,
+            MountFlags::STRICTATIME,
+        ),
+        (options.atime.nodiratime, MountFlags::NODIRATIME),
+        (options.sync, MountFlags::SYNCHRONOUS),
     ] {
         flags.set(flag, wanted);
     }
     Ok(rustix::mount::mount_remount(at, flags, "")?)
+}
+
+/// Whether the file system at `at` is mounted with `sync`.
+pub fn is_sync(at: &Path) -> Result<bool> {
+    let flags = rustix::fs::statvfs(at)?.f_flag;
+    Ok(flags.contains(StatVfsMountFlags::SYNCHRONOUS))
 }
 
 /// Detaches the mount at a path from the tree. The kernel ends it when it is no longer in use.

@@ -13,9 +13,36 @@ pub enum Through {
     /// Reads that do not update the atime.
     Reading,
     /// Reads and writes.
-    Writing,
-    /// Writes, and reads that do not update the atime.
-    WritingNoAtime,
+    Writing(AtimeUpdates),
+}
+
+/// When reads update the atime.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AtimeUpdates {
+    /// The mode for all objects.
+    pub mode: AtimeMode,
+    /// Reading a directory does not update its atime (`nodiratime`).
+    pub nodiratime: bool,
+}
+
+/// The atime modes of a mount, which exclude each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AtimeMode {
+    /// The kernel's default, `relatime`. A private mount has the mode of the mount that it is a copy of.
+    #[default]
+    Default,
+    /// Every read updates the atime (`strictatime`).
+    Strict,
+    /// No read updates the atime (`noatime`).
+    Never,
+}
+
+impl Through {
+    /// Reads and writes with the default mode.
+    pub const WRITING: Self = Self::Writing(AtimeUpdates {
+        mode: AtimeMode::Default,
+        nodiratime: false,
+    });
 }
 
 /// Opens the directory behind `dir` through a new private mount.
@@ -38,8 +65,7 @@ pub fn clone_mount(dir: BorrowedFd<'_>, through: Through) -> Result<OwnedFd> {
     let always = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID;
     let candidates: &[u64] = match through {
         Through::Reading => &[read_only | noatime, read_only, 0],
-        Through::Writing => &[0],
-        Through::WritingNoAtime => &[noatime, 0],
+        Through::Writing(updates) => &[updates.to_attributes(), 0],
     };
     let mut last = Err(Error::Errno(Errno::PERM));
     for flags in candidates {
@@ -51,13 +77,29 @@ pub fn clone_mount(dir: BorrowedFd<'_>, through: Through) -> Result<OwnedFd> {
     last.map(|()| mount)
 }
 
+impl AtimeUpdates {
+    fn to_attributes(self) -> u64 {
+        let mode = match self.mode {
+            AtimeMode::Default => 0,
+            AtimeMode::Strict => libc::MOUNT_ATTR_STRICTATIME,
+            AtimeMode::Never => libc::MOUNT_ATTR_NOATIME,
+        };
+        let nodiratime = if self.nodiratime {
+            libc::MOUNT_ATTR_NODIRATIME
+        } else {
+            0
+        };
+        mode | nodiratime
+    }
+}
+
 /// Sets attributes of a mount, and makes it private, so that mounts elsewhere do not propagate to it.
 fn set(mount: BorrowedFd<'_>, attributes: u64) -> Result<()> {
-    let noatime = attributes & libc::MOUNT_ATTR_NOATIME != 0;
+    let has_mode = attributes & libc::MOUNT_ATTR__ATIME != 0;
     let wanted = libc::mount_attr {
         attr_set: attributes,
         // The atime modes are one field of several bits, which must be cleared before a mode is set.
-        attr_clr: if noatime { libc::MOUNT_ATTR__ATIME } else { 0 },
+        attr_clr: if has_mode { libc::MOUNT_ATTR__ATIME } else { 0 },
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };

@@ -15,6 +15,7 @@ use crate::metadata::{Attr, Attributes};
 use crate::plan::UpperEntry;
 use crate::reach::{Caller, Context};
 use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::layer::LayerDir;
 use cowl_layers::layer::zero_device::is_zero_device;
 use cowl_layers::name::Name;
 use cowl_layers::sys;
@@ -120,13 +121,11 @@ impl Create<'_> {
         kind: FileKind,
         mut create: impl FnMut(BorrowedFd<'_>, &[u8]) -> Result<()>,
     ) -> Result<(Arc<Inode>, Stat)> {
-        require_live_dir(parent)?;
-        let (_, upper_dir) = self.copy_up.copy_up_dir(parent)?;
+        let upper_dir = self.copy_up_dir_for(parent, name)?;
         let _names = parent.names()?.lock();
         let dir = require_live_dir(parent)?;
         let fd = upper_dir.fd()?;
         let fd = (*fd).as_fd();
-        refuse_marker_name(&upper_dir, name)?;
         self.upper_names.require_free(&dir, &upper_dir, name)?;
         match self.cx.as_creator(caller, || create(fd, name)) {
             Ok(()) => {}
@@ -150,6 +149,21 @@ impl Create<'_> {
             .intern_new(parent, &upper_dir, name, NewObject::AsStored)
     }
 
+    /// Copies up the directory of a new object, unless the name exists or is reserved.
+    fn copy_up_dir_for(&self, parent: &Arc<Inode>, name: &Name) -> Result<Arc<LayerDir>> {
+        let upper = self.cx.stack.upper()?;
+        match self.cx.stack.upper_dir(&require_live_dir(parent)?) {
+            Some(upper_dir) => {
+                refuse_marker_name(&upper.layer, name)?;
+                Ok(upper_dir.clone())
+            }
+            None => {
+                self.upper_names.refuse_new_name(parent, name)?;
+                Ok(self.copy_up.copy_up_dir(parent)?.1)
+            }
+        }
+    }
+
     /// Creates a character device 0:0, stored as a marked regular file.
     fn make_zero_device(
         &self,
@@ -158,11 +172,9 @@ impl Create<'_> {
         name: &Name,
         mode: u32,
     ) -> Result<Arc<Inode>> {
-        require_live_dir(parent)?;
-        let (_, upper_dir) = self.copy_up.copy_up_dir(parent)?;
+        let upper_dir = self.copy_up_dir_for(parent, name)?;
         let _names = parent.names()?.lock();
         let dir = require_live_dir(parent)?;
-        refuse_marker_name(&upper_dir, name)?;
         self.upper_names.require_free(&dir, &upper_dir, name)?;
         let staged = stage_zero_device(self.cx, caller, &upper_dir, mode)?;
         commit_zero_device(&self.upper_names, staged, &upper_dir, name)?;

@@ -7,7 +7,7 @@ use cowl_layers::locks::MutexGuard;
 use crate::inode::{DirState, Inode};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::foreign::is_marker;
-use cowl_layers::layer::LayerDir;
+use cowl_layers::layer::Layer;
 use cowl_layers::name::Name;
 
 /// Returns the state of a directory; ENOENT if it was removed.
@@ -19,9 +19,9 @@ pub(super) fn require_live_dir(inode: &Inode) -> Result<DirState> {
     Ok(dir)
 }
 
-/// Returns EINVAL for a name that fuse-overlayfs's format reserves for markers, if the layer has that format.
-pub(super) fn refuse_marker_name(upper_dir: &LayerDir, name: &Name) -> Result<()> {
-    if upper_dir.layer().is_foreign() && is_marker(name) {
+/// Returns EINVAL for a name that fuse-overlayfs's format reserves for markers, if the upper layer has that format.
+pub(super) fn refuse_marker_name(upper: &Layer, name: &Name) -> Result<()> {
+    if upper.is_foreign() && is_marker(name) {
         return Err(Error::Errno(Errno::INVAL));
     }
     Ok(())

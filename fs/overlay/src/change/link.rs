@@ -35,13 +35,18 @@ impl Link<'_> {
         if inode.is_dir() {
             return Err(Error::Errno(Errno::PERM));
         }
+        let is_copied = self.copy_up.is_in_upper(inode)? && self.copy_up.is_in_upper(parent)?;
+        if is_copied {
+            refuse_marker_name(&self.cx.stack.upper()?.layer, name)?;
+        } else {
+            self.upper_names.refuse_new_name(parent, name)?;
+        }
         self.redirects.copy_up_file_with_redirect(inode)?;
         let (_, upper_dir) = self.copy_up.copy_up_dir(parent)?;
         let _names = parent.names()?.lock();
         let dir = require_live_dir(parent)?;
         let fd = upper_dir.fd()?;
         let fd = (*fd).as_fd();
-        refuse_marker_name(&upper_dir, name)?;
         prepare_dir_for(self.cx, inode, fd)?;
         // Link from a descriptor, not from a name: the directory of that name is not locked, and a race with a
         // rename would link another file. If the file has no name left, linkat(2) returns ENOENT as usual.

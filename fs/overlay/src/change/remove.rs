@@ -75,6 +75,10 @@ impl Remove<'_> {
         let inode = self.names.lookup(parent, name)?.ok_or(Error::NOT_FOUND)?;
         let removed = inode.dir()?;
         self.cx.stack.upper()?;
+        // Do not copy up the parent for a directory that cannot be removed.
+        if !self.copy_up.is_in_upper(parent)? && !self.names.is_empty(&inode)? {
+            return Err(Error::Errno(Errno::NOTEMPTY));
+        }
         let (_, upper_dir) = self.copy_up.copy_up_dir(parent)?;
         // The lock of the removed directory prevents a race with a creation in it.
         let _names = lock_both(parent, &inode)?;

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use super::dirs::{refuse_marker_name, require_live_dir};
 use crate::inode::{DirState, Inode, OnConflict};
 use crate::names::{Names, intern_dir, intern_file};
 use crate::plan::{NameState, UpperEntry};
@@ -54,6 +55,23 @@ impl UpperNames<'_> {
             upper: self.upper_entry(upper_dir, name)?,
             below: self.names.is_visible_below(dir, name)?,
         })
+    }
+
+    /// Returns the error of creating `name` in `parent`: EEXIST, ENOENT if the directory was removed, or EINVAL for a
+    /// reserved name.
+    ///
+    /// It is called before anything is copied up for the new object, without the directory's `names`. Therefore the
+    /// name must be checked again later.
+    pub(super) fn refuse_new_name(&self, parent: &Arc<Inode>, name: &Name) -> Result<()> {
+        let dir = require_live_dir(parent)?;
+        refuse_marker_name(&self.cx.stack.upper()?.layer, name)?;
+        if self.names.absent.matches(&dir.locs, name) {
+            return Ok(());
+        }
+        match self.names.lookup(parent, name)? {
+            Some(_) => Err(Error::Errno(Errno::EXIST)),
+            None => Ok(()),
+        }
     }
 
     /// Returns EEXIST if only a lower layer has the name.

@@ -136,12 +136,34 @@ impl SetAttributes<'_> {
         } else {
             CopyExtent::Data
         };
+        if !self.copy_up.is_in_upper(inode)? {
+            self.refuse_size(size)?;
+        }
         self.copy_up.copy_up_file(inode, extent)?;
         let fd = match handle.filter(|handle| handle.is_writable()) {
             Some(handle) => self.content.descriptor(handle)?,
             None => Arc::new(open_content(inode, OFlags::RDWR)?),
         };
         truncate(self.cx, caller, inode, &fd, size)
+    }
+
+    /// Returns EFBIG if a file of this size is too large for the upper layer's file system, before anything is copied
+    /// up.
+    ///
+    /// No call reports the maximum, so this sets the size of a temporary file.
+    fn refuse_size(&self, size: u64) -> Result<()> {
+        /// A size that every file system supports.
+        const SUPPORTED: u64 = (1 << 31) - 1;
+        if size <= SUPPORTED {
+            return Ok(());
+        }
+        let (_staged, fd) = self
+            .cx
+            .stack
+            .upper()?
+            .work
+            .stage(|dir, name| sys::node::create(dir, name, 0o600, OFlags::RDWR))?;
+        sys::attr::truncate(&fd, size)
     }
 
     /// Returns the mode bits that an empty request drops; EPERM if the caller may not drop them.

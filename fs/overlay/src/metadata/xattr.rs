@@ -120,6 +120,7 @@ impl Xattrs<'_> {
             return Err(Error::Errno(Errno::PERM));
         }
         let disk = self.cx.stack.space().to_disk(name);
+        let value = self.value_to_disk(name, value)?;
         if !self.copy_up.is_in_upper(inode)? {
             self.refuse_set(inode, &disk, flags)?;
         }
@@ -128,7 +129,7 @@ impl Xattrs<'_> {
         inode.facts().forget(NO_CAPABILITIES);
         let _forget_after = ForgetNoCapabilities(inode);
         self.change_xattrs(inode, &target, || {
-            self.set_in_upper(caller, inode, &target, (name, &disk), value, flags)
+            self.set_in_upper(caller, inode, &target, (name, &disk), &value, flags)
         })
     }
 
@@ -171,7 +172,7 @@ impl Xattrs<'_> {
 
     /// Sets an xattr of an object in the upper layer.
     ///
-    /// `name` is the caller's name of the xattr, `disk` the stored one.
+    /// `name` is the caller's name of the xattr, `disk` the stored one. `value` is the value to store.
     fn set_in_upper(
         &self,
         caller: Caller,
@@ -195,12 +196,6 @@ impl Xattrs<'_> {
         if !is_acl(name) {
             return sys::xattr::set_with(target.as_fd(), disk, value, flags);
         }
-        let ids = self.cx.options;
-        let value = if ids.uids.is_identity() && ids.gids.is_identity() {
-            Cow::Borrowed(value)
-        } else {
-            Cow::Owned(map_acl(value, IdMap::to_disk, &ids.uids, &ids.gids)?)
-        };
         // Set the ACL with the caller's ids: the file system drops setgid for a caller outside the file's group. It
         // also checks the supplementary groups, which are not set here; so for a member, use the file's group as the
         // primary one.
@@ -210,8 +205,17 @@ impl Xattrs<'_> {
             ids_on_disk.gid = stat.gid;
         }
         sys::creds::as_caller(ids_on_disk, || {
-            sys::xattr::set_with(target.as_fd(), disk, &value, flags)
+            sys::xattr::set_with(target.as_fd(), disk, value, flags)
         })
+    }
+
+    /// Returns the value to store: an ACL with the ids on disk; EINVAL if it has an id that is not mapped.
+    fn value_to_disk<'v>(&self, name: &[u8], value: &'v [u8]) -> Result<Cow<'v, [u8]>> {
+        let ids = self.cx.options;
+        if !is_acl(name) || (ids.uids.is_identity() && ids.gids.is_identity()) {
+            return Ok(Cow::Borrowed(value));
+        }
+        map_acl(value, IdMap::to_disk, &ids.uids, &ids.gids).map(Cow::Owned)
     }
 
     /// Removes an xattr; ENODATA if it does not exist.

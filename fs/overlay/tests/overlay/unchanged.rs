@@ -6,9 +6,10 @@ use crate::common::{
     Fs, Lab, WRITE, caller, create_files, is_root, set_fixed_times, set_mode, set_xattr,
 };
 use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::name::Name;
 use cowl_overlay::idmap::IdMap;
 use cowl_overlay::inode::Inode;
-use cowl_overlay::{Caller, Op, OverlayOptions, SetAttr, Writer};
+use cowl_overlay::{Caller, Op, OverlayOptions, RenameFlags, SetAttr, Writer};
 
 const CREATE: u32 = 1;
 const REPLACE: u32 = 2;
@@ -23,7 +24,7 @@ fn set(op: &Op<'_>, inode: &Arc<Inode>, name: &[u8], flags: u32) -> Result<()> {
 }
 
 /// Each call with its expected error, if any.
-const CALLS: [(&str, Option<Errno>, Call); 7] = [
+const CALLS: [(&str, Option<Errno>, Call); 8] = [
     (
         "replace an absent xattr",
         Some(Errno::NODATA),
@@ -57,6 +58,14 @@ const CALLS: [(&str, Option<Errno>, Call); 7] = [
                 ..SetAttr::default()
             };
             op.set_attr(caller(), inode, &set, None).map(drop)
+        },
+    ),
+    (
+        "set an ACL with an id that is not mapped",
+        Some(Errno::INVAL),
+        |op, inode| {
+            let value = [&[2, 0, 0, 0, 2, 0, 7, 0][..], &70_000_u32.to_le_bytes()].concat();
+            op.set_xattr(caller(), inode, ACCESS, &value, 0)
         },
     ),
     (
@@ -130,6 +139,94 @@ fn no_op_calls_preserve_ctime() {
     fs.overlay.close(&handle);
 }
 
+/// Failing calls on names. The kernel refuses most of them by its cached names, which can be outdated.
+#[test]
+fn failed_calls_on_names_copy_nothing_up() {
+    let lab = Lab::new(|top| {
+        create_files(top, &["d/f", "d/full/inside", "e/g"]);
+        set_fixed_times(top);
+    });
+    let flags = |exchange, no_replace| RenameFlags {
+        exchange,
+        no_replace,
+        whiteout: false,
+    };
+    let fs = lab.open();
+    let too_large = SetAttr {
+        size: Some(u64::MAX / 2),
+        ..SetAttr::default()
+    };
+    for (call, error) in [
+        (fs.mkdir("d/f"), Errno::EXIST),
+        (fs.create("d/full", b"x"), Errno::EXIST),
+        (fs.symlink("d/f", "x"), Errno::EXIST),
+        (fs.zero_device("d/f", 0o600), Errno::EXIST),
+        (fs.link("e/g", "d/f"), Errno::EXIST),
+        (fs.link("e", "d/new"), Errno::PERM),
+        (fs.unlink("d/none"), Errno::NOENT),
+        (fs.unlink("d/full"), Errno::ISDIR),
+        (fs.rmdir("d/none"), Errno::NOENT),
+        (fs.rmdir("d/full"), Errno::NOTEMPTY),
+        (fs.rmdir("d/f"), Errno::NOTDIR),
+        (fs.rename("d/none", "e/new"), Errno::NOENT),
+        (fs.rename("e", "d/full"), Errno::NOTEMPTY),
+        (fs.rename("d", "d/full/new"), Errno::INVAL),
+        (
+            fs.rename_with("d/f", "e/g", flags(false, true)),
+            Errno::EXIST,
+        ),
+        (
+            fs.rename_with("d/f", "e/new", flags(true, false)),
+            Errno::NOENT,
+        ),
+        (fs.set("d/f", &too_large).map(drop), Errno::FBIG),
+    ] {
+        assert_eq!(call.unwrap_err(), error);
+    }
+    assert_eq!(lab.describe_upper(), [""; 0]);
+    assert_eq!(
+        std::fs::read_dir(lab.work().join("work")).unwrap().count(),
+        0
+    );
+}
+
+/// Names that the format of fuse-overlayfs reserves are refused first, and so are names in a removed directory.
+#[test]
+fn reserved_names_and_removed_directories_copy_nothing_up() {
+    let lab = Lab::new(|top| create_files(top, &["d/f", "removed/"]));
+    let fs = lab.open_foreign();
+    let removed = fs.find("removed").unwrap();
+    fs.rmdir("removed").unwrap();
+    let before = lab.describe_upper();
+    let name = Name::new(b"new").unwrap();
+    let (file, dir) = (fs.find("d/f").unwrap(), fs.find("d").unwrap());
+    let op = fs.overlay.begin();
+    for call in [
+        op.mkdir(caller(), &removed, &name, 0o755).map(drop),
+        op.link(&file, &removed, &name).map(drop),
+        op.rename(
+            caller(),
+            &dir,
+            &Name::new(b"f").unwrap(),
+            &removed,
+            &name,
+            RenameFlags::default(),
+        ),
+    ] {
+        assert_eq!(call.unwrap_err().errno(), Errno::NOENT);
+    }
+    drop(op);
+    for call in [
+        fs.mkdir("d/.wh.new"),
+        fs.zero_device("d/.wh.new", 0o600),
+        fs.link("d/f", "d/.wh.new"),
+        fs.rename("d/f", "d/.wh.new"),
+    ] {
+        assert_eq!(call.unwrap_err(), Errno::INVAL);
+    }
+    assert_eq!(lab.describe_upper(), before);
+}
+
 /// Attributes are listed for invalidation if a request changes more than its type implies, and only then, because
 /// each costs the kernel another request.
 #[test]
@@ -178,10 +275,7 @@ fn unexpected_attribute_changes_are_listed_as_stale() {
         ..SetAttr::default()
     };
     op.set_attr(caller(), &inode, &new, None).unwrap();
-    op.unlink(
-        &fs.find("d").unwrap(),
-        &cowl_layers::name::Name::new(b"g").unwrap(),
-    )
-    .unwrap();
+    op.unlink(&fs.find("d").unwrap(), &Name::new(b"g").unwrap())
+        .unwrap();
     assert_eq!(numbers(&op), [0; 0]);
 }

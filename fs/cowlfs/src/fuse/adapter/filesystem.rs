@@ -45,6 +45,7 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_POSIX_ACL,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+            InitFlags::FUSE_NO_EXPORT_SUPPORT,
             if self.backing.policy().allows_any() {
                 InitFlags::FUSE_PASSTHROUGH
             } else {

@@ -70,9 +70,12 @@ impl Rename<'_> {
             // POSIX: if both names are links to the same file, rename does nothing and succeeds.
             return Ok(());
         }
-        cx.stack.upper()?;
+        // Before anything is copied up.
+        refuse_marker_name(&cx.stack.upper()?.layer, new_name)?;
         for parent in [parent, new_parent] {
             require_live_dir(parent)?;
+        }
+        for parent in [parent, new_parent] {
             self.copy_up.copy_up_dir(parent)?;
         }
         let destination = if Arc::ptr_eq(parent, new_parent) {
@@ -91,7 +94,6 @@ impl Rename<'_> {
         let _names = lock_both(parent, new_parent)?;
         let from = self.open_side(parent, name)?;
         let to = self.open_side(new_parent, new_name)?;
-        refuse_marker_name(&to.upper_dir, new_name)?;
         prepare_dir_for(cx, &inode, to.fd())?;
         if flags.exchange {
             let target = target.ok_or(Error::NOT_FOUND)?;

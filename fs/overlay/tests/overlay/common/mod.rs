@@ -183,7 +183,7 @@ impl Lab {
     /// Opens a new overlay that interprets the markers of fuse-overlayfs.
     pub fn open_foreign(&self) -> Fs {
         let open = |path: &Path| Layer::open_foreign(path, self.space).unwrap();
-        let upper = Upper::from_layer(Through::Writing, open(&self.upper()), &self.work()).unwrap();
+        let upper = Upper::from_layer(Through::WRITING, open(&self.upper()), &self.work()).unwrap();
         let lowers = self.lowers.borrow().iter().map(|path| open(path)).collect();
         Fs::new(Overlay::new(Some(upper), lowers, self.options.clone()).unwrap())
     }
