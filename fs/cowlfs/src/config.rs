@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-pub use crate::choices::{Awake, Coherence, Passthrough, choice_name, find_choice};
+pub use crate::choices::{Awake, Coherence, LiveLayers, Passthrough, choice_name, find_choice};
 use cowl_layers::format::XattrSpace;
 use cowl_layers::sys::mount::MountOptions;
 use cowl_overlay::OverlayOptions;
@@ -13,6 +13,10 @@ use cowl_overlay::OverlayOptions;
 ///
 /// Every change goes through the mount, so there is no need for a limit. A year does not overflow in any arithmetic.
 pub const CACHE_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The maximum time for which the kernel may cache names and attributes if another mount writes to a layer. It is the
+/// default of FUSE programs.
+pub const LIVE_CACHE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The default time for which a thread polls for the next request. A program that sends one request after the other
 /// sends the next one within this time.
@@ -50,6 +54,8 @@ pub struct Config {
     pub passthrough: Passthrough,
     /// The content that old descriptors of lower files show.
     pub coherence: Coherence,
+    /// Whether a layer to which another mount writes can be mounted read-only.
+    pub live_layers: LiveLayers,
     /// The path of the control socket.
     pub control: Option<PathBuf>,
     /// Whether a control client may push a new top layer.
@@ -92,6 +98,7 @@ impl Config {
             awake: Awake::default(),
             passthrough: Passthrough::default(),
             coherence: Coherence::default(),
+            live_layers: LiveLayers::Refused,
             control: None,
             snapshots: false,
             reach: Vec::new(),

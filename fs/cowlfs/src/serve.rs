@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use crate::config::{CACHE_TIMEOUT, Config, Passthrough};
+use crate::config::{CACHE_TIMEOUT, Config, LIVE_CACHE_TIMEOUT, LiveLayers, Passthrough};
 use crate::control::{self, FuseConnection, OwnMount, SignalTarget, Signals, StatsSource};
 use crate::fuse::{self, SessionError, SessionSettings};
 use crate::limits;
@@ -34,7 +34,7 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
     }
     config.mountpoint = check_mountpoint(&config.mountpoint)?;
     check_layers_apart(&config)?;
-    let layers = LowerLayers::open(&config)?;
+    let layers = LowerLayers::open(&mut config)?;
     let device = fuse::open_device().map_err(|error| explain(error, &config.mountpoint))?;
     let (overlay, locks) = layers.into_overlay(&config)?;
     let signals = Signals::block();
@@ -112,7 +112,13 @@ struct LowerLayers {
 }
 
 impl LowerLayers {
-    fn open(config: &Config) -> Result<Self, SetupError> {
+    fn open(config: &mut Config) -> Result<Self, SetupError> {
+        let is_live = config.live_layers == LiveLayers::Allowed;
+        if is_live
+            && let Some((upper, _)) = config.upper.take_if(|(upper, _)| lock::is_written(upper))
+        {
+            config.lowers.insert(0, upper);
+        }
         let mut layers = Self {
             space: config.space.unwrap_or_else(XattrSpace::detect),
             lowers: Vec::new(),
@@ -121,6 +127,11 @@ impl LowerLayers {
         };
         layers.lowers = layers.open_locked(config, &config.lowers)?;
         layers.data = layers.open_locked(config, &config.data_only)?;
+        if layers.locks.len() < layers.lowers.len() + layers.data.len() {
+            config.overlay.live_layers = true;
+            config.cache_timeout = config.cache_timeout.min(LIVE_CACHE_TIMEOUT);
+            config.passthrough = Passthrough::Off;
+        }
         if layers.lowers.is_empty() && config.upper.is_none() {
             return Err(SetupError::new(
                 SetupKind::Usage,
@@ -138,8 +149,22 @@ impl LowerLayers {
     ) -> Result<Vec<Arc<Layer>>, SetupError> {
         let mut layers = Vec::new();
         for path in paths {
-            let (layer, lock) = lock::for_reading(self.open_one(config, path)?)?;
-            self.locks.push(lock);
+            let layer = self.open_one(config, path)?;
+            let (layer, lock) = match config.live_layers {
+                LiveLayers::Refused => {
+                    let (layer, lock) = lock::for_reading(layer)?;
+                    (layer, Some(lock))
+                }
+                LiveLayers::Allowed => lock::for_reading_live(layer)?,
+            };
+            if lock.is_none() {
+                log::warn!(
+                    "another mount writes to the layer {}: its changes appear with a delay of up to {} s",
+                    shown(path),
+                    config.cache_timeout.min(LIVE_CACHE_TIMEOUT).as_secs_f64()
+                );
+            }
+            self.locks.extend(lock);
             layers.push(layer);
         }
         Ok(layers)
@@ -194,6 +219,7 @@ fn session_settings(config: &Config, requests: &Arc<Requests>) -> SessionSetting
         busy_poll: config.busy_poll,
         awake: config.awake,
         requests: requests.clone(),
+        live_layers: config.overlay.live_layers,
         passthrough: match config.passthrough {
             // By passthrough, the kernel syncs a write only if the file was opened with O_SYNC.
             Passthrough::Auto | Passthrough::All if config.mount.sync => Passthrough::Read,

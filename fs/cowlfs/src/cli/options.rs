@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::split::{split, unescape};
-use crate::config::{Awake, CACHE_TIMEOUT, Coherence, Config, Passthrough, find_choice};
+use crate::config::{
+    Awake, CACHE_TIMEOUT, Coherence, Config, LiveLayers, Passthrough, find_choice,
+};
 use cowl_layers::format::XattrSpace;
 use cowl_layers::shown::Show;
 use cowl_layers::sys::private::AtimeMode;
@@ -247,6 +249,9 @@ impl Builder {
             (None, None) => None,
         };
         self.config.mount.read_only = self.read_only || self.config.upper.is_none();
+        if self.config.mount.read_only {
+            self.config.live_layers = LiveLayers::Allowed;
+        }
         Ok(self.config)
     }
 }

@@ -298,6 +298,22 @@ impl Inode {
         }
     }
 
+    /// Moves the state of `fresh`, an inode of the same type that no other thread has access to, to this inode.
+    ///
+    /// If the content has another location, increments the content version.
+    pub(super) fn take_state(&self, fresh: &Self) {
+        let mut state = self.state.write();
+        let mut fresh = fresh.state.write();
+        if let (InodeState::File(old), InodeState::File(new)) = (&*state, &*fresh)
+            && let ByKind::File { version, .. } = &self.by_kind
+            && (old.identity != new.identity || !old.data_loc().is_same_location(new.data_loc()))
+        {
+            version.fetch_add(1, Ordering::AcqRel);
+        }
+        self.facts.forget(NO_CAPABILITIES | PLAIN_DATA);
+        std::mem::swap(&mut *state, &mut *fresh);
+    }
+
     /// Modifies the states of this inode and of `other` while their locks are held, together with a name on disk.
     ///
     /// Concurrent readers wait, so that they never observe only one of both changes.

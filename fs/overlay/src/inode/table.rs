@@ -14,7 +14,7 @@ use super::identity::Identity;
 use super::node_ids::{NodeIds, OwnNumber};
 use super::object::{Inode, TimesOverride};
 use cowl_layers::error::Result;
-use cowl_layers::sys::stat::Time;
+use cowl_layers::sys::stat::{FileKind, Time};
 
 const SHARDS: usize = 16;
 /// The maximum number of cached ctimes.
@@ -41,6 +41,9 @@ pub(crate) enum OnConflict {
     Defer,
     /// Assign a substitute number, because it is another object.
     Renumber,
+    /// Give the known inode the state of the object, if it has this type: another process may have copied the object up
+    /// or moved it. Otherwise assign a substitute number. The state is also updated without a conflict.
+    Refresh(FileKind),
 }
 
 /// The storage of an object's visible inode number.
@@ -133,6 +136,17 @@ impl InodeTable {
         let mut shard = self.shard(ino).lock();
         let living = shard.get(&ino).and_then(TableEntry::living);
         match living {
+            Some(inode) if on_conflict == OnConflict::Refresh(inode.kind()) => {
+                drop(shard);
+                inode.take_state(&make(ino));
+                Some((inode, false))
+            }
+            Some(_) if matches!(on_conflict, OnConflict::Refresh(_)) => {
+                drop(shard);
+                // The substitute may belong to an earlier object with the same inode number on disk.
+                self.remove_substitute(identity);
+                Some(self.intern_substitute(identity, make))
+            }
             Some(inode) if inode.identity() == identity => Some((inode, false)),
             Some(_) if on_conflict == OnConflict::Renumber => {
                 drop(shard);
