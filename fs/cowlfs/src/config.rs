@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-pub use crate::choices::{Awake, Coherence, LiveLayers, Passthrough, choice_name, find_choice};
+pub use crate::choices::{
+    Awake, Coherence, ControlSocket, LiveLayers, Passthrough, choice_name, find_choice,
+};
 use cowl_layers::format::XattrSpace;
 use cowl_layers::sys::mount::MountOptions;
 use cowl_overlay::OverlayOptions;
@@ -58,6 +60,8 @@ pub struct Config {
     pub live_layers: LiveLayers,
     /// The path of the control socket.
     pub control: Option<PathBuf>,
+    /// Whether the mount fails if the control socket cannot be created.
+    pub control_socket: ControlSocket,
     /// Whether a control client may push a new top layer.
     pub snapshots: bool,
     /// Paths that this process uses later. They remain reachable when it leaves its original mount namespace.
@@ -100,6 +104,7 @@ impl Config {
             coherence: Coherence::default(),
             live_layers: LiveLayers::Refused,
             control: None,
+            control_socket: ControlSocket::Required,
             snapshots: false,
             reach: Vec::new(),
             settle: None,

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use crate::config::{CACHE_TIMEOUT, Config, LIVE_CACHE_TIMEOUT, LiveLayers, Passthrough};
+use crate::config::{
+    CACHE_TIMEOUT, Config, ControlSocket, LIVE_CACHE_TIMEOUT, LiveLayers, Passthrough,
+};
 use crate::control::{self, FuseConnection, OwnMount, SignalTarget, Signals, StatsSource};
 use crate::fuse::{self, SessionError, SessionSettings};
 use crate::limits;
@@ -28,6 +30,13 @@ const READ_AHEAD: u32 = 1024;
 /// After it has attached the mount, the process moves to a mount namespace of its own that does not contain the mount,
 /// so that the mount ends with the namespace in which it was created.
 pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), SetupError> {
+    if !sys::process::has_proc() {
+        return Err(SetupError::new(
+            SetupKind::Host,
+            "/proc is not mounted: cowlfs accesses open files through /proc/self/fd",
+            "run 'mount -t proc proc /proc'",
+        ));
+    }
     let lacking = limits::set_up();
     if !lacking.is_empty() {
         log::info!("the daemon may not change: {}", lacking.join(", "));
@@ -46,7 +55,13 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
         &session_settings(&config, &requests),
     )
     .map_err(|error| explain(error, &config.mountpoint))?;
-    let listener = config.control.as_deref().map(listen).transpose()?;
+    let listener = match config.control.as_deref().map(listen).transpose() {
+        Err(error) if config.control_socket == ControlSocket::Optional => {
+            log::error!("{error}: the mount has no control socket");
+            None
+        }
+        listener => listener?,
+    };
     let device = prepared
         .device()
         .map_err(|error| SetupError::at("cannot stat the mount for", &config.mountpoint, error))?;

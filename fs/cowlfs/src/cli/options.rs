@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::split::{split, unescape};
 use crate::config::{
-    Awake, CACHE_TIMEOUT, Coherence, Config, LiveLayers, Passthrough, find_choice,
+    Awake, CACHE_TIMEOUT, Coherence, Config, ControlSocket, LiveLayers, Passthrough, find_choice,
 };
 use cowl_layers::format::XattrSpace;
 use cowl_layers::shown::Show;
@@ -33,7 +33,10 @@ pub(super) struct Builder {
 impl Builder {
     pub(super) fn new(mountpoint: PathBuf) -> Self {
         Self {
-            config: Config::new(Vec::new(), None, mountpoint),
+            config: Config {
+                control_socket: ControlSocket::Optional,
+                ..Config::new(Vec::new(), None, mountpoint)
+            },
             lower: None,
             upper: None,
             work: None,
