@@ -56,6 +56,8 @@ pub struct Pair {
     store: Store,
     taken: Vec<Snapshot>,
     pushed: u32,
+    /// Whether layers were merged since [`Pair::take_flattened`].
+    flattened: bool,
 }
 
 impl Pair {
@@ -96,6 +98,7 @@ impl Pair {
             store,
             taken: Vec::new(),
             pushed: 0,
+            flattened: false,
         }
     }
 
@@ -112,6 +115,7 @@ impl Pair {
             store,
             taken: Vec::new(),
             pushed: 0,
+            flattened: false,
         }
     }
 
@@ -185,36 +189,45 @@ impl Pair {
         }
     }
 
-    /// Merges some adjacent layers. No file in them may be open.
-    pub fn flatten(&mut self, which: u64, mounted: bool) {
+    /// Returns whether layers were merged since the last call.
+    pub fn take_flattened(&mut self) -> bool {
+        std::mem::take(&mut self.flattened)
+    }
+
+    /// Merges some adjacent layers. With `live`, the stack stays mounted.
+    pub fn flatten(&mut self, which: u64, live: bool) {
         if self.under != Under::Container {
             return;
         }
-        if !mounted {
+        if !live {
             self.unmount();
         }
+        self.flattened = true;
         let count = self.taken.len() as u64;
         let name = |index: u64| {
             let taken = usize::try_from(index).ok().and_then(|i| self.taken.get(i));
             taken.map_or(String::new(), |taken| taken.name.clone())
         };
-        let range = match which % 3 {
-            0 => String::new(),
+        let range = match which % 4 {
+            0 | 3 => String::new(),
             // From the base to a snapshot, or from a snapshot to the head.
-            1 if count > 0 => format!("..{}", name(which / 3 % count)),
-            2 if count > 1 => format!("{}..", name(which / 3 % (count - 1))),
+            1 if count > 0 => format!("..{}", name(which / 4 % count)),
+            2 if count > 1 => format!("{}..", name(which / 4 % (count - 1))),
             _ => String::new(),
         };
         let mut arguments = vec!["flatten", NAME];
         if !range.is_empty() {
             arguments.push(&range);
         }
+        if which % 4 == 3 {
+            arguments.push("--base");
+        }
         let output = self.retry_while_busy(&arguments);
         // After its layers were merged, a snapshot cannot be the end of a range.
         if output.code != 1 || !output.err().contains("is not based on") {
             output.ok();
         }
-        if !mounted {
+        if !live {
             self.mount();
         }
     }

@@ -24,8 +24,8 @@ pub enum Step {
     Flatten {
         /// Number that selects the layers.
         which: u64,
-        /// Whether the container is mounted, so that the command mounts it again.
-        mounted: bool,
+        /// Whether the tree stays mounted.
+        live: bool,
     },
     /// Reads and compares both trees, including the inode numbers of all objects.
     Compare,
@@ -75,7 +75,7 @@ pub struct Course {
 
 impl Course {
     /// Returns the fixed event at a step of a run, if any. Over a run there are two new mounts, live and unmounted
-    /// snapshots, and a flatten.
+    /// snapshots, and a flatten; random steps add more.
     fn event(self, index: u64) -> Option<Step> {
         let part = (self.count / 7).max(1);
         if index == 0 || !index.is_multiple_of(part) {
@@ -87,7 +87,7 @@ impl Course {
             3 => Some(Step::Snapshot { live: false }),
             5 => Some(Step::Flatten {
                 which: self.seed / 2,
-                mounted: self.seed.is_multiple_of(2),
+                live: self.seed.is_multiple_of(2),
             }),
             _ => None,
         }
@@ -101,6 +101,10 @@ impl Course {
             0 => return Step::MountAnew,
             1 => return Step::Snapshot { live: true },
             2 => return Step::Compare,
+            3 => {
+                let which = generator.rng().below(60);
+                return Step::Flatten { which, live: true };
+            }
             _ => {}
         }
         let op = generator.next(known);
@@ -164,8 +168,13 @@ pub fn run(
         if !matches!(step, Step::Compare) {
             check(pair, &sides, &mut seen, &format!("before {when}"))?;
         }
+        // An object that is not known to the kernel may get another number when its layer is merged, and other tests
+        // drop the kernel's caches.
+        let known = matches!(step, Step::Flatten { live: true, .. })
+            .then(|| tree::open_all(&pair.tested).expect("the mounted tree"));
         sides = perform_event(&step, pair, sides, &mut seen);
         check(pair, &sides, &mut seen, &when)?;
+        drop(known);
         noise = begin(pair, index);
     }
     if let Some(noise) = noise.take() {
@@ -195,6 +204,12 @@ fn perform_event(
         pair.snapshot(true);
         return sides;
     }
+    if let Step::Flatten { which, live: true } = step
+        && pair.can_push()
+    {
+        pair.flatten(*which, true);
+        return sides;
+    }
     drop(sides);
     match step {
         Step::MountAnew => {
@@ -202,16 +217,14 @@ fn perform_event(
             pair.mount();
         }
         Step::Snapshot { .. } => pair.snapshot(false),
-        Step::Flatten { which, mounted } => {
-            pair.flatten(*which, *mounted);
-            // The layers that determined the numbers no longer exist.
-            if let Some(numbers) = numbers {
-                numbers.forget();
-            }
-        }
+        Step::Flatten { which, .. } => pair.flatten(*which, false),
         Step::Compare | Step::Do(..) => {}
     }
     if let Some(numbers) = numbers {
+        // The layers that determined the numbers no longer exist. A mount retains the numbers until it ends.
+        if pair.take_flattened() {
+            numbers.forget();
+        }
         numbers.mounted_anew();
     }
     [Side::new(&pair.tested), Side::new(&pair.plain)]

@@ -1,6 +1,7 @@
 //! Reads trees and compares them: all stat fields, content, xattrs and hard links.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Result};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -217,6 +218,17 @@ pub fn paths(root: &Path) -> Result<Paths> {
     paths.all.sort();
     paths.dirs.sort();
     Ok(paths)
+}
+
+/// Opens every object below `root` without reading it, so that the kernel forgets none of them until the returned
+/// descriptors are closed.
+pub fn open_all(root: &Path) -> Result<Vec<OwnedFd>> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = |below: &Vec<u8>| {
+        let path = root.join(OsStr::from_bytes(below));
+        rustix::fs::open(path, flags, Mode::empty()).map_err(std::io::Error::from)
+    };
+    paths(root)?.all.iter().map(open).collect()
 }
 
 /// Fields that a comparison includes.

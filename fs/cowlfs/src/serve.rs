@@ -30,13 +30,7 @@ const READ_AHEAD: u32 = 1024;
 /// After it has attached the mount, the process moves to a mount namespace of its own that does not contain the mount,
 /// so that the mount ends with the namespace in which it was created.
 pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), SetupError> {
-    if !sys::process::has_proc() {
-        return Err(SetupError::new(
-            SetupKind::Host,
-            "/proc is not mounted: cowlfs accesses open files through /proc/self/fd",
-            "run 'mount -t proc proc /proc'",
-        ));
-    }
+    check_proc()?;
     let lacking = limits::set_up();
     if !lacking.is_empty() {
         log::info!("the daemon may not change: {}", lacking.join(", "));
@@ -55,13 +49,7 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
         &session_settings(&config, &requests),
     )
     .map_err(|error| explain(error, &config.mountpoint))?;
-    let listener = match config.control.as_deref().map(listen).transpose() {
-        Err(error) if config.control_socket == ControlSocket::Optional => {
-            log::error!("{error}: the mount has no control socket");
-            None
-        }
-        listener => listener?,
-    };
+    let listener = listen(&config)?;
     let device = prepared
         .device()
         .map_err(|error| SetupError::at("cannot stat the mount for", &config.mountpoint, error))?;
@@ -251,9 +239,31 @@ fn session_settings(config: &Config, requests: &Arc<Requests>) -> SessionSetting
     }
 }
 
-fn listen(socket: &Path) -> Result<UnixListener, SetupError> {
+/// Creates the control socket, if the configuration has one.
+fn listen(config: &Config) -> Result<Option<UnixListener>, SetupError> {
+    let Some(socket) = &config.control else {
+        return Ok(None);
+    };
     let cannot = |error| failed(format!("cannot listen on {}: {error}", shown(socket)));
-    control::listen(socket).map_err(cannot)
+    match control::listen(socket).map_err(cannot) {
+        Err(error) if config.control_socket == ControlSocket::Optional => {
+            log::error!("{error}: the mount has no control socket");
+            Ok(None)
+        }
+        listener => listener.map(Some),
+    }
+}
+
+/// Returns an error if /proc is not mounted.
+fn check_proc() -> Result<(), SetupError> {
+    if sys::process::has_proc() {
+        return Ok(());
+    }
+    Err(SetupError::new(
+        SetupKind::Host,
+        "/proc is not mounted: cowlfs accesses open files through /proc/self/fd",
+        "run 'mount -t proc proc /proc'",
+    ))
 }
 
 fn failed(message: String) -> SetupError {

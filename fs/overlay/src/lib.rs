@@ -15,7 +15,8 @@
 //! - `metadata`: attributes and xattrs;
 //! - `change`: creation, hard links, removal, rename;
 //! - `overlay`, `services`, `op`: the state of a mount, the assembly of the modules above, and the public operations;
-//!   `push`, `kernel_index`: a new top layer, and adoption of layers that the kernel's overlayfs wrote.
+//!   `push`, `replace_layers`, `record`, `kernel_index`: a new top layer, other lower layers, the state for a successor, and adoption of layers that the
+//!   kernel's overlayfs wrote.
 
 mod change;
 mod content;
@@ -31,6 +32,8 @@ mod overlay;
 pub mod plan;
 mod push;
 mod reach;
+mod record;
+mod replace_layers;
 mod services;
 
 pub use change::RenameFlags;
@@ -42,3 +45,5 @@ pub use op::Op;
 pub use overlay::Overlay;
 pub use push::PushError;
 pub use reach::{Caller, OverlayOptions};
+pub use record::{Handover, Rebuilt, RecordError};
+pub use replace_layers::{Difference, ReplaceError, Replaced};

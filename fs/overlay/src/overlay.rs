@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::{Duration, Instant};
 
-use cowl_layers::locks::{Mutex, RwLock};
+use cowl_layers::locks::{Mutex, RwLock, RwLockWriteGuard};
 
 use crate::content::{ContentDescriptors, FileHandle, OpenCounts};
 use crate::inode::{DirState, Identity, Inode, InodeState, InodeTable, OnConflict};
@@ -20,6 +21,13 @@ use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
 use cowl_layers::sys::stat::FileKind;
 use cowl_layers::view::View;
+
+/// The longest time that a change of the stack waits for running operations.
+const STACK_TIMEOUT: Duration = Duration::from_secs(10);
+/// The duration of one attempt to lock the stack.
+///
+/// New operations wait during an attempt, so it must be shorter than a long copy that holds the lock.
+const LOCK_ATTEMPT: Duration = Duration::from_millis(20);
 
 /// An overlay of several layers, independent of a mount.
 #[derive(Debug)]
@@ -96,6 +104,19 @@ impl Overlay {
     /// Holds these locks on layers until the mount ends.
     pub fn hold_locks(&self, locks: Vec<Arc<LayerLock>>) {
         self.locks.lock().extend(locks);
+    }
+
+    /// Locks the stack when no operation runs; `None` if that takes too long.
+    pub(crate) fn lock_stack(&self) -> Option<RwLockWriteGuard<'_, Stack>> {
+        let deadline = Instant::now() + STACK_TIMEOUT;
+        loop {
+            if let Some(stack) = self.stack.try_write_for(LOCK_ATTEMPT) {
+                return Some(stack);
+            }
+            if Instant::now() > deadline {
+                return None;
+            }
+        }
     }
 
     /// Returns the root directory.

@@ -3,7 +3,6 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use crate::inode::{Identity, NumberStorage};
 use crate::overlay::Overlay;
@@ -14,14 +13,7 @@ use cowl_layers::setup::{SetupError, SetupKind};
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
-use cowl_layers::view::{View, Xattrs, without_markers};
-
-/// The longest time that a push waits for running operations.
-const PUSH_TIMEOUT: Duration = Duration::from_secs(10);
-/// The duration of one attempt to lock the stack.
-///
-/// New operations wait during an attempt, so it must be shorter than a long copy that holds the lock.
-const LOCK_ATTEMPT: Duration = Duration::from_millis(20);
+use cowl_layers::view::{Xattrs, without_markers};
 
 /// The reason why a layer was not pushed. The stack is unchanged.
 #[derive(Debug)]
@@ -42,15 +34,7 @@ impl Overlay {
     /// ([`crate::content`]).
     pub fn push_layer(&self, upper: Arc<Upper>) -> Result<(), PushError> {
         self.check_new_upper(&upper).map_err(PushError::Setup)?;
-        let deadline = Instant::now() + PUSH_TIMEOUT;
-        let mut stack = loop {
-            if let Some(stack) = self.stack.try_write_for(LOCK_ATTEMPT) {
-                break stack;
-            }
-            if Instant::now() > deadline {
-                return Err(PushError::TooBusy);
-            }
-        };
+        let mut stack = self.lock_stack().ok_or(PushError::TooBusy)?;
         match self.passthrough_writers.load(Ordering::Acquire) {
             0 => {}
             writers => return Err(PushError::Unattended(writers)),
@@ -95,7 +79,7 @@ impl Overlay {
             .visible_ctime(sys::stat::stat_fd(&*old_root.fd()?)?.ctime);
         let mut layers = vec![upper.layer.clone()];
         layers.extend(stack.view().layers().iter().cloned());
-        let view = View::new(layers).with_data_layers(stack.view().data_only().to_vec());
+        let view = stack.view().with_layers(layers);
         let root = view.root()?;
         let lock = stack.writable().map(|old| old.freeze()).transpose()?;
 

@@ -9,6 +9,7 @@ use crate::error::{Kind, Result};
 use crate::lifecycle::{enter, exec};
 use crate::recover;
 use crate::shell::quoted;
+use crate::snapshot::depth::MergeScope;
 use crate::snapshot::take::SnapshotRequest;
 use crate::store::name::ContainerName;
 
@@ -48,7 +49,7 @@ impl CliCommand for ExecArgs {
                 },
             )?;
         }
-        context.limit_depth(&mut recover::open(&store, &name)?);
+        context.limit_depth(&mut recover::open(&store, &name)?, MergeScope::Unmounted);
         exec::exec(&store, &name, &self.command)
     }
 

@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 
-use super::pause::Pause;
 use super::{CliCommand, Context, output};
 use crate::error::Result;
 use crate::recover;
@@ -14,8 +13,8 @@ use crate::store::name::{ContainerName, Range};
 ///
 /// Without a range, merges all layers between the base and the top layer. A..B: the layers written
 /// after snapshot A up to snapshot B; either may be omitted. The content of the container, of its
-/// snapshots and of other containers on these layers does not change. A mounted container is
-/// remounted at the same mount point; refused while a process uses it.
+/// snapshots and of other containers on these layers does not change. A mounted container stays
+/// mounted, and processes can continue to use it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container
@@ -30,8 +29,6 @@ pub(super) struct Args {
     /// see depth_limit in the configuration file)
     #[arg(long, value_name = "LAYERS", conflicts_with_all = ["range", "base", "dry_run"])]
     depth: Option<usize>,
-    #[command(flatten)]
-    pause: Pause,
     /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -54,16 +51,18 @@ impl CliCommand for Args {
             let done = plan(&recover::open(&store, &name)?, &which)?;
             (done.merged, done.depth)
         } else {
-            self.pause.around(&store, &name, || {
-                let mut container = recover::open(&store, &name)?;
-                let mut update = |done| bar.update(done);
-                if let Some(limit) = self.depth {
+            let mut container = recover::open(&store, &name)?;
+            let mut update = |done| bar.update(done);
+            match self.depth {
+                Some(limit) => {
                     let merged = shrink(&mut container, limit, &mut update)?;
-                    return Ok((merged, container.manifest().stack.len()));
+                    (merged, container.manifest().stack.len())
                 }
-                let done = flatten(&mut container, &which, &mut update)?;
-                Ok((done.merged, done.depth))
-            })?
+                None => {
+                    let done = flatten(&mut container, &which, &mut update)?;
+                    (done.merged, done.depth)
+                }
+            }
         };
         drop(bar);
         output::print_note(&match (merged, self.dry_run) {

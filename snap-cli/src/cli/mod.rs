@@ -60,6 +60,7 @@ use crate::container::durability;
 use crate::error::{Error, Kind, Result};
 use crate::recover::{self, complete_all};
 use crate::shell::quoted;
+use crate::snapshot::depth::MergeScope;
 use crate::snapshot::{ResolvedState, depth, resolve};
 use crate::store::collect;
 use crate::store::family;
@@ -306,10 +307,10 @@ impl Context {
         depth::is_over(manifest, self.config.depth_limit)
     }
 
-    /// Merges layers of a container that exceeds the limit and is not mounted.
-    fn limit_depth(&self, container: &mut Container<'_>) {
+    /// Merges layers of a container that exceeds the limit.
+    fn limit_depth(&self, container: &mut Container<'_>, scope: MergeScope) {
         let mut bar = output::Bar::new("merging old layers");
-        depth::enforce_limit(container, self.config.depth_limit, &mut |done| {
+        depth::enforce_limit(container, self.config.depth_limit, scope, &mut |done| {
             bar.update(done)
         });
     }

@@ -13,6 +13,7 @@ use crate::container::{browse, detach, find_snapshot_ref};
 use crate::error::{Error, Result};
 use crate::recover::{self, DeadMount};
 use crate::shell::quoted;
+use crate::snapshot::depth::MergeScope;
 use crate::snapshot::resolve;
 use crate::store::name::{Address, ContainerName};
 
@@ -78,7 +79,7 @@ impl CliCommand for MountArgs {
                 )));
             }
             None => {
-                context.limit_depth(&mut container);
+                context.limit_depth(&mut container, MergeScope::Unmounted);
                 let privileges = match self.suid {
                     true => Privileges::Honored,
                     false => Privileges::WherePrivate,

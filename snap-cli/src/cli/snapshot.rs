@@ -9,6 +9,7 @@ use crate::container::durability::{make_durable, open_filesystem};
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::recover;
+use crate::snapshot::depth::MergeScope;
 use crate::snapshot::resolve;
 use crate::snapshot::take::{SnapshotRequest, take};
 use crate::store::Store;
@@ -126,7 +127,7 @@ pub(super) fn take_with_hooks(
             false => Ok(None),
         });
     match deep {
-        Ok(Some(mut container)) => context.limit_depth(&mut container),
+        Ok(Some(mut container)) => context.limit_depth(&mut container, MergeScope::Any),
         Ok(None) => {}
         // The next snapshot merges the layers.
         Err(error) => log::info!("cannot check the number of layers: {error}"),

@@ -11,6 +11,7 @@ use crate::delta::revert::{RevertAction, RevertStep};
 use crate::error::Result;
 use crate::host::hooks::Event;
 use crate::recover;
+use crate::snapshot::depth::MergeScope;
 use crate::snapshot::paths::{self, AllowedPaths};
 use crate::snapshot::undo::{UndoRequest, Undone, plan, undo};
 use crate::snapshot::{Losses, resolve};
@@ -103,7 +104,7 @@ pub(super) fn revert(
         let mut bar = output::Bar::new("restoring");
         let done = undo(&mut container, &request, &mut |done| bar.update(done))?;
         drop(bar);
-        context.limit_depth(&mut container);
+        context.limit_depth(&mut container, MergeScope::Any);
         Ok(done)
     })?;
     context.settle(&store, name);

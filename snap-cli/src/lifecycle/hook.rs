@@ -16,7 +16,7 @@ use crate::lxc::binding;
 use crate::lxc::config;
 use crate::recover;
 use crate::shell::quoted;
-use crate::snapshot::depth;
+use crate::snapshot::depth::{self, MergeScope};
 use crate::store::Store;
 use crate::store::bytes::Blob;
 use crate::store::manifest::{ContainerId, ContainerManifest};
@@ -148,7 +148,7 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
         .hint(format!("unmount it: cowl umount {}", container.name())));
     }
     // A container that is only started by LXC is not mounted otherwise.
-    depth::enforce_limit(&mut container, limit, &mut |_| ());
+    depth::enforce_limit(&mut container, limit, MergeScope::Unmounted, &mut |_| ());
     container.mount(None, Lifetime::UntilUnmounted)?;
     grant_access(container)
 }

@@ -2,13 +2,12 @@
 //! that is too deep gets some of its layers merged.
 //!
 //! docs/decisions/0008 explains which layers are merged and at what cost. The merge is a side effect of another
-//! command. So [`enforce_limit`] never fails, and does nothing to a mounted container; the next mount merges
-//! instead.
+//! command, so a failure of [`enforce_limit`] is only logged.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use super::flatten::{find_base, merge_run, refuse_users};
+use super::flatten::{find_base, merge_run};
 use crate::container::Container;
 use crate::container::state::Mounted;
 use crate::error::{Error, Result};
@@ -25,16 +24,31 @@ pub fn is_over(manifest: &ContainerManifest, limit: usize) -> bool {
     manifest.stack.len() > limit.max(MIN_LIMIT)
 }
 
-/// Merges layers of an unmounted container until its stack has at most `limit` layers.
+/// Whether a merge also applies to a mounted container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MergeScope {
+    /// Only an unmounted container: the caller is about to use a mounted one, and does not wait for a merge.
+    Unmounted,
+    /// Any container.
+    Any,
+}
+
+/// Merges layers of a container until its stack has at most `limit` layers.
 ///
 /// Only logs a failure.
-pub fn enforce_limit(container: &mut Container<'_>, limit: usize, progress: OnProgress<'_>) {
+pub fn enforce_limit(
+    container: &mut Container<'_>,
+    limit: usize,
+    scope: MergeScope,
+    progress: OnProgress<'_>,
+) {
     if !is_over(container.manifest(), limit) {
         return;
     }
     let done = container.mounted().and_then(|mounted| match mounted {
-        Mounted::No => shrink(container, limit.max(MIN_LIMIT), progress),
-        Mounted::Alive(_) | Mounted::Dead(_) => Ok(0),
+        Mounted::Alive(_) if scope == MergeScope::Unmounted => Ok(0),
+        Mounted::No | Mounted::Alive(_) => shrink(container, limit.max(MIN_LIMIT), progress),
+        Mounted::Dead(_) => Ok(0),
     });
     match done {
         Ok(0) => {}
@@ -44,8 +58,6 @@ pub fn enforce_limit(container: &mut Container<'_>, limit: usize, progress: OnPr
 }
 
 /// Merges layers until the stack has at most `limit`, and returns the number of merged layers.
-///
-/// Remounts a mounted container.
 pub fn shrink(
     container: &mut Container<'_>,
     limit: usize,
@@ -59,9 +71,6 @@ pub fn shrink(
     }
     let mut merged = 0;
     while container.manifest().stack.len() > limit {
-        if merged == 0 {
-            refuse_users(container)?;
-        }
         let Some(run) = choose(container, limit)? else {
             break;
         };

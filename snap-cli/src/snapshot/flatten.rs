@@ -6,12 +6,10 @@
 
 use cowl_layers::view::View;
 
-use super::restore::remount;
-use crate::container::Container;
-use crate::container::mount::AfterUnmount;
 use crate::container::state::Mounted;
-use crate::container::{Swap, dead, detach};
+use crate::container::{Container, Swap, daemon};
 use crate::error::{Error, Result};
+use crate::store::collect;
 use crate::store::creation::Creation;
 use crate::store::manifest::{
     ContainerManifest, LayerId, LayerKind, LayerManifest, Merged, SnapshotManifest,
@@ -101,28 +99,13 @@ pub fn plan(container: &Container<'_>, request: &FlattenRequest) -> Result<Flatt
     })
 }
 
-/// Fails if processes use the container: they would make the commit fail, after all of the work.
-pub(super) fn refuse_users(container: &Container<'_>) -> Result<()> {
-    dead::refuse_stranded(container)?;
-    if let Mounted::Alive(state) = container.mounted()? {
-        let users = detach::users(state.pid, state.device()?)?;
-        if !users.is_empty() {
-            return Err(detach::in_use(container, &users));
-        }
-    }
-    Ok(())
-}
-
-/// Merges layers.
-///
-/// A mounted container is remounted at the same mount point.
+/// Merges layers. A mounted container stays mounted, and its daemon uses the merged layer from then on.
 pub fn flatten(
     container: &mut Container<'_>,
     request: &FlattenRequest,
     progress: OnProgress<'_>,
 ) -> Result<Flattened> {
     let planned = plan(container, request)?;
-    refuse_users(container)?;
     if planned.merged < 2 {
         return Ok(planned);
     }
@@ -157,7 +140,6 @@ pub(super) fn merge_run(
     merge(store, run, &below, merged, &mut progress)?;
     creation.sync_content()?;
 
-    let was = container.unmount(AfterUnmount::Remount)?;
     let mut next = container.manifest().clone();
     next.stack = replace_run(&next.stack, run, merged).unwrap_or(next.stack);
     next.origin = replace_run(&next.origin, run, merged).unwrap_or(next.origin);
@@ -176,23 +158,31 @@ pub(super) fn merge_run(
         layer: merged,
     });
     creation.request_sweep();
-    let done = container.commit(next, Some(creation), |_| Ok(Swap::Done));
-    if done.is_ok()
-        && let Err(error) = finish_merge(container)
-    {
+    container.commit(next, Some(creation), |_| Ok(Swap::Done))?;
+    if let Err(error) = finish_merge(container) {
         log::warn!("{error}; the layers are merged; the next command completes the cleanup");
     }
-    let mounted = remount(container, was.as_ref());
-    done?;
-    mounted.map_err(|error| {
-        let message = format!(
-            "cannot remount {}: its layers are merged, but it is not mounted",
+    Ok(())
+}
+
+/// Makes the daemon of a mounted container use the layers of the manifest.
+fn switch_daemon(container: &Container<'_>) -> Result<()> {
+    let Mounted::Alive(_) = container.mounted()? else {
+        return Ok(());
+    };
+    let store = container.store();
+    let lowers = store.layer_trees(container.manifest().below_head())?;
+    let replaced = daemon::connect(store, container.id())?
+        .replace_layers(&lowers)
+        .map_err(|error| daemon::to_error(&error))?;
+    if replaced.retained > 0 {
+        log::info!(
+            "{} of the old layers remain until {} is unmounted: they contain deleted files that are still in use",
+            replaced.retained,
             container.name()
         );
-        Error::failed(message)
-            .because(error.to_string())
-            .hint(format!("cowl mount {}", container.name()))
-    })
+    }
+    Ok(())
 }
 
 /// Fills the layer `merged` with the merged tree of the run.
@@ -224,7 +214,7 @@ fn replace_run(stack: &[LayerId], run: &[LayerId], merged: LayerId) -> Option<Ve
     Some(new)
 }
 
-/// Completes a committed merge: rewrites the container's snapshots to the merged layer.
+/// Completes a committed merge: rewrites the container's snapshots to the merged layer, and makes the daemon use it.
 ///
 /// If the command that merged was killed, the next command that opens the container calls this.
 pub fn finish_merge(container: &mut Container<'_>) -> Result<()> {
@@ -232,11 +222,21 @@ pub fn finish_merge(container: &mut Container<'_>) -> Result<()> {
         return Ok(());
     };
     rewrite_snapshots(container, &run, layer)?;
+    // Both stacks have the same content, so it does not matter which of them the daemon uses. It locks the old layers,
+    // which are removed after it has released them.
+    if let Err(error) = switch_daemon(container) {
+        log::warn!(
+            "{error}; the layers of {} are merged, but its mount uses the old ones until it is unmounted",
+            container.name()
+        );
+    }
     let next = ContainerManifest {
         merged: None,
         ..container.manifest().clone()
     };
-    container.commit(next, None, |_| Ok(Swap::Done))
+    container.commit(next, None, |_| Ok(Swap::Done))?;
+    collect::collect_or_warn(container.store());
+    Ok(())
 }
 
 /// Replaces the run by the merged layer in all snapshots of the container.

@@ -193,6 +193,7 @@ enum Verb {
     Clone,
     CloneSnapshot,
     Flatten,
+    LiveFlatten,
     Rename,
     Create,
     Import,
@@ -220,6 +221,7 @@ const VERBS: &[Verb] = &[
     Verb::Clone,
     Verb::CloneSnapshot,
     Verb::Flatten,
+    Verb::LiveFlatten,
     Verb::Rename,
     Verb::Create,
     Verb::Import,
@@ -298,6 +300,10 @@ impl Work {
             }
             Verb::Flatten => {
                 self.cowl(["flatten", IDLE]).ok();
+            }
+            // Concurrently with the writer.
+            Verb::LiveFlatten => {
+                self.cowl(["flatten", LIVE]).ok();
             }
             Verb::Rename => self.rename(),
             Verb::Create => {

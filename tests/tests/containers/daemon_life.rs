@@ -355,7 +355,6 @@ fn processes_on_a_dead_mount_are_named() {
     assert_eq!(json["dead_mounts"][0]["users"][0]["pid"], inside.0.id());
     for verb in [
         &["restore", "web", "snap0"][..],
-        &["flatten", "web"],
         &["destroy", "web", "--yes"],
     ] {
         store.cowl(verb.iter().copied()).fails(4, &words);

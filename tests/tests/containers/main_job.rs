@@ -376,7 +376,6 @@ fn busy_containers_are_refused_with_pids_and_a_command() {
         &["restore", "web", "snap0"][..],
         &["destroy", "web", "--yes"],
         &["umount", "web"],
-        &["flatten", "web"],
     ] {
         let output = store.cowl(refused).fails(4, &[&pid, "sleep"]);
         assert!(

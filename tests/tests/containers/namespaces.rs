@@ -98,15 +98,6 @@ fn unused_copies_of_a_mount_block_no_command() {
         wait_for_end(daemon);
         held.extend(holders());
         let daemon = store.pid("web");
-        for name in ["a", "b"] {
-            std::fs::write(mount_point.join(name), name).unwrap();
-            store.cowl(["snapshot", "web"]).ok();
-        }
-        store.cowl(["rm", "web", "snap1"]).ok();
-        store.cowl(["flatten", "web"]).ok();
-        wait_for_end(daemon);
-        held.extend(holders());
-        let daemon = store.pid("web");
         store.cowl(["umount", "web"]).ok();
         assert!(mount::at(&mount_point).is_none());
         wait_for_end(daemon);

@@ -137,7 +137,6 @@ fn a_running_container_is_refused_with_a_command_to_run() {
         &["restore", "c1", "snap0"][..],
         &["destroy", "c1", "--yes"],
         &["release", "c1", "--yes"],
-        &["flatten", "c1"],
     ] {
         let output = store
             .cowl(refused.iter().copied())
@@ -151,6 +150,11 @@ fn a_running_container_is_refused_with_a_command_to_run() {
     store
         .cowl(["restore", "c1", "snap0"])
         .fails(4, &["--stop --start"]);
+    // Layers are merged while it runs.
+    store.cowl(["snapshot", "c1"]).ok();
+    store.cowl(["flatten", "c1", "--base"]).ok();
+    assert_eq!(lxc.pid("c1").unwrap().to_string(), pid);
+    assert_eq!(lxc.run("c1", "cat /etc/written"), "new");
     // With both options, the container is stopped, restored and started.
     let config = lxc.config("c1");
     store

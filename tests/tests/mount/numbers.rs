@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 use cowl_tests::images;
+use cowl_tests::tree;
 
 const OLD: u32 = 2_000;
 const NEW: u32 = 100_000;
@@ -96,4 +97,46 @@ fn inode_numbers_are_unique_after_a_flatten() {
     store.cowl(["mount", "web"]).ok();
     assert!(numbers(&mount_point) == after, "after a remount");
     store.cowl(["umount", "web"]).ok();
+}
+
+/// Like after a remount, but the mount continues: what is known retains its number, and no new object gets it.
+#[test]
+fn inode_numbers_are_retained_when_layers_are_merged_under_a_mount() {
+    let needs = [Need::Root, Need::Fuse, Need::Program("mkfs.ext4")];
+    if !can(&needs) {
+        return;
+    }
+    let store = Store::on(|scratch, name| images::ext4_for(NEW + 4 * OLD, scratch, name));
+    let base = store.scratch().make("base");
+    for number in 0..OLD {
+        std::fs::write(base.join(format!("old{number}")), "content").unwrap();
+    }
+    store.create("web", &base);
+    let mount_point = store.mount("web");
+    store.ok(["snapshot", "web"]);
+    store.ok(["rm", "web", "snap0"]);
+    for number in (0..OLD).step_by(3) {
+        std::fs::write(mount_point.join(format!("old{number}")), "changed").unwrap();
+    }
+    store.ok(["snapshot", "web"]);
+    store.ok(["rm", "web", "snap1"]);
+    let before = numbers(&mount_point);
+    // An open descriptor of each object prevents the kernel from forgetting it.
+    let known = tree::open_all(&mount_point).unwrap();
+    store.ok(["flatten", "web", "--base"]);
+    let layers = std::fs::read_dir(store.path().join("layers")).unwrap();
+    assert_eq!(layers.count(), 2, "the merged layer and the head");
+    assert_eq!(numbers(&mount_point), before);
+    drop(known);
+    std::fs::create_dir(mount_point.join("new")).unwrap();
+    for number in 0..NEW {
+        std::fs::File::create(mount_point.join(format!("new/{number}"))).unwrap();
+    }
+    // Also those that the kernel has forgotten in the meantime.
+    std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    let after = numbers(&mount_point);
+    for (number, path) in &before {
+        assert_eq!(after.get(number), Some(path));
+    }
+    store.ok(["umount", "web"]);
 }

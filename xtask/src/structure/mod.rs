@@ -42,7 +42,7 @@ const ORDERS: [Order; 4] = [
     Order {
         directory: "fs/overlay/src",
         modules: &[
-            &["push", "kernel_index"],
+            &["push", "replace_layers", "record", "kernel_index"],
             &["op"],
             &["services"],
             &["overlay"],

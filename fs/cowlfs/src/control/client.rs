@@ -3,10 +3,10 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Bind, NOT_UNDERSTOOD, Request, Response, Stats, Status, short_path};
+use super::{Bind, NOT_UNDERSTOOD, ReplacedLayers, Request, Response, Stats, Status, short_path};
 use cowl_layers::sys;
 
 /// The time limit for a daemon to accept a connection and to answer a ping.
@@ -130,6 +130,19 @@ impl Client {
         self.run(&request, TIMEOUT)
     }
 
+    /// Replaces the lower layers by these, topmost first; see [`cowl_overlay::Overlay::replace_layers`].
+    pub fn replace_layers(&mut self, lowers: &[PathBuf]) -> Result<ReplacedLayers, ControlError> {
+        let bytes = |path: &PathBuf| path.as_os_str().as_bytes().to_vec();
+        let request = Request::ReplaceLayers {
+            lowers: lowers.iter().map(bytes).collect(),
+        };
+        // It looks up every known object of the removed layers.
+        match self.send(&request, Duration::from_secs(600))? {
+            Response::Replaced(replaced) => Ok(replaced),
+            other => Err(into_error(other)),
+        }
+    }
+
     /// Writes everything that programs have stored through mappings to the layers.
     pub fn flush(&mut self) -> Result<(), ControlError> {
         // It may have to write all of the memory.
@@ -203,7 +216,7 @@ fn into_error(response: Response) -> ControlError {
             ControlError::NotUnderstood(message)
         }
         Response::Failed { message } => ControlError::Failed(message),
-        Response::Done | Response::Status(_) | Response::Stats(_) => {
+        Response::Done | Response::Status(_) | Response::Stats(_) | Response::Replaced(_) => {
             ControlError::Io(io::Error::other("the response does not match the request"))
         }
     }

@@ -7,6 +7,7 @@
 
 mod client;
 mod detach;
+mod layers;
 mod own_mount;
 mod server;
 mod signals;
@@ -40,6 +41,10 @@ enum Request {
         upper: Vec<u8>,
         work: Vec<u8>,
     },
+    /// The paths of the new lower layers, topmost first.
+    ReplaceLayers {
+        lowers: Vec<Vec<u8>>,
+    },
     Flush,
     Detach,
     Stats,
@@ -52,6 +57,7 @@ enum Request {
 enum Response {
     Status(Status),
     Stats(Stats),
+    Replaced(ReplacedLayers),
     Done,
     Busy {
         writers: u32,
@@ -102,6 +108,15 @@ pub struct Status {
     /// The limits and privileges that the daemon may not change, such as "io-flusher".
     #[serde(default)]
     pub lacking: Vec<String>,
+}
+
+/// The result of a replacement of lower layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplacedLayers {
+    /// The number of known objects that moved to the new layers.
+    pub moved: usize,
+    /// The number of removed layers that are in use until the mount ends.
+    pub retained: usize,
 }
 
 /// Returns a short path to a socket, and the descriptor that the path goes through.

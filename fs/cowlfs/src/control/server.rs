@@ -14,15 +14,14 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::detach::{self, Detached};
+use super::layers;
 use super::{
     FuseConnection, NOT_UNDERSTOOD, OwnMount, Request, Response, StatsSource, Status, short_path,
 };
 use crate::config::Config;
-use cowl_layers::format::XattrSpace;
-use cowl_layers::layer::{Layer, Upper};
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
-use cowl_overlay::{Overlay, PushError};
+use cowl_overlay::Overlay;
 
 /// The time limit for a client to send a request and to receive the response.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -213,7 +212,11 @@ fn execute(request: Request, served: &ServedMount) -> (Response, Option<Detached
         Request::PushLayer { upper, work } => {
             let upper = Path::new(OsStr::from_bytes(&upper));
             let work = Path::new(OsStr::from_bytes(&work));
-            (push(overlay, config, upper, work), None)
+            (layers::push(overlay, config, upper, work), None)
+        }
+        Request::ReplaceLayers { lowers } => {
+            let invalidate = |ino| (served.flush)(ino);
+            (layers::replace(overlay, config, lowers, invalidate), None)
         }
         Request::Flush => (flush(served), None),
         Request::Stats => (stats(served), None),
@@ -276,36 +279,12 @@ fn settle(config: &Config) -> Response {
     }
 }
 
-fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Response {
-    let failed = |message: String| Response::Failed { message };
-    if !config.snapshots {
-        return failed("no layer can be pushed on this mount".into());
-    }
-    let space = config.space.unwrap_or_else(XattrSpace::detect);
-    let opened = Layer::open(upper, space)
-        .and_then(|layer| Upper::from_layer(config.mount.through(), layer, work));
-    let new = match opened {
-        Ok(new) => new,
-        Err(error) => return failed(error.to_string()),
-    };
-    match overlay.push_layer(new) {
-        Ok(()) => Response::Done,
-        Err(PushError::TooBusy) => {
-            failed("requests were running for ten seconds without a pause: try again".into())
-        }
-        Err(PushError::Unattended(writers)) => failed(format!(
-            "{writers} file(s) are open for writing by passthrough, which a snapshot cannot pause: close them (a file \
-             that was opened for reading and writing counts until the kernel forgets it: 'sysctl vm.drop_caches=2'), \
-             or mount again with passthrough=read"
-        )),
-        Err(PushError::Setup(error)) => failed(error.to_string()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    use cowl_layers::format::XattrSpace;
+    use cowl_layers::layer::{Layer, Upper};
     use cowl_overlay::OverlayOptions;
 
     #[test]

@@ -240,6 +240,14 @@ impl LayerDir {
         Ok(names.join(&b'/'))
     }
 
+    /// Returns the descriptor of a directory that was removed ([`Self::set_removed`]); `None` for any other.
+    pub fn removed_fd(&self) -> Option<Arc<OwnedFd>> {
+        match &*self.location.read() {
+            DirLocation::Removed(fd) => Some(fd.clone()),
+            DirLocation::Root | DirLocation::Child { .. } => None,
+        }
+    }
+
     /// Whether both refer to the same directory of the same layer.
     pub fn is_same_location(&self, other: &Self) -> bool {
         self.key == other.key || (self.layer.id() == other.layer.id() && self.ino == other.ino)

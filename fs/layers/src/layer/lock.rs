@@ -46,6 +46,11 @@ impl LayerLock {
         (layer, Arc::new(lock))
     }
 
+    /// Whether this is the lock of `layer`, which [`Self::of_layer`] returned.
+    pub fn is_of(&self, layer: &Layer) -> bool {
+        Arc::ptr_eq(&self.0, &layer.root)
+    }
+
     /// Converts an exclusive lock to a shared one. The layer is never without a lock in between.
     pub(super) fn share(&self) -> Result<()> {
         sys::dir::lock_to_shared(&self.0)

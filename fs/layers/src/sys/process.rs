@@ -92,6 +92,11 @@ pub fn is_readable(fd: &OwnedFd) -> bool {
     poll(&mut fds, Some(&Timespec::default())) != Ok(0)
 }
 
+/// Returns the seconds since the machine started, without those that it was suspended; the same in all processes.
+pub fn uptime_seconds() -> u32 {
+    u32::try_from(clock_gettime(ClockId::Monotonic).tv_sec).unwrap_or(u32::MAX)
+}
+
 /// Returns the CPU time that this process has used.
 pub fn cpu_time() -> Duration {
     let spent = clock_gettime(ClockId::ProcessCPUTime);

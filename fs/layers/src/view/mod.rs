@@ -137,6 +137,15 @@ impl View {
         }
     }
 
+    /// Returns the view of a stack whose layers have changed to `layers`, with the same data-only layers.
+    #[must_use]
+    pub fn with_layers(&self, layers: Vec<Arc<Layer>>) -> Self {
+        Self {
+            data: self.data.clone(),
+            ..Self::with(layers, self.extent)
+        }
+    }
+
     /// Adds data-only layers, topmost first.
     ///
     /// They are not visible, but the content of a metacopy that has a redirect with a path is looked up there if no
@@ -191,6 +200,13 @@ impl View {
 
     fn is_part(&self) -> bool {
         self.extent == Extent::Part
+    }
+
+    /// Returns the visible inode number of the inode `ino` on the device `dev`, if that is the device of one of the
+    /// layers, without regard to a number from before a copy-up.
+    pub fn own_number(&self, dev: u64, ino: u64) -> Option<u64> {
+        let layer = self.layers.iter().find(|layer| layer.dev() == dev)?;
+        Some(layer.number(self.base_dev, ino))
     }
 
     /// Returns the visible inode number of an object.

@@ -124,6 +124,20 @@ impl ContentDescriptors {
         drop(closed);
     }
 
+    /// Returns the last writeback error of an inode: the error number, and the number of errors so far.
+    pub(crate) fn writeback_error(&self, inode: &Arc<Inode>) -> Option<(i32, u32)> {
+        let table = self.0.lock();
+        let known = table.errors.get(&InodeKey::new(inode))?;
+        Some((known.error.errno().raw_os_error(), known.count))
+    }
+
+    /// Records the last writeback error of an inode that has open files.
+    pub(crate) fn restore_writeback_error(&self, inode: &Arc<Inode>, (errno, count): (i32, u32)) {
+        let error = Error::Errno(Errno::from_raw_os_error(errno));
+        let error = WritebackError { error, count };
+        self.0.lock().errors.insert(InodeKey::new(inode), error);
+    }
+
     /// Returns the cached descriptor of an open file, if it refers to this version of the content.
     pub(super) fn get(&self, handle: &FileHandle, version: u32) -> Option<Arc<OwnedFd>> {
         let mut table = self.0.lock();

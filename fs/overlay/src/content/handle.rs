@@ -77,10 +77,10 @@ pub struct Opened {
 /// The counters of a mount's open files and of its pushed layers.
 #[derive(Debug, Default)]
 pub(crate) struct OpenCounts {
-    writers: AtomicU32,
-    readers: AtomicU32,
+    pub(super) writers: AtomicU32,
+    pub(super) readers: AtomicU32,
     /// The number of pushed layers. It changes only under the stack's exclusive lock.
-    pushes: AtomicU32,
+    pub(super) pushes: AtomicU32,
 }
 
 impl OpenCounts {

@@ -5,6 +5,7 @@ mod examine;
 mod handle;
 mod open;
 mod privileges;
+mod record;
 mod sync;
 mod transfer;
 
@@ -14,5 +15,6 @@ pub use handle::{FileHandle, Opened, VersionedDescriptor, Writer};
 pub(crate) use open::Content;
 pub use privileges::SETID;
 pub(crate) use privileges::{change_for_caller, truncate};
+pub(crate) use record::FileRecord;
 pub use sync::Close;
 pub use transfer::SeekTo;

@@ -31,6 +31,16 @@ impl Flags {
         self.0.load(Ordering::Acquire) & flag != 0
     }
 
+    /// Returns all flags, for the record of state.
+    pub(super) fn bits(&self) -> u8 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Creates the flags of a record.
+    pub(super) fn from_bits(bits: u8) -> Self {
+        Self(AtomicU8::new(bits))
+    }
+
     /// Records that the name is not durable, after a copy-up.
     pub(crate) fn set_unsynced_name(&self) {
         self.set(UNSYNCED_NAME, Ordering::Release);

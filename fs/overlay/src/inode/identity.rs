@@ -1,9 +1,11 @@
 //! The identity of an object on disk.
 
+use serde::{Deserialize, Serialize};
+
 use cowl_layers::sys::stat::Stat;
 
 /// The device and inode number of an object on disk, at the location that provides its attributes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Identity {
     /// The device number.
     pub dev: u64,

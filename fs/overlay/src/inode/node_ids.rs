@@ -5,9 +5,11 @@
 //! caches for it, and further opens get a new one. To achieve this, the daemon fails the open with ESTALE; the kernel
 //! looks the name up again and gets the new node id. `st_ino` does not change, because it is transmitted separately.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
 
 use cowl_layers::locks::Mutex;
 
@@ -131,6 +133,58 @@ impl NodeIds {
         {
             maps.remove(node_id);
         }
+    }
+}
+
+/// The replacement node ids, for the record of state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NodeIdsRecord {
+    /// The number of the inode and the lookup count, by node id.
+    inodes: BTreeMap<u64, (u64, u64)>,
+    /// The newest node id, by the number of the inode.
+    newest: BTreeMap<u64, u64>,
+    assigned: u64,
+}
+
+impl NodeIds {
+    pub(super) fn to_record(&self) -> NodeIdsRecord {
+        // Whether any was assigned follows from the maps.
+        let Self { any: _, maps } = self;
+        let NodeIdMaps {
+            inodes,
+            newest,
+            assigned,
+        } = &*maps.lock();
+        let inode = |(node_id, (inode, lookups)): (&u64, &(Arc<Inode>, u64))| {
+            (*node_id, (inode.ino(), *lookups))
+        };
+        NodeIdsRecord {
+            inodes: inodes.iter().map(inode).collect(),
+            newest: newest
+                .iter()
+                .map(|(ino, node_id)| (*ino, *node_id))
+                .collect(),
+            assigned: *assigned,
+        }
+    }
+
+    /// Creates the node ids of a record; `None` if it names an inode that `find` does not find.
+    pub(super) fn from_record(
+        record: &NodeIdsRecord,
+        find: impl Fn(u64) -> Option<Arc<Inode>>,
+    ) -> Option<Self> {
+        let inode = |(node_id, (ino, lookups)): (&u64, &(u64, u64))| {
+            Some((*node_id, (find(*ino)?, *lookups)))
+        };
+        let maps = NodeIdMaps {
+            inodes: record.inodes.iter().map(inode).collect::<Option<_>>()?,
+            newest: record.newest.clone().into_iter().collect(),
+            assigned: record.assigned,
+        };
+        Some(Self {
+            any: AtomicBool::new(record.assigned > 0),
+            maps: Mutex::new(maps),
+        })
     }
 }
 

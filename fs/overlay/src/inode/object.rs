@@ -2,9 +2,8 @@
 
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, LazyLock};
-use std::time::Instant;
 
 use cowl_layers::locks::{Mutex, RwLock};
 use smallvec::SmallVec;
@@ -15,17 +14,12 @@ use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::Redirect;
 use cowl_layers::layer::LayerDir;
 use cowl_layers::name::Name;
+use cowl_layers::sys::process::uptime_seconds;
 use cowl_layers::sys::stat::{FileKind, Time};
 use cowl_layers::view::Loc;
 
 /// The longest time, in seconds, that a program is expected to pause in the middle of readdir.
 const LISTING_PAUSE: u32 = 60;
-
-/// Returns the seconds since the first call, plus one.
-fn seconds() -> u32 {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    u32::try_from(START.elapsed().as_secs() + 1).unwrap_or(u32::MAX)
-}
 
 /// The options of an open, from the flags of open(2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,10 +102,10 @@ pub(crate) enum TimesOverride {
 /// An object of the overlay.
 #[derive(Debug)]
 pub struct Inode {
-    ino: u64,
+    pub(super) ino: u64,
     pub(super) state: RwLock<InodeState>,
-    by_kind: ByKind,
-    facts: Facts,
+    pub(super) by_kind: ByKind,
+    pub(super) facts: Facts,
     pub(super) times: Mutex<Option<Box<TimesOverride>>>,
     /// The version of `times`; see [`Inode::times_version`].
     pub(super) times_version: AtomicU32,
@@ -122,7 +116,7 @@ pub struct Inode {
 /// Small fields are inside the variants, next to the discriminant, to save memory: millions of inodes can be known
 /// after a walk of a large tree.
 #[derive(Debug)]
-enum ByKind {
+pub(super) enum ByKind {
     Dir {
         copying: Mutex<()>,
         flags: Flags,
@@ -130,7 +124,7 @@ enum ByKind {
         names: Mutex<()>,
         /// The number of copy-ups of objects in the directory, by which a concurrent lookup detects a stale result.
         generation: AtomicU32,
-        /// The time of the last removal of a name, in [`seconds`]; 0 for never.
+        /// The time of the last removal of a name, in seconds since the machine started; 0 for never.
         last_removal: AtomicU32,
     },
     File {
@@ -298,22 +292,6 @@ impl Inode {
         }
     }
 
-    /// Moves the state of `fresh`, an inode of the same type that no other thread has access to, to this inode.
-    ///
-    /// If the content has another location, increments the content version.
-    pub(super) fn take_state(&self, fresh: &Self) {
-        let mut state = self.state.write();
-        let mut fresh = fresh.state.write();
-        if let (InodeState::File(old), InodeState::File(new)) = (&*state, &*fresh)
-            && let ByKind::File { version, .. } = &self.by_kind
-            && (old.identity != new.identity || !old.data_loc().is_same_location(new.data_loc()))
-        {
-            version.fetch_add(1, Ordering::AcqRel);
-        }
-        self.facts.forget(NO_CAPABILITIES | PLAIN_DATA);
-        std::mem::swap(&mut *state, &mut *fresh);
-    }
-
     /// Modifies the states of this inode and of `other` while their locks are held, together with a name on disk.
     ///
     /// Concurrent readers wait, so that they never observe only one of both changes.
@@ -379,7 +357,7 @@ impl Inode {
     /// Records the time of the removal of a name from this directory, also by a rename.
     pub fn note_removal(&self) {
         if let ByKind::Dir { last_removal, .. } = &self.by_kind {
-            last_removal.store(seconds(), Ordering::Relaxed);
+            last_removal.store(uptime_seconds().max(1), Ordering::Relaxed);
         }
     }
 
@@ -388,7 +366,7 @@ impl Inode {
         match &self.by_kind {
             ByKind::Dir { last_removal, .. } => {
                 let last = last_removal.load(Ordering::Relaxed);
-                last > 0 && seconds() - last <= LISTING_PAUSE
+                last > 0 && uptime_seconds().saturating_sub(last) <= LISTING_PAUSE
             }
             ByKind::File { .. } => false,
         }
@@ -445,6 +423,22 @@ impl Inode {
             }
         }
     }
+}
+
+/// Moves the state of `fresh`, an inode that no other thread has access to, to `known`, which has the same type.
+///
+/// If the content has another location, increments the content version.
+pub(super) fn take_state(known: &Inode, fresh: &Inode) {
+    let mut state = known.state.write();
+    let mut fresh = fresh.state.write();
+    if let (InodeState::File(old), InodeState::File(new)) = (&*state, &*fresh)
+        && let ByKind::File { version, .. } = &known.by_kind
+        && (old.identity != new.identity || !old.data_loc().is_same_location(new.data_loc()))
+    {
+        version.fetch_add(1, Ordering::AcqRel);
+    }
+    known.facts.forget(NO_CAPABILITIES | PLAIN_DATA);
+    std::mem::swap(&mut *state, &mut *fresh);
 }
 
 impl Drop for Inode {

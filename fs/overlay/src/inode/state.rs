@@ -10,6 +10,14 @@ use cowl_layers::layer::LayerDir;
 use cowl_layers::view::Loc;
 
 impl InodeState {
+    /// Whether the object has no name any more.
+    pub(super) fn is_removed(&self) -> bool {
+        match self {
+            Self::Dir(dir) => dir.removed,
+            Self::File(file) => file.orphan,
+        }
+    }
+
     /// Records that a directory was removed. Has no effect on an object of any other type.
     pub(crate) fn set_removed(&mut self) {
         if let Self::Dir(dir) = self {

@@ -3,7 +3,7 @@
 //! A number never refers to two objects at once: an object whose number is taken gets a substitute number, from a
 //! separate range, for as long as it is known.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use cowl_layers::locks::Mutex;
@@ -12,7 +12,8 @@ use rustc_hash::FxHashMap;
 
 use super::identity::Identity;
 use super::node_ids::{NodeIds, OwnNumber};
-use super::object::{Inode, TimesOverride};
+use super::object::{Inode, TimesOverride, take_state};
+use super::substitutes::{Substitutes, is_substitute};
 use cowl_layers::error::Result;
 use cowl_layers::sys::stat::{FileKind, Time};
 
@@ -21,18 +22,15 @@ const SHARDS: usize = 16;
 const MAX_CTIMES: usize = 1 << 16;
 /// The minimum number of dropped inodes before the tables shrink. They use one or two megabytes.
 const MIN_DROPPED: usize = 4096;
-/// The range of substitute numbers: the top bit is set, which no lower file system uses.
-const SUBSTITUTE: u64 = 1 << 63;
-
 #[derive(Debug)]
-enum TableEntry {
+pub(super) enum TableEntry {
     /// The kernel does not know the inode. An operation or an open file may reference it.
     Weak(Weak<Inode>),
     /// The kernel knows the inode. A lookup count that reaches the maximum stays there, and the inode is never dropped.
     Strong { inode: Arc<Inode>, lookups: u32 },
 }
 
-type Shard = FxHashMap<u64, TableEntry>;
+pub(super) type Shard = FxHashMap<u64, TableEntry>;
 
 /// The handling of an object whose number belongs to a different known inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,20 +56,17 @@ pub(crate) enum NumberStorage {
 /// The table of known inodes.
 #[derive(Debug)]
 pub struct InodeTable {
-    shards: Vec<Mutex<Shard>>,
-    /// The numbers of objects whose visible number is not on disk: those whose number was taken, and those of a type
-    /// that cannot have the `cowl.ino` xattr with the number from before their copy-up.
-    substitutes: Mutex<FxHashMap<Identity, u64>>,
-    next_substitute: AtomicU64,
+    pub(super) shards: Vec<Mutex<Shard>>,
+    pub(super) substitutes: Mutex<Substitutes>,
     /// The arguments of [`Inode::override_ctime`], for an inode that the kernel forgets and looks up again. A stale
     /// pair is harmless, because it applies only while the ctime on disk is the recorded one.
-    ctimes: Mutex<LruCache<u64, (Time, Time)>>,
+    pub(super) ctimes: Mutex<LruCache<u64, (Time, Time)>>,
     /// The inodes with a replacement node id.
-    node_ids: NodeIds,
+    pub(super) node_ids: NodeIds,
     /// The number of known inodes.
-    known: AtomicUsize,
+    pub(super) known: AtomicUsize,
     /// The number of inodes dropped since the tables last shrank.
-    dropped: AtomicUsize,
+    pub(super) dropped: AtomicUsize,
 }
 
 impl Default for InodeTable {
@@ -79,7 +74,6 @@ impl Default for InodeTable {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             substitutes: Mutex::default(),
-            next_substitute: AtomicU64::new(SUBSTITUTE | 1),
             ctimes: Mutex::new(LruCache::unbounded()),
             node_ids: NodeIds::default(),
             known: AtomicUsize::new(0),
@@ -89,7 +83,7 @@ impl Default for InodeTable {
 }
 
 impl InodeTable {
-    fn shard(&self, ino: u64) -> &Mutex<Shard> {
+    pub(super) fn shard(&self, ino: u64) -> &Mutex<Shard> {
         let at = usize::try_from(ino % SHARDS as u64).unwrap_or(0);
         // `at` is below SHARDS, the length.
         #[allow(clippy::indexing_slicing)]
@@ -113,6 +107,15 @@ impl InodeTable {
         found
     }
 
+    /// Returns all known inodes.
+    pub(crate) fn all(&self) -> Vec<Arc<Inode>> {
+        let mut all = Vec::with_capacity(self.known.load(Ordering::Relaxed));
+        for shard in &self.shards {
+            all.extend(shard.lock().values().filter_map(TableEntry::living));
+        }
+        all
+    }
+
     /// Returns the inode with the node id `ino`; `None` if it is not known.
     pub fn get(&self, ino: u64) -> Option<Arc<Inode>> {
         if NodeIds::is_replacement(ino) {
@@ -132,27 +135,35 @@ impl InodeTable {
         on_conflict: OnConflict,
         make: impl FnOnce(u64) -> Arc<Inode>,
     ) -> Option<(Arc<Inode>, bool)> {
-        let ino = self.substitute(identity).unwrap_or(number);
+        let recorded = self.substitutes.lock().find(identity, number);
+        let renumber = |make| match on_conflict {
+            OnConflict::Renumber | OnConflict::Refresh(_) => {
+                Some(self.intern_substitute(identity, make))
+            }
+            OnConflict::Defer => None,
+        };
+        let Some(ino) = recorded else {
+            return renumber(make);
+        };
         let mut shard = self.shard(ino).lock();
         let living = shard.get(&ino).and_then(TableEntry::living);
         match living {
             Some(inode) if on_conflict == OnConflict::Refresh(inode.kind()) => {
                 drop(shard);
-                inode.take_state(&make(ino));
+                take_state(&inode, &make(ino));
                 Some((inode, false))
             }
             Some(_) if matches!(on_conflict, OnConflict::Refresh(_)) => {
                 drop(shard);
                 // The substitute may belong to an earlier object with the same inode number on disk.
                 self.remove_substitute(identity);
-                Some(self.intern_substitute(identity, make))
+                renumber(make)
             }
             Some(inode) if inode.identity() == identity => Some((inode, false)),
-            Some(_) if on_conflict == OnConflict::Renumber => {
+            Some(_) => {
                 drop(shard);
-                Some(self.intern_substitute(identity, make))
+                renumber(make)
             }
-            Some(_) => None,
             None => {
                 let inode = make(ino);
                 if let Some((real, shown)) = self.ctimes.lock().get(&ino) {
@@ -169,16 +180,22 @@ impl InodeTable {
         identity: Identity,
         make: impl FnOnce(u64) -> Arc<Inode>,
     ) -> (Arc<Inode>, bool) {
-        let mut known = self.substitutes.lock();
-        let ino = *known
-            .entry(identity)
-            .or_insert_with(|| self.next_substitute.fetch_add(1, Ordering::Relaxed));
-        let mut shard = self.shard(ino).lock();
-        if let Some(inode) = shard.get(&ino).and_then(TableEntry::living) {
-            return (inode, false);
+        let mut substitutes = self.substitutes.lock();
+        if let Some(ino) = substitutes.get(identity) {
+            let mut shard = self.shard(ino).lock();
+            match shard.get(&ino).and_then(TableEntry::living) {
+                Some(inode) if inode.identity() == identity => return (inode, false),
+                Some(_) => {}
+                None => {
+                    let inode = make(ino);
+                    self.insert(&mut shard, &inode);
+                    return (inode, true);
+                }
+            }
         }
+        let ino = substitutes.assign(identity);
         let inode = make(ino);
-        self.insert(&mut shard, &inode);
+        self.insert(&mut self.shard(ino).lock(), &inode);
         (inode, true)
     }
 
@@ -217,19 +234,32 @@ impl InodeTable {
     ) -> Result<()> {
         let (ino, from) = (inode.ino(), inode.identity());
         let substituted = {
-            let mut known = self.substitutes.lock();
-            let substituted = known.contains_key(&from);
-            if substituted || storage == NumberStorage::InMemory || ino & SUBSTITUTE != 0 {
-                known.insert(to, ino);
+            let mut substitutes = self.substitutes.lock();
+            let substituted = substitutes.get(from).is_some();
+            if substituted || storage == NumberStorage::InMemory || is_substitute(ino) {
+                substitutes.record(to, ino);
             }
             substituted
         };
         let changed = change();
         let left = if changed.is_ok() { from } else { to };
         if (substituted || changed.is_err()) && from != to {
-            self.substitutes.lock().remove(&left);
+            self.substitutes.lock().remove(left);
         }
         changed
+    }
+
+    /// Reserves the numbers of all known objects whose own number is another one, so that no new object gets them, and
+    /// drops the recorded numbers of all other objects. `own_number` returns an object's own number.
+    ///
+    /// This is necessary when layers leave the stack. The file system reuses their inode numbers for new objects, and
+    /// recorded identities of their objects become invalid.
+    pub(crate) fn reserve_known_numbers(&self, own_number: impl Fn(Identity) -> Option<u64>) {
+        let all = self.all();
+        let named = all.iter().filter(|inode| !inode.state.read().is_removed());
+        let numbers = named.map(|inode| (inode.identity(), inode.ino()));
+        let differing = numbers.filter(|(identity, ino)| own_number(*identity) != Some(*ino));
+        self.substitutes.lock().reserve(differing);
     }
 
     /// Ends [`Inode::override_times`]: from now on `shown` is visible while the ctime on disk is `real`, also if the
@@ -239,7 +269,20 @@ impl InodeTable {
             real,
             visible: shown,
         };
-        if inode.end_times_override(Some(held)) && inode.ino() & SUBSTITUTE == 0 {
+        if inode.end_times_override(Some(held)) {
+            self.record_ctime(inode, real, shown);
+        }
+    }
+
+    /// Makes the ctime `shown` visible while the ctime on disk is `real`, also if the inode is forgotten and looked up
+    /// again.
+    pub(crate) fn show_ctime(&self, inode: &Inode, real: Time, shown: Time) {
+        inode.override_ctime(real, shown);
+        self.record_ctime(inode, real, shown);
+    }
+
+    fn record_ctime(&self, inode: &Inode, real: Time, shown: Time) {
+        if !is_substitute(inode.ino()) {
             let mut ctimes = self.ctimes.lock();
             ctimes.put(inode.ino(), (real, shown));
             if ctimes.len() > MAX_CTIMES {
@@ -251,12 +294,12 @@ impl InodeTable {
     /// Removes the substitute number of an object whose last name was removed, because a new object may get its inode
     /// number on disk.
     pub(crate) fn remove_substitute(&self, identity: Identity) {
-        self.substitutes.lock().remove(&identity);
+        self.substitutes.lock().remove(identity);
     }
 
     /// Returns the number of an object whose visible number is not on disk; `None` for any other object.
     pub(crate) fn substitute(&self, identity: Identity) -> Option<u64> {
-        self.substitutes.lock().get(&identity).copied()
+        self.substitutes.lock().get(identity)
     }
 
     /// Returns the node id for replies about an inode: its own number, or its newest replacement.
@@ -371,8 +414,8 @@ impl InodeTable {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
             drop(shard);
-            if inode.ino() & SUBSTITUTE != 0 {
-                self.substitutes.lock().remove(&inode.identity());
+            if is_substitute(inode.ino()) {
+                self.substitutes.lock().note_forgotten(inode.identity());
             }
             let Some(mut inode) = Arc::into_inner(inode) else {
                 return;

@@ -80,6 +80,13 @@ impl Listings {
         }
     }
 
+    /// Drops all listings. Readers continue with new ones, at the same offsets.
+    pub(crate) fn clear(&self) {
+        let mut cache = self.0.lock();
+        cache.listings.clear();
+        cache.names = 0;
+    }
+
     pub(super) fn remove(&self, ino: u64) {
         let mut cache = self.0.lock();
         if let Some(old) = cache.listings.pop(&ino) {

@@ -13,54 +13,99 @@
 //! A hash has 31 bits, so that programs with 32-bit offsets can read directories. Names with the same hash in one
 //! directory are distinguished by ranks, which are the upper bits of the cookie.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
+
+use serde::{Deserialize, Serialize};
+use siphasher::sip::SipHasher13;
 
 use cowl_layers::locks::Mutex;
 
 use super::entry::{DirEntry, FIRST, LAST};
+use cowl_layers::error::Result;
 use cowl_layers::name::Name;
 
-type Hash = Box<dyn Fn(&[u8]) -> u64 + Send + Sync>;
+/// A hash function of a key and a name.
+pub(super) type Hash = fn(&Key, &[u8]) -> u64;
+pub(super) type Key = [u64; 2];
 /// Names whose hashes collide, by directory and hash.
 type Collisions = HashMap<u64, HashMap<u32, Vec<Name>>>;
 
+/// An assignment of cookies, for the record of state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CookiesRecord {
+    key: Key,
+    /// Names with the same hash, in the order of their ranks, by the directory's inode number and the hash.
+    names: BTreeMap<(u64, u32), Vec<Vec<u8>>>,
+}
+
 /// The assignment of cookies: the hash function and the known collisions.
+#[derive(Debug)]
 pub(crate) struct Cookies {
     hash: Hash,
+    key: Key,
     /// Names with the same hash that existed at the same time. The index of a name in its list is its rank, which never
     /// changes, because a program may hold an offset that contains it. About n²/2³² of n names collide.
     collisions: Mutex<Collisions>,
 }
 
-impl std::fmt::Debug for Cookies {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cookies")
-            .field("collisions", &self.collisions)
-            .finish_non_exhaustive()
-    }
-}
-
 impl Default for Cookies {
     /// Creates an assignment with a randomly keyed hash, so that no program can choose names that collide.
     fn default() -> Self {
-        let keyed = RandomState::new();
-        Self::with_hash(move |name| keyed.hash_one(name))
+        let random = |word: u64| RandomState::new().hash_one(word);
+        Self {
+            hash: |[first, second], name| SipHasher13::new_with_keys(*first, *second).hash(name),
+            key: [random(0), random(1)],
+            collisions: Mutex::default(),
+        }
     }
 }
 
 impl Cookies {
     /// Creates an assignment with this hash function.
-    pub(super) fn with_hash(hash: impl Fn(&[u8]) -> u64 + Send + Sync + 'static) -> Self {
+    #[cfg(test)]
+    pub(super) fn with_hash(hash: Hash) -> Self {
         Self {
-            hash: Box::new(hash),
-            collisions: Mutex::default(),
+            hash,
+            ..Self::default()
         }
+    }
+
+    /// Returns the record of the assignment, for the record of state.
+    pub(crate) fn to_record(&self) -> CookiesRecord {
+        let Self {
+            // It depends on the version of the record only.
+            hash: _,
+            key,
+            collisions,
+        } = self;
+        let mut names = BTreeMap::new();
+        for (dir, hashes) in &*collisions.lock() {
+            for (hash, colliding) in hashes {
+                let colliding = colliding.iter().map(|name| name.as_bytes().to_vec());
+                names.insert((*dir, *hash), colliding.collect());
+            }
+        }
+        CookiesRecord { key: *key, names }
+    }
+
+    /// Creates the assignment of a record. Fails with EINVAL if it contains an invalid name.
+    pub(crate) fn from_record(record: &CookiesRecord) -> Result<Self> {
+        let mut collisions = Collisions::new();
+        for ((dir, hash), names) in &record.names {
+            let names = names.iter().map(Name::new).collect::<Result<_>>()?;
+            collisions.entry(*dir).or_default().insert(*hash, names);
+        }
+        Ok(Self {
+            key: record.key,
+            collisions: Mutex::new(collisions),
+            ..Self::default()
+        })
     }
 
     #[allow(clippy::cast_possible_truncation, reason = "below 2^31")]
     fn hash(&self, name: &[u8]) -> u32 {
-        FIRST + ((self.hash)(name) % u64::from(LAST - FIRST)) as u32
+        FIRST + ((self.hash)(&self.key, name) % u64::from(LAST - FIRST)) as u32
     }
 
     /// Assigns cookies to the entries of the directory with the inode number `dir`, and sorts the entries by them.

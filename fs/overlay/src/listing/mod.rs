@@ -20,7 +20,7 @@ use cowl_layers::view::MergedEntry;
 
 pub use cache::Listing;
 pub(crate) use cache::Listings;
-pub(crate) use cookies::Cookies;
+pub(crate) use cookies::{Cookies, CookiesRecord};
 use entry::Cookie;
 pub use entry::{DirEntry, END};
 
@@ -88,32 +88,19 @@ impl ReadDir<'_> {
     /// Returns the visible inode number of an entry. Only needed for listings without attributes, because attributes
     /// contain the number.
     pub(crate) fn entry_ino(&self, listing: &Listing, entry: &DirEntry) -> Result<u64> {
+        let merged = &entry.merged;
         match &listing.locations {
             Some(locations) if !entry.is_dots() => {
-                let number = self
-                    .names
-                    .cx
-                    .stack
-                    .view()
-                    .merged_entry_ino(locations, &entry.merged)?;
-                Ok(self.substitute_ino(entry.kind(), number))
+                if let Some(dir) = locations.get(merged.dir_index) {
+                    let (dev, ino) = (dir.layer().dev(), merged.ino);
+                    if let Some(number) = self.names.inodes.substitute(Identity { dev, ino }) {
+                        return Ok(number);
+                    }
+                }
+                let view = self.names.cx.stack.view();
+                view.merged_entry_ino(locations, merged)
             }
-            _ => Ok(entry.merged.ino),
+            _ => Ok(merged.ino),
         }
-    }
-
-    /// Replaces the number `listed` by the substitute of an object that has one.
-    ///
-    /// An object of a type that cannot have the `cowl.ino` xattr retains the number from before its copy-up until the
-    /// mount ends. It is identified by its inode number in the upper, which the listing contains.
-    fn substitute_ino(&self, kind: FileKind, listed: u64) -> u64 {
-        if matches!(kind, FileKind::Regular | FileKind::Directory) {
-            return listed;
-        }
-        let known = self.names.cx.stack.writable().and_then(|upper| {
-            let dev = upper.layer.dev();
-            self.names.inodes.substitute(Identity { dev, ino: listed })
-        });
-        known.unwrap_or(listed)
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::END;
-use super::cookies::Cookies;
+use super::cookies::{Cookies, Hash, Key};
 use crate::{Overlay, OverlayOptions};
 use cowl_layers::format::XattrSpace;
 use cowl_layers::layer::Layer;
@@ -17,7 +17,7 @@ fn over(path: &Path) -> Overlay {
 }
 
 /// A hash with frequent collisions.
-fn weak(name: &[u8]) -> u64 {
+fn weak(_: &Key, name: &[u8]) -> u64 {
     name.iter().map(|byte| u64::from(byte % 3)).sum()
 }
 
@@ -50,7 +50,7 @@ fn steps() -> impl Strategy<Value = Vec<ReaderStep>> {
     proptest::collection::vec(step, 1..80)
 }
 
-fn check(hash: fn(&[u8]) -> u64, before: &BTreeSet<u8>, steps: &[ReaderStep]) {
+fn check(hash: Hash, before: &BTreeSet<u8>, steps: &[ReaderStep]) {
     let dir = tempfile::tempdir().unwrap();
     let path = |number: &u8| dir.path().join(format!("f{number}"));
     for number in before {
@@ -96,7 +96,7 @@ proptest! {
     /// A name that exists during the whole listing is returned exactly once, whatever is created and removed meanwhile.
     #[test]
     fn lasting_names_are_listed_exactly_once(before in proptest::collection::btree_set(any::<u8>(), 0..60), steps in steps()) {
-        let good = |name: &[u8]| name.iter().fold(7_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3) >> 1);
+        let good = |_: &Key, name: &[u8]| name.iter().fold(7_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3) >> 1);
         check(good, &before, &steps);
     }
 
@@ -113,7 +113,7 @@ fn cookies_are_distinct_and_fit_into_32_bits() {
     for number in 0..500 {
         std::fs::write(dir.path().join(format!("f{number}")), b"").unwrap();
     }
-    for hash in [None, Some(weak as fn(&[u8]) -> u64), Some(|_: &[u8]| 5)] {
+    for hash in [None, Some(weak as Hash), Some(|_: &Key, _: &[u8]| 5)] {
         let mut overlay = over(dir.path());
         let good = hash.is_none();
         if let Some(hash) = hash {

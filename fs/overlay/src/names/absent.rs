@@ -28,6 +28,11 @@ impl LastAbsent {
         }
     }
 
+    /// Drops the entry.
+    pub(crate) fn clear(&self) {
+        *self.0.lock() = None;
+    }
+
     /// Whether the last negative lookup was of this name.
     ///
     /// Compares addresses: as long as the weak reference exists, the locations of another directory cannot have the

@@ -4,7 +4,8 @@
 //!
 //! The cache covers the locations below the upper, which do not change during a mount. It is keyed by the first of
 //! them, because its key is never reused ([`LayerDir::key`]). No invalidation is necessary: a copy-up adds a location
-//! above them, and a pushed layer makes the location in the old upper the first one, which has another key.
+//! above them, and a pushed layer makes the location in the old upper the first one, which has another key. When layers
+//! are replaced, the cache is emptied, because it would keep the removed ones open.
 
 use std::sync::Arc;
 
@@ -96,6 +97,13 @@ impl DeepDirs {
         };
         self.put(key, CachedDir::Cached(names.clone()));
         Some(names)
+    }
+
+    /// Drops everything.
+    pub(crate) fn clear(&self) {
+        let mut cache = self.0.lock();
+        cache.dirs.clear();
+        cache.names = 0;
     }
 
     /// Returns the cache entry of a directory after counting a lookup in it.

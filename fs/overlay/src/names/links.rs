@@ -59,6 +59,33 @@ impl LinkIndex {
         }
     }
 
+    /// Returns the directories whose visible path differs from their path in lower layers, if those from before this
+    /// mount are known; for the record of state.
+    pub(crate) fn moved_dirs(&self) -> (Vec<Arc<Inode>>, bool) {
+        let Self {
+            // Only a cache.
+            layers: _,
+            moved,
+            moved_found,
+        } = self;
+        let found = *moved_found.lock();
+        (moved.lock().clone(), found)
+    }
+
+    /// Creates the index of a record.
+    pub(crate) fn from_record(moved: Vec<Arc<Inode>>, found: bool) -> Self {
+        Self {
+            layers: Mutex::default(),
+            moved: Mutex::new(moved),
+            moved_found: Mutex::new(found),
+        }
+    }
+
+    /// Drops the scans of layers that are not in the stack any more.
+    pub(crate) fn forget_layers(&self, ids: &HashSet<u64>) {
+        self.layers.lock().retain(|id, _| !ids.contains(id));
+    }
+
     /// Removes a directory that was unlinked, in which no names are visible any more.
     pub(crate) fn forget_moved(&self, inode: &Arc<Inode>) {
         self.moved.lock().retain(|known| !Arc::ptr_eq(known, inode));

@@ -24,6 +24,7 @@ mod model_tree;
 mod names;
 mod open_files;
 mod races;
+mod record;
 mod times;
 mod unchanged;
 mod xattr_whiteouts;

@@ -12,7 +12,7 @@ use crate::model_tree::{Model, Node, Rename, assert_same};
 use cowl_layers::error::Errno;
 use cowl_layers::format::XattrSpace;
 use cowl_layers::sys::stat::FileKind;
-use cowl_overlay::{FileHandle, OverlayOptions};
+use cowl_overlay::{FileHandle, Overlay, OverlayOptions};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::Config;
@@ -63,6 +63,8 @@ enum Operation {
     Mount,
     /// Pushes a new upper layer.
     Push,
+    /// Hands the state over to a new overlay.
+    Rebuild,
     /// Forgets all inodes that are not open, as the kernel does.
     Forget,
     Compare,
@@ -124,6 +126,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => slot().prop_map(Operation::Close),
         2 => Just(Operation::Mount),
         2 => Just(Operation::Push),
+        2 => Just(Operation::Rebuild),
         2 => Just(Operation::Forget),
         1 => Just(Operation::Compare),
     ]
@@ -375,6 +378,7 @@ impl OverlayAndModel {
                 self.frozen.push((old, digest));
                 self.compare();
             }
+            Operation::Rebuild => self.rebuild(),
             Operation::Forget => self.forget(),
             _ => self.compare(),
         }
@@ -389,6 +393,32 @@ impl OverlayAndModel {
             self.model
                 .forget_numbers(|kind| !matches!(kind, FileKind::Regular | FileKind::Directory));
         }
+    }
+
+    /// Replaces the overlay by one that is created from the record of its state. Everything stays known and open.
+    fn rebuild(&mut self) {
+        let slots = self.open.iter().enumerate();
+        let files: Vec<_> = slots
+            .filter_map(|(slot, open)| Some((slot as u64, open.as_ref()?.0.clone())))
+            .collect();
+        let old = self.fs.take().unwrap();
+        let taken = old.overlay.record(&files).unwrap();
+        drop(files);
+        let bytes = taken.record.clone();
+        let rebuilt = Overlay::rebuild(taken).unwrap();
+        for (slot, open) in self.open.iter_mut().enumerate() {
+            if let Some((handle, _, _)) = open {
+                *handle = rebuilt.files[&(slot as u64)].clone();
+            }
+        }
+        let mut fs = Fs::new(rebuilt.overlay);
+        fs.links_may_be_off = old.links_may_be_off;
+        drop(old);
+        let mut files: Vec<_> = rebuilt.files.into_iter().collect();
+        files.sort_by_key(|(slot, _)| *slot);
+        let again = fs.overlay.record(&files).unwrap().record;
+        assert!(again == bytes, "the new overlay has another record");
+        self.fs = Some(fs);
     }
 
     /// Forgets all inodes except those of open files, which also hold their parents.

@@ -15,6 +15,7 @@ use crate::lifecycle::clone::clone;
 use crate::lxc::locked::LockedSnapshots;
 use crate::lxc::snapshots::{self, LxcSnapshot};
 use crate::recover;
+use crate::snapshot::depth::MergeScope;
 use crate::snapshot::lxc_import;
 use crate::snapshot::remove::{Protected, plan, remove};
 use crate::snapshot::restore::restore;
@@ -40,7 +41,7 @@ impl Front<'_> {
                 let mut container = recover::open(&store, name)?;
                 let taken = take(&mut container, &options)?;
                 env.set("COWL_SNAPSHOT", taken.as_str());
-                self.context.limit_depth(&mut container);
+                self.context.limit_depth(&mut container, MergeScope::Any);
                 Ok(())
             })?;
         self.context.settle(&store, name);

@@ -1,0 +1,87 @@
+//! Requests that change the stack of layers.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{ReplacedLayers, Response};
+use crate::config::Config;
+use cowl_layers::format::XattrSpace;
+use cowl_layers::layer::{Layer, Upper, lock};
+use cowl_layers::setup::SetupError;
+use cowl_overlay::{Overlay, PushError, ReplaceError};
+
+fn open(config: &Config, path: &Path) -> Result<Arc<Layer>, SetupError> {
+    Layer::open(path, config.space.unwrap_or_else(XattrSpace::detect))
+}
+
+fn failed(message: String) -> Response {
+    Response::Failed { message }
+}
+
+fn too_busy() -> Response {
+    failed("requests were running for ten seconds without a pause: try again".into())
+}
+
+/// Pushes a new upper layer.
+pub(super) fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Response {
+    if !config.snapshots {
+        return failed("no layer can be pushed on this mount".into());
+    }
+    let opened = open(config, upper)
+        .and_then(|layer| Upper::from_layer(config.mount.through(), layer, work));
+    let new = match opened {
+        Ok(new) => new,
+        Err(error) => return failed(error.to_string()),
+    };
+    match overlay.push_layer(new) {
+        Ok(()) => Response::Done,
+        Err(PushError::TooBusy) => too_busy(),
+        Err(PushError::Unattended(writers)) => failed(format!(
+            "{writers} file(s) are open for writing by passthrough, which a snapshot cannot pause: close them (a file \
+             that was opened for reading and writing counts until the kernel forgets it: 'sysctl vm.drop_caches=2'), \
+             or mount again with passthrough=read"
+        )),
+        Err(PushError::Setup(error)) => failed(error.to_string()),
+    }
+}
+
+/// Replaces the lower layers by others with the same merged tree.
+///
+/// `invalidate` drops the listing of a directory that the kernel has cached.
+pub(super) fn replace(
+    overlay: &Overlay,
+    config: &Config,
+    lowers: Vec<Vec<u8>>,
+    invalidate: impl Fn(u64) -> io::Result<()>,
+) -> Response {
+    if !config.snapshots {
+        return failed("the layers of this mount cannot be replaced".into());
+    }
+    let path = |bytes| PathBuf::from(OsString::from_vec(bytes));
+    let lowers: Vec<PathBuf> = lowers.into_iter().map(path).collect();
+    let replaced = overlay.replace_layers(&lowers, |path| {
+        open(config, path).and_then(lock::for_reading)
+    });
+    let replaced = match replaced {
+        Ok(replaced) => replaced,
+        Err(ReplaceError::TooBusy) => return too_busy(),
+        Err(ReplaceError::OtherStack) => {
+            return failed("the layers do not fit those of the mount".into());
+        }
+        Err(ReplaceError::Different(difference)) => return failed(difference.to_string()),
+        Err(ReplaceError::Setup(error)) => return failed(error.to_string()),
+    };
+    for ino in replaced.stale_listings {
+        // Until then, d_ino of entries that no process knew can differ from their st_ino.
+        if let Err(error) = invalidate(ino) {
+            log::warn!("cannot invalidate the listing of inode {ino}: {error}");
+        }
+    }
+    Response::Replaced(ReplacedLayers {
+        moved: replaced.moved,
+        retained: replaced.retained,
+    })
+}

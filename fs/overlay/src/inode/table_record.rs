@@ -1,0 +1,87 @@
+//! The part of the record of state about the table of inodes (docs/format.md).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use cowl_layers::locks::Mutex;
+use lru::LruCache;
+use serde::{Deserialize, Serialize};
+
+use super::node_ids::{NodeIds, NodeIdsRecord};
+use super::object::Inode;
+use super::record::{InodeRecord, TimeRecord, recorded_time, time_record};
+use super::substitutes::{Substitutes, SubstitutesRecord};
+use super::table::{InodeTable, TableEntry};
+
+/// The table, without the inodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TableRecord {
+    substitutes: SubstitutesRecord,
+    node_ids: NodeIdsRecord,
+    /// The held ctimes by inode number (on disk, visible), the least recently used first.
+    ctimes: Vec<(u64, TimeRecord, TimeRecord)>,
+}
+
+impl InodeTable {
+    /// Returns the record of the table, and all inodes that anything refers to, with their lookup counts.
+    pub(crate) fn record(&self) -> (TableRecord, Vec<(Arc<Inode>, u32)>) {
+        let Self {
+            shards,
+            substitutes,
+            ctimes,
+            node_ids,
+            // The number of inodes, and the time of the next cleanup.
+            known: _,
+            dropped: _,
+        } = self;
+        let mut inodes = Vec::new();
+        for shard in shards {
+            for entry in shard.lock().values() {
+                match entry {
+                    TableEntry::Weak(inode) => inodes.extend(inode.upgrade().map(|i| (i, 0))),
+                    TableEntry::Strong { inode, lookups } => inodes.push((inode.clone(), *lookups)),
+                }
+            }
+        }
+        let held =
+            |(ino, (real, shown)): (&u64, &_)| (*ino, time_record(*real), time_record(*shown));
+        let record = TableRecord {
+            substitutes: substitutes.lock().to_record(),
+            node_ids: node_ids.to_record(),
+            ctimes: ctimes.lock().iter().rev().map(held).collect(),
+        };
+        (record, inodes)
+    }
+
+    /// Creates the table of a record with these inodes; `None` if it refers to another inode.
+    pub(crate) fn from_record(
+        record: &TableRecord,
+        inodes: &HashMap<u64, Arc<Inode>>,
+        records: &[InodeRecord],
+    ) -> Option<Self> {
+        let mut ctimes = LruCache::unbounded();
+        for (ino, real, shown) in &record.ctimes {
+            ctimes.put(*ino, (recorded_time(*real), recorded_time(*shown)));
+        }
+        let table = Self {
+            substitutes: Mutex::new(Substitutes::from_record(&record.substitutes)),
+            node_ids: NodeIds::from_record(&record.node_ids, |ino| inodes.get(&ino).cloned())?,
+            ctimes: Mutex::new(ctimes),
+            ..Self::default()
+        };
+        for record in records {
+            let inode = inodes.get(&record.ino)?;
+            let entry = match record.lookups {
+                0 => TableEntry::Weak(Arc::downgrade(inode)),
+                lookups => TableEntry::Strong {
+                    inode: inode.clone(),
+                    lookups,
+                },
+            };
+            table.shard(record.ino).lock().insert(record.ino, entry);
+        }
+        table.known.store(records.len(), Ordering::Relaxed);
+        Some(table)
+    }
+}

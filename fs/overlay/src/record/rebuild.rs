@@ -1,0 +1,314 @@
+//! From a record to an overlay.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use cowl_layers::error::{Errno, Error, Result as LayerResult};
+use cowl_layers::format::Redirect;
+use cowl_layers::layer::{Layer, LayerDir, Markers, probe};
+use cowl_layers::locks::{Mutex, RwLock};
+use cowl_layers::name::Name;
+use cowl_layers::view::{Found, Loc, View};
+use smallvec::smallvec;
+
+use super::format::Record;
+use super::place::{DirPlace, EntryName, NamelessFile, ObjectPlace, Place};
+use super::{Handover, Rebuilt, RecordError};
+use crate::content::{ContentDescriptors, FileHandle, OpenCounts};
+use crate::inode::{
+    Alias, DirState, FileState, Identity, Inode, InodeRecord, InodeState, InodeTable,
+};
+use crate::listing::{Cookies, Listings};
+use crate::names::LinkIndex;
+use crate::names::absent::LastAbsent;
+use crate::names::deep::DeepDirs;
+use crate::overlay::Overlay;
+use crate::reach::Stack;
+
+impl Overlay {
+    /// Creates an overlay that answers everything as the recorded one.
+    ///
+    /// Each object must be where the record says; otherwise nothing is created, and the recorded overlay can continue.
+    pub fn rebuild(from: Handover) -> Result<Rebuilt, RecordError> {
+        let record = Record::decode(&from.record)?;
+        let ids = from.layers.iter().map(|layer| layer.id());
+        if !ids.eq(record.layers.iter().copied()) || record.has_upper != from.upper.is_some() {
+            return Err(RecordError::Layers);
+        }
+        let (stack, others) = from.layers.split_at(record.stack);
+        let data = others.get(..record.data_only).unwrap_or_default();
+        let view = View::new(stack.to_vec()).with_data_layers(data.to_vec());
+        let mut builder = Builder {
+            view: &view,
+            layers: &from.layers,
+            descriptors: &from.descriptors,
+            records: (record.inodes.iter())
+                .zip(&record.places)
+                .map(|(inode, place)| (inode.ino, (inode, place)))
+                .collect(),
+            built: HashMap::new(),
+        };
+        for inode in &record.inodes {
+            builder.build(inode.ino)?;
+        }
+        let built = builder.built;
+        let unknown = RecordError::Damaged("it refers to an inode that it does not contain");
+        let find = |ino: u64| built.get(&ino).cloned();
+        let root = find(1).ok_or(RecordError::Damaged("it has no root directory"))?;
+        let inodes = InodeTable::from_record(&record.table, &built, &record.inodes);
+        let moved = record.moved.0.iter().map(|ino| find(*ino));
+        let (Some(inodes), Some(moved)) = (inodes, moved.collect()) else {
+            return Err(unknown);
+        };
+        let opens = OpenCounts::from_record(record.pushes);
+        let descriptors = ContentDescriptors::new();
+        let mut files = HashMap::new();
+        for (number, file) in &record.files {
+            let inode = find(file.ino).ok_or(RecordError::Damaged("an open file has no inode"))?;
+            let handle = FileHandle::from_record(file, &inode, &opens, &descriptors);
+            files.insert(*number, handle);
+        }
+        for (ino, errno, count) in &record.writeback_errors {
+            if let Some(inode) = built.get(ino) {
+                descriptors.restore_writeback_error(inode, (*errno, *count));
+            }
+        }
+        let cookies = Cookies::from_record(&record.cookies)
+            .map_err(|_| RecordError::Damaged("a name in a listing is invalid"))?;
+        let overlay = Self {
+            stack: RwLock::new(Stack::new(view, from.upper)),
+            options: from.options,
+            inodes,
+            root,
+            links: LinkIndex::from_record(moved, record.moved.1),
+            cookies,
+            listings: Listings::default(),
+            deep: DeepDirs::default(),
+            absent: LastAbsent::default(),
+            opens,
+            descriptors,
+            passthrough_writers: Arc::new(AtomicU32::new(record.passthrough_writers)),
+            locks: Mutex::new(from.locks),
+        };
+        Ok(Rebuilt { overlay, files })
+    }
+}
+
+/// Creates inodes, each one after its parent directories.
+struct Builder<'r> {
+    view: &'r View,
+    layers: &'r [Arc<Layer>],
+    descriptors: &'r [Arc<OwnedFd>],
+    records: HashMap<u64, (&'r InodeRecord, &'r Place)>,
+    built: HashMap<u64, Arc<Inode>>,
+}
+
+impl Builder<'_> {
+    fn build(&mut self, ino: u64) -> Result<(), RecordError> {
+        // Without recursion, which would overflow the stack in a deep tree.
+        let mut pending = vec![ino];
+        while let Some(ino) = pending.last().copied() {
+            if self.built.contains_key(&ino) {
+                pending.pop();
+                continue;
+            }
+            let Some((record, place)) = self.records.get(&ino).copied() else {
+                return Err(RecordError::Damaged("a parent directory is missing"));
+            };
+            let missing = parents(place).find(|parent| !self.built.contains_key(parent));
+            if let Some(parent) = missing {
+                if pending.len() > self.records.len() {
+                    return Err(RecordError::Damaged("a directory is inside itself"));
+                }
+                pending.push(parent);
+                continue;
+            }
+            let state = self
+                .state(record, place)
+                .map_err(|error| RecordError::Inode { ino, error })?;
+            self.built.insert(ino, Inode::from_record(record, state));
+        }
+        Ok(())
+    }
+
+    fn state(&self, record: &InodeRecord, place: &Place) -> LayerResult<InodeState> {
+        let is_dir = record.kind() == cowl_layers::sys::stat::FileKind::Directory;
+        match place {
+            Place::Root if is_dir => self.root(record),
+            Place::Dir(name) if is_dir => self.dir(record, name),
+            Place::RemovedDir {
+                locations,
+                redirect,
+            } if is_dir => self.removed_dir(record, locations, redirect.as_deref()),
+            Place::File(names) if !is_dir => self.file(record, names),
+            Place::Nameless(file) if !is_dir => self.nameless(record, file),
+            _ => Err(Error::Damaged("an inode record of another type")),
+        }
+    }
+
+    fn root(&self, record: &InodeRecord) -> LayerResult<InodeState> {
+        let node = self.view.root()?;
+        same_object(record, Identity::from_stat(&node.stat))?;
+        Ok(InodeState::Dir(DirState {
+            locs: node.locs.into(),
+            redirect: None,
+            alias: None,
+            removed: false,
+            identity: record.identity,
+        }))
+    }
+
+    fn dir(&self, record: &InodeRecord, name: &EntryName) -> LayerResult<InodeState> {
+        let alias = self.alias(name)?;
+        let Found::Dir(node) = self.look_up(&alias)? else {
+            return Err(Error::Errno(Errno::STALE));
+        };
+        same_object(record, Identity::from_stat(&node.stat))?;
+        Ok(InodeState::Dir(DirState {
+            locs: node.locs.into(),
+            redirect: node.redirect,
+            alias: Some(alias),
+            removed: false,
+            identity: record.identity,
+        }))
+    }
+
+    fn removed_dir(
+        &self,
+        record: &InodeRecord,
+        locations: &[DirPlace],
+        redirect: Option<&[u8]>,
+    ) -> LayerResult<InodeState> {
+        let locs: LayerResult<Vec<_>> = locations.iter().map(|dir| self.dir_at(dir)).collect();
+        Ok(InodeState::Dir(DirState {
+            locs: locs?.into(),
+            redirect: redirect.map(Redirect::parse).transpose()?,
+            alias: None,
+            removed: true,
+            identity: record.identity,
+        }))
+    }
+
+    fn file(&self, record: &InodeRecord, names: &[EntryName]) -> LayerResult<InodeState> {
+        let mut found = None;
+        let mut aliases = smallvec![];
+        for name in names {
+            let alias = self.alias(name)?;
+            if found.is_none()
+                && let Found::File(node) = self.look_up(&alias)?
+                && Identity::from_stat(&node.stat) == record.identity
+            {
+                found = Some(node);
+            }
+            aliases.push(alias);
+        }
+        let node = found.ok_or(Error::Errno(Errno::STALE))?;
+        Ok(InodeState::File(FileState {
+            loc: node.loc,
+            data: node.data.map(Box::new),
+            redirect: node.redirect.map(Box::new),
+            aliases,
+            orphan: false,
+            anchor: None,
+            visible: None,
+            identity: record.identity,
+        }))
+    }
+
+    fn nameless(&self, record: &InodeRecord, file: &NamelessFile) -> LayerResult<InodeState> {
+        let names = file.names.iter().map(|name| self.alias(name));
+        let data = file.data.as_ref().map(|data| self.object_at(data));
+        let redirect = file.redirect.as_deref().map(Redirect::parse);
+        let anchor = file.descriptor.map(|index| self.descriptor(index));
+        let state = FileState {
+            loc: self.object_at(&file.object)?,
+            data: data.transpose()?.map(Box::new),
+            redirect: redirect.transpose()?.map(Box::new),
+            aliases: names.collect::<LayerResult<_>>()?,
+            orphan: file.orphan,
+            anchor: anchor.transpose()?,
+            visible: None,
+            identity: record.identity,
+        };
+        Ok(InodeState::File(state))
+    }
+
+    fn alias(&self, (parent, name): &EntryName) -> LayerResult<Alias> {
+        let parent = self.built.get(parent).ok_or(Error::Errno(Errno::STALE))?;
+        Ok(Alias {
+            parent: parent.clone(),
+            name: Name::new(name)?,
+        })
+    }
+
+    fn look_up(&self, alias: &Alias) -> LayerResult<Found> {
+        match alias.parent.locations()? {
+            Some(locs) => self.view.lookup_at(&locs, &alias.name, None),
+            None => Ok(Found::Absent),
+        }
+    }
+
+    fn layer(&self, index: usize) -> LayerResult<&Arc<Layer>> {
+        self.layers
+            .get(index)
+            .ok_or(Error::Damaged("a layer that is not in the record"))
+    }
+
+    fn descriptor(&self, index: usize) -> LayerResult<Arc<OwnedFd>> {
+        let found = self.descriptors.get(index).cloned();
+        found.ok_or(Error::Damaged("a descriptor that was not handed over"))
+    }
+
+    fn object_at(&self, place: &ObjectPlace) -> LayerResult<Loc> {
+        Ok(Loc {
+            dir: self.path_at(place.layer, &place.dir)?,
+            name: Name::new(&place.name)?,
+        })
+    }
+
+    fn dir_at(&self, place: &DirPlace) -> LayerResult<Arc<LayerDir>> {
+        match place {
+            DirPlace::Path(layer, path) => self.path_at(*layer, path),
+            DirPlace::Removed(layer, ino, descriptor) => {
+                // It is reached by the descriptor, not by this name.
+                let name = Name::new(b"removed")?;
+                let dir = LayerDir::child(&self.layer(*layer)?.root_dir(), name, *ino);
+                dir.set_removed(self.descriptor(*descriptor)?);
+                Ok(dir)
+            }
+        }
+    }
+
+    fn path_at(&self, layer: usize, path: &[u8]) -> LayerResult<Arc<LayerDir>> {
+        let mut dir = self.layer(layer)?.root_dir();
+        for part in path
+            .split(|&byte| byte == b'/')
+            .filter(|part| !part.is_empty())
+        {
+            let name = Name::new(part)?;
+            let found = probe(&dir, &name, Markers::Ignored)?.ok_or(Error::Errno(Errno::STALE))?;
+            dir = LayerDir::child(&dir, name, found.stat.ino);
+        }
+        Ok(dir)
+    }
+}
+
+/// Returns the inode numbers of the directories that contain an object's names.
+fn parents(place: &Place) -> impl Iterator<Item = u64> + '_ {
+    let names = match place {
+        Place::Dir(name) => std::slice::from_ref(name),
+        Place::File(names) => names,
+        Place::Nameless(file) => &file.names,
+        Place::Root | Place::RemovedDir { .. } => &[],
+    };
+    names.iter().map(|(parent, _)| *parent)
+}
+
+fn same_object(record: &InodeRecord, found: Identity) -> LayerResult<()> {
+    match found == record.identity {
+        true => Ok(()),
+        false => Err(Error::Errno(Errno::STALE)),
+    }
+}

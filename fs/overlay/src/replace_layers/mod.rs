@@ -1,0 +1,204 @@
+//! Replacement of lower layers of a mounted stack by others with the same merged tree, while files are open
+//! (docs/decisions/0033).
+//!
+//! `cowl flatten` merges layers into a new one. The objects of the merged layers are then at other locations on disk,
+//! where they have other inode numbers and ctimes. Known inodes move to the new locations, and retain their visible
+//! numbers and ctimes. An object that is not known, because the kernel has forgotten it, is found at its new location
+//! by its next lookup.
+//!
+//! A removed layer remains locked, and thus on disk, as long as the mount exists if it contains an object without a
+//! name: a file that was unlinked while it is open, or a removed directory.
+
+mod apply;
+mod planner;
+mod relocation;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use cowl_layers::layer::Layer;
+use cowl_layers::layer::lock::LayerLock;
+use cowl_layers::setup::SetupError;
+use cowl_layers::view::View;
+
+use crate::overlay::Overlay;
+use planner::Planner;
+use relocation::Plans;
+
+pub use relocation::Difference;
+
+/// The result of a replacement.
+#[derive(Debug, Default)]
+pub struct Replaced {
+    /// The number of known inodes that moved.
+    pub moved: usize,
+    /// The number of removed layers that remain locked, because they contain objects without a name.
+    pub retained: usize,
+    /// The node ids of the directories whose listings the kernel may have cached with other inode numbers.
+    pub stale_listings: Vec<u64>,
+}
+
+/// The reason why layers were not replaced. The stack is unchanged.
+#[derive(Debug)]
+pub enum ReplaceError {
+    /// Running operations did not end before the timeout.
+    TooBusy,
+    /// The layers that would remain are in another order, or the upper layer is one of them.
+    OtherStack,
+    /// The merged tree would change.
+    Different(Difference),
+    /// A new layer cannot be used.
+    Setup(SetupError),
+}
+
+/// The change of a stack.
+#[derive(Debug)]
+struct StackChange {
+    before: View,
+    after: View,
+    /// The ids of the layers that are only in the stack before the change.
+    removed: HashSet<u64>,
+    /// The ids of the layers that are only in the stack after it.
+    added: HashSet<u64>,
+}
+
+impl StackChange {
+    fn new(before: View, lowers: &[Arc<Layer>], upper: Option<&Arc<Layer>>) -> Self {
+        let layers = upper.into_iter().chain(lowers).cloned().collect();
+        let after = before.with_layers(layers);
+        let ids = |view: &View| -> HashSet<u64> { view.layers().iter().map(|l| l.id()).collect() };
+        let (old, new) = (ids(&before), ids(&after));
+        Self {
+            removed: &old - &new,
+            added: &new - &old,
+            before,
+            after,
+        }
+    }
+
+    fn removes(&self, layer: &Layer) -> bool {
+        self.removed.contains(&layer.id())
+    }
+
+    /// Whether the layers that are in both stacks are in the same order in both.
+    fn retains_order(&self) -> bool {
+        let common = |view: &View, other: &HashSet<u64>| -> Vec<u64> {
+            let ids = view.layers().iter().map(|layer| layer.id());
+            ids.filter(|id| !other.contains(id)).collect()
+        };
+        common(&self.before, &self.removed) == common(&self.after, &self.added)
+    }
+}
+
+impl Overlay {
+    /// Replaces the lower layers by those at the paths `lowers`, topmost first. Layers that are not in the stack yet
+    /// are opened by `open`; they are read-only from now on.
+    ///
+    /// The merged tree must not change: every known object must exist, with the same type, size and layers above and
+    /// below the replaced ones. This is verified for known objects only.
+    ///
+    /// Nearly all of the work is done while operations run; they wait only during the last step, which takes about a
+    /// microsecond for each known object of the removed layers.
+    pub fn replace_layers(
+        &self,
+        lowers: &[PathBuf],
+        open: impl Fn(&Path) -> Result<(Arc<Layer>, Arc<LayerLock>), SetupError>,
+    ) -> Result<Replaced, ReplaceError> {
+        let (before, upper) = {
+            let stack = self.stack.read();
+            let upper = stack.writable().map(|upper| upper.layer.clone());
+            (stack.view().clone(), upper)
+        };
+        let current = before.layers().get(usize::from(upper.is_some())..);
+        let current = current.unwrap_or_default();
+        if current.iter().map(|layer| layer.path()).eq(lowers) {
+            return Ok(Replaced::default());
+        }
+        if upper
+            .as_ref()
+            .is_some_and(|upper| lowers.iter().any(|path| path == upper.path()))
+        {
+            return Err(ReplaceError::OtherStack);
+        }
+        let (mut layers, mut locks) = (Vec::new(), Vec::new());
+        for path in lowers {
+            if let Some(layer) = current.iter().find(|layer| layer.path() == path) {
+                layers.push(layer.clone());
+                continue;
+            }
+            let (layer, lock) = open(path).map_err(ReplaceError::Setup)?;
+            // The same layer can have several paths.
+            if let Some(known) = current.iter().find(|known| known.id() == layer.id()) {
+                layers.push(known.clone());
+                continue;
+            }
+            layers.push(layer);
+            locks.push(lock);
+        }
+        if layers
+            .iter()
+            .map(|layer| layer.id())
+            .eq(current.iter().map(|layer| layer.id()))
+        {
+            return Ok(Replaced::default());
+        }
+        let change = StackChange::new(before, &layers, upper.as_ref());
+        if layers.is_empty() || !change.retains_order() {
+            return Err(ReplaceError::OtherStack);
+        }
+        let started = Instant::now();
+        let prepared = self.prepare(&change);
+        let mut stack = self.lock_stack().ok_or(ReplaceError::TooBusy)?;
+        let locked = Instant::now();
+        let is_current = |(one, two): (&Arc<Layer>, &Arc<Layer>)| Arc::ptr_eq(one, two);
+        if stack.view().layers().len() != change.before.layers().len()
+            || !stack
+                .view()
+                .layers()
+                .iter()
+                .zip(change.before.layers())
+                .all(is_current)
+        {
+            return Err(ReplaceError::OtherStack);
+        }
+        let plans = self
+            .complete(&change, prepared)
+            .map_err(ReplaceError::Different)?;
+        let replaced = self.apply(&mut stack, change, plans, locks);
+        drop(stack);
+        log::info!(
+            "the stack has {} lower layers; {} objects moved, operations waited {} ms of {} ms",
+            layers.len(),
+            replaced.moved,
+            locked.elapsed().as_millis(),
+            started.elapsed().as_millis()
+        );
+        Ok(replaced)
+    }
+
+    /// Plans the moves of known inodes while operations run.
+    ///
+    /// An operation may move an object before or after it was planned. So a failure means nothing here, and
+    /// [`Self::complete`] checks whether each plan is still valid.
+    fn prepare(&self, change: &StackChange) -> Plans {
+        let mut planner = Planner::new(change, Plans::default());
+        for inode in self.inodes.all() {
+            if let Err(different) = planner.plan(&inode) {
+                log::debug!("not planned yet: {different}");
+            }
+        }
+        planner.into_plans()
+    }
+
+    /// Completes the plans while no operation runs.
+    fn complete(&self, change: &StackChange, mut prepared: Plans) -> Result<Plans, Difference> {
+        prepared.retain_valid();
+        let mut planner = Planner::new(change, prepared);
+        for inode in self.inodes.all() {
+            planner.plan(&inode)?;
+        }
+        Ok(planner.into_plans())
+    }
+}

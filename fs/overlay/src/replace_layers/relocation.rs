@@ -1,0 +1,143 @@
+//! The planned moves of known inodes.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+
+use cowl_layers::error::{Error, Result};
+use cowl_layers::format::Redirect;
+use cowl_layers::layer::LayerDir;
+use cowl_layers::shown::Show as _;
+use cowl_layers::sys::stat::Time;
+use cowl_layers::view::Loc;
+
+use crate::inode::{DirState, FileState, Identity, Inode};
+
+/// A difference between the merged trees before and after a replacement of layers.
+#[derive(Debug)]
+pub struct Difference {
+    /// The path of the object, relative to the root.
+    pub(super) path: Vec<u8>,
+    pub(super) kind: DifferenceKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DifferenceKind {
+    /// The object does not exist in the new stack.
+    Absent,
+    /// It has another type or size.
+    Object,
+    /// It is merged from other directories in the layers that remain.
+    Layers,
+    /// It cannot be read.
+    Error(Error),
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.shown();
+        match self.kind {
+            DifferenceKind::Absent => write!(f, "/{path} is missing in the new layers"),
+            DifferenceKind::Object => {
+                write!(f, "/{path} has another type or size in the new layers")
+            }
+            DifferenceKind::Layers => {
+                write!(f, "the new layers would change the content of /{path}")
+            }
+            DifferenceKind::Error(error) => {
+                write!(f, "cannot read /{path} in the new layers: {error}")
+            }
+        }
+    }
+}
+
+/// The attributes of an object at its new location, if that is another one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewObject {
+    pub(super) identity: Identity,
+    /// The ctime on disk, before and after.
+    pub(super) ctimes: (Time, Time),
+}
+
+/// The new location of a directory.
+#[derive(Debug)]
+pub(super) struct DirMove {
+    /// The locations for which the move was planned.
+    pub(super) from: Arc<[Arc<LayerDir>]>,
+    pub(super) to: Arc<[Arc<LayerDir>]>,
+    pub(super) redirect: Option<Redirect>,
+    pub(super) object: Option<NewObject>,
+}
+
+/// The new location of an object that is not a directory.
+#[derive(Debug)]
+pub(super) struct FileMove {
+    /// The identity for which the move was planned.
+    pub(super) from: Identity,
+    pub(super) had_data: bool,
+    /// The new location and redirect, if the object is in a removed layer.
+    pub(super) loc: Option<(Loc, Option<Redirect>, NewObject)>,
+    /// The new location of the content, if that is in a removed layer.
+    pub(super) data: Option<Option<Loc>>,
+}
+
+/// The plans for the known inodes, by inode number.
+#[derive(Debug, Default)]
+pub(super) struct Plans {
+    pub(super) dirs: HashMap<u64, (Arc<Inode>, DirMove)>,
+    pub(super) files: HashMap<u64, (Arc<Inode>, FileMove)>,
+    /// The ids of the removed layers that contain objects without a name.
+    pub(super) retained: HashSet<u64>,
+}
+
+impl Plans {
+    /// Removes the plans for objects that have changed since.
+    pub(super) fn retain_valid(&mut self) {
+        self.retained.clear();
+        self.dirs
+            .retain(|_, (inode, planned)| inode.dir().is_ok_and(|dir| planned.is_valid(&dir)));
+        self.files
+            .retain(|_, (inode, planned)| inode.file().is_ok_and(|file| planned.is_valid(&file)));
+    }
+}
+
+impl DirMove {
+    fn is_valid(&self, dir: &DirState) -> bool {
+        !dir.removed && Arc::ptr_eq(&dir.locs, &self.from)
+    }
+
+    /// Moves the directory.
+    pub(super) fn apply(self, inode: &Inode) -> Result<()> {
+        inode.update_dir(|dir| {
+            dir.locs = self.to;
+            dir.redirect = self.redirect;
+            if let Some(object) = self.object {
+                dir.identity = object.identity;
+            }
+        })
+    }
+}
+
+impl FileMove {
+    /// Whether the plan still applies. A copy-up changes the identity, or leaves the content at the object itself.
+    fn is_valid(&self, file: &FileState) -> bool {
+        !file.orphan
+            && file.anchor.is_none()
+            && file.identity == self.from
+            && file.data.is_some() == self.had_data
+    }
+
+    /// Moves the file.
+    pub(super) fn apply(self, inode: &Inode) -> Result<()> {
+        inode.update_file(|file| {
+            if let Some((loc, redirect, object)) = self.loc {
+                file.loc = loc;
+                file.redirect = redirect.map(Box::new);
+                file.identity = object.identity;
+            }
+            if let Some(data) = self.data {
+                file.data = data.map(Box::new);
+            }
+        })
+    }
+}
