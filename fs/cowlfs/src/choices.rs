@@ -57,6 +57,24 @@ impl Awake {
         [("auto", Self::Auto), ("on", Self::On), ("off", Self::Off)];
 }
 
+/// Whether a mount fails if its control socket cannot be created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlSocket {
+    /// It fails: a program needs the socket to manage the mount.
+    Required,
+    /// It is mounted without a socket.
+    Optional,
+}
+
+/// Whether a layer to which another mount writes can be mounted read-only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LiveLayers {
+    /// The mount is refused.
+    Refused,
+    /// It is mounted with caches that expire.
+    Allowed,
+}
+
 /// Returns the choice with this name.
 pub fn find_choice<T: Copy>(names: &[(&str, T)], name: &str) -> Option<T> {
     let found = names.iter().find(|(other, _)| *other == name);

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-pub use crate::choices::{Awake, Coherence, Passthrough, choice_name, find_choice};
+pub use crate::choices::{
+    Awake, Coherence, ControlSocket, LiveLayers, Passthrough, choice_name, find_choice,
+};
 use cowl_layers::format::XattrSpace;
 use cowl_layers::sys::mount::MountOptions;
 use cowl_overlay::OverlayOptions;
@@ -13,6 +15,10 @@ use cowl_overlay::OverlayOptions;
 ///
 /// Every change goes through the mount, so there is no need for a limit. A year does not overflow in any arithmetic.
 pub const CACHE_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The maximum time for which the kernel may cache names and attributes if another mount writes to a layer. It is the
+/// default of FUSE programs.
+pub const LIVE_CACHE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The default time for which a thread polls for the next request. A program that sends one request after the other
 /// sends the next one within this time.
@@ -50,8 +56,12 @@ pub struct Config {
     pub passthrough: Passthrough,
     /// The content that old descriptors of lower files show.
     pub coherence: Coherence,
+    /// Whether a layer to which another mount writes can be mounted read-only.
+    pub live_layers: LiveLayers,
     /// The path of the control socket.
     pub control: Option<PathBuf>,
+    /// Whether the mount fails if the control socket cannot be created.
+    pub control_socket: ControlSocket,
     /// Whether a control client may push a new top layer.
     pub snapshots: bool,
     /// Paths that this process uses later. They remain reachable when it leaves its original mount namespace.
@@ -92,7 +102,9 @@ impl Config {
             awake: Awake::default(),
             passthrough: Passthrough::default(),
             coherence: Coherence::default(),
+            live_layers: LiveLayers::Refused,
             control: None,
+            control_socket: ControlSocket::Required,
             snapshots: false,
             reach: Vec::new(),
             settle: None,

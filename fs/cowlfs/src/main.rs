@@ -64,7 +64,7 @@ fn run(args: Args) -> Result<(), (String, u8)> {
     if foreground {
         return cowlfs::serve(config, |_| {}).map_err(|error| describe(&error));
     }
-    match to_background().map_err(|error| (format!("cannot fork: {error}"), 1))? {
+    match to_background().map_err(|error| (format!("cannot start the daemon: {error}"), 1))? {
         Background::Parent(message) if message.is_empty() => Ok(()),
         Background::Parent(message) => {
             let (code, message) = message.split_once(' ').unwrap_or(("1", &message));

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use crate::config::{CACHE_TIMEOUT, Config, Passthrough};
+use crate::config::{
+    CACHE_TIMEOUT, Config, ControlSocket, LIVE_CACHE_TIMEOUT, LiveLayers, Passthrough,
+};
 use crate::control::{self, FuseConnection, OwnMount, SignalTarget, Signals, StatsSource};
 use crate::fuse::{self, SessionError, SessionSettings};
 use crate::limits;
@@ -28,13 +30,14 @@ const READ_AHEAD: u32 = 1024;
 /// After it has attached the mount, the process moves to a mount namespace of its own that does not contain the mount,
 /// so that the mount ends with the namespace in which it was created.
 pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), SetupError> {
+    check_proc()?;
     let lacking = limits::set_up();
     if !lacking.is_empty() {
         log::info!("the daemon may not change: {}", lacking.join(", "));
     }
     config.mountpoint = check_mountpoint(&config.mountpoint)?;
     check_layers_apart(&config)?;
-    let layers = LowerLayers::open(&config)?;
+    let layers = LowerLayers::open(&mut config)?;
     let device = fuse::open_device().map_err(|error| explain(error, &config.mountpoint))?;
     let (overlay, locks) = layers.into_overlay(&config)?;
     let signals = Signals::block();
@@ -46,7 +49,7 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
         &session_settings(&config, &requests),
     )
     .map_err(|error| explain(error, &config.mountpoint))?;
-    let listener = config.control.as_deref().map(listen).transpose()?;
+    let listener = listen(&config)?;
     let device = prepared
         .device()
         .map_err(|error| SetupError::at("cannot stat the mount for", &config.mountpoint, error))?;
@@ -112,7 +115,13 @@ struct LowerLayers {
 }
 
 impl LowerLayers {
-    fn open(config: &Config) -> Result<Self, SetupError> {
+    fn open(config: &mut Config) -> Result<Self, SetupError> {
+        let is_live = config.live_layers == LiveLayers::Allowed;
+        if is_live
+            && let Some((upper, _)) = config.upper.take_if(|(upper, _)| lock::is_written(upper))
+        {
+            config.lowers.insert(0, upper);
+        }
         let mut layers = Self {
             space: config.space.unwrap_or_else(XattrSpace::detect),
             lowers: Vec::new(),
@@ -121,6 +130,11 @@ impl LowerLayers {
         };
         layers.lowers = layers.open_locked(config, &config.lowers)?;
         layers.data = layers.open_locked(config, &config.data_only)?;
+        if layers.locks.len() < layers.lowers.len() + layers.data.len() {
+            config.overlay.live_layers = true;
+            config.cache_timeout = config.cache_timeout.min(LIVE_CACHE_TIMEOUT);
+            config.passthrough = Passthrough::Off;
+        }
         if layers.lowers.is_empty() && config.upper.is_none() {
             return Err(SetupError::new(
                 SetupKind::Usage,
@@ -138,8 +152,22 @@ impl LowerLayers {
     ) -> Result<Vec<Arc<Layer>>, SetupError> {
         let mut layers = Vec::new();
         for path in paths {
-            let (layer, lock) = lock::for_reading(self.open_one(config, path)?)?;
-            self.locks.push(lock);
+            let layer = self.open_one(config, path)?;
+            let (layer, lock) = match config.live_layers {
+                LiveLayers::Refused => {
+                    let (layer, lock) = lock::for_reading(layer)?;
+                    (layer, Some(lock))
+                }
+                LiveLayers::Allowed => lock::for_reading_live(layer)?,
+            };
+            if lock.is_none() {
+                log::warn!(
+                    "another mount writes to the layer {}: its changes appear with a delay of up to {} s",
+                    shown(path),
+                    config.cache_timeout.min(LIVE_CACHE_TIMEOUT).as_secs_f64()
+                );
+            }
+            self.locks.extend(lock);
             layers.push(layer);
         }
         Ok(layers)
@@ -194,6 +222,7 @@ fn session_settings(config: &Config, requests: &Arc<Requests>) -> SessionSetting
         busy_poll: config.busy_poll,
         awake: config.awake,
         requests: requests.clone(),
+        live_layers: config.overlay.live_layers,
         passthrough: match config.passthrough {
             // By passthrough, the kernel syncs a write only if the file was opened with O_SYNC.
             Passthrough::Auto | Passthrough::All if config.mount.sync => Passthrough::Read,
@@ -210,9 +239,31 @@ fn session_settings(config: &Config, requests: &Arc<Requests>) -> SessionSetting
     }
 }
 
-fn listen(socket: &Path) -> Result<UnixListener, SetupError> {
+/// Creates the control socket, if the configuration has one.
+fn listen(config: &Config) -> Result<Option<UnixListener>, SetupError> {
+    let Some(socket) = &config.control else {
+        return Ok(None);
+    };
     let cannot = |error| failed(format!("cannot listen on {}: {error}", shown(socket)));
-    control::listen(socket).map_err(cannot)
+    match control::listen(socket).map_err(cannot) {
+        Err(error) if config.control_socket == ControlSocket::Optional => {
+            log::error!("{error}: the mount has no control socket");
+            Ok(None)
+        }
+        listener => listener.map(Some),
+    }
+}
+
+/// Returns an error if /proc is not mounted.
+fn check_proc() -> Result<(), SetupError> {
+    if sys::process::has_proc() {
+        return Ok(());
+    }
+    Err(SetupError::new(
+        SetupKind::Host,
+        "/proc is not mounted: cowlfs accesses open files through /proc/self/fd",
+        "run 'mount -t proc proc /proc'",
+    ))
 }
 
 fn failed(message: String) -> SetupError {

@@ -217,6 +217,19 @@ impl Op<'_> {
         self.services().attributes().attr(inode)
     }
 
+    /// Like [`Self::attr`], for an open file.
+    ///
+    /// The descriptor also provides the attributes of a file that another process has moved or removed in a live layer.
+    pub fn attr_of_open(&self, inode: &Arc<Inode>, handle: &FileHandle) -> Result<Attr> {
+        match self.attr(inode) {
+            Err(Error::Errno(Errno::STALE)) if self.cx.options.live_layers => {
+                let fd = self.services().content().descriptor(handle)?;
+                self.services().attributes().attr_of_content(inode, &fd)
+            }
+            found => found,
+        }
+    }
+
     /// Returns the attributes of an object on disk, without the overlay's inode number, link count, times and mapped
     /// ids.
     pub fn stat_on_disk(&self, inode: &Inode) -> Result<Stat> {

@@ -371,6 +371,65 @@ fn a_missing_dev_fuse_is_reported() {
     run_command(command, b"").fails(1, &["/dev/fuse"]);
 }
 
+/// Runs a script and then mounts, in a mount namespace of its own. Nothing may be mounted.
+#[track_caller]
+fn refused_after(script: &str, words: &[&str]) {
+    let dir = layer_dirs();
+    let script = format!(
+        "{script}
+         '{}' -o lowerdir=a:b,upperdir=u,workdir=w m || {{ code=$?; touch m/written; exit $code; }}",
+        programs::cowlfs().display()
+    );
+    let mut command = Command::new("unshare");
+    command
+        .args(["-m", "--propagation", "private", "sh", "-euc", &script])
+        .current_dir(&*dir);
+    run_command(command, b"").fails(1, words);
+    assert!(dir.join("m/written").is_file() && !dir.join("u/written").is_file());
+}
+
+#[test]
+fn a_missing_proc_is_reported() {
+    if !can(&NEEDS) {
+        return;
+    }
+    let words = ["/proc is not mounted", "mount -t proc"];
+    refused_after("umount -l /proc", &words);
+    refused_after("mount -t tmpfs tmpfs /proc", &words);
+}
+
+#[test]
+fn a_missing_dev_null_prevents_the_mount() {
+    if !can(&NEEDS) {
+        return;
+    }
+    let script = "mount -t tmpfs tmpfs /dev; mknod /dev/fuse c 10 229";
+    refused_after(script, &["/dev/null"]);
+}
+
+#[test]
+fn a_mount_does_not_need_its_control_socket() {
+    if !can(&NEEDS) {
+        return;
+    }
+    let dir = layer_dirs();
+    std::fs::write(dir.join("file"), "").unwrap();
+    let layers = "lowerdir=a:b,upperdir=u,workdir=w";
+    for socket in ["absent/socket", "file"] {
+        let options = format!("{layers},control={socket}");
+        let started = cowlfs(&dir, &["-o", &options, "m"]).ok();
+        let message = started.err();
+        assert!(
+            message.contains(&format!("cannot listen on {socket}"))
+                && message.contains("the mount has no control socket"),
+            "{message}"
+        );
+        std::fs::write(dir.join("m/new"), "works").unwrap();
+        unmount(&dir.join("m"));
+    }
+    assert!(dir.join("u/new").is_file());
+}
+
 #[test]
 fn missing_permission_is_reported() {
     if !can(&NEEDS) {

@@ -23,6 +23,7 @@ mod fuse_limits;
 mod hostile_content;
 mod kernel_interop;
 mod links;
+mod live_layers;
 mod locks;
 mod mount_options;
 mod nested;

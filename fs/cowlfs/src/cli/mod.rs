@@ -34,6 +34,8 @@ pub struct Args {
     /// Layers: lowerdir=TOP:NEXT:...[::DATA-ONLY]..., upperdir=DIR, workdir=DIR. Without the last two the mount is
     /// read-only. In paths, a backslash escapes a colon or a comma that is part of the name.
     ///
+    /// Another cowlfs mount may write to a layer of a read-only mount. Its changes then appear after at most a second.
+    ///
     /// Flags: ro, nosuid, nodev, noexec, nosymfollow, noatime, strictatime, nodiratime. With remount they are changed on
     /// an existing mount.
     ///

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::split::{split, unescape};
-use crate::config::{Awake, CACHE_TIMEOUT, Coherence, Config, Passthrough, find_choice};
+use crate::config::{
+    Awake, CACHE_TIMEOUT, Coherence, Config, ControlSocket, LiveLayers, Passthrough, find_choice,
+};
 use cowl_layers::format::XattrSpace;
 use cowl_layers::shown::Show;
 use cowl_layers::sys::private::AtimeMode;
@@ -31,7 +33,10 @@ pub(super) struct Builder {
 impl Builder {
     pub(super) fn new(mountpoint: PathBuf) -> Self {
         Self {
-            config: Config::new(Vec::new(), None, mountpoint),
+            config: Config {
+                control_socket: ControlSocket::Optional,
+                ..Config::new(Vec::new(), None, mountpoint)
+            },
             lower: None,
             upper: None,
             work: None,
@@ -247,6 +252,9 @@ impl Builder {
             (None, None) => None,
         };
         self.config.mount.read_only = self.read_only || self.config.upper.is_none();
+        if self.config.mount.read_only {
+            self.config.live_layers = LiveLayers::Allowed;
+        }
         Ok(self.config)
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct SessionSettings {
     pub(crate) passthrough: Passthrough,
     /// The content that old descriptors of lower files show.
     pub(crate) coherence: Coherence,
+    /// Whether another process may change the layers.
+    pub(crate) live_layers: bool,
     /// Whether this process has the privilege for passthrough.
     pub(crate) may_use_passthrough: bool,
     /// Whether layers can be pushed while the file system is mounted.

@@ -1,6 +1,6 @@
 //! Locks on layers: exclusive for an upper layer and its work directory, shared for lower layers.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -13,6 +13,8 @@ use crate::sys;
 
 /// The time limit for a lock. The daemon of an unmounted file system releases its locks shortly after the unmount.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// The time limit for a lock without which the layer can be mounted as well.
+const LIVE_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Takes the exclusive lock of a mount that writes to a directory. `role` describes the directory in the message.
 pub(super) fn for_writing(
@@ -20,7 +22,7 @@ pub(super) fn for_writing(
     path: &Path,
     dir: BorrowedFd<'_>,
 ) -> Result<OwnedFd, SetupError> {
-    retry(path, || sys::dir::lock_exclusive(dir))?.ok_or_else(|| {
+    retry(path, PATIENCE, || sys::dir::lock_exclusive(dir))?.ok_or_else(|| {
         SetupError::new(
             SetupKind::Busy,
             format!("the {role} {} is in use by another mount", shown(path)),
@@ -67,7 +69,9 @@ impl Drop for LayerLock {
 ///
 /// Returns the layer, whose root directory is now the locked descriptor, and the lock.
 pub fn for_reading(layer: Arc<Layer>) -> Result<(Arc<Layer>, Arc<LayerLock>), SetupError> {
-    let lock = retry(layer.path(), || sys::dir::lock_shared(layer.root_fd()))?;
+    let lock = retry(layer.path(), PATIENCE, || {
+        sys::dir::lock_shared(layer.root_fd())
+    })?;
     let lock = lock.ok_or_else(|| {
         SetupError::new(
             SetupKind::Busy,
@@ -78,12 +82,39 @@ pub fn for_reading(layer: Arc<Layer>) -> Result<(Arc<Layer>, Arc<LayerLock>), Se
     Ok(LayerLock::of_layer(layer, lock))
 }
 
-/// Retries `take` until it returns a lock, for up to [`PATIENCE`].
+/// Like [`for_reading`], but returns no lock if another mount writes to the layer. The lock would prevent that mount
+/// from being mounted again.
+pub fn for_reading_live(
+    layer: Arc<Layer>,
+) -> Result<(Arc<Layer>, Option<Arc<LayerLock>>), SetupError> {
+    let lock = retry(layer.path(), LIVE_PATIENCE, || {
+        sys::dir::lock_shared(layer.root_fd())
+    })?;
+    Ok(match lock {
+        Some(lock) => {
+            let (layer, lock) = LayerLock::of_layer(layer, lock);
+            (layer, Some(lock))
+        }
+        None => (layer, None),
+    })
+}
+
+/// Whether a mount writes to the layer at `path`. Returns false if that cannot be determined.
+pub fn is_written(path: &Path) -> bool {
+    let Ok(dir) = sys::dir::open_root(path) else {
+        return false;
+    };
+    let lock = retry(path, LIVE_PATIENCE, || sys::dir::lock_shared(dir.as_fd()));
+    matches!(lock, Ok(None))
+}
+
+/// Retries `take` until it returns a lock, for up to `patience`.
 fn retry(
     path: &Path,
+    patience: Duration,
     take: impl Fn() -> Result<Option<OwnedFd>>,
 ) -> Result<Option<OwnedFd>, SetupError> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     let mut notified = false;
     loop {
         let lock = take().map_err(|error| SetupError::at("cannot lock", path, error))?;

@@ -16,7 +16,11 @@ use crate::error::{Errno, Result};
 
 /// The child's end of the pipe on which it reports to its parent whether the mount succeeded.
 #[derive(Debug)]
-pub struct ReadyPipe(File);
+pub struct ReadyPipe {
+    pipe: File,
+    /// Replaces the terminal. It is opened before the mount, so that its absence prevents the mount.
+    null: OwnedFd,
+}
 
 /// The result of a fork to the background.
 #[derive(Debug)]
@@ -31,6 +35,9 @@ pub enum Background {
 ///
 /// To be called before the process has a second thread.
 pub fn to_background() -> io::Result<Background> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let null = rustix::fs::openat(CWD, "/dev/null", flags, Mode::empty())
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot open /dev/null: {error}")))?;
     let (reader, writer): (OwnedFd, OwnedFd) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     // SAFETY: the process has one thread (main calls this first), so the child inherits no lock or other state of a
@@ -51,7 +58,8 @@ pub fn to_background() -> io::Result<Background> {
         ForkResult::Child => {
             drop(reader);
             rustix::process::setsid()?;
-            Ok(Background::Child(ReadyPipe(File::from(writer))))
+            let pipe = File::from(writer);
+            Ok(Background::Child(ReadyPipe { pipe, null }))
         }
     }
 }
@@ -60,18 +68,22 @@ impl ReadyPipe {
     /// Reports to the parent that the file system is mounted, and releases the terminal and the working directory.
     pub fn ready(mut self) -> io::Result<()> {
         rustix::process::chdir("/")?;
-        let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDWR, Mode::empty())?;
-        rustix::stdio::dup2_stdin(&null)?;
-        rustix::stdio::dup2_stdout(&null)?;
-        rustix::stdio::dup2_stderr(&null)?;
-        self.0.write_all(b"+")
+        rustix::stdio::dup2_stdin(&self.null)?;
+        rustix::stdio::dup2_stdout(&self.null)?;
+        rustix::stdio::dup2_stderr(&self.null)?;
+        self.pipe.write_all(b"+")
     }
 
     /// Reports to the parent that the mount failed.
     pub fn failed(mut self, error: &str) -> io::Result<()> {
-        self.0.write_all(b"-")?;
-        self.0.write_all(error.as_bytes())
+        self.pipe.write_all(b"-")?;
+        self.pipe.write_all(error.as_bytes())
     }
+}
+
+/// Whether /proc is mounted, for the pid namespace of this process.
+pub fn has_proc() -> bool {
+    rustix::fs::stat("/proc/self/fd").is_ok()
 }
 
 /// Whether a read of the descriptor would not block. It may still fail.

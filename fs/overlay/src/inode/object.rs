@@ -425,6 +425,22 @@ impl Inode {
     }
 }
 
+/// Moves the state of `fresh`, an inode that no other thread has access to, to `known`, which has the same type.
+///
+/// If the content has another location, increments the content version.
+pub(super) fn take_state(known: &Inode, fresh: &Inode) {
+    let mut state = known.state.write();
+    let mut fresh = fresh.state.write();
+    if let (InodeState::File(old), InodeState::File(new)) = (&*state, &*fresh)
+        && let ByKind::File { version, .. } = &known.by_kind
+        && (old.identity != new.identity || !old.data_loc().is_same_location(new.data_loc()))
+    {
+        version.fetch_add(1, Ordering::AcqRel);
+    }
+    known.facts.forget(NO_CAPABILITIES | PLAIN_DATA);
+    std::mem::swap(&mut *state, &mut *fresh);
+}
+
 impl Drop for Inode {
     fn drop(&mut self) {
         // Recursive drops of a long chain of parent directories would overflow the stack.

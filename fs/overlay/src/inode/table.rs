@@ -12,10 +12,10 @@ use rustc_hash::FxHashMap;
 
 use super::identity::Identity;
 use super::node_ids::{NodeIds, OwnNumber};
-use super::object::{Inode, TimesOverride};
+use super::object::{Inode, TimesOverride, take_state};
 use super::substitutes::{Substitutes, is_substitute};
 use cowl_layers::error::Result;
-use cowl_layers::sys::stat::Time;
+use cowl_layers::sys::stat::{FileKind, Time};
 
 const SHARDS: usize = 16;
 /// The maximum number of cached ctimes.
@@ -39,6 +39,9 @@ pub(crate) enum OnConflict {
     Defer,
     /// Assign a substitute number, because it is another object.
     Renumber,
+    /// Give the known inode the state of the object, if it has this type: another process may have copied the object up
+    /// or moved it. Otherwise assign a substitute number. The state is also updated without a conflict.
+    Refresh(FileKind),
 }
 
 /// The storage of an object's visible inode number.
@@ -134,7 +137,9 @@ impl InodeTable {
     ) -> Option<(Arc<Inode>, bool)> {
         let recorded = self.substitutes.lock().find(identity, number);
         let renumber = |make| match on_conflict {
-            OnConflict::Renumber => Some(self.intern_substitute(identity, make)),
+            OnConflict::Renumber | OnConflict::Refresh(_) => {
+                Some(self.intern_substitute(identity, make))
+            }
             OnConflict::Defer => None,
         };
         let Some(ino) = recorded else {
@@ -143,6 +148,17 @@ impl InodeTable {
         let mut shard = self.shard(ino).lock();
         let living = shard.get(&ino).and_then(TableEntry::living);
         match living {
+            Some(inode) if on_conflict == OnConflict::Refresh(inode.kind()) => {
+                drop(shard);
+                take_state(&inode, &make(ino));
+                Some((inode, false))
+            }
+            Some(_) if matches!(on_conflict, OnConflict::Refresh(_)) => {
+                drop(shard);
+                // The substitute may belong to an earlier object with the same inode number on disk.
+                self.remove_substitute(identity);
+                renumber(make)
+            }
             Some(inode) if inode.identity() == identity => Some((inode, false)),
             Some(_) => {
                 drop(shard);

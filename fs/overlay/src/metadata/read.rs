@@ -1,5 +1,6 @@
 //! Attributes of objects, as stat(2) on the mount returns them.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::inode::{FileState, Inode};
@@ -78,6 +79,11 @@ impl Attributes<'_> {
         Ok(self.attr_from_stat(inode, stat))
     }
 
+    /// Returns the attributes of an open file that has no known location, with those on disk of its content.
+    pub(crate) fn attr_of_content(&self, inode: &Inode, fd: &OwnedFd) -> Result<Attr> {
+        Ok(self.attr_from_stat(inode, sys::stat::stat_fd(fd)?))
+    }
+
     /// Converts `stat`, in which links and times are already those to report: maps ids and adds the inode number.
     fn attr_from_stat(&self, inode: &Inode, mut stat: Stat) -> Attr {
         let ids = self.cx.options;
@@ -124,9 +130,11 @@ impl Attributes<'_> {
 
     /// Returns the number of visible names of a file with several links.
     ///
-    /// A layer above the file's may hide some names, which the link count on disk does not reflect.
+    /// A layer above the file's may hide some names, which the link count on disk does not reflect. For a layer that
+    /// another mount writes to, that count is returned: that mount copies a file up before it hides one of its names, and
+    /// a cached number could become stale.
     fn visible_links(&self, inode: &Arc<Inode>, file: &FileState, on_disk: u64) -> Result<u64> {
-        if self.cx.stack.is_in_upper(file) {
+        if self.cx.stack.is_in_upper(file) || self.cx.options.live_layers {
             return Ok(on_disk);
         }
         if let Some(visible) = file.visible {

@@ -84,6 +84,10 @@ impl Names<'_> {
             locs.first()
                 .is_some_and(|top| Arc::ptr_eq(top.layer(), dir.layer()))
         };
+        let on_conflict = |stat: &Stat| match self.cx.options.live_layers {
+            true => OnConflict::Refresh(stat.kind()),
+            false => on_conflict,
+        };
         let (interned, stat, in_top) = match self.resolve(&locs, name)? {
             Found::Absent | Found::Whiteout => {
                 self.absent.note(&locs, name);
@@ -95,12 +99,14 @@ impl Names<'_> {
                     stat.nlink = UNCOUNTED;
                 }
                 let in_top = node.locs.first().is_some_and(is_top);
+                let on_conflict = on_conflict(&stat);
                 let inode = intern_dir(self.inodes, (parent, name), node, on_conflict);
                 (inode, stat, in_top)
             }
             Found::File(node) => {
                 let (loc, stat) = (node.loc.clone(), node.stat);
                 let in_top = is_top(&loc.dir);
+                let on_conflict = on_conflict(&stat);
                 let inode = intern_file(self.inodes, (parent, name), node, on_conflict);
                 if let Some(inode) = &inode {
                     // The known names of the file may all have been removed; this one becomes its location.
@@ -136,6 +142,9 @@ impl Names<'_> {
     }
 
     fn deep_names(&self, locs: &[Arc<LayerDir>], operation: NamesFor) -> Option<Arc<NameIndex>> {
+        if self.cx.options.live_layers {
+            return None;
+        }
         let stack = &self.cx.stack;
         self.deep
             .names(stack.view(), stack.below_upper(locs), operation)

@@ -105,6 +105,16 @@ pub(crate) fn open_content(inode: &Inode, access: OFlags) -> Result<OwnedFd> {
     }
 }
 
+/// Whether another object has the name of a file. That happens in live layers, to which another mount writes.
+fn is_replaced(file: &FileState) -> bool {
+    file.data.is_none()
+        && file.anchor.is_none()
+        && file
+            .loc
+            .stat()
+            .is_ok_and(|stat| stat.ino != file.identity.ino)
+}
+
 fn open_content_with(inode: &Inode, access: OFlags) -> Result<OwnedFd> {
     retry_while_moved(inode, |file| {
         let opened = match (&file.data, &file.anchor) {
@@ -127,6 +137,9 @@ fn open_content_with(inode: &Inode, access: OFlags) -> Result<OwnedFd> {
                 let now = inode.file()?;
                 let same = now.loc.is_same_location(&file.loc)
                     && now.anchor.is_some() == file.anchor.is_some();
+                if is_replaced(&file) {
+                    return Ok(Attempt::OtherObject);
+                }
                 if same && !error.is_absent() {
                     return Err(error);
                 }

@@ -13,6 +13,9 @@ pub struct OverlayOptions {
     pub no_acl: bool,
     /// Whether the visible link count of every file is 1.
     pub static_nlink: bool,
+    /// Whether another process may change the layers, which the overlay then only reads. Each lookup resolves the name
+    /// again.
+    pub live_layers: bool,
     /// The map of user ids.
     pub uids: IdMap,
     /// The map of group ids.

@@ -18,6 +18,7 @@ mod found;
 mod fuse_overlayfs;
 mod hard_links;
 mod layers;
+mod live_layers;
 mod model;
 mod model_tree;
 mod names;

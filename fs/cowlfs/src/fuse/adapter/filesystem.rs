@@ -38,7 +38,11 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_CACHE_SYMLINKS,
+            if self.live_layers {
+                InitFlags::FUSE_AUTO_INVAL_DATA
+            } else {
+                InitFlags::FUSE_CACHE_SYMLINKS
+            },
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_DONT_MASK,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
@@ -89,9 +93,16 @@ impl Filesystem for Adapter {
         self.backing.forget(ino.0, || inodes.is_forgotten(ino.0));
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<Fh>, reply: ReplyAttr) {
+    fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<Fh>, reply: ReplyAttr) {
         let _span = self.begin_request(Opcode::Getattr);
-        let done = self.run("getattr", ino, None, |op| with_attr(op, op.inode(ino.0)?));
+        let done = self.run("getattr", ino, None, |op| {
+            let inode = op.inode(ino.0)?;
+            let attr = match fh.and_then(|fh| self.files.get(fh.0).ok()) {
+                Some(handle) => op.attr_of_open(&inode, &handle)?,
+                None => op.attr(&inode)?,
+            };
+            Ok((inode, attr))
+        });
         self.reply_attr(ino, done, Accepted::IfCurrent, reply);
     }
 

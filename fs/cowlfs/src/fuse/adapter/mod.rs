@@ -43,6 +43,8 @@ pub(crate) struct Adapter {
     backing: BackingFiles,
     refused: RefusedOpens,
     max_stack_depth: u32,
+    /// Whether another process may change the layers, so that the kernel must cache nothing that does not expire.
+    live_layers: bool,
     /// The notifier of the session, set once the session exists.
     pub(super) notifier: Arc<OnceLock<Notifier>>,
     requests: Arc<Requests>,
@@ -71,6 +73,7 @@ impl Adapter {
             backing,
             refused: RefusedOpens::default(),
             max_stack_depth,
+            live_layers: settings.live_layers,
             files: Handles::default(),
             cache_timeout: settings.cache_timeout,
             cache_listings: settings.cache_listings,

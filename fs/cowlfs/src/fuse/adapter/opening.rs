@@ -183,6 +183,9 @@ impl Adapter {
                 return Err(Error::Errno(Errno::STALE));
             }
         };
+        if self.live_layers {
+            flags.remove(FopenFlags::FOPEN_KEEP_CACHE);
+        }
         if traits.write && inode.flags().is_truncated() && inode.flags().has_unsynced_name() {
             // The file replaces the content of a lower one: its close(2) starts writeback before it returns. Other
             // files of the upper layer are left to the file system below, and to RELEASE.
@@ -228,7 +231,8 @@ impl Adapter {
             // it, so it is not read there.
             traits.program = !write && !traits.upper && policy.programs && handle.is_program(fd)?;
             traits.privileged = write && is_candidate && handle.is_privileged(fd)?;
-            if !write && !traits.upper && !traits.program && !policy.lowers {
+            let is_plain = !traits.upper && !traits.program && !policy.lowers;
+            if !write && is_plain && !self.live_layers {
                 inode.facts().note_plain_data(before);
             }
         } else {

@@ -61,6 +61,7 @@ impl Rename<'_> {
         flags: RenameFlags,
     ) -> Result<()> {
         let cx = self.cx;
+        let upper = cx.stack.upper()?;
         let inode = self.names.lookup(parent, name)?.ok_or(Error::NOT_FOUND)?;
         let target = self.names.lookup(new_parent, new_name)?;
         self.check(&inode, target.as_ref(), new_parent, flags)?;
@@ -71,7 +72,7 @@ impl Rename<'_> {
             return Ok(());
         }
         // Before anything is copied up.
-        refuse_marker_name(&cx.stack.upper()?.layer, new_name)?;
+        refuse_marker_name(&upper.layer, new_name)?;
         for parent in [parent, new_parent] {
             require_live_dir(parent)?;
         }

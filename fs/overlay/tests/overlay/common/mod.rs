@@ -202,6 +202,17 @@ impl Lab {
         Fs::new(Overlay::new(None, layers, self.options.clone()).unwrap())
     }
 
+    /// Opens a read-only overlay of all layers, to whose upper one another overlay writes.
+    pub fn open_live(&self) -> Fs {
+        let mut layers = vec![Layer::open(&self.upper(), self.space).unwrap()];
+        layers.extend(self.open_lowers());
+        let options = OverlayOptions {
+            live_layers: true,
+            ..self.options.clone()
+        };
+        Fs::new(Overlay::new(None, layers, options).unwrap())
+    }
+
     /// Pushes a new, empty upper layer, and returns the path of the old one.
     pub fn push(&self, fs: &Fs) -> Result<PathBuf, PushError> {
         let (old, old_number) = (self.upper(), *self.upper.borrow());
