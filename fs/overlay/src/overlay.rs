@@ -47,6 +47,8 @@ pub struct Overlay {
     pub(crate) passthrough_writers: Arc<AtomicU32>,
     /// Shared locks on the lower layers, held until the mount ends.
     pub(crate) locks: Mutex<Vec<Arc<LayerLock>>>,
+    /// Layers that are not in the stack any more, with their locks. They contain objects without a name.
+    pub(crate) retained: Mutex<Vec<(Arc<Layer>, Arc<LayerLock>)>>,
 }
 
 impl Overlay {
@@ -91,6 +93,7 @@ impl Overlay {
             descriptors: ContentDescriptors::new(),
             passthrough_writers: Arc::default(),
             locks: Mutex::default(),
+            retained: Mutex::default(),
         })
     }
 
@@ -117,6 +120,15 @@ impl Overlay {
                 return None;
             }
         }
+    }
+
+    /// Releases the layers that other layers have replaced and that nothing refers to any more. Returns the number of
+    /// those that remain.
+    pub fn release_unused_layers(&self) -> usize {
+        let mut retained = self.retained.lock();
+        // Each location of an object in the layer refers to it.
+        retained.retain(|(layer, _)| Arc::strong_count(layer) > 1);
+        retained.len()
     }
 
     /// Returns the root directory.

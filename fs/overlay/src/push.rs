@@ -34,6 +34,7 @@ impl Overlay {
     /// ([`crate::content`]).
     pub fn push_layer(&self, upper: Arc<Upper>) -> Result<(), PushError> {
         self.check_new_upper(&upper).map_err(PushError::Setup)?;
+        self.release_unused_layers();
         let mut stack = self.lock_stack().ok_or(PushError::TooBusy)?;
         match self.passthrough_writers.load(Ordering::Acquire) {
             0 => {}
@@ -53,6 +54,7 @@ impl Overlay {
             0 => {
                 stack.release_upper();
                 self.locks.lock().clear();
+                self.retained.lock().clear();
                 Ok(())
             }
             writers => Err(writers),

@@ -15,6 +15,7 @@ use crate::store::Store;
 use crate::store::manifest::{ContainerManifest, LayerId};
 use crate::store::measure;
 use crate::tree::error::OnProgress;
+use cowl_layers::shown::Show as _;
 
 /// The lowest limit: a head, a merged layer, a base, and one layer that is to be merged.
 pub const MIN_LIMIT: usize = 4;
@@ -23,6 +24,9 @@ pub const MIN_LIMIT: usize = 4;
 pub fn is_over(manifest: &ContainerManifest, limit: usize) -> bool {
     manifest.stack.len() > limit.max(MIN_LIMIT)
 }
+
+/// The part of the free space that an automatic merge may use while a container is mounted.
+const MOUNTED_SHARE: u64 = 4;
 
 /// Whether a merge also applies to a mounted container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +51,8 @@ pub fn enforce_limit(
     }
     let done = container.mounted().and_then(|mounted| match mounted {
         Mounted::Alive(_) if scope == MergeScope::Unmounted => Ok(0),
-        Mounted::No | Mounted::Alive(_) => shrink(container, limit.max(MIN_LIMIT), progress),
+        Mounted::Alive(_) => shrink_with(container, limit.max(MIN_LIMIT), has_room, progress),
+        Mounted::No => shrink(container, limit.max(MIN_LIMIT), progress),
         Mounted::Dead(_) => Ok(0),
     });
     match done {
@@ -69,11 +74,38 @@ pub fn shrink(
                 .hint("cowl flatten --base merges everything"),
         );
     }
+    shrink_with(container, limit, |_, _| Ok(true), progress)
+}
+
+/// Whether a merge leaves most of the free space to a container that is in use.
+fn has_room(store: &Store, run: &[LayerId]) -> Result<bool> {
+    let Some(bytes) = measure::known_size(store, run)? else {
+        return Ok(false);
+    };
+    let space = rustix::fs::statvfs(store.root())
+        .map_err(|error| Error::at("query the free space of", store.root(), error))?;
+    Ok(bytes <= space.f_bavail.saturating_mul(space.f_frsize) / MOUNTED_SHARE)
+}
+
+/// Merges runs of layers for which `may_merge` returns true until the stack has at most `limit` layers.
+fn shrink_with(
+    container: &mut Container<'_>,
+    limit: usize,
+    may_merge: impl Fn(&Store, &[LayerId]) -> Result<bool>,
+    progress: OnProgress<'_>,
+) -> Result<usize> {
     let mut merged = 0;
     while container.manifest().stack.len() > limit {
         let Some(run) = choose(container, limit)? else {
             break;
         };
+        if !may_merge(container.store(), &run)? {
+            log::info!(
+                "{} has little free space for a merge",
+                container.store().root().shown()
+            );
+            break;
+        }
         merge_run(container, &run, progress)?;
         merged += run.len();
     }

@@ -107,6 +107,9 @@ pub fn flatten(
 ) -> Result<Flattened> {
     let planned = plan(container, request)?;
     if planned.merged < 2 {
+        // After an earlier merge, the daemon may have been too busy.
+        switch_or_warn(container);
+        collect::collect_or_warn(container.store());
         return Ok(planned);
     }
     let run = find_run(container, request)?;
@@ -165,7 +168,19 @@ pub(super) fn merge_run(
     Ok(())
 }
 
-/// Makes the daemon of a mounted container use the layers of the manifest.
+/// Makes the daemon of a mounted container use the layers of the manifest, if it does not yet.
+///
+/// Both stacks have the same content, so a failure has no effect except that the old layers remain in use.
+pub(super) fn switch_or_warn(container: &Container<'_>) {
+    if let Err(error) = switch_daemon(container) {
+        let name = container.name();
+        log::warn!(
+            "{error}; the layers of {name} are merged, but its mount uses the old ones: cowl flatten {name} tries \
+             again, or they are removed when it is unmounted"
+        );
+    }
+}
+
 fn switch_daemon(container: &Container<'_>) -> Result<()> {
     let Mounted::Alive(_) = container.mounted()? else {
         return Ok(());
@@ -177,7 +192,7 @@ fn switch_daemon(container: &Container<'_>) -> Result<()> {
         .map_err(|error| daemon::to_error(&error))?;
     if replaced.retained > 0 {
         log::info!(
-            "{} of the old layers remain until {} is unmounted: they contain deleted files that are still in use",
+            "{} of the old layers of {} remain: they contain deleted files that are still in use",
             replaced.retained,
             container.name()
         );
@@ -221,15 +236,9 @@ pub fn finish_merge(container: &mut Container<'_>) -> Result<()> {
     let Some(Merged { run, layer }) = container.manifest().merged.clone() else {
         return Ok(());
     };
+    // Before the step that a full disk can prevent: the old layers are removed only after the daemon has released them.
+    switch_or_warn(container);
     rewrite_snapshots(container, &run, layer)?;
-    // Both stacks have the same content, so it does not matter which of them the daemon uses. It locks the old layers,
-    // which are removed after it has released them.
-    if let Err(error) = switch_daemon(container) {
-        log::warn!(
-            "{error}; the layers of {} are merged, but its mount uses the old ones until it is unmounted",
-            container.name()
-        );
-    }
     let next = ContainerManifest {
         merged: None,
         ..container.manifest().clone()

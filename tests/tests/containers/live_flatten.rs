@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cowl_tests::command::run_command;
 use cowl_tests::conditions::{Need, can};
@@ -141,7 +142,7 @@ fn layers_are_merged_while_files_are_open() {
 
 /// The content of such a file exists only in the old layer.
 #[test]
-fn layers_with_deleted_files_in_use_are_retained_until_the_unmount() {
+fn layers_with_deleted_files_in_use_are_retained_until_these_are_closed() {
     if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
@@ -163,9 +164,180 @@ fn layers_with_deleted_files_in_use_are_retained_until_the_unmount() {
     assert_eq!(&content, b"only in 1");
     assert_eq!(directory.metadata().unwrap().nlink(), 0);
     drop((deleted, directory, others));
-    store.ok(["umount", "web"]);
-    store.ok(["gc"]);
+    // The kernel forgets the objects some time after the last close.
+    let start = std::time::Instant::now();
+    while layers(&store) > 3 && start.elapsed().as_secs() < 60 {
+        store.ok(["flatten", "web"]);
+        store.ok(["gc"]);
+    }
     assert_eq!(layers(&store), 3, "the base, the merged layer and the head");
+    store.ok(["umount", "web"]);
+}
+
+/// The daemon does not record all names of a file, but none of them may lead to a second file.
+#[test]
+fn hard_links_are_one_file_whatever_name_is_known() {
+    if !can(&[Need::Root, Need::Fuse]) {
+        return;
+    }
+    let store = Store::for_test();
+    let root = layered(&store);
+    let name = |number: u32| root.join(format!("name{number}"));
+    fs::write(name(0), "original").unwrap();
+    for number in 1..12 {
+        fs::hard_link(name(0), name(number)).unwrap();
+    }
+    let opened = OpenOptions::new().write(true).open(name(0)).unwrap();
+    for number in (0..2).chain(4..12) {
+        fs::remove_file(name(number)).unwrap();
+    }
+    for snapshot in ["snap3", "snap4"] {
+        fs::write(root.join("changed"), snapshot).unwrap();
+        store.ok(["snapshot", "web"]);
+        store.ok(["rm", "web", snapshot]);
+    }
+    store.ok(["flatten", "web"]);
+    let number = opened.metadata().unwrap().ino();
+    for left in [2, 3] {
+        let stat = fs::metadata(name(left)).unwrap();
+        assert_eq!((stat.ino(), stat.nlink()), (number, 2), "name{left}");
+    }
+    opened.write_all_at(b"replaced", 0).unwrap();
+    opened.sync_all().unwrap();
+    drop(opened);
+    for remount in [false, true] {
+        if remount {
+            store.ok(["umount", "web"]);
+            store.ok(["mount", "web"]);
+        }
+        for left in [2, 3] {
+            assert_eq!(fs::read(name(left)).unwrap(), b"replaced", "name{left}");
+        }
+    }
+    store.ok(["umount", "web"]);
+}
+
+/// After a remount, only the name that was used is known; then it is removed.
+#[test]
+fn last_name_of_a_file_is_found_although_it_was_never_used() {
+    if !can(&[Need::Root, Need::Fuse]) {
+        return;
+    }
+    let store = Store::for_test();
+    let root = layered(&store);
+    fs::write(root.join("used"), "original").unwrap();
+    fs::hard_link(root.join("used"), root.join("left/other")).unwrap();
+    store.ok(["umount", "web"]);
+    store.ok(["mount", "web"]);
+    let opened = OpenOptions::new()
+        .write(true)
+        .open(root.join("used"))
+        .unwrap();
+    fs::remove_file(root.join("used")).unwrap();
+    for snapshot in ["snap3", "snap4"] {
+        fs::write(root.join("changed"), snapshot).unwrap();
+        store.ok(["snapshot", "web"]);
+        store.ok(["rm", "web", snapshot]);
+    }
+    store.ok(["flatten", "web"]);
+    let other = root.join("left/other");
+    assert_eq!(
+        fs::metadata(&other).unwrap().ino(),
+        opened.metadata().unwrap().ino()
+    );
+    opened.write_all_at(b"replaced", 0).unwrap();
+    opened.sync_all().unwrap();
+    drop(opened);
+    assert_eq!(fs::read(&other).unwrap(), b"replaced");
+    store.ok(["umount", "web"]);
+    store.ok(["mount", "web"]);
+    assert_eq!(fs::read(&other).unwrap(), b"replaced");
+    store.ok(["umount", "web"]);
+}
+
+/// Race: an object is renamed or exchanged after its move was planned.
+#[test]
+fn objects_that_are_renamed_during_the_merge_retain_their_content() {
+    if !can(&[Need::Root, Need::Fuse]) {
+        return;
+    }
+    const COUNT: usize = 400;
+    let store = Store::for_test();
+    let base = store.scratch().make("base");
+    for number in 0..COUNT {
+        fs::create_dir(base.join(format!("d{number}"))).unwrap();
+        fs::write(base.join(format!("d{number}/kept")), format!("{number:04}")).unwrap();
+        fs::write(base.join(format!("f{number}")), format!("{number:04}")).unwrap();
+    }
+    store.create("web", &base);
+    let root = store.mount("web");
+    for round in 0..3 {
+        for number in 0..COUNT {
+            fs::write(root.join(format!("d{number}/{round}")), "").unwrap();
+        }
+        // Only the attributes are copied up, so the content stays in the layers that are merged.
+        for number in 0..COUNT {
+            let mode = fs::Permissions::from_mode(0o600 + round);
+            fs::set_permissions(root.join(format!("f{number}")), mode).unwrap();
+        }
+        store.ok(["snapshot", "web"]);
+        store.ok(["rm", "web", &format!("snap{round}")]);
+    }
+    for number in 0..COUNT {
+        fs::write(root.join(format!("d{number}/new")), "").unwrap();
+        let mode = fs::Permissions::from_mode(0o640);
+        fs::set_permissions(root.join(format!("f{number}")), mode).unwrap();
+    }
+    let mut places: Vec<usize> = (0..COUNT).collect();
+    let ended = AtomicBool::new(false);
+    let mut renamed = 0;
+    std::thread::scope(|scope| {
+        let flatten = scope.spawn(|| {
+            store.ok(["flatten", "web", "--base"]);
+            ended.store(true, Ordering::Release);
+        });
+        while renamed < COUNT / 2 && !ended.load(Ordering::Acquire) {
+            fs::rename(
+                root.join(format!("d{renamed}")),
+                root.join(format!("e{renamed}")),
+            )
+            .unwrap();
+            let other = COUNT - 1 - renamed;
+            let path = |number: usize| root.join(format!("f{number}"));
+            rustix::fs::renameat_with(
+                rustix::fs::CWD,
+                path(renamed),
+                rustix::fs::CWD,
+                path(other),
+                rustix::fs::RenameFlags::EXCHANGE,
+            )
+            .unwrap();
+            places.swap(renamed, other);
+            renamed += 1;
+        }
+        flatten.join().unwrap();
+    });
+    for number in 0..renamed {
+        fs::rename(
+            root.join(format!("e{number}")),
+            root.join(format!("x{number}")),
+        )
+        .unwrap();
+    }
+    for remount in [false, true] {
+        if remount {
+            store.ok(["umount", "web"]);
+            store.ok(["mount", "web"]);
+        }
+        for (number, place) in places.iter().enumerate() {
+            let dir = if number < renamed { "x" } else { "d" };
+            let kept = fs::read_to_string(root.join(format!("{dir}{number}/kept"))).unwrap();
+            assert_eq!(kept, format!("{number:04}"));
+            let content = fs::read_to_string(root.join(format!("f{number}"))).unwrap();
+            assert_eq!(content, format!("{place:04}"), "f{number}");
+        }
+    }
+    store.ok(["umount", "web"]);
 }
 
 /// A container that is never unmounted would otherwise get one layer deeper with each snapshot.

@@ -244,7 +244,12 @@ impl InodeTable {
         let changed = change();
         let left = if changed.is_ok() { from } else { to };
         if (substituted || changed.is_err()) && from != to {
-            self.substitutes.lock().remove(left);
+            let mut substitutes = self.substitutes.lock();
+            substitutes.remove(left);
+            if substituted && changed.is_err() {
+                // The reservation of the number was that of the new identity.
+                substitutes.record(from, ino);
+            }
         }
         changed
     }
@@ -297,8 +302,16 @@ impl InodeTable {
         self.substitutes.lock().remove(identity);
     }
 
+    /// Returns the visible number of an object in a listing, which may not be known. `own` is its own number.
+    pub(crate) fn listed_number(&self, identity: Identity, own: u64) -> u64 {
+        let mut substitutes = self.substitutes.lock();
+        let found = substitutes.find(identity, own);
+        found.unwrap_or_else(|| substitutes.assign(identity))
+    }
+
     /// Returns the number of an object whose visible number is not on disk; `None` for any other object.
-    pub(crate) fn substitute(&self, identity: Identity) -> Option<u64> {
+    #[cfg(test)]
+    fn substitute(&self, identity: Identity) -> Option<u64> {
         self.substitutes.lock().get(identity)
     }
 
@@ -428,6 +441,13 @@ impl InodeTable {
             for parent in parents {
                 self.prune(parent);
             }
+        }
+    }
+
+    /// Drops references, and those of the inodes that the kernel does not know and nothing else references.
+    pub(crate) fn release(&self, inodes: Vec<Arc<Inode>>) {
+        for inode in inodes {
+            self.prune(inode);
         }
     }
 

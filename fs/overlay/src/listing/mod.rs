@@ -91,14 +91,14 @@ impl ReadDir<'_> {
         let merged = &entry.merged;
         match &listing.locations {
             Some(locations) if !entry.is_dots() => {
-                if let Some(dir) = locations.get(merged.dir_index) {
-                    let (dev, ino) = (dir.layer().dev(), merged.ino);
-                    if let Some(number) = self.names.inodes.substitute(Identity { dev, ino }) {
-                        return Ok(number);
-                    }
-                }
                 let view = self.names.cx.stack.view();
-                view.merged_entry_ino(locations, merged)
+                let own = view.merged_entry_ino(locations, merged)?;
+                let dir = locations.get(merged.dir_index);
+                Ok(dir.map_or(own, |dir| {
+                    let (dev, ino) = (dir.layer().dev(), merged.ino);
+                    let object = Identity { dev, ino };
+                    self.names.inodes.listed_number(object, own)
+                }))
             }
             _ => Ok(merged.ino),
         }

@@ -133,7 +133,11 @@ impl Links<'_> {
             return Ok(known);
         }
         let layer = file.loc.dir.layer().clone();
-        let scan = self.scan_layer(&layer)?;
+        // A cached scan lacks a file whose other names were removed while it was in the upper layer.
+        let scan = match stat.nlink {
+            1 => Arc::new(scan(&layer, Some(stat.ino))?),
+            _ => self.scan_layer(&layer)?,
+        };
         let mut seen: HashSet<_> = known
             .iter()
             .map(|alias| (alias.parent.ino(), alias.name.clone()))
@@ -229,7 +233,7 @@ impl Links<'_> {
         if let Some(scan) = self.index.layers.lock().get(&layer.id()) {
             return Ok(scan.clone());
         }
-        let scan = Arc::new(scan(layer)?);
+        let scan = Arc::new(scan(layer, None)?);
         // The upper changes, so only scans of lower layers are cached.
         if !self.names.cx.stack.is_upper(layer) {
             let mut known = self.index.layers.lock();
@@ -239,7 +243,8 @@ impl Links<'_> {
     }
 }
 
-fn scan(layer: &Arc<Layer>) -> Result<Scan> {
+/// Scans a layer for files with more than one link, and for the file with the inode number `single`.
+fn scan(layer: &Arc<Layer>, single: Option<u64>) -> Result<Scan> {
     let mut scan = Scan::default();
     let mut open = vec![(layer.root_dir(), Vec::new())];
     while let Some((dir, path)) = open.pop() {
@@ -249,7 +254,8 @@ fn scan(layer: &Arc<Layer>) -> Result<Scan> {
             if entry.kind != FileKind::Directory {
                 let stat = sys::stat::stat_at((*fd).as_fd(), &entry.name)?;
                 // Whiteouts are hard links to one shared inode, not names of a file.
-                if stat.nlink > 1 && !stat.is_whiteout_device() {
+                let is_wanted = stat.nlink > 1 || Some(stat.ino) == single;
+                if is_wanted && !stat.is_whiteout_device() {
                     scan.links.entry(stat.ino).or_default().push(inner);
                 }
                 continue;

@@ -36,6 +36,7 @@ impl Overlay {
             descriptors,
             passthrough_writers,
             locks,
+            retained,
         } = self;
         let stack = self.lock_stack().ok_or(RecordError::TooBusy)?;
         let (view, upper) = (stack.view(), stack.writable());
@@ -92,6 +93,7 @@ impl Overlay {
             layers: places.layers,
             upper: upper.cloned(),
             locks: locks.lock().clone(),
+            retained: retained.lock().clone(),
             options: options.clone(),
         })
     }

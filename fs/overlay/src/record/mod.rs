@@ -37,8 +37,10 @@ pub struct Handover {
     pub layers: Vec<Arc<Layer>>,
     /// The upper layer, whose [`Upper::layer`] is the first of `layers`.
     pub upper: Option<Arc<Upper>>,
-    /// The locks of the layers.
+    /// The locks of the layers in the stack.
     pub locks: Vec<Arc<LayerLock>>,
+    /// The layers that are in use although they are not in the stack any more, with their locks.
+    pub retained: Vec<(Arc<Layer>, Arc<LayerLock>)>,
     /// The options of the mount.
     pub options: OverlayOptions,
 }

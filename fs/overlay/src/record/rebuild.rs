@@ -91,6 +91,7 @@ impl Overlay {
             descriptors,
             passthrough_writers: Arc::new(AtomicU32::new(record.passthrough_writers)),
             locks: Mutex::new(from.locks),
+            retained: Mutex::new(from.retained),
         };
         Ok(Rebuilt { overlay, files })
     }

@@ -24,6 +24,7 @@ impl Overlay {
             dirs,
             files,
             retained,
+            hidden: _,
         } = plans;
         let mut replaced = Replaced {
             moved: dirs.len() + files.len(),
@@ -83,12 +84,20 @@ impl Overlay {
         retained: &std::collections::HashSet<u64>,
         new: Vec<Arc<LayerLock>>,
     ) {
-        let layers = change.before.layers().iter();
-        let released: Vec<_> = layers
-            .filter(|layer| change.removes(layer) && !retained.contains(&layer.id()))
+        let removed: Vec<_> = change
+            .before
+            .layers()
+            .iter()
+            .filter(|layer| change.removes(layer))
             .collect();
         let mut locks = self.locks.lock();
-        locks.retain(|lock| !released.iter().any(|layer| lock.is_of(layer)));
+        let mut kept = self.retained.lock();
+        for lock in locks.extract_if(.., |lock| removed.iter().any(|layer| lock.is_of(layer))) {
+            let layer = removed.iter().find(|layer| lock.is_of(layer));
+            if let Some(layer) = layer.filter(|layer| retained.contains(&layer.id())) {
+                kept.push(((*layer).clone(), lock));
+            }
+        }
         locks.extend(new);
     }
 }

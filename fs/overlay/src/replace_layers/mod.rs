@@ -6,8 +6,9 @@
 //! numbers and ctimes. An object that is not known, because the kernel has forgotten it, is found at its new location
 //! by its next lookup.
 //!
-//! A removed layer remains locked, and thus on disk, as long as the mount exists if it contains an object without a
-//! name: a file that was unlinked while it is open, or a removed directory.
+//! A removed layer remains locked, and thus on disk, as long as it contains an object without a name that is in use: a
+//! file that was unlinked while it is open, or a removed directory. It is released by the next change of the stack after
+//! that.
 
 mod apply;
 mod planner;
@@ -23,18 +24,25 @@ use cowl_layers::layer::lock::LayerLock;
 use cowl_layers::setup::SetupError;
 use cowl_layers::view::View;
 
+use crate::inode::Inode;
 use crate::overlay::Overlay;
 use planner::Planner;
 use relocation::Plans;
 
 pub use relocation::Difference;
 
+/// The number of inodes that may be planned while operations wait. It takes a few milliseconds.
+const MAX_PLANNED_LOCKED: usize = 500;
+/// The number of attempts after which all remaining inodes are planned while operations wait.
+const MAX_ATTEMPTS: u32 = 6;
+
 /// The result of a replacement.
 #[derive(Debug, Default)]
 pub struct Replaced {
     /// The number of known inodes that moved.
     pub moved: usize,
-    /// The number of removed layers that remain locked, because they contain objects without a name.
+    /// The number of layers that remain locked although they are not in the stack, because they contain objects without
+    /// a name.
     pub retained: usize,
     /// The node ids of the directories whose listings the kernel may have cached with other inode numbers.
     pub stale_listings: Vec<u64>,
@@ -45,7 +53,7 @@ pub struct Replaced {
 pub enum ReplaceError {
     /// Running operations did not end before the timeout.
     TooBusy,
-    /// The layers that would remain are in another order, or the upper layer is one of them.
+    /// The layers that would remain are in another order, the upper layer is one of them, or there is none.
     OtherStack,
     /// The merged tree would change.
     Different(Difference),
@@ -113,12 +121,17 @@ impl Overlay {
         };
         let current = before.layers().get(usize::from(upper.is_some())..);
         let current = current.unwrap_or_default();
+        let unchanged = || Replaced {
+            retained: self.release_unused_layers(),
+            ..Replaced::default()
+        };
         if current.iter().map(|layer| layer.path()).eq(lowers) {
-            return Ok(Replaced::default());
+            return Ok(unchanged());
         }
+        // Without an upper layer, the mount is about to end.
         if upper
             .as_ref()
-            .is_some_and(|upper| lowers.iter().any(|path| path == upper.path()))
+            .is_none_or(|upper| lowers.iter().any(|path| path == upper.path()))
         {
             return Err(ReplaceError::OtherStack);
         }
@@ -142,32 +155,36 @@ impl Overlay {
             .map(|layer| layer.id())
             .eq(current.iter().map(|layer| layer.id()))
         {
-            return Ok(Replaced::default());
+            return Ok(unchanged());
         }
         let change = StackChange::new(before, &layers, upper.as_ref());
         if layers.is_empty() || !change.retains_order() {
             return Err(ReplaceError::OtherStack);
         }
         let started = Instant::now();
-        let prepared = self.prepare(&change);
-        let mut stack = self.lock_stack().ok_or(ReplaceError::TooBusy)?;
-        let locked = Instant::now();
-        let is_current = |(one, two): (&Arc<Layer>, &Arc<Layer>)| Arc::ptr_eq(one, two);
-        if stack.view().layers().len() != change.before.layers().len()
-            || !stack
-                .view()
-                .layers()
-                .iter()
-                .zip(change.before.layers())
-                .all(is_current)
-        {
-            return Err(ReplaceError::OtherStack);
-        }
-        let plans = self
-            .complete(&change, prepared)
-            .map_err(ReplaceError::Different)?;
+        let mut prepared = Plans::default();
+        let mut attempts = 0;
+        let (mut stack, plans, locked) = loop {
+            prepared = self.prepare(&change, prepared);
+            attempts += 1;
+            let stack = self.lock_stack().ok_or(ReplaceError::TooBusy)?;
+            let locked = Instant::now();
+            if !is_same_stack(stack.view(), &change.before) {
+                return Err(ReplaceError::OtherStack);
+            }
+            match self.complete(&change, prepared, attempts)? {
+                Completed::All(plans) => break (stack, plans, locked),
+                Completed::Partly(plans) => prepared = plans,
+            }
+        };
         let replaced = self.apply(&mut stack, change, plans, locks);
         drop(stack);
+        // What the kernel forgot in the meantime could not be dropped, because the plans referred to it.
+        self.inodes.release(self.inodes.all());
+        let replaced = Replaced {
+            retained: self.release_unused_layers(),
+            ..replaced
+        };
         log::info!(
             "the stack has {} lower layers; {} objects moved, operations waited {} ms of {} ms",
             layers.len(),
@@ -178,27 +195,83 @@ impl Overlay {
         Ok(replaced)
     }
 
-    /// Plans the moves of known inodes while operations run.
+    /// Plans the moves of known inodes while operations run, except for those that are planned.
     ///
     /// An operation may move an object before or after it was planned. So a failure means nothing here, and
     /// [`Self::complete`] checks whether each plan is still valid.
-    fn prepare(&self, change: &StackChange) -> Plans {
-        let mut planner = Planner::new(change, Plans::default());
+    fn prepare(&self, change: &StackChange, mut plans: Plans) -> Plans {
+        plans.retain_valid();
+        let mut planner = Planner::new(change, plans);
         for inode in self.inodes.all() {
             if let Err(different) = planner.plan(&inode) {
                 log::debug!("not planned yet: {different}");
             }
         }
-        planner.into_plans()
+        let (mut plans, unnamed) = planner.finish();
+        for inode in unnamed {
+            if let Err(error) = self.find_names(&inode, &mut plans) {
+                log::debug!("cannot find the names of inode {}: {error}", inode.ino());
+            }
+        }
+        plans
     }
 
-    /// Completes the plans while no operation runs.
-    fn complete(&self, change: &StackChange, mut prepared: Plans) -> Result<Plans, Difference> {
+    /// Finds the names of a file that are not recorded, and records them.
+    fn find_names(&self, inode: &Arc<Inode>, plans: &mut Plans) -> cowl_layers::Result<()> {
+        let op = self.begin();
+        let file = inode.file()?;
+        // Each lookup of a name records it.
+        let names = op.services().links().visible_names(inode, &file)?;
+        if names.is_empty() && !file.orphan {
+            plans.hidden.insert(inode.ino(), file.identity);
+        }
+        Ok(())
+    }
+
+    /// Completes the plans while no operation runs, unless that would take long: then they must be prepared again.
+    fn complete(
+        &self,
+        change: &StackChange,
+        mut prepared: Plans,
+        attempts: u32,
+    ) -> Result<Completed, ReplaceError> {
         prepared.retain_valid();
         let mut planner = Planner::new(change, prepared);
+        let is_last = attempts >= MAX_ATTEMPTS;
         for inode in self.inodes.all() {
-            planner.plan(&inode)?;
+            match planner.plan(&inode) {
+                Ok(()) => {}
+                // The object may have been changed by the last operation, which the next attempt takes into account.
+                Err(different) if is_last => return Err(ReplaceError::Different(different)),
+                Err(different) => {
+                    log::debug!("{different}");
+                    return Ok(Completed::Partly(planner.finish().0));
+                }
+            }
+            if planner.planned > MAX_PLANNED_LOCKED && !is_last {
+                return Ok(Completed::Partly(planner.finish().0));
+            }
         }
-        Ok(planner.into_plans())
+        match planner.finish() {
+            (plans, unnamed) if unnamed.is_empty() => Ok(Completed::All(plans)),
+            (plans, _) if !is_last => Ok(Completed::Partly(plans)),
+            _ => Err(ReplaceError::TooBusy),
+        }
     }
+}
+
+/// The outcome of an attempt to complete the plans.
+enum Completed {
+    All(Plans),
+    /// Many objects have become known or have changed since.
+    Partly(Plans),
+}
+
+fn is_same_stack(one: &View, other: &View) -> bool {
+    let (one, other) = (one.layers(), other.layers());
+    one.len() == other.len()
+        && one
+            .iter()
+            .zip(other)
+            .all(|(one, other)| Arc::ptr_eq(one, other))
 }

@@ -7,6 +7,7 @@ use cowl_layers::error::Result;
 use cowl_layers::layer::LayerDir;
 use cowl_layers::name::Name;
 use cowl_layers::sys;
+use cowl_layers::sys::stat::Time;
 use cowl_layers::view::{DirNode, FileNode, Found, Loc};
 
 use super::StackChange;
@@ -19,13 +20,18 @@ type Locations = Arc<[Arc<LayerDir>]>;
 pub(super) struct Planner<'c> {
     change: &'c StackChange,
     plans: Plans,
+    /// Files of the removed layers none of whose recorded names leads to them.
+    unnamed: Vec<Arc<Inode>>,
+    /// The number of inodes that were planned, other than those in the plans that the planner began with.
+    pub(super) planned: usize,
     /// The locations of directories before and after the change, by inode number; `None` for a removed directory.
     dirs: HashMap<u64, Option<(Locations, Locations)>>,
 }
 
 /// The outcome of the search for a file by one of its names.
 enum FileAt {
-    Here(Box<FileNode>),
+    /// It is there in the new stack; with its ctime on disk in the old one.
+    Here(Box<FileNode>, Time),
     /// The name leads to another object now.
     Elsewhere,
 }
@@ -36,12 +42,15 @@ impl<'c> Planner<'c> {
         Self {
             change,
             plans,
+            unnamed: Vec::new(),
+            planned: 0,
             dirs: HashMap::new(),
         }
     }
 
-    pub(super) fn into_plans(self) -> Plans {
-        self.plans
+    /// Returns the plans, and the files that may have names that are not recorded.
+    pub(super) fn finish(self) -> (Plans, Vec<Arc<Inode>>) {
+        (self.plans, self.unnamed)
     }
 
     /// Plans the move of an inode, if any of its locations is in a removed layer.
@@ -83,6 +92,7 @@ impl<'c> Planner<'c> {
             }
         };
         while let Some((inode, state)) = pending.pop() {
+            self.planned += 1;
             let planned = self
                 .plan_dir(&state, known.as_ref())
                 .map_err(|kind| difference(&inode, kind))?;
@@ -214,27 +224,37 @@ impl<'c> Planner<'c> {
         if !moves && !moves_data {
             return Ok(());
         }
+        self.planned += 1;
         let mut found = FileAt::Elsewhere;
-        if !file.orphan && file.anchor.is_none() {
+        if !file.orphan {
             for alias in &file.aliases {
                 found = self.find_file(&file, alias)?;
-                if matches!(found, FileAt::Here(_)) {
+                if matches!(found, FileAt::Here(..)) {
                     break;
                 }
             }
         }
-        let FileAt::Here(node) = found else {
+        let FileAt::Here(node, ctime) = found else {
+            if !file.orphan && self.plans.hidden.get(&inode.ino()) != Some(&file.identity) {
+                // Its other names must be found first: otherwise they would lead to a second inode.
+                self.unnamed.push(inode.clone());
+                return Ok(());
+            }
             let data = file.data.iter().map(|data| &data.dir);
             self.retain(std::iter::once(&file.loc.dir).chain(data));
             return Ok(());
         };
-        if node.stat.kind() != inode.kind() {
+        let identity = Identity::from_stat(&node.stat);
+        let is_same = match moves {
+            // A rename may have happened between the lookups in both stacks.
+            false => identity == file.identity,
+            true => self.change.added.contains(&node.loc.dir.layer().id()),
+        };
+        if node.stat.kind() != inode.kind() || !is_same {
             return Err(DifferenceKind::Object);
         }
-        let object = NewObject {
-            identity: Identity::from_stat(&node.stat),
-            ctimes: (file.loc.stat()?.ctime, node.stat.ctime),
-        };
+        let ctimes = (ctime, node.stat.ctime);
+        let object = NewObject { identity, ctimes };
         let planned = FileMove {
             from: file.identity,
             had_data: file.data.is_some(),
@@ -258,7 +278,9 @@ impl<'c> Planner<'c> {
             _ => return Ok(FileAt::Elsewhere),
         };
         match self.look_up(&after, &alias.name)? {
-            Found::File(new) if new.stat.size == old.stat.size => Ok(FileAt::Here(Box::new(new))),
+            Found::File(new) if new.stat.size == old.stat.size => {
+                Ok(FileAt::Here(Box::new(new), old.stat.ctime))
+            }
             Found::File(_) | Found::Dir(_) => Err(DifferenceKind::Object),
             Found::Absent | Found::Whiteout => Err(DifferenceKind::Absent),
         }

@@ -88,6 +88,8 @@ pub(super) struct Plans {
     pub(super) files: HashMap<u64, (Arc<Inode>, FileMove)>,
     /// The ids of the removed layers that contain objects without a name.
     pub(super) retained: HashSet<u64>,
+    /// The files that no name leads to although their link counts are not 0, because a layer above hides their names.
+    pub(super) hidden: HashMap<u64, Identity>,
 }
 
 impl Plans {
@@ -110,8 +112,9 @@ impl DirMove {
     pub(super) fn apply(self, inode: &Inode) -> Result<()> {
         inode.update_dir(|dir| {
             dir.locs = self.to;
-            dir.redirect = self.redirect;
+            // Otherwise the redirect is that of the upper layer, which a rename may have changed since.
             if let Some(object) = self.object {
+                dir.redirect = self.redirect;
                 dir.identity = object.identity;
             }
         })
@@ -121,10 +124,7 @@ impl DirMove {
 impl FileMove {
     /// Whether the plan still applies. A copy-up changes the identity, or leaves the content at the object itself.
     fn is_valid(&self, file: &FileState) -> bool {
-        !file.orphan
-            && file.anchor.is_none()
-            && file.identity == self.from
-            && file.data.is_some() == self.had_data
+        !file.orphan && file.identity == self.from && file.data.is_some() == self.had_data
     }
 
     /// Moves the file.
@@ -134,6 +134,8 @@ impl FileMove {
                 file.loc = loc;
                 file.redirect = redirect.map(Box::new);
                 file.identity = object.identity;
+                // It refers to the object in the removed layer.
+                file.anchor = None;
             }
             if let Some(data) = self.data {
                 file.data = data.map(Box::new);

@@ -149,6 +149,7 @@ fn a_changed_layer_is_an_error_and_the_old_overlay_continues() {
         layers: taken.layers.clone(),
         upper: taken.upper.clone(),
         locks: taken.locks.clone(),
+        retained: Vec::new(),
         options: taken.options.clone(),
     };
     assert!(matches!(
