@@ -235,10 +235,7 @@ fn unusable_sources_are_refused() {
     .ok();
     for (file, words) in [
         ("absent.tar", &["absent.tar"][..]),
-        ("absolute.tar", &["/outside"]),
         ("dotdot.tar", &["outside"]),
-        ("through.tar", &["link"]),
-        ("throughdots.tar", &["link"]),
         ("hardout.tar", &["outside"]),
         ("hardabsolute.tar", &["passwd"]),
         ("hardmissing.tar", &["absent"]),
@@ -257,6 +254,17 @@ fn unusable_sources_are_refused() {
             1,
             words,
         );
+    }
+    // As with GNU tar, these entries are in the new root filesystem: never outside of it.
+    for name in ["absolute", "through", "throughdots"] {
+        let file = dir.join(format!("{name}.tar"));
+        store
+            .cowl(["create", name, "--from", file.to_str().unwrap()])
+            .ok();
+        let outside = store.cowl(["cat", &format!("{name}:outside")]).ok();
+        assert_eq!(outside.stdout.len(), 3000, "{name}");
+        assert!(!Path::new("/outside").exists(), "{name}");
+        store.ok(["destroy", name, "--now", "--yes"]);
     }
     let before = content(&store);
     for input in [
