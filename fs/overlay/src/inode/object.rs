@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use cowl_layers::locks::{Mutex, RwLock};
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use super::flags::{Facts, Flags, NO_CAPABILITIES, PLAIN_DATA};
@@ -91,7 +92,7 @@ pub(crate) struct FileState {
 }
 
 /// Visible times that differ from those on disk.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum TimesOverride {
     /// During a copy-up.
     Always { ctime: Time, mtime: Option<Time> },

@@ -7,14 +7,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use serde::{Deserialize, Serialize};
 
 use cowl_layers::locks::{Mutex, RwLock};
-use cowl_layers::sys::stat::{FileKind, Time};
+use cowl_layers::sys::stat::FileKind;
 
 use super::flags::{Facts, Flags};
 use super::identity::Identity;
 use super::object::{ByKind, Inode, InodeState, TimesOverride};
-
-/// Seconds since 1970 and nanoseconds.
-pub(super) type TimeRecord = (i64, u32);
 
 /// An inode, without the location of its object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,57 +22,15 @@ pub(crate) struct InodeRecord {
     pub(crate) identity: Identity,
     /// The kernel's lookup count.
     pub(crate) lookups: u32,
-    kind: KindRecord,
+    /// The type of the object.
+    pub(crate) kind: FileKind,
+    /// The version of the content; the generation of a directory.
+    version: u32,
+    /// The time of the last removal of a name, in seconds since the machine started; 0 for never.
+    last_removal: u32,
     flags: u8,
-    times: Option<TimesRecord>,
+    times: Option<TimesOverride>,
     times_version: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum KindRecord {
-    Directory {
-        generation: u32,
-        /// The time of the last removal of a name, in seconds since the machine started; 0 for never.
-        last_removal: u32,
-    },
-    Regular {
-        version: u32,
-    },
-    Symlink {
-        version: u32,
-    },
-    Fifo {
-        version: u32,
-    },
-    Socket {
-        version: u32,
-    },
-    CharDevice {
-        version: u32,
-    },
-    BlockDevice {
-        version: u32,
-    },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum TimesRecord {
-    Always {
-        ctime: TimeRecord,
-        mtime: Option<TimeRecord>,
-    },
-    WhileCtime {
-        real: TimeRecord,
-        visible: TimeRecord,
-    },
-}
-
-pub(super) fn time_record(time: Time) -> TimeRecord {
-    (time.secs, time.nanos)
-}
-
-pub(super) fn recorded_time((secs, nanos): TimeRecord) -> Time {
-    Time { secs, nanos }
 }
 
 impl Inode {
@@ -94,7 +49,7 @@ impl Inode {
             times,
             times_version,
         } = self;
-        let (kind, flags) = match by_kind {
+        let (kind, version, last_removal, flags) = match by_kind {
             ByKind::Dir {
                 // No operation runs, so no lock is held.
                 copying: _,
@@ -102,13 +57,12 @@ impl Inode {
                 names: _,
                 generation,
                 last_removal,
-            } => {
-                let kind = KindRecord::Directory {
-                    generation: generation.load(Ordering::Acquire),
-                    last_removal: last_removal.load(Ordering::Relaxed),
-                };
-                (kind, flags)
-            }
+            } => (
+                FileKind::Directory,
+                generation,
+                last_removal.load(Ordering::Relaxed),
+                flags,
+            ),
             ByKind::File {
                 copying: _,
                 flags,
@@ -117,28 +71,17 @@ impl Inode {
                 // The open files of the record determine them.
                 writers: _,
                 execs: _,
-            } => {
-                let version = version.load(Ordering::Acquire);
-                (KindRecord::of_file(*kind, version), flags)
-            }
+            } => (*kind, version, 0, flags),
         };
-        let times = times.lock().as_deref().map(|times| match *times {
-            TimesOverride::Always { ctime, mtime } => TimesRecord::Always {
-                ctime: time_record(ctime),
-                mtime: mtime.map(time_record),
-            },
-            TimesOverride::WhileCtime { real, visible } => TimesRecord::WhileCtime {
-                real: time_record(real),
-                visible: time_record(visible),
-            },
-        });
         InodeRecord {
             ino: *ino,
             identity: self.identity(),
             lookups,
             kind,
+            version: version.load(Ordering::Acquire),
+            last_removal,
             flags: flags.bits(),
-            times,
+            times: times.lock().as_deref().copied(),
             times_version: times_version.load(Ordering::Acquire),
         }
     }
@@ -146,87 +89,31 @@ impl Inode {
     /// Creates the inode of a record, whose object is at the location in `state`.
     pub(crate) fn from_record(record: &InodeRecord, state: InodeState) -> Arc<Self> {
         let (copying, flags) = (Mutex::new(()), Flags::from_bits(record.flags));
+        let version = AtomicU32::new(record.version);
         let by_kind = match record.kind {
-            KindRecord::Directory {
-                generation,
-                last_removal,
-            } => ByKind::Dir {
+            FileKind::Directory => ByKind::Dir {
                 copying,
                 flags,
                 names: Mutex::new(()),
-                generation: AtomicU32::new(generation),
-                last_removal: AtomicU32::new(last_removal),
+                generation: version,
+                last_removal: AtomicU32::new(record.last_removal),
             },
-            file => ByKind::File {
+            kind => ByKind::File {
                 copying,
                 flags,
-                kind: file.kind(),
-                version: AtomicU32::new(file.version()),
+                kind,
+                version,
                 writers: AtomicU32::new(0),
                 execs: AtomicU32::new(0),
             },
         };
-        let times = record.times.map(|times| match times {
-            TimesRecord::Always { ctime, mtime } => TimesOverride::Always {
-                ctime: recorded_time(ctime),
-                mtime: mtime.map(recorded_time),
-            },
-            TimesRecord::WhileCtime { real, visible } => TimesOverride::WhileCtime {
-                real: recorded_time(real),
-                visible: recorded_time(visible),
-            },
-        });
         Arc::new(Self {
             ino: record.ino,
             state: RwLock::new(state),
             by_kind,
             facts: Facts::default(),
-            times: Mutex::new(times.map(Box::new)),
+            times: Mutex::new(record.times.map(Box::new)),
             times_version: AtomicU32::new(record.times_version),
         })
-    }
-}
-
-impl InodeRecord {
-    /// Returns the type of the object.
-    pub(crate) fn kind(&self) -> FileKind {
-        self.kind.kind()
-    }
-}
-
-impl KindRecord {
-    fn of_file(kind: FileKind, version: u32) -> Self {
-        match kind {
-            FileKind::Directory | FileKind::Regular => Self::Regular { version },
-            FileKind::Symlink => Self::Symlink { version },
-            FileKind::Fifo => Self::Fifo { version },
-            FileKind::Socket => Self::Socket { version },
-            FileKind::CharDevice => Self::CharDevice { version },
-            FileKind::BlockDevice => Self::BlockDevice { version },
-        }
-    }
-
-    fn kind(self) -> FileKind {
-        match self {
-            Self::Directory { .. } => FileKind::Directory,
-            Self::Regular { .. } => FileKind::Regular,
-            Self::Symlink { .. } => FileKind::Symlink,
-            Self::Fifo { .. } => FileKind::Fifo,
-            Self::Socket { .. } => FileKind::Socket,
-            Self::CharDevice { .. } => FileKind::CharDevice,
-            Self::BlockDevice { .. } => FileKind::BlockDevice,
-        }
-    }
-
-    fn version(self) -> u32 {
-        match self {
-            Self::Directory { generation, .. } => generation,
-            Self::Regular { version }
-            | Self::Symlink { version }
-            | Self::Fifo { version }
-            | Self::Socket { version }
-            | Self::CharDevice { version }
-            | Self::BlockDevice { version } => version,
-        }
     }
 }

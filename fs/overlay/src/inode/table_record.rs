@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cowl_layers::locks::Mutex;
+use cowl_layers::sys::stat::Time;
 use lru::LruCache;
 use serde::{Deserialize, Serialize};
 
 use super::node_ids::{NodeIds, NodeIdsRecord};
 use super::object::Inode;
-use super::record::{InodeRecord, TimeRecord, recorded_time, time_record};
+use super::record::InodeRecord;
 use super::substitutes::{Substitutes, SubstitutesRecord};
 use super::table::{InodeTable, TableEntry};
 
@@ -20,7 +21,7 @@ pub(crate) struct TableRecord {
     substitutes: SubstitutesRecord,
     node_ids: NodeIdsRecord,
     /// The held ctimes by inode number (on disk, visible), the least recently used first.
-    ctimes: Vec<(u64, TimeRecord, TimeRecord)>,
+    ctimes: Vec<(u64, Time, Time)>,
 }
 
 impl InodeTable {
@@ -44,8 +45,7 @@ impl InodeTable {
                 }
             }
         }
-        let held =
-            |(ino, (real, shown)): (&u64, &_)| (*ino, time_record(*real), time_record(*shown));
+        let held = |(ino, (real, shown)): (&u64, &(Time, Time))| (*ino, *real, *shown);
         let record = TableRecord {
             substitutes: substitutes.lock().to_record(),
             node_ids: node_ids.to_record(),
@@ -62,7 +62,7 @@ impl InodeTable {
     ) -> Option<Self> {
         let mut ctimes = LruCache::unbounded();
         for (ino, real, shown) in &record.ctimes {
-            ctimes.put(*ino, (recorded_time(*real), recorded_time(*shown)));
+            ctimes.put(*ino, (*real, *shown));
         }
         let table = Self {
             substitutes: Mutex::new(Substitutes::from_record(&record.substitutes)),

@@ -10,6 +10,7 @@ use cowl_layers::format::Redirect;
 use cowl_layers::layer::{Layer, LayerDir, Markers, probe};
 use cowl_layers::locks::{Mutex, RwLock};
 use cowl_layers::name::Name;
+use cowl_layers::sys::stat::FileKind;
 use cowl_layers::view::{Found, Loc, View};
 use smallvec::smallvec;
 
@@ -50,6 +51,9 @@ impl Overlay {
                 .collect(),
             built: HashMap::new(),
         };
+        if builder.records.len() < record.inodes.len() {
+            return Err(RecordError::Damaged("two inodes have one number"));
+        }
         for inode in &record.inodes {
             builder.build(inode.ino)?;
         }
@@ -66,7 +70,8 @@ impl Overlay {
         let descriptors = ContentDescriptors::new();
         let mut files = HashMap::new();
         for (number, file) in &record.files {
-            let inode = find(file.ino).ok_or(RecordError::Damaged("an open file has no inode"))?;
+            let inode = find(file.ino).filter(|inode| !inode.is_dir());
+            let inode = inode.ok_or(RecordError::Damaged("an open file has no inode"))?;
             let handle = FileHandle::from_record(file, &inode, &opens, &descriptors);
             files.insert(*number, handle);
         }
@@ -135,7 +140,7 @@ impl Builder<'_> {
     }
 
     fn state(&self, record: &InodeRecord, place: &Place) -> LayerResult<InodeState> {
-        let is_dir = record.kind() == cowl_layers::sys::stat::FileKind::Directory;
+        let is_dir = record.kind == FileKind::Directory;
         match place {
             Place::Root if is_dir => self.root(record),
             Place::Dir(name) if is_dir => self.dir(record, name),
@@ -237,7 +242,8 @@ impl Builder<'_> {
     }
 
     fn alias(&self, (parent, name): &EntryName) -> LayerResult<Alias> {
-        let parent = self.built.get(parent).ok_or(Error::Errno(Errno::STALE))?;
+        let parent = self.built.get(parent).filter(|parent| parent.is_dir());
+        let parent = parent.ok_or(Error::Damaged("a parent that is not a directory"))?;
         Ok(Alias {
             parent: parent.clone(),
             name: Name::new(name)?,
