@@ -115,7 +115,7 @@ pub struct Status {
 pub struct ReplacedLayers {
     /// The number of known objects that moved to the new layers.
     pub moved: usize,
-    /// The number of removed layers that are in use until the mount ends.
+    /// The number of removed layers that remain in use, because they contain deleted files that are open.
     pub retained: usize,
 }
 

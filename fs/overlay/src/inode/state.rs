@@ -4,10 +4,20 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::identity::Identity;
-use super::object::{DirState, FileState, InodeState};
+use super::object::{DirState, FileState, Inode, InodeState};
 use cowl_layers::error::{Error, Result};
-use cowl_layers::layer::LayerDir;
+use cowl_layers::layer::{Layer, LayerDir};
 use cowl_layers::view::Loc;
+
+/// Whether an object, or its content, is in a layer for which `is` returns true.
+pub(crate) fn is_in_any(inode: &Inode, is: impl Fn(&Layer) -> bool) -> bool {
+    match &*inode.state.read() {
+        InodeState::Dir(dir) => dir.locs.iter().any(|loc| is(loc.layer())),
+        InodeState::File(file) => {
+            is(file.loc.dir.layer()) || file.data.as_ref().is_some_and(|data| is(data.dir.layer()))
+        }
+    }
+}
 
 impl InodeState {
     /// Whether the object has no name any more.

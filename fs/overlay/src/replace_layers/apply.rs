@@ -1,5 +1,6 @@
 //! The switch to the new stack, while no operation runs.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use cowl_layers::error::Result;
@@ -28,8 +29,7 @@ impl Overlay {
         } = plans;
         let mut replaced = Replaced {
             moved: dirs.len() + files.len(),
-            retained: retained.len(),
-            stale_listings: Vec::new(),
+            ..Replaced::default()
         };
         for (_, (inode, planned)) in dirs {
             replaced.stale_listings.push(self.inodes.node_id(&inode));
@@ -81,7 +81,7 @@ impl Overlay {
     fn release_layers(
         &self,
         change: &StackChange,
-        retained: &std::collections::HashSet<u64>,
+        retained: &HashSet<u64>,
         new: Vec<Arc<LayerLock>>,
     ) {
         let removed: Vec<_> = change
@@ -92,12 +92,15 @@ impl Overlay {
             .collect();
         let mut locks = self.locks.lock();
         let mut kept = self.retained.lock();
-        for lock in locks.extract_if(.., |lock| removed.iter().any(|layer| lock.is_of(layer))) {
-            let layer = removed.iter().find(|layer| lock.is_of(layer));
-            if let Some(layer) = layer.filter(|layer| retained.contains(&layer.id())) {
-                kept.push(((*layer).clone(), lock));
+        locks.retain(|lock| {
+            let Some(layer) = removed.iter().find(|layer| lock.is_of(layer)) else {
+                return true;
+            };
+            if retained.contains(&layer.id()) {
+                kept.push(((*layer).clone(), lock.clone()));
             }
-        }
+            false
+        });
         locks.extend(new);
     }
 }

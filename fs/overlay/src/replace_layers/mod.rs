@@ -177,19 +177,17 @@ impl Overlay {
                 Completed::Partly(plans) => prepared = plans,
             }
         };
-        let replaced = self.apply(&mut stack, change, plans, locks);
+        let mut replaced = self.apply(&mut stack, change, plans, locks);
         drop(stack);
+        let waited = locked.elapsed();
         // What the kernel forgot in the meantime could not be dropped, because the plans referred to it.
         self.inodes.release(self.inodes.all());
-        let replaced = Replaced {
-            retained: self.release_unused_layers(),
-            ..replaced
-        };
+        replaced.retained = self.release_unused_layers();
         log::info!(
             "the stack has {} lower layers; {} objects moved, operations waited {} ms of {} ms",
             layers.len(),
             replaced.moved,
-            locked.elapsed().as_millis(),
+            waited.as_millis(),
             started.elapsed().as_millis()
         );
         Ok(replaced)

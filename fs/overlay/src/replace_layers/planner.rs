@@ -12,7 +12,7 @@ use cowl_layers::view::{DirNode, FileNode, Found, Loc};
 
 use super::StackChange;
 use super::relocation::{Difference, DifferenceKind, DirMove, FileMove, NewObject, Plans};
-use crate::inode::{Alias, DirState, FileState, Identity, Inode};
+use crate::inode::{Alias, DirState, FileState, Identity, Inode, is_in_any};
 
 type Locations = Arc<[Arc<LayerDir>]>;
 
@@ -55,6 +55,9 @@ impl<'c> Planner<'c> {
 
     /// Plans the move of an inode, if any of its locations is in a removed layer.
     pub(super) fn plan(&mut self, inode: &Arc<Inode>) -> Result<(), Difference> {
+        if !is_in_any(inode, |layer| self.change.removes(layer)) {
+            return Ok(());
+        }
         if inode.is_dir() {
             return self.locations(inode).map(drop);
         }
