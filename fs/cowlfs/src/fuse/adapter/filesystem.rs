@@ -97,6 +97,8 @@ impl Filesystem for Adapter {
         let _span = self.begin_request(Opcode::Getattr);
         let done = self.run("getattr", ino, None, |op| {
             let inode = op.inode(ino.0)?;
+            // Only an object of a live layer can lack a location.
+            let fh = fh.filter(|_| self.live_layers);
             let attr = match fh.and_then(|fh| self.files.get(fh.0).ok()) {
                 Some(handle) => op.attr_of_open(&inode, &handle)?,
                 None => op.attr(&inode)?,
