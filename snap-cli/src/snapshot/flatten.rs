@@ -4,6 +4,8 @@
 //! that contain the whole run get the merged layer instead, so that the run is collected once no manifest
 //! references a part of it.
 
+use std::os::unix::ffi::OsStrExt as _;
+
 use cowl_layers::view::View;
 
 use crate::container::state::Mounted;
@@ -172,13 +174,26 @@ pub(super) fn merge_run(
 ///
 /// Both stacks have the same content, so a failure has no effect except that the old layers remain in use.
 pub(super) fn switch_or_warn(container: &Container<'_>) {
-    if let Err(error) = switch_daemon(container) {
+    if let Err(error) = switch_daemon(container)
+        && !matches!(uses_layers_of_manifest(container), Ok(true))
+    {
         let name = container.name();
         log::warn!(
             "{error}; the layers of {name} are merged, but its mount uses the old ones: cowl flatten {name} tries \
              again, or they are removed when it is unmounted"
         );
     }
+}
+
+/// Whether the daemon uses the layers of the manifest. One of an older version may not know the request to switch.
+fn uses_layers_of_manifest(container: &Container<'_>) -> Result<bool> {
+    let store = container.store();
+    let lowers = store.layer_trees(container.manifest().below_head())?;
+    let status = daemon::connect(store, container.id())?
+        .status()
+        .map_err(|error| daemon::to_error(&error))?;
+    let lowers = lowers.iter().map(|path| path.as_os_str().as_bytes());
+    Ok(lowers.eq(status.lowers.iter().map(Vec::as_slice)))
 }
 
 fn switch_daemon(container: &Container<'_>) -> Result<()> {
