@@ -22,6 +22,7 @@ mod change;
 mod content;
 mod copy_up;
 pub mod idmap;
+mod ledger;
 pub mod inode;
 mod kernel_index;
 mod listing;

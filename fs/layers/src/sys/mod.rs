@@ -23,6 +23,7 @@ pub mod order;
 pub mod private;
 pub mod process;
 pub mod remove;
+pub mod shared;
 pub mod socket;
 pub mod stat;
 pub mod users;

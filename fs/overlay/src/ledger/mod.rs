@@ -1,0 +1,416 @@
+//! The ledger: the state of a mount in shared memory, always current, so that a successor can serve the mount after the
+//! process was killed (docs/format.md, docs/decisions/0035).
+//!
+//! Each part is recorded before the reply that tells the kernel about it. So the ledger never has less than the kernel
+//! knows. This module knows only blocks, values and requests; the modules that own a part of the state encode it.
+
+mod blocks;
+mod slots;
+
+use std::cell::Cell;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cowl_layers::error::Result;
+use cowl_layers::locks::Mutex;
+use cowl_layers::sys::shared::SharedMemory;
+use rustc_hash::FxHashMap;
+
+use blocks::Blocks;
+pub(crate) use blocks::{Block, Found};
+use slots::Slots;
+pub use slots::Change;
+pub(crate) use slots::{FoundSlot, Intent};
+
+/// `cowlled` and the version. Must be changed with each change of the content.
+const MAGIC: u64 = u64::from_le_bytes(*b"cowlled\x01");
+/// The sizes of the memory, the largest first: a limit of the process may prevent the larger ones.
+const SIZES: [usize; 4] = [16 << 30, 4 << 30, 1 << 30, 128 << 20];
+/// The index of the word with the magic number.
+const MAGIC_AT: usize = 0;
+/// The index of the word with the end of the blocks.
+const USED_AT: usize = 1;
+/// The index of the first word of [`Word`].
+const WORDS_AT: usize = 2;
+const SLOTS_AT: usize = 64;
+const BLOCKS_AT: usize = SLOTS_AT + slots::ALL_WORDS;
+
+thread_local! {
+    /// The slot of the request that this thread handles.
+    static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// A part of the state that is one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// Whether the ledger is complete: 1, or 0 if a part could not be recorded.
+    Complete,
+    /// The key of directory offsets.
+    Key0,
+    Key1,
+    /// The number of assigned substitute numbers.
+    Substitutes,
+    /// Whether layers have left the stack.
+    Reused,
+    /// The number of assigned node ids.
+    NodeIds,
+    /// The number of pushed layers.
+    Pushes,
+    /// Whether the directories that were renamed before the mount are known.
+    MovedFound,
+    /// The next handle number.
+    NextHandle,
+}
+
+/// The type of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// An inode that the kernel knows: its place. The count is the lookup count.
+    Inode = 1,
+    /// A number that is not on disk.
+    Number,
+    /// A replacement node id. The count is the lookup count.
+    NodeId,
+    /// A held ctime.
+    Ctime,
+    /// The visible times during a copy-up.
+    Copying,
+    /// Names with equal hashes in a directory.
+    Collision,
+    /// A directory whose path differs from that in lower layers.
+    Moved,
+    /// The layers.
+    Stack,
+    /// An open file; recorded by the daemon.
+    Handle,
+    /// The state of a file for passthrough; recorded by the daemon.
+    Backing,
+}
+
+/// Holds descriptors of objects without a name, in a process that survives this one.
+pub trait Custodian: Send + Sync + std::fmt::Debug {
+    /// Takes a descriptor into custody under a number. When this returns, it is held.
+    fn deposit(&self, number: u64, descriptor: BorrowedFd<'_>) -> Result<()>;
+    /// Releases the descriptor with this number, some time later.
+    fn release(&self, number: u64);
+}
+
+/// The state of a mount in shared memory.
+#[derive(Debug)]
+pub struct Ledger {
+    memory: SharedMemory,
+    blocks: Blocks,
+    slots: Slots,
+    /// The blocks of values, by type and key.
+    values: Mutex<FxHashMap<(Kind, u64), Block>>,
+    is_complete: AtomicBool,
+    custodian: Arc<dyn Custodian>,
+}
+
+impl Ledger {
+    /// Creates an empty ledger.
+    pub fn create(custodian: Arc<dyn Custodian>) -> Result<Self> {
+        let mut sizes = SIZES.into_iter();
+        let memory = loop {
+            let created = match sizes.next() {
+                Some(size) => SharedMemory::create("cowl-ledger", size),
+                None => SharedMemory::create("cowl-ledger", 16 << 20),
+            };
+            if created.is_ok() || sizes.len() == 0 {
+                break created?;
+            }
+        };
+        let blocks = Blocks::new(&memory, USED_AT, BLOCKS_AT);
+        memory.store(MAGIC_AT, MAGIC);
+        let ledger = Self {
+            memory,
+            blocks,
+            slots: Slots::new(SLOTS_AT),
+            values: Mutex::default(),
+            is_complete: AtomicBool::new(true),
+            custodian,
+        };
+        ledger.set(Word::Complete, 1);
+        Ok(ledger)
+    }
+
+    /// Returns the descriptor of the memory, for a successor.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.memory.as_fd()
+    }
+
+    /// Whether the ledger has everything that a successor needs.
+    pub fn is_complete(&self) -> bool {
+        self.is_complete.load(Ordering::Acquire)
+    }
+
+    /// Records that a part of the state is not in the ledger, which a successor then cannot use.
+    fn give_up(&self, reason: &str) {
+        if self.is_complete.swap(false, Ordering::AcqRel) {
+            self.set(Word::Complete, 0);
+            log::warn!("the mount will end if this process is killed: {reason}");
+        }
+    }
+
+    pub(crate) fn set(&self, word: Word, value: u64) {
+        self.memory.store(WORDS_AT + word as usize, value);
+    }
+
+    /// Adds a block with a count. Returns `None` if it cannot be recorded.
+    pub(crate) fn add(&self, kind: Kind, key: u64, payload: &[u8], count: u32) -> Option<Block> {
+        let block = self
+            .blocks
+            .add(&self.memory, (kind as u8, key), payload, count);
+        if block.is_none() {
+            self.give_up("its state is too large for the shared memory");
+        }
+        block
+    }
+
+    /// Replaces the payload of a block, and returns the new block. The caller must prevent a concurrent change.
+    pub(crate) fn replace(&self, block: Block, payload: &[u8]) -> Block {
+        let new = self.blocks.replace(&self.memory, block, payload);
+        new.unwrap_or_else(|| {
+            self.give_up("its state is too large for the shared memory");
+            block
+        })
+    }
+
+    /// Removes a block.
+    pub(crate) fn remove(&self, block: Block) {
+        self.blocks.remove(&self.memory, block);
+    }
+
+    /// Returns the count of a block.
+    pub(crate) fn count(&self, block: Block) -> u32 {
+        block.count(&self.memory)
+    }
+
+    /// Changes the count of a block. The caller must prevent a concurrent change.
+    pub(crate) fn set_count(&self, block: Block, count: u32) {
+        block.set_count(&self.memory, count);
+    }
+
+    /// Records a value, in the place of an earlier one with this type and key.
+    pub fn put(&self, kind: Kind, key: u64, value: &[u8]) {
+        let mut values = self.values.lock();
+        match values.get(&(kind, key)).copied() {
+            Some(block) => {
+                let new = self.replace(block, value);
+                values.insert((kind, key), new);
+            }
+            None => {
+                if let Some(block) = self.add(kind, key, value, 0) {
+                    values.insert((kind, key), block);
+                }
+            }
+        }
+    }
+
+    /// Removes a value, if there is one.
+    pub fn delete(&self, kind: Kind, key: u64) {
+        let removed = self.values.lock().remove(&(kind, key));
+        if let Some(block) = removed {
+            self.remove(block);
+        }
+    }
+
+    /// Takes a descriptor of an object that is about to lose its name into custody, under its inode number.
+    pub(crate) fn deposit(&self, ino: u64, descriptor: BorrowedFd<'_>) {
+        if let Err(error) = self.custodian.deposit(ino, descriptor) {
+            self.give_up(&format!("a descriptor cannot be kept: {error}"));
+        }
+    }
+
+    /// Releases the descriptor of an object, if it is in custody.
+    pub(crate) fn release(&self, ino: u64) {
+        self.custodian.release(ino);
+    }
+
+    /// Begins a request that must not be executed twice. The thread must not begin another one before it drops the
+    /// result, which it does after the reply.
+    pub fn begin(self: &Arc<Self>, unique: u64) -> RequestSlot {
+        let slot = self.slots.begin(&self.memory, unique);
+        CURRENT.set(slot);
+        RequestSlot {
+            ledger: self.clone(),
+            slot,
+        }
+    }
+
+    /// Records the intent of the request of this thread, directly before the change is committed.
+    pub(crate) fn intend(&self, intent: &Intent<'_>) {
+        if let Some(slot) = CURRENT.get() {
+            self.slots.intend(&self.memory, slot, intent);
+        }
+    }
+
+    /// Withdraws the intent of the request of this thread, because the change failed.
+    pub(crate) fn withdraw(&self) {
+        if let Some(slot) = CURRENT.get() {
+            self.slots.withdraw(&self.memory, slot);
+        }
+    }
+
+    /// Records the number of the handle that the request of this thread assigned.
+    pub fn note_handle(&self, handle: u64) {
+        if let Some(slot) = CURRENT.get() {
+            self.slots.set_handle(&self.memory, slot, handle);
+        }
+    }
+
+    /// Records a request of the predecessor that was executed and not answered.
+    pub(crate) fn retain(self: &Arc<Self>, found: &FoundSlot) -> RequestSlot {
+        let slot = self.slots.begin(&self.memory, found.unique);
+        if let Some(slot) = slot {
+            self.slots.set_handle(&self.memory, slot, found.handle);
+            if let Some(change) = found.change {
+                let intent = Intent {
+                    change,
+                    parents: found.parents,
+                    names: (&found.names.0, &found.names.1),
+                    object: found.object,
+                };
+                self.slots.intend(&self.memory, slot, &intent);
+                self.slots.set_done(&self.memory, slot);
+            }
+        }
+        RequestSlot {
+            ledger: self.clone(),
+            slot,
+        }
+    }
+
+    /// Returns the size of the blocks in bytes.
+    pub fn size(&self) -> u64 {
+        self.blocks.end(&self.memory) * 8
+    }
+}
+
+/// The slot of a request, until its reply was sent.
+#[derive(Debug)]
+pub struct RequestSlot {
+    ledger: Arc<Ledger>,
+    slot: Option<usize>,
+}
+
+impl Drop for RequestSlot {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot {
+            if CURRENT.get() == Some(slot) {
+                CURRENT.set(None);
+            }
+            self.ledger.slots.end(&self.ledger.memory, slot);
+        }
+    }
+}
+
+/// The content of a ledger, read by a successor.
+#[derive(Debug)]
+pub(crate) struct LedgerContent {
+    memory: SharedMemory,
+    pub(crate) blocks: Vec<Found>,
+    pub(crate) slots: Vec<FoundSlot>,
+}
+
+/// The reason why a ledger cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// It is not a ledger, or one of another version.
+    #[error("it is not a ledger of this version")]
+    Version,
+    /// A part could not be recorded.
+    #[error("the ledger is incomplete")]
+    Incomplete,
+    /// The content is damaged.
+    #[error("the ledger is damaged")]
+    Damaged,
+    /// It cannot be mapped.
+    #[error("cannot map the ledger: {0}")]
+    Io(#[from] cowl_layers::error::Error),
+}
+
+impl LedgerContent {
+    /// Reads a ledger, whose writer has ended.
+    pub(crate) fn read(descriptor: OwnedFd) -> std::result::Result<Self, LedgerError> {
+        let memory = SharedMemory::open(descriptor)?;
+        if memory.load(MAGIC_AT) != MAGIC {
+            return Err(LedgerError::Version);
+        }
+        if memory.load(WORDS_AT + Word::Complete as usize) != 1 {
+            return Err(LedgerError::Incomplete);
+        }
+        let blocks = blocks::read(&memory, USED_AT, BLOCKS_AT).ok_or(LedgerError::Damaged)?;
+        let slots = slots::read(&memory, SLOTS_AT);
+        Ok(Self {
+            memory,
+            blocks,
+            slots,
+        })
+    }
+
+    pub(crate) fn word(&self, word: Word) -> u64 {
+        self.memory.load(WORDS_AT + word as usize)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Holds no descriptors.
+    #[derive(Debug, Default)]
+    pub(crate) struct NoCustodian;
+
+    impl Custodian for NoCustodian {
+        fn deposit(&self, _: u64, _: BorrowedFd<'_>) -> Result<()> {
+            Ok(())
+        }
+
+        fn release(&self, _: u64) {}
+    }
+
+    fn read(ledger: &Ledger) -> std::result::Result<LedgerContent, LedgerError> {
+        LedgerContent::read(ledger.descriptor().try_clone_to_owned().unwrap())
+    }
+
+    #[test]
+    fn successor_reads_values_words_and_requests() {
+        let ledger = Arc::new(Ledger::create(Arc::new(NoCustodian)).unwrap());
+        ledger.set(Word::Pushes, 3);
+        ledger.put(Kind::Ctime, 5, b"first");
+        ledger.put(Kind::Ctime, 5, b"second");
+        ledger.put(Kind::Ctime, 6, b"gone");
+        ledger.delete(Kind::Ctime, 6);
+        let request = ledger.begin(77);
+        ledger.intend(&Intent {
+            change: Change::Remove,
+            parents: (1, 0),
+            names: (b"name", b""),
+            object: 0,
+        });
+        let content = read(&ledger).unwrap();
+        assert_eq!(content.word(Word::Pushes), 3);
+        assert_eq!(content.blocks.len(), 1);
+        assert_eq!(content.blocks[0].payload, b"second");
+        assert_eq!(content.slots[0].unique, 77);
+        assert_eq!(content.slots[0].names.0, b"name");
+        drop(request);
+        assert!(read(&ledger).unwrap().slots.is_empty());
+        // Without a request there is nothing to record it in.
+        ledger.withdraw();
+        ledger.note_handle(1);
+        assert!(read(&ledger).unwrap().slots.is_empty());
+    }
+
+    #[test]
+    fn incomplete_ledger_is_refused() {
+        let ledger = Ledger::create(Arc::new(NoCustodian)).unwrap();
+        assert!(ledger.is_complete());
+        ledger.put(Kind::Ctime, 5, &[0; 100_000]);
+        assert!(!ledger.is_complete());
+        assert!(matches!(read(&ledger), Err(LedgerError::Incomplete)));
+    }
+}
