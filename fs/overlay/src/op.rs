@@ -31,7 +31,11 @@ impl Overlay {
     pub fn begin(&self) -> Op<'_> {
         Op {
             overlay: self,
-            cx: Context::new(&self.stack, &self.options),
+            cx: Context::new(
+                &self.stack,
+                &self.options,
+                self.inodes.ledger().map(|ledger| &**ledger),
+            ),
         }
     }
 }

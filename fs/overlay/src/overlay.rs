@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use cowl_layers::locks::{Mutex, RwLock, RwLockWriteGuard};
 
 use crate::content::{ContentDescriptors, FileHandle, OpenCounts};
-use crate::inode::{DirState, Identity, Inode, InodeState, InodeTable, OnConflict};
+use crate::inode::{DirState, Identity, Inode, InodeState, InodeTable, OnConflict, encode};
+use crate::ledger::{Kind, StackIds, Word};
 use crate::listing::{Cookies, Listings};
 use crate::names::LinkIndex;
 use crate::names::absent::LastAbsent;
@@ -107,6 +108,26 @@ impl Overlay {
     /// Holds these locks on layers until the mount ends.
     pub fn hold_locks(&self, locks: Vec<Arc<LayerLock>>) {
         self.locks.lock().extend(locks);
+    }
+
+    /// Records the layers in the ledger.
+    pub(crate) fn note_stack(&self, stack: &Stack) {
+        let Some(ledger) = self.inodes.ledger() else {
+            return;
+        };
+        let (layers, data) = (stack.view().layers(), stack.view().data_only());
+        let retained = self.retained.lock();
+        let others = retained.iter().map(|(layer, _)| layer);
+        let ids = StackIds {
+            layers: (layers.iter().chain(data).chain(others))
+                .map(|layer| layer.id())
+                .collect(),
+            stack: layers.len(),
+            data_only: data.len(),
+            has_upper: stack.writable().is_some(),
+        };
+        ledger.set(Word::Pushes, u64::from(self.opens.record()));
+        ledger.put(Kind::Stack, 0, &encode(&ids));
     }
 
     /// Locks the stack when no operation runs; `None` if that takes too long.

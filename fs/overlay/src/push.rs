@@ -93,10 +93,11 @@ impl Overlay {
                     dir.identity = identity;
                 })
             })?;
-        self.root.override_ctime(root.stat.ctime, shown);
+        self.inodes.show_ctime(&self.root, root.stat.ctime, shown);
         self.hold_locks(lock.into_iter().collect());
         self.opens.count_push();
         *stack = Stack::new(view, Some(upper.clone()));
+        self.note_stack(stack);
         Ok(())
     }
 

@@ -102,6 +102,7 @@ impl<'o> Services<'o> {
             cx: self.cx,
             inodes: &self.overlay.inodes,
             copy_up: self.copy_up(),
+            descriptors: &self.overlay.descriptors,
         }
     }
 

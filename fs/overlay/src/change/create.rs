@@ -11,6 +11,7 @@ use super::zero_device::{commit_zero_device, stage_zero_device};
 use crate::content::{Content, Opened};
 use crate::copy_up::{CopyUp, set_opaque, stage_in_temp_dir};
 use crate::inode::{Inode, NO_CAPABILITIES, OpenOptions};
+use crate::ledger::{Change, Intent};
 use crate::metadata::{Attr, Attributes};
 use crate::plan::UpperEntry;
 use crate::reach::{Caller, Context};
@@ -97,9 +98,11 @@ impl Create<'_> {
                 opened = Some(sys::node::create(dir, name, mode & 0o7777, OFlags::RDWR)?);
                 Ok(())
             })?;
-        let fd = match opened {
-            Some(fd) => fd,
-            None => return Err(Error::Errno(Errno::IO)),
+        let Some(fd) = opened else {
+            // The predecessor created it.
+            let attr = self.attributes.attr_as_found(&inode, stat)?;
+            let opened = self.content.open(caller, &inode, options, |_| false)?;
+            return Ok((inode, opened, attr));
         };
         // No other thread has access to the inode yet, so the fact cannot race with a change.
         inode
@@ -126,8 +129,15 @@ impl Create<'_> {
         let dir = require_live_dir(parent)?;
         let fd = upper_dir.fd()?;
         let fd = (*fd).as_fd();
+        if let Some(made) = self.upper_names.resumed(parent, name)? {
+            return Ok(made);
+        }
         self.upper_names.require_free(&dir, &upper_dir, name)?;
-        match self.cx.as_creator(caller, || create(fd, name)) {
+        let intent = intent(parent, name);
+        let created = self
+            .cx
+            .commit(&intent, || self.cx.as_creator(caller, || create(fd, name)));
+        match created {
             Ok(()) => {}
             Err(error) if error.errno() == Errno::EXIST => {
                 if self.upper_names.upper_entry(&upper_dir, name)? != UpperEntry::Whiteout {
@@ -135,12 +145,13 @@ impl Create<'_> {
                 }
                 let staged =
                     stage_in_temp_dir(self.cx, caller, fd, |temp_dir| create(temp_dir, b"new"))?;
-                if kind == FileKind::Directory {
+                let mode = if kind == FileKind::Directory {
                     set_opaque(self.cx, staged.open_path()?.as_fd())?;
-                    staged.commit(fd, name, RenameMode::Exchange)?;
+                    RenameMode::Exchange
                 } else {
-                    staged.commit(fd, name, RenameMode::Replace)?;
-                }
+                    RenameMode::Replace
+                };
+                self.cx.commit(&intent, || staged.commit(fd, name, mode))?;
             }
             Err(error) => return Err(error),
         }
@@ -175,12 +186,27 @@ impl Create<'_> {
         let upper_dir = self.copy_up_dir_for(parent, name)?;
         let _names = parent.names()?.lock();
         let dir = require_live_dir(parent)?;
+        if let Some((inode, _)) = self.upper_names.resumed(parent, name)? {
+            return Ok(inode);
+        }
         self.upper_names.require_free(&dir, &upper_dir, name)?;
         let staged = stage_zero_device(self.cx, caller, &upper_dir, mode)?;
-        commit_zero_device(&self.upper_names, staged, &upper_dir, name)?;
+        self.cx.commit(&intent(parent, name), || {
+            commit_zero_device(&self.upper_names, staged, &upper_dir, name)
+        })?;
         parent.note_change();
         self.upper_names
             .intern_new(parent, &upper_dir, name, NewObject::ZeroDevice)
             .map(|(inode, _)| inode)
+    }
+}
+
+/// Returns the intent of a creation.
+pub(super) fn intent<'a>(parent: &Inode, name: &'a Name) -> Intent<'a> {
+    Intent {
+        change: Change::Add,
+        parents: (parent.ino(), 0),
+        names: (name.as_bytes(), b""),
+        object: 0,
     }
 }

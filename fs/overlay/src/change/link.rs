@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use super::create::intent;
 use super::dirs::{refuse_marker_name, require_live_dir};
 use super::redirect::Redirects;
 use super::upper_names::UpperNames;
@@ -50,25 +51,32 @@ impl Link<'_> {
         prepare_dir_for(self.cx, inode, fd)?;
         // Link from a descriptor, not from a name: the directory of that name is not locked, and a race with a
         // rename would link another file. If the file has no name left, linkat(2) returns ENOENT as usual.
+        if let Some((made, _)) = self.upper_names.resumed(parent, name)? {
+            self.upper_names.names.inodes.note_place(&made);
+            return Ok(made);
+        }
         let source = access_path(inode)?;
+        let intent = intent(parent, name);
         let link_to =
             |dir: BorrowedFd<'_>, name: &[u8]| sys::node::link_fd(source.as_fd(), dir, name);
         match self.upper_names.upper_entry(&upper_dir, name)? {
             UpperEntry::Object => return Err(Error::Errno(Errno::EXIST)),
             UpperEntry::Nothing => {
                 self.upper_names.require_free_below(&dir, name)?;
-                link_to(fd, name)?;
+                self.cx.commit(&intent, || link_to(fd, name))?;
             }
             UpperEntry::Whiteout => {
                 let work = &self.cx.stack.upper()?.work;
                 let (staged, ()) = work.stage(|work, tmp| link_to(work, tmp))?;
-                staged.commit(fd, name, RenameMode::Replace)?;
+                self.cx
+                    .commit(&intent, || staged.commit(fd, name, RenameMode::Replace))?;
             }
         }
         inode.add_alias(Alias {
             parent: parent.clone(),
             name: name.clone(),
         });
+        self.upper_names.names.inodes.note_place(inode);
         inode.note_change();
         parent.note_change();
         Ok(inode.clone())

@@ -3,8 +3,9 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use crate::content::ContentDescriptors;
 use crate::copy_up::{CopyExtent, CopyUp};
-use crate::inode::{Inode, InodeState, InodeTable};
+use crate::inode::{Inode, InodeState, InodeTable, Nameless};
 use crate::reach::{Context, access_path};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::name::Name;
@@ -17,6 +18,7 @@ pub(crate) struct NameRemoval<'o> {
     pub(crate) cx: &'o Context<'o>,
     pub(crate) inodes: &'o InodeTable,
     pub(crate) copy_up: CopyUp<'o>,
+    pub(crate) descriptors: &'o ContentDescriptors,
 }
 
 impl NameRemoval<'_> {
@@ -69,6 +71,42 @@ impl NameRemoval<'_> {
         Ok(Some(Arc::new(file.loc.open_path()?)))
     }
 
+    /// Records, for a successor, where an object is found once this name, which is about to be removed, is gone.
+    ///
+    /// `descriptor` is that of an object in the upper layer whose last known name it is.
+    pub(super) fn prepare(
+        &self,
+        inode: &Arc<Inode>,
+        (parent, name): (&Arc<Inode>, &Name),
+        descriptor: Option<&Arc<OwnedFd>>,
+    ) {
+        if !self.is_needed_without_name(inode) {
+            return;
+        }
+        self.inodes.prepare_nameless(inode, || {
+            let descriptor = descriptor.cloned();
+            if inode.is_dir() {
+                return Nameless::removed_dir(&inode.dir()?, descriptor);
+            }
+            let mut file = inode.file()?;
+            file.aliases
+                .retain(|a| !(a.name == *name && Arc::ptr_eq(&a.parent, parent)));
+            if descriptor.is_some() {
+                file.anchor.clone_from(&descriptor);
+            }
+            file.orphan = file.aliases.is_empty();
+            let descriptor = file.anchor.clone();
+            Nameless::of(InodeState::File(file), descriptor)
+        });
+    }
+
+    /// Whether anything but the kernel's cache can refer to an object whose last name is removed.
+    ///
+    /// A directory can be the working directory of a process without a request.
+    fn is_needed_without_name(&self, inode: &Arc<Inode>) -> bool {
+        inode.is_dir() || self.descriptors.is_open(inode)
+    }
+
     /// Releases the identity of an object without names, because the file system may reuse its inode number.
     pub(super) fn note_removed(&self, inode: &Arc<Inode>) {
         let removed = if inode.is_dir() {
@@ -76,6 +114,9 @@ impl NameRemoval<'_> {
         } else {
             inode.file().is_ok_and(|file| file.orphan)
         };
+        if !removed || self.is_needed_without_name(inode) {
+            self.inodes.note_removed_name(inode);
+        }
         if removed {
             self.inodes.remove_substitute(inode.identity());
         }

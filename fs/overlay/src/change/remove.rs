@@ -8,6 +8,7 @@ use super::name_removal::{NameRemoval, forget_name};
 use super::upper_names::UpperNames;
 use crate::copy_up::CopyUp;
 use crate::inode::{DirState, Inode};
+use crate::ledger::{Change, Intent};
 use crate::names::{Hit, LinkIndex, Names};
 use crate::plan::{self, NameState, RemovePlan, UpperEntry};
 use crate::reach::Context;
@@ -31,6 +32,9 @@ pub(crate) struct Remove<'o> {
 impl Remove<'_> {
     /// Removes a name of an object that is not a directory.
     pub(crate) fn unlink(&self, parent: &Arc<Inode>, name: &Name) -> Result<()> {
+        if self.was_removed(parent, name)? {
+            return Ok(());
+        }
         let upper_dir = match self.cx.stack.upper_dir(&require_live_dir(parent)?) {
             Some(upper_dir) => upper_dir.clone(),
             None => {
@@ -60,8 +64,12 @@ impl Remove<'_> {
         let state = self.name_state_from_hit(&hit, &dir, &upper_dir, name)?;
         let inode = hit.inode;
         let anchor = self.name_removal.open_anchor(&inode, parent, name)?;
+        self.name_removal
+            .prepare(&inode, (parent, name), anchor.as_ref());
+        let intent = intent(parent, name);
         inode.update_states(None, |file, _| {
-            self.remove_name(&upper_dir, name, state)?;
+            self.cx
+                .commit(&intent, || self.remove_name(&upper_dir, name, state))?;
             forget_name(file, parent, name, anchor)
         })?;
         inode.note_change();
@@ -72,6 +80,9 @@ impl Remove<'_> {
 
     /// Removes an empty directory.
     pub(crate) fn rmdir(&self, parent: &Arc<Inode>, name: &Name) -> Result<()> {
+        if self.was_removed(parent, name)? {
+            return Ok(());
+        }
         let inode = self.names.lookup(parent, name)?.ok_or(Error::NOT_FOUND)?;
         let removed = inode.dir()?;
         self.cx.stack.upper()?;
@@ -91,9 +102,14 @@ impl Remove<'_> {
             Some(upper_dir) => Some((upper_dir, upper_dir.fd()?)),
             None => None,
         };
+        let descriptor = removed_dir.as_ref().map(|(_, fd)| fd);
+        self.name_removal
+            .prepare(&inode, (parent, name), descriptor);
+        let intent = intent(parent, name);
         inode.update_states(None, |dir, _| {
             let moving = removed_dir.map(|(upper_dir, fd)| (upper_dir.moving(), fd));
-            self.remove_name(&upper_dir, name, state)?;
+            self.cx
+                .commit(&intent, || self.remove_name(&upper_dir, name, state))?;
             if let Some((moving, fd)) = moving {
                 moving.set_removed(fd);
             }
@@ -105,6 +121,14 @@ impl Remove<'_> {
         self.index.forget_moved(&inode);
         self.name_removal.note_removed(&inode);
         Ok(())
+    }
+
+    /// Whether a predecessor removed the name in the request of this operation.
+    ///
+    /// The kernel locks the directory until the request is answered, so a name that existed and is absent now was
+    /// removed by it.
+    fn was_removed(&self, parent: &Arc<Inode>, name: &Name) -> Result<bool> {
+        Ok(self.cx.is_resumed(Change::Remove) && self.names.lookup(parent, name)?.is_none())
     }
 
     /// Returns the state of a name under which an object was just found.
@@ -170,6 +194,16 @@ impl Remove<'_> {
             }
             other => other,
         }
+    }
+}
+
+/// Returns the intent of a removal.
+fn intent<'a>(parent: &Inode, name: &'a Name) -> Intent<'a> {
+    Intent {
+        change: Change::Remove,
+        parents: (parent.ino(), 0),
+        names: (name.as_bytes(), b""),
+        object: 0,
     }
 }
 

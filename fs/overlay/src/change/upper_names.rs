@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::dirs::{refuse_marker_name, require_live_dir};
 use crate::inode::{DirState, Inode, OnConflict};
+use crate::ledger::Change;
 use crate::names::{Names, intern_dir, intern_file};
 use crate::plan::{NameState, UpperEntry};
 use crate::reach::Context;
@@ -90,6 +91,21 @@ impl UpperNames<'_> {
             self.require_free_below(dir, name)?;
         }
         Ok(())
+    }
+
+    /// Returns the object that a predecessor created in the request of this operation, with its attributes.
+    ///
+    /// The kernel locks the directory until the request is answered, so an object that exists now is that one.
+    pub(super) fn resumed(
+        &self,
+        parent: &Arc<Inode>,
+        name: &Name,
+    ) -> Result<Option<(Arc<Inode>, Stat)>> {
+        if !self.cx.is_resumed(Change::Add) {
+            return Ok(None);
+        }
+        let hit = self.names.lookup_locked(parent, name)?;
+        Ok(hit.map(|hit| (hit.inode, hit.stat)))
     }
 
     /// Returns EEXIST if the name exists in the merged lower layers.

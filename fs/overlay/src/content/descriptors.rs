@@ -59,6 +59,8 @@ struct Table {
     open: LruCache<Key, VersionedDescriptor>,
     /// The number of open files for each key.
     users: HashMap<Key, u32>,
+    /// The number of open files of each inode.
+    inodes: HashMap<InodeKey, u32>,
     /// Inodes with an error since all of their files were last closed.
     errors: HashMap<InodeKey, WritebackError>,
 }
@@ -81,6 +83,7 @@ impl ContentDescriptors {
         Self(Mutex::new(Table {
             open: LruCache::new(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN)),
             users: HashMap::new(),
+            inodes: HashMap::new(),
             errors: HashMap::new(),
         }))
     }
@@ -92,6 +95,7 @@ impl ContentDescriptors {
         let mut evicted = None;
         let mut table = self.0.lock();
         *table.users.entry(key).or_default() += 1;
+        *table.inodes.entry(key.inode).or_default() += 1;
         if let Some(error) = table.errors.get(&key.inode) {
             // As on a plain directory, an open file does not report an error that was reported before it was opened.
             handle.errors_seen.store(error.count, Ordering::Release);
@@ -103,10 +107,21 @@ impl ContentDescriptors {
         drop(evicted);
     }
 
+    /// Whether a file of this inode is open.
+    pub(crate) fn is_open(&self, inode: &Arc<Inode>) -> bool {
+        self.0.lock().inodes.contains_key(&InodeKey::new(inode))
+    }
+
     /// Removes an open file. Closes the descriptor if no other open file shares it.
     pub(crate) fn remove_user(&self, handle: &FileHandle) {
         let key = Key::new(handle);
         let mut table = self.0.lock();
+        if let Some(users) = table.inodes.get_mut(&key.inode) {
+            *users -= 1;
+            if *users == 0 {
+                table.inodes.remove(&key.inode);
+            }
+        }
         if let Some(users) = table.users.get_mut(&key) {
             *users -= 1;
             if *users > 0 {
@@ -115,9 +130,7 @@ impl ContentDescriptors {
         }
         table.users.remove(&key);
         let closed = table.open.pop(&key);
-        if table.errors.contains_key(&key.inode)
-            && !table.users.keys().any(|other| other.inode == key.inode)
-        {
+        if table.errors.contains_key(&key.inode) && !table.inodes.contains_key(&key.inode) {
             table.errors.remove(&key.inode);
         }
         drop(table);

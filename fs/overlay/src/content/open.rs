@@ -82,6 +82,10 @@ impl Content<'_> {
     ) -> Opened {
         let handle = self.opens.count_open(inode, options);
         self.descriptors.add_user(&handle, descriptor.clone());
+        if inode.is_orphan() {
+            // Its last name was removed after the kernel looked it up.
+            self.copy_up.inodes.keep(inode);
+        }
         Opened { handle, descriptor }
     }
 

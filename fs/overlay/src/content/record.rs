@@ -22,6 +22,16 @@ pub(crate) struct FileRecord {
     pushes: u32,
 }
 
+impl FileRecord {
+    /// Returns the record with content that was last in the upper layer before the latest of `pushes` pushed layers.
+    pub(crate) fn before_push(self, pushes: u32) -> Self {
+        Self {
+            pushes: pushes.wrapping_sub(1),
+            ..self
+        }
+    }
+}
+
 impl FileHandle {
     /// Returns the record of the open file.
     pub(crate) fn record(&self) -> FileRecord {

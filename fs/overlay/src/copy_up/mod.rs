@@ -146,7 +146,9 @@ impl<'o> CopyUp<'o> {
         inode.update_content(|file| {
             file.data = None;
             file.redirect = None;
-        })
+        })?;
+        self.inodes.note_place(inode);
+        Ok(())
     }
 
     /// Copies up a file that is only in lower layers.

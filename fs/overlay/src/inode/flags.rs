@@ -36,6 +36,13 @@ impl Flags {
         self.0.load(Ordering::SeqCst)
     }
 
+    /// Returns flags for an inode of which nothing is known: each one is as it causes more work.
+    pub(super) fn unknown() -> Self {
+        Self(AtomicU8::new(
+            UNSYNCED_NAME | SETUID_SHOWN | SETGID_SHOWN | TRUNCATED,
+        ))
+    }
+
     /// Creates the flags of a record.
     pub(super) fn from_bits(bits: u8) -> Self {
         Self(AtomicU8::new(bits))

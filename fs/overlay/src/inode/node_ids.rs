@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use cowl_layers::locks::Mutex;
 
+use super::ledger::{NodeIdValue, encode};
 use super::object::Inode;
+use crate::ledger::{Kind, Ledger, Word};
 
 /// The range of replacement node ids: both top bits are set. Numbers from other file systems have only the second bit
 /// set, substitute numbers only the first.
@@ -42,9 +44,19 @@ struct NodeIdMaps {
     newest: HashMap<u64, u64>,
     /// The number of node ids assigned so far.
     assigned: u64,
+    ledger: Option<Arc<Ledger>>,
 }
 
 impl NodeIds {
+    /// Records all node ids, and every change from now on, in a ledger.
+    pub(super) fn attach(&self, ledger: &Arc<Ledger>) {
+        let mut maps = self.maps.lock();
+        maps.ledger = Some(ledger.clone());
+        for node_id in maps.inodes.keys() {
+            maps.note(*node_id);
+        }
+    }
+
     /// Whether `ino` is a replacement node id.
     pub(super) fn is_replacement(ino: u64) -> bool {
         ino & RANGE == RANGE
@@ -75,6 +87,7 @@ impl NodeIds {
         maps.assigned += 1;
         maps.newest.insert(inode.ino(), node_id);
         maps.inodes.insert(node_id, (inode.clone(), 0));
+        maps.note(node_id);
         // The kernel cannot forget a node id that it never got, so the replaced one is dropped here.
         if let Some(current) = current
             && maps
@@ -83,6 +96,9 @@ impl NodeIds {
                 .is_some_and(|(_, count)| *count == 0)
         {
             maps.inodes.remove(&current);
+        }
+        if let Some(current) = current {
+            maps.note(current);
         }
         self.any.store(true, Ordering::Release);
     }
@@ -94,6 +110,7 @@ impl NodeIds {
             .entry(node_id)
             .or_insert_with(|| (inode.clone(), 0))
             .1 += 1;
+        maps.note(node_id);
     }
 
     /// Subtracts `count` from the lookup count of a node id (FUSE_FORGET), and drops the node id at zero.
@@ -107,6 +124,7 @@ impl NodeIds {
             if *lookups == 0 && !(own == OwnNumber::Known && maps.is_newest(node_id)) {
                 maps.remove(node_id);
             }
+            maps.note(node_id);
         }
     }
 
@@ -138,12 +156,12 @@ impl NodeIds {
 
 /// The replacement node ids, for the record of state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct NodeIdsRecord {
+pub(crate) struct NodeIdsRecord {
     /// The number of the inode and the lookup count, by node id.
-    inodes: BTreeMap<u64, (u64, u64)>,
+    pub(crate) inodes: BTreeMap<u64, (u64, u64)>,
     /// The newest node id, by the number of the inode.
-    newest: BTreeMap<u64, u64>,
-    assigned: u64,
+    pub(crate) newest: BTreeMap<u64, u64>,
+    pub(crate) assigned: u64,
 }
 
 impl NodeIds {
@@ -154,6 +172,8 @@ impl NodeIds {
             inodes,
             newest,
             assigned,
+            // The successor has one of its own.
+            ledger: _,
         } = &*maps.lock();
         let inode = |(node_id, (inode, lookups)): (&u64, &(Arc<Inode>, u64))| {
             (*node_id, (inode.ino(), *lookups))
@@ -180,6 +200,7 @@ impl NodeIds {
             inodes: record.inodes.iter().map(inode).collect::<Option<_>>()?,
             newest: record.newest.clone().into_iter().collect(),
             assigned: record.assigned,
+            ledger: None,
         };
         Some(Self {
             any: AtomicBool::new(record.assigned > 0),
@@ -201,6 +222,24 @@ impl NodeIdMaps {
             self.newest.remove(&inode.ino());
         }
         self.inodes.remove(&node_id);
+        self.note(node_id);
+    }
+
+    /// Records the state of a node id in the ledger.
+    fn note(&self, node_id: u64) {
+        let Some(ledger) = &self.ledger else { return };
+        ledger.set(Word::NodeIds, self.assigned);
+        match self.inodes.get(&node_id) {
+            Some((inode, lookups)) => {
+                let value = NodeIdValue {
+                    ino: inode.ino(),
+                    lookups: *lookups,
+                    is_newest: self.is_newest(node_id),
+                };
+                ledger.put(Kind::NodeId, node_id, &encode(&value));
+            }
+            None => ledger.delete(Kind::NodeId, node_id),
+        }
     }
 }
 

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use serde::{Deserialize, Serialize};
 
 use cowl_layers::locks::{Mutex, RwLock};
-use cowl_layers::sys::stat::FileKind;
+use cowl_layers::sys::process::uptime_seconds;
+use cowl_layers::sys::stat::{FileKind, Time};
 
 use super::flags::{Facts, Flags};
 use super::identity::Identity;
@@ -31,6 +32,31 @@ pub(crate) struct InodeRecord {
     flags: u8,
     times: Option<TimesOverride>,
     times_version: u32,
+}
+
+impl InodeRecord {
+    /// Creates the record of an inode of a process that was killed. What is not known is assumed as it causes more
+    /// work, but no other answers.
+    ///
+    /// `held` are the ctime on disk and the one that is visible while it is unchanged.
+    pub(crate) fn recovered(
+        (ino, identity, kind): (u64, Identity, FileKind),
+        lookups: u32,
+        version: u32,
+        held: Option<(Time, Time)>,
+    ) -> Self {
+        Self {
+            ino,
+            identity,
+            lookups,
+            kind,
+            version,
+            last_removal: uptime_seconds().max(1),
+            flags: Flags::unknown().bits(),
+            times: held.map(|(real, visible)| TimesOverride::WhileCtime { real, visible }),
+            times_version: u32::from(held.is_some()),
+        }
+    }
 }
 
 impl Inode {

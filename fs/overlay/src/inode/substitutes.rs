@@ -1,11 +1,14 @@
 //! The inode numbers of objects whose visible number is not on disk.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use super::identity::Identity;
+use super::ledger::{NumberValue, encode};
+use crate::ledger::{Kind, Ledger, Word};
 
 /// The range of substitute numbers: the top bit is set, which no lower file system uses.
 const RANGE: u64 = 1 << 63;
@@ -18,7 +21,7 @@ pub(super) fn is_substitute(ino: u64) -> bool {
 /// The recorded numbers: of objects whose own number was taken, of those of a type that cannot have the `cowl.ino`
 /// xattr with the number from before their copy-up, and of those that were known when layers left the stack.
 #[derive(Debug, Default)]
-pub(super) struct Substitutes {
+pub(crate) struct Substitutes {
     numbers: FxHashMap<Identity, u64>,
     /// The objects with a recorded number outside of the range of substitutes, by that number. No other object gets it.
     owners: FxHashMap<u64, Identity>,
@@ -26,9 +29,43 @@ pub(super) struct Substitutes {
     assigned: u64,
     /// Whether layers have left the stack, so that new objects can have the numbers of others as their own.
     is_reused: bool,
+    ledger: Option<Arc<Ledger>>,
 }
 
 impl Substitutes {
+    /// Records all numbers, and every change from now on, in a ledger.
+    pub(super) fn attach(&mut self, ledger: &Arc<Ledger>) {
+        self.ledger = Some(ledger.clone());
+        for (identity, number) in &self.numbers {
+            self.note(*identity, Some(*number));
+        }
+        self.note_words();
+    }
+
+    fn note(&self, identity: Identity, number: Option<u64>) {
+        let Some(ledger) = &self.ledger else { return };
+        let Identity { dev, ino } = identity;
+        // Device numbers are small, so this is unique in practice.
+        let key = ino ^ dev.rotate_right(16);
+        match number {
+            Some(number) => {
+                ledger.put(
+                    Kind::Number,
+                    key,
+                    &encode(&NumberValue { dev, ino, number }),
+                );
+            }
+            None => ledger.delete(Kind::Number, key),
+        }
+    }
+
+    fn note_words(&self) {
+        if let Some(ledger) = &self.ledger {
+            ledger.set(Word::Substitutes, self.assigned);
+            ledger.set(Word::Reused, u64::from(self.is_reused));
+        }
+    }
+
     /// Returns the recorded number of an object.
     pub(super) fn get(&self, identity: Identity) -> Option<u64> {
         self.numbers.get(&identity).copied()
@@ -36,7 +73,7 @@ impl Substitutes {
 
     /// Returns the number of an object: the recorded one, or `own`; `None` if its own number is reserved for another
     /// object.
-    pub(super) fn find(&self, identity: Identity, own: u64) -> Option<u64> {
+    pub(crate) fn find(&self, identity: Identity, own: u64) -> Option<u64> {
         match self.numbers.get(&identity) {
             Some(number) => Some(*number),
             None if self.is_reused && self.owners.contains_key(&own) => None,
@@ -46,6 +83,7 @@ impl Substitutes {
 
     /// Records the number of an object.
     pub(super) fn record(&mut self, identity: Identity, number: u64) {
+        self.note(identity, Some(number));
         if let Some(before) = self.numbers.insert(identity, number)
             && before != number
         {
@@ -59,6 +97,7 @@ impl Substitutes {
     /// Assigns and records a new substitute number.
     pub(super) fn assign(&mut self, identity: Identity) -> u64 {
         self.assigned += 1;
+        self.note_words();
         let number = RANGE | self.assigned;
         self.record(identity, number);
         number
@@ -67,6 +106,7 @@ impl Substitutes {
     /// Removes the recorded number of an object.
     pub(super) fn remove(&mut self, identity: Identity) {
         if let Some(number) = self.numbers.remove(&identity) {
+            self.note(identity, None);
             self.release(identity, number);
         }
     }
@@ -86,9 +126,13 @@ impl Substitutes {
 
     /// Replaces all recorded numbers by these, and reserves them.
     pub(super) fn reserve(&mut self, numbers: impl Iterator<Item = (Identity, u64)>) {
+        for identity in self.numbers.keys() {
+            self.note(*identity, None);
+        }
         self.numbers.clear();
         self.owners.clear();
         self.is_reused = true;
+        self.note_words();
         for (identity, number) in numbers {
             self.record(identity, number);
         }
@@ -97,10 +141,10 @@ impl Substitutes {
 
 /// The recorded numbers, for the record of state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct SubstitutesRecord {
-    numbers: BTreeMap<Identity, u64>,
-    assigned: u64,
-    is_reused: bool,
+pub(crate) struct SubstitutesRecord {
+    pub(crate) numbers: BTreeMap<Identity, u64>,
+    pub(crate) assigned: u64,
+    pub(crate) is_reused: bool,
 }
 
 impl Substitutes {
@@ -111,6 +155,8 @@ impl Substitutes {
             owners: _,
             assigned,
             is_reused,
+            // The successor has one of its own.
+            ledger: _,
         } = self;
         SubstitutesRecord {
             numbers: numbers
@@ -122,7 +168,7 @@ impl Substitutes {
         }
     }
 
-    pub(super) fn from_record(record: &SubstitutesRecord) -> Self {
+    pub(crate) fn from_record(record: &SubstitutesRecord) -> Self {
         let mut substitutes = Self {
             assigned: record.assigned,
             is_reused: record.is_reused,

@@ -4,16 +4,18 @@
 //! separate range, for as long as it is known.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use cowl_layers::locks::Mutex;
 use lru::LruCache;
 use rustc_hash::FxHashMap;
 
 use super::identity::Identity;
+use super::ledger::encode;
 use super::node_ids::{NodeIds, OwnNumber};
 use super::object::{Inode, TimesOverride, take_state};
 use super::substitutes::{Substitutes, is_substitute};
+use crate::ledger::{Block, Kind, Ledger};
 use cowl_layers::error::Result;
 use cowl_layers::sys::stat::{FileKind, Time};
 
@@ -28,6 +30,10 @@ pub(super) enum TableEntry {
     Weak(Weak<Inode>),
     /// The kernel knows the inode. A lookup count that reaches the maximum stays there, and the inode is never dropped.
     Strong { inode: Arc<Inode>, lookups: u32 },
+    /// Like `Strong`, with the lookup count in the ledger.
+    Recorded { inode: Arc<Inode>, block: Block },
+    /// Like `Weak`, but the place is in the ledger, because the places of other inodes may refer to it.
+    Faded { inode: Weak<Inode>, block: Block },
 }
 
 pub(super) type Shard = FxHashMap<u64, TableEntry>;
@@ -67,6 +73,8 @@ pub struct InodeTable {
     pub(super) known: AtomicUsize,
     /// The number of inodes dropped since the tables last shrank.
     pub(super) dropped: AtomicUsize,
+    /// The ledger, once a successor could need it.
+    pub(super) ledger: OnceLock<Arc<Ledger>>,
 }
 
 impl Default for InodeTable {
@@ -78,6 +86,7 @@ impl Default for InodeTable {
             node_ids: NodeIds::default(),
             known: AtomicUsize::new(0),
             dropped: AtomicUsize::new(0),
+            ledger: OnceLock::new(),
         }
     }
 }
@@ -206,17 +215,21 @@ impl InodeTable {
     fn insert(&self, shard: &mut Shard, inode: &Arc<Inode>) {
         if shard.len() >= shard.capacity() {
             let before = shard.len();
-            shard.retain(|_, entry| entry.is_alive());
+            shard.retain(|_, entry| {
+                let is_alive = entry.is_alive();
+                if !is_alive {
+                    self.remove_block(entry);
+                }
+                is_alive
+            });
             self.known
                 .fetch_sub(before - shard.len(), Ordering::Relaxed);
             // Delays the next cleanup until the number of entries has doubled.
             shard.reserve(shard.len() + 1);
         }
-        if shard
-            .insert(inode.ino(), TableEntry::Weak(Arc::downgrade(inode)))
-            .is_none()
-        {
-            self.known.fetch_add(1, Ordering::Relaxed);
+        match shard.insert(inode.ino(), TableEntry::Weak(Arc::downgrade(inode))) {
+            Some(replaced) => self.remove_block(&replaced),
+            None => self.count_known(),
         }
     }
 
@@ -227,7 +240,7 @@ impl InodeTable {
     /// the change, and removed from the old one after it.
     pub(crate) fn relocate(
         &self,
-        inode: &Inode,
+        inode: &Arc<Inode>,
         to: Identity,
         storage: NumberStorage,
         change: impl FnOnce() -> Result<()>,
@@ -251,6 +264,8 @@ impl InodeTable {
                 substitutes.record(from, ino);
             }
         }
+        // Its content version may have changed, and its location if it has no name.
+        self.note_place(inode);
         changed
     }
 
@@ -287,13 +302,34 @@ impl InodeTable {
     }
 
     fn record_ctime(&self, inode: &Inode, real: Time, shown: Time) {
-        if !is_substitute(inode.ino()) {
-            let mut ctimes = self.ctimes.lock();
-            ctimes.put(inode.ino(), (real, shown));
-            if ctimes.len() > MAX_CTIMES {
-                ctimes.pop_lru();
-            }
+        if is_substitute(inode.ino()) {
+            return;
         }
+        let mut ctimes = self.ctimes.lock();
+        ctimes.put(inode.ino(), (real, shown));
+        if let Some(ledger) = self.ledger.get() {
+            ledger.put(Kind::Ctime, inode.ino(), &encode(&(real, shown)));
+        }
+        if ctimes.len() > MAX_CTIMES
+            && let Some((dropped, _)) = ctimes.pop_lru()
+            && let Some(ledger) = self.ledger.get()
+        {
+            ledger.delete(Kind::Ctime, dropped);
+        }
+    }
+
+    fn drop_ctime(&self, ino: u64) {
+        let mut ctimes = self.ctimes.lock();
+        if ctimes.pop(&ino).is_some()
+            && let Some(ledger) = self.ledger.get()
+        {
+            ledger.delete(Kind::Ctime, ino);
+        }
+    }
+
+    /// Counts a known inode.
+    pub(super) fn count_known(&self) {
+        self.known.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Removes the substitute number of an object whose last name was removed, because a new object may get its inode
@@ -338,8 +374,20 @@ impl InodeTable {
             return;
         }
         let mut shard = self.shard(inode.ino()).lock();
+        if let Some(ledger) = self.ledger.get() {
+            match shard.get(&inode.ino()) {
+                Some(TableEntry::Recorded { inode: held, block }) if Arc::ptr_eq(held, inode) => {
+                    ledger.set_count(*block, ledger.count(*block).saturating_add(1));
+                }
+                _ => {
+                    drop(shard);
+                    self.record_lookups(ledger, inode, 1);
+                }
+            }
+            return;
+        }
         let entry = shard.entry(inode.ino()).or_insert_with(|| {
-            self.known.fetch_add(1, Ordering::Relaxed);
+            self.count_known();
             TableEntry::Weak(Weak::new())
         });
         match entry {
@@ -379,23 +427,10 @@ impl InodeTable {
         }
         let freed = {
             let mut shard = self.shard(ino).lock();
-            let Some(entry) = shard.get_mut(&ino) else {
-                return;
-            };
-            let TableEntry::Strong { inode, lookups } = entry else {
-                return;
-            };
-            if *lookups < u32::MAX {
-                let left = u64::from(*lookups).saturating_sub(count);
-                *lookups = u32::try_from(left).unwrap_or(u32::MAX);
-            }
-            if *lookups > 0 {
-                return;
-            }
-            let inode = inode.clone();
-            *entry = TableEntry::Weak(Arc::downgrade(&inode));
-            inode
+            let entry = shard.get_mut(&ino);
+            entry.and_then(|entry| entry.subtract(count, self.ledger.get()))
         };
+        let Some(freed) = freed else { return };
         self.node_ids.drop_unused(ino);
         self.prune(freed);
     }
@@ -406,7 +441,10 @@ impl InodeTable {
             return self.node_ids.is_forgotten(ino);
         }
         let shard = self.shard(ino).lock();
-        !matches!(shard.get(&ino), Some(TableEntry::Strong { .. }))
+        !matches!(
+            shard.get(&ino),
+            Some(TableEntry::Strong { .. } | TableEntry::Recorded { .. })
+        )
     }
 
     /// Drops an inode if the kernel does not know it and nothing else references it, and then its parent directories
@@ -415,18 +453,20 @@ impl InodeTable {
         let mut next = Some(inode);
         while let Some(inode) = next.take() {
             let mut shard = self.shard(inode.ino()).lock();
-            let unknown = shard
-                .get(&inode.ino())
-                .is_none_or(|entry| matches!(entry, TableEntry::Weak(_)));
+            let unknown = shard.get(&inode.ino()).is_none_or(|entry| {
+                matches!(entry, TableEntry::Weak(_) | TableEntry::Faded { .. })
+            });
             // If this is the only reference, no other thread can get one while the shard is locked.
             if !unknown || Arc::strong_count(&inode) > 1 {
                 return;
             }
-            if shard.remove(&inode.ino()).is_some() {
+            if let Some(removed) = shard.remove(&inode.ino()) {
+                self.remove_block(&removed);
                 self.known.fetch_sub(1, Ordering::Relaxed);
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
             drop(shard);
+            self.release_recorded(inode.ino());
             if is_substitute(inode.ino()) {
                 self.substitutes.lock().note_forgotten(inode.identity());
             }
@@ -434,7 +474,7 @@ impl InodeTable {
                 return;
             };
             if !inode.has_times_override() {
-                self.ctimes.lock().pop(&inode.ino());
+                self.drop_ctime(inode.ino());
             }
             let mut parents = inode.state.get_mut().take_parents().into_iter();
             next = parents.next();
@@ -484,15 +524,15 @@ impl InodeTable {
 impl TableEntry {
     fn living(&self) -> Option<Arc<Inode>> {
         match self {
-            Self::Weak(inode) => inode.upgrade(),
-            Self::Strong { inode, .. } => Some(inode.clone()),
+            Self::Weak(inode) | Self::Faded { inode, .. } => inode.upgrade(),
+            Self::Strong { inode, .. } | Self::Recorded { inode, .. } => Some(inode.clone()),
         }
     }
 
     fn is_alive(&self) -> bool {
         match self {
-            Self::Weak(inode) => inode.strong_count() > 0,
-            Self::Strong { .. } => true,
+            Self::Weak(inode) | Self::Faded { inode, .. } => inode.strong_count() > 0,
+            Self::Strong { .. } | Self::Recorded { .. } => true,
         }
     }
 }

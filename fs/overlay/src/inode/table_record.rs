@@ -18,10 +18,10 @@ use super::table::{InodeTable, TableEntry};
 /// The table, without the inodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TableRecord {
-    substitutes: SubstitutesRecord,
-    node_ids: NodeIdsRecord,
+    pub(crate) substitutes: SubstitutesRecord,
+    pub(crate) node_ids: NodeIdsRecord,
     /// The held ctimes by inode number (on disk, visible), the least recently used first.
-    ctimes: Vec<(u64, Time, Time)>,
+    pub(crate) ctimes: Vec<(u64, Time, Time)>,
 }
 
 impl InodeTable {
@@ -35,13 +35,19 @@ impl InodeTable {
             // The number of inodes, and the time of the next cleanup.
             known: _,
             dropped: _,
+            // The successor has one of its own.
+            ledger,
         } = self;
         let mut inodes = Vec::new();
         for shard in shards {
             for entry in shard.lock().values() {
                 match entry {
-                    TableEntry::Weak(inode) => inodes.extend(inode.upgrade().map(|i| (i, 0))),
-                    TableEntry::Strong { inode, lookups } => inodes.push((inode.clone(), *lookups)),
+                    TableEntry::Weak(inode) | TableEntry::Faded { inode, .. } => {
+                        inodes.extend(inode.upgrade().map(|inode| (inode, 0)));
+                    }
+                    TableEntry::Strong { inode, .. } | TableEntry::Recorded { inode, .. } => {
+                        inodes.push((inode.clone(), entry.lookups(ledger.get())));
+                    }
                 }
             }
         }

@@ -70,6 +70,14 @@ impl Inode {
         *self.times.lock() = Some(Box::new(TimesOverride::WhileCtime { real, visible }));
     }
 
+    /// Returns the ctime on disk and the one that is visible while it is unchanged, if they differ.
+    pub(super) fn held_ctime(&self) -> Option<(Time, Time)> {
+        match self.times.lock().as_deref().copied() {
+            Some(TimesOverride::WhileCtime { real, visible }) => Some((real, visible)),
+            _ => None,
+        }
+    }
+
     /// Whether the visible times can be different from those on disk.
     pub(crate) fn has_times_override(&self) -> bool {
         self.times.lock().is_some()

@@ -7,7 +7,8 @@
 mod blocks;
 mod slots;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,12 +16,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use cowl_layers::error::Result;
 use cowl_layers::locks::Mutex;
 use cowl_layers::sys::shared::SharedMemory;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
+use serde::{Deserialize, Serialize};
 
 use blocks::Blocks;
 pub(crate) use blocks::{Block, Found};
-use slots::Slots;
 pub use slots::Change;
+use slots::Slots;
 pub(crate) use slots::{FoundSlot, Intent};
 
 /// `cowlled` and the version. Must be changed with each change of the content.
@@ -36,9 +38,14 @@ const WORDS_AT: usize = 2;
 const SLOTS_AT: usize = 64;
 const BLOCKS_AT: usize = SLOTS_AT + slots::ALL_WORDS;
 
+/// The bit of a request's id that the kernel sets when it sends the request again (FUSE_UNIQUE_RESEND).
+const RESENT: u64 = 1 << 63;
+
 thread_local! {
     /// The slot of the request that this thread handles.
     static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
+    /// What the predecessor recorded about that request, if it received it as well.
+    static RESUMED: RefCell<Option<FoundSlot>> = const { RefCell::new(None) };
 }
 
 /// A part of the state that is one word.
@@ -57,8 +64,6 @@ pub(crate) enum Word {
     NodeIds,
     /// The number of pushed layers.
     Pushes,
-    /// Whether the directories that were renamed before the mount are known.
-    MovedFound,
     /// The next handle number.
     NextHandle,
 }
@@ -75,18 +80,55 @@ pub enum Kind {
     NodeId,
     /// A held ctime.
     Ctime,
-    /// The visible times during a copy-up.
+    /// The visible ctime during a copy-up.
     Copying,
+    /// The place of an object whose last name is about to be removed.
+    Nameless,
     /// Names with equal hashes in a directory.
     Collision,
-    /// A directory whose path differs from that in lower layers.
-    Moved,
     /// The layers.
     Stack,
     /// An open file; recorded by the daemon.
     Handle,
     /// The state of a file for passthrough; recorded by the daemon.
     Backing,
+    /// Other values of the daemon.
+    Daemon,
+}
+
+/// The layers of a stack, by their ids.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StackIds {
+    /// The stack, topmost first; then the data-only layers; then those that are in use although they are not in the
+    /// stack any more.
+    pub layers: Vec<u64>,
+    /// The number of layers in the stack.
+    pub stack: usize,
+    /// The number of data-only layers.
+    pub data_only: usize,
+    /// Whether the topmost layer is written.
+    pub has_upper: bool,
+}
+
+impl Kind {
+    const ALL: [Self; 11] = [
+        Self::Inode,
+        Self::Number,
+        Self::NodeId,
+        Self::Ctime,
+        Self::Copying,
+        Self::Nameless,
+        Self::Collision,
+        Self::Stack,
+        Self::Handle,
+        Self::Backing,
+        Self::Daemon,
+    ];
+
+    /// Returns the type with this number.
+    pub(crate) fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| *kind as u8 == number)
+    }
 }
 
 /// Holds descriptors of objects without a name, in a process that survives this one.
@@ -107,6 +149,10 @@ pub struct Ledger {
     values: Mutex<FxHashMap<(Kind, u64), Block>>,
     is_complete: AtomicBool,
     custodian: Arc<dyn Custodian>,
+    /// The numbers of the descriptors in custody.
+    deposited: Mutex<FxHashSet<u64>>,
+    /// The requests that the predecessor did not answer, with their slots, until the kernel sends them again.
+    unanswered: Mutex<BTreeMap<u64, (usize, FoundSlot)>>,
 }
 
 impl Ledger {
@@ -131,6 +177,8 @@ impl Ledger {
             values: Mutex::default(),
             is_complete: AtomicBool::new(true),
             custodian,
+            deposited: Mutex::default(),
+            unanswered: Mutex::default(),
         };
         ledger.set(Word::Complete, 1);
         Ok(ledger)
@@ -147,7 +195,7 @@ impl Ledger {
     }
 
     /// Records that a part of the state is not in the ledger, which a successor then cannot use.
-    fn give_up(&self, reason: &str) {
+    pub(crate) fn give_up(&self, reason: &str) {
         if self.is_complete.swap(false, Ordering::AcqRel) {
             self.set(Word::Complete, 0);
             log::warn!("the mount will end if this process is killed: {reason}");
@@ -218,26 +266,67 @@ impl Ledger {
     }
 
     /// Takes a descriptor of an object that is about to lose its name into custody, under its inode number.
-    pub(crate) fn deposit(&self, ino: u64, descriptor: BorrowedFd<'_>) {
-        if let Err(error) = self.custodian.deposit(ino, descriptor) {
+    pub(crate) fn deposit(&self, ino: u64, descriptor: &OwnedFd) {
+        if !self.deposited.lock().insert(ino) {
+            return;
+        }
+        if let Err(error) = self.custodian.deposit(ino, descriptor.as_fd()) {
             self.give_up(&format!("a descriptor cannot be kept: {error}"));
         }
     }
 
     /// Releases the descriptor of an object, if it is in custody.
     pub(crate) fn release(&self, ino: u64) {
-        self.custodian.release(ino);
+        if self.deposited.lock().remove(&ino) {
+            self.custodian.release(ino);
+        }
     }
 
     /// Begins a request that must not be executed twice. The thread must not begin another one before it drops the
     /// result, which it does after the reply.
     pub fn begin(self: &Arc<Self>, unique: u64) -> RequestSlot {
-        let slot = self.slots.begin(&self.memory, unique);
+        let mut resumed = None;
+        if unique & RESENT != 0 {
+            resumed = self.unanswered.lock().remove(&(unique & !RESENT));
+        }
+        let (slot, found) = match resumed {
+            Some((slot, found)) => (Some(slot), Some(found)),
+            None => (self.free_slot(unique & !RESENT), None),
+        };
         CURRENT.set(slot);
+        RESUMED.set(found);
         RequestSlot {
             ledger: self.clone(),
             slot,
         }
+    }
+
+    fn free_slot(&self, unique: u64) -> Option<usize> {
+        let slot = self.slots.begin(&self.memory, unique);
+        slot.or_else(|| {
+            // The kernel sends unanswered requests at once, so this one was answered.
+            let (_, (slot, _)) = self.unanswered.lock().pop_first()?;
+            self.slots.end(&self.memory, slot);
+            self.slots.begin(&self.memory, unique)
+        })
+    }
+
+    /// Whether the predecessor received the request of this thread as well, and intended this change.
+    pub(crate) fn is_resumed(&self, change: Change) -> bool {
+        RESUMED.with_borrow(|found| found.as_ref().and_then(|found| found.change) == Some(change))
+    }
+
+    /// Returns the number of the object that the predecessor intended to rename.
+    pub(crate) fn resumed_object(&self) -> Option<u64> {
+        RESUMED.with_borrow(|found| found.as_ref().map(|found| found.object))
+    }
+
+    /// Takes the number of the handle that the predecessor assigned in the request of this thread.
+    pub fn take_resumed_handle(&self) -> Option<u64> {
+        RESUMED.with_borrow_mut(|found| {
+            let handle = std::mem::take(&mut found.as_mut()?.handle);
+            (handle != 0).then_some(handle)
+        })
     }
 
     /// Records the intent of the request of this thread, directly before the change is committed.
@@ -261,25 +350,24 @@ impl Ledger {
         }
     }
 
-    /// Records a request of the predecessor that was executed and not answered.
-    pub(crate) fn retain(self: &Arc<Self>, found: &FoundSlot) -> RequestSlot {
-        let slot = self.slots.begin(&self.memory, found.unique);
-        if let Some(slot) = slot {
-            self.slots.set_handle(&self.memory, slot, found.handle);
-            if let Some(change) = found.change {
+    /// Records the requests that the predecessor did not answer.
+    pub(crate) fn retain(&self, found: Vec<FoundSlot>) {
+        let mut unanswered = self.unanswered.lock();
+        for one in found {
+            let Some(slot) = self.slots.begin(&self.memory, one.unique) else {
+                return;
+            };
+            self.slots.set_handle(&self.memory, slot, one.handle);
+            if let Some(change) = one.change {
                 let intent = Intent {
                     change,
-                    parents: found.parents,
-                    names: (&found.names.0, &found.names.1),
-                    object: found.object,
+                    parents: one.parents,
+                    names: (&one.names.0, &one.names.1),
+                    object: one.object,
                 };
                 self.slots.intend(&self.memory, slot, &intent);
-                self.slots.set_done(&self.memory, slot);
             }
-        }
-        RequestSlot {
-            ledger: self.clone(),
-            slot,
+            unanswered.insert(one.unique, (slot, one));
         }
     }
 
@@ -301,6 +389,7 @@ impl Drop for RequestSlot {
         if let Some(slot) = self.slot {
             if CURRENT.get() == Some(slot) {
                 CURRENT.set(None);
+                RESUMED.set(None);
             }
             self.ledger.slots.end(&self.ledger.memory, slot);
         }

@@ -17,7 +17,6 @@ pub(super) const ALL_WORDS: usize = SLOTS * WORDS;
 const NO_PHASE: u8 = 0;
 const BEGUN: u8 = 1;
 const INTENDED: u8 = 2;
-const DONE: u8 = 3;
 
 /// A change that is committed by one system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +47,8 @@ impl Change {
 
     fn number(self) -> u8 {
         let mut at = (1..).zip(Self::ALL);
-        at.find(|(_, one)| *one == self).map_or(0, |(number, _)| number)
+        at.find(|(_, one)| *one == self)
+            .map_or(0, |(number, _)| number)
     }
 
     fn from_number(number: u8) -> Option<Self> {
@@ -76,8 +76,6 @@ pub(crate) struct FoundSlot {
     pub(crate) unique: u64,
     /// The change that the request intended; `None` if the request did not reach it.
     pub(crate) change: Option<Change>,
-    /// Whether the change is known to have been committed.
-    pub(crate) is_done: bool,
     pub(crate) parents: (u64, u64),
     pub(crate) names: (Vec<u8>, Vec<u8>),
     pub(crate) object: u64,
@@ -138,13 +136,6 @@ impl Slots {
         memory.store(self.at(slot) + 5, handle);
     }
 
-    /// Records that the intended change was committed.
-    pub(super) fn set_done(&self, memory: &SharedMemory, slot: usize) {
-        let at = self.at(slot) + 1;
-        let header = memory.load(at) & !0xff00;
-        memory.store(at, header | u64::from(DONE) << 8);
-    }
-
     /// Releases a slot after the reply.
     pub(super) fn end(&self, memory: &SharedMemory, slot: usize) {
         memory.store(self.at(slot) + 1, u64::from(NO_PHASE) << 8);
@@ -168,10 +159,9 @@ pub(super) fn read(memory: &SharedMemory, start: usize) -> Vec<FoundSlot> {
             handle: memory.load(at + 5),
             ..FoundSlot::default()
         };
-        if matches!(phase, INTENDED | DONE) {
+        if phase == INTENDED {
             let length = |shift: u32| (header >> shift) as usize & 0xff;
             one.change = Change::from_number(header as u8);
-            one.is_done = phase == DONE;
             one.parents = (memory.load(at + 2), memory.load(at + 3));
             one.object = memory.load(at + 4);
             one.names = (
@@ -206,7 +196,6 @@ mod tests {
         let expected = FoundSlot {
             unique: 100,
             change: Some(Change::Rename),
-            is_done: false,
             parents: (5, 6),
             names: (vec![b'a'; 255], b"b".to_vec()),
             object: 7,
@@ -217,14 +206,8 @@ mod tests {
             handle: 9,
             ..FoundSlot::default()
         };
-        assert_eq!(found, [expected.clone(), opened]);
-        slots.set_done(&memory, one);
+        assert_eq!(found, [expected, opened]);
         slots.end(&memory, two);
-        let done = FoundSlot {
-            is_done: true,
-            ..expected
-        };
-        assert_eq!(read(&memory, 16), [done]);
         slots.withdraw(&memory, one);
         assert_eq!(read(&memory, 16)[0].change, None);
         slots.end(&memory, one);

@@ -15,6 +15,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher13;
@@ -22,6 +23,8 @@ use siphasher::sip::SipHasher13;
 use cowl_layers::locks::Mutex;
 
 use super::entry::{DirEntry, FIRST, LAST};
+use crate::inode::encode;
+use crate::ledger::{Kind, Ledger, Word};
 use cowl_layers::error::Result;
 use cowl_layers::name::Name;
 
@@ -34,9 +37,9 @@ type Collisions = HashMap<u64, HashMap<u32, Vec<Name>>>;
 /// An assignment of cookies, for the record of state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CookiesRecord {
-    key: Key,
+    pub(crate) key: Key,
     /// Names with the same hash, in the order of their ranks, by the directory's inode number and the hash.
-    names: BTreeMap<(u64, u32), Vec<Vec<u8>>>,
+    pub(crate) names: BTreeMap<(u64, u32), Vec<Vec<u8>>>,
 }
 
 /// The assignment of cookies: the hash function and the known collisions.
@@ -47,6 +50,7 @@ pub(crate) struct Cookies {
     /// Names with the same hash that existed at the same time. The index of a name in its list is its rank, which never
     /// changes, because a program may hold an offset that contains it. About n²/2³² of n names collide.
     collisions: Mutex<Collisions>,
+    ledger: OnceLock<Arc<Ledger>>,
 }
 
 impl Default for Cookies {
@@ -57,6 +61,7 @@ impl Default for Cookies {
             hash: |[first, second], name| SipHasher13::new_with_keys(*first, *second).hash(name),
             key: [random(0), random(1)],
             collisions: Mutex::default(),
+            ledger: OnceLock::new(),
         }
     }
 }
@@ -78,6 +83,8 @@ impl Cookies {
             hash: _,
             key,
             collisions,
+            // The successor has one of its own.
+            ledger: _,
         } = self;
         let mut names = BTreeMap::new();
         for (dir, hashes) in &*collisions.lock() {
@@ -101,6 +108,30 @@ impl Cookies {
             collisions: Mutex::new(collisions),
             ..Self::default()
         })
+    }
+
+    /// Records the key, all collisions, and every later one in a ledger.
+    pub(crate) fn attach(&self, ledger: &Arc<Ledger>) {
+        if self.ledger.set(ledger.clone()).is_err() {
+            return;
+        }
+        let [first, second] = self.key;
+        ledger.set(Word::Key0, first);
+        ledger.set(Word::Key1, second);
+        for (dir, hashes) in &*self.collisions.lock() {
+            for (hash, names) in hashes {
+                self.note_collision(*dir, *hash, names);
+            }
+        }
+    }
+
+    fn note_collision(&self, dir: u64, hash: u32, names: &[Name]) {
+        if let Some(ledger) = self.ledger.get() {
+            let names: Vec<_> = names.iter().map(|name| name.as_bytes().to_vec()).collect();
+            // Unique in practice: numbers of directories are not as large.
+            let key = dir.rotate_left(32) ^ u64::from(hash);
+            ledger.put(Kind::Collision, key, &encode(&((dir, hash), names)));
+        }
     }
 
     #[allow(clippy::cast_possible_truncation, reason = "below 2^31")]
@@ -132,8 +163,12 @@ impl Cookies {
                 continue;
             }
             let names = collisions.entry(hash).or_default();
+            let known = names.len();
             for entry in &mut *group {
                 entry.cookie.rank = rank(names, entry.name());
+            }
+            if names.len() > known {
+                self.note_collision(dir, hash, names);
             }
             group.sort_unstable_by(order);
         }

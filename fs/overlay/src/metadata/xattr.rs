@@ -10,6 +10,7 @@ use super::acl::{is_acl, map_acl};
 use crate::copy_up::CopyUp;
 use crate::idmap::IdMap;
 use crate::inode::{Inode, NO_CAPABILITIES};
+use crate::ledger::{Change, Intent};
 use crate::reach::{Caller, Context, access_path, has_capability};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::CAPABILITY;
@@ -121,6 +122,10 @@ impl Xattrs<'_> {
         }
         let disk = self.cx.stack.space().to_disk(name);
         let value = self.value_to_disk(name, value)?;
+        let is_add = flags & XATTR_CREATE != 0;
+        if is_add && self.cx.is_resumed(Change::AddXattr) && self.get(inode, name).is_ok() {
+            return Ok(());
+        }
         if !self.copy_up.is_in_upper(inode)? {
             self.refuse_set(inode, &disk, flags)?;
         }
@@ -128,8 +133,15 @@ impl Xattrs<'_> {
         let target = access_path(inode)?;
         inode.facts().forget(NO_CAPABILITIES);
         let _forget_after = ForgetNoCapabilities(inode);
+        let set = || self.set_in_upper(caller, inode, &target, (name, &disk), &value, flags);
         self.change_xattrs(inode, &target, || {
-            self.set_in_upper(caller, inode, &target, (name, &disk), &value, flags)
+            // Without the flag, the change can be repeated. With it, one that fails must not be taken for one that was
+            // made: the value must be absent before.
+            if is_add && self.get(inode, name).is_err() {
+                self.cx.commit(&intent(Change::AddXattr, inode), set)
+            } else {
+                set()
+            }
         })
     }
 
@@ -225,6 +237,11 @@ impl Xattrs<'_> {
         if sys::xattr::is_alias(name) {
             return Err(Error::Errno(Errno::NODATA));
         }
+        if self.cx.is_resumed(Change::RemoveXattr)
+            && self.get(inode, name) == Err(Error::Errno(Errno::NODATA))
+        {
+            return Ok(());
+        }
         // Do not copy up the object for an xattr that does not exist.
         let disk = self.cx.stack.space().to_disk(name);
         let before = access_path(inode)?;
@@ -238,7 +255,11 @@ impl Xattrs<'_> {
         }
         self.copy_up.copy_up_any(inode)?;
         let target = access_path(inode)?;
-        self.change_xattrs(inode, &target, || sys::xattr::remove(target.as_fd(), &disk))?;
+        let intent = intent(Change::RemoveXattr, inode);
+        self.change_xattrs(inode, &target, || {
+            self.cx
+                .commit(&intent, || sys::xattr::remove(target.as_fd(), &disk))
+        })?;
         if disk == CAPABILITY && inode.has_writers() {
             inode.flags().set_capabilities_removed();
         }
@@ -287,6 +308,16 @@ impl Xattrs<'_> {
             return Err(Error::Errno(Errno::OPNOTSUPP));
         }
         Ok(())
+    }
+}
+
+/// Returns the intent of a change of an xattr.
+fn intent(change: Change, inode: &Inode) -> Intent<'static> {
+    Intent {
+        change,
+        parents: (inode.ino(), 0),
+        names: (b"", b""),
+        object: inode.ino(),
     }
 }
 

@@ -8,6 +8,7 @@ use cowl_layers::locks::{RwLock, RwLockReadGuard};
 use super::options::OverlayOptions;
 use super::stack::Stack;
 use crate::inode::Inode;
+use crate::ledger::{Change, Intent, Ledger};
 use cowl_layers::error::Result;
 use cowl_layers::sys::copy::WriteBack;
 use cowl_layers::sys::early::Early;
@@ -18,18 +19,48 @@ use cowl_layers::sys::order::Order;
 pub(crate) struct Context<'a> {
     pub(crate) stack: RwLockReadGuard<'a, Stack>,
     pub(crate) options: &'a OverlayOptions,
+    ledger: Option<&'a Ledger>,
     /// Objects whose attributes in the kernel's cache may be stale.
     stale: RefCell<Vec<Arc<Inode>>>,
 }
 
 impl<'a> Context<'a> {
     /// Creates a context by taking a shared lock on the stack.
-    pub(crate) fn new(stack: &'a RwLock<Stack>, options: &'a OverlayOptions) -> Self {
+    pub(crate) fn new(
+        stack: &'a RwLock<Stack>,
+        options: &'a OverlayOptions,
+        ledger: Option<&'a Ledger>,
+    ) -> Self {
         Self {
+            ledger,
             stack: stack.read(),
             options,
             stale: RefCell::default(),
         }
+    }
+
+    /// Runs `commit`, which changes names or xattrs by one system call, with its intent in the ledger.
+    pub(crate) fn commit<T>(
+        &self,
+        intent: &Intent<'_>,
+        commit: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let Some(ledger) = self.ledger else {
+            return commit();
+        };
+        ledger.intend(intent);
+        commit().inspect_err(|_| ledger.withdraw())
+    }
+
+    /// Whether a predecessor received the request of this operation as well, and intended this change. It may have
+    /// been made.
+    pub(crate) fn is_resumed(&self, change: Change) -> bool {
+        self.ledger.is_some_and(|ledger| ledger.is_resumed(change))
+    }
+
+    /// Whether a predecessor renamed this object in the request of this operation.
+    pub(crate) fn was_renamed(&self, change: Change, found: &Inode) -> bool {
+        self.is_resumed(change) && self.ledger.and_then(Ledger::resumed_object) == Some(found.ino())
     }
 
     /// Adds an object whose attributes in the kernel's cache must be invalidated before the reply is sent.

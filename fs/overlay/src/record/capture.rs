@@ -3,15 +3,12 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use cowl_layers::error::Result as LayerResult;
-use cowl_layers::layer::{Layer, LayerDir};
-use cowl_layers::view::Loc;
+use cowl_layers::layer::Layer;
 
 use super::format::Record;
-use super::place::{DirPlace, EntryName, NamelessFile, ObjectPlace, Place};
 use super::{Handover, RecordError};
 use crate::content::FileHandle;
-use crate::inode::{Alias, DirState, FileState, Inode};
+use crate::inode::{Place, References};
 use crate::overlay::Overlay;
 
 impl Overlay {
@@ -55,7 +52,7 @@ impl Overlay {
         let mut located = Vec::with_capacity(known.len());
         for (inode, lookups) in &known {
             let ino = inode.ino();
-            let place = places.of(inode);
+            let place = Place::of(inode, &mut places);
             located.push(place.map_err(|error| RecordError::Inode { ino, error })?);
             recorded.push(inode.record(*lookups));
         }
@@ -105,107 +102,22 @@ struct Places {
     descriptors: Vec<Arc<OwnedFd>>,
 }
 
-impl Places {
-    fn of(&mut self, inode: &Inode) -> LayerResult<Place> {
-        if inode.is_dir() {
-            self.of_dir(inode.dir()?)
-        } else {
-            self.of_file(inode.file()?)
-        }
-    }
-
-    fn of_dir(&mut self, state: DirState) -> LayerResult<Place> {
-        let DirState {
-            locs,
-            redirect,
-            alias,
-            removed,
-            // In the record of the inode.
-            identity: _,
-        } = state;
-        match alias {
-            Some(alias) => Ok(Place::Dir(entry_name(&alias))),
-            None if !removed => Ok(Place::Root),
-            None => Ok(Place::RemovedDir {
-                locations: locs
-                    .iter()
-                    .map(|dir| self.dir(dir))
-                    .collect::<LayerResult<_>>()?,
-                redirect: redirect.map(|redirect| redirect.to_value()),
-            }),
-        }
-    }
-
-    fn of_file(&mut self, state: FileState) -> LayerResult<Place> {
-        let FileState {
-            loc,
-            data,
-            redirect,
-            aliases,
-            orphan,
-            anchor,
-            // Only a cache.
-            visible: _,
-            identity: _,
-        } = state;
-        let names: Vec<EntryName> = aliases.iter().map(entry_name).collect();
-        if !orphan && anchor.is_none() && !names.is_empty() {
-            return Ok(Place::File(names));
-        }
-        let descriptor = anchor.map(|anchor| self.descriptor(anchor));
-        let object = match descriptor {
-            None => self.object(&loc)?,
-            // The name can be gone.
-            Some(_) => ObjectPlace {
-                layer: self.layer(loc.dir.layer()),
-                dir: Vec::new(),
-                name: loc.name.as_bytes().to_vec(),
-            },
-        };
-        Ok(Place::Nameless(Box::new(NamelessFile {
-            object,
-            data: data.map(|data| self.object(&data)).transpose()?,
-            redirect: redirect.map(|redirect| redirect.to_value()),
-            names,
-            orphan,
-            descriptor,
-        })))
-    }
-
-    fn dir(&mut self, dir: &LayerDir) -> LayerResult<DirPlace> {
-        let layer = self.layer(dir.layer());
-        Ok(match dir.removed_fd() {
-            Some(fd) => DirPlace::Removed(layer, dir.ino(), self.descriptor(fd)),
-            None => DirPlace::Path(layer, dir.path_in_layer()?),
-        })
-    }
-
-    fn object(&mut self, loc: &Loc) -> LayerResult<ObjectPlace> {
-        Ok(ObjectPlace {
-            layer: self.layer(loc.dir.layer()),
-            dir: loc.dir.path_in_layer()?,
-            name: loc.name.as_bytes().to_vec(),
-        })
-    }
-
+impl References for Places {
     /// Returns the index of a layer. One that is not in the stack any more is added.
-    fn layer(&mut self, layer: &Arc<Layer>) -> usize {
+    fn layer(&mut self, layer: &Arc<Layer>) -> u64 {
         let known = self
             .layers
             .iter()
             .position(|other| Arc::ptr_eq(other, layer));
-        known.unwrap_or_else(|| {
+        let index = known.unwrap_or_else(|| {
             self.layers.push(layer.clone());
             self.layers.len() - 1
-        })
+        });
+        index as u64
     }
 
-    fn descriptor(&mut self, fd: Arc<OwnedFd>) -> usize {
-        self.descriptors.push(fd);
+    fn descriptor(&mut self, descriptor: Arc<OwnedFd>) -> usize {
+        self.descriptors.push(descriptor);
         self.descriptors.len() - 1
     }
-}
-
-fn entry_name(alias: &Alias) -> EntryName {
-    (alias.parent.ino(), alias.name.as_bytes().to_vec())
 }

@@ -3,9 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::RecordError;
-use super::place::Place;
 use crate::content::FileRecord;
-use crate::inode::{InodeRecord, TableRecord};
+use crate::inode::{InodeRecord, Place, TableRecord};
 use crate::listing::CookiesRecord;
 
 const MAGIC: &[u8; 8] = b"cowlrec\0";

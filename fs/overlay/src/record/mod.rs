@@ -10,12 +10,14 @@
 
 mod capture;
 mod format;
-mod place;
 mod rebuild;
+mod recover;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+
+pub use recover::{Estate, Inheritance, Recovered};
 
 use cowl_layers::error::Error;
 use cowl_layers::layer::lock::LayerLock;

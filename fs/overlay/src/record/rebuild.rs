@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicU32;
 
 use cowl_layers::error::{Errno, Error, Result as LayerResult};
 use cowl_layers::format::Redirect;
-use cowl_layers::layer::{Layer, LayerDir, Markers, probe};
+use cowl_layers::layer::lock::LayerLock;
+use cowl_layers::layer::{Layer, LayerDir, Markers, Upper, probe};
 use cowl_layers::locks::{Mutex, RwLock};
 use cowl_layers::name::Name;
 use cowl_layers::sys::stat::FileKind;
@@ -15,18 +16,18 @@ use cowl_layers::view::{Found, Loc, View};
 use smallvec::smallvec;
 
 use super::format::Record;
-use super::place::{DirPlace, EntryName, NamelessFile, ObjectPlace, Place};
 use super::{Handover, Rebuilt, RecordError};
 use crate::content::{ContentDescriptors, FileHandle, OpenCounts};
 use crate::inode::{
-    Alias, DirState, FileState, Identity, Inode, InodeRecord, InodeState, InodeTable,
+    Alias, DirPlace, DirState, EntryName, FileState, Identity, Inode, InodeRecord, InodeState,
+    InodeTable, NamelessFile, ObjectPlace, Place, TableRecord,
 };
-use crate::listing::{Cookies, Listings};
+use crate::listing::{Cookies, CookiesRecord, Listings};
 use crate::names::LinkIndex;
 use crate::names::absent::LastAbsent;
 use crate::names::deep::DeepDirs;
 use crate::overlay::Overlay;
-use crate::reach::Stack;
+use crate::reach::{OverlayOptions, Stack};
 
 impl Overlay {
     /// Creates an overlay that answers everything as the recorded one.
@@ -41,9 +42,10 @@ impl Overlay {
         let (stack, others) = from.layers.split_at(record.stack);
         let data = others.get(..record.data_only).unwrap_or_default();
         let view = View::new(stack.to_vec()).with_data_layers(data.to_vec());
-        let mut builder = Builder {
+        let layers = (0..).zip(from.layers.iter().cloned()).collect();
+        let mut inodes = Inodes {
             view: &view,
-            layers: &from.layers,
+            layers: &layers,
             descriptors: &from.descriptors,
             records: (record.inodes.iter())
                 .zip(&record.places)
@@ -51,67 +53,105 @@ impl Overlay {
                 .collect(),
             built: HashMap::new(),
         };
-        if builder.records.len() < record.inodes.len() {
+        if inodes.records.len() < record.inodes.len() {
             return Err(RecordError::Damaged("two inodes have one number"));
         }
         for inode in &record.inodes {
-            builder.build(inode.ino)?;
+            inodes.build(inode.ino)?;
         }
-        let built = builder.built;
-        let unknown = RecordError::Damaged("it refers to an inode that it does not contain");
+        let built = inodes.built;
         let find = |ino: u64| built.get(&ino).cloned();
-        let root = find(1).ok_or(RecordError::Damaged("it has no root directory"))?;
-        let inodes = InodeTable::from_record(&record.table, &built, &record.inodes);
-        let moved = record.moved.0.iter().map(|ino| find(*ino));
-        let (Some(inodes), Some(moved)) = (inodes, moved.collect()) else {
-            return Err(unknown);
+        let moved = record.moved.0.iter().map(|ino| find(*ino)).collect();
+        let Some(moved) = moved else {
+            return Err(UNKNOWN);
         };
-        let opens = OpenCounts::from_record(record.pushes);
-        let descriptors = ContentDescriptors::new();
+        let overlay = assemble(Parts {
+            view,
+            upper: from.upper,
+            options: from.options,
+            built,
+            records: &record.inodes,
+            table: &record.table,
+            moved: (moved, record.moved.1),
+            pushes: record.pushes,
+            cookies: &record.cookies,
+            passthrough_writers: record.passthrough_writers,
+            locks: from.locks,
+            retained: from.retained,
+        })?;
         let mut files = HashMap::new();
         for (number, file) in &record.files {
-            let inode = find(file.ino).filter(|inode| !inode.is_dir());
+            let inode = overlay.inodes.get(file.ino).filter(|inode| !inode.is_dir());
             let inode = inode.ok_or(RecordError::Damaged("an open file has no inode"))?;
-            let handle = FileHandle::from_record(file, &inode, &opens, &descriptors);
+            let handle =
+                FileHandle::from_record(file, &inode, &overlay.opens, &overlay.descriptors);
             files.insert(*number, handle);
         }
         for (ino, errno, count) in &record.writeback_errors {
-            if let Some(inode) = built.get(ino) {
-                descriptors.restore_writeback_error(inode, (*errno, *count));
+            if let Some(inode) = overlay.inodes.get(*ino) {
+                overlay
+                    .descriptors
+                    .restore_writeback_error(&inode, (*errno, *count));
             }
         }
-        let cookies = Cookies::from_record(&record.cookies)
-            .map_err(|_| RecordError::Damaged("a name in a listing is invalid"))?;
-        let overlay = Self {
-            stack: RwLock::new(Stack::new(view, from.upper)),
-            options: from.options,
-            inodes,
-            root,
-            links: LinkIndex::from_record(moved, record.moved.1),
-            cookies,
-            listings: Listings::default(),
-            deep: DeepDirs::default(),
-            absent: LastAbsent::default(),
-            opens,
-            descriptors,
-            passthrough_writers: Arc::new(AtomicU32::new(record.passthrough_writers)),
-            locks: Mutex::new(from.locks),
-            retained: Mutex::new(from.retained),
-        };
         Ok(Rebuilt { overlay, files })
     }
 }
 
+const UNKNOWN: RecordError = RecordError::Damaged("it refers to an inode that it does not contain");
+
+/// The parts of an overlay.
+pub(super) struct Parts<'r> {
+    pub(super) view: View,
+    pub(super) upper: Option<Arc<Upper>>,
+    pub(super) options: OverlayOptions,
+    /// The inodes, by number.
+    pub(super) built: HashMap<u64, Arc<Inode>>,
+    pub(super) records: &'r [InodeRecord],
+    pub(super) table: &'r TableRecord,
+    pub(super) moved: (Vec<Arc<Inode>>, bool),
+    pub(super) pushes: u32,
+    pub(super) cookies: &'r CookiesRecord,
+    pub(super) passthrough_writers: u32,
+    pub(super) locks: Vec<Arc<LayerLock>>,
+    pub(super) retained: Vec<(Arc<Layer>, Arc<LayerLock>)>,
+}
+
+/// Creates an overlay from its parts.
+pub(super) fn assemble(parts: Parts<'_>) -> Result<Overlay, RecordError> {
+    let root = parts.built.get(&1).cloned();
+    let root = root.ok_or(RecordError::Damaged("it has no root directory"))?;
+    let inodes = InodeTable::from_record(parts.table, &parts.built, parts.records);
+    let cookies = Cookies::from_record(parts.cookies)
+        .map_err(|_| RecordError::Damaged("a name in a listing is invalid"))?;
+    Ok(Overlay {
+        stack: RwLock::new(Stack::new(parts.view, parts.upper)),
+        options: parts.options,
+        inodes: inodes.ok_or(UNKNOWN)?,
+        root,
+        links: LinkIndex::from_record(parts.moved.0, parts.moved.1),
+        cookies,
+        listings: Listings::default(),
+        deep: DeepDirs::default(),
+        absent: LastAbsent::default(),
+        opens: OpenCounts::from_record(parts.pushes),
+        descriptors: ContentDescriptors::new(),
+        passthrough_writers: Arc::new(AtomicU32::new(parts.passthrough_writers)),
+        locks: Mutex::new(parts.locks),
+        retained: Mutex::new(parts.retained),
+    })
+}
+
 /// Creates inodes, each one after its parent directories.
-struct Builder<'r> {
+struct Inodes<'r> {
     view: &'r View,
-    layers: &'r [Arc<Layer>],
+    layers: &'r HashMap<u64, Arc<Layer>>,
     descriptors: &'r [Arc<OwnedFd>],
     records: HashMap<u64, (&'r InodeRecord, &'r Place)>,
     built: HashMap<u64, Arc<Inode>>,
 }
 
-impl Builder<'_> {
+impl Inodes<'_> {
     fn build(&mut self, ino: u64) -> Result<(), RecordError> {
         // Without recursion, which would overflow the stack in a deep tree.
         let mut pending = vec![ino];
@@ -131,12 +171,42 @@ impl Builder<'_> {
                 pending.push(parent);
                 continue;
             }
-            let state = self
+            let builder = Builder {
+                view: self.view,
+                layers: self.layers,
+                descriptors: self.descriptors,
+                built: &self.built,
+            };
+            let state = builder
                 .state(record, place)
                 .map_err(|error| RecordError::Inode { ino, error })?;
             self.built.insert(ino, Inode::from_record(record, state));
         }
         Ok(())
+    }
+}
+
+/// Finds objects in the layers.
+pub(super) struct Builder<'r> {
+    pub(super) view: &'r View,
+    /// The layers, by the numbers in the places.
+    pub(super) layers: &'r HashMap<u64, Arc<Layer>>,
+    pub(super) descriptors: &'r [Arc<OwnedFd>],
+    pub(super) built: &'r HashMap<u64, Arc<Inode>>,
+}
+
+impl Builder<'_> {
+    /// Returns the state of an object without a name. Its identity is not known.
+    pub(super) fn nameless_state(&self, place: &Place) -> LayerResult<InodeState> {
+        let identity = Identity { dev: 0, ino: 0 };
+        match place {
+            Place::RemovedDir {
+                locations,
+                redirect,
+            } => self.removed_dir(identity, locations, redirect.as_deref()),
+            Place::Nameless(file) => self.nameless(identity, file),
+            _ => Err(Error::Damaged("an inode record of another type")),
+        }
     }
 
     fn state(&self, record: &InodeRecord, place: &Place) -> LayerResult<InodeState> {
@@ -147,9 +217,9 @@ impl Builder<'_> {
             Place::RemovedDir {
                 locations,
                 redirect,
-            } if is_dir => self.removed_dir(record, locations, redirect.as_deref()),
+            } if is_dir => self.removed_dir(record.identity, locations, redirect.as_deref()),
             Place::File(names) if !is_dir => self.file(record, names),
-            Place::Nameless(file) if !is_dir => self.nameless(record, file),
+            Place::Nameless(file) if !is_dir => self.nameless(record.identity, file),
             _ => Err(Error::Damaged("an inode record of another type")),
         }
     }
@@ -183,7 +253,7 @@ impl Builder<'_> {
 
     fn removed_dir(
         &self,
-        record: &InodeRecord,
+        identity: Identity,
         locations: &[DirPlace],
         redirect: Option<&[u8]>,
     ) -> LayerResult<InodeState> {
@@ -193,7 +263,7 @@ impl Builder<'_> {
             redirect: redirect.map(Redirect::parse).transpose()?,
             alias: None,
             removed: true,
-            identity: record.identity,
+            identity,
         }))
     }
 
@@ -223,7 +293,7 @@ impl Builder<'_> {
         }))
     }
 
-    fn nameless(&self, record: &InodeRecord, file: &NamelessFile) -> LayerResult<InodeState> {
+    fn nameless(&self, identity: Identity, file: &NamelessFile) -> LayerResult<InodeState> {
         let names = file.names.iter().map(|name| self.alias(name));
         let data = file.data.as_ref().map(|data| self.object_at(data));
         let redirect = file.redirect.as_deref().map(Redirect::parse);
@@ -236,7 +306,7 @@ impl Builder<'_> {
             orphan: file.orphan,
             anchor: anchor.transpose()?,
             visible: None,
-            identity: record.identity,
+            identity,
         };
         Ok(InodeState::File(state))
     }
@@ -257,9 +327,9 @@ impl Builder<'_> {
         }
     }
 
-    fn layer(&self, index: usize) -> LayerResult<&Arc<Layer>> {
+    fn layer(&self, index: u64) -> LayerResult<&Arc<Layer>> {
         self.layers
-            .get(index)
+            .get(&index)
             .ok_or(Error::Damaged("a layer that is not in the record"))
     }
 
@@ -288,7 +358,7 @@ impl Builder<'_> {
         }
     }
 
-    fn path_at(&self, layer: usize, path: &[u8]) -> LayerResult<Arc<LayerDir>> {
+    fn path_at(&self, layer: u64, path: &[u8]) -> LayerResult<Arc<LayerDir>> {
         let mut dir = self.layer(layer)?.root_dir();
         for part in path
             .split(|&byte| byte == b'/')

@@ -44,6 +44,7 @@ impl Overlay {
         self.release_layers(&change, &retained, locks);
         let upper = stack.writable().cloned();
         *stack = Stack::new(change.after, upper);
+        self.note_stack(stack);
         // They refer to directories and layers of the old stack.
         self.links.forget_layers(&change.removed);
         self.listings.clear();

@@ -3,9 +3,10 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use super::side::{Side, own_location, record_move};
+use super::side::{Side, intent, own_location, record_move};
 use crate::copy_up::set_opaque;
 use crate::inode::{Inode, PLAIN_DATA};
+use crate::ledger::Change;
 use crate::reach::Context;
 use cowl_layers::error::Result;
 use cowl_layers::sys;
@@ -29,7 +30,10 @@ pub(super) fn exchange(
     inode.update_states(Some(target), |state, others| {
         let inode_move = inode_dir.as_ref().map(|dir| dir.moving());
         let target_move = target_dir.as_ref().map(|dir| dir.moving());
-        sys::node::rename(from.fd(), from.name, to.fd(), to.name, RenameMode::Exchange)?;
+        let intent = intent(Change::Exchange, inode, from, to);
+        cx.commit(&intent, || {
+            sys::node::rename(from.fd(), from.name, to.fd(), to.name, RenameMode::Exchange)
+        })?;
         record_move(state, inode_move, from, to);
         if let Some(state) = others {
             record_move(state, target_move, to, from);

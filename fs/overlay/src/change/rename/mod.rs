@@ -14,6 +14,7 @@ use super::upper_names::UpperNames;
 use super::zero_device::{commit_zero_device, stage_zero_device};
 use crate::copy_up::{CopyUp, prepare_dir_for};
 use crate::inode::{Inode, InodeTable};
+use crate::ledger::Change;
 use crate::names::{LinkIndex, Names};
 use crate::reach::{Caller, Context};
 use cowl_layers::error::{Errno, Error, Result};
@@ -61,6 +62,12 @@ impl Rename<'_> {
         flags: RenameFlags,
     ) -> Result<()> {
         let cx = self.cx;
+        if self.was_renamed((parent, name), (new_parent, new_name), flags)? {
+            if flags.whiteout && self.names.lookup(parent, name)?.is_none() {
+                self.leave_device(caller, (parent, name))?;
+            }
+            return Ok(());
+        }
         let upper = cx.stack.upper()?;
         let inode = self.names.lookup(parent, name)?.ok_or(Error::NOT_FOUND)?;
         let target = self.names.lookup(new_parent, new_name)?;
@@ -99,7 +106,10 @@ impl Rename<'_> {
         if flags.exchange {
             let target = target.ok_or(Error::NOT_FOUND)?;
             prepare_dir_for(cx, &target, from.fd())?;
-            return exchange(cx, (&from, &to), &inode, &target);
+            exchange(cx, (&from, &to), &inode, &target)?;
+            self.inodes.note_place(&inode);
+            self.inodes.note_place(&target);
+            return Ok(());
         }
         let replace = Replace {
             cx,
@@ -117,6 +127,43 @@ impl Rename<'_> {
         let space = cx.stack.upper()?.layer.space();
         zero_device::mark_dir(from.fd(), space)?;
         replace.replace((&from, &to), &inode, target.as_ref())?;
+        commit_zero_device(&self.upper_names, device, &from.upper_dir, name)
+    }
+
+    /// Whether a predecessor renamed the object in the request of this operation.
+    fn was_renamed(
+        &self,
+        (parent, name): (&Arc<Inode>, &Name),
+        (new_parent, new_name): (&Arc<Inode>, &Name),
+        flags: RenameFlags,
+    ) -> Result<bool> {
+        let change = if flags.exchange {
+            Change::Exchange
+        } else {
+            Change::Rename
+        };
+        if !self.cx.is_resumed(change) {
+            return Ok(false);
+        }
+        let Some(found) = self.names.lookup(new_parent, new_name)? else {
+            return Ok(false);
+        };
+        let was_renamed = self.cx.was_renamed(change, &found);
+        if was_renamed {
+            self.inodes.note_place(&found);
+            if let Some(other) = self.names.lookup(parent, name)? {
+                self.inodes.note_place(&other);
+            }
+        }
+        Ok(was_renamed)
+    }
+
+    /// Creates the device 0:0 that a rename with RENAME_WHITEOUT leaves.
+    fn leave_device(&self, caller: Caller, (parent, name): (&Arc<Inode>, &Name)) -> Result<()> {
+        let _names = parent.names()?.lock();
+        let from = self.open_side(parent, name)?;
+        let device = stage_zero_device(self.cx, caller, &from.upper_dir, 0)?;
+        zero_device::mark_dir(from.fd(), self.cx.stack.upper()?.layer.space())?;
         commit_zero_device(&self.upper_names, device, &from.upper_dir, name)
     }
 

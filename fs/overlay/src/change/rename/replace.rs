@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use super::side::{Side, own_location, record_move};
+use super::side::{Side, intent, own_location, record_move};
 use super::whiteout::leave_whiteout;
 use crate::change::name_removal::{NameRemoval, forget_name};
 use crate::copy_up::{set_opaque, stage_dir};
 use crate::inode::{Identity, Inode, InodeState, InodeTable, NumberStorage, PLAIN_DATA};
+use crate::ledger::Change;
 use crate::names::LinkIndex;
 use crate::plan::{self, MovedObject, RenamePlan, UpperEntry};
 use crate::reach::{Context, open_content};
@@ -64,10 +65,16 @@ impl Replace<'_> {
         {
             self.write_back_before_replacing(inode, target)?;
         }
+        if let Some(target) = target {
+            self.name_removal
+                .prepare(target, (to.parent, to.name), target_fd.as_ref());
+        }
         inode.update_states(target.map(|target| &**target), |state, others| {
             let moving = moved_dir.as_ref().map(|dir| dir.moving());
             let removing = target_dir.as_ref().map(|dir| dir.moving());
-            self.rename_in_upper(plan, from, to)?;
+            let intent = intent(Change::Rename, inode, from, to);
+            self.cx
+                .commit(&intent, || self.rename_in_upper(plan, from, to))?;
             if let (Some(removing), Some(fd)) = (removing, &target_fd) {
                 removing.set_removed(fd.clone());
             }
@@ -79,6 +86,7 @@ impl Replace<'_> {
             record_move(state, moving, from, to);
             Ok(())
         })?;
+        self.inodes.note_place(inode);
         // Whether a file is a library depends on its name.
         inode.facts().forget(PLAIN_DATA);
         for changed in [inode, from.parent, to.parent].into_iter().chain(target) {

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::inode::{Alias, DirState, Inode, InodeState};
+use crate::ledger::{Change, Intent};
 use crate::plan::NameState;
 use crate::reach::Stack;
 use cowl_layers::error::Result;
@@ -37,6 +38,21 @@ pub(super) fn own_location(stack: &Stack, inode: &Inode) -> Result<Option<Arc<La
         return Ok(None);
     }
     Ok(stack.upper_dir(&inode.dir()?).cloned())
+}
+
+/// Returns the intent of a rename of `inode`.
+pub(super) fn intent<'a>(
+    change: Change,
+    inode: &Inode,
+    from: &Side<'a>,
+    to: &Side<'a>,
+) -> Intent<'a> {
+    Intent {
+        change,
+        parents: (from.parent.ino(), to.parent.ino()),
+        names: (from.name.as_bytes(), to.name.as_bytes()),
+        object: inode.ino(),
+    }
 }
 
 /// Records an object's new name and its new location in the upper layer.

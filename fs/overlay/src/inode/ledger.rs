@@ -1,0 +1,524 @@
+//! The part of the ledger about inodes (docs/format.md).
+//!
+//! Each inode that the kernel knows has a block with its place and its lookup count, and so has each directory that
+//! such a place refers to.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use cowl_layers::error::Result;
+use cowl_layers::format::Redirect;
+use cowl_layers::layer::Layer;
+use cowl_layers::sys::stat::Time;
+use serde::{Deserialize, Serialize};
+
+use super::object::{DirState, Inode, InodeState};
+use super::place::{DirPlace, EntryName, Place, References};
+use super::table::{InodeTable, TableEntry};
+use crate::ledger::{Block, Found, Kind, Ledger};
+
+/// The root directory.
+const ROOT: u8 = 0;
+/// A directory with a name.
+const DIR: u8 = 1;
+/// Another object with one name.
+const FILE: u8 = 2;
+/// Any other place.
+const OTHER: u8 = 3;
+/// A bit of the first byte: a content version follows.
+const VERSION: u8 = 0x10;
+
+/// An inode's block, as a successor reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InodeBlock {
+    pub(crate) ino: u64,
+    pub(crate) lookups: u32,
+    pub(crate) is_dir: bool,
+    pub(crate) version: u32,
+    pub(crate) place: Place,
+}
+
+/// A number that is not on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NumberValue {
+    pub(crate) dev: u64,
+    pub(crate) ino: u64,
+    pub(crate) number: u64,
+}
+
+/// A replacement node id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NodeIdValue {
+    /// The inode number.
+    pub(crate) ino: u64,
+    pub(crate) lookups: u64,
+    pub(crate) is_newest: bool,
+}
+
+/// Numbers of layers that do not depend on the stack: their ids. Descriptors are found by the inode number.
+struct Ids;
+
+impl References for Ids {
+    fn layer(&mut self, layer: &Arc<Layer>) -> u64 {
+        layer.id()
+    }
+
+    fn descriptor(&mut self, _: Arc<OwnedFd>) -> usize {
+        0
+    }
+}
+
+/// Returns the encoding of a value; empty if it cannot be encoded, which does not happen with these types.
+pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_stdvec(value).unwrap_or_default()
+}
+
+/// Returns the payload of an inode's block.
+fn payload(inode: &Inode) -> Result<Vec<u8>> {
+    let single = match &*inode.state.read() {
+        InodeState::Dir(dir) => match &dir.alias {
+            Some(alias) if !dir.removed => Some((DIR, alias.clone())),
+            _ => None,
+        },
+        InodeState::File(file) => match file.aliases.as_slice() {
+            [alias] if !file.orphan && file.anchor.is_none() => Some((FILE, alias.clone())),
+            _ => None,
+        },
+    };
+    let mut bytes = Vec::with_capacity(40);
+    let mut begin = |tag: u8| match inode.content_version() {
+        0 => bytes.push(tag),
+        version => {
+            bytes.push(tag | VERSION);
+            bytes.extend(version.to_le_bytes());
+        }
+    };
+    if let Some((tag, alias)) = single {
+        begin(tag);
+        push_number(&mut bytes, alias.parent.ino());
+        bytes.extend(alias.name.as_bytes());
+        return Ok(bytes);
+    }
+    match Place::of(inode, &mut Ids)? {
+        Place::Root => begin(ROOT),
+        place => {
+            begin(OTHER);
+            bytes.extend(encode(&place));
+        }
+    }
+    Ok(bytes)
+}
+
+/// Appends a number in 7 bits per byte, the lowest first.
+#[allow(clippy::cast_possible_truncation, reason = "seven bits")]
+fn push_number(bytes: &mut Vec<u8>, mut number: u64) {
+    while number > 0x7f {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
+fn take_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let mut number = 0;
+    let mut rest = bytes;
+    for shift in (0..64).step_by(7) {
+        let (byte, after) = rest.split_first()?;
+        number |= u64::from(byte & 0x7f) << shift;
+        rest = after;
+        if byte & 0x80 == 0 {
+            return Some((number, rest));
+        }
+    }
+    None
+}
+
+impl InodeBlock {
+    /// Decodes a block; `None` if it is damaged.
+    pub(crate) fn decode(found: &Found) -> Option<Self> {
+        let (tag, mut rest) = found.payload.split_first()?;
+        let mut version = 0;
+        if tag & VERSION != 0 {
+            let (bytes, after) = rest.split_first_chunk()?;
+            version = u32::from_le_bytes(*bytes);
+            rest = after;
+        }
+        let single = || -> Option<EntryName> {
+            let (parent, name) = take_number(rest)?;
+            Some((parent, name.to_vec()))
+        };
+        let place = match tag & !VERSION {
+            ROOT => Place::Root,
+            DIR => Place::Dir(single()?),
+            FILE => Place::File(vec![single()?]),
+            OTHER => postcard::from_bytes(rest).ok()?,
+            _ => return None,
+        };
+        Some(Self {
+            ino: found.key,
+            lookups: found.count,
+            is_dir: matches!(
+                place,
+                Place::Root | Place::Dir(_) | Place::RemovedDir { .. }
+            ),
+            version,
+            place,
+        })
+    }
+}
+
+impl InodeTable {
+    /// Records all inodes, and every change from now on, in a ledger.
+    ///
+    /// No operation may run meanwhile.
+    pub(crate) fn attach(&self, ledger: &Arc<Ledger>) {
+        if self.ledger.set(ledger.clone()).is_err() {
+            return;
+        }
+        self.substitutes.lock().attach(ledger);
+        self.node_ids.attach(ledger);
+        for (ino, (real, shown)) in self.ctimes.lock().iter().rev() {
+            ledger.put(Kind::Ctime, *ino, &encode(&(real, shown)));
+        }
+        let mut known = Vec::new();
+        for shard in &self.shards {
+            for entry in shard.lock().values() {
+                if let TableEntry::Strong { inode, lookups } = entry {
+                    known.push((inode.clone(), *lookups));
+                }
+            }
+        }
+        for (inode, lookups) in known {
+            self.record_lookups(ledger, &inode, lookups);
+            let ctime = inode.held_ctime();
+            if let Some((real, shown)) = ctime {
+                ledger.put(Kind::Ctime, inode.ino(), &encode(&(real, shown)));
+            }
+            if inode.is_nameless() {
+                self.keep(&inode);
+            }
+        }
+    }
+
+    /// Returns the ledger, if there is one.
+    pub(crate) fn ledger(&self) -> Option<&Arc<Ledger>> {
+        self.ledger.get()
+    }
+
+    /// Adds to the lookup count of an inode, and records the inode if it is not recorded yet.
+    pub(super) fn record_lookups(&self, ledger: &Ledger, inode: &Arc<Inode>, lookups: u32) {
+        self.record_parents(ledger, inode);
+        let mut shard = self.shard(inode.ino()).lock();
+        let before = shard.remove(&inode.ino());
+        if before.is_none() {
+            self.count_known();
+        }
+        let recorded = match before {
+            Some(TableEntry::Recorded { inode: held, block }) if Arc::ptr_eq(&held, inode) => {
+                let count = ledger.count(block).saturating_add(lookups);
+                ledger.set_count(block, count);
+                Some(block)
+            }
+            Some(TableEntry::Faded { inode: held, block })
+                if held.as_ptr() == Arc::as_ptr(inode) =>
+            {
+                ledger.set_count(block, lookups);
+                Some(block)
+            }
+            other => {
+                if let Some(stale) = other.as_ref().and_then(TableEntry::block) {
+                    ledger.remove(stale);
+                }
+                add_block(ledger, inode, lookups)
+            }
+        };
+        let entry = match recorded {
+            Some(block) => TableEntry::Recorded {
+                inode: inode.clone(),
+                block,
+            },
+            // The ledger has been given up.
+            None => TableEntry::Strong {
+                inode: inode.clone(),
+                lookups,
+            },
+        };
+        shard.insert(inode.ino(), entry);
+    }
+
+    /// Records the directories to which the place of an inode refers, with those above.
+    fn record_parents(&self, ledger: &Ledger, inode: &Arc<Inode>) {
+        let mut missing = parents(inode);
+        let mut found = Vec::new();
+        while let Some(parent) = missing.pop() {
+            let shard = self.shard(parent.ino()).lock();
+            let entry = shard.get(&parent.ino());
+            if entry.is_none_or(|entry| entry.block().is_none()) {
+                drop(shard);
+                missing.extend(parents(&parent));
+                found.push(parent);
+            }
+        }
+        // Those further up first: a block never refers to a directory that is not recorded.
+        for parent in found.into_iter().rev() {
+            let mut shard = self.shard(parent.ino()).lock();
+            if let Some(entry @ TableEntry::Weak(_)) = shard.get_mut(&parent.ino())
+                && let Some(block) = add_block(ledger, &parent, 0)
+            {
+                *entry = TableEntry::Faded {
+                    inode: Arc::downgrade(&parent),
+                    block,
+                };
+            }
+        }
+    }
+
+    /// Records the place of an inode after its names or its location changed.
+    pub(crate) fn note_place(&self, inode: &Arc<Inode>) {
+        let Some(ledger) = self.ledger.get() else {
+            return;
+        };
+        self.record_parents(ledger, inode);
+        let mut shard = self.shard(inode.ino()).lock();
+        let Some(TableEntry::Recorded { block, .. } | TableEntry::Faded { block, .. }) =
+            shard.get_mut(&inode.ino())
+        else {
+            return;
+        };
+        match payload(inode) {
+            Ok(payload) => *block = ledger.replace(*block, &payload),
+            Err(error) => give_up(ledger, inode, error),
+        }
+    }
+
+    /// Records the place that an object will have once its last name is removed, and keeps its descriptor.
+    ///
+    /// The caller must call it before the removal, and [`Self::note_removed_name`] after it.
+    pub(crate) fn prepare_nameless(
+        &self,
+        inode: &Arc<Inode>,
+        place: impl FnOnce() -> Result<Nameless>,
+    ) {
+        let Some(ledger) = self.ledger.get() else {
+            return;
+        };
+        match place() {
+            Ok(Nameless { place, descriptor }) => {
+                if let Some(descriptor) = descriptor {
+                    ledger.deposit(inode.ino(), &descriptor);
+                }
+                ledger.put(Kind::Nameless, inode.ino(), &encode(&place));
+            }
+            Err(error) => give_up(ledger, inode, error),
+        }
+    }
+
+    /// Records the place of an object whose name was removed, or not, as its state shows.
+    pub(crate) fn note_removed_name(&self, inode: &Arc<Inode>) {
+        self.note_place(inode);
+        if let Some(ledger) = self.ledger.get() {
+            ledger.delete(Kind::Nameless, inode.ino());
+        }
+    }
+
+    /// Keeps the descriptor of an object without a name, which was opened after its last name was removed.
+    pub(crate) fn keep(&self, inode: &Arc<Inode>) {
+        let Some(ledger) = self.ledger.get() else {
+            return;
+        };
+        if let Some(descriptor) = inode.nameless_descriptor() {
+            ledger.deposit(inode.ino(), &descriptor);
+        }
+        self.note_place(inode);
+    }
+
+    /// Records that an object shows this ctime until its copy-up has ended.
+    pub(crate) fn note_copying(&self, inode: &Inode, shown: Time) {
+        if let Some(ledger) = self.ledger.get() {
+            ledger.put(Kind::Copying, inode.ino(), &encode(&shown));
+        }
+    }
+
+    /// Records the end of a copy-up.
+    pub(crate) fn note_copied(&self, inode: &Inode) {
+        if let Some(ledger) = self.ledger.get() {
+            ledger.delete(Kind::Copying, inode.ino());
+        }
+    }
+}
+
+/// The place of an object without a name.
+pub(crate) struct Nameless {
+    pub(crate) place: Place,
+    pub(crate) descriptor: Option<Arc<OwnedFd>>,
+}
+
+impl Nameless {
+    /// Returns the place of a directory that is about to be removed. `descriptor` is that of its topmost location, if
+    /// that is in the upper layer.
+    pub(crate) fn removed_dir(dir: &DirState, descriptor: Option<Arc<OwnedFd>>) -> Result<Self> {
+        let mut locations = Vec::new();
+        for (index, location) in dir.locs.iter().enumerate() {
+            let layer = location.layer().id();
+            locations.push(if index == 0 && descriptor.is_some() {
+                DirPlace::Removed(layer, location.ino(), 0)
+            } else {
+                DirPlace::Path(layer, location.path_in_layer()?)
+            });
+        }
+        let redirect = dir.redirect.as_ref().map(Redirect::to_value);
+        let place = Place::RemovedDir {
+            locations,
+            redirect,
+        };
+        Ok(Self { place, descriptor })
+    }
+
+    /// Returns the place of an object in this state.
+    pub(crate) fn of(state: InodeState, descriptor: Option<Arc<OwnedFd>>) -> Result<Self> {
+        Ok(Self {
+            place: Place::of_state(state, &mut Ids)?,
+            descriptor,
+        })
+    }
+}
+
+impl TableEntry {
+    /// Returns the block of the inode in the ledger.
+    pub(super) fn block(&self) -> Option<Block> {
+        match self {
+            Self::Recorded { block, .. } | Self::Faded { block, .. } => Some(*block),
+            Self::Weak(_) | Self::Strong { .. } => None,
+        }
+    }
+
+    /// Subtracts `count` from the lookup count of a known inode. Returns the inode if it is zero.
+    pub(super) fn subtract(
+        &mut self,
+        count: u64,
+        ledger: Option<&Arc<Ledger>>,
+    ) -> Option<Arc<Inode>> {
+        let less = |lookups: u32| {
+            if lookups == u32::MAX {
+                return lookups;
+            }
+            u32::try_from(u64::from(lookups).saturating_sub(count)).unwrap_or(u32::MAX)
+        };
+        match self {
+            Self::Strong { inode, lookups } => {
+                *lookups = less(*lookups);
+                if *lookups > 0 {
+                    return None;
+                }
+                let inode = inode.clone();
+                *self = Self::Weak(Arc::downgrade(&inode));
+                Some(inode)
+            }
+            Self::Recorded { inode, block } => {
+                let (ledger, block) = (ledger?, *block);
+                let left = less(ledger.count(block));
+                ledger.set_count(block, left);
+                if left > 0 {
+                    return None;
+                }
+                let inode = inode.clone();
+                *self = Self::Faded {
+                    inode: Arc::downgrade(&inode),
+                    block,
+                };
+                Some(inode)
+            }
+            Self::Weak(_) | Self::Faded { .. } => None,
+        }
+    }
+
+    /// Returns the lookup count.
+    pub(super) fn lookups(&self, ledger: Option<&Arc<Ledger>>) -> u32 {
+        match self {
+            Self::Strong { lookups, .. } => *lookups,
+            Self::Recorded { block, .. } => ledger.map_or(0, |ledger| ledger.count(*block)),
+            Self::Weak(_) | Self::Faded { .. } => 0,
+        }
+    }
+}
+
+fn add_block(ledger: &Ledger, inode: &Arc<Inode>, lookups: u32) -> Option<Block> {
+    match payload(inode) {
+        Ok(payload) => ledger.add(Kind::Inode, inode.ino(), &payload, lookups),
+        Err(error) => {
+            give_up(ledger, inode, error);
+            None
+        }
+    }
+}
+
+fn give_up(ledger: &Ledger, inode: &Inode, error: cowl_layers::error::Error) {
+    ledger.give_up(&format!("cannot record inode {}: {error}", inode.ino()));
+}
+
+/// Returns the directories to which the place of an inode refers.
+fn parents(inode: &Inode) -> Vec<Arc<Inode>> {
+    match &*inode.state.read() {
+        InodeState::Dir(dir) => dir.alias.iter().map(|one| one.parent.clone()).collect(),
+        InodeState::File(file) => file.aliases.iter().map(|one| one.parent.clone()).collect(),
+    }
+}
+
+impl InodeTable {
+    /// Removes the block of an entry that is removed from the table.
+    pub(super) fn remove_block(&self, entry: &TableEntry) {
+        if let (Some(ledger), Some(block)) = (self.ledger.get(), entry.block()) {
+            ledger.remove(block);
+        }
+    }
+
+    /// Releases what the ledger has about an inode that is not known any more.
+    pub(super) fn release_recorded(&self, ino: u64) {
+        if let Some(ledger) = self.ledger.get() {
+            ledger.release(ino);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(payload: &[u8]) -> Option<InodeBlock> {
+        InodeBlock::decode(&Found {
+            kind: 1,
+            key: 7,
+            count: 3,
+            payload: payload.to_vec(),
+        })
+    }
+
+    #[test]
+    fn numbers_survive_encoding() {
+        for number in [0, 1, 127, 128, 300, 1 << 20, 1 << 40, u64::MAX] {
+            let mut bytes = Vec::new();
+            push_number(&mut bytes, number);
+            bytes.extend(b"name");
+            assert_eq!(take_number(&bytes), Some((number, &b"name"[..])));
+        }
+        assert_eq!(take_number(&[0x80]), None);
+    }
+
+    #[test]
+    fn damaged_payloads_are_refused() {
+        let dir = block(&[DIR, 1, b'a']).unwrap();
+        assert_eq!(dir.place, Place::Dir((1, b"a".to_vec())));
+        assert!(dir.is_dir);
+        let file = block(&[FILE | VERSION, 5, 0, 0, 0, 1, b'a']).unwrap();
+        assert_eq!((file.version, file.lookups, file.ino), (5, 3, 7));
+        for damaged in [
+            &[][..],
+            &[9],
+            &[DIR | VERSION, 1],
+            &[DIR, 0x80],
+            &[OTHER, 99],
+        ] {
+            assert_eq!(block(damaged), None, "{damaged:?}");
+        }
+    }
+}
