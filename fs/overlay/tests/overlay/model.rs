@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::common::{Fs, Lab, OpenOptions, READ, WRITE, disk};
+use crate::common::{Fs, Kept, Lab, OpenOptions, READ, WRITE, disk};
 use crate::model_tree::{Model, Node, Rename, assert_same};
 use cowl_layers::error::Errno;
 use cowl_layers::format::XattrSpace;
@@ -65,6 +65,8 @@ enum Operation {
     Push,
     /// Hands the state over to a new overlay.
     Rebuild,
+    /// Recovers the state from the ledger, as after the end of the process.
+    Kill,
     /// Forgets all inodes that are not open, as the kernel does.
     Forget,
     Compare,
@@ -127,6 +129,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         2 => Just(Operation::Mount),
         2 => Just(Operation::Push),
         2 => Just(Operation::Rebuild),
+        4 => Just(Operation::Kill),
         2 => Just(Operation::Forget),
         1 => Just(Operation::Compare),
     ]
@@ -140,6 +143,8 @@ struct OverlayAndModel {
     fs: Option<Fs>,
     model: Model,
     open: [Option<Open>; SLOTS],
+    /// The ledger of the overlay, if it has one.
+    kept: Option<Kept>,
     former_names: Vec<String>,
     /// The frozen layers, with their state on disk at the push.
     frozen: Vec<(PathBuf, BTreeMap<String, String>)>,
@@ -153,6 +158,7 @@ impl OverlayAndModel {
             fs,
             model: Model::new(),
             open: Default::default(),
+            kept: None,
             former_names: Vec::new(),
             frozen: Vec::new(),
         }
@@ -379,6 +385,7 @@ impl OverlayAndModel {
                 self.compare();
             }
             Operation::Rebuild => self.rebuild(),
+            Operation::Kill => self.kill(),
             Operation::Forget => self.forget(),
             _ => self.compare(),
         }
@@ -387,12 +394,58 @@ impl OverlayAndModel {
     fn mount(&mut self) {
         // Drop the old overlay first, because it holds the locks of the layers.
         drop(self.fs.take());
+        self.kept = None;
         self.fs = Some(self.lab.open());
         if self.lab.space == XattrSpace::User {
             // Other types cannot have the xattr that preserves the number.
             self.model
                 .forget_numbers(|kind| !matches!(kind, FileKind::Regular | FileKind::Directory));
         }
+    }
+
+    /// Replaces the overlay by one that is recovered from its ledger, as after kill -9.
+    fn kill(&mut self) {
+        let old = self.fs.take().unwrap();
+        let Some(kept) = self.kept.take() else {
+            // It is attached from here on.
+            let kept = Kept::new();
+            old.overlay.attach(&kept.ledger);
+            self.kept = Some(kept);
+            self.fs = Some(old);
+            return;
+        };
+        let seen = |fs: &Fs, open: &[Option<Open>]| {
+            let handles = open.iter().flatten();
+            let of_handle = |handle: &Arc<FileHandle>| {
+                let attr = fs.attr_of_inode(handle.inode()).unwrap();
+                let content = fs.read_handle(handle).unwrap();
+                (
+                    attr.ino,
+                    attr.stat.nlink,
+                    attr.stat.size,
+                    attr.stat.ctime,
+                    content,
+                )
+            };
+            handles
+                .map(|(handle, ..)| of_handle(handle))
+                .collect::<Vec<_>>()
+        };
+        let before = seen(&old, &self.open);
+        let mut open: Vec<_> = self
+            .open
+            .iter_mut()
+            .flatten()
+            .map(|open| &mut open.0)
+            .collect();
+        // Open files are known to the kernel.
+        let (overlay, next, _) = kept.recover(&old.overlay, &mut open);
+        let mut fs = Fs::new(overlay);
+        fs.links_may_be_off = old.links_may_be_off;
+        drop(old);
+        assert_eq!(seen(&fs, &self.open), before);
+        self.fs = Some(fs);
+        self.kept = Some(next);
     }
 
     /// Replaces the overlay by one that is created from the record of its state. Everything stays known and open.
@@ -402,6 +455,7 @@ impl OverlayAndModel {
             .filter_map(|(slot, open)| Some((slot as u64, open.as_ref()?.0.clone())))
             .collect();
         let old = self.fs.take().unwrap();
+        self.kept = None;
         let taken = old.overlay.record(&files).unwrap();
         drop(files);
         let bytes = taken.record.clone();

@@ -10,6 +10,7 @@
     reason = "tests"
 )]
 
+mod estate;
 mod shown;
 
 use std::cell::RefCell;
@@ -30,6 +31,8 @@ use cowl_layers::sys::stat::{FileKind, Stat, Time};
 pub use cowl_overlay::OpenOptions;
 use cowl_overlay::{Caller, Overlay, OverlayOptions, PushError};
 
+#[allow(unused_imports, reason = "every test file uses a part")]
+pub use estate::Kept;
 #[allow(unused_imports, reason = "every test file uses a part")]
 pub use shown::{Fs, Tree, VisibleObject};
 
