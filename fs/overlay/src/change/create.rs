@@ -15,7 +15,7 @@ use crate::ledger::{Change, Intent};
 use crate::metadata::{Attr, Attributes};
 use crate::plan::UpperEntry;
 use crate::reach::{Caller, Context};
-use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::error::{Errno, Result};
 use cowl_layers::layer::LayerDir;
 use cowl_layers::layer::zero_device::is_zero_device;
 use cowl_layers::name::Name;

@@ -36,3 +36,4 @@ pub(crate) use substitutes::{Substitutes, SubstitutesRecord};
 pub use table::InodeTable;
 pub(crate) use table::{NumberStorage, OnConflict};
 pub(crate) use table_record::TableRecord;
+pub(crate) use times::take_ended_overrides;

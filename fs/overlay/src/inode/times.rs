@@ -3,10 +3,21 @@
 //! A copy-up changes times on disk, but is not a change that a process may observe. So the times from before are
 //! reported instead.
 
+use std::cell::RefCell;
 use std::sync::atomic::Ordering;
 
 use super::object::{Inode, TimesOverride};
 use cowl_layers::sys::stat::Time;
+
+thread_local! {
+    /// The inodes whose override [`Inode::note_change`] ended in the operation of this thread.
+    static ENDED: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Takes the inodes whose overrides the operation of this thread has ended.
+pub(crate) fn take_ended_overrides() -> Vec<u64> {
+    ENDED.take()
+}
 
 impl Inode {
     /// Returns the visible ctime of the object, whose ctime on disk is `on_disk`.
@@ -88,6 +99,8 @@ impl Inode {
     /// The ctime on disk does not suffice to detect the change, because the clock may not have advanced since the
     /// copy-up.
     pub(crate) fn note_change(&self) {
-        *self.times.lock() = None;
+        if self.times.lock().take().is_some() {
+            ENDED.with_borrow_mut(|ended| ended.push(self.ino()));
+        }
     }
 }

@@ -207,16 +207,6 @@ impl Block {
         self.0 as usize
     }
 
-    /// Returns the number of the block.
-    pub(crate) fn number(self) -> u32 {
-        self.0
-    }
-
-    /// Returns the block with this number, which [`Self::number`] returned.
-    pub(crate) fn from_number(number: u32) -> Self {
-        Self(number)
-    }
-
     /// Returns the block's count.
     pub(super) fn count(self, memory: &SharedMemory) -> u32 {
         Header::from_word(memory.load(self.at())).count

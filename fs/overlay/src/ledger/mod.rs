@@ -64,8 +64,6 @@ pub(crate) enum Word {
     NodeIds,
     /// The number of pushed layers.
     Pushes,
-    /// The next handle number.
-    NextHandle,
 }
 
 /// The type of a block.

@@ -7,8 +7,8 @@ use cowl_layers::locks::{RwLock, RwLockReadGuard};
 
 use super::options::OverlayOptions;
 use super::stack::Stack;
-use crate::inode::Inode;
-use crate::ledger::{Change, Intent, Ledger};
+use crate::inode::{Inode, take_ended_overrides};
+use crate::ledger::{Change, Intent, Kind, Ledger};
 use cowl_layers::error::Result;
 use cowl_layers::sys::copy::WriteBack;
 use cowl_layers::sys::early::Early;
@@ -98,5 +98,16 @@ impl<'a> Context<'a> {
             return Ok(Early::default());
         }
         Ok(self.stack.upper()?.early())
+    }
+}
+
+impl Drop for Context<'_> {
+    fn drop(&mut self) {
+        let ended = take_ended_overrides();
+        if let Some(ledger) = self.ledger {
+            for ino in ended {
+                ledger.delete(Kind::Ctime, ino);
+            }
+        }
     }
 }

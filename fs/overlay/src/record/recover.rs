@@ -120,7 +120,6 @@ impl Overlay {
         let mut search = Search {
             view: &view,
             layers: layers.collect(),
-            upper: with.upper.as_ref().map(|upper| upper.layer.id()),
             descriptors: &with.descriptors,
             substitutes: &substitutes,
             sorted: &sorted,
@@ -313,7 +312,6 @@ struct Renames {
 struct Search<'r> {
     view: &'r View,
     layers: HashMap<u64, Arc<Layer>>,
-    upper: Option<u64>,
     descriptors: &'r HashMap<u64, Arc<OwnedFd>>,
     substitutes: &'r Substitutes,
     sorted: &'r Sorted,
