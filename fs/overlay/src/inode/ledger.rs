@@ -278,6 +278,12 @@ impl InodeTable {
         let Some(ledger) = self.ledger.get() else {
             return;
         };
+        if ledger.holds(inode.ino())
+            && let Some(descriptor) = inode.nameless_descriptor()
+        {
+            // The content of an open file without a name can move to a new layer.
+            ledger.deposit(inode.ino(), &descriptor);
+        }
         self.record_parents(ledger, inode);
         let mut shard = self.shard(inode.ino()).lock();
         let Some(TableEntry::Recorded { block, .. } | TableEntry::Faded { block, .. }) =

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use cowl_layers::error::Result;
 use cowl_layers::locks::Mutex;
 use cowl_layers::sys::shared::SharedMemory;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use blocks::Blocks;
@@ -147,8 +147,8 @@ pub struct Ledger {
     values: Mutex<FxHashMap<(Kind, u64), Block>>,
     is_complete: AtomicBool,
     custodian: Arc<dyn Custodian>,
-    /// The numbers of the descriptors in custody.
-    deposited: Mutex<FxHashSet<u64>>,
+    /// The descriptors in custody: their addresses in this process, by number.
+    deposited: Mutex<FxHashMap<u64, usize>>,
     /// The requests that the predecessor did not answer, with their slots, until the kernel sends them again.
     unanswered: Mutex<BTreeMap<u64, (usize, FoundSlot)>>,
 }
@@ -264,8 +264,9 @@ impl Ledger {
     }
 
     /// Takes a descriptor of an object that is about to lose its name into custody, under its inode number.
-    pub(crate) fn deposit(&self, ino: u64, descriptor: &OwnedFd) {
-        if !self.deposited.lock().insert(ino) {
+    pub(crate) fn deposit(&self, ino: u64, descriptor: &Arc<OwnedFd>) {
+        let address = Arc::as_ptr(descriptor).addr();
+        if self.deposited.lock().insert(ino, address) == Some(address) {
             return;
         }
         if let Err(error) = self.custodian.deposit(ino, descriptor.as_fd()) {
@@ -273,9 +274,14 @@ impl Ledger {
         }
     }
 
+    /// Whether the descriptor of an object is in custody.
+    pub(crate) fn holds(&self, ino: u64) -> bool {
+        self.deposited.lock().contains_key(&ino)
+    }
+
     /// Releases the descriptor of an object, if it is in custody.
     pub(crate) fn release(&self, ino: u64) {
-        if self.deposited.lock().remove(&ino) {
+        if self.deposited.lock().remove(&ino).is_some() {
             self.custodian.release(ino);
         }
     }
