@@ -51,6 +51,16 @@ impl LayerLock {
         Arc::ptr_eq(&self.0, &layer.root)
     }
 
+    /// Returns the lock that the root descriptor of `layer` holds.
+    pub(super) fn inherited(layer: &Layer) -> Arc<Self> {
+        Arc::new(Self(layer.root.clone()))
+    }
+
+    /// Converts a shared lock to an exclusive one, if no other process has locked the layer.
+    pub(super) fn make_exclusive(&self) -> Result<()> {
+        sys::dir::lock_to_exclusive(&self.0)
+    }
+
     /// Converts an exclusive lock to a shared one. The layer is never without a lock in between.
     pub(super) fn share(&self) -> Result<()> {
         sys::dir::lock_to_shared(&self.0)

@@ -3,6 +3,7 @@
 mod descriptors;
 mod dir;
 mod foreign;
+mod inherit;
 pub mod journal;
 mod list;
 pub mod lock;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use dir::{LayerDir, Moving};
+pub use inherit::{InheritedLayer, LayerTraits};
 pub use list::{LayerEntry, list, number_at};
 pub use probe::{LayerObject, Markers, Probe, probe};
 pub use upper::Upper;
@@ -29,6 +31,7 @@ pub use work::{Staged, WorkDir};
 
 use private::Reached;
 
+use crate::error::Result;
 use crate::format::XattrSpace;
 use crate::setup::SetupError;
 use crate::shown::Show as _;
@@ -56,11 +59,18 @@ impl Layer {
     pub fn open(path: &Path, space: XattrSpace) -> Result<Arc<Self>, SetupError> {
         let at = |error| SetupError::at("cannot use the layer", path, error);
         let (root, reached) = private::for_reading(path).map_err(at)?;
-        let stat = sys::stat::stat_fd(&root).map_err(at)?;
-        let born = sys::stat::birth_time(&root)
-            .map_err(at)?
-            .unwrap_or_default();
-        let file_system = match sys::stat::statvfs(&root).map_err(at)?.f_fsid {
+        let found = Self::from_root(path, root, space).map_err(at)?;
+        Ok(Arc::new(Self {
+            no_devices: reached == Reached::PrivateMount,
+            ..found
+        }))
+    }
+
+    /// Returns the layer with this root directory.
+    fn from_root(path: &Path, root: OwnedFd, space: XattrSpace) -> Result<Self> {
+        let stat = sys::stat::stat_fd(&root)?;
+        let born = sys::stat::birth_time(&root)?.unwrap_or_default();
+        let file_system = match sys::stat::statvfs(&root)?.f_fsid {
             // FUSE has no fsid. Without a substitute, inode numbers of two such file systems would collide.
             0 => path_id(path),
             id => id,
@@ -71,7 +81,7 @@ impl Layer {
             born.secs.cast_unsigned(),
             u64::from(born.nanos),
         ]);
-        Ok(Arc::new(Self {
+        Ok(Self {
             path: path.to_path_buf(),
             root: Arc::new(root),
             id,
@@ -80,9 +90,9 @@ impl Layer {
             ino: stat.ino,
             space,
             foreign: false,
-            no_devices: reached == Reached::PrivateMount,
+            no_devices: false,
             warned: Arc::default(),
-        }))
+        })
     }
 
     /// Opens a layer in which the markers of fuse-overlayfs and of container image layers are read as well.

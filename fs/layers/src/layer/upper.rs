@@ -1,11 +1,11 @@
 //! The layer of a stack that is written, with its work directory.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::lock::LayerLock;
-use super::upper_dirs::{Features, RecoveredUpper, UpperDirs, UpperLocks};
+use super::upper_dirs::{Features, LockedUpper, RecoveredUpper, UpperDirs, UpperLocks};
 use super::whiteout::{WhiteoutForm, Whiteouts};
 use super::{Layer, WorkDir};
 use crate::error::Result;
@@ -27,7 +27,9 @@ pub struct Upper {
     whiteouts: Whiteouts,
     order: Order,
     early: Early,
-    locks: UpperLocks,
+    pub(super) locks: UpperLocks,
+    /// The path of the work directory that the user specified.
+    pub(super) work_path: PathBuf,
 }
 
 impl Upper {
@@ -45,7 +47,11 @@ impl Upper {
         work: &Path,
     ) -> Result<Arc<Self>, SetupError> {
         let dirs = UpperDirs::open(through, layer, work)?;
-        let locked = dirs.lock()?;
+        Self::from_locked(dirs.lock()?)
+    }
+
+    /// Completes the journal of an upper layer, and cleans its work directory.
+    pub(super) fn from_locked(locked: LockedUpper) -> Result<Arc<Self>, SetupError> {
         let recovered = locked.recover()?;
         let features = recovered.probe()?;
         Ok(Arc::new(Self::assemble(recovered, features)))
@@ -53,7 +59,10 @@ impl Upper {
 
     fn assemble(recovered: RecoveredUpper, features: Features) -> Self {
         let RecoveredUpper {
-            layer, work, locks, ..
+            layer,
+            work,
+            locks,
+            work_path,
         } = recovered;
         Self {
             layer,
@@ -62,6 +71,7 @@ impl Upper {
             order: features.order,
             early: features.early,
             locks,
+            work_path,
         }
     }
 

@@ -26,9 +26,9 @@ pub(super) struct UpperDirs {
 
 /// The directories of an upper that this process alone writes.
 pub(super) struct LockedUpper {
-    layer: Arc<Layer>,
-    work: PathBuf,
-    locks: UpperLocks,
+    pub(super) layer: Arc<Layer>,
+    pub(super) work: PathBuf,
+    pub(super) locks: UpperLocks,
 }
 
 /// The exclusive locks of an upper.
@@ -45,7 +45,7 @@ pub(super) struct RecoveredUpper {
     pub(super) layer: Arc<Layer>,
     pub(super) work: Arc<WorkDir>,
     pub(super) locks: UpperLocks,
-    work_path: PathBuf,
+    pub(super) work_path: PathBuf,
 }
 
 /// The features of an upper's file system.

@@ -120,6 +120,19 @@ pub fn lock_to_shared(lock: &OwnedFd) -> Result<()> {
     )?)
 }
 
+/// Converts a shared flock to an exclusive one. Fails with EWOULDBLOCK, and may lose the lock, if another one is held.
+pub fn lock_to_exclusive(lock: &OwnedFd) -> Result<()> {
+    Ok(rustix::fs::flock(
+        lock,
+        FlockOperation::NonBlockingLockExclusive,
+    )?)
+}
+
+/// Returns another descriptor of the same open file description.
+pub fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, 3)?)
+}
+
 /// Releases the flock that a descriptor holds.
 pub fn unlock(lock: &OwnedFd) -> Result<()> {
     Ok(rustix::fs::flock(lock, FlockOperation::Unlock)?)

@@ -278,9 +278,7 @@ impl InodeTable {
         let Some(ledger) = self.ledger.get() else {
             return;
         };
-        if ledger.holds(inode.ino())
-            && let Some(descriptor) = inode.nameless_descriptor()
-        {
+        if let Some(descriptor) = inode.nameless_descriptor() {
             // The content of an open file without a name can move to a new layer.
             ledger.deposit(inode.ino(), &descriptor);
         }
@@ -329,12 +327,6 @@ impl InodeTable {
 
     /// Keeps the descriptor of an object without a name, which was opened after its last name was removed.
     pub(crate) fn keep(&self, inode: &Arc<Inode>) {
-        let Some(ledger) = self.ledger.get() else {
-            return;
-        };
-        if let Some(descriptor) = inode.nameless_descriptor() {
-            ledger.deposit(inode.ino(), &descriptor);
-        }
         self.note_place(inode);
     }
 

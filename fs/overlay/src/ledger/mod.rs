@@ -274,11 +274,6 @@ impl Ledger {
         }
     }
 
-    /// Whether the descriptor of an object is in custody.
-    pub(crate) fn holds(&self, ino: u64) -> bool {
-        self.deposited.lock().contains_key(&ino)
-    }
-
     /// Releases the descriptor of an object, if it is in custody.
     pub(crate) fn release(&self, ino: u64) {
         if self.deposited.lock().remove(&ino).is_some() {

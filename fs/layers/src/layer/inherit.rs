@@ -1,0 +1,133 @@
+//! Layers that another process opened and locked, and whose descriptors it has handed over.
+//!
+//! A lock belongs to the open file description, so it is held as long as any process has a descriptor of it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::lock::LayerLock;
+use super::upper_dirs::{LockedUpper, UpperLocks};
+use super::{Layer, Upper};
+use crate::error::Result;
+use crate::format::XattrSpace;
+use crate::setup::SetupError;
+use crate::sys;
+
+/// The properties of a layer that its descriptor does not tell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerTraits {
+    path: Vec<u8>,
+    is_trusted: bool,
+    foreign: bool,
+    no_devices: bool,
+    /// The path of the work directory of an upper layer.
+    work: Option<Vec<u8>>,
+}
+
+/// A layer of another process.
+#[derive(Debug)]
+pub struct InheritedLayer {
+    /// The layer.
+    pub layer: Arc<Layer>,
+    /// Its lock.
+    pub lock: Arc<LayerLock>,
+    /// The work directory of an upper layer: its descriptor, which holds the lock, and its path.
+    work: Option<(OwnedFd, PathBuf)>,
+}
+
+impl Layer {
+    /// Returns the properties that [`InheritedLayer::new`] needs.
+    pub fn traits(&self) -> LayerTraits {
+        LayerTraits {
+            path: path_bytes(&self.path),
+            is_trusted: self.space == XattrSpace::Trusted,
+            foreign: self.foreign,
+            no_devices: self.no_devices,
+            work: None,
+        }
+    }
+}
+
+impl Upper {
+    /// Like [`Layer::traits`], for an upper layer.
+    pub fn traits(&self) -> LayerTraits {
+        LayerTraits {
+            work: Some(path_bytes(&self.work_path)),
+            ..self.layer.traits()
+        }
+    }
+
+    /// Returns the descriptor of the work directory that the user specified, which holds its lock.
+    pub fn locked_work(&self) -> BorrowedFd<'_> {
+        self.locks.outer.as_fd()
+    }
+}
+
+impl InheritedLayer {
+    /// Returns a layer with this root directory and, if it is an upper layer, this work directory. Both descriptors hold
+    /// the locks.
+    pub fn new(traits: &LayerTraits, root: OwnedFd, work: Option<OwnedFd>) -> Result<Self> {
+        let space = if traits.is_trusted {
+            XattrSpace::Trusted
+        } else {
+            XattrSpace::User
+        };
+        let layer = Layer {
+            foreign: traits.foreign,
+            no_devices: traits.no_devices,
+            ..Layer::from_root(&path(&traits.path), root, space)?
+        };
+        let lock = LayerLock::inherited(&layer);
+        Ok(Self {
+            layer: Arc::new(layer),
+            lock,
+            work: work.zip(traits.work.as_deref().map(path)),
+        })
+    }
+
+    /// Returns a second layer with the same locks.
+    pub fn try_clone(&self) -> Result<Self> {
+        let root = sys::dir::duplicate(self.layer.root_fd())?;
+        let traits = LayerTraits {
+            work: (self.work.as_ref()).map(|(_, path)| path_bytes(path)),
+            ..self.layer.traits()
+        };
+        let work = match &self.work {
+            Some((fd, _)) => Some(sys::dir::duplicate(fd.as_fd())?),
+            None => None,
+        };
+        Self::new(&traits, root, work)
+    }
+
+    /// Returns the upper layer, after it has completed or removed what the other process left in its work directory.
+    /// Returns `None` for a layer without a work directory.
+    pub fn into_upper(self) -> Result<Option<Arc<Upper>>, SetupError> {
+        let Some((outer, work)) = self.work else {
+            return Ok(None);
+        };
+        self.lock
+            .make_exclusive()
+            .map_err(|error| SetupError::at("cannot lock", self.layer.path(), error))?;
+        let locked = LockedUpper {
+            layer: self.layer,
+            work,
+            locks: UpperLocks {
+                layer: self.lock,
+                outer,
+            },
+        };
+        Upper::from_locked(locked).map(Some)
+    }
+}
+
+fn path(bytes: &[u8]) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    Path::new(std::ffi::OsStr::from_bytes(bytes)).to_path_buf()
+}
+
+fn path_bytes(path: &Path) -> Vec<u8> {
+    path.as_os_str().as_encoded_bytes().to_vec()
+}
