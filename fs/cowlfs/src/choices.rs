@@ -57,6 +57,16 @@ impl Awake {
         [("auto", Self::Auto), ("on", Self::On), ("off", Self::Off)];
 }
 
+/// Whether a second process starts a new daemon if the daemon is killed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keeper {
+    /// If the kernel supports it.
+    On,
+    /// Never: the mount ends with the daemon.
+    #[default]
+    Off,
+}
+
 /// Whether a mount fails if its control socket cannot be created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ControlSocket {

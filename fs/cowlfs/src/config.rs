@@ -5,7 +5,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 pub use crate::choices::{
-    Awake, Coherence, ControlSocket, LiveLayers, Passthrough, choice_name, find_choice,
+    Awake, Coherence, ControlSocket, Keeper, LiveLayers, Passthrough, choice_name, find_choice,
 };
 use cowl_layers::format::XattrSpace;
 use cowl_layers::sys::mount::MountOptions;
@@ -66,6 +66,8 @@ pub struct Config {
     pub snapshots: bool,
     /// Paths that this process uses later. They remain reachable when it leaves its original mount namespace.
     pub reach: Vec<PathBuf>,
+    /// Whether the mount outlives its daemon.
+    pub keeper: Keeper,
     /// Receives a message when a client asks for the frozen layers to be synced.
     pub settle: Option<Sender<()>>,
 }
@@ -107,6 +109,7 @@ impl Config {
             control_socket: ControlSocket::Required,
             snapshots: false,
             reach: Vec::new(),
+            keeper: Keeper::default(),
             settle: None,
         }
     }

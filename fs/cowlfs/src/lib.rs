@@ -13,9 +13,12 @@ pub mod cli;
 pub mod config;
 pub mod control;
 mod fuse;
+mod keeper;
 mod limits;
 pub mod logging;
 pub mod requests;
 mod serve;
+mod start;
 
 pub use serve::{remount, serve};
+pub use start::Event;

@@ -7,6 +7,7 @@ use clap::Parser;
 use cowl_layers::setup::{SetupError, SetupKind};
 use cowl_layers::shown::{Allowed, plain};
 use cowl_layers::sys::process::{Background, to_background};
+use cowlfs::Event;
 use cowlfs::cli::{Args, Colors, Invocation, render_error};
 use log::LevelFilter;
 
@@ -72,10 +73,13 @@ fn run(args: Args) -> Result<(), (String, u8)> {
         }
         Background::Child(pipe) => {
             let mut pipe = Some(pipe);
-            let served = cowlfs::serve(config, |_| {
-                if let Some(pipe) = pipe.take()
-                    && let Err(error) = pipe.ready()
-                {
+            let served = cowlfs::serve(config, |event| {
+                let Some(pipe) = pipe.take() else { return };
+                let done = match event {
+                    Event::Mounted(_) => pipe.ready(),
+                    Event::Continued(_) | Event::Kept => pipe.release(),
+                };
+                if let Err(error) = done {
                     log::error!("cannot notify the parent process: {error}");
                 }
             });

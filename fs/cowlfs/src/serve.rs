@@ -13,6 +13,7 @@ use crate::control::{self, FuseConnection, OwnMount, SignalTarget, Signals, Stat
 use crate::fuse::{self, SessionError, SessionSettings};
 use crate::limits;
 use crate::requests::Requests;
+use crate::start::{Event, Serving, Start};
 use cowl_layers::error::Errno;
 use cowl_layers::format::XattrSpace;
 use cowl_layers::layer::lock::{self, LayerLock};
@@ -25,11 +26,14 @@ use cowl_overlay::Overlay;
 /// The readahead of the kernel in KiB, which is the maximum size of a request.
 const READ_AHEAD: u32 = 1024;
 
-/// Mounts, calls `ready` with the mount's device number, and serves requests until the unmount.
+/// Mounts, reports each [`Event`], and serves requests until the unmount.
 ///
 /// After it has attached the mount, the process moves to a mount namespace of its own that does not contain the mount,
 /// so that the mount ends with the namespace in which it was created.
-pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), SetupError> {
+///
+/// With a keeper (docs/decisions/0035), this returns in the process of a daemon, which can be another one than the
+/// caller's. The caller's process then exits with the code of that process.
+pub fn serve(mut config: Config, mut on: impl FnMut(Event)) -> Result<(), SetupError> {
     check_proc()?;
     let lacking = limits::set_up();
     if !lacking.is_empty() {
@@ -42,18 +46,17 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
     let (overlay, locks) = layers.into_overlay(&config)?;
     let signals = Signals::block();
     let requests = Arc::new(Requests::default());
-    let prepared = fuse::prepare(
-        device,
-        overlay.clone(),
-        &config.mount,
-        &session_settings(&config, &requests),
-    )
-    .map_err(|error| explain(error, &config.mountpoint))?;
+    let settings = session_settings(&config, &requests);
+    let kept_device = device
+        .try_clone()
+        .map_err(|error| failed(format!("cannot duplicate a descriptor: {error}")))?;
+    let prepared = fuse::prepare(device, overlay.clone(), &config.mount, &settings)
+        .map_err(|error| explain(error, &config.mountpoint))?;
     let listener = listen(&config)?;
     let device = prepared
         .device()
         .map_err(|error| SetupError::at("cannot stat the mount for", &config.mountpoint, error))?;
-    let flusher = prepared.flusher();
+    let offered = prepared.offered();
     let attached = prepared
         .attach(&config.mountpoint)
         .map_err(|error| SetupError::at("cannot mount at", &config.mountpoint, error))?;
@@ -63,6 +66,23 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
     }
     let mount = OwnMount::record(config.mountpoint.clone(), device);
     leave_namespace(&config, device);
+    // Held until the process exits.
+    overlay.hold_locks(locks);
+    let start = Start {
+        overlay,
+        attached,
+        kept_device,
+        offered,
+        settings,
+    };
+    let serving = start.begin(&config, &mut on)?;
+    let Serving {
+        overlay,
+        attached,
+        custody,
+        is_continued,
+    } = serving;
+    let flusher = attached.flusher();
     let session = attached
         .start()
         .map_err(|error| failed(format!("cannot start a thread: {error}")))?;
@@ -77,8 +97,6 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
         connection: connection.clone(),
     });
     handled.map_err(|error| failed(format!("cannot start a thread: {error}")))?;
-    // Held until the process exits.
-    overlay.hold_locks(locks);
     if let Some(listener) = listener {
         let served = control::ServedMount {
             overlay,
@@ -88,11 +106,21 @@ pub fn serve(mut config: Config, ready: impl FnOnce(Device)) -> Result<(), Setup
             flush,
             connection: connection.clone(),
             lacking,
+            custody: custody.clone(),
         };
         control::serve(listener, served)
             .map_err(|error| failed(format!("cannot start a thread: {error}")))?;
     }
-    ready(device);
+    on(if is_continued {
+        Event::Continued(device)
+    } else {
+        Event::Mounted(device)
+    });
+    if let Some(custody) = custody
+        && let Err(error) = custody.report_serving()
+    {
+        log::warn!("cannot notify the keeper: {error}");
+    }
     let served = session.run();
     connection.record_end();
     match served {

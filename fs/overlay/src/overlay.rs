@@ -9,7 +9,7 @@ use cowl_layers::locks::{Mutex, RwLock, RwLockWriteGuard};
 
 use crate::content::{ContentDescriptors, FileHandle, OpenCounts};
 use crate::inode::{DirState, Identity, Inode, InodeState, InodeTable, OnConflict, encode};
-use crate::ledger::{Kind, StackIds, Word};
+use crate::ledger::{Kind, Ledger, StackIds, Word};
 use crate::listing::{Cookies, Listings};
 use crate::names::LinkIndex;
 use crate::names::absent::LastAbsent;
@@ -170,6 +170,11 @@ impl Overlay {
         &self.inodes
     }
 
+    /// Returns the ledger in which the state is recorded, if there is one.
+    pub fn ledger(&self) -> Option<&Arc<Ledger>> {
+        self.inodes.ledger()
+    }
+
     /// Returns the options of this mount.
     pub fn options(&self) -> &OverlayOptions {
         &self.options
@@ -211,6 +216,29 @@ impl Overlay {
     /// Returns the number of files open only for reading, and the number of those open for writing.
     pub fn open_files(&self) -> (u32, u32) {
         (self.opens.readers(), self.opens.writers())
+    }
+
+    /// Returns the ids of all layers in use, also of those that are not in the stack any more.
+    pub fn layer_ids(&self) -> Vec<u64> {
+        let stack = self.stack.read();
+        let retained = self.retained.lock();
+        let (layers, data) = (stack.view().layers(), stack.view().data_only());
+        let others = retained.iter().map(|(layer, _)| layer);
+        let all = layers.iter().chain(data).chain(others);
+        all.map(|layer| layer.id()).collect()
+    }
+
+    /// Returns the upper layer, and the other layers in use.
+    pub fn layers(&self) -> (Option<Arc<Upper>>, Vec<Arc<Layer>>) {
+        let stack = self.stack.read();
+        let upper = stack.writable().cloned();
+        let layers = stack
+            .view()
+            .layers()
+            .iter()
+            .skip(usize::from(upper.is_some()));
+        let layers = layers.chain(stack.view().data_only()).cloned().collect();
+        (upper, layers)
     }
 
     /// Returns the path of the upper layer, and those of the lower layers, topmost first.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cowl_layers::error::Errno;
+use cowlfs::Event;
 use cowlfs::config::Config;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -323,7 +324,10 @@ pub fn serve(
         config.mount.source,
         mount_point.shown()
     );
-    let served = cowlfs::serve(config, |device| {
+    let served = cowlfs::serve(config, |event| {
+        let Event::Mounted(device) = event else {
+            return;
+        };
         browse.device = Some(device);
         if let Err(error) = write(&dir, &browse).and_then(|()| mount::report_ready()) {
             log::error!("{error}");

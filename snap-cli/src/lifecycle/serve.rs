@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 
+use cowlfs::Event;
 use cowlfs::config::Config;
 use uuid::Uuid;
 
@@ -119,19 +120,29 @@ fn serve_locked(
         store: Some(store.run().key().to_owned()),
     };
     log::info!("mounting {} at {}", manifest.name, mountpoint.shown());
-    cowlfs::serve(config, |device| {
-        state.device = Some(device);
-        // Without the state file the next command would not find the mount, but the daemon can still serve it.
-        // Each step runs even if an earlier one failed, because the command that waits must not wait forever.
-        for done in [
-            state::write(store, id, &state),
-            release_lock(),
-            report_ready(),
-            spawn_sync_thread(store, id, filesystem, requests),
-        ] {
-            if let Err(error) = done {
-                log::error!("{error}");
+    let mut sync = Some((filesystem, requests));
+    cowlfs::serve(config, |event| {
+        let mut spawn_sync = || match sync.take() {
+            Some((filesystem, requests)) => spawn_sync_thread(store, id, filesystem, requests),
+            None => Ok(()),
+        };
+        let steps = match event {
+            Event::Mounted(device) => {
+                state.device = Some(device);
+                // Without the state file the next command would not find the mount, but the daemon can still serve it.
+                // Each step runs even if an earlier one failed, because the command that waits must not wait forever.
+                vec![
+                    state::write(store, id, &state),
+                    release_lock(),
+                    report_ready(),
+                    spawn_sync(),
+                ]
             }
+            Event::Continued(_) => vec![spawn_sync()],
+            Event::Kept => vec![release_lock(), release_output()],
+        };
+        for error in steps.into_iter().filter_map(Result::err) {
+            log::error!("{error}");
         }
     })?;
     // The mount was ended by umount(8), for example. A cowl command that unmounts removes the state itself.
@@ -165,4 +176,14 @@ fn release_lock() -> Result<()> {
     let failed = |error: std::io::Error| Error::failed("cannot release the lock").because(error);
     let null = std::fs::File::open("/dev/null").map_err(failed)?;
     rustix::stdio::dup2_stdin(&null).map_err(|e| failed(e.into()))
+}
+
+/// Releases standard output, on which the daemon reports.
+fn release_output() -> Result<()> {
+    let failed = |error: std::io::Error| Error::failed("cannot release the output").because(error);
+    let null = std::fs::File::options()
+        .write(true)
+        .open("/dev/null")
+        .map_err(failed)?;
+    rustix::stdio::dup2_stdout(&null).map_err(|e| failed(e.into()))
 }

@@ -54,6 +54,7 @@ const ORDERS: [Order; 4] = [
             &["names"],
             &["reach"],
             &["plan", "inode"],
+            &["ledger"],
             &["idmap"],
         ],
     },
@@ -62,8 +63,9 @@ const ORDERS: [Order; 4] = [
         modules: &[
             &["main"],
             &["serve", "cli"],
+            &["start"],
             &["control"],
-            &["fuse"],
+            &["fuse", "keeper"],
             &["config", "logging"],
             &["choices", "requests", "limits"],
         ],

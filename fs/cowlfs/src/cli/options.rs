@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::split::{split, unescape};
 use crate::config::{
-    Awake, CACHE_TIMEOUT, Coherence, Config, ControlSocket, LiveLayers, Passthrough, find_choice,
+    Awake, CACHE_TIMEOUT, Coherence, Config, ControlSocket, Keeper, LiveLayers, Passthrough,
+    find_choice,
 };
 use cowl_layers::format::XattrSpace;
 use cowl_layers::shown::Show;
@@ -135,6 +136,9 @@ impl Builder {
             }
             "fsync" => self.config.overlay.volatile = !switch()?,
             "threaded" => self.config.threads = if switch()? { None } else { Some(1) },
+            "keeper" => {
+                self.config.keeper = if switch()? { Keeper::On } else { Keeper::Off };
+            }
             "metacopy" => self.config.overlay.metacopy = switch()?,
             "fsname" => self.config.mount.source = value.into(),
             "subtype" => self.config.mount.subtype = value.into(),

@@ -6,12 +6,13 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::server::ServedMount;
 use super::{ReplacedLayers, Response};
 use crate::config::Config;
 use cowl_layers::format::XattrSpace;
 use cowl_layers::layer::{Layer, Upper, lock};
 use cowl_layers::setup::SetupError;
-use cowl_overlay::{Overlay, PushError, ReplaceError};
+use cowl_overlay::{PushError, ReplaceError};
 
 fn open(config: &Config, path: &Path) -> Result<Arc<Layer>, SetupError> {
     Layer::open(path, config.space.unwrap_or_else(XattrSpace::detect))
@@ -26,7 +27,8 @@ fn too_busy() -> Response {
 }
 
 /// Pushes a new upper layer.
-pub(super) fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path) -> Response {
+pub(super) fn push(served: &ServedMount, upper: &Path, work: &Path) -> Response {
+    let (overlay, config) = (&served.overlay, &served.config);
     if !config.snapshots {
         return failed("no layer can be pushed on this mount".into());
     }
@@ -36,7 +38,15 @@ pub(super) fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path
         Ok(new) => new,
         Err(error) => return failed(error.to_string()),
     };
-    match overlay.push_layer(new) {
+    if let Some(custody) = &served.custody
+        && let Err(error) = custody.keep_upper(&new)
+    {
+        // If this process is killed from here on, the mount ends.
+        log::warn!("cannot hand the layer to the keeper: {error}");
+    }
+    let pushed = overlay.push_layer(new);
+    release_unused(served);
+    match pushed {
         Ok(()) => Response::Done,
         Err(PushError::TooBusy) => too_busy(),
         Err(PushError::Unattended(writers)) => failed(format!(
@@ -52,19 +62,26 @@ pub(super) fn push(overlay: &Overlay, config: &Config, upper: &Path, work: &Path
 ///
 /// `invalidate` drops the listing of a directory that the kernel has cached.
 pub(super) fn replace(
-    overlay: &Overlay,
-    config: &Config,
+    served: &ServedMount,
     lowers: Vec<Vec<u8>>,
     invalidate: impl Fn(u64) -> io::Result<()>,
 ) -> Response {
+    let (overlay, config) = (&served.overlay, &served.config);
     if !config.snapshots {
         return failed("the layers of this mount cannot be replaced".into());
     }
     let path = |bytes| PathBuf::from(OsString::from_vec(bytes));
     let lowers: Vec<PathBuf> = lowers.into_iter().map(path).collect();
     let replaced = overlay.replace_layers(&lowers, |path| {
-        open(config, path).and_then(lock::for_reading)
+        let (layer, lock) = open(config, path).and_then(lock::for_reading)?;
+        if let Some(custody) = &served.custody
+            && let Err(error) = custody.keep_layer(&layer)
+        {
+            log::warn!("cannot hand the layer to the keeper: {error}");
+        }
+        Ok((layer, lock))
     });
+    release_unused(served);
     let replaced = match replaced {
         Ok(replaced) => replaced,
         Err(ReplaceError::TooBusy) => return too_busy(),
@@ -84,4 +101,13 @@ pub(super) fn replace(
         moved: replaced.moved,
         retained: replaced.retained,
     })
+}
+
+/// Makes the keeper close the layers that are not in use any more.
+fn release_unused(served: &ServedMount) {
+    if let Some(custody) = &served.custody
+        && let Err(error) = custody.keep_only(&served.overlay)
+    {
+        log::debug!("cannot notify the keeper: {error}");
+    }
 }

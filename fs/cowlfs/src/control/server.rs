@@ -19,6 +19,7 @@ use super::{
     FuseConnection, NOT_UNDERSTOOD, OwnMount, Request, Response, StatsSource, Status, short_path,
 };
 use crate::config::Config;
+use crate::keeper::Custody;
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
 use cowl_overlay::Overlay;
@@ -59,6 +60,8 @@ pub(crate) struct ServedMount {
     pub(crate) connection: FuseConnection,
     /// The limits and privileges that the daemon may not change.
     pub(crate) lacking: Vec<String>,
+    /// The connection to the keeper, if there is one.
+    pub(crate) custody: Option<Arc<Custody>>,
 }
 
 /// The number of descriptors that are reserved for clients: the connection, and those that a pushed layer needs.
@@ -212,11 +215,11 @@ fn execute(request: Request, served: &ServedMount) -> (Response, Option<Detached
         Request::PushLayer { upper, work } => {
             let upper = Path::new(OsStr::from_bytes(&upper));
             let work = Path::new(OsStr::from_bytes(&work));
-            (layers::push(overlay, config, upper, work), None)
+            (layers::push(served, upper, work), None)
         }
         Request::ReplaceLayers { lowers } => {
             let invalidate = |ino| (served.flush)(ino);
-            (layers::replace(overlay, config, lowers, invalidate), None)
+            (layers::replace(served, lowers, invalidate), None)
         }
         Request::Flush => (flush(served), None),
         Request::Stats => (stats(served), None),
@@ -331,6 +334,7 @@ mod tests {
                 flush: Arc::new(Box::new(|_| Ok(()))),
                 connection: FuseConnection::default(),
                 lacking: Vec::new(),
+                custody: None,
             },
         };
         let request = Request::PushLayer {

@@ -9,7 +9,9 @@ mod adapter;
 mod passthrough;
 mod session;
 mod settings;
+mod sys;
 mod workers;
 
-pub(crate) use session::{SessionError, open_device, prepare};
+pub(crate) use adapter::{InitOutcome, RecoveredValues};
+pub(crate) use session::{Attached, SessionError, Successor, open_device, prepare, resume};
 pub(crate) use settings::{SessionSettings, StackMode};

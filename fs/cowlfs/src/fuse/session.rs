@@ -1,25 +1,28 @@
 //! A session with the kernel, from the protocol handshake to the unmount.
 
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use fuser::{Session, SessionACL};
 
-use super::adapter::Adapter;
+use super::adapter::{Adapter, InitOutcome, RecoveredValues};
 use super::settings::SessionSettings;
 use super::workers::{self, BusyPoll, WorkerPool};
 use crate::choices::Awake;
+use cowl_layers::sys::fd;
 use cowl_layers::sys::idle::{self, LatencyRequest};
 use cowl_layers::sys::mount::{self, MountOptions, PreparedMount};
 use cowl_layers::sys::users::Device;
-use cowl_overlay::Overlay;
+use cowl_overlay::{Ledger, Overlay};
 
 /// A session after the protocol handshake; its mount is not attached yet.
 pub(crate) struct Prepared {
     attached: Attached,
     mount: PreparedMount,
+    offered: Arc<OnceLock<InitOutcome>>,
 }
 
 /// A session whose mount is attached; its threads do not run yet.
@@ -59,18 +62,11 @@ pub(crate) fn prepare(
     let busy_poll = BusyPoll::new(polled, settings.busy_poll);
     let pool = Arc::new(WorkerPool::new(settings.threads));
     let mount = PreparedMount::new(device.as_fd(), options).map_err(SessionError::Mount)?;
-    let mut config = fuser::Config::default();
-    config.acl = if options.allow_other {
-        SessionACL::All
-    } else {
-        SessionACL::Owner
-    };
-    config.n_threads = Some(settings.threads);
-    let acl = config.acl;
+    let (acl, config) = session_config(options, settings);
     // `from_fd` leaves mounting and unmounting to this process. fuser unmounts by path: if another process had
     // unmounted the file system already, fuser would unmount an unrelated one that was mounted there since.
     let adapter = Adapter::new(overlay, settings, pool.clone(), busy_poll);
-    let notifier = adapter.notifier.clone();
+    let (notifier, offered) = (adapter.notifier.clone(), adapter.offered.clone());
     let session =
         Session::from_fd(adapter, device, acl, config).map_err(SessionError::Handshake)?;
     notifier.get_or_init(|| session.notifier());
@@ -80,7 +76,96 @@ pub(crate) fn prepare(
         monitored,
         awake: settings.awake,
     };
-    Ok(Prepared { attached, mount })
+    Ok(Prepared {
+        attached,
+        mount,
+        offered,
+    })
+}
+
+/// A successor's connection to the kernel.
+pub(crate) struct Successor<'a> {
+    /// The device of the predecessor.
+    pub(crate) device: OwnedFd,
+    /// What the kernel offered the first process.
+    pub(crate) offered: InitOutcome,
+    /// The state of the predecessor.
+    pub(crate) values: &'a RecoveredValues,
+    /// The ledger of this process.
+    pub(crate) ledger: &'a Arc<Ledger>,
+}
+
+/// Continues the session of a predecessor that has ended.
+pub(crate) fn resume(
+    from: Successor<'_>,
+    overlay: Arc<Overlay>,
+    options: &MountOptions,
+    settings: &SessionSettings,
+) -> io::Result<Attached> {
+    let Successor {
+        device,
+        offered,
+        values,
+        ledger,
+    } = from;
+    let (polled, monitored) = (device.try_clone()?, device.try_clone()?);
+    let pool = Arc::new(WorkerPool::new(settings.threads));
+    let busy_poll = BusyPoll::new(polled, settings.busy_poll);
+    let adapter = Adapter::new(overlay, settings, pool.clone(), busy_poll);
+    adapter.restore(values, ledger);
+    let notifier = adapter.notifier.clone();
+    // The handshake is repeated with a socket instead of the device, which then takes the place of the socket.
+    let (kernel, daemon) = UnixStream::pair()?;
+    (&kernel).write_all(&init_request(offered))?;
+    let number = daemon.as_raw_fd();
+    let (acl, config) = session_config(options, settings);
+    let session = Session::from_fd(adapter, daemon.into(), acl, config)?;
+    fd::replace(number, device.as_fd()).map_err(errno)?;
+    notifier.get_or_init(|| session.notifier());
+    Ok(Attached {
+        session,
+        pool,
+        monitored,
+        awake: settings.awake,
+    })
+}
+
+fn errno(error: cowl_layers::Error) -> io::Error {
+    io::Error::from_raw_os_error(error.errno().raw_os_error())
+}
+
+/// Returns an INIT request with the same offer.
+fn init_request(offered: InitOutcome) -> Vec<u8> {
+    const LENGTH: u32 = 104;
+    const INIT: u32 = 26;
+    // The upper half of the flags is valid.
+    const INIT_EXT: u64 = 1 << 30;
+    let mut bytes = Vec::with_capacity(LENGTH as usize);
+    let mut push = |words: &[u32]| bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+    let (low, high) = (offered.flags | INIT_EXT, offered.flags >> 32);
+    // The header: length, opcode, unique, node id, uid, gid, pid, padding.
+    push(&[LENGTH, INIT, 1, 0, 0, 0, 0, 0, 0, 0]);
+    #[allow(clippy::cast_possible_truncation, reason = "the halves of the flags")]
+    push(&[7, 40, MAX_READAHEAD, low as u32, high as u32]);
+    push(&[0; 11]);
+    bytes
+}
+
+/// The readahead in the repeated handshake. The kernel does not get the reply.
+const MAX_READAHEAD: u32 = 1 << 20;
+
+fn session_config(
+    options: &MountOptions,
+    settings: &SessionSettings,
+) -> (SessionACL, fuser::Config) {
+    let mut config = fuser::Config::default();
+    config.acl = if options.allow_other {
+        SessionACL::All
+    } else {
+        SessionACL::Owner
+    };
+    config.n_threads = Some(settings.threads);
+    (config.acl, config)
 }
 
 /// Opens a latency request, if it is configured and permitted. Without one, requests only take longer.
@@ -124,9 +209,9 @@ impl Flusher {
 }
 
 impl Prepared {
-    /// Returns the session's flusher. It works while the session runs.
-    pub(crate) fn flusher(&self) -> Flusher {
-        Flusher(self.attached.session.notifier())
+    /// Returns what the kernel offered in the handshake.
+    pub(crate) fn offered(&self) -> Option<InitOutcome> {
+        self.offered.get().copied()
     }
 
     /// Returns the device number of the file system.
@@ -142,6 +227,16 @@ impl Prepared {
 }
 
 impl Attached {
+    /// Makes the kernel send the requests again that a predecessor has read and not answered.
+    pub(crate) fn resend(&self) -> io::Result<()> {
+        mount::resend(self.monitored.as_fd()).map_err(errno)
+    }
+
+    /// Returns the session's flusher. It works while the session runs.
+    pub(crate) fn flusher(&self) -> Flusher {
+        Flusher(self.session.notifier())
+    }
+
     /// Starts the monitor, and returns the session to run.
     ///
     /// Threads remain in the mount namespace in which they were started.

@@ -4,12 +4,14 @@
 //! that a test can make the k-th change fail.
 
 pub mod attr;
+pub mod child;
 pub mod content;
 pub mod copy;
 pub mod creds;
 pub mod dir;
 pub mod early;
 pub mod fault;
+pub mod fd;
 pub mod flocks;
 pub mod handle;
 pub mod idle;

@@ -67,11 +67,21 @@ pub fn to_background() -> io::Result<Background> {
 impl ReadyPipe {
     /// Reports to the parent that the file system is mounted, and releases the terminal and the working directory.
     pub fn ready(mut self) -> io::Result<()> {
+        self.detach()?;
+        self.pipe.write_all(b"+")
+    }
+
+    /// Releases the terminal, the working directory and the pipe, on which another process reports.
+    pub fn release(self) -> io::Result<()> {
+        self.detach()
+    }
+
+    fn detach(&self) -> io::Result<()> {
         rustix::process::chdir("/")?;
         rustix::stdio::dup2_stdin(&self.null)?;
         rustix::stdio::dup2_stdout(&self.null)?;
         rustix::stdio::dup2_stderr(&self.null)?;
-        self.pipe.write_all(b"+")
+        Ok(())
     }
 
     /// Reports to the parent that the mount failed.

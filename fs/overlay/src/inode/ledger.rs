@@ -190,9 +190,10 @@ impl InodeTable {
         }
         for (inode, lookups) in known {
             self.record_lookups(ledger, &inode, lookups);
-            let ctime = inode.held_ctime();
-            if let Some((real, shown)) = ctime {
-                ledger.put(Kind::Ctime, inode.ino(), &encode(&(real, shown)));
+            match inode.held_ctime() {
+                Some(held) => ledger.put(Kind::Ctime, inode.ino(), &encode(&held)),
+                // The object has changed since.
+                None => ledger.delete(Kind::Ctime, inode.ino()),
             }
             if inode.is_nameless() {
                 self.keep(&inode);

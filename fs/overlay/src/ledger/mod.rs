@@ -64,6 +64,8 @@ pub(crate) enum Word {
     NodeIds,
     /// The number of pushed layers.
     Pushes,
+    /// Whether a request was answered.
+    Answered,
 }
 
 /// The type of a block.
@@ -370,6 +372,11 @@ impl Ledger {
         }
     }
 
+    /// Records that a request was answered.
+    pub fn note_answered(&self) {
+        self.set(Word::Answered, 1);
+    }
+
     /// Returns the size of the blocks in bytes.
     pub fn size(&self) -> u64 {
         self.blocks.end(&self.memory) * 8
@@ -423,13 +430,7 @@ pub enum LedgerError {
 impl LedgerContent {
     /// Reads a ledger, whose writer has ended.
     pub(crate) fn read(descriptor: OwnedFd) -> std::result::Result<Self, LedgerError> {
-        let memory = SharedMemory::open(descriptor)?;
-        if memory.load(MAGIC_AT) != MAGIC {
-            return Err(LedgerError::Version);
-        }
-        if memory.load(WORDS_AT + Word::Complete as usize) != 1 {
-            return Err(LedgerError::Incomplete);
-        }
+        let memory = open(descriptor)?;
         let blocks = blocks::read(&memory, USED_AT, BLOCKS_AT).ok_or(LedgerError::Damaged)?;
         let slots = slots::read(&memory, SLOTS_AT);
         Ok(Self {
@@ -439,9 +440,29 @@ impl LedgerContent {
         })
     }
 
+    /// Returns one word of a ledger, without the rest.
+    pub(crate) fn word_of(
+        descriptor: OwnedFd,
+        word: Word,
+    ) -> std::result::Result<u64, LedgerError> {
+        Ok(open(descriptor)?.load(WORDS_AT + word as usize))
+    }
+
     pub(crate) fn word(&self, word: Word) -> u64 {
         self.memory.load(WORDS_AT + word as usize)
     }
+}
+
+/// Maps a ledger, which must be complete.
+fn open(descriptor: OwnedFd) -> std::result::Result<SharedMemory, LedgerError> {
+    let memory = SharedMemory::open(descriptor)?;
+    if memory.load(MAGIC_AT) != MAGIC {
+        return Err(LedgerError::Version);
+    }
+    if memory.load(WORDS_AT + Word::Complete as usize) != 1 {
+        return Err(LedgerError::Incomplete);
+    }
+    Ok(memory)
 }
 
 #[cfg(test)]

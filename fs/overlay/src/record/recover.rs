@@ -85,6 +85,11 @@ impl Estate {
         Ok(Self { content, stack })
     }
 
+    /// Whether the process of a ledger answered a request.
+    pub fn has_answered(ledger: OwnedFd) -> Result<bool, LedgerError> {
+        LedgerContent::word_of(ledger, Word::Answered).map(|word| word != 0)
+    }
+
     /// Returns the layers of the mount.
     pub fn layers(&self) -> &StackIds {
         &self.stack

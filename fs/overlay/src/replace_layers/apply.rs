@@ -72,6 +72,7 @@ impl Overlay {
                 moved
             }
         };
+        self.inodes.note_place(inode);
         // An inode never changes its type.
         if let Err(error) = moved {
             log::error!("cannot move the inode {}: {error}", inode.ino());

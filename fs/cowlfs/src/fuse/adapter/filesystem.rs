@@ -13,13 +13,13 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::Adapter;
 use super::admission::admit_mode;
 use super::attributes::Accepted;
 use super::convert::{
     caller, device_from_protocol, parse_name, to_errno, to_rename_flags, to_set_time, writer,
 };
 use super::reply::{reply_empty, reply_statfs, reply_xattr, with_attr};
+use super::{Adapter, InitOutcome};
 use crate::requests::Opcode;
 use cowl_layers::error::{Errno, Error};
 use cowl_layers::sys::copy::SyncScope;
@@ -34,6 +34,7 @@ thread_local! {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let offered = config.capabilities().bits();
         for flag in [
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_DO_READDIRPLUS,
@@ -61,6 +62,7 @@ impl Filesystem for Adapter {
             }
         }
         let capabilities = config.capabilities();
+        self.offered.get_or_init(|| InitOutcome { flags: offered });
         self.cache_listings &= capabilities.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         for result in [
             config.set_max_write(MAX_WRITE).map(drop),
@@ -90,7 +92,8 @@ impl Filesystem for Adapter {
         let _occupied = self.pool.occupy();
         self.overlay.forget(ino.0, count);
         let inodes = self.overlay.inodes();
-        self.backing.forget(ino.0, || inodes.is_forgotten(ino.0));
+        self.backing
+            .forget(ino.0, self.ledger(), || inodes.is_forgotten(ino.0));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<Fh>, reply: ReplyAttr) {
@@ -163,7 +166,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let _span = self.begin_request(Opcode::Mknod);
+        let _span = self.begin_change(Opcode::Mknod, req);
         let rdev = device_from_protocol(rdev);
         let done = self.run("mknod", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
@@ -182,7 +185,7 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let _span = self.begin_request(Opcode::Mkdir);
+        let _span = self.begin_change(Opcode::Mkdir, req);
         let done = self.run("mkdir", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
             let inode = op.mkdir(caller(req, umask), &parent, &parse_name(name)?, mode)?;
@@ -199,7 +202,7 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let _span = self.begin_request(Opcode::Symlink);
+        let _span = self.begin_change(Opcode::Symlink, req);
         let done = self.run("symlink", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
             let target = target.as_os_str().as_bytes();
@@ -209,8 +212,8 @@ impl Filesystem for Adapter {
         self.reply_entry(done, Accepted::Always, reply);
     }
 
-    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let _span = self.begin_request(Opcode::Link);
+    fn link(&self, req: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _span = self.begin_change(Opcode::Link, req);
         let done = self.run("link", ino, Some(name), |op| {
             let inode = op.link(&op.inode(ino.0)?, &op.inode(parent.0)?, &parse_name(name)?)?;
             with_attr(op, inode)
@@ -218,8 +221,8 @@ impl Filesystem for Adapter {
         self.reply_entry(done, Accepted::Always, reply);
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _span = self.begin_request(Opcode::Unlink);
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _span = self.begin_change(Opcode::Unlink, req);
         let done = self.run("unlink", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
             op.unlink(&parent, &parse_name(name)?)
@@ -228,8 +231,8 @@ impl Filesystem for Adapter {
         reply_empty(done, reply);
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _span = self.begin_request(Opcode::Rmdir);
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _span = self.begin_change(Opcode::Rmdir, req);
         let done = self.run("rmdir", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
             op.rmdir(&parent, &parse_name(name)?)
@@ -248,7 +251,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let _span = self.begin_request(Opcode::Rename);
+        let _span = self.begin_change(Opcode::Rename, req);
         let done = self.run("rename", parent, Some(name), |op| {
             let (from, to) = (op.inode(parent.0)?, op.inode(new_parent.0)?);
             let (name, new_name) = (parse_name(name)?, parse_name(new_name)?);
@@ -261,7 +264,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let _span = self.begin_request(Opcode::Open);
+        let _span = self.begin_change(Opcode::Open, req);
         self.open_file(req, ino, flags, reply);
     }
 
@@ -275,7 +278,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let _span = self.begin_request(Opcode::Create);
+        let _span = self.begin_change(Opcode::Create, req);
         let flags = OpenFlags(flags);
         self.create_file(req, (parent, name), (mode, umask), flags, reply);
     }
@@ -407,7 +410,7 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        let _span = self.begin_request(Opcode::Setxattr);
+        let _span = self.begin_change(Opcode::Setxattr, req);
         let done = self.run("setxattr", ino, Some(name), |op| {
             let inode = op.inode(ino.0)?;
             let flags = flags.cast_unsigned();
@@ -432,8 +435,8 @@ impl Filesystem for Adapter {
         reply_xattr(done, size, reply);
     }
 
-    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _span = self.begin_request(Opcode::Removexattr);
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _span = self.begin_change(Opcode::Removexattr, req);
         let done = self.run("removexattr", ino, Some(name), |op| {
             op.remove_xattr(&op.inode(ino.0)?, name.as_bytes())
         });

@@ -4,18 +4,37 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cowl_layers::locks::RwLock;
-
 use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::locks::RwLock;
+use cowl_overlay::{FileHandle, Kind, Ledger};
+use serde::{Deserialize, Serialize};
+
+/// The handle numbers of a process and those of its successor differ in the bits from this one up, so that a late
+/// RELEASE of the predecessor's handle closes no other one.
+const GENERATION_BIT: u32 = 40;
+
+/// An open file, under the node id with which it was opened.
+#[derive(Clone, Debug)]
+pub(super) struct OpenFile {
+    pub(super) node_id: u64,
+    pub(super) file: Arc<FileHandle>,
+}
+
+/// An open file in the ledger.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct HandleValue {
+    pub(super) node_id: u64,
+    pub(super) file: Vec<u8>,
+}
 
 /// Open files by handle number. A number is never reused.
 #[derive(Debug)]
-pub(super) struct Handles<T> {
-    open: RwLock<HashMap<u64, Arc<T>>>,
+pub(super) struct Handles {
+    open: RwLock<HashMap<u64, OpenFile>>,
     next: AtomicU64,
 }
 
-impl<T> Default for Handles<T> {
+impl Default for Handles {
     fn default() -> Self {
         Self {
             open: RwLock::default(),
@@ -24,22 +43,55 @@ impl<T> Default for Handles<T> {
     }
 }
 
-impl<T> Handles<T> {
-    /// Assigns a number to an open file.
-    pub(super) fn insert(&self, file: Arc<T>) -> u64 {
+impl Handles {
+    /// Assigns a number to an open file, and records it in the ledger.
+    pub(super) fn insert(
+        &self,
+        node_id: u64,
+        file: Arc<FileHandle>,
+        ledger: Option<&Arc<Ledger>>,
+    ) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.open.write().insert(number, file);
+        self.insert_as(number, OpenFile { node_id, file }, ledger);
+        if let Some(ledger) = ledger {
+            ledger.note_handle(number);
+        }
         number
     }
 
+    /// Inserts an open file of the predecessor under its number.
+    pub(super) fn inherit(&self, number: u64, open: OpenFile, ledger: &Arc<Ledger>) {
+        let first = ((number >> GENERATION_BIT) + 1) << GENERATION_BIT;
+        self.next.fetch_max(first, Ordering::Relaxed);
+        self.insert_as(number, open, Some(ledger));
+    }
+
+    fn insert_as(&self, number: u64, open: OpenFile, ledger: Option<&Arc<Ledger>>) {
+        if let Some(ledger) = ledger {
+            let value = HandleValue {
+                node_id: open.node_id,
+                file: open.file.to_ledger(),
+            };
+            // These types can always be encoded.
+            let value = postcard::to_stdvec(&value).unwrap_or_default();
+            ledger.put(Kind::Handle, number, &value);
+        }
+        self.open.write().insert(number, open);
+    }
+
     /// Returns the open file with this number, or EBADF.
-    pub(super) fn get(&self, number: u64) -> Result<Arc<T>> {
+    pub(super) fn get(&self, number: u64) -> Result<Arc<FileHandle>> {
         let open = self.open.read();
-        open.get(&number).cloned().ok_or(Error::Errno(Errno::BADF))
+        let found = open.get(&number).map(|open| open.file.clone());
+        found.ok_or(Error::Errno(Errno::BADF))
     }
 
     /// Removes a number and returns its open file, if there is one.
-    pub(super) fn remove(&self, number: u64) -> Option<Arc<T>> {
-        self.open.write().remove(&number)
+    pub(super) fn remove(&self, number: u64, ledger: Option<&Arc<Ledger>>) -> Option<OpenFile> {
+        let removed = self.open.write().remove(&number)?;
+        if let Some(ledger) = ledger {
+            ledger.delete(Kind::Handle, number);
+        }
+        Some(removed)
     }
 }

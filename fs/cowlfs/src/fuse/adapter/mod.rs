@@ -10,17 +10,20 @@ mod filesystem;
 mod handles;
 mod listing;
 mod opening;
+mod recovered;
 mod reply;
 
 use std::ffi::OsStr;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use fuser::{Generation, INodeNo, Notifier};
+use fuser::{Generation, INodeNo, Notifier, Request};
 
 use self::admission::RefusedOpens;
 use self::handles::Handles;
+pub(crate) use self::recovered::RecoveredValues;
 use super::passthrough::{BackingFiles, Policy};
 use super::settings::SessionSettings;
 use super::workers::{BusyPoll, RequestSpan, WorkerPool};
@@ -28,7 +31,7 @@ use crate::requests::{Opcode, Requests};
 use cowl_layers::error::Result;
 use cowl_layers::panics;
 use cowl_overlay::inode::Inode;
-use cowl_overlay::{FileHandle, Op, Overlay};
+use cowl_overlay::{Ledger, Op, Overlay, RequestSlot};
 
 const GENERATION: Generation = Generation(0);
 
@@ -36,7 +39,7 @@ const GENERATION: Generation = Generation(0);
 #[derive(Debug)]
 pub(crate) struct Adapter {
     overlay: Arc<Overlay>,
-    files: Handles<FileHandle>,
+    files: Handles,
     cache_timeout: Duration,
     /// Whether the kernel may cache listings. It must support directories that are not opened.
     cache_listings: bool,
@@ -50,6 +53,24 @@ pub(crate) struct Adapter {
     requests: Arc<Requests>,
     pool: Arc<WorkerPool>,
     busy_poll: BusyPoll,
+    /// What the kernel offered in the handshake.
+    pub(super) offered: Arc<OnceLock<InitOutcome>>,
+    /// Whether a request was answered, which the ledger records once.
+    has_answered: AtomicBool,
+}
+
+/// What the kernel offered in the handshake, for the same handshake in a successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InitOutcome {
+    /// The flags of the INIT request, 64 bits.
+    pub(crate) flags: u64,
+}
+
+/// A request that must not be executed twice, until after its reply.
+pub(super) struct ChangeSpan<'a> {
+    // Dropped first: the slot is free once the reply was sent.
+    _slot: Option<RequestSlot>,
+    _span: RequestSpan<'a>,
 }
 
 impl Adapter {
@@ -81,11 +102,36 @@ impl Adapter {
             requests: settings.requests.clone(),
             pool,
             busy_poll,
+            offered: Arc::default(),
+            has_answered: AtomicBool::new(false),
+        }
+    }
+
+    fn ledger(&self) -> Option<&Arc<Ledger>> {
+        self.overlay.ledger()
+    }
+
+    /// Like [`Self::begin_request`], for a request that must not be executed twice.
+    fn begin_change(&self, opcode: Opcode, req: &Request) -> ChangeSpan<'_> {
+        let span = self.begin_request(opcode);
+        let slot = self.ledger().map(|ledger| ledger.begin(req.unique().0));
+        ChangeSpan {
+            _slot: slot,
+            _span: span,
         }
     }
 
     /// Counts a request and begins its span, which the handler must drop after the reply.
     fn begin_request(&self, opcode: Opcode) -> RequestSpan<'_> {
+        if let Some(ledger) = self.ledger()
+            && !self.has_answered.load(Ordering::Relaxed)
+        {
+            // The second request proves that the first one did not end the process.
+            if self.requests.counts().len() > 1 && !self.has_answered.swap(true, Ordering::Relaxed)
+            {
+                ledger.note_answered();
+            }
+        }
         self.requests.count(opcode);
         RequestSpan::begin(&self.pool, &self.busy_poll)
     }

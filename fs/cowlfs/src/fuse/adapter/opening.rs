@@ -11,7 +11,8 @@ use super::convert::{
     caller, can_map_writable, is_synchronous, parse_name, to_errno, to_file_attr, to_open_options,
 };
 use super::{Adapter, GENERATION};
-use crate::fuse::passthrough::{CachedAttr, OpenMode, OpenParams, OpenTraits, Register};
+use crate::fuse::passthrough::{CachedAttr, OpenMode, OpenParams, OpenTraits};
+use crate::fuse::sys::Registrar;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
@@ -45,6 +46,7 @@ impl Adapter {
         reply: ReplyOpen,
     ) {
         let (options, direct) = to_open_options(flags);
+        self.release_resumed();
         let done = self.run("open", ino, None, |op| {
             let inode = op.inode(ino.0)?;
             // The number was renewed: descriptors that were opened with the old one remain valid, but it gets no new
@@ -65,18 +67,17 @@ impl Adapter {
             let close = |_: &Error| self.overlay.close(&content.handle);
             let admitted = self.refused.admit(op, &inode, options, req.pid());
             admitted.inspect_err(close)?;
-            let register: Register<'_> = &|fd| reply.open_backing(fd);
             let requested = Requested {
                 ino,
                 flags,
                 direct,
                 is_registered,
             };
-            self.count_open(op, requested, &inode, content, register)
+            self.count_open(op, requested, &inode, content, &reply)
         });
         match done {
             Ok(opened) => {
-                let fh = Fh(self.files.insert(opened.handle));
+                let fh = Fh(self.files.insert(ino.0, opened.handle, self.ledger()));
                 match opened.backing {
                     Some(backing) => reply.opened_passthrough(fh, opened.flags, &backing),
                     None => reply.opened(fh, opened.flags),
@@ -96,19 +97,19 @@ impl Adapter {
         reply: ReplyCreate,
     ) {
         let (options, direct) = to_open_options(flags);
+        self.release_resumed();
         let done = self.run("create", parent, Some(name), |op| {
             let caller = caller(req, umask);
             let parent = op.inode(parent.0)?;
             let name = parse_name(name)?;
             let (inode, content, attr) = op.create_attr(caller, &parent, &name, mode, options)?;
-            let register: Register<'_> = &|fd| reply.open_backing(fd);
             let requested = Requested {
                 ino: INodeNo(inode.ino()),
                 flags,
                 direct,
                 is_registered: false,
             };
-            let opened = self.count_open(op, requested, &inode, content, register)?;
+            let opened = self.count_open(op, requested, &inode, content, &reply)?;
             Ok((inode, opened, attr))
         });
         match done {
@@ -124,7 +125,7 @@ impl Adapter {
         attr: &Attr,
         reply: ReplyCreate,
     ) {
-        let fh = Fh(self.files.insert(opened.handle));
+        let fh = Fh(self.files.insert(inode.ino(), opened.handle, self.ledger()));
         self.overlay.inodes().count_lookup(inode);
         let timeout = &self.created_attr_timeout(inode, attr);
         let attr = to_file_attr(attr);
@@ -145,7 +146,7 @@ impl Adapter {
         requested: Requested,
         inode: &Arc<Inode>,
         Opened { handle, descriptor }: Opened,
-        register: Register<'_>,
+        registrar: &dyn Registrar,
     ) -> Result<OpenedFile> {
         let Requested { ino, flags, .. } = requested;
         let close = |_: &Error| self.overlay.close(&handle);
@@ -165,7 +166,8 @@ impl Adapter {
                     .as_ref()
                     .map(|(fd, version)| (fd.as_fd(), *version)),
             },
-            register,
+            registrar,
+            self.ledger(),
         );
         let (mut flags, backing) = match mode {
             OpenMode::Daemon(flags) => (flags, None),
@@ -194,7 +196,7 @@ impl Adapter {
         if backing.is_some() && is_synchronous {
             // The kernel syncs each write to the backing file, but that does not sync the name of a new copy-up.
             op.sync_name(&handle).inspect_err(|_| {
-                self.backing.release(ino.0);
+                self.backing.release(ino.0, self.ledger());
                 self.overlay.close(&handle);
             })?;
         }
@@ -244,10 +246,23 @@ impl Adapter {
 
     /// Handles a RELEASE request: the last descriptor of an open file was closed.
     pub(super) fn release_file(&self, ino: INodeNo, fh: Fh) {
-        self.backing.release(ino.0);
-        if let Some(handle) = self.files.remove(fh.0) {
-            self.start_writeback("release", ino, &handle, Close::Last);
-            self.overlay.close(&handle);
+        // A predecessor may have handled the request, without a reply.
+        if let Some(open) = self.files.remove(fh.0, self.ledger()) {
+            self.backing.release(open.node_id, self.ledger());
+            self.start_writeback("release", ino, &open.file, Close::Last);
+            self.overlay.close(&open.file);
+        }
+    }
+
+    /// Closes the handle that a predecessor assigned in the request of this thread. The kernel did not get its number,
+    /// because it sent the request again.
+    fn release_resumed(&self) {
+        let handle = self
+            .ledger()
+            .and_then(|ledger| ledger.take_resumed_handle());
+        if let Some(open) = handle.and_then(|number| self.files.remove(number, self.ledger())) {
+            self.backing.release(open.node_id, self.ledger());
+            self.overlay.close(&open.file);
         }
     }
 

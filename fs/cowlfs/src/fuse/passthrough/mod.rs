@@ -9,7 +9,6 @@
 mod policy;
 
 use std::collections::HashMap;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -17,18 +16,18 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use cowl_layers::locks::Mutex;
 use fuser::{BackingId, FopenFlags};
 use lru::LruCache;
+use serde::{Deserialize, Serialize};
 
+use super::sys::Registrar;
 use cowl_layers::error::Errno;
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
+use cowl_overlay::{Kind, Ledger};
 use policy::{InodeMode, Verdict, decide};
 pub(super) use policy::{OpenTraits, Policy};
 
 /// The number of backing files that remain registered although they are not open.
 const MAX_IDLE: usize = 1024;
-
-/// Registers a file with the kernel.
-pub(super) type Register<'a> = &'a dyn Fn(BorrowedFd<'_>) -> io::Result<BackingId>;
 
 /// The backing files of a mount.
 #[derive(Debug)]
@@ -46,6 +45,8 @@ struct Table {
     files: HashMap<u64, FileState>,
     /// Files that are not open and have a backing file, the most recently used last.
     idle: LruCache<u64, ()>,
+    /// Registrations of a predecessor to be closed at the next open: only a reply can do so.
+    orphaned: Vec<u32>,
     /// Devices whose files the kernel refuses, because their file systems are stacked on other file systems.
     refused_devices: Vec<u64>,
 }
@@ -67,9 +68,38 @@ struct FileState {
 /// A registration of a backing file.
 #[derive(Debug)]
 struct RegisteredFile {
-    id: Arc<BackingId>,
+    /// The number by which the kernel knows it.
+    raw: u32,
+    /// The registration; `None` for one of a predecessor that was not used yet.
+    id: Option<Arc<BackingId>>,
     /// The version of its content ([`Inode::content_version`]).
     version: u32,
+}
+
+/// The state of a file in the ledger.
+#[derive(Debug, Serialize, Deserialize)]
+struct BackingValue {
+    /// The number of the backing file, and the version of its content.
+    backing: Option<(u32, u32)>,
+    is_passthrough: bool,
+    has_writer: bool,
+    has_stale_pages: bool,
+    has_volatile_attr: bool,
+}
+
+impl RegisteredFile {
+    /// Returns the registration for a reply.
+    fn used(&mut self, registrar: &dyn Registrar) -> Arc<BackingId> {
+        let raw = self.raw;
+        let adopt = || Arc::new(registrar.adopt(raw));
+        self.id.get_or_insert_with(adopt).clone()
+    }
+}
+
+/// Removes the registrations that only a reply can close, and returns their numbers.
+fn discard(dropped: &mut Vec<RegisteredFile>) -> Vec<u32> {
+    let orphaned = dropped.extract_if(.., |file| file.id.is_none());
+    orphaned.map(|file| file.raw).collect()
 }
 
 /// The parameters of an open.
@@ -156,6 +186,7 @@ impl BackingFiles {
             table: Mutex::new(Table {
                 files: HashMap::new(),
                 idle: LruCache::unbounded(),
+                orphaned: Vec::new(),
                 refused_devices: Vec::new(),
             }),
         }
@@ -182,7 +213,12 @@ impl BackingFiles {
     }
 
     /// Chooses the mode of an open, and counts the open.
-    pub(super) fn open(&self, params: &OpenParams<'_>, register: Register<'_>) -> OpenMode {
+    pub(super) fn open(
+        &self,
+        params: &OpenParams<'_>,
+        registrar: &dyn Registrar,
+        ledger: Option<&Arc<Ledger>>,
+    ) -> OpenMode {
         if !self.policy.allows_any() {
             let cache = if params.traits.direct {
                 FopenFlags::FOPEN_DIRECT_IO
@@ -194,8 +230,14 @@ impl BackingFiles {
         // Unregistering is a system call, so it happens after the lock is released.
         let mut dropped = Vec::new();
         let mut table = self.table.lock();
-        let mode = self.open_locked(&mut table, params, register, &mut dropped);
+        let orphaned = std::mem::take(&mut table.orphaned);
+        let mode = self.open_locked(&mut table, params, registrar, &mut dropped);
+        Self::record(&table, params.ino, ledger);
+        table.orphaned.extend(discard(&mut dropped));
         drop(table);
+        for raw in orphaned {
+            drop(registrar.adopt(raw));
+        }
         mode
     }
 
@@ -203,7 +245,7 @@ impl BackingFiles {
         &self,
         table: &mut Table,
         params: &OpenParams<'_>,
-        register: Register<'_>,
+        registrar: &dyn Registrar,
         dropped: &mut Vec<RegisteredFile>,
     ) -> OpenMode {
         let ino = params.ino;
@@ -224,8 +266,12 @@ impl BackingFiles {
                     // Content that was copied up since it was opened must not be registered as the current version.
                     .filter(|(_, opened)| *opened == version)
                     .map(|(fd, _)| fd)
-                    .and_then(|fd| self.register(fd, params, &mut table.refused_devices, register))
-                    .map(|id| RegisteredFile { id, version });
+                    .and_then(|fd| self.register(fd, params, &mut table.refused_devices, registrar))
+                    .map(|(raw, id)| RegisteredFile {
+                        raw,
+                        id: Some(id),
+                        version,
+                    });
             }
             if file.backing.is_none() {
                 verdict = decide(Policy::OFF, params.traits, current);
@@ -233,7 +279,7 @@ impl BackingFiles {
         }
         let flags = FopenFlags::FOPEN_NOFLUSH;
         let cached = file.cached_attr(params);
-        let (mode, is_passthrough) = match (verdict, &file.backing) {
+        let (mode, is_passthrough) = match (verdict, &mut file.backing) {
             (Verdict::Renew, _) => {
                 // Descriptors under the old number show the old content from here on.
                 file.has_stale_pages = true;
@@ -241,12 +287,12 @@ impl BackingFiles {
                 return OpenMode::Renew;
             }
             (Verdict::Passthrough, Some(backing)) => {
-                let id = backing.id.clone();
+                let id = backing.used(registrar);
                 (OpenMode::Passthrough(flags, id, cached), true)
             }
             (Verdict::PassthroughMappings, Some(backing)) => {
                 let flags = flags | FopenFlags::FOPEN_DIRECT_IO;
-                let id = backing.id.clone();
+                let id = backing.used(registrar);
                 (OpenMode::Passthrough(flags, id, cached), true)
             }
             (Verdict::Direct, _) => {
@@ -286,8 +332,8 @@ impl BackingFiles {
         content: BorrowedFd<'_>,
         params: &OpenParams<'_>,
         refused_devices: &mut Vec<u64>,
-        register: Register<'_>,
-    ) -> Option<Arc<BackingId>> {
+        registrar: &dyn Registrar,
+    ) -> Option<(u32, Arc<BackingId>)> {
         let dev = params
             .dev
             .map_or_else(|| sys::stat::stat_fd(content).map(|stat| stat.dev), Ok);
@@ -308,8 +354,8 @@ impl BackingFiles {
         }
         // The kernel writes with the credentials of the registering thread. Without CAP_FSETID in them, a write clears
         // setuid and setgid bits, as it must for a program without that capability.
-        match sys::creds::without_setid(|| Ok(register(content.as_fd()))) {
-            Ok(Ok(id)) => Some(Arc::new(id)),
+        match sys::creds::without_setid(|| Ok(registrar.register(content.as_fd()))) {
+            Ok(Ok((raw, id))) => Some((raw, Arc::new(id))),
             Ok(Err(error)) => {
                 match Errno::from_io_error(&error) {
                     Some(Errno::LOOP) => {
@@ -335,7 +381,7 @@ impl BackingFiles {
     }
 
     /// Handles a RELEASE request for one open.
-    pub(super) fn release(&self, ino: u64) {
+    pub(super) fn release(&self, ino: u64, ledger: Option<&Arc<Ledger>>) {
         if !self.policy.allows_any() {
             return;
         }
@@ -345,6 +391,7 @@ impl BackingFiles {
         let Some(file) = files.get_mut(&ino) else {
             return;
         };
+        let mut evicted = None;
         file.opens = file.opens.saturating_sub(1);
         if file.opens > 0 {
             return;
@@ -365,10 +412,17 @@ impl BackingFiles {
             && let Some(file) = files.get_mut(&oldest)
         {
             dropped = file.backing.take();
+            evicted = Some(oldest);
             if !file.must_be_retained() {
                 files.remove(&oldest);
             }
         }
+        Self::record(&table, ino, ledger);
+        if let Some(oldest) = evicted {
+            Self::record(&table, oldest, ledger);
+        }
+        let mut dropped: Vec<_> = dropped.into_iter().collect();
+        table.orphaned.extend(discard(&mut dropped));
         drop(table);
         drop(dropped);
     }
@@ -378,7 +432,12 @@ impl BackingFiles {
     /// `is_forgotten` is evaluated under the lock, to prevent a race: otherwise the inode could be looked up, opened,
     /// mapped and closed after the evaluation, and the mapping would not be counted. Every open follows the lookup
     /// after which the inode is no longer forgotten.
-    pub(super) fn forget(&self, ino: u64, is_forgotten: impl FnOnce() -> bool) {
+    pub(super) fn forget(
+        &self,
+        ino: u64,
+        ledger: Option<&Arc<Ledger>>,
+        is_forgotten: impl FnOnce() -> bool,
+    ) {
         if !self.policy.allows_any() {
             return;
         }
@@ -391,11 +450,79 @@ impl BackingFiles {
             return;
         }
         table.idle.pop(&ino);
-        let file = table.files.remove(&ino);
+        let mut file = table.files.remove(&ino);
+        Self::record(&table, ino, ledger);
+        let mut dropped: Vec<_> = file
+            .as_mut()
+            .and_then(|file| file.backing.take())
+            .into_iter()
+            .collect();
+        table.orphaned.extend(discard(&mut dropped));
         drop(table);
+        drop(dropped);
         // The backing file is unregistered here, after the lock was released.
         if file.is_some_and(|file| file.has_writer) {
             self.writers.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Records the state of an inode.
+    fn record(table: &Table, ino: u64, ledger: Option<&Arc<Ledger>>) {
+        let Some(ledger) = ledger else { return };
+        match table.files.get(&ino) {
+            Some(file) => {
+                let backing = file.backing.as_ref();
+                let value = BackingValue {
+                    backing: backing.map(|backing| (backing.raw, backing.version)),
+                    is_passthrough: file.is_passthrough,
+                    has_writer: file.has_writer,
+                    has_stale_pages: file.has_stale_pages,
+                    has_volatile_attr: file.has_volatile_attr,
+                };
+                // These types can always be encoded.
+                let value = postcard::to_stdvec(&value).unwrap_or_default();
+                ledger.put(Kind::Backing, ino, &value);
+            }
+            None => ledger.delete(Kind::Backing, ino),
+        }
+    }
+
+    /// Restores the states of a predecessor. `opens` are the numbers of open files by node id.
+    pub(super) fn restore(
+        &self,
+        values: &[(u64, Vec<u8>)],
+        opens: &HashMap<u64, u32>,
+        ledger: &Arc<Ledger>,
+    ) {
+        let mut table = self.table.lock();
+        let Table { files, idle, .. } = &mut *table;
+        for (ino, opens) in opens {
+            files.entry(*ino).or_default().opens = *opens;
+        }
+        for (ino, bytes) in values {
+            let Ok(value) = postcard::from_bytes::<BackingValue>(bytes) else {
+                log::error!("the state of inode {ino} for passthrough is damaged");
+                continue;
+            };
+            let file = files.entry(*ino).or_default();
+            file.backing = value.backing.map(|(raw, version)| RegisteredFile {
+                raw,
+                id: None,
+                version,
+            });
+            file.is_passthrough = value.is_passthrough && file.opens > 0;
+            file.has_stale_pages = value.has_stale_pages;
+            file.has_volatile_attr = value.has_volatile_attr;
+            file.has_writer = value.has_writer && (file.opens > 0 || file.has_volatile_attr);
+            if file.has_writer {
+                self.writers.fetch_add(1, Ordering::AcqRel);
+            }
+            if file.opens == 0 && file.backing.is_some() {
+                idle.put(*ino, ());
+            }
+        }
+        for ino in table.files.keys() {
+            Self::record(&table, *ino, Some(ledger));
         }
     }
 
@@ -433,10 +560,10 @@ mod tests {
             ..FileState::default()
         };
         backing.table.lock().files.insert(7, mapped);
-        backing.forget(7, || false);
+        backing.forget(7, None, || false);
         assert!(backing.has_volatile_attr(7, SetidBits::Clear));
         assert_eq!(writers.load(Ordering::Acquire), 1);
-        backing.forget(7, || {
+        backing.forget(7, None, || {
             assert!(
                 backing.table.is_locked(),
                 "otherwise the inode may be known again"

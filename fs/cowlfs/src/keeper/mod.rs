@@ -1,0 +1,192 @@
+//! The keeper: a process that holds what a mount consists of (the device, the layers with their locks, the ledger, the
+//! control socket), and starts a new daemon if the daemon is killed (docs/decisions/0035).
+//!
+//! It is the process that was started. It forks the daemon after the mount was attached, while it still has a single
+//! thread, and waits for its end. A successor is forked in the same way, so it needs neither the program file nor the
+//! options again.
+
+mod custody;
+mod message;
+mod watch;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cowl_layers::layer::InheritedLayer;
+use cowl_layers::sys::child::{self, Ended, Forked};
+use cowl_overlay::{Estate, LedgerError};
+pub(crate) use custody::Custody;
+
+use message::Message;
+use watch::{Watched, watch};
+
+/// The number of daemons in a row that end before they have answered a request, after which the mount is given up.
+const MAX_FAILURES: u32 = 5;
+/// The pause after the first of them; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// The process that returns from [`start`], which is never the keeper.
+#[derive(Debug)]
+pub(crate) enum Turn {
+    /// The first daemon.
+    First(Arc<Custody>),
+    /// A successor of a daemon that was killed.
+    Successor(Arc<Custody>, Box<Legacy>),
+}
+
+/// What the keeper holds for a successor.
+#[derive(Debug, Default)]
+pub(crate) struct Legacy {
+    /// The ledger of the last daemon.
+    pub(crate) ledger: Option<OwnedFd>,
+    /// The layers by their ids.
+    pub(crate) layers: HashMap<u64, InheritedLayer>,
+    /// The descriptors in custody.
+    pub(crate) descriptors: HashMap<u64, Arc<OwnedFd>>,
+}
+
+impl Legacy {
+    fn take(
+        &mut self,
+        message: Message,
+        mut descriptors: Vec<OwnedFd>,
+    ) -> cowl_layers::error::Result<()> {
+        match message {
+            Message::Ledger => self.ledger = descriptors.pop(),
+            Message::Serving => {}
+            Message::Deposit(number) => {
+                if let Some(descriptor) = descriptors.pop() {
+                    self.descriptors.insert(number, Arc::new(descriptor));
+                }
+            }
+            Message::Release(number) => {
+                self.descriptors.remove(&number);
+            }
+            Message::Layer(traits) => {
+                let mut descriptors = descriptors.into_iter();
+                if let Some(root) = descriptors.next() {
+                    let layer = InheritedLayer::new(&traits, root, descriptors.next())?;
+                    // An upper layer that was frozen is sent again as a lower one; it must not be unlocked.
+                    if let Some(before) = self.layers.insert(layer.layer.id(), layer) {
+                        std::mem::forget(before);
+                    }
+                }
+            }
+            Message::Layers(ids) => self.layers.retain(|id, _| ids.contains(id)),
+        }
+        Ok(())
+    }
+
+    /// Returns a copy of the layers for a successor.
+    fn copy(&self) -> cowl_layers::error::Result<Self> {
+        let mut layers = HashMap::new();
+        for (id, layer) in &self.layers {
+            layers.insert(*id, layer.try_clone()?);
+        }
+        let ledger = match &self.ledger {
+            Some(ledger) => Some(cowl_layers::sys::dir::duplicate(std::os::fd::AsFd::as_fd(
+                ledger,
+            ))?),
+            None => None,
+        };
+        Ok(Self {
+            ledger,
+            layers,
+            descriptors: self.descriptors.clone(),
+        })
+    }
+}
+
+/// Forks the daemon and, in the original process, becomes its keeper. Returns only in a daemon.
+///
+/// `kept` runs in the keeper once the daemon serves: it releases what only the start needs. The process must have a
+/// single thread.
+pub(crate) fn start(mut kept: impl FnMut()) -> io::Result<Turn> {
+    let (keeper, daemon) = message::pair()?;
+    let mut running = match child::fork_daemon()? {
+        Forked::Child => {
+            drop(keeper);
+            return Ok(Turn::First(Custody::new(daemon)));
+        }
+        Forked::Parent(child) => child,
+    };
+    drop(daemon);
+    let mut socket = keeper;
+    let mut legacy = Legacy::default();
+    let mut failures = 0;
+    loop {
+        let ended = loop {
+            match watch(&socket, &running)? {
+                Watched::Message => {
+                    while let Some((message, descriptors)) = message::receive(&socket)? {
+                        let is_serving = message == Message::Serving;
+                        if let Err(error) = legacy.take(message, descriptors) {
+                            log::error!("the keeper cannot hold a layer: {error}");
+                        }
+                        if is_serving {
+                            kept();
+                        }
+                    }
+                }
+                Watched::Signal(signal) => running.signal(signal),
+                Watched::Ended(ended) => break ended,
+            }
+        };
+        while let Ok(Some((message, descriptors))) = message::receive(&socket) {
+            if let Err(error) = legacy.take(message, descriptors) {
+                log::error!("the keeper cannot hold a layer: {error}");
+            }
+        }
+        let signal = match ended {
+            Ended::Exited(code) => child::exit_at_once(code),
+            Ended::Killed(signal) => signal,
+        };
+        failures = match has_answered(&legacy) {
+            Ok(true) => 0,
+            Ok(false) => failures + 1,
+            Err(error) => {
+                log::error!("the daemon was killed by {signal}, and the mount ends: {error}");
+                child::exit_at_once(1);
+            }
+        };
+        if failures >= MAX_FAILURES {
+            log::error!(
+                "{failures} daemons in a row have ended before they answered a request: the mount ends; unmount it, \
+                 and mount it again"
+            );
+            child::exit_at_once(1);
+        }
+        log::warn!("the daemon was killed by {signal}: starting another one");
+        if failures > 0 {
+            std::thread::sleep(FIRST_PAUSE * (1 << failures));
+        }
+        let (keeper, daemon) = message::pair()?;
+        match child::fork_daemon()? {
+            Forked::Child => {
+                drop(keeper);
+                drop(socket);
+                let copy = legacy.copy();
+                // Dropping them would release the locks.
+                std::mem::forget(legacy);
+                let copy = copy.map_err(io::Error::other)?;
+                return Ok(Turn::Successor(Custody::new(daemon), Box::new(copy)));
+            }
+            Forked::Parent(next) => running = next,
+        }
+        drop(daemon);
+        socket = keeper;
+    }
+}
+
+/// Whether the last daemon answered a request.
+fn has_answered(legacy: &Legacy) -> Result<bool, LedgerError> {
+    let ledger = legacy.ledger.as_ref().ok_or(LedgerError::Incomplete)?;
+    let copy = ledger.try_clone().map_err(|error| {
+        let errno = cowl_layers::error::Errno::from_io_error(&error);
+        LedgerError::Io(errno.unwrap_or(cowl_layers::error::Errno::IO).into())
+    })?;
+    Estate::has_answered(copy)
+}
