@@ -61,9 +61,9 @@ impl Awake {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Keeper {
     /// If the kernel supports it.
+    #[default]
     On,
     /// Never: the mount ends with the daemon.
-    #[default]
     Off,
 }
 

@@ -146,10 +146,26 @@ impl Overlay {
     /// Releases the layers that other layers have replaced and that nothing refers to any more. Returns the number of
     /// those that remain.
     pub fn release_unused_layers(&self) -> usize {
+        let stack = self.stack.read();
         let mut retained = self.retained.lock();
+        let before = retained.len();
+        let mut released = Vec::new();
         // Each location of an object in the layer refers to it.
-        retained.retain(|(layer, _)| Arc::strong_count(layer) > 1);
-        retained.len()
+        retained.retain(|one| {
+            let is_used = Arc::strong_count(&one.0) > 1;
+            if !is_used {
+                released.push(one.clone());
+            }
+            is_used
+        });
+        let remaining = retained.len();
+        drop(retained);
+        if remaining < before {
+            self.note_stack(&stack);
+        }
+        // A successor must not look for a layer that is not locked any more.
+        drop(released);
+        remaining
     }
 
     /// Returns the root directory.

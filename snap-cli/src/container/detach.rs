@@ -64,6 +64,8 @@ pub(super) fn unmount(container: &Container<'_>, target: &UnmountTarget<'_>) -> 
                     transient: false,
                 }))
             }
+            // The daemon was killed after it had unmounted, and could not answer.
+            Err(ControlError::Io(_)) if !is_mounted(target)? => return Ok(()),
             Err(error) => return Err(daemon::to_error(&error)),
         };
         match obstacle {
@@ -86,6 +88,13 @@ pub(super) fn unmount(container: &Container<'_>, target: &UnmountTarget<'_>) -> 
             container.store().session().command
         )),
     )
+}
+
+/// Whether the file system is mounted at its mount point.
+fn is_mounted(target: &UnmountTarget<'_>) -> Result<bool> {
+    let mounts = mountinfo::read()?;
+    let top = mountinfo::topmost(&mounts, target.mountpoint);
+    Ok(top.is_some_and(|top| target.device.is_none_or(|device| top.device == device)))
 }
 
 /// Finds the obstacle that keeps the daemon from unmounting.

@@ -16,9 +16,14 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// The interval in which the state of the daemon is checked while waiting for a response.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
+/// The time limit for another daemon to take the place of one that was killed.
+const REPLACEMENT_TIMEOUT: Duration = Duration::from_secs(20);
+const REPLACEMENT_INTERVAL: Duration = Duration::from_millis(10);
+
 /// A connection to a daemon.
 #[derive(Debug)]
 pub struct Client {
+    socket: PathBuf,
     stream: BufReader<UnixStream>,
     /// The process id of the daemon.
     pid: u32,
@@ -83,13 +88,10 @@ impl Client {
     /// A connection alone does not prove that the daemon works: a killed process may hold its locks, and accept
     /// connections, for a while.
     pub fn connect(socket: &Path) -> Result<Self, ControlError> {
-        let (_dir, path) = short_path(socket)?;
-        let stream = sys::socket::connect(&path, PING_TIMEOUT)?;
-        let pid = sys::socket::peer_process(&stream)?;
-        stream.set_write_timeout(Some(PING_TIMEOUT))?;
-        stream.set_read_timeout(Some(POLL_INTERVAL))?;
+        let (stream, pid) = open(socket)?;
         let mut client = Self {
-            stream: BufReader::new(stream),
+            socket: socket.to_path_buf(),
+            stream,
             pid,
         };
         match client.send(&Request::Ping, PING_TIMEOUT)? {
@@ -168,7 +170,32 @@ impl Client {
     }
 
     /// Sends a request and waits for the response.
+    ///
+    /// If the daemon is killed meanwhile and another one takes its place, sends the request to that one. Every request
+    /// can be executed twice: a layer that is on top already is not pushed again.
     fn send(&mut self, request: &Request, timeout: Duration) -> Result<Response, ControlError> {
+        let until = Instant::now() + REPLACEMENT_TIMEOUT;
+        loop {
+            let ended = match self.send_once(request, timeout) {
+                Err(ControlError::Io(error)) if is_end(&error) => error,
+                other => return other,
+            };
+            std::thread::sleep(REPLACEMENT_INTERVAL);
+            match open(&self.socket) {
+                Ok((stream, pid)) if Instant::now() < until => {
+                    (self.stream, self.pid) = (stream, pid);
+                }
+                // Without a keeper, nothing listens any more.
+                _ => return Err(ended.into()),
+            }
+        }
+    }
+
+    fn send_once(
+        &mut self,
+        request: &Request,
+        timeout: Duration,
+    ) -> Result<Response, ControlError> {
         let mut line = serde_json::to_vec(request).map_err(io::Error::from)?;
         line.push(b'\n');
         self.stream.get_mut().write_all(&line)?;
@@ -205,6 +232,24 @@ impl Client {
             io::Error::other(message).into()
         })
     }
+}
+
+/// Connects to a socket. Returns the process that listens as well.
+fn open(socket: &Path) -> io::Result<(BufReader<UnixStream>, u32)> {
+    let (_dir, path) = short_path(socket)?;
+    let stream = sys::socket::connect(&path, PING_TIMEOUT)?;
+    let pid = sys::socket::peer_process(&stream)?;
+    stream.set_write_timeout(Some(PING_TIMEOUT))?;
+    stream.set_read_timeout(Some(POLL_INTERVAL))?;
+    Ok((BufReader::new(stream), pid))
+}
+
+/// Whether the connection was closed by the other end.
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
 }
 
 /// Returns the error for a response that is not the expected one.

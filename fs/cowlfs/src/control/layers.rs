@@ -32,6 +32,10 @@ pub(super) fn push(served: &ServedMount, upper: &Path, work: &Path) -> Response 
     if !config.snapshots {
         return failed("no layer can be pushed on this mount".into());
     }
+    if overlay.layer_paths().0.as_deref() == Some(upper) {
+        // A daemon that was killed pushed it and could not answer.
+        return Response::Done;
+    }
     let opened = open(config, upper)
         .and_then(|layer| Upper::from_layer(config.mount.through(), layer, work));
     let new = match opened {

@@ -20,6 +20,7 @@ use cowl_layers::sys::child::{self, Ended, Forked};
 use cowl_overlay::{Estate, LedgerError};
 pub(crate) use custody::Custody;
 
+use libc::SIGKILL;
 use message::Message;
 use watch::{Watched, watch};
 
@@ -118,15 +119,17 @@ pub(crate) fn start(mut kept: impl FnMut()) -> io::Result<Turn> {
     let mut legacy = Legacy::default();
     let mut failures = 0;
     loop {
+        let mut is_serving = false;
         let ended = loop {
             match watch(&socket, &running)? {
                 Watched::Message => {
                     while let Some((message, descriptors)) = message::receive(&socket)? {
-                        let is_serving = message == Message::Serving;
+                        let is_report = message == Message::Serving;
                         if let Err(error) = legacy.take(message, descriptors) {
                             log::error!("the keeper cannot hold a layer: {error}");
                         }
-                        if is_serving {
+                        if is_report {
+                            is_serving = true;
                             kept();
                         }
                     }
@@ -136,6 +139,7 @@ pub(crate) fn start(mut kept: impl FnMut()) -> io::Result<Turn> {
             }
         };
         while let Ok(Some((message, descriptors))) = message::receive(&socket) {
+            is_serving |= message == Message::Serving;
             if let Err(error) = legacy.take(message, descriptors) {
                 log::error!("the keeper cannot hold a layer: {error}");
             }
@@ -145,7 +149,9 @@ pub(crate) fn start(mut kept: impl FnMut()) -> io::Result<Turn> {
             Ended::Killed(signal) => signal,
         };
         failures = match has_answered(&legacy) {
+            // A daemon that serves and gets no request has not failed.
             Ok(true) => 0,
+            Ok(false) if signal == SIGKILL && is_serving => 0,
             Ok(false) => failures + 1,
             Err(error) => {
                 log::error!("the daemon was killed by {signal}, and the mount ends: {error}");

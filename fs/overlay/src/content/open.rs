@@ -107,7 +107,13 @@ impl Content<'_> {
         if let Some(fd) = self.descriptors.get(handle, version) {
             return Ok(fd);
         }
-        let fd = Arc::new(open_content(&handle.inode, open_flags(handle.options))?);
+        let mut options = handle.options;
+        if options.write && !self.is_in_upper(handle)? {
+            // A snapshot has frozen the layer, and a flatten may have moved the content to one on a read-only mount. A
+            // write copies the file up first.
+            options.write = false;
+        }
+        let fd = Arc::new(open_content(&handle.inode, open_flags(options))?);
         self.descriptors.put(handle, (fd.clone(), version));
         Ok(fd)
     }
