@@ -33,48 +33,17 @@ const READ_AHEAD: u32 = 1024;
 ///
 /// With a keeper (docs/decisions/0035), this returns in the process of a daemon, which can be another one than the
 /// caller's. The caller's process then exits with the code of that process.
-pub fn serve(mut config: Config, mut on: impl FnMut(Event)) -> Result<(), SetupError> {
-    check_proc()?;
-    let lacking = limits::set_up();
-    if !lacking.is_empty() {
-        log::info!("the daemon may not change: {}", lacking.join(", "));
-    }
-    config.mountpoint = check_mountpoint(&config.mountpoint)?;
-    check_layers_apart(&config)?;
-    let layers = LowerLayers::open(&mut config)?;
-    let device = fuse::open_device().map_err(|error| explain(error, &config.mountpoint))?;
-    let (overlay, locks) = layers.into_overlay(&config)?;
-    let signals = Signals::block();
-    let requests = Arc::new(Requests::default());
-    let settings = session_settings(&config, &requests);
-    let kept_device = device
-        .try_clone()
-        .map_err(|error| failed(format!("cannot duplicate a descriptor: {error}")))?;
-    let prepared = fuse::prepare(device, overlay.clone(), &config.mount, &settings)
-        .map_err(|error| explain(error, &config.mountpoint))?;
-    let listener = listen(&config)?;
-    let device = prepared
-        .device()
-        .map_err(|error| SetupError::at("cannot stat the mount for", &config.mountpoint, error))?;
-    let offered = prepared.offered();
-    let attached = prepared
-        .attach(&config.mountpoint)
-        .map_err(|error| SetupError::at("cannot mount at", &config.mountpoint, error))?;
-    if let Err(error) = sys::mount::read_ahead(device, READ_AHEAD) {
-        // Without the privilege or /sys, reads are only slower.
-        log::debug!("cannot set the readahead: {error}");
-    }
-    let mount = OwnMount::record(config.mountpoint.clone(), device);
-    leave_namespace(&config, device);
-    // Held until the process exits.
-    overlay.hold_locks(locks);
-    let start = Start {
-        overlay,
-        attached,
-        kept_device,
-        offered,
-        settings,
-    };
+pub fn serve(config: Config, mut on: impl FnMut(Event)) -> Result<(), SetupError> {
+    let SetUp {
+        config,
+        start,
+        signals,
+        requests,
+        listener,
+        mount,
+        lacking,
+    } = set_up(config)?;
+    let device = mount.device;
     let serving = start.begin(&config, &mut on)?;
     let Serving {
         overlay,
@@ -132,6 +101,71 @@ pub fn serve(mut config: Config, mut on: impl FnMut(Event)) -> Result<(), SetupE
         Err(error) => Err(failed(format!("the session ended: {error}"))),
         Ok(()) => Ok(()),
     }
+}
+
+/// A mount that was set up, with what its daemon needs beside [`Start`].
+struct SetUp {
+    config: Config,
+    start: Start,
+    signals: Signals,
+    requests: Arc<Requests>,
+    listener: Option<UnixListener>,
+    mount: OwnMount,
+    lacking: Vec<String>,
+}
+
+/// Opens and locks the layers, mounts them, and leaves the mount namespace.
+fn set_up(mut config: Config) -> Result<SetUp, SetupError> {
+    check_proc()?;
+    let lacking = limits::set_up();
+    if !lacking.is_empty() {
+        log::info!("the daemon may not change: {}", lacking.join(", "));
+    }
+    config.mountpoint = check_mountpoint(&config.mountpoint)?;
+    check_layers_apart(&config)?;
+    let layers = LowerLayers::open(&mut config)?;
+    let device = fuse::open_device().map_err(|error| explain(error, &config.mountpoint))?;
+    let (overlay, locks) = layers.into_overlay(&config)?;
+    let signals = Signals::block();
+    let requests = Arc::new(Requests::default());
+    let settings = session_settings(&config, &requests);
+    let kept_device = device
+        .try_clone()
+        .map_err(|error| failed(format!("cannot duplicate a descriptor: {error}")))?;
+    let prepared = fuse::prepare(device, overlay.clone(), &config.mount, &settings)
+        .map_err(|error| explain(error, &config.mountpoint))?;
+    let listener = listen(&config)?;
+    let device = prepared
+        .device()
+        .map_err(|error| SetupError::at("cannot stat the mount for", &config.mountpoint, error))?;
+    let offered = prepared.offered();
+    let attached = prepared
+        .attach(&config.mountpoint)
+        .map_err(|error| SetupError::at("cannot mount at", &config.mountpoint, error))?;
+    if let Err(error) = sys::mount::read_ahead(device, READ_AHEAD) {
+        // Without the privilege or /sys, reads are only slower.
+        log::debug!("cannot set the readahead: {error}");
+    }
+    let mount = OwnMount::record(config.mountpoint.clone(), device);
+    leave_namespace(&config, device);
+    // Held until the process exits.
+    overlay.hold_locks(locks);
+    let start = Start {
+        overlay,
+        attached,
+        kept_device,
+        offered,
+        settings,
+    };
+    Ok(SetUp {
+        config,
+        start,
+        signals,
+        requests,
+        listener,
+        mount,
+        lacking,
+    })
 }
 
 /// The opened lower layers, with their locks.

@@ -6,13 +6,13 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::server::ServedMount;
 use super::{ReplacedLayers, Response};
 use crate::config::Config;
+use crate::keeper::Custody;
 use cowl_layers::format::XattrSpace;
 use cowl_layers::layer::{Layer, Upper, lock};
 use cowl_layers::setup::SetupError;
-use cowl_overlay::{PushError, ReplaceError};
+use cowl_overlay::{Overlay, PushError, ReplaceError};
 
 fn open(config: &Config, path: &Path) -> Result<Arc<Layer>, SetupError> {
     Layer::open(path, config.space.unwrap_or_else(XattrSpace::detect))
@@ -27,8 +27,12 @@ fn too_busy() -> Response {
 }
 
 /// Pushes a new upper layer.
-pub(super) fn push(served: &ServedMount, upper: &Path, work: &Path) -> Response {
-    let (overlay, config) = (&served.overlay, &served.config);
+pub(super) fn push(
+    (overlay, custody): (&Overlay, Option<&Arc<Custody>>),
+    config: &Config,
+    upper: &Path,
+    work: &Path,
+) -> Response {
     if !config.snapshots {
         return failed("no layer can be pushed on this mount".into());
     }
@@ -42,14 +46,14 @@ pub(super) fn push(served: &ServedMount, upper: &Path, work: &Path) -> Response 
         Ok(new) => new,
         Err(error) => return failed(error.to_string()),
     };
-    if let Some(custody) = &served.custody
+    if let Some(custody) = custody
         && let Err(error) = custody.keep_upper(&new)
     {
         // If this process is killed from here on, the mount ends.
         log::warn!("cannot hand the layer to the keeper: {error}");
     }
     let pushed = overlay.push_layer(new);
-    release_unused(served);
+    release_unused(overlay, custody);
     match pushed {
         Ok(()) => Response::Done,
         Err(PushError::TooBusy) => too_busy(),
@@ -66,11 +70,11 @@ pub(super) fn push(served: &ServedMount, upper: &Path, work: &Path) -> Response 
 ///
 /// `invalidate` drops the listing of a directory that the kernel has cached.
 pub(super) fn replace(
-    served: &ServedMount,
+    (overlay, custody): (&Overlay, Option<&Arc<Custody>>),
+    config: &Config,
     lowers: Vec<Vec<u8>>,
     invalidate: impl Fn(u64) -> io::Result<()>,
 ) -> Response {
-    let (overlay, config) = (&served.overlay, &served.config);
     if !config.snapshots {
         return failed("the layers of this mount cannot be replaced".into());
     }
@@ -78,14 +82,14 @@ pub(super) fn replace(
     let lowers: Vec<PathBuf> = lowers.into_iter().map(path).collect();
     let replaced = overlay.replace_layers(&lowers, |path| {
         let (layer, lock) = open(config, path).and_then(lock::for_reading)?;
-        if let Some(custody) = &served.custody
+        if let Some(custody) = custody
             && let Err(error) = custody.keep_layer(&layer)
         {
             log::warn!("cannot hand the layer to the keeper: {error}");
         }
         Ok((layer, lock))
     });
-    release_unused(served);
+    release_unused(overlay, custody);
     let replaced = match replaced {
         Ok(replaced) => replaced,
         Err(ReplaceError::TooBusy) => return too_busy(),
@@ -108,9 +112,9 @@ pub(super) fn replace(
 }
 
 /// Makes the keeper close the layers that are not in use any more.
-fn release_unused(served: &ServedMount) {
-    if let Some(custody) = &served.custody
-        && let Err(error) = custody.keep_only(&served.overlay)
+fn release_unused(overlay: &Overlay, custody: Option<&Arc<Custody>>) {
+    if let Some(custody) = custody
+        && let Err(error) = custody.keep_only(overlay)
     {
         log::debug!("cannot notify the keeper: {error}");
     }

@@ -210,16 +210,20 @@ fn not_understood(line: &str, error: &serde_json::Error) -> Response {
 /// Executes a request. Returns the response, and after a [`Request::Detach`] the mount, to be ended after the response.
 fn execute(request: Request, served: &ServedMount) -> (Response, Option<Detached>) {
     let (overlay, config) = (&served.overlay, &served.config);
+    let custody = served.custody.as_ref();
     match request {
         Request::Status => (Response::Status(status(served)), None),
         Request::PushLayer { upper, work } => {
             let upper = Path::new(OsStr::from_bytes(&upper));
             let work = Path::new(OsStr::from_bytes(&work));
-            (layers::push(served, upper, work), None)
+            (layers::push((overlay, custody), config, upper, work), None)
         }
         Request::ReplaceLayers { lowers } => {
             let invalidate = |ino| (served.flush)(ino);
-            (layers::replace(served, lowers, invalidate), None)
+            (
+                layers::replace((overlay, custody), config, lowers, invalidate),
+                None,
+            )
         }
         Request::Flush => (flush(served), None),
         Request::Stats => (stats(served), None),

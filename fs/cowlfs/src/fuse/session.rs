@@ -87,7 +87,7 @@ pub(crate) fn prepare(
 pub(crate) struct Successor<'a> {
     /// The device of the predecessor.
     pub(crate) device: OwnedFd,
-    /// What the kernel offered the first process.
+    /// The kernel's offer to the first process.
     pub(crate) offered: InitOutcome,
     /// The state of the predecessor.
     pub(crate) values: &'a RecoveredValues,

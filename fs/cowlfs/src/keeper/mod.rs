@@ -38,7 +38,7 @@ pub(crate) enum Turn {
     Successor(Arc<Custody>, Box<Legacy>),
 }
 
-/// What the keeper holds for a successor.
+/// The legacy that the keeper holds for a successor.
 #[derive(Debug, Default)]
 pub(crate) struct Legacy {
     /// The ledger of the last daemon.

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use cowl_layers::sys::child::{BlockedSignals, Child, Ended};
 use rustix::event::{PollFd, PollFlags, poll};
 
-/// What happened.
+/// An event.
 pub(super) enum Watched {
     /// A message of the daemon can be received.
     Message,

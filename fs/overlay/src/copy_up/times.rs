@@ -68,11 +68,11 @@ fn preserve<T>(
     change: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
     let shown = inode.visible_ctime(before.ctime);
-    inodes.note_copying(inode, shown);
+    inodes.note_copying(inode, Some(shown));
     let held = inode.override_times(shown, mtime);
     let done = change().inspect_err(|_| {
         inode.end_times_override(held);
-        inodes.note_copied(inode);
+        inodes.note_copying(inode, None);
     })?;
     match stat_on_disk(inode) {
         Ok(now) => {
@@ -93,6 +93,6 @@ fn preserve<T>(
             );
         }
     }
-    inodes.note_copied(inode);
+    inodes.note_copying(inode, None);
     Ok(done)
 }

@@ -10,11 +10,12 @@ use cowl_layers::error::Result;
 use cowl_layers::format::Redirect;
 use cowl_layers::layer::Layer;
 use cowl_layers::sys::stat::Time;
-use serde::{Deserialize, Serialize};
 
 use super::object::{DirState, Inode, InodeState};
 use super::place::{DirPlace, EntryName, Place, References};
-use super::table::{InodeTable, TableEntry};
+use super::shards::{InodeTable, TableEntry};
+use super::times::held_ctime;
+use super::values::encode;
 use crate::ledger::{Block, Found, Kind, Ledger};
 
 /// The root directory.
@@ -38,23 +39,6 @@ pub(crate) struct InodeBlock {
     pub(crate) place: Place,
 }
 
-/// A number that is not on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct NumberValue {
-    pub(crate) dev: u64,
-    pub(crate) ino: u64,
-    pub(crate) number: u64,
-}
-
-/// A replacement node id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct NodeIdValue {
-    /// The inode number.
-    pub(crate) ino: u64,
-    pub(crate) lookups: u64,
-    pub(crate) is_newest: bool,
-}
-
 /// Numbers of layers that do not depend on the stack: their ids. Descriptors are found by the inode number.
 struct Ids;
 
@@ -66,11 +50,6 @@ impl References for Ids {
     fn descriptor(&mut self, _: Arc<OwnedFd>) -> usize {
         0
     }
-}
-
-/// Returns the encoding of a value; empty if it cannot be encoded, which does not happen with these types.
-pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    postcard::to_stdvec(value).unwrap_or_default()
 }
 
 /// Returns the payload of an inode's block.
@@ -190,12 +169,12 @@ impl InodeTable {
         }
         for (inode, lookups) in known {
             self.record_lookups(ledger, &inode, lookups);
-            match inode.held_ctime() {
+            match held_ctime(&inode) {
                 Some(held) => ledger.put(Kind::Ctime, inode.ino(), &encode(&held)),
                 // The object has changed since.
                 None => ledger.delete(Kind::Ctime, inode.ino()),
             }
-            if inode.is_nameless() {
+            if is_nameless(&inode) {
                 self.keep(&inode);
             }
         }
@@ -279,7 +258,7 @@ impl InodeTable {
         let Some(ledger) = self.ledger.get() else {
             return;
         };
-        if let Some(descriptor) = inode.nameless_descriptor() {
+        if let Some(descriptor) = nameless_descriptor(inode) {
             // The content of an open file without a name can move to a new layer.
             ledger.deposit(inode.ino(), &descriptor);
         }
@@ -331,17 +310,14 @@ impl InodeTable {
         self.note_place(inode);
     }
 
-    /// Records that an object shows this ctime until its copy-up has ended.
-    pub(crate) fn note_copying(&self, inode: &Inode, shown: Time) {
-        if let Some(ledger) = self.ledger.get() {
-            ledger.put(Kind::Copying, inode.ino(), &encode(&shown));
-        }
-    }
-
-    /// Records the end of a copy-up.
-    pub(crate) fn note_copied(&self, inode: &Inode) {
-        if let Some(ledger) = self.ledger.get() {
-            ledger.delete(Kind::Copying, inode.ino());
+    /// Records that an object shows this ctime during a copy-up; `None` once that has ended.
+    pub(crate) fn note_copying(&self, inode: &Inode, shown: Option<Time>) {
+        match (self.ledger.get(), shown) {
+            (Some(ledger), Some(shown)) => {
+                ledger.put(Kind::Copying, inode.ino(), &encode(&shown));
+            }
+            (Some(ledger), None) => ledger.delete(Kind::Copying, inode.ino()),
+            (None, _) => {}
         }
     }
 }
@@ -382,62 +358,25 @@ impl Nameless {
     }
 }
 
-impl TableEntry {
-    /// Returns the block of the inode in the ledger.
-    pub(super) fn block(&self) -> Option<Block> {
-        match self {
-            Self::Recorded { block, .. } | Self::Faded { block, .. } => Some(*block),
-            Self::Weak(_) | Self::Strong { .. } => None,
-        }
+/// Whether the object has no name any more, or none that is known.
+fn is_nameless(inode: &Inode) -> bool {
+    match &*inode.state.read() {
+        InodeState::Dir(dir) => dir.removed,
+        InodeState::File(file) => file.orphan || file.anchor.is_some(),
     }
+}
 
-    /// Subtracts `count` from the lookup count of a known inode. Returns the inode if it is zero.
-    pub(super) fn subtract(
-        &mut self,
-        count: u64,
-        ledger: Option<&Arc<Ledger>>,
-    ) -> Option<Arc<Inode>> {
-        let less = |lookups: u32| {
-            if lookups == u32::MAX {
-                return lookups;
-            }
-            u32::try_from(u64::from(lookups).saturating_sub(count)).unwrap_or(u32::MAX)
-        };
-        match self {
-            Self::Strong { inode, lookups } => {
-                *lookups = less(*lookups);
-                if *lookups > 0 {
-                    return None;
-                }
-                let inode = inode.clone();
-                *self = Self::Weak(Arc::downgrade(&inode));
-                Some(inode)
-            }
-            Self::Recorded { inode, block } => {
-                let (ledger, block) = (ledger?, *block);
-                let left = less(ledger.count(block));
-                ledger.set_count(block, left);
-                if left > 0 {
-                    return None;
-                }
-                let inode = inode.clone();
-                *self = Self::Faded {
-                    inode: Arc::downgrade(&inode),
-                    block,
-                };
-                Some(inode)
-            }
-            Self::Weak(_) | Self::Faded { .. } => None,
-        }
-    }
+/// Whether the last name of a file was removed.
+pub(crate) fn is_orphan(inode: &Inode) -> bool {
+    matches!(&*inode.state.read(), InodeState::File(file) if file.orphan)
+}
 
-    /// Returns the lookup count.
-    pub(super) fn lookups(&self, ledger: Option<&Arc<Ledger>>) -> u32 {
-        match self {
-            Self::Strong { lookups, .. } => *lookups,
-            Self::Recorded { block, .. } => ledger.map_or(0, |ledger| ledger.count(*block)),
-            Self::Weak(_) | Self::Faded { .. } => 0,
-        }
+/// Returns the descriptor by which an object without a name is accessed.
+fn nameless_descriptor(inode: &Inode) -> Option<Arc<OwnedFd>> {
+    match &*inode.state.read() {
+        InodeState::Dir(dir) if dir.removed => dir.locs.first()?.removed_fd(),
+        InodeState::Dir(_) => None,
+        InodeState::File(file) => file.anchor.clone(),
     }
 }
 
@@ -468,13 +407,6 @@ impl InodeTable {
     pub(super) fn remove_block(&self, entry: &TableEntry) {
         if let (Some(ledger), Some(block)) = (self.ledger.get(), entry.block()) {
             ledger.remove(block);
-        }
-    }
-
-    /// Releases what the ledger has about an inode that is not known any more.
-    pub(super) fn release_recorded(&self, ino: u64) {
-        if let Some(ledger) = self.ledger.get() {
-            ledger.release(ino);
         }
     }
 }

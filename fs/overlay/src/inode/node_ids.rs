@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use cowl_layers::locks::Mutex;
 
-use super::ledger::{NodeIdValue, encode};
 use super::object::Inode;
+use super::values::{NodeIdValue, encode};
 use crate::ledger::{Kind, Ledger, Word};
 
 /// The range of replacement node ids: both top bits are set. Numbers from other file systems have only the second bit

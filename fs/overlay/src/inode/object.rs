@@ -322,28 +322,6 @@ impl Inode {
         }
     }
 
-    /// Whether the object has no name any more, or none that is known.
-    pub(super) fn is_nameless(&self) -> bool {
-        match &*self.state.read() {
-            InodeState::Dir(dir) => dir.removed,
-            InodeState::File(file) => file.orphan || file.anchor.is_some(),
-        }
-    }
-
-    /// Whether the last name of a file was removed.
-    pub(crate) fn is_orphan(&self) -> bool {
-        matches!(&*self.state.read(), InodeState::File(file) if file.orphan)
-    }
-
-    /// Returns the descriptor by which an object without a name is accessed.
-    pub(super) fn nameless_descriptor(&self) -> Option<Arc<OwnedFd>> {
-        match &*self.state.read() {
-            InodeState::Dir(dir) if dir.removed => dir.locs.first()?.removed_fd(),
-            InodeState::Dir(_) => None,
-            InodeState::File(file) => file.anchor.clone(),
-        }
-    }
-
     /// Records an additional name of a file, or the current name of a directory.
     pub(crate) fn add_alias(&self, alias: Alias) {
         self.state.write().add_alias(alias);

@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use super::identity::Identity;
-use super::ledger::{NumberValue, encode};
+use super::values::{NumberValue, encode};
 use crate::ledger::{Kind, Ledger, Word};
 
 /// The range of substitute numbers: the top bit is set, which no lower file system uses.

@@ -3,40 +3,23 @@
 //! A number never refers to two objects at once: an object whose number is taken gets a substitute number, from a
 //! separate range, for as long as it is known.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
-
-use cowl_layers::locks::Mutex;
-use lru::LruCache;
-use rustc_hash::FxHashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use super::identity::Identity;
-use super::ledger::encode;
 use super::node_ids::{NodeIds, OwnNumber};
 use super::object::{Inode, TimesOverride, take_state};
-use super::substitutes::{Substitutes, is_substitute};
-use crate::ledger::{Block, Kind, Ledger};
+use super::shards::{InodeTable, Shard, TableEntry};
+use super::substitutes::is_substitute;
+use super::values::encode;
+use crate::ledger::Kind;
 use cowl_layers::error::Result;
 use cowl_layers::sys::stat::{FileKind, Time};
 
-const SHARDS: usize = 16;
 /// The maximum number of cached ctimes.
 const MAX_CTIMES: usize = 1 << 16;
 /// The minimum number of dropped inodes before the tables shrink. They use one or two megabytes.
 const MIN_DROPPED: usize = 4096;
-#[derive(Debug)]
-pub(super) enum TableEntry {
-    /// The kernel does not know the inode. An operation or an open file may reference it.
-    Weak(Weak<Inode>),
-    /// The kernel knows the inode. A lookup count that reaches the maximum stays there, and the inode is never dropped.
-    Strong { inode: Arc<Inode>, lookups: u32 },
-    /// Like `Strong`, with the lookup count in the ledger.
-    Recorded { inode: Arc<Inode>, block: Block },
-    /// Like `Weak`, but the place is in the ledger, because the places of other inodes may refer to it.
-    Faded { inode: Weak<Inode>, block: Block },
-}
-
-pub(super) type Shard = FxHashMap<u64, TableEntry>;
 
 /// The handling of an object whose number belongs to a different known inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,46 +42,7 @@ pub(crate) enum NumberStorage {
     InMemory,
 }
 
-/// The table of known inodes.
-#[derive(Debug)]
-pub struct InodeTable {
-    pub(super) shards: Vec<Mutex<Shard>>,
-    pub(super) substitutes: Mutex<Substitutes>,
-    /// The arguments of [`Inode::override_ctime`], for an inode that the kernel forgets and looks up again. A stale
-    /// pair is harmless, because it applies only while the ctime on disk is the recorded one.
-    pub(super) ctimes: Mutex<LruCache<u64, (Time, Time)>>,
-    /// The inodes with a replacement node id.
-    pub(super) node_ids: NodeIds,
-    /// The number of known inodes.
-    pub(super) known: AtomicUsize,
-    /// The number of inodes dropped since the tables last shrank.
-    pub(super) dropped: AtomicUsize,
-    /// The ledger, once a successor could need it.
-    pub(super) ledger: OnceLock<Arc<Ledger>>,
-}
-
-impl Default for InodeTable {
-    fn default() -> Self {
-        Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            substitutes: Mutex::default(),
-            ctimes: Mutex::new(LruCache::unbounded()),
-            node_ids: NodeIds::default(),
-            known: AtomicUsize::new(0),
-            dropped: AtomicUsize::new(0),
-            ledger: OnceLock::new(),
-        }
-    }
-}
-
 impl InodeTable {
-    pub(super) fn shard(&self, ino: u64) -> &Mutex<Shard> {
-        let at = usize::try_from(ino % SHARDS as u64).unwrap_or(0);
-        // `at` is below SHARDS, the length.
-        #[allow(clippy::indexing_slicing)]
-        &self.shards[at]
-    }
-
     /// Returns the node ids of the inodes that a process has open for writing.
     pub(crate) fn with_writers(&self) -> Vec<u64> {
         let mut found = Vec::new();
@@ -327,11 +271,6 @@ impl InodeTable {
         }
     }
 
-    /// Counts a known inode.
-    pub(super) fn count_known(&self) {
-        self.known.fetch_add(1, Ordering::Relaxed);
-    }
-
     /// Removes the substitute number of an object whose last name was removed, because a new object may get its inode
     /// number on disk.
     pub(crate) fn remove_substitute(&self, identity: Identity) {
@@ -466,7 +405,9 @@ impl InodeTable {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
             drop(shard);
-            self.release_recorded(inode.ino());
+            if let Some(ledger) = self.ledger.get() {
+                ledger.release(inode.ino());
+            }
             if is_substitute(inode.ino()) {
                 self.substitutes.lock().note_forgotten(inode.identity());
             }
@@ -518,22 +459,6 @@ impl InodeTable {
     /// Whether no inode is known.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-}
-
-impl TableEntry {
-    fn living(&self) -> Option<Arc<Inode>> {
-        match self {
-            Self::Weak(inode) | Self::Faded { inode, .. } => inode.upgrade(),
-            Self::Strong { inode, .. } | Self::Recorded { inode, .. } => Some(inode.clone()),
-        }
-    }
-
-    fn is_alive(&self) -> bool {
-        match self {
-            Self::Weak(inode) | Self::Faded { inode, .. } => inode.strong_count() > 0,
-            Self::Strong { .. } | Self::Recorded { .. } => true,
-        }
     }
 }
 

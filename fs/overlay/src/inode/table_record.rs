@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::node_ids::{NodeIds, NodeIdsRecord};
 use super::object::Inode;
 use super::record::InodeRecord;
+use super::shards::{InodeTable, TableEntry};
 use super::substitutes::{Substitutes, SubstitutesRecord};
-use super::table::{InodeTable, TableEntry};
 
 /// The table, without the inodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,6 +19,14 @@ pub(crate) fn take_ended_overrides() -> Vec<u64> {
     ENDED.take()
 }
 
+/// Returns the ctime on disk and the one that is visible while it is unchanged, if they differ.
+pub(super) fn held_ctime(inode: &Inode) -> Option<(Time, Time)> {
+    match inode.times.lock().as_deref().copied() {
+        Some(TimesOverride::WhileCtime { real, visible }) => Some((real, visible)),
+        _ => None,
+    }
+}
+
 impl Inode {
     /// Returns the visible ctime of the object, whose ctime on disk is `on_disk`.
     pub(crate) fn visible_ctime(&self, on_disk: Time) -> Time {
@@ -79,14 +87,6 @@ impl Inode {
     /// Makes the ctime `visible` visible as long as the ctime on disk is `real`.
     pub(crate) fn override_ctime(&self, real: Time, visible: Time) {
         *self.times.lock() = Some(Box::new(TimesOverride::WhileCtime { real, visible }));
-    }
-
-    /// Returns the ctime on disk and the one that is visible while it is unchanged, if they differ.
-    pub(super) fn held_ctime(&self) -> Option<(Time, Time)> {
-        match self.times.lock().as_deref().copied() {
-            Some(TimesOverride::WhileCtime { real, visible }) => Some((real, visible)),
-            _ => None,
-        }
     }
 
     /// Whether the visible times can be different from those on disk.

@@ -1,7 +1,7 @@
 //! The ledger: the state of a mount in shared memory, always current, so that a successor can serve the mount after the
 //! process was killed (docs/format.md, docs/decisions/0035).
 //!
-//! Each part is recorded before the reply that tells the kernel about it. So the ledger never has less than the kernel
+//! Each part is recorded before the reply that reports it to the kernel. So the ledger never has less than the kernel
 //! knows. This module knows only blocks, values and requests; the modules that own a part of the state encode it.
 
 mod blocks;
@@ -44,7 +44,7 @@ const RESENT: u64 = 1 << 63;
 thread_local! {
     /// The slot of the request that this thread handles.
     static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
-    /// What the predecessor recorded about that request, if it received it as well.
+    /// The predecessor's record of that request, if it received it as well.
     static RESUMED: RefCell<Option<FoundSlot>> = const { RefCell::new(None) };
 }
 

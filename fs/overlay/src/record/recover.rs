@@ -36,7 +36,7 @@ pub struct Estate {
     stack: StackIds,
 }
 
-/// What a successor needs beside the ledger.
+/// The parts that a successor needs beside the ledger.
 #[derive(Debug)]
 pub struct Inheritance {
     /// The layers in the order of [`StackIds::layers`].

@@ -53,13 +53,13 @@ pub(crate) struct Adapter {
     requests: Arc<Requests>,
     pool: Arc<WorkerPool>,
     busy_poll: BusyPoll,
-    /// What the kernel offered in the handshake.
+    /// The kernel's offer in the handshake.
     pub(super) offered: Arc<OnceLock<InitOutcome>>,
     /// Whether a request was answered, which the ledger records once.
     has_answered: AtomicBool,
 }
 
-/// What the kernel offered in the handshake, for the same handshake in a successor.
+/// The kernel's offer in the handshake, for the same handshake in a successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InitOutcome {
     /// The flags of the INIT request, 64 bits.

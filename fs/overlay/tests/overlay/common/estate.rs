@@ -1,7 +1,7 @@
 //! Recovery of an overlay from its ledger, as after the end of its process.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use cowl_layers::error::Result;
