@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use cowl_layers::error::Result as LayerResult;
 use cowl_layers::layer::{Layer, LayerDir};
+use cowl_layers::sys;
 use cowl_layers::view::Loc;
 
 use super::format::Record;
 use super::place::{DirPlace, EntryName, NamelessFile, ObjectPlace, Place};
 use super::{Handover, RecordError};
 use crate::content::FileHandle;
-use crate::inode::{Alias, DirState, FileState, Inode};
+use crate::inode::{Alias, DirState, FileState, Identity, Inode};
 use crate::overlay::Overlay;
 
 impl Overlay {
@@ -175,7 +176,10 @@ impl Places {
     fn dir(&mut self, dir: &LayerDir) -> LayerResult<DirPlace> {
         let layer = self.layer(dir.layer());
         Ok(match dir.removed_fd() {
-            Some(fd) => DirPlace::Removed(layer, dir.ino(), self.descriptor(fd)),
+            Some(fd) => {
+                let object = Identity::from_stat(&sys::stat::stat_fd(&*fd)?);
+                DirPlace::Removed(layer, object, self.descriptor(fd))
+            }
             None => DirPlace::Path(layer, dir.path_in_layer()?),
         })
     }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::inode::Identity;
+
 /// The location of an inode's object.
 ///
 /// An object with a name is found by it in the stack. Any other one is found in its layer, or by a descriptor.
@@ -53,6 +55,6 @@ pub(super) struct ObjectPlace {
 pub(super) enum DirPlace {
     /// The index of the layer, and the path relative to its root.
     Path(usize, Vec<u8>),
-    /// It was removed from the layer: the index of the layer, the inode number on disk, and the index of a descriptor.
-    Removed(usize, u64, usize),
+    /// It was removed from the layer: the index of the layer, the object on disk, and the index of a descriptor.
+    Removed(usize, Identity, usize),
 }

@@ -171,6 +171,50 @@ fn a_changed_layer_is_an_error_and_the_old_overlay_continues() {
     fs.set("g", &set).unwrap();
 }
 
+#[test]
+fn a_descriptor_of_another_object_is_refused() {
+    let lab = Lab::new(|top| create_files(top, &["f"]));
+    let fs = lab.open();
+    // Each of them is only accessible by a descriptor.
+    fs.create("one", b"one").unwrap();
+    fs.create("two", b"two").unwrap();
+    fs.mkdir("dir").unwrap();
+    let open = [fs.open("one", READ).unwrap(), fs.open("two", READ).unwrap()];
+    let dir = fs.find("dir").unwrap();
+    fs.unlink("one").unwrap();
+    fs.unlink("two").unwrap();
+    fs.rmdir("dir").unwrap();
+    let numbered = || (0..).zip(open.iter().cloned()).collect::<Vec<_>>();
+    let count = fs.overlay.record(&numbered()).unwrap().descriptors.len();
+    assert_eq!(count, 3);
+    for (one, other) in [(0, 1), (0, 2), (1, 2)] {
+        let mut taken = fs.overlay.record(&numbered()).unwrap();
+        taken.descriptors.swap(one, other);
+        let refused = Overlay::rebuild(taken).unwrap_err();
+        assert!(
+            matches!(refused, RecordError::Descriptor { index, .. } if index == one),
+            "{refused}"
+        );
+    }
+    for index in 0..count {
+        let mut taken = fs.overlay.record(&numbered()).unwrap();
+        let other = std::fs::File::open("/dev/null").unwrap();
+        taken.descriptors[index] = Arc::new(other.into());
+        let refused = Overlay::rebuild(taken).unwrap_err();
+        assert!(
+            matches!(refused, RecordError::Descriptor { index: at, .. } if at == index),
+            "{refused}"
+        );
+    }
+    let mut taken = fs.overlay.record(&numbered()).unwrap();
+    taken.descriptors.pop();
+    let refused = Overlay::rebuild(taken).unwrap_err().to_string();
+    assert!(refused.contains("was not handed over"), "{refused}");
+    drop(dir);
+    let rebuilt = Overlay::rebuild(fs.overlay.record(&numbered()).unwrap()).unwrap();
+    assert_eq!(rebuilt.files.len(), 2);
+}
+
 /// docs/format.md reports the size; `COWL_SCALE_FILES` sets the number of files.
 #[test]
 fn a_record_of_many_inodes_is_small() {
