@@ -27,7 +27,7 @@ pub use identity::Identity;
 pub(crate) use object::{Alias, DirState, FileState, InodeState};
 pub use object::{Inode, OpenOptions};
 pub(crate) use record::InodeRecord;
-pub(crate) use state::is_in_any;
+pub(crate) use state::{is_file_where, is_in_any};
 pub use table::InodeTable;
 pub(crate) use table::{NumberStorage, OnConflict};
 pub(crate) use table_record::TableRecord;

@@ -89,6 +89,9 @@ impl Substitutes {
         self.numbers.clear();
         self.owners.clear();
         self.is_reused = true;
+        let numbers: Vec<_> = numbers.collect();
+        self.numbers.reserve(numbers.len());
+        self.owners.reserve(numbers.len());
         for (identity, number) in numbers {
             self.record(identity, number);
         }

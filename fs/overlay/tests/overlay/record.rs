@@ -235,8 +235,8 @@ fn a_known_inode_with_its_record_is_small() {
         .env(ALONE, "1")
         .output()
         .unwrap();
-    let text = String::from_utf8_lossy(&alone.stdout);
-    let errors = String::from_utf8_lossy(&alone.stderr);
+    let text = String::from_utf8(alone.stdout).unwrap();
+    let errors = String::from_utf8(alone.stderr).unwrap();
     assert!(alone.status.success(), "{text}{errors}");
     let measured = text.lines().find(|line| line.contains("files:"));
     println!("{}", measured.unwrap());
