@@ -36,6 +36,7 @@ const NOT_UNDERSTOOD: &str = "not understood";
 enum Request {
     /// Answered immediately, even during another request.
     Ping,
+    /// Waits for a change of the upper layer.
     Status,
     PushLayer {
         upper: Vec<u8>,

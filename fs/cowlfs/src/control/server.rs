@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::detach::{self, Detached};
 use super::layers;
@@ -41,10 +41,39 @@ pub(crate) fn listen(socket: &Path) -> io::Result<UnixListener> {
 
 /// The state that requests need.
 struct Server {
-    /// Serializes requests. A client that queries the status during a push must learn the result of the push, because
-    /// it decides by it which manifest is valid.
-    lock: Mutex<()>,
+    /// Serializes requests that change anything or take long. Always locked before `upper`.
+    changes: Mutex<()>,
+    /// Serializes changes of the upper layer with queries of the status. A client that queries the status during a push
+    /// must learn the result of the push, because it decides by it which manifest is valid.
+    upper: Mutex<()>,
     mount: ServedMount,
+}
+
+impl Server {
+    fn new(mount: ServedMount) -> Self {
+        Self {
+            changes: Mutex::new(()),
+            upper: Mutex::new(()),
+            mount,
+        }
+    }
+
+    /// Takes the locks that a request needs.
+    ///
+    /// A status does not wait for a replacement of lower layers or a flush, which can take minutes.
+    fn lock(&self, request: &Request) -> [Option<MutexGuard<'_, ()>>; 2] {
+        match request {
+            // A ping proves that the daemon works, even during another request.
+            Request::Ping | Request::Stats => [None, None],
+            Request::Status => [None, Some(self.upper.lock())],
+            Request::ReplaceLayers { .. } | Request::Flush | Request::Settle => {
+                [Some(self.changes.lock()), None]
+            }
+            Request::PushLayer { .. } | Request::Detach => {
+                [Some(self.changes.lock()), Some(self.upper.lock())]
+            }
+        }
+    }
 }
 
 /// Writes back the dirty pages of a file in the kernel; see [`crate::fuse`].
@@ -73,10 +102,7 @@ const MAX_DELAY: Duration = Duration::from_secs(5);
 
 /// Serves clients until the process ends, each in a thread of its own.
 pub(crate) fn serve(listener: UnixListener, mount: ServedMount) -> io::Result<()> {
-    let server = Arc::new(Server {
-        lock: Mutex::new(()),
-        mount,
-    });
+    let server = Arc::new(Server::new(mount));
     let name = "control".to_owned();
     let accept = move || accept_clients(&listener, &server);
     thread::Builder::new().name(name).spawn(accept).map(drop)
@@ -161,10 +187,8 @@ fn serve_client(stream: UnixStream, server: &Server) -> io::Result<()> {
     let mut line = String::new();
     while stream.read_line(&mut line)? > 0 {
         let (response, detached) = match serde_json::from_str(&line) {
-            // Without the lock: it proves that the daemon works, even during another request.
-            Ok(Request::Ping) => (Response::Done, None),
             Ok(request) => {
-                let _serialized = server.lock.lock();
+                let _serialized = server.lock(&request);
                 // Race: the client may have been killed while it waited for the lock, and the next command may already
                 // have concluded that the request had no effect. So the request must not be executed any more.
                 let is_closed = sys::socket::peer_is_gone(stream.get_ref())
@@ -311,58 +335,111 @@ mod tests {
         assert!(message.starts_with(NOT_UNDERSTOOD), "{message}");
     }
 
+    fn serve_new_mount(top: &Path) -> Server {
+        for name in ["lower", "upper", "work", "next", "next-work"] {
+            std::fs::create_dir(top.join(name)).unwrap();
+        }
+        let space = XattrSpace::detect();
+        let upper = Upper::open(&top.join("upper"), &top.join("work"), space).unwrap();
+        let lower = Layer::open(&top.join("lower"), space).unwrap();
+        let overlay = Overlay::new(Some(upper), vec![lower], OverlayOptions::default()).unwrap();
+        let config = Config {
+            snapshots: true,
+            ..Config::new(vec![top.join("lower")], None, top.join("mount"))
+        };
+        let overlay = Arc::new(overlay);
+        Server::new(ServedMount {
+            stats: StatsSource::new(overlay.clone(), Arc::default()),
+            overlay,
+            config,
+            mount: OwnMount::record(top.join("mount"), (0, 0).into()),
+            flush: Arc::new(Box::new(|_| Ok(()))),
+            connection: FuseConnection::default(),
+            lacking: Vec::new(),
+        })
+    }
+
+    fn send(mut client: &UnixStream, request: &Request) {
+        let mut line = serde_json::to_vec(request).unwrap();
+        line.push(b'\n');
+        client.write_all(&line).unwrap();
+    }
+
+    fn receive(client: &UnixStream) -> io::Result<String> {
+        let mut response = String::new();
+        BufReader::new(client).read_line(&mut response)?;
+        Ok(response)
+    }
+
     /// The next command may already have concluded that the killed one had no effect.
     #[test]
     fn a_request_of_a_killed_client_is_not_executed() {
         let top = tempfile::tempdir().unwrap();
         let path = |name: &str| top.path().join(name);
-        for name in ["lower", "upper", "work", "next", "next-work"] {
-            std::fs::create_dir(path(name)).unwrap();
-        }
-        let space = XattrSpace::detect();
-        let upper = Upper::open(&path("upper"), &path("work"), space).unwrap();
-        let lower = Layer::open(&path("lower"), space).unwrap();
-        let overlay = Overlay::new(Some(upper), vec![lower], OverlayOptions::default()).unwrap();
-        let config = Config {
-            snapshots: true,
-            ..Config::new(vec![path("lower")], None, path("mount"))
-        };
-        let overlay = Arc::new(overlay);
-        let server = Server {
-            lock: Mutex::new(()),
-            mount: ServedMount {
-                stats: StatsSource::new(overlay.clone(), Arc::default()),
-                overlay,
-                config,
-                mount: OwnMount::record(path("mount"), (0, 0).into()),
-                flush: Arc::new(Box::new(|_| Ok(()))),
-                connection: FuseConnection::default(),
-                lacking: Vec::new(),
-                custody: None,
-            },
-        };
+        let server = serve_new_mount(top.path());
         let request = Request::PushLayer {
             upper: path("next").into_os_string().into_encoded_bytes(),
             work: path("next-work").into_os_string().into_encoded_bytes(),
         };
-        let mut line = serde_json::to_vec(&request).unwrap();
-        line.push(b'\n');
 
-        let (mut client, stream) = UnixStream::pair().unwrap();
-        client.write_all(&line).unwrap();
+        let (client, stream) = UnixStream::pair().unwrap();
+        send(&client, &request);
         drop(client);
         serve_client(stream, &server).unwrap();
         assert_eq!(server.mount.overlay.layer_paths().0, Some(path("upper")));
 
-        let (mut client, stream) = UnixStream::pair().unwrap();
-        client.write_all(&line).unwrap();
+        let (client, stream) = UnixStream::pair().unwrap();
+        send(&client, &request);
         thread::scope(|scope| {
             scope.spawn(|| serve_client(stream, &server).unwrap());
-            let mut response = String::new();
-            BufReader::new(&client).read_line(&mut response).unwrap();
+            let response = receive(&client).unwrap();
             assert!(response.contains("done"), "{response}");
             client.shutdown(std::net::Shutdown::Both).unwrap();
         });
         assert_eq!(server.mount.overlay.layer_paths().0, Some(path("next")));
+    }
+
+    #[test]
+    fn queries_are_answered_during_a_replacement_of_layers_but_not_during_a_push() {
+        let top = tempfile::tempdir().unwrap();
+        let server = serve_new_mount(top.path());
+        let query = |request: &Request| {
+            let (client, stream) = UnixStream::pair().unwrap();
+            client.set_read_timeout(Some(TIMEOUT)).unwrap();
+            send(&client, request);
+            thread::scope(|scope| {
+                scope.spawn(|| serve_client(stream, &server));
+                let response = receive(&client);
+                client.shutdown(std::net::Shutdown::Both).unwrap();
+                response
+            })
+        };
+        let replacement = Request::ReplaceLayers { lowers: Vec::new() };
+        let held = server.lock(&replacement);
+        for (request, answer) in [
+            (Request::Ping, "done"),
+            (Request::Status, "status"),
+            (Request::Stats, "stats"),
+        ] {
+            let response = query(&request).unwrap();
+            assert!(response.contains(answer), "{response}");
+        }
+        drop(held);
+
+        let (client, stream) = UnixStream::pair().unwrap();
+        client
+            .set_read_timeout(Some(Duration::from_millis(100)))
+            .unwrap();
+        send(&client, &Request::Status);
+        thread::scope(|scope| {
+            let held = server.lock(&Request::Detach);
+            scope.spawn(|| serve_client(stream, &server));
+            let early = receive(&client).unwrap_err();
+            assert_eq!(early.kind(), io::ErrorKind::WouldBlock);
+            drop(held);
+            client.set_read_timeout(Some(TIMEOUT)).unwrap();
+            assert!(receive(&client).unwrap().contains("status"));
+            client.shutdown(std::net::Shutdown::Both).unwrap();
+        });
     }
 }

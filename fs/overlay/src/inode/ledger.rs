@@ -305,6 +305,11 @@ impl InodeTable {
         }
     }
 
+    /// Removes the numbers from the ledger that were replaced with the stack, once the ledger has the new stack.
+    pub(crate) fn drop_stale_numbers(&self) {
+        self.substitutes.lock().drop_stale();
+    }
+
     /// Keeps the descriptor of an object without a name, which was opened after its last name was removed.
     pub(crate) fn keep(&self, inode: &Arc<Inode>) {
         self.note_place(inode);
@@ -336,7 +341,7 @@ impl Nameless {
         for (index, location) in dir.locs.iter().enumerate() {
             let layer = location.layer().id();
             locations.push(if index == 0 && descriptor.is_some() {
-                DirPlace::Removed(layer, location.ino(), 0)
+                DirPlace::Removed(layer, dir.identity, 0)
             } else {
                 DirPlace::Path(layer, location.path_in_layer()?)
             });

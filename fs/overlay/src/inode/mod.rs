@@ -34,7 +34,7 @@ pub use object::{Inode, OpenOptions};
 pub(crate) use place::{DirPlace, EntryName, NamelessFile, ObjectPlace, Place, References};
 pub(crate) use record::InodeRecord;
 pub use shards::InodeTable;
-pub(crate) use state::is_in_any;
+pub(crate) use state::{is_file_where, is_in_any};
 pub(crate) use substitutes::{Substitutes, SubstitutesRecord};
 pub(crate) use table::{NumberStorage, OnConflict};
 pub(crate) use table_record::TableRecord;

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use cowl_layers::error::Result;
 use cowl_layers::layer::{Layer, LayerDir};
+use cowl_layers::sys;
 use cowl_layers::view::Loc;
 use serde::{Deserialize, Serialize};
 
+use super::identity::Identity;
 use super::object::{Alias, DirState, FileState, Inode, InodeState};
 
 /// The location of an inode's object.
@@ -61,8 +63,8 @@ pub(crate) struct ObjectPlace {
 pub(crate) enum DirPlace {
     /// The layer, and the path relative to its root.
     Path(u64, Vec<u8>),
-    /// It was removed from the layer: the layer, the inode number on disk, and the index of a descriptor.
-    Removed(u64, u64, usize),
+    /// It was removed from the layer: the layer, the object on disk, and the index of a descriptor.
+    Removed(u64, Identity, usize),
 }
 
 /// The numbers by which locations refer to layers and descriptors.
@@ -153,7 +155,10 @@ fn of_file(state: FileState, to: &mut impl References) -> Result<Place> {
 fn dir_place(dir: &LayerDir, to: &mut impl References) -> Result<DirPlace> {
     let layer = to.layer(dir.layer());
     Ok(match dir.removed_fd() {
-        Some(fd) => DirPlace::Removed(layer, dir.ino(), to.descriptor(fd)),
+        Some(fd) => {
+            let object = Identity::from_stat(&sys::stat::stat_fd(&*fd)?);
+            DirPlace::Removed(layer, object, to.descriptor(fd))
+        }
         None => DirPlace::Path(layer, dir.path_in_layer()?),
     })
 }

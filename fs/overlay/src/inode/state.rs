@@ -19,6 +19,14 @@ pub(crate) fn is_in_any(inode: &Inode, is: impl Fn(&Layer) -> bool) -> bool {
     }
 }
 
+/// Whether `is` returns true for the state of a file, which is not copied; `false` for a directory.
+pub(crate) fn is_file_where(inode: &Inode, is: impl Fn(&FileState) -> bool) -> bool {
+    match &*inode.state.read() {
+        InodeState::Dir(_) => false,
+        InodeState::File(file) => is(file),
+    }
+}
+
 impl InodeState {
     /// Whether the object has no name any more.
     pub(super) fn is_removed(&self) -> bool {

@@ -30,6 +30,8 @@ pub(crate) struct Substitutes {
     /// Whether layers have left the stack, so that new objects can have the numbers of others as their own.
     is_reused: bool,
     ledger: Option<Arc<Ledger>>,
+    /// The objects whose numbers are to be removed from the ledger.
+    stale: Vec<Identity>,
 }
 
 impl Substitutes {
@@ -124,15 +126,31 @@ impl Substitutes {
         }
     }
 
+    /// Removes the numbers from the ledger that [`Self::reserve`] has replaced. Until then a successor finds the objects
+    /// of either stack.
+    pub(super) fn drop_stale(&mut self) {
+        for identity in std::mem::take(&mut self.stale) {
+            if !self.numbers.contains_key(&identity) {
+                self.note(identity, None);
+            }
+        }
+    }
+
+    /// Whether an object with this number of its own can be the one with the number `ino`.
+    pub(crate) fn may_be(&self, identity: Identity, own: u64, ino: u64) -> bool {
+        self.numbers.get(&identity).copied().unwrap_or(own) == ino
+    }
+
     /// Replaces all recorded numbers by these, and reserves them.
     pub(super) fn reserve(&mut self, numbers: impl Iterator<Item = (Identity, u64)>) {
-        for identity in self.numbers.keys() {
-            self.note(*identity, None);
-        }
+        self.stale.extend(self.numbers.keys().copied());
         self.numbers.clear();
         self.owners.clear();
         self.is_reused = true;
         self.note_words();
+        let numbers: Vec<_> = numbers.collect();
+        self.numbers.reserve(numbers.len());
+        self.owners.reserve(numbers.len());
         for (identity, number) in numbers {
             self.record(identity, number);
         }
@@ -157,6 +175,7 @@ impl Substitutes {
             is_reused,
             // The successor has one of its own.
             ledger: _,
+            stale: _,
         } = self;
         SubstitutesRecord {
             numbers: numbers

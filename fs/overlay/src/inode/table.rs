@@ -218,9 +218,16 @@ impl InodeTable {
     ///
     /// This is necessary when layers leave the stack. The file system reuses their inode numbers for new objects, and
     /// recorded identities of their objects become invalid.
-    pub(crate) fn reserve_known_numbers(&self, own_number: impl Fn(Identity) -> Option<u64>) {
-        let all = self.all();
-        let named = all.iter().filter(|inode| !inode.state.read().is_removed());
+    ///
+    /// `known` contains all known inodes; until it returns, no other becomes known.
+    pub(crate) fn reserve_numbers(
+        &self,
+        known: &[Arc<Inode>],
+        own_number: impl Fn(Identity) -> Option<u64>,
+    ) {
+        let named = known
+            .iter()
+            .filter(|inode| !inode.state.read().is_removed());
         let numbers = named.map(|inode| (inode.identity(), inode.ino()));
         let differing = numbers.filter(|(identity, ino)| own_number(*identity) != Some(*ino));
         self.substitutes.lock().reserve(differing);

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use cowl_layers::locks::Mutex;
 
 use super::lookup::Names;
+use rustc_hash::FxHashSet;
+
 use crate::inode::{Alias, FileState, Inode};
 use cowl_layers::error::Result;
 use cowl_layers::layer::{Layer, LayerDir, LayerObject, Markers, list, probe};
@@ -82,7 +84,7 @@ impl LinkIndex {
     }
 
     /// Drops the scans of layers that are not in the stack any more.
-    pub(crate) fn forget_layers(&self, ids: &HashSet<u64>) {
+    pub(crate) fn forget_layers(&self, ids: &FxHashSet<u64>) {
         self.layers.lock().retain(|id, _| !ids.contains(id));
     }
 

@@ -1,6 +1,7 @@
-//! The encoding of the record: a magic number, a version, and the fields in the encoding of postcard.
+//! The encoding of the record: a magic number, a version, a checksum, and the fields in the encoding of postcard.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::RecordError;
 use crate::content::FileRecord;
@@ -9,7 +10,9 @@ use crate::listing::CookiesRecord;
 
 const MAGIC: &[u8; 8] = b"cowlrec\0";
 /// Must be incremented with each change of the fields, their types or their meaning.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The size of the checksum, SHA-256.
+const CHECKSUM_SIZE: usize = 32;
 
 /// The record of state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +47,18 @@ impl Record {
     pub(super) fn encode(&self) -> Result<Vec<u8>, RecordError> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend(VERSION.to_le_bytes());
-        postcard::to_extend(self, bytes).map_err(|_| RecordError::Damaged("it cannot be encoded"))
+        bytes.extend([0; CHECKSUM_SIZE]);
+        let mut bytes = postcard::to_extend(self, bytes)
+            .map_err(|_| RecordError::Damaged("it cannot be encoded"))?;
+        // A large record grew by doubling, and is held next to the inodes.
+        bytes.shrink_to_fit();
+        let header = MAGIC.len() + size_of_val(&VERSION);
+        if let Some((_, rest)) = bytes.split_at_mut_checked(header)
+            && let Some((checksum, body)) = rest.split_first_chunk_mut()
+        {
+            *checksum = compute_checksum(VERSION.to_le_bytes(), body);
+        }
+        Ok(bytes)
     }
 
     /// Decodes a record. Neither the version nor any other byte is trusted.
@@ -53,7 +67,7 @@ impl Record {
             .split_at_checked(MAGIC.len())
             .filter(|(magic, _)| magic == MAGIC)
             .and_then(|(_, rest)| rest.split_first_chunk());
-        let Some((version, body)) = header else {
+        let Some((version, rest)) = header else {
             return Err(RecordError::Damaged(
                 "it does not begin with the magic number",
             ));
@@ -63,6 +77,11 @@ impl Record {
             let known = VERSION;
             return Err(RecordError::Version { found, known });
         }
+        let body = rest
+            .split_first_chunk()
+            .filter(|(checksum, body)| **checksum == compute_checksum(*version, body))
+            .map(|(_, body)| body)
+            .ok_or(RecordError::Damaged("its checksum is wrong"))?;
         let (record, rest) = postcard::take_from_bytes::<Self>(body)
             .map_err(|_| RecordError::Damaged("its fields cannot be decoded"))?;
         let layers = record.stack.checked_add(record.data_only);
@@ -74,6 +93,12 @@ impl Record {
         }
         Ok(record)
     }
+}
+
+/// Computes the checksum of the version and the encoded fields.
+fn compute_checksum(version: [u8; 4], body: &[u8]) -> [u8; CHECKSUM_SIZE] {
+    let hasher = Sha256::new().chain_update(version);
+    hasher.chain_update(body).finalize().into()
 }
 
 #[cfg(test)]
@@ -106,30 +131,50 @@ mod tests {
 
     #[test]
     fn damaged_records_are_refused() {
+        let is_damaged =
+            |bytes: &[u8]| matches!(Record::decode(bytes), Err(RecordError::Damaged(_)));
         let bytes = record().encode().unwrap();
         for length in 0..bytes.len() {
-            assert!(Record::decode(&bytes[..length]).is_err(), "{length} bytes");
+            assert!(is_damaged(&bytes[..length]), "{length} bytes");
         }
-        let longer = [&bytes[..], b"x"].concat();
-        assert!(matches!(
-            Record::decode(&longer),
-            Err(RecordError::Damaged(_))
-        ));
-        let mut other = bytes.clone();
-        other[0] = b'C';
-        assert!(matches!(
-            Record::decode(&other),
-            Err(RecordError::Damaged(_))
-        ));
+        assert!(is_damaged(&[&bytes[..], b"x"].concat()));
         let too_many = Record {
             stack: usize::MAX,
             ..record()
         };
-        let bytes = too_many.encode().unwrap();
-        assert!(matches!(
-            Record::decode(&bytes),
-            Err(RecordError::Damaged(_))
-        ));
+        assert!(is_damaged(&too_many.encode().unwrap()));
+    }
+
+    #[test]
+    fn every_changed_byte_is_refused() {
+        let bytes = record().encode().unwrap();
+        for at in 0..bytes.len() {
+            for change in 1..=u8::MAX {
+                let mut other = bytes.clone();
+                other[at] ^= change;
+                let refused = Record::decode(&other).unwrap_err();
+                let is_version = (MAGIC.len()..MAGIC.len() + 4).contains(&at);
+                match refused {
+                    RecordError::Version { .. } => assert!(is_version, "byte {at}"),
+                    RecordError::Damaged(_) => assert!(!is_version, "byte {at}"),
+                    other => panic!("byte {at}: {other}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn fields_that_do_not_match_are_refused_with_a_valid_checksum() {
+        let bytes = record().encode().unwrap();
+        let (header, _) = bytes.split_at(MAGIC.len() + 4);
+        let body = b"\xff\xff\xff";
+        let checksum = compute_checksum(VERSION.to_le_bytes(), body);
+        let forged = [header, &checksum, body].concat();
+        let refused = Record::decode(&forged).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            "the record of state is damaged: its fields cannot be decoded"
+        );
     }
 
     #[test]
@@ -139,7 +184,7 @@ mod tests {
         let refused = Record::decode(&bytes).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "the record of state has version 2; this program reads version 1"
+            "the record of state has version 3; this program reads version 2"
         );
     }
 }

@@ -9,6 +9,7 @@
 //! files' content, and counted links. Without them the same answers take longer.
 
 mod capture;
+mod descriptors;
 mod format;
 mod rebuild;
 mod recover;
@@ -83,6 +84,14 @@ pub enum RecordError {
         ino: u64,
         /// The error.
         error: Error,
+    },
+    /// A descriptor that was handed over refers to another object than the recorded one.
+    #[error("descriptor {index} is not the recorded object of inode {ino}")]
+    Descriptor {
+        /// The inode number.
+        ino: u64,
+        /// The index in [`Handover::descriptors`].
+        index: usize,
     },
     /// A layer cannot be read.
     #[error("cannot read the layers: {0}")]

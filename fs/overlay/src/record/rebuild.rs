@@ -15,6 +15,7 @@ use cowl_layers::sys::stat::FileKind;
 use cowl_layers::view::{Found, Loc, View};
 use smallvec::smallvec;
 
+use super::descriptors::verify_descriptors;
 use super::format::Record;
 use super::{Handover, Rebuilt, RecordError};
 use crate::content::{ContentDescriptors, FileHandle, OpenCounts};
@@ -35,6 +36,7 @@ impl Overlay {
     /// Each object must be where the record says; otherwise nothing is created, and the recorded overlay can continue.
     pub fn rebuild(from: Handover) -> Result<Rebuilt, RecordError> {
         let record = Record::decode(&from.record)?;
+        verify_descriptors(&record, &from.descriptors)?;
         let ids = from.layers.iter().map(|layer| layer.id());
         if !ids.eq(record.layers.iter().copied()) || record.has_upper != from.upper.is_some() {
             return Err(RecordError::Layers);
@@ -348,10 +350,10 @@ impl Builder<'_> {
     fn dir_at(&self, place: &DirPlace) -> LayerResult<Arc<LayerDir>> {
         match place {
             DirPlace::Path(layer, path) => self.path_at(*layer, path),
-            DirPlace::Removed(layer, ino, descriptor) => {
+            DirPlace::Removed(layer, object, descriptor) => {
                 // It is reached by the descriptor, not by this name.
                 let name = Name::new(b"removed")?;
-                let dir = LayerDir::child(&self.layer(*layer)?.root_dir(), name, *ino);
+                let dir = LayerDir::child(&self.layer(*layer)?.root_dir(), name, object.ino);
                 dir.set_removed(self.descriptor(*descriptor)?);
                 Ok(dir)
             }

@@ -463,8 +463,7 @@ impl Search<'_> {
             return Ok(None);
         };
         let found = self.view.lookup_at(&locations, &alias.name, None)?;
-        let is_it =
-            |own: u64, identity: Identity| self.substitutes.find(identity, own) == Some(ino);
+        let is_it = |own: u64, identity: Identity| self.substitutes.may_be(identity, own, ino);
         Ok(match found {
             FoundObject::Absent | FoundObject::Whiteout => None,
             FoundObject::Dir(node) => {

@@ -6,21 +6,28 @@ use std::sync::Arc;
 use cowl_layers::error::Result;
 use cowl_layers::layer::lock::LayerLock;
 
-use super::relocation::{NewObject, Plans};
+use super::relocation::{NewObject, OldLocations, Plans};
 use super::{Replaced, StackChange};
-use crate::inode::{Inode, NumberStorage};
+use crate::inode::Inode;
 use crate::overlay::Overlay;
 use crate::reach::Stack;
 
+/// The outcome of the switch, with the state from before it, which is to be dropped after operations continue.
+pub(super) struct Applied {
+    pub(super) replaced: Replaced,
+    pub(super) old: (Stack, OldLocations),
+}
+
 impl Overlay {
-    /// Moves the inodes, exchanges the stack, and releases the removed layers.
+    /// Moves the inodes, exchanges the stack, and releases the removed layers. `known` contains all known inodes.
     pub(super) fn apply(
         &self,
         stack: &mut Stack,
         change: StackChange,
         plans: Plans,
+        known: Vec<Arc<Inode>>,
         locks: Vec<Arc<LayerLock>>,
-    ) -> Replaced {
+    ) -> Applied {
         let Plans {
             dirs,
             files,
@@ -31,52 +38,55 @@ impl Overlay {
             moved: dirs.len() + files.len(),
             ..Replaced::default()
         };
+        let mut old = OldLocations::default();
         for (_, (inode, planned)) in dirs {
             replaced.stale_listings.push(self.inodes.node_id(&inode));
-            self.relocate(&inode, planned.object, |inode| planned.apply(inode));
+            let object = planned.object;
+            self.relocate(&inode, object, |inode| planned.apply(inode, &mut old));
+            old.inodes.push(inode);
         }
         for (_, (inode, planned)) in files {
             let object = planned.loc.as_ref().map(|(_, _, object)| *object);
-            self.relocate(&inode, object, |inode| planned.apply(inode));
+            self.relocate(&inode, object, |inode| planned.apply(inode, &mut old));
+            old.inodes.push(inode);
         }
-        self.inodes
-            .reserve_known_numbers(|object| change.after.own_number(object.dev, object.ino));
+        // This also records the numbers of the moved inodes.
+        self.inodes.reserve_numbers(&known, |object| {
+            change.after.own_number(object.dev, object.ino)
+        });
+        old.inodes.extend(known);
         self.release_layers(&change, &retained, locks);
         let upper = stack.writable().cloned();
-        *stack = Stack::new(change.after, upper);
+        let old_stack = std::mem::replace(stack, Stack::new(change.after, upper));
         self.note_stack(stack);
+        self.inodes.drop_stale_numbers();
         // They refer to directories and layers of the old stack.
         self.links.forget_layers(&change.removed);
         self.listings.clear();
         self.deep.clear();
         self.absent.clear();
-        replaced
+        Applied {
+            replaced,
+            old: (old_stack, old),
+        }
     }
 
-    /// Moves an inode. If it becomes another object on disk, its visible number and ctime are retained.
+    /// Moves an inode. If it becomes another object on disk, its visible ctime is retained.
     fn relocate(
         &self,
         inode: &Arc<Inode>,
         object: Option<NewObject>,
         change: impl FnOnce(&Inode) -> Result<()>,
     ) {
-        let moved = match object {
-            None => change(inode),
-            Some(object) => {
-                let shown = inode.visible_ctime(object.ctimes.0);
-                let storage = NumberStorage::InMemory;
-                let moved = self
-                    .inodes
-                    .relocate(inode, object.identity, storage, || change(inode));
-                self.inodes.show_ctime(inode, object.ctimes.1, shown);
-                moved
-            }
-        };
-        self.inodes.note_place(inode);
+        let shown = object.map(|object| inode.visible_ctime(object.ctimes.0));
         // An inode never changes its type.
-        if let Err(error) = moved {
+        if let Err(error) = change(inode) {
             log::error!("cannot move the inode {}: {error}", inode.ino());
         }
+        if let (Some(object), Some(shown)) = (object, shown) {
+            self.inodes.show_ctime(inode, object.ctimes.1, shown);
+        }
+        self.inodes.note_place(inode);
     }
 
     /// Releases the locks of the removed layers, except for `retained` ones, and holds those of the new layers.

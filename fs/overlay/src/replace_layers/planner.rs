@@ -1,6 +1,5 @@
 //! Finds the known objects of the removed layers in the new stack, by their names.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use cowl_layers::error::Result;
@@ -9,6 +8,7 @@ use cowl_layers::name::Name;
 use cowl_layers::sys;
 use cowl_layers::sys::stat::Time;
 use cowl_layers::view::{DirNode, FileNode, Found, Loc};
+use rustc_hash::FxHashMap;
 
 use super::StackChange;
 use super::relocation::{Difference, DifferenceKind, DirMove, FileMove, NewObject, Plans};
@@ -25,7 +25,7 @@ pub(super) struct Planner<'c> {
     /// The number of inodes that were planned, other than those in the plans that the planner began with.
     pub(super) planned: usize,
     /// The locations of directories before and after the change, by inode number; `None` for a removed directory.
-    dirs: HashMap<u64, Option<(Locations, Locations)>>,
+    dirs: FxHashMap<u64, Option<(Locations, Locations)>>,
 }
 
 /// The outcome of the search for a file by one of its names.
@@ -44,7 +44,7 @@ impl<'c> Planner<'c> {
             plans,
             unnamed: Vec::new(),
             planned: 0,
-            dirs: HashMap::new(),
+            dirs: FxHashMap::default(),
         }
     }
 
@@ -55,14 +55,13 @@ impl<'c> Planner<'c> {
 
     /// Plans the move of an inode, if any of its locations is in a removed layer.
     pub(super) fn plan(&mut self, inode: &Arc<Inode>) -> Result<(), Difference> {
-        if !is_in_any(inode, |layer| self.change.removes(layer)) {
+        if self.plans.files.contains_key(&inode.ino())
+            || !is_in_any(inode, |layer| self.change.removes(layer))
+        {
             return Ok(());
         }
         if inode.is_dir() {
             return self.locations(inode).map(drop);
-        }
-        if self.plans.files.contains_key(&inode.ino()) {
-            return Ok(());
         }
         self.plan_file(inode)
             .map_err(|kind| difference(inode, kind))

@@ -1,6 +1,6 @@
 //! The planned moves of known inodes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,8 +10,9 @@ use cowl_layers::layer::LayerDir;
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys::stat::Time;
 use cowl_layers::view::Loc;
+use rustc_hash::FxHashMap;
 
-use crate::inode::{DirState, FileState, Identity, Inode};
+use crate::inode::{FileState, Identity, Inode, is_file_where};
 
 /// A difference between the merged trees before and after a replacement of layers.
 #[derive(Debug)]
@@ -84,12 +85,21 @@ pub(super) struct FileMove {
 /// The plans for the known inodes, by inode number.
 #[derive(Debug, Default)]
 pub(super) struct Plans {
-    pub(super) dirs: HashMap<u64, (Arc<Inode>, DirMove)>,
-    pub(super) files: HashMap<u64, (Arc<Inode>, FileMove)>,
+    pub(super) dirs: FxHashMap<u64, (Arc<Inode>, DirMove)>,
+    pub(super) files: FxHashMap<u64, (Arc<Inode>, FileMove)>,
     /// The ids of the removed layers that contain objects without a name.
     pub(super) retained: HashSet<u64>,
     /// The files that no name leads to although their link counts are not 0, because a layer above hides their names.
-    pub(super) hidden: HashMap<u64, Identity>,
+    pub(super) hidden: FxHashMap<u64, Identity>,
+}
+
+/// The locations that inodes had before they moved. They are dropped after operations continue, because closing many
+/// directories takes about as long as the moves.
+#[derive(Debug, Default)]
+pub(super) struct OldLocations {
+    pub(super) inodes: Vec<Arc<Inode>>,
+    dirs: Vec<Arc<[Arc<LayerDir>]>>,
+    files: Vec<Loc>,
 }
 
 impl Plans {
@@ -97,19 +107,21 @@ impl Plans {
     pub(super) fn retain_valid(&mut self) {
         self.retained.clear();
         self.dirs
-            .retain(|_, (inode, planned)| inode.dir().is_ok_and(|dir| planned.is_valid(&dir)));
+            .retain(|_, (inode, planned)| planned.is_valid(inode));
         self.files
-            .retain(|_, (inode, planned)| inode.file().is_ok_and(|file| planned.is_valid(&file)));
+            .retain(|_, (inode, planned)| is_file_where(inode, |file| planned.is_valid(file)));
     }
 }
 
 impl DirMove {
-    fn is_valid(&self, dir: &DirState) -> bool {
-        !dir.removed && Arc::ptr_eq(&dir.locs, &self.from)
+    fn is_valid(&self, inode: &Inode) -> bool {
+        let now = inode.locations();
+        now.is_ok_and(|locs| locs.is_some_and(|locs| Arc::ptr_eq(&locs, &self.from)))
     }
 
     /// Moves the directory.
-    pub(super) fn apply(self, inode: &Inode) -> Result<()> {
+    pub(super) fn apply(self, inode: &Inode, old: &mut OldLocations) -> Result<()> {
+        old.dirs.push(self.from);
         inode.update_dir(|dir| {
             dir.locs = self.to;
             // Otherwise the redirect is that of the upper layer, which a rename may have changed since.
@@ -128,10 +140,10 @@ impl FileMove {
     }
 
     /// Moves the file.
-    pub(super) fn apply(self, inode: &Inode) -> Result<()> {
+    pub(super) fn apply(self, inode: &Inode, old: &mut OldLocations) -> Result<()> {
         inode.update_file(|file| {
             if let Some((loc, redirect, object)) = self.loc {
-                file.loc = loc;
+                old.files.push(std::mem::replace(&mut file.loc, loc));
                 file.redirect = redirect.map(Box::new);
                 file.identity = object.identity;
                 // It refers to the object in the removed layer.
