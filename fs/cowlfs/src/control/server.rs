@@ -356,6 +356,7 @@ mod tests {
             flush: Arc::new(Box::new(|_| Ok(()))),
             connection: FuseConnection::default(),
             lacking: Vec::new(),
+            custody: None,
         })
     }
 
