@@ -45,5 +45,5 @@ pub use op::Op;
 pub use overlay::Overlay;
 pub use push::PushError;
 pub use reach::{Caller, OverlayOptions};
-pub use record::{Handover, Rebuilt, RecordError};
+pub use record::{Handover, HandoverRecord, Rebuilt, RecordError};
 pub use replace_layers::{Difference, ReplaceError, Replaced};

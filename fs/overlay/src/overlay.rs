@@ -109,6 +109,19 @@ impl Overlay {
         self.locks.lock().extend(locks);
     }
 
+    /// Makes the locks of the layers those of this process, whose predecessor has ended.
+    pub fn assume_locks(&self) {
+        for lock in self.locks.lock().iter() {
+            lock.assume();
+        }
+        for (_, lock) in self.retained.lock().iter() {
+            lock.assume();
+        }
+        if let Some(upper) = self.stack.read().writable() {
+            upper.assume_locks();
+        }
+    }
+
     /// Locks the stack when no operation runs; `None` if that takes too long.
     pub(crate) fn lock_stack(&self) -> Option<RwLockWriteGuard<'_, Stack>> {
         let deadline = Instant::now() + STACK_TIMEOUT;

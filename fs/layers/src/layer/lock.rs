@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -36,30 +37,55 @@ pub(super) fn for_writing(
 /// The layer's root directory is the descriptor that holds the lock, so a layer costs one descriptor. It may stay open
 /// for longer than the lock is held.
 #[derive(Debug)]
-pub struct LayerLock(Arc<OwnedFd>);
+pub struct LayerLock {
+    root: Arc<OwnedFd>,
+    /// Whether dropping it releases the lock. Until a process has taken over, the lock belongs to its predecessor.
+    is_owned: AtomicBool,
+}
 
 impl LayerLock {
     /// Returns the layer with the descriptor of `lock` as its root directory, and the lock.
     pub(super) fn of_layer(layer: Arc<Layer>, lock: OwnedFd) -> (Arc<Layer>, Arc<Self>) {
         let layer = layer.opened_as(lock);
-        let lock = Self(layer.root.clone());
+        let lock = Self {
+            root: layer.root.clone(),
+            is_owned: AtomicBool::new(true),
+        };
         (layer, Arc::new(lock))
+    }
+
+    /// Returns the lock that a predecessor of this process holds through the root directory of `layer`.
+    ///
+    /// The lock belongs to the open file, of which both processes have a descriptor. It is not released when this is
+    /// dropped, before [`Self::assume`].
+    pub fn of_predecessor(layer: &Layer) -> Arc<Self> {
+        Arc::new(Self {
+            root: layer.root.clone(),
+            is_owned: AtomicBool::new(false),
+        })
+    }
+
+    /// Makes the lock one of this process, whose predecessor has ended.
+    pub fn assume(&self) {
+        self.is_owned.store(true, Ordering::Release);
     }
 
     /// Whether this is the lock of `layer`, which [`Self::of_layer`] returned.
     pub fn is_of(&self, layer: &Layer) -> bool {
-        Arc::ptr_eq(&self.0, &layer.root)
+        Arc::ptr_eq(&self.root, &layer.root)
     }
 
     /// Converts an exclusive lock to a shared one. The layer is never without a lock in between.
     pub(super) fn share(&self) -> Result<()> {
-        sys::dir::lock_to_shared(&self.0)
+        sys::dir::lock_to_shared(&self.root)
     }
 }
 
 impl Drop for LayerLock {
     fn drop(&mut self) {
-        if let Err(error) = sys::dir::unlock(&self.0) {
+        if *self.is_owned.get_mut()
+            && let Err(error) = sys::dir::unlock(&self.root)
+        {
             log::warn!("cannot unlock a layer: {error}");
         }
     }

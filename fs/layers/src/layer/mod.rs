@@ -3,6 +3,7 @@
 mod descriptors;
 mod dir;
 mod foreign;
+mod handed_over;
 pub mod journal;
 mod list;
 pub mod lock;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use dir::{LayerDir, Moving};
+pub use handed_over::{LayerRecord, UpperRecord};
 pub use list::{LayerEntry, list, number_at};
 pub use probe::{LayerObject, Markers, Probe, probe};
 pub use upper::Upper;

@@ -24,10 +24,10 @@ pub struct Upper {
     pub layer: Arc<Layer>,
     /// The directory in which new objects are created.
     pub work: Arc<WorkDir>,
-    whiteouts: Whiteouts,
-    order: Order,
-    early: Early,
-    locks: UpperLocks,
+    pub(super) whiteouts: Whiteouts,
+    pub(super) order: Order,
+    pub(super) early: Early,
+    pub(super) locks: UpperLocks,
 }
 
 impl Upper {

@@ -11,6 +11,7 @@ pub mod dir;
 pub mod early;
 pub mod fault;
 pub mod flocks;
+pub mod fuse_device;
 pub mod handle;
 pub mod idle;
 pub mod limits;

@@ -8,13 +8,14 @@ use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::sys::private::{AtimeMode, AtimeUpdates, Through};
 use crate::sys::users::Device;
 
 /// The options of a mount.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountOptions {
     /// The source in the mount table.
     pub source: String,

@@ -81,6 +81,12 @@ impl ReadyPipe {
     }
 }
 
+/// Ends the process at once: without destructors, exit handlers, or buffered output.
+pub fn end_now() -> ! {
+    // SAFETY: _exit(2) does not return, and runs no code of this process.
+    unsafe { libc::_exit(0) }
+}
+
 /// Whether /proc is mounted, for the pid namespace of this process.
 pub fn has_proc() -> bool {
     rustix::fs::stat("/proc/self/fd").is_ok()

@@ -10,6 +10,7 @@
 
 mod capture;
 mod format;
+mod parts;
 mod place;
 mod rebuild;
 
@@ -17,6 +18,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+pub use self::parts::HandoverRecord;
 use cowl_layers::error::Error;
 use cowl_layers::layer::lock::LayerLock;
 use cowl_layers::layer::{Layer, Upper};
