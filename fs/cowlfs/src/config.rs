@@ -1,6 +1,9 @@
 //! The configuration of a mount: validated values, without parsing or system calls.
 
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
@@ -68,6 +71,19 @@ pub struct Config {
     pub reach: Vec<PathBuf>,
     /// Receives a message when a client asks for the frozen layers to be synced.
     pub settle: Option<Sender<()>>,
+    /// How another process can take over from this one; `None` if none can.
+    pub successor: Option<Successor>,
+}
+
+/// How a process is started that takes over a mount (docs/decisions/0034).
+#[derive(Clone, Debug, Default)]
+pub struct Successor {
+    /// The arguments of the program. It calls [`crate::Takeover::receive`].
+    pub arguments: Vec<OsString>,
+    /// Further state of this program. Only the successor interprets it.
+    pub state: Vec<u8>,
+    /// Further descriptors of this program.
+    pub descriptors: Vec<Arc<OwnedFd>>,
 }
 
 impl Config {
@@ -108,6 +124,7 @@ impl Config {
             snapshots: false,
             reach: Vec::new(),
             settle: None,
+            successor: None,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! - [`choices`], [`config`], [`requests`], [`logging`]: options of a mount, request counters, and the log.
 //! - `fuse`: the protocol.
 //! - [`control`]: the control socket.
+//! - `takeover`: replacing the daemon by another process.
 //! - [`serve()`]: a mount from its options to its end.
 //! - [`cli`]: the command line.
 
@@ -17,5 +18,6 @@ mod limits;
 pub mod logging;
 pub mod requests;
 mod serve;
+mod takeover;
 
-pub use serve::{remount, serve};
+pub use serve::{Takeover, remount, serve};

@@ -1,13 +1,17 @@
 //! The program `cowlfs`: parses its arguments and calls [`cowlfs::serve`].
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use cowl_layers::setup::{SetupError, SetupKind};
 use cowl_layers::shown::{Allowed, plain};
 use cowl_layers::sys::process::{Background, to_background};
+use cowlfs::Takeover;
 use cowlfs::cli::{Args, Colors, Invocation, render_error};
+use cowlfs::config::{Config, Successor};
+use cowlfs::control::Client;
 use log::LevelFilter;
 
 fn main() -> ExitCode {
@@ -44,6 +48,13 @@ fn print_usage(error: clap::Error) -> ExitCode {
 
 /// Runs the program. Returns the message and the exit code of an error.
 fn run(args: Args) -> Result<(), (String, u8)> {
+    if let Some(socket) = &args.upgrade {
+        return upgrade(socket).map_err(|text| (text, 1));
+    }
+    if args.take_over {
+        start_log(args.debug);
+        return take_over(args.debug).map_err(|error| describe(&error));
+    }
     let Invocation {
         config,
         foreground,
@@ -51,10 +62,11 @@ fn run(args: Args) -> Result<(), (String, u8)> {
         remount,
         ignored,
     } = args.into_invocation().map_err(|text| (text, 2))?;
-    cowlfs::logging::start(match debug {
-        true => LevelFilter::Debug,
-        false => LevelFilter::Warn,
-    });
+    start_log(debug);
+    let config = Config {
+        successor: Some(successor(debug)),
+        ..config
+    };
     for message in ignored {
         log::warn!("{message}");
     }
@@ -89,6 +101,48 @@ fn run(args: Args) -> Result<(), (String, u8)> {
             }
         }
     }
+}
+
+fn start_log(debug: bool) {
+    cowlfs::logging::start(match debug {
+        true => LevelFilter::Debug,
+        false => LevelFilter::Warn,
+    });
+}
+
+/// Returns how the program is started that takes over the mount.
+fn successor(debug: bool) -> Successor {
+    let mut arguments = vec!["--take-over".into()];
+    if debug {
+        arguments.push("--debug".into());
+    }
+    Successor {
+        arguments,
+        ..Successor::default()
+    }
+}
+
+/// Continues the mount of the daemon that has started this process.
+fn take_over(debug: bool) -> Result<(), SetupError> {
+    let mut takeover = Takeover::receive()?;
+    takeover.config_mut().successor = Some(successor(debug));
+    takeover.serve(|_| {})
+}
+
+/// Replaces the daemon with this control socket by this program.
+fn upgrade(socket: &Path) -> Result<(), String> {
+    let program = std::env::current_exe()
+        .map_err(|error| format!("cannot find the program itself: {error}"))?;
+    let upgraded = Client::connect(socket)
+        .and_then(|mut client| client.upgrade(&program))
+        .map_err(|error| format!("cannot replace the daemon: {error}"))?;
+    let text = format!(
+        "pid {}: version {} replaced version {}\n",
+        upgraded.pid, upgraded.to, upgraded.from
+    );
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| error.to_string())
 }
 
 /// Returns the message and the exit code of an error.

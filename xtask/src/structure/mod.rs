@@ -62,6 +62,7 @@ const ORDERS: [Order; 4] = [
         modules: &[
             &["main"],
             &["serve", "cli"],
+            &["takeover"],
             &["control"],
             &["fuse"],
             &["config", "logging"],

@@ -16,7 +16,8 @@ use parking_lot::Mutex;
 use super::detach::{self, Detached};
 use super::layers;
 use super::{
-    FuseConnection, NOT_UNDERSTOOD, OwnMount, Request, Response, StatsSource, Status, short_path,
+    FuseConnection, NOT_UNDERSTOOD, OwnMount, Request, Response, StatsSource, Status, Upgraded,
+    short_path,
 };
 use crate::config::Config;
 use cowl_layers::shown::Show as _;
@@ -59,7 +60,14 @@ pub(crate) struct ServedMount {
     pub(crate) connection: FuseConnection,
     /// The limits and privileges that the daemon may not change.
     pub(crate) lacking: Vec<String>,
+    /// Replaces the daemon.
+    pub(crate) upgrade: Upgrade,
 }
+
+/// Replaces this process by one that runs a program. The new process answers the client.
+///
+/// Returns only if that failed, with the reason.
+pub(crate) type Upgrade = Box<dyn Fn(&Path, &UnixStream) -> String + Send + Sync>;
 
 /// The number of descriptors that are reserved for clients: the connection, and those that a pushed layer needs.
 const RESERVE: usize = 16;
@@ -169,7 +177,13 @@ fn serve_client(stream: UnixStream, server: &Server) -> io::Result<()> {
                 if is_closed {
                     return Ok(());
                 }
-                execute(request, &server.mount)
+                match request {
+                    Request::Upgrade { program } => {
+                        let program = Path::new(OsStr::from_bytes(&program));
+                        (upgrade(program, stream.get_ref(), &server.mount), None)
+                    }
+                    request => execute(request, &server.mount),
+                }
             }
             Err(error) => (not_understood(&line, &error), None),
         };
@@ -226,7 +240,30 @@ fn execute(request: Request, served: &ServedMount) -> (Response, Option<Detached
             Err(response) => (response, None),
         },
         Request::Settle => (settle(config), None),
+        // Its caller handles it, because it needs the connection.
+        Request::Upgrade { .. } => {
+            let message = "an upgrade needs a connection".to_owned();
+            (Response::Failed { message }, None)
+        }
     }
+}
+
+/// Replaces the daemon. Returns only the reason why that failed.
+fn upgrade(program: &Path, client: &UnixStream, served: &ServedMount) -> Response {
+    let message = match sys::socket::peer_may_command(client) {
+        Ok(true) => (served.upgrade)(program, client),
+        Ok(false) => "only the daemon's user and root may replace it".to_owned(),
+        Err(error) => format!("cannot determine the user of the client: {error}"),
+    };
+    log::warn!("not replaced by {}: {message}", program.shown());
+    Response::Failed { message }
+}
+
+/// Answers the client that has requested to replace the predecessor of this process.
+pub(crate) fn answer_upgraded(mut client: UnixStream, upgraded: Upgraded) -> io::Result<()> {
+    let mut text = serde_json::to_vec(&Response::Upgraded(upgraded))?;
+    text.push(b'\n');
+    client.write_all(&text)
 }
 
 fn status(served: &ServedMount) -> Status {
@@ -243,6 +280,7 @@ fn status(served: &ServedMount) -> Status {
         open_for_write,
         inodes: overlay.inodes().len(),
         lacking: served.lacking.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
 
@@ -324,13 +362,14 @@ mod tests {
         let server = Server {
             lock: Mutex::new(()),
             mount: ServedMount {
-                stats: StatsSource::new(overlay.clone(), Arc::default()),
+                stats: StatsSource::new(overlay.clone(), Arc::default(), Duration::ZERO),
                 overlay,
                 config,
                 mount: OwnMount::record(path("mount"), (0, 0).into()),
                 flush: Arc::new(Box::new(|_| Ok(()))),
                 connection: FuseConnection::default(),
                 lacking: Vec::new(),
+                upgrade: Box::new(|_, _| String::new()),
             },
         };
         let request = Request::PushLayer {

@@ -1,20 +1,24 @@
 //! A session with the kernel, from the protocol handshake to the unmount.
 
-use std::io;
+use std::collections::HashMap;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
 use fuser::{Session, SessionACL};
 
-use super::adapter::Adapter;
+use super::adapter::{Adapter, Origin};
+use super::handover::{SessionRecord, SessionSource};
 use super::settings::SessionSettings;
 use super::workers::{self, BusyPoll, WorkerPool};
 use crate::choices::Awake;
+use cowl_layers::sys::fuse_device;
 use cowl_layers::sys::idle::{self, LatencyRequest};
 use cowl_layers::sys::mount::{self, MountOptions, PreparedMount};
 use cowl_layers::sys::users::Device;
-use cowl_overlay::Overlay;
+use cowl_overlay::{FileHandle, Overlay};
 
 /// A session after the protocol handshake; its mount is not attached yet.
 pub(crate) struct Prepared {
@@ -29,6 +33,7 @@ pub(crate) struct Attached {
     /// The device, for the monitor.
     monitored: OwnedFd,
     awake: Awake,
+    source: SessionSource,
 }
 
 /// An error that prevented a session.
@@ -55,21 +60,18 @@ pub(crate) fn prepare(
     settings: &SessionSettings,
 ) -> Result<Prepared, SessionError> {
     let duplicate = || device.try_clone().map_err(SessionError::Handshake);
-    let (polled, monitored) = (duplicate()?, duplicate()?);
+    let (polled, monitored, registered) = (duplicate()?, duplicate()?, duplicate()?);
+    let handed_over = duplicate()?;
     let busy_poll = BusyPoll::new(polled, settings.busy_poll);
     let pool = Arc::new(WorkerPool::new(settings.threads));
     let mount = PreparedMount::new(device.as_fd(), options).map_err(SessionError::Mount)?;
-    let mut config = fuser::Config::default();
-    config.acl = if options.allow_other {
-        SessionACL::All
-    } else {
-        SessionACL::Owner
-    };
-    config.n_threads = Some(settings.threads);
+    let config = session_config(options, settings);
     let acl = config.acl;
     // `from_fd` leaves mounting and unmounting to this process. fuser unmounts by path: if another process had
     // unmounted the file system already, fuser would unmount an unrelated one that was mounted there since.
-    let adapter = Adapter::new(overlay, settings, pool.clone(), busy_poll);
+    let origin = Origin::New(registered);
+    let adapter = Adapter::new(overlay, settings, pool.clone(), busy_poll, origin);
+    let state = adapter.state();
     let notifier = adapter.notifier.clone();
     let session =
         Session::from_fd(adapter, device, acl, config).map_err(SessionError::Handshake)?;
@@ -79,8 +81,67 @@ pub(crate) fn prepare(
         pool,
         monitored,
         awake: settings.awake,
+        source: SessionSource::new(handed_over, state),
     };
     Ok(Prepared { attached, mount })
+}
+
+/// Returns the configuration of the protocol library.
+fn session_config(options: &MountOptions, settings: &SessionSettings) -> fuser::Config {
+    let mut config = fuser::Config::default();
+    config.acl = if options.allow_other {
+        SessionACL::All
+    } else {
+        SessionACL::Owner
+    };
+    config.n_threads = Some(settings.threads);
+    config
+}
+
+/// Continues the session of another process, which has handed it over or was killed.
+///
+/// The handshake is with a socket instead of the kernel, because the kernel sends INIT only once. The device takes the
+/// socket's descriptor number afterwards.
+pub(crate) fn resume(
+    device: OwnedFd,
+    rebuilt: (Arc<Overlay>, HashMap<u64, Arc<FileHandle>>),
+    options: &MountOptions,
+    settings: &SessionSettings,
+    record: SessionRecord,
+) -> io::Result<Attached> {
+    let (polled, monitored) = (device.try_clone()?, device.try_clone()?);
+    let handed_over = device.try_clone()?;
+    let busy_poll = BusyPoll::new(polled, settings.busy_poll);
+    let pool = Arc::new(WorkerPool::new(settings.threads));
+    let (overlay, files) = rebuilt;
+    let SessionRecord {
+        adapter,
+        next_handle,
+    } = record;
+    let negotiated = adapter.negotiated;
+    let origin = Origin::Predecessor(device.try_clone()?, adapter, files, next_handle);
+    let adapter = Adapter::new(overlay, settings, pool.clone(), busy_poll, origin);
+    let (state, notifier) = (adapter.state(), adapter.notifier.clone());
+    let config = session_config(options, settings);
+    let acl = config.acl;
+    let (mut kernel, socket) = UnixStream::pair()?;
+    kernel.write_all(&negotiated.to_init_request())?;
+    let session = Session::from_fd(adapter, socket.into(), acl, config)?;
+    if state.negotiated() != Some(negotiated) {
+        return Err(io::Error::other(
+            "it does not request the capabilities that the mount has",
+        ));
+    }
+    fuse_device::substitute(session.as_fd(), device.as_fd())
+        .map_err(|error| io::Error::from_raw_os_error(error.errno().raw_os_error()))?;
+    notifier.get_or_init(|| session.notifier());
+    Ok(Attached {
+        session,
+        pool,
+        monitored,
+        awake: settings.awake,
+        source: SessionSource::new(handed_over, state),
+    })
 }
 
 /// Opens a latency request, if it is configured and permitted. Without one, requests only take longer.
@@ -124,11 +185,6 @@ impl Flusher {
 }
 
 impl Prepared {
-    /// Returns the session's flusher. It works while the session runs.
-    pub(crate) fn flusher(&self) -> Flusher {
-        Flusher(self.attached.session.notifier())
-    }
-
     /// Returns the device number of the file system.
     pub(crate) fn device(&self) -> Result<Device, cowl_layers::Error> {
         self.mount.device()
@@ -142,12 +198,23 @@ impl Prepared {
 }
 
 impl Attached {
-    /// Starts the monitor, and returns the session to run.
+    /// Returns the session's flusher. It works while the session runs.
+    pub(crate) fn flusher(&self) -> Flusher {
+        Flusher(self.session.notifier())
+    }
+
+    /// Starts the monitor, and returns the session to run and the means to hand it over.
     ///
     /// Threads remain in the mount namespace in which they were started.
-    pub(crate) fn start(self) -> io::Result<Session<Adapter>> {
+    pub(crate) fn start(self) -> io::Result<(Session<Adapter>, SessionSource)> {
         let latency = open_latency_request(self.awake);
         workers::start_monitor(&self.pool, self.monitored, latency)?;
-        Ok(self.session)
+        Ok((self.session, self.source))
+    }
+
+    /// Makes everything that the predecessor has registered with the kernel that of this process. The predecessor must
+    /// have ended.
+    pub(crate) fn assume(&self) {
+        self.source.assume();
     }
 }

@@ -103,6 +103,11 @@ pub fn uptime_seconds() -> u32 {
     u32::try_from(clock_gettime(ClockId::Monotonic).tv_sec).unwrap_or(u32::MAX)
 }
 
+/// Returns the time of the monotonic clock, which is the same in all processes.
+pub fn monotonic_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default()
+}
+
 /// Returns the CPU time that this process has used.
 pub fn cpu_time() -> Duration {
     let spent = clock_gettime(ClockId::ProcessCPUTime);

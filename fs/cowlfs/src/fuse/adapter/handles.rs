@@ -25,6 +25,22 @@ impl<T> Default for Handles<T> {
 }
 
 impl<T> Handles<T> {
+    /// Continues with these open files and the next number of another process.
+    pub(super) fn continued(open: HashMap<u64, Arc<T>>, next: u64) -> Self {
+        Self {
+            open: RwLock::new(open),
+            next: AtomicU64::new(next),
+        }
+    }
+
+    /// Returns all open files, and the next number.
+    pub(super) fn record(&self) -> (Vec<(u64, Arc<T>)>, u64) {
+        let open = self.open.read();
+        let mut files: Vec<_> = open.iter().map(|(n, file)| (*n, file.clone())).collect();
+        files.sort_unstable_by_key(|(number, _)| *number);
+        (files, self.next.load(Ordering::Relaxed))
+    }
+
     /// Assigns a number to an open file.
     pub(super) fn insert(&self, file: Arc<T>) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);

@@ -11,6 +11,7 @@ mod handles;
 mod listing;
 mod opening;
 mod reply;
+mod state;
 
 use std::ffi::OsStr;
 use std::io;
@@ -21,9 +22,10 @@ use fuser::{Generation, INodeNo, Notifier};
 
 use self::admission::RefusedOpens;
 use self::handles::Handles;
-use super::passthrough::{BackingFiles, Policy};
+pub(super) use self::state::{AdapterRecord, AdapterState, Negotiated, Origin};
+use super::passthrough::{BackingDevice, BackingFiles, Policy};
 use super::settings::SessionSettings;
-use super::workers::{BusyPoll, RequestSpan, WorkerPool};
+use super::workers::{BusyPoll, Gate, RequestSpan, WorkerPool};
 use crate::requests::{Opcode, Requests};
 use cowl_layers::error::Result;
 use cowl_layers::panics;
@@ -36,12 +38,14 @@ const GENERATION: Generation = Generation(0);
 #[derive(Debug)]
 pub(crate) struct Adapter {
     overlay: Arc<Overlay>,
-    files: Handles<FileHandle>,
+    files: Arc<Handles<FileHandle>>,
     cache_timeout: Duration,
     /// Whether the kernel may cache listings. It must support directories that are not opened.
     cache_listings: bool,
-    backing: BackingFiles,
-    refused: RefusedOpens,
+    backing: Arc<BackingFiles>,
+    refused: Arc<RefusedOpens>,
+    gate: Arc<Gate>,
+    negotiated: Arc<OnceLock<Negotiated>>,
     max_stack_depth: u32,
     /// Whether another process may change the layers, so that the kernel must cache nothing that does not expire.
     live_layers: bool,
@@ -58,23 +62,46 @@ impl Adapter {
         settings: &SessionSettings,
         pool: Arc<WorkerPool>,
         busy_poll: BusyPoll,
+        origin: Origin,
     ) -> Self {
         let policy = if settings.may_use_passthrough {
             Policy::new(settings.passthrough, settings.coherence, settings.stack)
         } else {
             Policy::OFF
         };
-        let backing = BackingFiles::new(policy, overlay.passthrough_writers());
+        let writers = overlay.passthrough_writers();
+        let (files, refused, backing) = match origin {
+            Origin::New(device) => {
+                let device = BackingDevice::new(device);
+                let backing = BackingFiles::new(policy, writers, device);
+                (Handles::default(), RefusedOpens::default(), backing)
+            }
+            Origin::Predecessor(
+                device,
+                AdapterRecord {
+                    refused, backing, ..
+                },
+                files,
+                next,
+            ) => {
+                let device = BackingDevice::of_predecessor(device);
+                let backing = BackingFiles::from_record(backing, policy, writers, device);
+                let files = Handles::continued(files, next);
+                (files, RefusedOpens::from_record(refused), backing)
+            }
+        };
         // The kernel limits the depth of stacked file systems. Passthrough to files on an overlayfs needs a depth of
         // two. Otherwise one is enough, and leaves the most for a kernel overlayfs on this mount.
         let max_stack_depth = if overlay.is_on_overlayfs() { 2 } else { 1 };
         Self {
             overlay,
-            backing,
-            refused: RefusedOpens::default(),
+            backing: Arc::new(backing),
+            refused: Arc::new(refused),
+            gate: Arc::default(),
+            negotiated: Arc::default(),
             max_stack_depth,
             live_layers: settings.live_layers,
-            files: Handles::default(),
+            files: Arc::new(files),
             cache_timeout: settings.cache_timeout,
             cache_listings: settings.cache_listings,
             notifier: Arc::default(),
@@ -84,10 +111,23 @@ impl Adapter {
         }
     }
 
+    /// Returns the shared state, for a handover to another process.
+    pub(super) fn state(&self) -> AdapterState {
+        AdapterState {
+            files: self.files.clone(),
+            backing: self.backing.clone(),
+            refused: self.refused.clone(),
+            gate: self.gate.clone(),
+            negotiated: self.negotiated.clone(),
+        }
+    }
+
     /// Counts a request and begins its span, which the handler must drop after the reply.
     fn begin_request(&self, opcode: Opcode) -> RequestSpan<'_> {
+        let span = RequestSpan::begin(&self.pool, &self.busy_poll, &self.gate);
+        // Counted only when the gate is open, because otherwise another process counts it.
         self.requests.count(opcode);
-        RequestSpan::begin(&self.pool, &self.busy_poll)
+        span
     }
 
     /// Runs one operation of the overlay, and invalidates the kernel's attributes that it made stale.

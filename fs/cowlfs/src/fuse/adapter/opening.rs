@@ -3,15 +3,13 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use fuser::{
-    BackingId, FileHandle as Fh, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyOpen, Request,
-};
+use fuser::{FileHandle as Fh, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyOpen, Request};
 
 use super::convert::{
     caller, can_map_writable, is_synchronous, parse_name, to_errno, to_file_attr, to_open_options,
 };
 use super::{Adapter, GENERATION};
-use crate::fuse::passthrough::{CachedAttr, OpenMode, OpenParams, OpenTraits, Register};
+use crate::fuse::passthrough::{Backing, CachedAttr, OpenMode, OpenParams, OpenTraits};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
@@ -32,7 +30,7 @@ struct Requested {
 struct OpenedFile {
     handle: Arc<FileHandle>,
     flags: FopenFlags,
-    backing: Option<Arc<BackingId>>,
+    backing: Option<Arc<Backing>>,
 }
 
 impl Adapter {
@@ -65,20 +63,19 @@ impl Adapter {
             let close = |_: &Error| self.overlay.close(&content.handle);
             let admitted = self.refused.admit(op, &inode, options, req.pid());
             admitted.inspect_err(close)?;
-            let register: Register<'_> = &|fd| reply.open_backing(fd);
             let requested = Requested {
                 ino,
                 flags,
                 direct,
                 is_registered,
             };
-            self.count_open(op, requested, &inode, content, register)
+            self.count_open(op, requested, &inode, content)
         });
         match done {
             Ok(opened) => {
                 let fh = Fh(self.files.insert(opened.handle));
                 match opened.backing {
-                    Some(backing) => reply.opened_passthrough(fh, opened.flags, &backing),
+                    Some(backing) => backing.reply_opened(reply, fh, opened.flags),
                     None => reply.opened(fh, opened.flags),
                 }
             }
@@ -101,14 +98,13 @@ impl Adapter {
             let parent = op.inode(parent.0)?;
             let name = parse_name(name)?;
             let (inode, content, attr) = op.create_attr(caller, &parent, &name, mode, options)?;
-            let register: Register<'_> = &|fd| reply.open_backing(fd);
             let requested = Requested {
                 ino: INodeNo(inode.ino()),
                 flags,
                 direct,
                 is_registered: false,
             };
-            let opened = self.count_open(op, requested, &inode, content, register)?;
+            let opened = self.count_open(op, requested, &inode, content)?;
             Ok((inode, opened, attr))
         });
         match done {
@@ -129,8 +125,9 @@ impl Adapter {
         let timeout = &self.created_attr_timeout(inode, attr);
         let attr = to_file_attr(attr);
         match opened.backing {
-            Some(id) => {
-                reply.created_passthrough(timeout, &attr, GENERATION, fh, opened.flags, &id);
+            Some(backing) => {
+                let entry = (timeout, &attr, GENERATION);
+                backing.reply_created(reply, entry, fh, opened.flags);
             }
             None => reply.created(timeout, &attr, GENERATION, fh, opened.flags),
         }
@@ -145,7 +142,6 @@ impl Adapter {
         requested: Requested,
         inode: &Arc<Inode>,
         Opened { handle, descriptor }: Opened,
-        register: Register<'_>,
     ) -> Result<OpenedFile> {
         let Requested { ino, flags, .. } = requested;
         let close = |_: &Error| self.overlay.close(&handle);
@@ -153,20 +149,17 @@ impl Adapter {
             .collect_traits(op, &handle, descriptor.as_ref(), requested)
             .inspect_err(close)?;
         let is_synchronous = traits.write && is_synchronous(flags);
-        let mode = self.backing.open(
-            &OpenParams {
-                ino: ino.0,
-                traits,
-                can_map_writable: can_map_writable(flags),
-                inode,
-                // In the upper layer, content and attributes are one file.
-                dev: traits.upper.then(|| inode.identity().dev),
-                content: descriptor
-                    .as_ref()
-                    .map(|(fd, version)| (fd.as_fd(), *version)),
-            },
-            register,
-        );
+        let mode = self.backing.open(&OpenParams {
+            ino: ino.0,
+            traits,
+            can_map_writable: can_map_writable(flags),
+            inode,
+            // In the upper layer, content and attributes are one file.
+            dev: traits.upper.then(|| inode.identity().dev),
+            content: descriptor
+                .as_ref()
+                .map(|(fd, version)| (fd.as_fd(), *version)),
+        });
         let (mut flags, backing) = match mode {
             OpenMode::Daemon(flags) => (flags, None),
             OpenMode::Passthrough(flags, id, cached) => {

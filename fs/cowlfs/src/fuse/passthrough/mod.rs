@@ -6,34 +6,36 @@
 //! The kernel counts an open until it sends RELEASE. Here an open counts from the decision until RELEASE has arrived,
 //! which covers that whole period. So the kernel never refuses a mode that was chosen from this count.
 
+mod backing;
 mod policy;
+mod record;
 
 use std::collections::HashMap;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use cowl_layers::locks::Mutex;
-use fuser::{BackingId, FopenFlags};
+use fuser::FopenFlags;
 use lru::LruCache;
 
+pub(super) use backing::{Backing, BackingDevice};
 use cowl_layers::error::Errno;
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
 use policy::{InodeMode, Verdict, decide};
 pub(super) use policy::{OpenTraits, Policy};
+pub(super) use record::BackingRecord;
 
 /// The number of backing files that remain registered although they are not open.
 const MAX_IDLE: usize = 1024;
-
-/// Registers a file with the kernel.
-pub(super) type Register<'a> = &'a dyn Fn(BorrowedFd<'_>) -> io::Result<BackingId>;
 
 /// The backing files of a mount.
 #[derive(Debug)]
 pub(super) struct BackingFiles {
     policy: Policy,
+    /// The device at which files are registered.
+    device: Arc<BackingDevice>,
     /// Whether the kernel refused passthrough because it does not support or permit it.
     is_unsupported: AtomicBool,
     /// The number of files that the kernel may write to by passthrough.
@@ -67,7 +69,7 @@ struct FileState {
 /// A registration of a backing file.
 #[derive(Debug)]
 struct RegisteredFile {
-    id: Arc<BackingId>,
+    id: Arc<Backing>,
     /// The version of its content ([`Inode::content_version`]).
     version: u32,
 }
@@ -108,7 +110,7 @@ pub(super) enum OpenMode {
     /// The daemon reads and writes. The open is counted.
     Daemon(FopenFlags),
     /// The kernel reads and writes the backing file. The open is counted.
-    Passthrough(FopenFlags, Arc<BackingId>, CachedAttr),
+    Passthrough(FopenFlags, Arc<Backing>, CachedAttr),
     /// The open fails with ESTALE, and is not counted. The inode needs a new number.
     Renew,
 }
@@ -148,9 +150,10 @@ impl FileState {
 }
 
 impl BackingFiles {
-    pub(super) fn new(policy: Policy, writers: Arc<AtomicU32>) -> Self {
+    pub(super) fn new(policy: Policy, writers: Arc<AtomicU32>, device: BackingDevice) -> Self {
         Self {
             policy,
+            device: Arc::new(device),
             is_unsupported: AtomicBool::new(false),
             writers,
             table: Mutex::new(Table {
@@ -182,7 +185,7 @@ impl BackingFiles {
     }
 
     /// Chooses the mode of an open, and counts the open.
-    pub(super) fn open(&self, params: &OpenParams<'_>, register: Register<'_>) -> OpenMode {
+    pub(super) fn open(&self, params: &OpenParams<'_>) -> OpenMode {
         if !self.policy.allows_any() {
             let cache = if params.traits.direct {
                 FopenFlags::FOPEN_DIRECT_IO
@@ -194,7 +197,7 @@ impl BackingFiles {
         // Unregistering is a system call, so it happens after the lock is released.
         let mut dropped = Vec::new();
         let mut table = self.table.lock();
-        let mode = self.open_locked(&mut table, params, register, &mut dropped);
+        let mode = self.open_locked(&mut table, params, &mut dropped);
         drop(table);
         mode
     }
@@ -203,7 +206,6 @@ impl BackingFiles {
         &self,
         table: &mut Table,
         params: &OpenParams<'_>,
-        register: Register<'_>,
         dropped: &mut Vec<RegisteredFile>,
     ) -> OpenMode {
         let ino = params.ino;
@@ -224,7 +226,7 @@ impl BackingFiles {
                     // Content that was copied up since it was opened must not be registered as the current version.
                     .filter(|(_, opened)| *opened == version)
                     .map(|(fd, _)| fd)
-                    .and_then(|fd| self.register(fd, params, &mut table.refused_devices, register))
+                    .and_then(|fd| self.register(fd, params, &mut table.refused_devices))
                     .map(|id| RegisteredFile { id, version });
             }
             if file.backing.is_none() {
@@ -286,8 +288,7 @@ impl BackingFiles {
         content: BorrowedFd<'_>,
         params: &OpenParams<'_>,
         refused_devices: &mut Vec<u64>,
-        register: Register<'_>,
-    ) -> Option<Arc<BackingId>> {
+    ) -> Option<Arc<Backing>> {
         let dev = params
             .dev
             .map_or_else(|| sys::stat::stat_fd(content).map(|stat| stat.dev), Ok);
@@ -308,7 +309,7 @@ impl BackingFiles {
         }
         // The kernel writes with the credentials of the registering thread. Without CAP_FSETID in them, a write clears
         // setuid and setgid bits, as it must for a program without that capability.
-        match sys::creds::without_setid(|| Ok(register(content.as_fd()))) {
+        match sys::creds::without_setid(|| Ok(Backing::register(&self.device, content))) {
             Ok(Ok(id)) => Some(Arc::new(id)),
             Ok(Err(error)) => {
                 match Errno::from_io_error(&error) {
@@ -426,7 +427,8 @@ mod tests {
             ..Policy::OFF
         };
         let writers = Arc::new(AtomicU32::new(1));
-        let backing = BackingFiles::new(policy, writers.clone());
+        let device = std::fs::File::open("/dev/null").unwrap().into();
+        let backing = BackingFiles::new(policy, writers.clone(), BackingDevice::new(device));
         let mapped = FileState {
             has_writer: true,
             has_volatile_attr: true,

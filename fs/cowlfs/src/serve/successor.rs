@@ -1,0 +1,289 @@
+//! Continues the mount of another process, the predecessor.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::daemon::{Daemon, session_settings};
+use super::failed;
+use crate::config::Config;
+use crate::control::{self, OwnMount, Signals, StatsSource, Upgraded};
+use crate::fuse::{self, SessionRecord};
+use crate::limits;
+use crate::requests::Requests;
+use crate::takeover::{self, Answer, Bundle, Origin};
+use cowl_layers::setup::SetupError;
+use cowl_layers::sys::users::Device;
+use cowl_layers::{panics, sys};
+use cowl_overlay::{FileHandle, HandoverRecord, Overlay};
+
+/// The state of a predecessor, which waits for this process to be ready, or was killed.
+///
+/// The predecessor has started this process, with a socket as standard input.
+pub struct Takeover {
+    connection: Connection,
+    signals: Signals,
+    lacking: Vec<String>,
+    config: Config,
+    state: Vec<u8>,
+    successor_descriptors: Vec<OwnedFd>,
+    device: OwnedFd,
+    listener: Option<UnixListener>,
+    client: Option<UnixStream>,
+    overlay: (HandoverRecord, Vec<OwnedFd>),
+    session: SessionRecord,
+    mount: OwnMount,
+    stats: Counted,
+    /// The version of the predecessor.
+    from: String,
+    origin: Origin,
+}
+
+impl fmt::Debug for Takeover {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Takeover").finish_non_exhaustive()
+    }
+}
+
+/// The counters of the predecessor.
+struct Counted {
+    requests: Vec<(String, u64)>,
+    uptime: Duration,
+    panics: u64,
+}
+
+/// The connection to the predecessor.
+struct Connection(UnixStream);
+
+impl Connection {
+    /// Takes the socket from standard input, so that no other code uses it.
+    fn take() -> io::Result<Self> {
+        let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let null = std::fs::File::open("/dev/null")?;
+        rustix::stdio::dup2_stdin(&null)?;
+        Ok(Self(stream))
+    }
+
+    /// Reports an error to the predecessor, which then continues.
+    fn report(&self, error: &SetupError) {
+        if let Err(error) = takeover::send_answer(&self.0, &Answer::Failed(error.to_string())) {
+            log::info!("cannot report to the running daemon: {error}");
+        }
+    }
+
+    /// Reports that this process is ready, and waits until the predecessor has ended.
+    ///
+    /// If the predecessor was killed meanwhile, this process takes over as well: no request had an effect since the state
+    /// was recorded.
+    fn take_over(mut self) -> io::Result<()> {
+        match takeover::send_answer(&self.0, &Answer::Ready) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
+            _ => {}
+        }
+        let mut end = Vec::new();
+        match self.0.read_to_end(&mut end) {
+            Err(error) if error.kind() != io::ErrorKind::ConnectionReset => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Takeover {
+    /// Receives the state. To be called before the process has a second thread.
+    ///
+    /// Nothing of the mount changes before [`Self::serve`] succeeds: after an error the predecessor continues.
+    pub fn receive() -> Result<Self, SetupError> {
+        let cannot = |error| failed(format!("cannot receive the state of the daemon: {error}"));
+        let connection = Connection::take().map_err(cannot)?;
+        let signals = Signals::block();
+        let lacking = limits::set_up();
+        takeover::send_hello(&connection.0).map_err(cannot)?;
+        let received = takeover::receive_bundle(&connection.0).map_err(cannot)?;
+        let divided = received
+            .map_err(|error| failed(error.to_string()))
+            .and_then(|(bundle, descriptors)| {
+                let lost = || failed("descriptors of the running daemon are missing".to_owned());
+                Divided::new(bundle.descriptors, descriptors)
+                    .ok_or_else(lost)
+                    .map(|divided| (bundle, divided))
+            })
+            .inspect_err(|error| connection.report(error));
+        let (bundle, divided) = divided?;
+        let Bundle {
+            program,
+            origin,
+            overlay,
+            session,
+            config,
+            mount,
+            requests,
+            uptime,
+            panics,
+            state,
+            descriptors: _,
+        } = bundle;
+        Ok(Self {
+            connection,
+            signals,
+            lacking,
+            config: config.into_config(),
+            state,
+            successor_descriptors: divided.successor,
+            device: divided.device,
+            listener: divided.listener.map(UnixListener::from),
+            client: divided.client.map(UnixStream::from),
+            overlay: (overlay, divided.overlay),
+            session,
+            mount: mount.into_mount(),
+            stats: Counted {
+                requests,
+                uptime,
+                panics,
+            },
+            from: program,
+            origin,
+        })
+    }
+
+    /// Returns the configuration, which lacks [`Config::settle`] and [`Config::successor`].
+    pub fn config_mut(&mut self) -> &mut Config {
+        &mut self.config
+    }
+
+    /// Returns [`crate::config::Successor::state`] of the predecessor.
+    pub fn state(&self) -> &[u8] {
+        &self.state
+    }
+
+    /// Takes [`crate::config::Successor::descriptors`] of the predecessor.
+    pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.successor_descriptors)
+    }
+
+    /// Reports an error of this program to the predecessor, which then continues.
+    pub fn refuse(&self, error: &SetupError) {
+        self.connection.report(error);
+    }
+
+    /// Takes over, calls `ready` with the mount's device number, and serves requests until the unmount.
+    pub fn serve(self, ready: impl FnOnce(Device)) -> Result<(), SetupError> {
+        let Self {
+            connection,
+            signals,
+            lacking,
+            config,
+            device,
+            listener,
+            client,
+            overlay,
+            session,
+            mount,
+            stats: counted,
+            from,
+            origin,
+            ..
+        } = self;
+        let report = |error: &SetupError| connection.report(error);
+        let (overlay, files) = rebuild(overlay).inspect_err(report)?;
+        let requests = Arc::new(Requests::default());
+        requests.add(&counted.requests);
+        panics::continue_from(counted.panics);
+        let settings = session_settings(&config, &requests);
+        let cannot = |error| failed(format!("cannot continue the session: {error}"));
+        let (kernel, rebuilt) = (
+            device.try_clone().map_err(cannot)?,
+            (overlay.clone(), files),
+        );
+        let attached = fuse::resume(device, rebuilt, &config.mount, &settings, session)
+            .map_err(cannot)
+            .inspect_err(report)?;
+        connection
+            .take_over()
+            .map_err(|error| failed(format!("the running daemon did not end: {error}")))?;
+        // The point of no return: the mount has no other daemon any more.
+        attached.assume();
+        overlay.assume_locks();
+        sys::fuse_device::resend(&kernel)
+            .map_err(|error| failed(format!("the kernel does not resend requests: {error}")))?;
+        drop(kernel);
+        let device = mount.device;
+        let stats = StatsSource::new(overlay.clone(), requests, counted.uptime);
+        let daemon = Daemon {
+            overlay,
+            config,
+            mount,
+            stats,
+            listener,
+            lacking,
+        };
+        daemon.run(attached, signals, || {
+            let Origin::Stopped { since } = origin;
+            let pause = sys::process::monotonic_time().saturating_sub(since);
+            ready(device);
+            report_upgraded(client, from, pause);
+        })
+    }
+}
+
+/// Logs the takeover, and answers the client that has requested it.
+fn report_upgraded(client: Option<UnixStream>, from: String, pause: Duration) {
+    let upgraded = Upgraded {
+        pid: std::process::id(),
+        from,
+        to: env!("CARGO_PKG_VERSION").to_owned(),
+        pause: pause.as_secs_f64(),
+    };
+    log::info!(
+        "took over from version {}: requests waited for {:.1} ms",
+        upgraded.from,
+        upgraded.pause * 1e3
+    );
+    if let Some(client) = client
+        && let Err(error) = control::answer_upgraded(client, upgraded)
+    {
+        log::info!("cannot answer the client: {error}");
+    }
+}
+
+type Rebuilt = (Arc<Overlay>, HashMap<u64, Arc<FileHandle>>);
+
+fn rebuild((record, descriptors): (HandoverRecord, Vec<OwnedFd>)) -> Result<Rebuilt, SetupError> {
+    let rebuilt = record
+        .into_handover(descriptors)
+        .and_then(Overlay::rebuild)
+        .map_err(|error| failed(error.to_string()))?;
+    Ok((Arc::new(rebuilt.overlay), rebuilt.files))
+}
+
+/// The received descriptors by their purposes.
+struct Divided {
+    device: OwnedFd,
+    listener: Option<OwnedFd>,
+    client: Option<OwnedFd>,
+    successor: Vec<OwnedFd>,
+    overlay: Vec<OwnedFd>,
+}
+
+impl Divided {
+    /// Divides the descriptors; `None` if their number is wrong.
+    fn new(counts: takeover::DescriptorCounts, descriptors: Vec<OwnedFd>) -> Option<Self> {
+        if descriptors.len() != counts.total() {
+            return None;
+        }
+        let mut rest = descriptors.into_iter();
+        let device = rest.next()?;
+        let listener = if counts.listener { rest.next() } else { None };
+        let client = if counts.client { rest.next() } else { None };
+        Some(Self {
+            device,
+            listener,
+            client,
+            successor: rest.by_ref().take(counts.successor).collect(),
+            overlay: rest.collect(),
+        })
+    }
+}
