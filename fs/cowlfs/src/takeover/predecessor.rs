@@ -26,6 +26,8 @@ use crate::fuse::{ClosedGate, SessionSource};
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The additional time for each known inode.
 const TIME_FOR_INODE: Duration = Duration::from_micros(100);
+/// The time in which a process ends that has closed the connection.
+const GRACE: Duration = Duration::from_millis(100);
 /// The environment variables that the successor inherits, apart from those of cowl.
 const ENVIRONMENT: [&str; 4] = ["PATH", "HOME", "XDG_RUNTIME_DIR", "RUST_BACKTRACE"];
 
@@ -66,10 +68,10 @@ impl Predecessor {
     }
 
     fn attempt(&self, program: &Path, client: &UnixStream) -> Result<Infallible, String> {
-        let (successor, started) = self.prepare(program, client)?;
+        let (successor, mut started) = self.prepare(program, client)?;
         let busy = "requests were running for ten seconds without a pause";
         let gate = self.session.close_gate(TIMEOUT).ok_or(busy)?;
-        self.send(&gate, successor, &started, client)?;
+        self.send(&gate, successor, &mut started, client)?;
         // Nothing may be dropped: the session, its locks and registrations now belong to the successor.
         sys::process::end_now()
     }
@@ -87,17 +89,12 @@ impl Predecessor {
         }
         let unable = "the program that mounted it does not support it";
         let successor = self.config.successor.as_ref().ok_or(unable)?;
-        let started = start(&find(program, client), successor)?;
-        let failed = |error: io::Error| started.failed("before it has received the state", &error);
-        started
-            .stream
-            .set_read_timeout(Some(TIMEOUT))
-            .map_err(failed)?;
-        started
-            .stream
-            .set_write_timeout(Some(TIMEOUT))
-            .map_err(failed)?;
-        let hello = transfer::receive_hello(&started.stream).map_err(failed)?;
+        let mut started = start(&find(program, client), successor)?;
+        let stream = &started.stream;
+        let hello = (stream.set_read_timeout(Some(TIMEOUT)))
+            .and_then(|()| stream.set_write_timeout(Some(TIMEOUT)))
+            .and_then(|()| transfer::receive_hello(stream))
+            .map_err(|error| started.failed("before it has received the state", &error))?;
         match hello.refusal() {
             Some(reason) => Err(reason),
             None => Ok((successor, started)),
@@ -109,7 +106,7 @@ impl Predecessor {
         &self,
         gate: &ClosedGate<'_>,
         successor: &Successor,
-        started: &Started,
+        started: &mut Started,
         client: &UnixStream,
     ) -> Result<(), String> {
         let since = sys::process::monotonic_time();
@@ -155,10 +152,18 @@ impl Predecessor {
 
 impl Started {
     /// Returns the message about a failed exchange.
-    fn failed(&self, when: &str, error: &io::Error) -> String {
+    fn failed(&mut self, when: &str, error: &io::Error) -> String {
         match error.kind() {
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => {
-                format!("the new process ended {when}; its messages are in the log")
+            io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionReset => {
+                // A process that has closed the connection without an answer is about to end.
+                std::thread::sleep(GRACE);
+                let status = self.child.try_wait().ok().flatten();
+                let status = status
+                    .map(|status| format!(" ({status})"))
+                    .unwrap_or_default();
+                format!("the new process ended {when}{status}; its messages are in the log")
             }
             io::ErrorKind::WouldBlock => format!("the new process did not answer in time {when}"),
             _ => format!("the new process failed {when}: {error}"),
