@@ -109,14 +109,8 @@ impl Overlay {
         self.locks.lock().extend(locks);
     }
 
-    /// Makes the locks of the layers those of this process, whose predecessor has ended.
+    /// Makes the locks of the upper layer those of this process, whose predecessor has ended.
     pub fn assume_locks(&self) {
-        for lock in self.locks.lock().iter() {
-            lock.assume();
-        }
-        for (_, lock) in self.retained.lock().iter() {
-            lock.assume();
-        }
         if let Some(upper) = self.stack.read().writable() {
             upper.assume_locks();
         }

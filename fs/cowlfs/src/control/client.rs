@@ -119,7 +119,7 @@ impl Client {
     pub fn status(&mut self) -> Result<Status, ControlError> {
         // A push of a layer delays the response by up to ten seconds.
         match self.send(&Request::Status, Duration::from_secs(12))? {
-            Response::Status(status) => Ok(status),
+            Response::Status(status) => Ok(*status),
             other => Err(into_error(other)),
         }
     }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use client::{Client, ControlError};
 pub(crate) use detach::FuseConnection;
 pub(crate) use own_mount::{OwnMount, OwnMountRecord};
-pub(crate) use server::{Flush, ServedMount, answer_upgraded, listen, serve};
+pub(crate) use server::{Flush, ServedMount, answer_upgraded, listen, listen_again, serve};
 pub(crate) use signals::{SignalTarget, Signals};
 pub use stats::Stats;
 pub(crate) use stats::StatsSource;
@@ -60,7 +60,7 @@ enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "answer")]
 enum Response {
-    Status(Status),
+    Status(Box<Status>),
     Stats(Stats),
     Replaced(ReplacedLayers),
     Upgraded(Upgraded),

@@ -67,16 +67,23 @@ pub(super) struct FoundMount {
 pub(crate) struct OwnMountRecord {
     path: OsString,
     device: Device,
-    origin: Option<(u64, OsString, Option<(Device, OsString)>)>,
+    origin: Option<OriginRecord>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct OriginRecord {
+    namespace: u64,
+    at: OsString,
+    covers: Option<(Device, OsString)>,
 }
 
 impl OwnMountRecord {
     /// Returns the mount, as the recording process recognizes it.
     pub(crate) fn into_mount(self) -> OwnMount {
-        let origin = self.origin.map(|(namespace, at, covers)| Origin {
-            namespace,
-            at: at.into(),
-            covers: covers.map(|(device, path)| (device, path.into())),
+        let origin = self.origin.map(|origin| Origin {
+            namespace: origin.namespace,
+            at: origin.at.into(),
+            covers: origin.covers.map(|(device, path)| (device, path.into())),
         });
         OwnMount {
             path: self.path.into(),
@@ -101,8 +108,11 @@ impl OwnMount {
                 covers,
             } = origin;
             let covers = covers.as_ref();
-            let covers = covers.map(|(device, path)| (*device, path.clone().into_os_string()));
-            (*namespace, at.clone().into_os_string(), covers)
+            OriginRecord {
+                namespace: *namespace,
+                at: at.clone().into_os_string(),
+                covers: covers.map(|(device, path)| (*device, path.clone().into_os_string())),
+            }
         });
         OwnMountRecord {
             path: path.clone().into_os_string(),

@@ -39,6 +39,13 @@ pub(crate) fn listen(socket: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
+/// Makes the kernel report this process as the peer of clients, instead of the predecessor that created the socket.
+pub(crate) fn listen_again(listener: &UnixListener) -> io::Result<()> {
+    /// The number of connections that wait to be accepted, as in the standard library.
+    const BACKLOG: i32 = 128;
+    Ok(rustix::net::listen(listener, BACKLOG)?)
+}
+
 /// The state that requests need.
 struct Server {
     /// Serializes requests. A client that queries the status during a push must learn the result of the push, because
@@ -222,7 +229,7 @@ fn not_understood(line: &str, error: &serde_json::Error) -> Response {
 fn execute(request: Request, served: &ServedMount) -> (Response, Option<Detached>) {
     let (overlay, config) = (&served.overlay, &served.config);
     match request {
-        Request::Status => (Response::Status(status(served)), None),
+        Request::Status => (Response::Status(Box::new(status(served))), None),
         Request::PushLayer { upper, work } => {
             let upper = Path::new(OsStr::from_bytes(&upper));
             let work = Path::new(OsStr::from_bytes(&work));

@@ -17,6 +17,17 @@ pub(crate) struct SessionRecord {
     pub(super) next_handle: u64,
 }
 
+#[cfg(test)]
+impl SessionRecord {
+    /// Returns a record of a session without open files.
+    pub(crate) fn for_test() -> Self {
+        Self {
+            adapter: AdapterRecord::for_test(),
+            next_handle: 1,
+        }
+    }
+}
+
 /// A running session, for a handover.
 #[derive(Debug)]
 pub(crate) struct SessionSource {

@@ -64,6 +64,7 @@ impl Daemon {
                 listener: listener
                     .try_clone()
                     .map_err(|error| failed(format!("cannot share the socket: {error}")))?,
+                lacking: self.lacking.clone(),
             };
             let served = ServedMount {
                 overlay: self.overlay,

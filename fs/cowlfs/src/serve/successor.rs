@@ -123,9 +123,13 @@ impl Takeover {
             requests,
             uptime,
             panics,
+            lacking: inherited,
             state,
             descriptors: _,
         } = bundle;
+        // Limits and flags of a process are inherited. This process may lack the privilege to set them again.
+        let mut lacking = lacking;
+        lacking.retain(|name| inherited.contains(name));
         Ok(Self {
             connection,
             signals,
@@ -210,6 +214,11 @@ impl Takeover {
         sys::fuse_device::resend(&kernel)
             .map_err(|error| failed(format!("the kernel does not resend requests: {error}")))?;
         drop(kernel);
+        if let Some(listener) = &listener
+            && let Err(error) = control::listen_again(listener)
+        {
+            log::warn!("clients may take this daemon for an ended one: {error}");
+        }
         let device = mount.device;
         let stats = StatsSource::new(overlay.clone(), requests, counted.uptime);
         let daemon = Daemon {

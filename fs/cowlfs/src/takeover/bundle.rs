@@ -34,6 +34,8 @@ pub(crate) struct Bundle {
     pub(crate) uptime: Duration,
     /// The number of requests that a panic has ended.
     pub(crate) panics: u64,
+    /// The limits and privileges that the predecessor may not change.
+    pub(crate) lacking: Vec<String>,
     /// [`crate::config::Successor::state`].
     pub(crate) state: Vec<u8>,
     pub(crate) descriptors: DescriptorCounts,
@@ -113,5 +115,102 @@ impl Bundle {
             return Err(BundleError::Damaged("its fields contradict each other"));
         }
         Ok(bundle)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::control::OwnMount;
+    use crate::fuse::SessionRecord;
+
+    fn bundle() -> Bundle {
+        let layers = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let [upper, work] = layers.each_ref().map(|dir| dir.path().to_path_buf());
+        let space = cowl_layers::format::XattrSpace::detect();
+        let upper_layer = cowl_layers::layer::Upper::open(&upper, &work, space).unwrap();
+        let options = cowl_overlay::OverlayOptions::default();
+        let overlay = cowl_overlay::Overlay::new(Some(upper_layer), Vec::new(), options).unwrap();
+        let handover = overlay.record(&[]).unwrap();
+        let (overlay, descriptors) = handover.to_parts();
+        // A name that is not UTF-8.
+        let odd = std::os::unix::ffi::OsStringExt::from_vec(b"/x\xff".to_vec());
+        let config = Config::new(vec![upper], Some((work, odd)), "/m".into());
+        Bundle {
+            program: "0.1.0".to_owned(),
+            origin: Origin::Stopped {
+                since: Duration::from_secs(3),
+            },
+            overlay,
+            session: SessionRecord::for_test(),
+            config: ConfigRecord::new(&config),
+            mount: OwnMount::record("/m".into(), (0, 9).into()).to_record(),
+            requests: vec![("lookup".to_owned(), 7)],
+            uptime: Duration::from_secs(60),
+            panics: 1,
+            lacking: vec!["io-flusher".to_owned()],
+            state: vec![1, 2, 3],
+            descriptors: DescriptorCounts {
+                listener: true,
+                client: false,
+                successor: 2,
+                overlay: descriptors.len(),
+            },
+        }
+    }
+
+    #[test]
+    fn a_bundle_survives_encoding() {
+        let bundle = bundle();
+        let decoded = Bundle::decode(&bundle.encode().unwrap()).unwrap();
+        assert_eq!(format!("{decoded:?}"), format!("{bundle:?}"));
+        assert_eq!(
+            decoded.descriptors.total(),
+            4 + bundle.overlay.descriptors()
+        );
+        let config = decoded.config.clone().into_config();
+        assert_eq!(ConfigRecord::new(&config), bundle.config);
+    }
+
+    #[test]
+    fn damaged_bundles_are_refused() {
+        let bytes = bundle().encode().unwrap();
+        for length in 0..bytes.len() {
+            assert!(Bundle::decode(&bytes[..length]).is_err(), "{length} bytes");
+        }
+        let longer = [&bytes[..], b"x"].concat();
+        assert!(matches!(
+            Bundle::decode(&longer),
+            Err(BundleError::Damaged(_))
+        ));
+        let mut other = bytes.clone();
+        other[0] = b'C';
+        assert!(matches!(
+            Bundle::decode(&other),
+            Err(BundleError::Damaged(_))
+        ));
+        let fewer = Bundle {
+            descriptors: DescriptorCounts {
+                overlay: 1,
+                ..bundle().descriptors
+            },
+            ..bundle()
+        };
+        let fewer = fewer.encode().unwrap();
+        assert!(matches!(
+            Bundle::decode(&fewer),
+            Err(BundleError::Damaged(_))
+        ));
+    }
+
+    #[test]
+    fn another_version_is_refused_with_both_numbers() {
+        let mut bytes = bundle().encode().unwrap();
+        bytes[MAGIC.len()] += 1;
+        assert_eq!(
+            Bundle::decode(&bytes).unwrap_err().to_string(),
+            "the state of the running daemon has version 2; this program reads version 1"
+        );
     }
 }

@@ -39,6 +39,7 @@ pub(crate) struct Predecessor {
     pub(crate) mount: OwnMount,
     pub(crate) stats: StatsSource,
     pub(crate) listener: UnixListener,
+    pub(crate) lacking: Vec<String>,
 }
 
 /// A started successor. Dropping it kills the process.
@@ -132,6 +133,7 @@ impl Predecessor {
             requests: self.stats.counts(),
             uptime: self.stats.uptime(),
             panics: panics::caught(),
+            lacking: self.lacking.clone(),
             state: successor.state.clone(),
             descriptors: counts,
         };
@@ -173,7 +175,7 @@ impl Started {
 
 /// Returns a path to the client's program in this mount namespace, which may lack the mount that the program is on.
 fn find(program: &Path, client: &UnixStream) -> PathBuf {
-    if program.exists() {
+    if program.try_exists().unwrap_or(false) {
         return program.to_owned();
     }
     let Ok(below) = program.strip_prefix("/") else {

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Layer;
-use crate::error::Result;
+use crate::error::{Errno, Error, Result};
 use crate::setup::{SetupError, SetupKind, shown};
 use crate::sys;
 
@@ -54,11 +54,11 @@ impl LayerLock {
         (layer, Arc::new(lock))
     }
 
-    /// Returns the lock that a predecessor of this process holds through the root directory of `layer`.
+    /// Returns the exclusive lock that a predecessor of this process holds through the root directory of `layer`.
     ///
     /// The lock belongs to the open file, of which both processes have a descriptor. It is not released when this is
-    /// dropped, before [`Self::assume`].
-    pub fn of_predecessor(layer: &Layer) -> Arc<Self> {
+    /// dropped, before [`Self::assume`]. /proc/locks continues to name the predecessor.
+    pub(super) fn of_predecessor(layer: &Layer) -> Arc<Self> {
         Arc::new(Self {
             root: layer.root.clone(),
             is_owned: AtomicBool::new(false),
@@ -66,7 +66,7 @@ impl LayerLock {
     }
 
     /// Makes the lock one of this process, whose predecessor has ended.
-    pub fn assume(&self) {
+    pub(super) fn assume(&self) {
         self.is_owned.store(true, Ordering::Release);
     }
 
@@ -105,6 +105,15 @@ pub fn for_reading(layer: Arc<Layer>) -> Result<(Arc<Layer>, Arc<LayerLock>), Se
             "unmount that one first: a lower layer must not change",
         )
     })?;
+    Ok(LayerLock::of_layer(layer, lock))
+}
+
+/// Takes a shared lock beside that of a predecessor of this process, whose root directory `layer` has.
+///
+/// Then /proc/locks names this process. The layer is never without a lock in between.
+pub fn beside_predecessor(layer: Arc<Layer>) -> Result<(Arc<Layer>, Arc<LayerLock>)> {
+    let lock = sys::dir::lock_shared(layer.root_fd())?;
+    let lock = lock.ok_or(Error::Errno(Errno::BUSY))?;
     Ok(LayerLock::of_layer(layer, lock))
 }
 
@@ -166,9 +175,18 @@ fn notify_holders(path: &Path) {
     for lock in locks.iter().filter(|lock| lock.ino == ino) {
         match sys::process::ask_to_check(lock.pid) {
             Ok(true) => log::debug!("notified pid {} to check its mount", lock.pid),
-            // The process is a daemon of another version, or not a daemon.
-            Ok(false) => {}
+            // The process is not a daemon, or was replaced by another one since it took the lock.
+            Ok(false) => notify_successors(ino),
             Err(error) => log::debug!("cannot notify pid {}: {error}", lock.pid),
+        }
+    }
+}
+
+/// Signals the processes that share the open file with which another process took a lock.
+fn notify_successors(ino: u64) {
+    for pid in sys::flocks::holders(ino) {
+        if let Err(error) = sys::process::ask_to_check(pid) {
+            log::debug!("cannot notify pid {pid}: {error}");
         }
     }
 }

@@ -1,9 +1,10 @@
 //! A handover as bytes and descriptors, which another process can receive.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use cowl_layers::layer::lock::LayerLock;
+use cowl_layers::layer::lock::{self, LayerLock};
 use cowl_layers::layer::{Layer, LayerRecord, Upper, UpperRecord};
 use serde::{Deserialize, Serialize};
 
@@ -73,16 +74,24 @@ impl HandoverRecord {
 
     /// Creates a handover of this record and its descriptors.
     ///
-    /// The locks of the layers still belong to the sender; see [`crate::Overlay::assume_locks`].
+    /// The locks of the upper layer still belong to the sender; see [`crate::Overlay::assume_locks`].
     pub fn into_handover(self, received: Vec<OwnedFd>) -> Result<Handover, RecordError> {
         if received.len() != self.descriptors() {
             return Err(RecordError::Damaged("descriptors are missing"));
         }
         let mut received = received.into_iter();
-        let layers = (self.layers.into_iter())
+        let mut layers = (self.layers.into_iter())
             .zip(received.by_ref())
             .map(|(record, root)| Layer::from_record(record, root))
             .collect::<Result<Vec<_>, _>>()?;
+        let mut shared = HashMap::new();
+        for index in self.locked.iter().chain(&self.retained) {
+            if let Some(layer) = layers.get_mut(*index) {
+                let (locked, lock) = lock::beside_predecessor(layer.clone())?;
+                *layer = locked;
+                shared.insert(*index, lock);
+            }
+        }
         let missing = RecordError::Damaged("a layer is missing");
         let upper = match self.upper {
             None => None,
@@ -95,10 +104,7 @@ impl HandoverRecord {
                 Some(Upper::from_record(record, layer.clone(), [outer, work])?)
             }
         };
-        let find = |index: &usize| {
-            let layer = layers.get(*index)?;
-            Some((layer.clone(), LayerLock::of_predecessor(layer)))
-        };
+        let find = |index: &usize| Some((layers.get(*index)?.clone(), shared.get(index)?.clone()));
         let locks: Option<Vec<_>> = self.locked.iter().map(find).collect();
         let retained: Option<Vec<_>> = self.retained.iter().map(find).collect();
         let (Some(locks), Some(retained)) = (locks, retained) else {

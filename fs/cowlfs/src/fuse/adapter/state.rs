@@ -100,6 +100,17 @@ pub(in crate::fuse) struct AdapterRecord {
     pub(super) backing: BackingRecord,
 }
 
+#[cfg(test)]
+impl AdapterRecord {
+    pub(in crate::fuse) fn for_test() -> Self {
+        Self {
+            negotiated: Negotiated::new(45, InitFlags::all(), InitFlags::FUSE_POSIX_ACL),
+            refused: vec![((7, 8), Time::default())],
+            backing: BackingRecord::default(),
+        }
+    }
+}
+
 /// The open files by handle number, and the next number.
 pub(in crate::fuse) type RecordedHandles = (Vec<(u64, Arc<FileHandle>)>, u64);
 
