@@ -71,11 +71,11 @@ pub struct Config {
     pub reach: Vec<PathBuf>,
     /// Receives a message when a client asks for the frozen layers to be synced.
     pub settle: Option<Sender<()>>,
-    /// How another process can take over from this one; `None` if none can.
+    /// The means by which another process takes over from this one; `None` if none can.
     pub successor: Option<Successor>,
 }
 
-/// How a process is started that takes over a mount (docs/decisions/0034).
+/// The start of a process that takes over a mount (docs/decisions/0034).
 #[derive(Clone, Debug, Default)]
 pub struct Successor {
     /// The arguments of the program. It calls [`crate::Takeover::receive`].

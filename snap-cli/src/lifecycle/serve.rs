@@ -78,7 +78,7 @@ pub fn serve(
     held.release(store, id, served)
 }
 
-/// What a daemon holds while it serves a container.
+/// The resources that a daemon holds while it serves a container.
 struct Held {
     /// The lock that shows that the daemon is alive.
     alive: Lock,

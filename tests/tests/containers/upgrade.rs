@@ -73,46 +73,67 @@ fn can_lock(path: &Path, kind: &str) -> bool {
 }
 
 #[test]
-fn everything_that_programs_hold_survives_upgrades() {
+fn open_descriptors_survive_upgrades() {
     if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
     let store = Store::for_test();
     let root = mounted(&store);
-    let mut reading = File::open(root.join("read")).unwrap();
     let options = OpenOptions::new().read(true).write(true).clone();
+    let mut reading = File::open(root.join("read")).unwrap();
     let writing = options.open(root.join("write")).unwrap();
     let appending = OpenOptions::new().append(true).open(root.join("append"));
     let mut appending = appending.unwrap();
-    let unlinked = options
-        .clone()
-        .create(true)
-        .truncate(false)
-        .open(root.join("unlinked"));
+    let unlinked = options.clone().create_new(true).open(root.join("unlinked"));
     let unlinked = unlinked.unwrap();
     unlinked.write_all_at(b"no name", 0).unwrap();
     fs::remove_file(root.join("unlinked")).unwrap();
     let deleted = File::open(root.join("deleted")).unwrap();
     fs::remove_file(root.join("deleted")).unwrap();
-    let flocked = options.open(root.join("locked")).unwrap();
-    flock(&flocked, FlockOperation::LockExclusive).unwrap();
-    let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).unwrap();
-    inotify::add_watch(&watch, &root, WatchFlags::CREATE).unwrap();
     let mut listing = fs::read_dir(root.join("dir")).unwrap();
-    let mut listed: Vec<_> = listing
-        .by_ref()
-        .take(700)
-        .map(|one| one.unwrap().file_name())
-        .collect();
-    let program = Command::new(root.join("program"))
-        .arg("1000")
-        .current_dir(root.join("dir"))
-        .stdin(Stdio::null())
-        .spawn()
-        .map(Running)
-        .unwrap();
-    // The mapping is in another process, which stores a line in it for each line that it reads.
-    // It also holds a record lock, which a process loses when it closes any descriptor of the file.
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name();
+    let mut listed: Vec<_> = listing.by_ref().take(700).map(name).collect();
+    let numbers = || -> Vec<_> {
+        let names = ["", "read", "write", "append", "dir", "dir/7", "program"];
+        names
+            .map(|name| fs::metadata(root.join(name)).unwrap().ino())
+            .into()
+    };
+    let inos = numbers();
+    for round in 0..4 {
+        upgrade(&store);
+        assert_eq!(numbers(), inos);
+        assert_eq!(reading.metadata().unwrap().ino(), inos[1]);
+        let mut text = String::new();
+        reading.seek(SeekFrom::Start(0)).unwrap();
+        reading.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "base read");
+        let digit = round.to_string();
+        writing.write_all_at(digit.as_bytes(), 0).unwrap();
+        writing.sync_all().unwrap();
+        appending.write_all(format!("+{round}").as_bytes()).unwrap();
+        unlinked.write_all_at(digit.as_bytes(), 7 + round).unwrap();
+        assert_eq!(unlinked.metadata().unwrap().nlink(), 0);
+        let mut content = [0; 12];
+        deleted.read_exact_at(&mut content, 0).unwrap();
+        assert_eq!(&content, b"base deleted");
+        listed.extend(listing.by_ref().take(200).map(name));
+    }
+    listed.extend(listing.map(name));
+    listed.sort();
+    listed.dedup();
+    assert_eq!(listed.len(), 2000, "each name once");
+    let text = |name: &str| fs::read_to_string(root.join(name)).unwrap();
+    assert_eq!(text("append"), "base append+0+1+2+3");
+    assert_eq!(text("write"), "3ase write");
+    let mut content = [0; 11];
+    unlinked.read_exact_at(&mut content, 0).unwrap();
+    assert_eq!(&content, b"no name0123");
+}
+
+/// Starts a process that has the file mapped and locked, and stores each line that it reads in the mapping.
+fn map(file: &Path) -> Running {
+    // It holds a record lock, which a process loses when it closes any descriptor of the file.
     let script = "import fcntl, mmap, sys\n\
         f = open(sys.argv[1], 'r+b')\n\
         fcntl.lockf(f, fcntl.LOCK_EX)\n\
@@ -121,52 +142,37 @@ fn everything_that_programs_hold_survives_upgrades() {
         for line in sys.stdin:\n\
         \x20   m[0:4] = line[:4].encode()\n\
         \x20   print(m[0:4].decode(), flush=True)";
-    let mut mapper = Command::new("python3")
-        .args(["-c", script])
-        .arg(root.join("mapped"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
+    let mut command = Command::new("python3");
+    command.args(["-c", script]).arg(file);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    Running(command.spawn().unwrap())
+}
+
+#[test]
+fn locks_mappings_watches_and_processes_survive_upgrades() {
+    if !can(&[Need::Root, Need::Fuse]) {
+        return;
+    }
+    let store = Store::for_test();
+    let root = mounted(&store);
+    let flocked = File::open(root.join("locked")).unwrap();
+    flock(&flocked, FlockOperation::LockExclusive).unwrap();
+    let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).unwrap();
+    inotify::add_watch(&watch, &root, WatchFlags::CREATE).unwrap();
+    let program = Command::new(root.join("program"))
+        .arg("1000")
+        .current_dir(root.join("dir"))
+        .stdin(Stdio::null())
         .spawn()
         .map(Running)
         .unwrap();
+    let mut mapper = map(&root.join("mapped"));
     let mut said = BufReader::new(mapper.0.stdout.take().unwrap()).lines();
     assert_eq!(said.next().unwrap().unwrap(), "ready");
-    let numbers = |root: &Path| -> Vec<_> {
-        let names = ["", "read", "write", "append", "dir", "dir/7", "program"];
-        names
-            .map(|name| fs::metadata(root.join(name)).unwrap().ino())
-            .into()
-    };
-    let (inos, before) = (numbers(&root), tree::read(&root).unwrap());
-
     for round in 0..4 {
         upgrade(&store);
-        assert_eq!(numbers(&root), inos);
-        assert_eq!(reading.metadata().unwrap().ino(), inos[1]);
-        let mut text = String::new();
-        reading.seek(SeekFrom::Start(0)).unwrap();
-        reading.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "base read");
-        writing
-            .write_all_at(format!("{round}").as_bytes(), 0)
-            .unwrap();
-        writing.sync_all().unwrap();
-        appending.write_all(format!("+{round}").as_bytes()).unwrap();
-        unlinked
-            .write_all_at(format!("{round}").as_bytes(), 7 + round)
-            .unwrap();
-        assert_eq!(unlinked.metadata().unwrap().nlink(), 0);
-        let mut content = [0; 12];
-        deleted.read_exact_at(&mut content, 0).unwrap();
-        assert_eq!(&content, b"base deleted");
         assert!(!can_lock(&root.join("locked"), "flock"));
         assert!(!can_lock(&root.join("mapped"), "lockf"));
-        listed.extend(
-            listing
-                .by_ref()
-                .take(200)
-                .map(|one| one.unwrap().file_name()),
-        );
         let input = mapper.0.stdin.as_mut().unwrap();
         input.write_all(format!("map{round}\n").as_bytes()).unwrap();
         assert_eq!(said.next().unwrap().unwrap(), format!("map{round}"));
@@ -179,34 +185,33 @@ fn everything_that_programs_hold_survives_upgrades() {
         let cwd = fs::read_link(format!("/proc/{}/cwd", program.0.id())).unwrap();
         assert_eq!(cwd, root.join("dir"));
     }
-    listed.extend(listing.map(|one| one.unwrap().file_name()));
-    listed.sort();
-    listed.dedup();
-    assert_eq!(listed.len(), 2000, "each name once");
-    let text = |name: &str| fs::read_to_string(root.join(name)).unwrap();
-    assert_eq!(text("append"), "base append+0+1+2+3");
-    assert_eq!(text("write"), "3ase write");
-    drop(mapper);
-    assert_eq!(text("mapped"), "map3 mapped");
-    let mut content = [0; 11];
-    unlinked.read_exact_at(&mut content, 0).unwrap();
-    assert_eq!(&content, b"no name0123");
-    drop(flocked);
+    drop((flocked, mapper));
     assert!(can_lock(&root.join("locked"), "flock"));
-    for round in 0..4 {
-        fs::remove_file(root.join(format!("new{round}"))).unwrap();
+    let mapped = fs::read_to_string(root.join("mapped")).unwrap();
+    assert_eq!(mapped, "map3 mapped");
+}
+
+#[test]
+fn snapshots_work_after_upgrades_and_an_unmount_ends_the_daemon() {
+    if !can(&[Need::Root, Need::Fuse]) {
+        return;
     }
-    let unchanged = tree::read(&root.join("dir")).unwrap();
-    drop((
-        reading, writing, appending, unlinked, deleted, program, watch,
-    ));
-    store.ok(["snapshot", "web"]);
+    let store = Store::for_test();
+    let root = mounted(&store);
+    let unchanged = tree::read(&root).unwrap();
+    for number in 0..3 {
+        upgrade(&store);
+        store.ok(["snapshot", "web"]);
+        fs::write(root.join("read"), "changed").unwrap();
+        upgrade(&store);
+        store.restore("web", &format!("snap{number}"));
+        tree::assert_tree("after a restore", &root, &unchanged);
+    }
+    // The locks on layers are those of the new daemon: it does not count as a reader of the snapshots.
     upgrade(&store);
-    tree::assert_tree("after a snapshot", &root.join("dir"), &unchanged);
-    fs::write(root.join("read"), "changed").unwrap();
-    store.restore("web", "snap0");
-    assert_eq!(fs::read_to_string(root.join("read")).unwrap(), "base read");
-    drop(before);
+    store.ok(["rm", "web", "--all", "--yes"]);
+    store.ok(["flatten", "web"]);
+    tree::assert_tree("after a merge", &root, &unchanged);
     let pid = upgrade(&store);
     store.ok(["umount", "web"]);
     mount::wait_until("the daemon has ended", || has_ended(pid));
@@ -229,6 +234,53 @@ fn repeat(ended: &AtomicBool, total: &AtomicU64, work: impl Fn(u64)) -> u64 {
     number
 }
 
+fn append_to(path: &Path) -> impl Fn(u64) + use<> {
+    let file = OpenOptions::new().append(true).create(true).open(path);
+    let file = file.unwrap();
+    move |n| {
+        let line = format!("{n}\n");
+        assert_eq!((&file).write(line.as_bytes()).unwrap(), line.len());
+    }
+}
+
+fn change_names(root: &Path, n: u64) {
+    let (one, two) = (root.join(format!("a{n}")), root.join(format!("b{n}")));
+    let file = OpenOptions::new().write(true).create_new(true).open(&one);
+    file.unwrap().write_all(b"text").unwrap();
+    fs::rename(&one, &two).unwrap();
+    fs::hard_link(&two, &one).unwrap();
+    assert_eq!(fs::metadata(&two).unwrap().nlink(), 2);
+    fs::remove_file(&two).unwrap();
+    assert_eq!(fs::read(&one).unwrap(), b"text");
+    fs::remove_file(&one).unwrap();
+    assert!(!one.try_exists().unwrap());
+}
+
+fn change_dirs(root: &Path, n: u64) {
+    let dir = root.join(format!("d{n}"));
+    fs::create_dir(&dir).unwrap();
+    std::os::unix::fs::symlink("target", dir.join("link")).unwrap();
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::remove_file(dir.join("link")).unwrap();
+    fs::remove_dir(&dir).unwrap();
+}
+
+fn change_content(root: &Path, n: u64) {
+    let path = root.join(format!("dir/{n}"));
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    file.write_all(b"entry").unwrap();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "entry");
+    assert_eq!(fs::read_dir(root.join("dir")).unwrap().count(), 2000);
+}
+
 /// Ends the threads of a test when it ends, also by a panic.
 struct EndOnDrop<'a>(&'a AtomicBool);
 
@@ -248,61 +300,10 @@ fn no_operation_fails_or_is_lost_during_upgrades() {
     let (ended, total) = (AtomicBool::new(false), AtomicU64::new(0));
     let (ended, total, root) = (&ended, &total, root.as_path());
     std::thread::scope(|scope| {
-        let counter = scope.spawn(move || {
-            let mut file = OpenOptions::new()
-                .append(true)
-                .create(true)
-                .open(root.join("counter"));
-            let file = file.as_mut().unwrap();
-            repeat(ended, total, |n| {
-                file.try_clone()
-                    .unwrap()
-                    .write_all(format!("{n}\n").as_bytes())
-                    .unwrap()
-            })
-        });
-        let names = scope.spawn(move || {
-            repeat(ended, total, |n| {
-                let (one, two) = (root.join(format!("a{n}")), root.join(format!("b{n}")));
-                let file = OpenOptions::new().write(true).create_new(true).open(&one);
-                file.unwrap().write_all(b"text").unwrap();
-                fs::rename(&one, &two).unwrap();
-                fs::hard_link(&two, &one).unwrap();
-                assert_eq!(fs::metadata(&two).unwrap().nlink(), 2);
-                fs::remove_file(&two).unwrap();
-                assert_eq!(fs::read(&one).unwrap(), b"text");
-                fs::remove_file(&one).unwrap();
-                assert!(!one.try_exists().unwrap());
-            })
-        });
-        let dirs = scope.spawn(move || {
-            repeat(ended, total, |n| {
-                let dir = root.join(format!("d{n}"));
-                fs::create_dir(&dir).unwrap();
-                std::os::unix::fs::symlink("target", dir.join("link")).unwrap();
-                assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
-                fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
-                fs::remove_file(dir.join("link")).unwrap();
-                fs::remove_dir(&dir).unwrap();
-            })
-        });
-        let lower = scope.spawn(move || {
-            repeat(ended, total, |n| {
-                let n = n % 2000;
-                let path = root.join(format!("dir/{n}"));
-                let mut file = OpenOptions::new()
-                    .read(true)
-                    .write(true)
-                    .open(&path)
-                    .unwrap();
-                file.write_all(b"entry").unwrap();
-                file.seek(SeekFrom::Start(0)).unwrap();
-                let mut text = String::new();
-                file.read_to_string(&mut text).unwrap();
-                assert_eq!(text, "entry");
-                assert_eq!(fs::read_dir(root.join("dir")).unwrap().count(), 2000);
-            })
-        });
+        let counter = scope.spawn(move || repeat(ended, total, append_to(&root.join("counter"))));
+        let names = scope.spawn(move || repeat(ended, total, |n| change_names(root, n)));
+        let dirs = scope.spawn(move || repeat(ended, total, |n| change_dirs(root, n)));
+        let lower = scope.spawn(move || repeat(ended, total, |n| change_content(root, n % 2000)));
         let end = EndOnDrop(ended);
         for _ in 0..20 {
             let done = total.load(Ordering::Relaxed);
@@ -413,8 +414,8 @@ fn a_daemon_that_cannot_be_replaced_continues() {
     );
     // The layer is still locked.
     let upper = fs::read_dir(store.path().join("layers")).unwrap();
-    let upper = upper.map(|layer| layer.unwrap().path().join("work"));
-    let work = upper.filter(|path| path.is_dir()).next().unwrap();
+    let mut upper = upper.map(|layer| layer.unwrap().path().join("work"));
+    let work = upper.find(|path| path.is_dir()).unwrap();
     let tree = work.parent().unwrap().join("tree");
     let lower = store.scratch().make("lower");
     let mut command = Command::new(programs::cowlfs());

@@ -170,7 +170,10 @@ fn a_state_of_another_version_is_refused() {
             .read_to_string(&mut error)
             .unwrap();
         assert!(error.contains(reason), "{error}");
-        assert!(cowl_tests::command::show(&answer).contains(reason), "{error}");
+        assert!(
+            cowl_tests::command::show(&answer).contains(reason),
+            "{error}"
+        );
     }
     let mut command = Command::new(programs::cowlfs());
     command.arg("--take-over").stdin(Stdio::null());
