@@ -24,7 +24,11 @@ const PRINTED: &str = "output for users goes through one writer, which escapes c
 const CONFINED: [(&str, &[&str], &str); 5] = [
     (
         "unsafe",
-        &["fs/layers/src/sys/", "fs/cowlfs/src/fuse/sys.rs"],
+        // The second wraps a number for `fuser`, on which sys must not depend.
+        &[
+            "fs/layers/src/sys/",
+            "fs/cowlfs/src/fuse/passthrough/backing.rs",
+        ],
         "unsafe code is confined to one module",
     ),
     (

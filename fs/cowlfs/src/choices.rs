@@ -1,7 +1,9 @@
 //! Enumerated options of a mount, with their names in option strings and configuration files.
 
+use serde::{Deserialize, Serialize};
+
 /// The files that the kernel reads and writes without requests to the daemon.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Passthrough {
     /// Like [`Self::All`], if no snapshot of the mount can be taken; otherwise like [`Self::Read`].
     #[default]
@@ -25,7 +27,7 @@ impl Passthrough {
 }
 
 /// The content that a descriptor of a lower file shows if it was opened before the file was copied up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Coherence {
     /// The new content, as on a plain directory. Descriptors of programs and libraries show the old one.
     #[default]
@@ -40,7 +42,7 @@ impl Coherence {
 }
 
 /// Whether idle CPUs are kept awake during a burst of requests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Awake {
     /// On small virtual machines whose idle CPUs halt.
     #[default]
@@ -58,7 +60,7 @@ impl Awake {
 }
 
 /// Whether a second process starts a new daemon if the daemon is killed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Keeper {
     /// If the kernel supports it.
     #[default]
@@ -67,8 +69,18 @@ pub enum Keeper {
     Off,
 }
 
+/// Whether another process, such as a service manager, watches the process that was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Supervision {
+    /// It ends when another process has taken over.
+    #[default]
+    Off,
+    /// It ends with the mount.
+    On,
+}
+
 /// Whether a mount fails if its control socket cannot be created.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControlSocket {
     /// It fails: a program needs the socket to manage the mount.
     Required,
@@ -77,7 +89,7 @@ pub enum ControlSocket {
 }
 
 /// Whether a layer to which another mount writes can be mounted read-only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LiveLayers {
     /// The mount is refused.
     Refused,

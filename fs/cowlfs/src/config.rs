@@ -1,11 +1,15 @@
 //! The configuration of a mount: validated values, without parsing or system calls.
 
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 pub use crate::choices::{
-    Awake, Coherence, ControlSocket, Keeper, LiveLayers, Passthrough, choice_name, find_choice,
+    Awake, Coherence, ControlSocket, Keeper, LiveLayers, Passthrough, Supervision, choice_name,
+    find_choice,
 };
 use cowl_layers::format::XattrSpace;
 use cowl_layers::sys::mount::MountOptions;
@@ -68,8 +72,23 @@ pub struct Config {
     pub reach: Vec<PathBuf>,
     /// Whether the mount outlives its daemon.
     pub keeper: Keeper,
+    /// Whether this process must last as long as the mount.
+    pub supervision: Supervision,
     /// Receives a message when a client asks for the frozen layers to be synced.
     pub settle: Option<Sender<()>>,
+    /// The means by which another process takes over from this one; `None` if none can.
+    pub successor: Option<Successor>,
+}
+
+/// The start of a process that takes over a mount (docs/decisions/0034).
+#[derive(Clone, Debug, Default)]
+pub struct Successor {
+    /// The arguments of the program. It calls [`crate::Takeover::receive`].
+    pub arguments: Vec<OsString>,
+    /// Further state of this program. Only the successor interprets it.
+    pub state: Vec<u8>,
+    /// Further descriptors of this program.
+    pub descriptors: Vec<Arc<OwnedFd>>,
 }
 
 impl Config {
@@ -110,7 +129,9 @@ impl Config {
             snapshots: false,
             reach: Vec::new(),
             keeper: Keeper::default(),
+            supervision: Supervision::default(),
             settle: None,
+            successor: None,
         }
     }
 }

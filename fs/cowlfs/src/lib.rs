@@ -5,6 +5,7 @@
 //! - [`choices`], [`config`], [`requests`], [`logging`]: options of a mount, request counters, and the log.
 //! - `fuse`: the protocol.
 //! - [`control`]: the control socket.
+//! - `takeover`: replacing the daemon by another process.
 //! - [`serve()`]: a mount from its options to its end.
 //! - [`cli`]: the command line.
 
@@ -19,6 +20,7 @@ pub mod logging;
 pub mod requests;
 mod serve;
 mod start;
+mod takeover;
 
-pub use serve::{remount, serve};
+pub use serve::{Takeover, remount, serve};
 pub use start::Event;

@@ -1,14 +1,17 @@
 //! The program `cowlfs`: parses its arguments and calls [`cowlfs::serve`].
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use cowl_layers::setup::{SetupError, SetupKind};
 use cowl_layers::shown::{Allowed, plain};
 use cowl_layers::sys::process::{Background, to_background};
-use cowlfs::Event;
 use cowlfs::cli::{Args, Colors, Invocation, render_error};
+use cowlfs::config::{Config, Successor, Supervision};
+use cowlfs::control::Client;
+use cowlfs::{Event, Takeover};
 use log::LevelFilter;
 
 fn main() -> ExitCode {
@@ -45,6 +48,13 @@ fn print_usage(error: clap::Error) -> ExitCode {
 
 /// Runs the program. Returns the message and the exit code of an error.
 fn run(args: Args) -> Result<(), (String, u8)> {
+    if let Some(socket) = &args.upgrade {
+        return upgrade(socket).map_err(|text| (text, 1));
+    }
+    if args.take_over {
+        start_log(args.debug);
+        return take_over(args.debug).map_err(|error| describe(&error));
+    }
     let Invocation {
         config,
         foreground,
@@ -52,10 +62,11 @@ fn run(args: Args) -> Result<(), (String, u8)> {
         remount,
         ignored,
     } = args.into_invocation().map_err(|text| (text, 2))?;
-    cowlfs::logging::start(match debug {
-        true => LevelFilter::Debug,
-        false => LevelFilter::Warn,
-    });
+    start_log(debug);
+    let config = Config {
+        successor: Some(successor(debug)),
+        ..config
+    };
     for message in ignored {
         log::warn!("{message}");
     }
@@ -63,6 +74,10 @@ fn run(args: Args) -> Result<(), (String, u8)> {
         return cowlfs::remount(&config).map_err(|error| describe(&error));
     }
     if foreground {
+        let config = Config {
+            supervision: Supervision::On,
+            ..config
+        };
         return cowlfs::serve(config, |_| {}).map_err(|error| describe(&error));
     }
     match to_background().map_err(|error| (format!("cannot start the daemon: {error}"), 1))? {
@@ -77,7 +92,7 @@ fn run(args: Args) -> Result<(), (String, u8)> {
                 let Some(pipe) = pipe.take() else { return };
                 let done = match event {
                     Event::Mounted(_) => pipe.ready(),
-                    Event::Continued(_) | Event::Kept => pipe.release(),
+                    Event::TakenOver(_) | Event::Continued(_) | Event::Kept => pipe.release(),
                 };
                 if let Err(error) = done {
                     log::error!("cannot notify the parent process: {error}");
@@ -93,6 +108,48 @@ fn run(args: Args) -> Result<(), (String, u8)> {
             }
         }
     }
+}
+
+fn start_log(debug: bool) {
+    cowlfs::logging::start(match debug {
+        true => LevelFilter::Debug,
+        false => LevelFilter::Warn,
+    });
+}
+
+/// Returns how the program is started that takes over the mount.
+fn successor(debug: bool) -> Successor {
+    let mut arguments = vec!["--take-over".into()];
+    if debug {
+        arguments.push("--debug".into());
+    }
+    Successor {
+        arguments,
+        ..Successor::default()
+    }
+}
+
+/// Continues the mount of the daemon that has started this process.
+fn take_over(debug: bool) -> Result<(), SetupError> {
+    let mut takeover = Takeover::receive()?;
+    takeover.config_mut().successor = Some(successor(debug));
+    takeover.serve(|_| {})
+}
+
+/// Replaces the daemon with this control socket by this program.
+fn upgrade(socket: &Path) -> Result<(), String> {
+    let program = std::env::current_exe()
+        .map_err(|error| format!("cannot find the program itself: {error}"))?;
+    let upgraded = Client::connect(socket)
+        .and_then(|mut client| client.upgrade(&program))
+        .map_err(|error| format!("cannot replace the daemon: {error}"))?;
+    let text = format!(
+        "pid {}: version {} replaced version {}\n",
+        upgraded.pid, upgraded.to, upgraded.from
+    );
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| error.to_string())
 }
 
 /// Returns the message and the exit code of an error.

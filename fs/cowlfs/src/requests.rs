@@ -79,6 +79,14 @@ impl Requests {
         }
     }
 
+    /// Adds the numbers of a predecessor, by the names of the kinds. Kinds that this version does not know are ignored.
+    pub(crate) fn add(&self, counts: &[(String, u64)]) {
+        for (opcode, count) in Opcode::ALL.iter().zip(&self.0) {
+            let before = counts.iter().find(|(name, _)| name == opcode.name());
+            count.fetch_add(before.map_or(0, |(_, before)| *before), Ordering::Relaxed);
+        }
+    }
+
     /// Returns the number of requests of each kind of which there were any.
     pub fn counts(&self) -> Vec<(Opcode, u64)> {
         Opcode::ALL

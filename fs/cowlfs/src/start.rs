@@ -1,15 +1,15 @@
 //! The beginning of a daemon's service: the first one's, or that of a successor of one that was killed.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use crate::choices::Keeper;
 use crate::config::{Config, LiveLayers};
-use crate::fuse::{self, Attached, InitOutcome, RecoveredValues, SessionSettings, Successor};
+use crate::fuse::{self, Attached, Negotiated, Predecessor, RecoveredValues, SessionSettings};
 use crate::keeper::{self, Custody, Legacy, Turn};
 use cowl_layers::error::Errno;
 use cowl_layers::setup::{SetupError, SetupKind};
-use cowl_layers::sys;
 use cowl_layers::sys::users::Device;
 use cowl_overlay::{Estate, Inheritance, Ledger, Overlay};
 
@@ -18,6 +18,8 @@ use cowl_overlay::{Estate, Inheritance, Ledger, Overlay};
 pub enum Event {
     /// The file system with this device number is mounted, and this process serves it.
     Mounted(Device),
+    /// This process serves it, in the place of one that has handed it over.
+    TakenOver(Device),
     /// This process continues to serve it, in the place of one that was killed.
     Continued(Device),
     /// Another process serves it, and this one only waits for its end: it must release what it holds open.
@@ -30,8 +32,9 @@ pub(crate) struct Start {
     pub(crate) attached: Attached,
     /// A descriptor of the device for the keeper.
     pub(crate) kept_device: OwnedFd,
-    pub(crate) offered: Option<InitOutcome>,
     pub(crate) settings: SessionSettings,
+    /// The connection to a predecessor, which has stopped and handed the mount over.
+    pub(crate) predecessor: Option<Arc<UnixStream>>,
 }
 
 /// A mount that this process is about to serve.
@@ -39,8 +42,18 @@ pub(crate) struct Serving {
     pub(crate) overlay: Arc<Overlay>,
     pub(crate) attached: Attached,
     pub(crate) custody: Option<Arc<Custody>>,
-    /// Whether another process served it before.
-    pub(crate) is_continued: bool,
+    pub(crate) begun: Begun,
+}
+
+/// The beginning of the service of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begun {
+    /// The first process of a mount.
+    Mounted,
+    /// It took over from a process that has handed the mount over.
+    TakenOver,
+    /// It continues in the place of one that was killed.
+    Continued,
 }
 
 fn failed(error: impl std::fmt::Display) -> SetupError {
@@ -59,27 +72,14 @@ impl Start {
         config: &Config,
         on: &mut impl FnMut(Event),
     ) -> Result<Serving, SetupError> {
-        let offered = match self.offered {
-            Some(offered) if is_wanted(config, &self.overlay) => offered,
-            _ => {
-                return Ok(Serving {
-                    overlay: self.overlay,
-                    attached: self.attached,
-                    custody: None,
-                    is_continued: false,
-                });
-            }
+        let negotiated = match self.attached.negotiated() {
+            Some(negotiated) if is_wanted(config, &self.overlay, negotiated) => negotiated,
+            _ => return self.serve(None),
         };
-        match keeper::start(|| on(Event::Kept)).map_err(failed)? {
+        match keeper::start(config.supervision, || on(Event::Kept)).map_err(failed)? {
             Turn::First(custody) => {
-                drop(self.kept_device);
-                record(&self.overlay, &custody).map_err(failed)?;
-                Ok(Serving {
-                    overlay: self.overlay,
-                    attached: self.attached,
-                    custody: Some(custody),
-                    is_continued: false,
-                })
+                record(&self.overlay, &self.attached, &custody).map_err(failed)?;
+                self.serve(Some(custody))
             }
             Turn::Successor(custody, legacy) => {
                 // They belong to the first daemon: dropping them would release its locks.
@@ -87,30 +87,55 @@ impl Start {
                 let (overlay, values, ledger) =
                     recover(*legacy, &self.overlay, &custody).map_err(failed)?;
                 let overlay = Arc::new(overlay);
-                let successor = Successor {
-                    device: self.kept_device,
-                    offered,
-                    values: &values,
-                    ledger: &ledger,
-                };
-                let attached =
-                    fuse::resume(successor, overlay.clone(), &config.mount, &self.settings)
-                        .map_err(failed)?;
+                let attached = fuse::resume(
+                    self.kept_device,
+                    overlay.clone(),
+                    Predecessor::Killed(negotiated, &values, &ledger),
+                    &config.mount,
+                    &self.settings,
+                )
+                .map_err(failed)?;
                 custody.hand_over(&ledger).map_err(failed)?;
+                if let Some(connection) = &self.predecessor {
+                    keeper::report_serves(connection);
+                }
                 attached.resend().map_err(failed)?;
                 Ok(Serving {
                     overlay,
                     attached,
                     custody: Some(custody),
-                    is_continued: true,
+                    begun: Begun::Continued,
                 })
             }
         }
     }
+
+    /// Returns the mount for this process, which is its first daemon or continues from one that has stopped.
+    fn serve(self, custody: Option<Arc<Custody>>) -> Result<Serving, SetupError> {
+        drop(self.kept_device);
+        let begun = match &self.predecessor {
+            None => Begun::Mounted,
+            Some(connection) => {
+                // From here on, this mount has no other process: before, the keeper of the predecessor starts another
+                // one if this process fails.
+                keeper::report_serves(connection);
+                self.attached.assume();
+                self.overlay.assume_locks();
+                self.attached.resend().map_err(failed)?;
+                Begun::TakenOver
+            }
+        };
+        Ok(Serving {
+            overlay: self.overlay,
+            attached: self.attached,
+            custody,
+            begun,
+        })
+    }
 }
 
 /// Whether the mount gets a keeper.
-fn is_wanted(config: &Config, overlay: &Overlay) -> bool {
+fn is_wanted(config: &Config, overlay: &Overlay, negotiated: Negotiated) -> bool {
     if config.keeper == Keeper::Off {
         return false;
     }
@@ -118,7 +143,7 @@ fn is_wanted(config: &Config, overlay: &Overlay) -> bool {
         log::info!("no keeper: another process may change the layers");
         return false;
     }
-    if !sys::mount::can_resend() {
+    if !negotiated.can_resend() {
         log::info!("no keeper: the kernel cannot send requests again (Linux 6.9)");
         return false;
     }
@@ -126,7 +151,11 @@ fn is_wanted(config: &Config, overlay: &Overlay) -> bool {
 }
 
 /// Hands the layers and a new ledger to the keeper.
-fn record(overlay: &Overlay, custody: &Arc<Custody>) -> Result<(), cowl_layers::Error> {
+fn record(
+    overlay: &Overlay,
+    attached: &Attached,
+    custody: &Arc<Custody>,
+) -> Result<(), cowl_layers::Error> {
     let io = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
     let (upper, layers) = overlay.layers();
     for layer in &layers {
@@ -137,6 +166,7 @@ fn record(overlay: &Overlay, custody: &Arc<Custody>) -> Result<(), cowl_layers::
     }
     let ledger = Arc::new(Ledger::create(custody.clone())?);
     overlay.attach(&ledger);
+    attached.note_all(&ledger);
     custody.hand_over(&ledger).map_err(io)?;
     Ok(())
 }

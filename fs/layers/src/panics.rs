@@ -58,6 +58,11 @@ pub fn caught() -> u64 {
     CAUGHT.load(Ordering::Relaxed)
 }
 
+/// Continues the number of a predecessor of this process.
+pub fn continue_from(caught: u64) {
+    CAUGHT.fetch_add(caught, Ordering::Relaxed);
+}
+
 /// Ends the process, because the calling thread panics and holds a lock.
 #[cfg(not(any(test, feature = "fault-injection")))]
 #[cold]

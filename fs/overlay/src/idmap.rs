@@ -1,7 +1,9 @@
 //! Translation between the user and group ids visible on the mount and those on disk. Pure functions.
 
+use serde::{Deserialize, Serialize};
+
 /// A range of `count` ids, which begins at `mount` on the mount and at `disk` on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdRange {
     /// The first id visible on the mount.
     pub mount: u32,
@@ -15,7 +17,7 @@ pub struct IdRange {
 pub const OVERFLOW: u32 = 65534;
 
 /// An id map. Without ranges it maps each id to itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMap {
     ranges: Vec<IdRange>,
     /// The id visible in place of every id (`squash_to_root`, `squash_to_uid`).

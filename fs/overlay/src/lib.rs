@@ -47,5 +47,5 @@ pub use op::Op;
 pub use overlay::Overlay;
 pub use push::PushError;
 pub use reach::{Caller, OverlayOptions};
-pub use record::{Estate, Handover, Inheritance, Rebuilt, RecordError, Recovered};
+pub use record::{Estate, Handover, HandoverRecord, Inheritance, Rebuilt, RecordError, Recovered};
 pub use replace_layers::{Difference, ReplaceError, Replaced};

@@ -130,6 +130,13 @@ impl Overlay {
         ledger.put(Kind::Stack, 0, &encode(&ids));
     }
 
+    /// Makes the locks of the upper layer those of this process, whose predecessor has ended.
+    pub fn assume_locks(&self) {
+        if let Some(upper) = self.stack.read().writable() {
+            upper.assume_locks();
+        }
+    }
+
     /// Locks the stack when no operation runs; `None` if that takes too long.
     pub(crate) fn lock_stack(&self) -> Option<RwLockWriteGuard<'_, Stack>> {
         let deadline = Instant::now() + STACK_TIMEOUT;
@@ -253,8 +260,10 @@ impl Overlay {
             .layers()
             .iter()
             .skip(usize::from(upper.is_some()));
-        let layers = layers.chain(stack.view().data_only()).cloned().collect();
-        (upper, layers)
+        let retained = self.retained.lock();
+        let retained = retained.iter().map(|(layer, _)| layer);
+        let layers = layers.chain(stack.view().data_only()).chain(retained);
+        (upper.clone(), layers.cloned().collect())
     }
 
     /// Returns the path of the upper layer, and those of the lower layers, topmost first.

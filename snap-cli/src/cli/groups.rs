@@ -28,6 +28,7 @@ pub(super) const GROUPS: [(&str, &[&str]); 5] = [
             "destroy",
             "undelete",
             "flatten",
+            "upgrade",
             "gc",
             "check",
             "config",

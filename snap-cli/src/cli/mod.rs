@@ -45,6 +45,7 @@ mod table;
 mod text;
 mod undelete;
 mod undo;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -207,6 +208,7 @@ commands! {
     ImportLxcSnapshots(lxc::import::Args),
     Status(status::Args),
     Stats(stats::Args),
+    Upgrade(upgrade::Args),
     Destroy(destroy::Args),
     Undelete(undelete::Args),
     Gc(gc::Args),

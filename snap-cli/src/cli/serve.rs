@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{CliCommand, Context, output};
 use crate::container::browse;
 use crate::error::{Error, Result};
-use crate::lifecycle::serve::{ServeOptions, detach_from_shell, serve};
+use crate::lifecycle::serve::{ServeOptions, detach_from_shell, serve, take_over};
 use crate::store::Store;
 use crate::store::manifest::{ContainerId, SnapshotId};
 
@@ -17,9 +17,14 @@ use crate::store::manifest::{ContainerId, SnapshotId};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container's id
-    id: String,
+    #[arg(required_unless_present = "take_over")]
+    id: Option<String>,
     /// The mount point; an absolute path
-    mountpoint: PathBuf,
+    #[arg(required_unless_present = "take_over")]
+    mountpoint: Option<PathBuf>,
+    /// Take over a mount from the daemon that has started this process
+    #[arg(long, conflicts_with_all = ["transient", "nosuid", "snapshot"])]
+    take_over: bool,
     /// The mount is only for `exec`
     #[arg(long)]
     transient: bool,
@@ -58,20 +63,24 @@ impl CliCommand for Args {
 
 impl Args {
     fn serve(&self, context: &Context) -> Result<()> {
+        let (id, mountpoint) = match (&self.id, &self.mountpoint) {
+            (Some(id), Some(mountpoint)) => (id, mountpoint),
+            _ => return take_over(&Store::open(&context.root, context.session.clone())?),
+        };
         detach_from_shell()?;
-        let id = ContainerId::parse(&self.id)
-            .ok_or_else(|| Error::usage(format!("invalid container id: {:?}", self.id)))?;
+        let id = ContainerId::parse(id)
+            .ok_or_else(|| Error::usage(format!("invalid container id: {id:?}")))?;
         let store = Store::open(&context.root, context.session.clone())?;
         let Some((snapshot, mount)) = self.snapshot.as_ref().zip(self.mount.as_ref()) else {
             let options = ServeOptions {
                 transient: self.transient,
                 nosuid: self.nosuid,
             };
-            return serve(&store, id, &self.mountpoint, options);
+            return serve(&store, id, mountpoint, options);
         };
         let invalid = || Error::usage(format!("invalid ids: {snapshot:?}, {mount:?}"));
         let snapshot = SnapshotId::parse(snapshot).ok_or_else(invalid)?;
         let mount = uuid::Uuid::try_parse(mount).map_err(|error| invalid().because(error))?;
-        browse::serve(&store, id, (snapshot, mount), &self.mountpoint)
+        browse::serve(&store, id, (snapshot, mount), mountpoint)
     }
 }

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cowl_layers::error::Errno;
-use cowlfs::Event;
 use cowlfs::config::Config;
+use cowlfs::{Event, Takeover};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::served::ServedMount;
 use super::{Container, daemon, detach, mount, state};
 use crate::error::{Error, Result};
 use crate::host;
@@ -66,6 +67,11 @@ fn find_dir(store: &Store, id: ContainerId, mount: Uuid) -> PathBuf {
     let dirs = store.run().dirs(id).into_iter();
     let existing = dirs.map(|run| dir_in(&run, mount)).find(|it| it.is_dir());
     existing.unwrap_or_else(|| dir_in(&store.run().dir(id), mount))
+}
+
+/// Returns the socket of a mount's daemon.
+pub(super) fn socket(store: &Store, id: ContainerId, mount: Uuid) -> PathBuf {
+    find_dir(store, id, mount).join(SOCKET)
 }
 
 /// Returns all mounts of a container's snapshots that have a directory, dead ones included: the mount's id, its state
@@ -324,6 +330,11 @@ pub fn serve(
         config.mount.source,
         mount_point.shown()
     );
+    let own = ServedMount::Snapshot {
+        container: id,
+        id: mount,
+    };
+    config.successor = Some(own.successor(store, vec![alive.share()?])?);
     let served = cowlfs::serve(config, |event| {
         let Event::Mounted(device) = event else {
             return;
@@ -333,10 +344,52 @@ pub fn serve(
             log::error!("{error}");
         }
     });
+    let cleaned = clean_up(store, mount_point, &dir, alive);
+    served?;
+    cleaned
+}
+
+/// Continues to serve a mounted snapshot in place of its daemon.
+pub fn take_over(
+    store: &Store,
+    id: ContainerId,
+    mount: Uuid,
+    mut takeover: Takeover,
+) -> Result<()> {
+    let dir = find_dir(store, id, mount);
+    let descriptor = takeover.take_descriptors().pop();
+    let descriptor = descriptor.ok_or_else(|| Error::failed("a descriptor is missing"))?;
+    let mut alive = Lock::of_predecessor(&dir.join("lock"), descriptor);
+    let own = ServedMount::Snapshot {
+        container: id,
+        id: mount,
+    };
+    takeover.config_mut().successor = Some(own.successor(store, vec![alive.share()?])?);
+    let bytes = disk::read_bytes(&dir.join("state.json"))
+        .map_err(|error| Error::at("read the state in", &dir, error))?;
+    let mut browse: SnapshotMount = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::at("read the state in", &dir, error))?;
+    browse.pid = std::process::id();
+    let command = store.session().command.clone();
+    let served = takeover.serve(|event| {
+        let (Event::TakenOver(_) | Event::Continued(_)) = event else {
+            return;
+        };
+        alive.record_holder(browse.pid, &command);
+        if let Err(error) = write(&dir, &browse) {
+            log::error!("{error}");
+        }
+    });
+    let cleaned = clean_up(store, &browse.mountpoint, &dir, alive);
+    served?;
+    cleaned
+}
+
+/// Removes what belongs to a mount that has ended.
+fn clean_up(store: &Store, mount_point: &Path, dir: &Path, alive: Lock) -> Result<()> {
     remove_mount_point(store, mount_point);
     // This removes the lock file as well. No process waits for that lock.
-    let removed = remove_tree(&dir);
+    let removed = remove_tree(dir);
     drop(alive);
-    served?;
     removed
 }

@@ -10,6 +10,7 @@
 //! state becomes durable before the states below it.
 
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -290,6 +291,11 @@ fn start_process(store: &Store, id: ContainerId) -> Result<()> {
         log::debug!("a snapshot is synced in the background");
     }
     Ok(())
+}
+
+/// Returns the file system that holds the layers of a store, which another process has opened.
+pub fn inherited_filesystem(store: &Store, descriptor: OwnedFd) -> Filesystem {
+    Filesystem::from_descriptor(descriptor, &store.root().join("layers"))
 }
 
 /// Makes a container's states durable, and retries while other commands hold its lock.

@@ -17,7 +17,9 @@ pub mod external;
 pub mod lxc;
 pub mod mount;
 pub mod query;
+pub mod served;
 pub mod state;
+pub mod upgrade;
 
 use std::time::{Duration, Instant};
 

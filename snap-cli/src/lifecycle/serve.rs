@@ -1,15 +1,17 @@
 //! The daemon: `cowl serve`, in the process that [`crate::container::mount`] starts.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 
-use cowlfs::Event;
-use cowlfs::config::Config;
+use cowlfs::config::{Config, Successor};
+use cowlfs::{Event, Takeover};
 use uuid::Uuid;
 
 use crate::container::mount::report_ready;
+use crate::container::served::ServedMount;
 use crate::container::state::{self, RunState};
-use crate::container::{daemon, durability};
+use crate::container::{browse, daemon, durability};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::recover;
@@ -18,6 +20,7 @@ use crate::store::disk::Filesystem;
 use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::ContainerId;
 use cowl_layers::shown::Show as _;
+use cowl_layers::sys::users::Device;
 
 /// Detaches the process from the shell that started it: inherited descriptors, session, working directory,
 /// cgroup.
@@ -70,14 +73,122 @@ pub fn serve(
     let daemon = Uuid::new_v4();
     let lock = state::daemon_lock(store, id, daemon);
     let alive = Lock::take(&lock, Mode::Exclusive, &session.command, session.patience)?;
-    let served = filesystem
-        .try_clone()
-        .and_then(|filesystem| serve_locked(store, id, (mountpoint, options), daemon, filesystem));
-    alive.remove()?;
-    served?;
-    recover::end_after_serving(store, id)?;
-    // The thread that syncs ends with the session, and no process waits for this one any more.
-    durability::make_durable(store, id, &filesystem)
+    let held = Held { alive, filesystem };
+    let served = serve_locked(store, id, (mountpoint, options), daemon, &held);
+    held.release(store, id, served)
+}
+
+/// The resources that a daemon holds while it serves a container.
+struct Held {
+    /// The lock that shows that the daemon is alive.
+    alive: Lock,
+    /// Its sync reports every error since it was opened.
+    filesystem: Filesystem,
+}
+
+impl Held {
+    /// Returns how the process is started that takes over from this one.
+    fn successor(&self, store: &Store, id: ContainerId, daemon: Uuid) -> Result<Successor> {
+        let own = ServedMount::Container {
+            container: id,
+            daemon,
+        };
+        own.successor(store, vec![self.alive.share()?, self.filesystem.share()?])
+    }
+
+    /// Releases everything after the mount has ended.
+    fn release(self, store: &Store, id: ContainerId, served: Result<()>) -> Result<()> {
+        self.alive.remove()?;
+        served?;
+        recover::end_after_serving(store, id)?;
+        // The thread that syncs ends with the session, and no process waits for this one any more.
+        durability::make_durable(store, id, &self.filesystem)
+    }
+}
+
+/// Continues the mount of the daemon that has started this process.
+pub fn take_over(store: &Store) -> Result<()> {
+    let takeover = Takeover::receive()?;
+    match ServedMount::of_predecessor(&takeover)? {
+        ServedMount::Container { container, daemon } => {
+            take_over_container(store, container, daemon, takeover)
+        }
+        ServedMount::Snapshot { container, id } => {
+            browse::take_over(store, container, id, takeover)
+        }
+    }
+}
+
+fn take_over_container(
+    store: &Store,
+    id: ContainerId,
+    daemon: Uuid,
+    mut takeover: Takeover,
+) -> Result<()> {
+    let descriptors = <[OwnedFd; 2]>::try_from(takeover.take_descriptors());
+    let [lock, filesystem] =
+        descriptors.map_err(|_| Error::failed("descriptors of the running daemon are missing"))?;
+    let mut held = Held {
+        alive: Lock::of_predecessor(&state::daemon_lock(store, id, daemon), lock),
+        filesystem: durability::inherited_filesystem(store, filesystem),
+    };
+    let (settle, requests) = channel();
+    let config = takeover.config_mut();
+    config.settle = Some(settle);
+    config.successor = Some(held.successor(store, id, daemon)?);
+    let filesystem = held.filesystem.try_clone()?;
+    // This process becomes the keeper, which lasts longer than the process that serves.
+    let pid = std::process::id();
+    let mut sync = Some((filesystem, requests));
+    let served = takeover.serve(|event| {
+        let mut steps = Vec::new();
+        if let Event::TakenOver(device) | Event::Continued(device) = event {
+            held.alive.record_holder(pid, &store.session().command);
+            steps.push(adopt_state(store, id, daemon, (pid, device)));
+            if let Some((filesystem, requests)) = sync.take() {
+                steps.push(spawn_sync_thread(store, id, filesystem, requests));
+            }
+        }
+        for error in steps.into_iter().filter_map(Result::err) {
+            log::error!("{error}");
+        }
+    });
+    let served = served.map_err(Error::from);
+    let ended = served.and_then(|()| remove_state(store, id, daemon));
+    held.release(store, id, ended)
+}
+
+/// Writes the process that lasts as long as the mount into its state.
+///
+/// A command may have changed the state since the mount began, so it is read again.
+fn adopt_state(
+    store: &Store,
+    id: ContainerId,
+    daemon: Uuid,
+    (pid, device): (u32, Device),
+) -> Result<()> {
+    let Some(state) = state::read(store, id)?.filter(|state| state.daemon == daemon) else {
+        return Err(Error::failed("the state of the mount is missing"));
+    };
+    if (state.pid, state.device) == (pid, Some(device)) {
+        return Ok(());
+    }
+    let state = RunState {
+        pid,
+        device: Some(device),
+        ..state
+    };
+    state::write(store, id, &state)
+}
+
+/// Removes the state of a mount that was ended by umount(8), for example. A cowl command that unmounts removes the state
+/// itself.
+fn remove_state(store: &Store, id: ContainerId, daemon: Uuid) -> Result<()> {
+    let left = state::read(store, id)?;
+    if left.is_some_and(|left| left.daemon == daemon && !left.replacing) {
+        state::remove(store, id)?;
+    }
+    Ok(())
 }
 
 fn serve_locked(
@@ -85,7 +196,7 @@ fn serve_locked(
     id: ContainerId,
     (mountpoint, options): (&Path, ServeOptions),
     daemon: Uuid,
-    filesystem: Filesystem,
+    held: &Held,
 ) -> Result<()> {
     let Some(record) = store.container(id)? else {
         return Err(Error::not_found(format!("container {id} does not exist")));
@@ -103,6 +214,8 @@ fn serve_locked(
     config.snapshots = true;
     let (settle, requests) = channel();
     config.settle = Some(settle);
+    config.successor = Some(held.successor(store, id, daemon)?);
+    let filesystem = held.filesystem.try_clone()?;
     store.session().mounts.apply(&mut config);
     config.mount.source = manifest.name.to_string();
     config.mount.nosuid = options.nosuid;
@@ -138,18 +251,14 @@ fn serve_locked(
                     spawn_sync(),
                 ]
             }
-            Event::Continued(_) => vec![spawn_sync()],
+            Event::TakenOver(_) | Event::Continued(_) => vec![spawn_sync()],
             Event::Kept => vec![release_lock(), release_output()],
         };
         for error in steps.into_iter().filter_map(Result::err) {
             log::error!("{error}");
         }
     })?;
-    // The mount was ended by umount(8), for example. A cowl command that unmounts removes the state itself.
-    let left = state::read(store, id)?;
-    if left.is_some_and(|left| left.daemon == daemon && !left.replacing) {
-        state::remove(store, id)?;
-    }
+    remove_state(store, id, daemon)?;
     log::info!("{} was unmounted", manifest.name);
     Ok(())
 }

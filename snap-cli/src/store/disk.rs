@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -180,6 +180,19 @@ impl Filesystem {
             file,
             path: path.to_path_buf(),
         })
+    }
+
+    /// Returns the file system of a descriptor that another process opened for `path`.
+    pub fn from_descriptor(file: OwnedFd, path: &Path) -> Self {
+        Self {
+            file: File::from(file),
+            path: path.to_path_buf(),
+        }
+    }
+
+    /// Returns another descriptor of the same open file description.
+    pub fn share(&self) -> Result<OwnedFd> {
+        self.try_clone().map(|other| OwnedFd::from(other.file))
     }
 
     /// Returns a second handle to the same open file description. A writeback error is reported to only one of the

@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -58,17 +59,7 @@ impl Lock {
             return Ok(None);
         };
         if mode == Mode::Exclusive {
-            let line = format!("{} {command}\n", std::process::id());
-            let written = lock
-                .file
-                .set_len(0)
-                .and_then(|()| lock.file.rewind())
-                .and_then(|()| lock.file.write_all(line.as_bytes()));
-            // The holder's name only improves messages. On a full disk, where the write fails, a command that frees
-            // space must still get the lock.
-            if let Err(error) = written {
-                log::debug!("cannot record the holder of {}: {error}", path.shown());
-            }
+            lock.record_holder(std::process::id(), command);
         }
         Ok(Some(lock))
     }
@@ -127,6 +118,36 @@ impl Lock {
             })),
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(at(error.into())),
+        }
+    }
+
+    /// Returns the lock of an open file that a predecessor of this process has locked.
+    pub fn of_predecessor(path: &Path, file: OwnedFd) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            file: File::from(file),
+        }
+    }
+
+    /// Returns another descriptor of the locked file. The lock is released when all of them are closed.
+    pub fn share(&self) -> Result<OwnedFd> {
+        let file = self.file.try_clone();
+        file.map(OwnedFd::from)
+            .map_err(|error| Error::at("share the lock", &self.path, error))
+    }
+
+    /// Records a process as the holder.
+    pub fn record_holder(&mut self, pid: u32, command: &str) {
+        let line = format!("{pid} {command}\n");
+        let written = self
+            .file
+            .set_len(0)
+            .and_then(|()| self.file.rewind())
+            .and_then(|()| self.file.write_all(line.as_bytes()));
+        // The holder's name only improves messages. On a full disk, where the write fails, a command that frees
+        // space must still get the lock.
+        if let Err(error) = written {
+            log::debug!("cannot record the holder of {}: {error}", self.path.shown());
         }
     }
 

@@ -35,3 +35,4 @@ mod prune;
 mod reach;
 mod run_files;
 mod trash;
+mod upgrade;

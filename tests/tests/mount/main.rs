@@ -37,6 +37,7 @@ mod privileges;
 mod programs;
 mod read_only_disk;
 mod removal;
+mod replaced_daemon;
 mod requests;
 mod running_program;
 mod scale;

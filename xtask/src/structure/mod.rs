@@ -63,7 +63,7 @@ const ORDERS: [Order; 4] = [
         modules: &[
             &["main"],
             &["serve", "cli"],
-            &["start"],
+            &["start", "takeover"],
             &["control"],
             &["fuse", "keeper"],
             &["config", "logging"],

@@ -71,8 +71,17 @@ pub struct Args {
     /// Log every detail to standard error and run in the foreground
     #[arg(short = 'd', long)]
     pub debug: bool,
+    /// Replace the daemon with this control socket by this version of the program
+    ///
+    /// The mount remains, with all open files. Programs that use it wait for a moment. If the daemon cannot be replaced,
+    /// it continues, and the exit code is 1. The new daemon runs in the background, with another process id.
+    #[arg(long, value_name = "SOCKET", exclusive = true)]
+    pub upgrade: Option<PathBuf>,
+    /// Take over a mount from the daemon that has started this process
+    #[arg(long, hide = true)]
+    pub take_over: bool,
     /// The mount point; a source before it, as mount(8) passes one, is ignored
-    #[arg(value_name = "MOUNTPOINT", num_args = 1..=2, required = true)]
+    #[arg(value_name = "MOUNTPOINT", num_args = 1..=2, required_unless_present_any = ["upgrade", "take_over"])]
     pub paths: Vec<PathBuf>,
 }
 

@@ -6,7 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Bind, NOT_UNDERSTOOD, ReplacedLayers, Request, Response, Stats, Status, short_path};
+use super::{
+    Bind, NOT_UNDERSTOOD, ReplacedLayers, Request, Response, Stats, Status, Upgraded, short_path,
+};
 use cowl_layers::sys;
 
 /// The time limit for a daemon to accept a connection and to answer a ping.
@@ -73,6 +75,15 @@ pub enum ControlError {
     Io(#[from] io::Error),
 }
 
+/// The process that answers a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answerer {
+    /// The daemon that the client is connected to.
+    Daemon,
+    /// Perhaps the process that replaces the daemon, which ends meanwhile.
+    Successor,
+}
+
 /// Formats a process state for the end of a message.
 fn describe(state: Option<char>) -> String {
     match state {
@@ -110,7 +121,7 @@ impl Client {
     pub fn status(&mut self) -> Result<Status, ControlError> {
         // A push of a layer delays the response by up to ten seconds.
         match self.send(&Request::Status, Duration::from_secs(12))? {
-            Response::Status(status) => Ok(status),
+            Response::Status(status) => Ok(*status),
             other => Err(into_error(other)),
         }
     }
@@ -161,6 +172,22 @@ impl Client {
         self.run(&Request::Detach, TIMEOUT)
     }
 
+    /// Replaces the daemon by a process that runs `program`. After an error the previous daemon serves on.
+    pub fn upgrade(&mut self, program: &Path) -> Result<Upgraded, ControlError> {
+        let request = Request::Upgrade {
+            program: program.as_os_str().as_bytes().to_vec(),
+        };
+        // It waits for running requests, and finds every known object again.
+        let timeout = Duration::from_secs(600);
+        match self.send_to(&request, timeout, Answerer::Successor)? {
+            Response::Upgraded(upgraded) => {
+                self.pid = upgraded.pid;
+                Ok(upgraded)
+            }
+            other => Err(into_error(other)),
+        }
+    }
+
     /// Sends a request that has no result.
     fn run(&mut self, request: &Request, timeout: Duration) -> Result<(), ControlError> {
         match self.send(request, timeout)? {
@@ -176,7 +203,7 @@ impl Client {
     fn send(&mut self, request: &Request, timeout: Duration) -> Result<Response, ControlError> {
         let until = Instant::now() + REPLACEMENT_TIMEOUT;
         loop {
-            let ended = match self.send_once(request, timeout) {
+            let ended = match self.send_to(request, timeout, Answerer::Daemon) {
                 Err(ControlError::Io(error)) if is_end(&error) => error,
                 other => return other,
             };
@@ -191,10 +218,11 @@ impl Client {
         }
     }
 
-    fn send_once(
+    fn send_to(
         &mut self,
         request: &Request,
         timeout: Duration,
+        answerer: Answerer,
     ) -> Result<Response, ControlError> {
         let mut line = serde_json::to_vec(request).map_err(io::Error::from)?;
         line.push(b'\n');
@@ -213,8 +241,9 @@ impl Client {
                     }
                     // Race: a daemon that unmounts may respond and exit after the read timed out. Its response is in
                     // the socket's buffer then, so read once more.
-                    ended =
-                        process.is_some_and(|process| process.killed) || sys::process::is_gone(pid);
+                    ended = answerer == Answerer::Daemon
+                        && (process.is_some_and(|process| process.killed)
+                            || sys::process::is_gone(pid));
                     if ended {
                         continue;
                     }
@@ -261,7 +290,11 @@ fn into_error(response: Response) -> ControlError {
             ControlError::NotUnderstood(message)
         }
         Response::Failed { message } => ControlError::Failed(message),
-        Response::Done | Response::Status(_) | Response::Stats(_) | Response::Replaced(_) => {
+        Response::Done
+        | Response::Status(_)
+        | Response::Stats(_)
+        | Response::Replaced(_)
+        | Response::Upgraded(_) => {
             ControlError::Io(io::Error::other("the response does not match the request"))
         }
     }

@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 
 pub use client::{Client, ControlError};
 pub(crate) use detach::FuseConnection;
-pub(crate) use own_mount::OwnMount;
-pub(crate) use server::{Flush, ServedMount, listen, serve};
+pub(crate) use own_mount::{OwnMount, OwnMountRecord};
+pub(crate) use server::{Flush, ServedMount, answer_upgraded, listen, listen_again, serve};
 pub(crate) use signals::{SignalTarget, Signals};
 pub use stats::Stats;
 pub(crate) use stats::StatsSource;
@@ -50,15 +50,21 @@ enum Request {
     Detach,
     Stats,
     Settle,
+    /// Answered by the successor, on the same connection.
+    Upgrade {
+        /// The program that takes over; the bytes of the path.
+        program: Vec<u8>,
+    },
 }
 
 /// A response of the daemon.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "answer")]
 enum Response {
-    Status(Status),
+    Status(Box<Status>),
     Stats(Stats),
     Replaced(ReplacedLayers),
+    Upgraded(Upgraded),
     Done,
     Busy {
         writers: u32,
@@ -109,6 +115,22 @@ pub struct Status {
     /// The limits and privileges that the daemon may not change, such as "io-flusher".
     #[serde(default)]
     pub lacking: Vec<String>,
+    /// The version of the daemon; empty for daemons that did not report it.
+    #[serde(default)]
+    pub version: String,
+}
+
+/// The result of replacing a daemon by another process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Upgraded {
+    /// The process id of the new daemon.
+    pub pid: u32,
+    /// The version of the previous daemon.
+    pub from: String,
+    /// The version of the new daemon.
+    pub to: String,
+    /// The time in seconds for which requests waited.
+    pub pause: f64,
 }
 
 /// The result of a replacement of lower layers.

@@ -1,9 +1,12 @@
 //! Finds the daemon's mount in all mount namespaces. The daemon runs in a namespace of its own, which does not
 //! contain the mount.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 use cowl_layers::error::{Errno, Result};
 use cowl_layers::shown::Show as _;
@@ -59,7 +62,65 @@ pub(super) struct FoundMount {
     pub(super) role: Role,
 }
 
+/// An [`OwnMount`] for another process. Paths are byte strings, because serde encodes a path as UTF-8.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct OwnMountRecord {
+    path: OsString,
+    device: Device,
+    origin: Option<OriginRecord>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct OriginRecord {
+    namespace: u64,
+    at: OsString,
+    covers: Option<(Device, OsString)>,
+}
+
+impl OwnMountRecord {
+    /// Returns the mount, as the recording process recognizes it.
+    pub(crate) fn into_mount(self) -> OwnMount {
+        let origin = self.origin.map(|origin| Origin {
+            namespace: origin.namespace,
+            at: origin.at.into(),
+            covers: origin.covers.map(|(device, path)| (device, path.into())),
+        });
+        OwnMount {
+            path: self.path.into(),
+            device: self.device,
+            origin,
+        }
+    }
+}
+
 impl OwnMount {
+    /// Describes the mount for another process.
+    pub(crate) fn to_record(&self) -> OwnMountRecord {
+        let Self {
+            path,
+            device,
+            origin,
+        } = self;
+        let origin = origin.as_ref().map(|origin| {
+            let Origin {
+                namespace,
+                at,
+                covers,
+            } = origin;
+            let covers = covers.as_ref();
+            OriginRecord {
+                namespace: *namespace,
+                at: at.clone().into_os_string(),
+                covers: covers.map(|(device, path)| (*device, path.clone().into_os_string())),
+            }
+        });
+        OwnMountRecord {
+            path: path.clone().into_os_string(),
+            device: *device,
+            origin,
+        }
+    }
+
     /// Records the properties of a mount that was just attached in the mount namespace of this thread.
     pub(crate) fn record(path: PathBuf, device: Device) -> Self {
         let origin = find_origin(&path, device).unwrap_or_else(|error| {

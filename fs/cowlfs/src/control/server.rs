@@ -16,7 +16,8 @@ use parking_lot::{Mutex, MutexGuard};
 use super::detach::{self, Detached};
 use super::layers;
 use super::{
-    FuseConnection, NOT_UNDERSTOOD, OwnMount, Request, Response, StatsSource, Status, short_path,
+    FuseConnection, NOT_UNDERSTOOD, OwnMount, Request, Response, StatsSource, Status, Upgraded,
+    short_path,
 };
 use crate::config::Config;
 use crate::keeper::Custody;
@@ -37,6 +38,13 @@ pub(crate) fn listen(socket: &Path) -> io::Result<UnixListener> {
         Err(error) => return Err(error),
     }
     UnixListener::bind(path)
+}
+
+/// Makes the kernel report this process as the peer of clients, instead of the predecessor that created the socket.
+pub(crate) fn listen_again(listener: &UnixListener) -> io::Result<()> {
+    /// The number of connections that wait to be accepted, as in the standard library.
+    const BACKLOG: i32 = 128;
+    Ok(rustix::net::listen(listener, BACKLOG)?)
 }
 
 /// The state that requests need.
@@ -69,7 +77,7 @@ impl Server {
             Request::ReplaceLayers { .. } | Request::Flush | Request::Settle => {
                 [Some(self.changes.lock()), None]
             }
-            Request::PushLayer { .. } | Request::Detach => {
+            Request::PushLayer { .. } | Request::Detach | Request::Upgrade { .. } => {
                 [Some(self.changes.lock()), Some(self.upper.lock())]
             }
         }
@@ -91,7 +99,14 @@ pub(crate) struct ServedMount {
     pub(crate) lacking: Vec<String>,
     /// The connection to the keeper, if there is one.
     pub(crate) custody: Option<Arc<Custody>>,
+    /// Replaces the daemon.
+    pub(crate) upgrade: Upgrade,
 }
+
+/// Replaces this process by one that runs a program. The new process answers the client.
+///
+/// Returns only if that failed, with the reason.
+pub(crate) type Upgrade = Box<dyn Fn(&Path, &UnixStream) -> String + Send + Sync>;
 
 /// The number of descriptors that are reserved for clients: the connection, and those that a pushed layer needs.
 const RESERVE: usize = 16;
@@ -196,7 +211,13 @@ fn serve_client(stream: UnixStream, server: &Server) -> io::Result<()> {
                 if is_closed {
                     return Ok(());
                 }
-                execute(request, &server.mount)
+                match request {
+                    Request::Upgrade { program } => {
+                        let program = Path::new(OsStr::from_bytes(&program));
+                        (upgrade(program, stream.get_ref(), &server.mount), None)
+                    }
+                    request => execute(request, &server.mount),
+                }
             }
             Err(error) => (not_understood(&line, &error), None),
         };
@@ -236,7 +257,7 @@ fn execute(request: Request, served: &ServedMount) -> (Response, Option<Detached
     let (overlay, config) = (&served.overlay, &served.config);
     let custody = served.custody.as_ref();
     match request {
-        Request::Status => (Response::Status(status(served)), None),
+        Request::Status => (Response::Status(Box::new(status(served))), None),
         Request::PushLayer { upper, work } => {
             let upper = Path::new(OsStr::from_bytes(&upper));
             let work = Path::new(OsStr::from_bytes(&work));
@@ -257,7 +278,30 @@ fn execute(request: Request, served: &ServedMount) -> (Response, Option<Detached
             Err(response) => (response, None),
         },
         Request::Settle => (settle(config), None),
+        // Its caller handles it, because it needs the connection.
+        Request::Upgrade { .. } => {
+            let message = "an upgrade needs a connection".to_owned();
+            (Response::Failed { message }, None)
+        }
     }
+}
+
+/// Replaces the daemon. Returns only the reason why that failed.
+fn upgrade(program: &Path, client: &UnixStream, served: &ServedMount) -> Response {
+    let message = match sys::socket::peer_may_command(client) {
+        Ok(true) => (served.upgrade)(program, client),
+        Ok(false) => "only the daemon's user and root may replace it".to_owned(),
+        Err(error) => format!("cannot determine the user of the client: {error}"),
+    };
+    log::warn!("not replaced by {}: {message}", program.shown());
+    Response::Failed { message }
+}
+
+/// Answers the client that has requested to replace the predecessor of this process.
+pub(crate) fn answer_upgraded(mut client: UnixStream, upgraded: Upgraded) -> io::Result<()> {
+    let mut text = serde_json::to_vec(&Response::Upgraded(upgraded))?;
+    text.push(b'\n');
+    client.write_all(&text)
 }
 
 fn status(served: &ServedMount) -> Status {
@@ -274,6 +318,7 @@ fn status(served: &ServedMount) -> Status {
         open_for_write,
         inodes: overlay.inodes().len(),
         lacking: served.lacking.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
 
@@ -349,7 +394,7 @@ mod tests {
         };
         let overlay = Arc::new(overlay);
         Server::new(ServedMount {
-            stats: StatsSource::new(overlay.clone(), Arc::default()),
+            stats: StatsSource::new(overlay.clone(), Arc::default(), Duration::ZERO),
             overlay,
             config,
             mount: OwnMount::record(top.join("mount"), (0, 0).into()),
@@ -357,6 +402,7 @@ mod tests {
             connection: FuseConnection::default(),
             lacking: Vec::new(),
             custody: None,
+            upgrade: Box::new(|_, _| String::new()),
         })
     }
 

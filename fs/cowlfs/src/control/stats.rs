@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,12 +12,12 @@ use cowl_layers::error::Result;
 use cowl_layers::sys;
 use cowl_overlay::Overlay;
 
-/// The activity of a daemon since its start, and its current use of resources.
+/// The activity of a daemon since the start of its mount, and its current use of resources.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stats {
     /// The process id of the daemon.
     pub pid: u32,
-    /// Seconds since its start.
+    /// Seconds since the start of the mount, which includes the daemons that it has replaced.
     pub uptime: f64,
     /// The number of inodes that the kernel knows.
     pub inodes: usize,
@@ -75,33 +75,46 @@ pub(crate) struct StatsSource {
     overlay: Arc<Overlay>,
     requests: Arc<Requests>,
     started: Instant,
+    /// The time that the mount was served by predecessors of this process.
+    before: Duration,
 }
 
 impl StatsSource {
-    /// Creates a source for a daemon that starts now.
-    pub(crate) fn new(overlay: Arc<Overlay>, requests: Arc<Requests>) -> Self {
+    /// Creates a source for a daemon that starts now, of a mount that was served for some time before.
+    pub(crate) fn new(overlay: Arc<Overlay>, requests: Arc<Requests>, before: Duration) -> Self {
         Self {
             overlay,
             requests,
             started: Instant::now(),
+            before,
         }
+    }
+
+    /// Returns the time since the start of the mount.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.before + self.started.elapsed()
+    }
+
+    /// Returns the request counters, by the names of the kinds.
+    pub(crate) fn counts(&self) -> Vec<(String, u64)> {
+        let counts = self.requests.counts().into_iter();
+        counts
+            .map(|(kind, count)| (kind.name().to_owned(), count))
+            .collect()
     }
 
     /// Returns the current statistics.
     pub(crate) fn read(&self) -> Result<Stats> {
         let (open_files, open_for_write) = self.overlay.open_files();
-        let counts = self.requests.counts().into_iter();
         Ok(Stats {
             pid: std::process::id(),
-            uptime: self.started.elapsed().as_secs_f64(),
+            uptime: self.uptime().as_secs_f64(),
             inodes: self.overlay.inodes().len(),
             open_files,
             open_for_write,
             memory: sys::process::own_memory()?,
             panics: cowl_layers::panics::caught(),
-            requests: counts
-                .map(|(kind, count)| (kind.name().to_owned(), count))
-                .collect(),
+            requests: self.counts().into_iter().collect(),
         })
     }
 }

@@ -3,15 +3,19 @@
 //! Imports run one way: `session` starts `adapter`, which turns requests into calls of the overlay and results into
 //! replies. For each open it asks `passthrough` whether the kernel reads and writes the file without the daemon, and
 //! it reports each request to `workers`, which decides how many threads wait for requests. `settings` has the settings
-//! of a session.
+//! of a session. `handover` records a running session for another process, in which `session` continues it.
 
 mod adapter;
+mod handover;
 mod passthrough;
 mod session;
 mod settings;
-mod sys;
 mod workers;
 
-pub(crate) use adapter::{InitOutcome, RecoveredValues};
-pub(crate) use session::{Attached, SessionError, Successor, open_device, prepare, resume};
+pub(crate) use adapter::{Negotiated, RecoveredValues};
+pub(crate) use handover::{SessionRecord, SessionSource};
+pub(crate) use session::{
+    Attached, Predecessor, SessionError, WORKER_NAME, open_device, prepare, resume,
+};
 pub(crate) use settings::{SessionSettings, StackMode};
+pub(crate) use workers::ClosedGate;

@@ -1,28 +1,32 @@
 //! A session with the kernel, from the protocol handshake to the unmount.
 
+use std::collections::HashMap;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use fuser::{Session, SessionACL};
 
-use super::adapter::{Adapter, InitOutcome, RecoveredValues};
+use super::adapter::{Adapter, Negotiated, Origin, RecoveredValues};
+use super::handover::{SessionRecord, SessionSource};
 use super::settings::SessionSettings;
 use super::workers::{self, BusyPoll, WorkerPool};
 use crate::choices::Awake;
-use cowl_layers::sys::fd;
+use cowl_layers::sys::fuse_device;
 use cowl_layers::sys::idle::{self, LatencyRequest};
 use cowl_layers::sys::mount::{self, MountOptions, PreparedMount};
 use cowl_layers::sys::users::Device;
-use cowl_overlay::{Ledger, Overlay};
+use cowl_overlay::{FileHandle, Ledger, Overlay};
+
+/// The start of the names of the threads that read requests, which the protocol library chooses.
+pub(crate) const WORKER_NAME: &str = "fuser-";
 
 /// A session after the protocol handshake; its mount is not attached yet.
 pub(crate) struct Prepared {
     attached: Attached,
     mount: PreparedMount,
-    offered: Arc<OnceLock<InitOutcome>>,
 }
 
 /// A session whose mount is attached; its threads do not run yet.
@@ -32,6 +36,7 @@ pub(crate) struct Attached {
     /// The device, for the monitor.
     monitored: OwnedFd,
     awake: Awake,
+    source: SessionSource,
 }
 
 /// An error that prevented a session.
@@ -58,15 +63,19 @@ pub(crate) fn prepare(
     settings: &SessionSettings,
 ) -> Result<Prepared, SessionError> {
     let duplicate = || device.try_clone().map_err(SessionError::Handshake);
-    let (polled, monitored) = (duplicate()?, duplicate()?);
+    let (polled, monitored, registered) = (duplicate()?, duplicate()?, duplicate()?);
+    let handed_over = duplicate()?;
     let busy_poll = BusyPoll::new(polled, settings.busy_poll);
     let pool = Arc::new(WorkerPool::new(settings.threads));
     let mount = PreparedMount::new(device.as_fd(), options).map_err(SessionError::Mount)?;
-    let (acl, config) = session_config(options, settings);
+    let config = session_config(options, settings);
+    let acl = config.acl;
     // `from_fd` leaves mounting and unmounting to this process. fuser unmounts by path: if another process had
     // unmounted the file system already, fuser would unmount an unrelated one that was mounted there since.
-    let adapter = Adapter::new(overlay, settings, pool.clone(), busy_poll);
-    let (notifier, offered) = (adapter.notifier.clone(), adapter.offered.clone());
+    let origin = Origin::New(registered);
+    let adapter = Adapter::new(overlay, settings, pool.clone(), busy_poll, origin);
+    let state = adapter.state();
+    let notifier = adapter.notifier.clone();
     let session =
         Session::from_fd(adapter, device, acl, config).map_err(SessionError::Handshake)?;
     notifier.get_or_init(|| session.notifier());
@@ -75,89 +84,13 @@ pub(crate) fn prepare(
         pool,
         monitored,
         awake: settings.awake,
+        source: SessionSource::new(handed_over, state),
     };
-    Ok(Prepared {
-        attached,
-        mount,
-        offered,
-    })
+    Ok(Prepared { attached, mount })
 }
 
-/// A successor's connection to the kernel.
-pub(crate) struct Successor<'a> {
-    /// The device of the predecessor.
-    pub(crate) device: OwnedFd,
-    /// The kernel's offer to the first process.
-    pub(crate) offered: InitOutcome,
-    /// The state of the predecessor.
-    pub(crate) values: &'a RecoveredValues,
-    /// The ledger of this process.
-    pub(crate) ledger: &'a Arc<Ledger>,
-}
-
-/// Continues the session of a predecessor that has ended.
-pub(crate) fn resume(
-    from: Successor<'_>,
-    overlay: Arc<Overlay>,
-    options: &MountOptions,
-    settings: &SessionSettings,
-) -> io::Result<Attached> {
-    let Successor {
-        device,
-        offered,
-        values,
-        ledger,
-    } = from;
-    let (polled, monitored) = (device.try_clone()?, device.try_clone()?);
-    let pool = Arc::new(WorkerPool::new(settings.threads));
-    let busy_poll = BusyPoll::new(polled, settings.busy_poll);
-    let adapter = Adapter::new(overlay, settings, pool.clone(), busy_poll);
-    adapter.restore(values, ledger);
-    let notifier = adapter.notifier.clone();
-    // The handshake is repeated with a socket instead of the device, which then takes the place of the socket.
-    let (kernel, daemon) = UnixStream::pair()?;
-    (&kernel).write_all(&init_request(offered))?;
-    let number = daemon.as_raw_fd();
-    let (acl, config) = session_config(options, settings);
-    let session = Session::from_fd(adapter, daemon.into(), acl, config)?;
-    fd::replace(number, device.as_fd()).map_err(errno)?;
-    notifier.get_or_init(|| session.notifier());
-    Ok(Attached {
-        session,
-        pool,
-        monitored,
-        awake: settings.awake,
-    })
-}
-
-fn errno(error: cowl_layers::Error) -> io::Error {
-    io::Error::from_raw_os_error(error.errno().raw_os_error())
-}
-
-/// Returns an INIT request with the same offer.
-fn init_request(offered: InitOutcome) -> Vec<u8> {
-    const LENGTH: u32 = 104;
-    const INIT: u32 = 26;
-    // The upper half of the flags is valid.
-    const INIT_EXT: u64 = 1 << 30;
-    let mut bytes = Vec::with_capacity(LENGTH as usize);
-    let mut push = |words: &[u32]| bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
-    let (low, high) = (offered.flags | INIT_EXT, offered.flags >> 32);
-    // The header: length, opcode, unique, node id, uid, gid, pid, padding.
-    push(&[LENGTH, INIT, 1, 0, 0, 0, 0, 0, 0, 0]);
-    #[allow(clippy::cast_possible_truncation, reason = "the halves of the flags")]
-    push(&[7, 40, MAX_READAHEAD, low as u32, high as u32]);
-    push(&[0; 11]);
-    bytes
-}
-
-/// The readahead in the repeated handshake. The kernel does not get the reply.
-const MAX_READAHEAD: u32 = 1 << 20;
-
-fn session_config(
-    options: &MountOptions,
-    settings: &SessionSettings,
-) -> (SessionACL, fuser::Config) {
+/// Returns the configuration of the protocol library.
+fn session_config(options: &MountOptions, settings: &SessionSettings) -> fuser::Config {
     let mut config = fuser::Config::default();
     config.acl = if options.allow_other {
         SessionACL::All
@@ -165,7 +98,74 @@ fn session_config(
         SessionACL::Owner
     };
     config.n_threads = Some(settings.threads);
-    (config.acl, config)
+    config
+}
+
+/// The process whose session this one continues, with its state.
+pub(crate) enum Predecessor<'a> {
+    /// It has handed the session over, and waits for this process to be ready.
+    Running(SessionRecord, HashMap<u64, Arc<FileHandle>>),
+    /// It was killed. The values are from its ledger; the ledger is that of this process.
+    Killed(Negotiated, &'a RecoveredValues, &'a Arc<Ledger>),
+}
+
+/// Continues the session of another process on this device.
+///
+/// The handshake is with a socket instead of the kernel, because the kernel sends INIT only once. The device takes the
+/// socket's descriptor number afterwards.
+pub(crate) fn resume(
+    device: OwnedFd,
+    overlay: Arc<Overlay>,
+    predecessor: Predecessor<'_>,
+    options: &MountOptions,
+    settings: &SessionSettings,
+) -> io::Result<Attached> {
+    let (polled, monitored) = (device.try_clone()?, device.try_clone()?);
+    let (handed_over, registered) = (device.try_clone()?, device.try_clone()?);
+    let busy_poll = BusyPoll::new(polled, settings.busy_poll);
+    let pool = Arc::new(WorkerPool::new(settings.threads));
+    let create = |origin| Adapter::new(overlay, settings, pool.clone(), busy_poll, origin);
+    let (adapter, negotiated) = match predecessor {
+        Predecessor::Running(record, files) => {
+            let SessionRecord {
+                adapter,
+                next_handle,
+            } = record;
+            let negotiated = adapter.negotiated;
+            let origin = Origin::Predecessor(registered, adapter, files, next_handle);
+            (create(origin), negotiated)
+        }
+        Predecessor::Killed(negotiated, values, ledger) => {
+            // Its registrations are those of this process, because it has ended.
+            let adapter = create(Origin::New(registered));
+            adapter.restore(values, ledger);
+            (adapter, negotiated)
+        }
+    };
+    let (state, notifier) = (adapter.state(), adapter.notifier.clone());
+    let config = session_config(options, settings);
+    let acl = config.acl;
+    let (mut kernel, socket) = UnixStream::pair()?;
+    kernel.write_all(&negotiated.to_init_request())?;
+    let session = Session::from_fd(adapter, socket.into(), acl, config)?;
+    if state.negotiated() != Some(negotiated) {
+        return Err(io::Error::other(
+            "it does not request the capabilities that the mount has",
+        ));
+    }
+    fuse_device::substitute(session.as_fd(), device.as_fd()).map_err(errno)?;
+    notifier.get_or_init(|| session.notifier());
+    Ok(Attached {
+        session,
+        pool,
+        monitored,
+        awake: settings.awake,
+        source: SessionSource::new(handed_over, state),
+    })
+}
+
+fn errno(error: cowl_layers::Error) -> io::Error {
+    io::Error::from_raw_os_error(error.errno().raw_os_error())
 }
 
 /// Opens a latency request, if it is configured and permitted. Without one, requests only take longer.
@@ -209,11 +209,6 @@ impl Flusher {
 }
 
 impl Prepared {
-    /// Returns what the kernel offered in the handshake.
-    pub(crate) fn offered(&self) -> Option<InitOutcome> {
-        self.offered.get().copied()
-    }
-
     /// Returns the device number of the file system.
     pub(crate) fn device(&self) -> Result<Device, cowl_layers::Error> {
         self.mount.device()
@@ -227,9 +222,19 @@ impl Prepared {
 }
 
 impl Attached {
+    /// Returns the outcome of the handshake.
+    pub(crate) fn negotiated(&self) -> Option<Negotiated> {
+        self.source.negotiated()
+    }
+
+    /// Writes the open files and the states of passthrough to a new ledger.
+    pub(crate) fn note_all(&self, ledger: &Arc<Ledger>) {
+        self.source.note_all(ledger);
+    }
+
     /// Makes the kernel send the requests again that a predecessor has read and not answered.
     pub(crate) fn resend(&self) -> io::Result<()> {
-        mount::resend(self.monitored.as_fd()).map_err(errno)
+        fuse_device::resend(self.monitored.as_fd())
     }
 
     /// Returns the session's flusher. It works while the session runs.
@@ -237,12 +242,18 @@ impl Attached {
         Flusher(self.session.notifier())
     }
 
-    /// Starts the monitor, and returns the session to run.
+    /// Starts the monitor, and returns the session to run and the means to hand it over.
     ///
     /// Threads remain in the mount namespace in which they were started.
-    pub(crate) fn start(self) -> io::Result<Session<Adapter>> {
+    pub(crate) fn start(self) -> io::Result<(Session<Adapter>, SessionSource)> {
         let latency = open_latency_request(self.awake);
         workers::start_monitor(&self.pool, self.monitored, latency)?;
-        Ok(self.session)
+        Ok((self.session, self.source))
+    }
+
+    /// Makes everything that the predecessor has registered with the kernel that of this process. The predecessor must
+    /// have ended.
+    pub(crate) fn assume(&self) {
+        self.source.assume();
     }
 }

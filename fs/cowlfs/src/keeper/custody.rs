@@ -46,6 +46,12 @@ impl Custody {
         self.send(&Message::Serving, &[])
     }
 
+    /// Reports that this process has stopped for the process at the other end of this connection, which waits for
+    /// [`super::PROCEED`].
+    pub(crate) fn replace(&self, connection: BorrowedFd<'_>) -> io::Result<()> {
+        self.send(&Message::Replaced, &[connection])
+    }
+
     /// Hands over a lower layer, which holds its lock.
     pub(crate) fn keep_layer(&self, layer: &Layer) -> io::Result<()> {
         self.send(&Message::Layer(layer.traits()), &[layer.root_fd()])

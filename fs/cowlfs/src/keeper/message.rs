@@ -29,6 +29,8 @@ pub(super) enum Message {
     Release(u64),
     /// A layer: the descriptors of its root and, of an upper layer, of its work directory.
     Layer(LayerTraits),
+    /// The daemon has stopped, and the process at the other end of this connection takes over. One descriptor.
+    Replaced,
     /// The ids of all layers in use. Others can be closed.
     Layers(Vec<u64>),
 }

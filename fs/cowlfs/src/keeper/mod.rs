@@ -7,6 +7,7 @@
 
 mod custody;
 mod message;
+mod replacement;
 mod watch;
 
 use std::collections::HashMap;
@@ -19,9 +20,12 @@ use cowl_layers::layer::InheritedLayer;
 use cowl_layers::sys::child::{self, Ended, Forked};
 use cowl_overlay::{Estate, LedgerError};
 pub(crate) use custody::Custody;
+pub(crate) use replacement::{PROCEED, permit, report_serves};
 
+use crate::choices::Supervision;
 use libc::SIGKILL;
 use message::Message;
+use replacement::Replacement;
 use watch::{Watched, watch};
 
 /// The number of daemons in a row that end before they have answered a request, after which the mount is given up.
@@ -57,7 +61,7 @@ impl Legacy {
     ) -> cowl_layers::error::Result<()> {
         match message {
             Message::Ledger => self.ledger = descriptors.pop(),
-            Message::Serving => {}
+            Message::Serving | Message::Replaced => {}
             Message::Deposit(number) => {
                 if let Some(descriptor) = descriptors.pop() {
                     self.descriptors.insert(number, Arc::new(descriptor));
@@ -105,7 +109,7 @@ impl Legacy {
 ///
 /// `kept` runs in the keeper once the daemon serves: it releases what only the start needs. The process must have a
 /// single thread.
-pub(crate) fn start(mut kept: impl FnMut()) -> io::Result<Turn> {
+pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Result<Turn> {
     let (keeper, daemon) = message::pair()?;
     let mut running = match child::fork_daemon()? {
         Forked::Child => {
@@ -119,17 +123,14 @@ pub(crate) fn start(mut kept: impl FnMut()) -> io::Result<Turn> {
     let mut legacy = Legacy::default();
     let mut failures = 0;
     loop {
-        let mut is_serving = false;
+        let mut life = Life::default();
         let ended = loop {
             match watch(&socket, &running)? {
                 Watched::Message => {
                     while let Some((message, descriptors)) = message::receive(&socket)? {
                         let is_report = message == Message::Serving;
-                        if let Err(error) = legacy.take(message, descriptors) {
-                            log::error!("the keeper cannot hold a layer: {error}");
-                        }
+                        life.note(&mut legacy, message, descriptors);
                         if is_report {
-                            is_serving = true;
                             kept();
                         }
                     }
@@ -139,14 +140,18 @@ pub(crate) fn start(mut kept: impl FnMut()) -> io::Result<Turn> {
             }
         };
         while let Ok(Some((message, descriptors))) = message::receive(&socket) {
-            is_serving |= message == Message::Serving;
-            if let Err(error) = legacy.take(message, descriptors) {
-                log::error!("the keeper cannot hold a layer: {error}");
-            }
+            life.note(&mut legacy, message, descriptors);
         }
-        let signal = match ended {
-            Ended::Exited(code) => child::exit_at_once(code),
-            Ended::Killed(signal) => signal,
+        let Life {
+            is_serving,
+            replacement,
+        } = life;
+        let signal = match (replacement, ended) {
+            (Ok(Some(other)), _) if other.is_serving() => other.end(supervision),
+            // The daemon has stopped for a process that has ended since.
+            (Ok(Some(_)) | Err(Abandoned), _) => SIGKILL,
+            (Ok(None), Ended::Exited(code)) => child::exit_at_once(code),
+            (Ok(None), Ended::Killed(signal)) => signal,
         };
         failures = match has_answered(&legacy) {
             // A daemon that serves and gets no request has not failed.
@@ -184,6 +189,46 @@ pub(crate) fn start(mut kept: impl FnMut()) -> io::Result<Turn> {
         }
         drop(daemon);
         socket = keeper;
+    }
+}
+
+/// What the messages of one daemon have reported.
+struct Life {
+    is_serving: bool,
+    /// The process that takes over from it.
+    replacement: Result<Option<Replacement>, Abandoned>,
+}
+
+/// The process for which a daemon has stopped had ended before it was permitted to take over.
+struct Abandoned;
+
+impl Default for Life {
+    fn default() -> Self {
+        Self {
+            is_serving: false,
+            replacement: Ok(None),
+        }
+    }
+}
+
+impl Life {
+    fn note(&mut self, legacy: &mut Legacy, message: Message, mut descriptors: Vec<OwnedFd>) {
+        self.is_serving |= message == Message::Serving;
+        if message == Message::Replaced {
+            let begun = descriptors.pop().map(Replacement::begin);
+            self.replacement = match begun {
+                Some(Ok(replacement)) => Ok(Some(replacement)),
+                Some(Err(error)) => {
+                    log::warn!("the process that takes over has ended: {error}");
+                    Err(Abandoned)
+                }
+                None => Err(Abandoned),
+            };
+            return;
+        }
+        if let Err(error) = legacy.take(message, descriptors) {
+            log::error!("the keeper cannot hold a layer: {error}");
+        }
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 
+use serde::{Deserialize, Serialize};
+
 /// The xattr of the access ACL.
 pub const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 /// The xattr of a directory's default ACL.
@@ -13,7 +15,7 @@ pub const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
 pub const CAPABILITY: &[u8] = b"security.capability";
 
 /// The namespace of the marker xattrs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum XattrSpace {
     /// `trusted.overlay.*`, which needs CAP_SYS_ADMIN in the initial user namespace.
     Trusted,

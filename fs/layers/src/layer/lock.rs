@@ -3,11 +3,12 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Layer;
-use crate::error::Result;
+use crate::error::{Errno, Error, Result};
 use crate::setup::{SetupError, SetupKind, shown};
 use crate::sys;
 
@@ -36,40 +37,68 @@ pub(super) fn for_writing(
 /// The layer's root directory is the descriptor that holds the lock, so a layer costs one descriptor. It may stay open
 /// for longer than the lock is held.
 #[derive(Debug)]
-pub struct LayerLock(Arc<OwnedFd>);
+pub struct LayerLock {
+    root: Arc<OwnedFd>,
+    /// Whether dropping it releases the lock. Until a process has taken over, the lock belongs to its predecessor.
+    is_owned: AtomicBool,
+}
 
 impl LayerLock {
     /// Returns the layer with the descriptor of `lock` as its root directory, and the lock.
     pub(super) fn of_layer(layer: Arc<Layer>, lock: OwnedFd) -> (Arc<Layer>, Arc<Self>) {
         let layer = layer.opened_as(lock);
-        let lock = Self(layer.root.clone());
+        let lock = Self {
+            root: layer.root.clone(),
+            is_owned: AtomicBool::new(true),
+        };
         (layer, Arc::new(lock))
+    }
+
+    /// Returns the exclusive lock that a predecessor of this process holds through the root directory of `layer`.
+    ///
+    /// The lock belongs to the open file, of which both processes have a descriptor. It is not released when this is
+    /// dropped, before [`Self::assume`]. /proc/locks continues to name the predecessor.
+    pub(super) fn of_predecessor(layer: &Layer) -> Arc<Self> {
+        Arc::new(Self {
+            root: layer.root.clone(),
+            is_owned: AtomicBool::new(false),
+        })
+    }
+
+    /// Makes the lock one of this process, whose predecessor has ended.
+    pub(super) fn assume(&self) {
+        self.is_owned.store(true, Ordering::Release);
     }
 
     /// Whether this is the lock of `layer`, which [`Self::of_layer`] returned.
     pub fn is_of(&self, layer: &Layer) -> bool {
-        Arc::ptr_eq(&self.0, &layer.root)
+        Arc::ptr_eq(&self.root, &layer.root)
     }
 
     /// Returns the lock that the root descriptor of `layer` holds.
     pub(super) fn inherited(layer: &Layer) -> Arc<Self> {
-        Arc::new(Self(layer.root.clone()))
+        Arc::new(Self {
+            root: layer.root.clone(),
+            is_owned: AtomicBool::new(true),
+        })
     }
 
     /// Converts a shared lock to an exclusive one, if no other process has locked the layer.
     pub(super) fn make_exclusive(&self) -> Result<()> {
-        sys::dir::lock_to_exclusive(&self.0)
+        sys::dir::lock_to_exclusive(&self.root)
     }
 
     /// Converts an exclusive lock to a shared one. The layer is never without a lock in between.
     pub(super) fn share(&self) -> Result<()> {
-        sys::dir::lock_to_shared(&self.0)
+        sys::dir::lock_to_shared(&self.root)
     }
 }
 
 impl Drop for LayerLock {
     fn drop(&mut self) {
-        if let Err(error) = sys::dir::unlock(&self.0) {
+        if *self.is_owned.get_mut()
+            && let Err(error) = sys::dir::unlock(&self.root)
+        {
             log::warn!("cannot unlock a layer: {error}");
         }
     }
@@ -89,6 +118,15 @@ pub fn for_reading(layer: Arc<Layer>) -> Result<(Arc<Layer>, Arc<LayerLock>), Se
             "unmount that one first: a lower layer must not change",
         )
     })?;
+    Ok(LayerLock::of_layer(layer, lock))
+}
+
+/// Takes a shared lock beside that of a predecessor of this process, whose root directory `layer` has.
+///
+/// Then /proc/locks names this process. The layer is never without a lock in between.
+pub fn beside_predecessor(layer: Arc<Layer>) -> Result<(Arc<Layer>, Arc<LayerLock>)> {
+    let lock = sys::dir::lock_shared(layer.root_fd())?;
+    let lock = lock.ok_or(Error::Errno(Errno::BUSY))?;
     Ok(LayerLock::of_layer(layer, lock))
 }
 
@@ -150,9 +188,18 @@ fn notify_holders(path: &Path) {
     for lock in locks.iter().filter(|lock| lock.ino == ino) {
         match sys::process::ask_to_check(lock.pid) {
             Ok(true) => log::debug!("notified pid {} to check its mount", lock.pid),
-            // The process is a daemon of another version, or not a daemon.
-            Ok(false) => {}
+            // The process is not a daemon, or was replaced by another one since it took the lock.
+            Ok(false) => notify_successors(ino),
             Err(error) => log::debug!("cannot notify pid {}: {error}", lock.pid),
+        }
+    }
+}
+
+/// Signals the processes that share the open file with which another process took a lock.
+fn notify_successors(ino: u64) {
+    for pid in sys::flocks::holders(ino) {
+        if let Err(error) = sys::process::ask_to_check(pid) {
+            log::debug!("cannot notify pid {pid}: {error}");
         }
     }
 }

@@ -3,6 +3,7 @@
 mod descriptors;
 mod dir;
 mod foreign;
+mod handed_over;
 mod inherit;
 pub mod journal;
 mod list;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use dir::{LayerDir, Moving};
+pub use handed_over::{LayerRecord, UpperRecord};
 pub use inherit::{InheritedLayer, LayerTraits};
 pub use list::{LayerEntry, list, number_at};
 pub use probe::{LayerObject, Markers, Probe, probe};

@@ -24,9 +24,9 @@ pub struct Upper {
     pub layer: Arc<Layer>,
     /// The directory in which new objects are created.
     pub work: Arc<WorkDir>,
-    whiteouts: Whiteouts,
-    order: Order,
-    early: Early,
+    pub(super) whiteouts: Whiteouts,
+    pub(super) order: Order,
+    pub(super) early: Early,
     pub(super) locks: UpperLocks,
     /// The path of the work directory that the user specified.
     pub(super) work_path: PathBuf,

@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use crate::locks::Mutex;
 
 use super::WorkDir;
@@ -25,7 +27,7 @@ use crate::sys::stat::FileKind;
 const SHARED: &[u8] = b"whiteout";
 
 /// The form of whiteouts on a file system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WhiteoutForm {
     /// A character device 0:0. Creating one needs no privilege since Linux 5.8.
     Device,
@@ -47,6 +49,28 @@ pub(super) struct Whiteouts {
 }
 
 impl Whiteouts {
+    /// Returns the form of the whiteouts, and whether they are linked.
+    pub(super) fn record(&self) -> (WhiteoutForm, bool) {
+        (self.form, self.can_link.load(Ordering::Relaxed))
+    }
+
+    /// Continues to create whiteouts as the recorded ones, without access to the file system.
+    pub(super) fn from_record(
+        (form, can_link): (WhiteoutForm, bool),
+        work: &Arc<WorkDir>,
+        shared_dir: OwnedFd,
+        space: XattrSpace,
+    ) -> Self {
+        Self {
+            work: work.clone(),
+            shared_dir,
+            space,
+            form,
+            can_link: AtomicBool::new(can_link),
+            renewing: Mutex::new(()),
+        }
+    }
+
     /// Determines the form of whiteouts, and creates the shared one in `shared_dir` if there is space for it.
     pub(super) fn prepare(
         work: &Arc<WorkDir>,

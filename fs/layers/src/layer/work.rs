@@ -24,6 +24,19 @@ impl WorkDir {
         })
     }
 
+    /// Continues with the number of the next temporary object, so that no name is used twice.
+    pub(super) fn continued(fd: OwnedFd, next: u64) -> Arc<Self> {
+        Arc::new(Self {
+            fd,
+            next: AtomicU64::new(next),
+        })
+    }
+
+    /// Returns the number of the next temporary object.
+    pub(super) fn next(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+
     /// Returns the descriptor of the directory.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

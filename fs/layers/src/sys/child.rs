@@ -2,11 +2,12 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{ForkResult, fork};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, pidfd_send_signal, waitpid};
 
 /// The result of [`fork_daemon`].
@@ -113,6 +114,34 @@ impl BlockedSignals {
 impl AsFd for BlockedSignals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// Ends the process once the other end of a connection is closed, with the code 0. Until then it holds nothing open but
+/// the connection and its standard streams, and a signal that stops programs ends it.
+pub fn outlive(connection: OwnedFd) -> ! {
+    let mut handled = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        handled.add(signal);
+    }
+    if let Err(error) = handled.thread_unblock() {
+        log::warn!("signals have no effect on this process: {error}");
+    }
+    let number = connection.as_raw_fd();
+    // SAFETY: the function does not return, and uses no other descriptor than this one from here on. The other threads,
+    // of which there are none in a keeper, are the only code that could use a closed one.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, 3, number - 1, 0);
+        libc::syscall(libc::SYS_close_range, number + 1, libc::c_uint::MAX, 0);
+    }
+    loop {
+        // Every event but the end of the connection is ignored: nothing is read.
+        let mut polled = [PollFd::new(&connection, PollFlags::empty())];
+        let found = poll(&mut polled, None);
+        let [connection] = polled.map(|one| one.revents());
+        if found.is_ok() && connection.intersects(PollFlags::HUP | PollFlags::ERR) {
+            exit_at_once(0);
+        }
     }
 }
 

@@ -8,11 +8,13 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use serde::{Deserialize, Serialize};
+
 use super::order;
 use super::write_back::start_write_back;
 
 /// The cases in which a file system starts writeback early.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Early {
     /// A file is renamed over another.
     pub on_replace: bool,

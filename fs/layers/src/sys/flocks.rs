@@ -33,6 +33,24 @@ pub fn read() -> Result<Vec<Flock>> {
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO).into())
 }
 
+/// Returns the processes that have a descriptor of an open file that holds a lock on the inode.
+///
+/// The table of locks names only the process that took the lock, which may have ended. This reads all descriptors of all
+/// processes, as far as it is permitted.
+pub fn holders(ino: u64) -> Vec<u32> {
+    let mut pids = super::users::pids().unwrap_or_default();
+    pids.retain(|pid| {
+        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fdinfo"));
+        descriptors.into_iter().flatten().flatten().any(|entry| {
+            // The descriptor may have been closed, or the process may have ended.
+            let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+            let locks = text.lines().filter_map(|line| line.strip_prefix("lock:"));
+            locks.filter_map(self::line).any(|lock| lock.ino == ino)
+        })
+    });
+    pids
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,5 +79,6 @@ mod tests {
             ino: file.metadata().unwrap().ino(),
         };
         assert!(read().unwrap().contains(&ours));
+        assert_eq!(holders(ours.ino), [ours.pid]);
     }
 }

@@ -8,13 +8,14 @@ use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::sys::private::{AtimeMode, AtimeUpdates, Through};
 use crate::sys::users::Device;
 
 /// The options of a mount.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountOptions {
     /// The source in the mount table.
     pub source: String,
@@ -189,27 +190,4 @@ pub fn is_sync(at: &Path) -> Result<bool> {
 pub fn unmount_lazily(at: &Path) -> Result<()> {
     let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
     Ok(rustix::mount::unmount(at, flags)?)
-}
-
-/// Makes the kernel send the requests again that a process has read from the device and not answered
-/// (FUSE_NOTIFY_RESEND, since Linux 6.9).
-pub fn resend(device: BorrowedFd<'_>) -> Result<()> {
-    const RESEND: u32 = 7;
-    let mut header = [0; 16];
-    let (length, code) = header.split_at_mut(4);
-    length.copy_from_slice(&16_u32.to_le_bytes());
-    if let Some(code) = code.get_mut(..4) {
-        code.copy_from_slice(&RESEND.to_le_bytes());
-    }
-    rustix::io::write(device, &header)?;
-    Ok(())
-}
-
-/// Whether the kernel has [`resend`], which is known from its version.
-pub fn can_resend() -> bool {
-    let names = rustix::system::uname();
-    let release = names.release().to_string_lossy();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok());
-    (next(), next()) >= (Some(6), Some(9))
 }

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{major, minor};
+use serde::{Deserialize, Serialize};
 
 use super::copy::Copied;
 use super::write_back::write_back;
@@ -19,7 +20,7 @@ pub(super) const BTRFS: u64 = 0x9123_683e;
 const MOUNTS: &str = "/proc/self/mountinfo";
 
 /// The order in which a file system makes changes durable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
     /// One journal records changes of names and of extents in their order, and each commit flushes the disk's cache.
     ///

@@ -4,6 +4,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::mount::OpenTreeFlags;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Errno, Error, Result};
 
@@ -17,7 +18,7 @@ pub enum Through {
 }
 
 /// When reads update the atime.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AtimeUpdates {
     /// The mode for all objects.
     pub mode: AtimeMode,
@@ -26,7 +27,7 @@ pub struct AtimeUpdates {
 }
 
 /// The atime modes of a mount, which exclude each other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AtimeMode {
     /// The kernel's default, `relatime`. A private mount has the mode of the mount that it is a copy of.
     #[default]

@@ -91,6 +91,12 @@ impl ReadyPipe {
     }
 }
 
+/// Ends the process at once: without destructors, exit handlers, or buffered output.
+pub fn end_now() -> ! {
+    // SAFETY: _exit(2) does not return, and runs no code of this process.
+    unsafe { libc::_exit(0) }
+}
+
 /// Whether /proc is mounted, for the pid namespace of this process.
 pub fn has_proc() -> bool {
     rustix::fs::stat("/proc/self/fd").is_ok()
@@ -105,6 +111,11 @@ pub fn is_readable(fd: &OwnedFd) -> bool {
 /// Returns the seconds since the machine started, without those that it was suspended; the same in all processes.
 pub fn uptime_seconds() -> u32 {
     u32::try_from(clock_gettime(ClockId::Monotonic).tv_sec).unwrap_or(u32::MAX)
+}
+
+/// Returns the time of the monotonic clock, which is the same in all processes.
+pub fn monotonic_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default()
 }
 
 /// Returns the CPU time that this process has used.
@@ -202,6 +213,16 @@ pub fn is_gone(pid: u32) -> bool {
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(Errno::SRCH))
 }
 
+/// Whether a process has a thread whose name begins like this.
+pub fn has_thread(pid: u32, name: &str) -> bool {
+    let mut threads = super::users::threads(pid).into_iter();
+    threads.any(|thread| {
+        let comm = std::fs::read(format!("/proc/{pid}/task/{thread}/comm"));
+        // The thread has ended.
+        comm.is_ok_and(|comm| comm.starts_with(name.as_bytes()))
+    })
+}
+
 fn parse_state(status: &[u8]) -> Option<ProcessState> {
     let state = parse_line(status, b"State:")?.chars().next()?;
     let pending = |label: &[u8]| {
@@ -293,6 +314,20 @@ mod tests {
             assert!(state.starts_with(found.state));
         }
         assert_eq!(inspect(u32::MAX), None);
+    }
+
+    #[test]
+    fn threads_are_found_by_name() {
+        let pid = std::process::id();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let named = std::thread::Builder::new().name("odd-name-1".to_owned());
+        let thread = named.spawn(move || ended.recv().is_err()).unwrap();
+        while !has_thread(pid, "odd-name") {
+            std::thread::yield_now();
+        }
+        drop(end);
+        assert!(thread.join().unwrap());
+        assert!(!has_thread(u32::MAX, "odd-name"));
     }
 
     #[test]

@@ -2,13 +2,17 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, socket_with,
+};
 
 use crate::error::{Errno, Result};
 
@@ -21,6 +25,12 @@ pub fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
     set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(UnixStream::from(socket))
+}
+
+/// Whether the process at the other end runs as this process's user or as root.
+pub fn peer_may_command(stream: &UnixStream) -> io::Result<bool> {
+    let peer = rustix::net::sockopt::socket_peercred(stream)?;
+    Ok(peer.uid.is_root() || peer.uid == rustix::process::geteuid())
 }
 
 /// Returns the id of the process that listens at the other end; 0 if it is in an invisible pid namespace.
@@ -46,6 +56,51 @@ pub fn peer_process(stream: &UnixStream) -> io::Result<u32> {
         return Err(io::Error::last_os_error());
     }
     Ok(u32::try_from(peer.pid).unwrap_or(0))
+}
+
+/// The maximum number of descriptors in one message (SCM_MAX_FD is 253).
+const BATCH: usize = 128;
+
+/// Sends descriptors through a socket, each batch with one byte.
+pub fn send_descriptors(stream: &UnixStream, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+    for batch in descriptors.chunks(BATCH) {
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !control.push(SendAncillaryMessage::ScmRights(batch)) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        let data = [io::IoSlice::new(b"d")];
+        rustix::net::sendmsg(stream, &data, &mut control, SendFlags::NOSIGNAL)?;
+    }
+    Ok(())
+}
+
+/// Receives `count` descriptors from [`send_descriptors`].
+pub fn receive_descriptors(stream: &UnixStream, count: usize) -> io::Result<Vec<OwnedFd>> {
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+    let mut descriptors = Vec::new();
+    while descriptors.len() < count {
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        let mut data = [io::IoSliceMut::new(&mut byte)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let got = rustix::net::recvmsg(stream, &mut data, &mut control, flags)?;
+        let before = descriptors.len();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(received) = message {
+                descriptors.extend(received);
+            }
+        }
+        // Fewer than were sent if this process may not open more.
+        let wanted = (count - before).min(BATCH);
+        if got.bytes == 0 || descriptors.len() - before != wanted {
+            return Err(io::Error::other(format!(
+                "{} of {count} descriptors arrived",
+                descriptors.len()
+            )));
+        }
+    }
+    Ok(descriptors)
 }
 
 /// Whether the other end of a stream was closed, by the process or by its death.

@@ -1,9 +1,11 @@
 //! The options of a mount.
 
+use serde::{Deserialize, Serialize};
+
 use crate::idmap::IdMap;
 
 /// The options of a mount.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OverlayOptions {
     /// Whether a change of attributes copies up only the metadata.
     pub metacopy: bool,

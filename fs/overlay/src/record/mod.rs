@@ -11,6 +11,7 @@
 mod capture;
 mod descriptors;
 mod format;
+mod parts;
 mod rebuild;
 mod recover;
 
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 pub use recover::{Estate, Inheritance, Recovered};
 
+pub use self::parts::HandoverRecord;
 use cowl_layers::error::Error;
 use cowl_layers::layer::lock::LayerLock;
 use cowl_layers::layer::{Layer, Upper};

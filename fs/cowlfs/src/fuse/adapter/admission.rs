@@ -34,6 +34,22 @@ impl Default for RefusedOpens {
 }
 
 impl RefusedOpens {
+    /// Returns the refused opens, the oldest first.
+    pub(super) fn record(&self) -> Vec<((u64, u32), Time)> {
+        let refused = self.0.lock();
+        let recorded = refused.iter().rev();
+        recorded.map(|(open, ctime)| (*open, *ctime)).collect()
+    }
+
+    /// Continues with the refused opens of another process.
+    pub(super) fn from_record(record: Vec<((u64, u32), Time)>) -> Self {
+        let refused = Self::default();
+        for (open, ctime) in record {
+            refused.0.lock().put(open, ctime);
+        }
+        refused
+    }
+
     /// Returns the error for an open, and remembers a refusal.
     ///
     /// An open that cannot be admitted is refused with ESTALE the first time, and with ETXTBSY the second time. If only

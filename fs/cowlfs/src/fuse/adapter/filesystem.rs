@@ -19,7 +19,7 @@ use super::convert::{
     caller, device_from_protocol, parse_name, to_errno, to_rename_flags, to_set_time, writer,
 };
 use super::reply::{reply_empty, reply_statfs, reply_xattr, with_attr};
-use super::{Adapter, InitOutcome};
+use super::{Adapter, Negotiated};
 use crate::requests::Opcode;
 use cowl_layers::error::{Errno, Error};
 use cowl_layers::sys::copy::SyncScope;
@@ -34,7 +34,7 @@ thread_local! {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let offered = config.capabilities().bits();
+        let mut requested = InitFlags::empty();
         for flag in [
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_DO_READDIRPLUS,
@@ -57,12 +57,15 @@ impl Filesystem for Adapter {
                 InitFlags::empty()
             },
         ] {
-            if let Err(missing) = config.add_capabilities(flag) {
-                log::info!("the kernel lacks {missing:?}");
+            match config.add_capabilities(flag) {
+                Ok(()) => requested |= flag,
+                Err(missing) => log::info!("the kernel lacks {missing:?}"),
             }
         }
         let capabilities = config.capabilities();
-        self.offered.get_or_init(|| InitOutcome { flags: offered });
+        let minor = config.kernel_abi().1;
+        self.negotiated
+            .get_or_init(|| Negotiated::new(minor, capabilities, requested));
         self.cache_listings &= capabilities.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         for result in [
             config.set_max_write(MAX_WRITE).map(drop),
@@ -88,8 +91,11 @@ impl Filesystem for Adapter {
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
         // One request can carry many of them, so none has a span of its own. But one can take long: it may close the
         // last reference to a removed file, whose blocks are then freed.
-        self.requests.count(Opcode::Forget);
         let _occupied = self.pool.occupy();
+        // A FORGET has no reply, and is not sent again to another process: what waits here then is lost, and the other
+        // process knows the inode for longer than necessary.
+        let _passage = self.gate.pass();
+        self.requests.count(Opcode::Forget);
         self.overlay.forget(ino.0, count);
         let inodes = self.overlay.inodes();
         self.backing

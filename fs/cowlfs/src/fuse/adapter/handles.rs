@@ -44,6 +44,29 @@ impl Default for Handles {
 }
 
 impl Handles {
+    /// Continues with these open files and the next number of another process.
+    pub(super) fn continued(open: HashMap<u64, OpenFile>, next: u64) -> Self {
+        Self {
+            open: RwLock::new(open),
+            next: AtomicU64::new(next),
+        }
+    }
+
+    /// Returns all open files, and the next number.
+    pub(super) fn record(&self) -> (Vec<(u64, OpenFile)>, u64) {
+        let open = self.open.read();
+        let mut files: Vec<_> = open.iter().map(|(n, open)| (*n, open.clone())).collect();
+        files.sort_unstable_by_key(|(number, _)| *number);
+        (files, self.next.load(Ordering::Relaxed))
+    }
+
+    /// Writes all open files to a new ledger.
+    pub(super) fn note_all(&self, ledger: &Arc<Ledger>) {
+        for (number, open) in &*self.open.read() {
+            note(ledger, *number, open);
+        }
+    }
+
     /// Assigns a number to an open file, and records it in the ledger.
     pub(super) fn insert(
         &self,
@@ -68,13 +91,7 @@ impl Handles {
 
     fn insert_as(&self, number: u64, open: OpenFile, ledger: Option<&Arc<Ledger>>) {
         if let Some(ledger) = ledger {
-            let value = HandleValue {
-                node_id: open.node_id,
-                file: open.file.to_ledger(),
-            };
-            // These types can always be encoded.
-            let value = postcard::to_stdvec(&value).unwrap_or_default();
-            ledger.put(Kind::Handle, number, &value);
+            note(ledger, number, &open);
         }
         self.open.write().insert(number, open);
     }
@@ -94,4 +111,15 @@ impl Handles {
         }
         Some(removed)
     }
+}
+
+/// Writes an open file to the ledger.
+fn note(ledger: &Ledger, number: u64, open: &OpenFile) {
+    let value = HandleValue {
+        node_id: open.node_id,
+        file: open.file.to_ledger(),
+    };
+    // These types can always be encoded.
+    let value = postcard::to_stdvec(&value).unwrap_or_default();
+    ledger.put(Kind::Handle, number, &value);
 }

@@ -12,26 +12,32 @@ mod listing;
 mod opening;
 mod recovered;
 mod reply;
+mod state;
 
 use std::ffi::OsStr;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fuser::{Generation, INodeNo, Notifier, Request};
 
 use self::admission::RefusedOpens;
-use self::handles::Handles;
+use self::handles::{Handles, OpenFile};
 pub(crate) use self::recovered::RecoveredValues;
-use super::passthrough::{BackingFiles, Policy};
+pub(crate) use self::state::Negotiated;
+pub(super) use self::state::{AdapterRecord, AdapterState, Origin};
+use super::passthrough::{BackingDevice, BackingFiles, Policy};
 use super::settings::SessionSettings;
-use super::workers::{BusyPoll, RequestSpan, WorkerPool};
+use super::workers::{BusyPoll, Gate, RequestSpan, WorkerPool};
 use crate::requests::{Opcode, Requests};
 use cowl_layers::error::Result;
 use cowl_layers::panics;
 use cowl_overlay::inode::Inode;
 use cowl_overlay::{Ledger, Op, Overlay, RequestSlot};
+
+/// The number of requests after which another one proves that no request ends the process at once.
+const PROOF: u32 = 2;
 
 const GENERATION: Generation = Generation(0);
 
@@ -39,12 +45,14 @@ const GENERATION: Generation = Generation(0);
 #[derive(Debug)]
 pub(crate) struct Adapter {
     overlay: Arc<Overlay>,
-    files: Handles,
+    files: Arc<Handles>,
     cache_timeout: Duration,
     /// Whether the kernel may cache listings. It must support directories that are not opened.
     cache_listings: bool,
-    backing: BackingFiles,
-    refused: RefusedOpens,
+    backing: Arc<BackingFiles>,
+    refused: Arc<RefusedOpens>,
+    gate: Arc<Gate>,
+    negotiated: Arc<OnceLock<Negotiated>>,
     max_stack_depth: u32,
     /// Whether another process may change the layers, so that the kernel must cache nothing that does not expire.
     live_layers: bool,
@@ -53,17 +61,8 @@ pub(crate) struct Adapter {
     requests: Arc<Requests>,
     pool: Arc<WorkerPool>,
     busy_poll: BusyPoll,
-    /// The kernel's offer in the handshake.
-    pub(super) offered: Arc<OnceLock<InitOutcome>>,
-    /// Whether a request was answered, which the ledger records once.
-    has_answered: AtomicBool,
-}
-
-/// The kernel's offer in the handshake, for the same handshake in a successor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct InitOutcome {
-    /// The flags of the INIT request, 64 bits.
-    pub(crate) flags: u64,
+    /// The number of requests begun, up to [`PROOF`].
+    begun: AtomicU32,
 }
 
 /// A request that must not be executed twice, until after its reply.
@@ -79,31 +78,57 @@ impl Adapter {
         settings: &SessionSettings,
         pool: Arc<WorkerPool>,
         busy_poll: BusyPoll,
+        origin: Origin,
     ) -> Self {
         let policy = if settings.may_use_passthrough {
             Policy::new(settings.passthrough, settings.coherence, settings.stack)
         } else {
             Policy::OFF
         };
-        let backing = BackingFiles::new(policy, overlay.passthrough_writers());
+        let writers = overlay.passthrough_writers();
+        let (files, refused, backing) = match origin {
+            Origin::New(device) => {
+                let device = BackingDevice::new(device);
+                let backing = BackingFiles::new(policy, writers, device);
+                (Handles::default(), RefusedOpens::default(), backing)
+            }
+            Origin::Predecessor(device, record, files, next) => {
+                let AdapterRecord {
+                    refused,
+                    backing,
+                    node_ids,
+                    ..
+                } = record;
+                let files = node_ids.into_iter().filter_map(|(number, node_id)| {
+                    let file = files.get(&number)?.clone();
+                    Some((number, OpenFile { node_id, file }))
+                });
+                let files = files.collect();
+                let device = BackingDevice::of_predecessor(device);
+                let backing = BackingFiles::from_record(backing, policy, writers, device);
+                let files = Handles::continued(files, next);
+                (files, RefusedOpens::from_record(refused), backing)
+            }
+        };
         // The kernel limits the depth of stacked file systems. Passthrough to files on an overlayfs needs a depth of
         // two. Otherwise one is enough, and leaves the most for a kernel overlayfs on this mount.
         let max_stack_depth = if overlay.is_on_overlayfs() { 2 } else { 1 };
         Self {
             overlay,
-            backing,
-            refused: RefusedOpens::default(),
+            backing: Arc::new(backing),
+            refused: Arc::new(refused),
+            gate: Arc::default(),
+            negotiated: Arc::default(),
             max_stack_depth,
             live_layers: settings.live_layers,
-            files: Handles::default(),
+            files: Arc::new(files),
             cache_timeout: settings.cache_timeout,
             cache_listings: settings.cache_listings,
             notifier: Arc::default(),
             requests: settings.requests.clone(),
             pool,
             busy_poll,
-            offered: Arc::default(),
-            has_answered: AtomicBool::new(false),
+            begun: AtomicU32::new(0),
         }
     }
 
@@ -121,19 +146,29 @@ impl Adapter {
         }
     }
 
+    /// Returns the shared state, for a handover to another process.
+    pub(super) fn state(&self) -> AdapterState {
+        AdapterState {
+            files: self.files.clone(),
+            backing: self.backing.clone(),
+            refused: self.refused.clone(),
+            gate: self.gate.clone(),
+            negotiated: self.negotiated.clone(),
+        }
+    }
+
     /// Counts a request and begins its span, which the handler must drop after the reply.
     fn begin_request(&self, opcode: Opcode) -> RequestSpan<'_> {
+        let span = RequestSpan::begin(&self.pool, &self.busy_poll, &self.gate);
         if let Some(ledger) = self.ledger()
-            && !self.has_answered.load(Ordering::Relaxed)
+            && self.begun.load(Ordering::Relaxed) <= PROOF
+            && self.begun.fetch_add(1, Ordering::Relaxed) == PROOF
         {
-            // The second request proves that the first one did not end the process.
-            if self.requests.counts().len() > 1 && !self.has_answered.swap(true, Ordering::Relaxed)
-            {
-                ledger.note_answered();
-            }
+            ledger.note_answered();
         }
+        // Counted only when the gate is open, because otherwise another process counts it.
         self.requests.count(opcode);
-        RequestSpan::begin(&self.pool, &self.busy_poll)
+        span
     }
 
     /// Runs one operation of the overlay, and invalidates the kernel's attributes that it made stale.

@@ -3,16 +3,13 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use fuser::{
-    BackingId, FileHandle as Fh, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyOpen, Request,
-};
+use fuser::{FileHandle as Fh, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyOpen, Request};
 
 use super::convert::{
     caller, can_map_writable, is_synchronous, parse_name, to_errno, to_file_attr, to_open_options,
 };
 use super::{Adapter, GENERATION};
-use crate::fuse::passthrough::{CachedAttr, OpenMode, OpenParams, OpenTraits};
-use crate::fuse::sys::Registrar;
+use crate::fuse::passthrough::{Backing, CachedAttr, OpenMode, OpenParams, OpenTraits};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
@@ -33,7 +30,7 @@ struct Requested {
 struct OpenedFile {
     handle: Arc<FileHandle>,
     flags: FopenFlags,
-    backing: Option<Arc<BackingId>>,
+    backing: Option<Arc<Backing>>,
 }
 
 impl Adapter {
@@ -73,13 +70,13 @@ impl Adapter {
                 direct,
                 is_registered,
             };
-            self.count_open(op, requested, &inode, content, &reply)
+            self.count_open(op, requested, &inode, content)
         });
         match done {
             Ok(opened) => {
                 let fh = Fh(self.files.insert(ino.0, opened.handle, self.ledger()));
                 match opened.backing {
-                    Some(backing) => reply.opened_passthrough(fh, opened.flags, &backing),
+                    Some(backing) => backing.reply_opened(reply, fh, opened.flags),
                     None => reply.opened(fh, opened.flags),
                 }
             }
@@ -109,7 +106,7 @@ impl Adapter {
                 direct,
                 is_registered: false,
             };
-            let opened = self.count_open(op, requested, &inode, content, &reply)?;
+            let opened = self.count_open(op, requested, &inode, content)?;
             Ok((inode, opened, attr))
         });
         match done {
@@ -130,8 +127,9 @@ impl Adapter {
         let timeout = &self.created_attr_timeout(inode, attr);
         let attr = to_file_attr(attr);
         match opened.backing {
-            Some(id) => {
-                reply.created_passthrough(timeout, &attr, GENERATION, fh, opened.flags, &id);
+            Some(backing) => {
+                let entry = (timeout, &attr, GENERATION);
+                backing.reply_created(reply, entry, fh, opened.flags);
             }
             None => reply.created(timeout, &attr, GENERATION, fh, opened.flags),
         }
@@ -146,7 +144,6 @@ impl Adapter {
         requested: Requested,
         inode: &Arc<Inode>,
         Opened { handle, descriptor }: Opened,
-        registrar: &dyn Registrar,
     ) -> Result<OpenedFile> {
         let Requested { ino, flags, .. } = requested;
         let close = |_: &Error| self.overlay.close(&handle);
@@ -166,7 +163,6 @@ impl Adapter {
                     .as_ref()
                     .map(|(fd, version)| (fd.as_fd(), *version)),
             },
-            registrar,
             self.ledger(),
         );
         let (mut flags, backing) = match mode {

@@ -6,25 +6,28 @@
 //! The kernel counts an open until it sends RELEASE. Here an open counts from the decision until RELEASE has arrived,
 //! which covers that whole period. So the kernel never refuses a mode that was chosen from this count.
 
+mod backing;
 mod policy;
+mod record;
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use cowl_layers::locks::Mutex;
-use fuser::{BackingId, FopenFlags};
+use fuser::FopenFlags;
 use lru::LruCache;
 use serde::{Deserialize, Serialize};
 
-use super::sys::Registrar;
+pub(super) use backing::{Backing, BackingDevice};
 use cowl_layers::error::Errno;
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
 use cowl_overlay::{Kind, Ledger};
 use policy::{InodeMode, Verdict, decide};
 pub(super) use policy::{OpenTraits, Policy};
+pub(super) use record::BackingRecord;
 
 /// The number of backing files that remain registered although they are not open.
 const MAX_IDLE: usize = 1024;
@@ -33,6 +36,8 @@ const MAX_IDLE: usize = 1024;
 #[derive(Debug)]
 pub(super) struct BackingFiles {
     policy: Policy,
+    /// The device at which files are registered.
+    device: Arc<BackingDevice>,
     /// Whether the kernel refused passthrough because it does not support or permit it.
     is_unsupported: AtomicBool,
     /// The number of files that the kernel may write to by passthrough.
@@ -45,8 +50,6 @@ struct Table {
     files: HashMap<u64, FileState>,
     /// Files that are not open and have a backing file, the most recently used last.
     idle: LruCache<u64, ()>,
-    /// Registrations of a predecessor to be closed at the next open: only a reply can do so.
-    orphaned: Vec<u32>,
     /// Devices whose files the kernel refuses, because their file systems are stacked on other file systems.
     refused_devices: Vec<u64>,
 }
@@ -68,10 +71,7 @@ struct FileState {
 /// A registration of a backing file.
 #[derive(Debug)]
 struct RegisteredFile {
-    /// The number by which the kernel knows it.
-    raw: u32,
-    /// The registration; `None` for one of a predecessor that was not used yet.
-    id: Option<Arc<BackingId>>,
+    id: Arc<Backing>,
     /// The version of its content ([`Inode::content_version`]).
     version: u32,
 }
@@ -85,21 +85,6 @@ struct BackingValue {
     has_writer: bool,
     has_stale_pages: bool,
     has_volatile_attr: bool,
-}
-
-impl RegisteredFile {
-    /// Returns the registration for a reply.
-    fn used(&mut self, registrar: &dyn Registrar) -> Arc<BackingId> {
-        let raw = self.raw;
-        let adopt = || Arc::new(registrar.adopt(raw));
-        self.id.get_or_insert_with(adopt).clone()
-    }
-}
-
-/// Removes the registrations that only a reply can close, and returns their numbers.
-fn discard(dropped: &mut Vec<RegisteredFile>) -> Vec<u32> {
-    let orphaned = dropped.extract_if(.., |file| file.id.is_none());
-    orphaned.map(|file| file.raw).collect()
 }
 
 /// The parameters of an open.
@@ -138,7 +123,7 @@ pub(super) enum OpenMode {
     /// The daemon reads and writes. The open is counted.
     Daemon(FopenFlags),
     /// The kernel reads and writes the backing file. The open is counted.
-    Passthrough(FopenFlags, Arc<BackingId>, CachedAttr),
+    Passthrough(FopenFlags, Arc<Backing>, CachedAttr),
     /// The open fails with ESTALE, and is not counted. The inode needs a new number.
     Renew,
 }
@@ -178,15 +163,15 @@ impl FileState {
 }
 
 impl BackingFiles {
-    pub(super) fn new(policy: Policy, writers: Arc<AtomicU32>) -> Self {
+    pub(super) fn new(policy: Policy, writers: Arc<AtomicU32>, device: BackingDevice) -> Self {
         Self {
             policy,
+            device: Arc::new(device),
             is_unsupported: AtomicBool::new(false),
             writers,
             table: Mutex::new(Table {
                 files: HashMap::new(),
                 idle: LruCache::unbounded(),
-                orphaned: Vec::new(),
                 refused_devices: Vec::new(),
             }),
         }
@@ -213,12 +198,7 @@ impl BackingFiles {
     }
 
     /// Chooses the mode of an open, and counts the open.
-    pub(super) fn open(
-        &self,
-        params: &OpenParams<'_>,
-        registrar: &dyn Registrar,
-        ledger: Option<&Arc<Ledger>>,
-    ) -> OpenMode {
+    pub(super) fn open(&self, params: &OpenParams<'_>, ledger: Option<&Arc<Ledger>>) -> OpenMode {
         if !self.policy.allows_any() {
             let cache = if params.traits.direct {
                 FopenFlags::FOPEN_DIRECT_IO
@@ -230,14 +210,9 @@ impl BackingFiles {
         // Unregistering is a system call, so it happens after the lock is released.
         let mut dropped = Vec::new();
         let mut table = self.table.lock();
-        let orphaned = std::mem::take(&mut table.orphaned);
-        let mode = self.open_locked(&mut table, params, registrar, &mut dropped);
-        Self::record(&table, params.ino, ledger);
-        table.orphaned.extend(discard(&mut dropped));
+        let mode = self.open_locked(&mut table, params, &mut dropped);
+        Self::note(&table, params.ino, ledger);
         drop(table);
-        for raw in orphaned {
-            drop(registrar.adopt(raw));
-        }
         mode
     }
 
@@ -245,7 +220,6 @@ impl BackingFiles {
         &self,
         table: &mut Table,
         params: &OpenParams<'_>,
-        registrar: &dyn Registrar,
         dropped: &mut Vec<RegisteredFile>,
     ) -> OpenMode {
         let ino = params.ino;
@@ -266,12 +240,8 @@ impl BackingFiles {
                     // Content that was copied up since it was opened must not be registered as the current version.
                     .filter(|(_, opened)| *opened == version)
                     .map(|(fd, _)| fd)
-                    .and_then(|fd| self.register(fd, params, &mut table.refused_devices, registrar))
-                    .map(|(raw, id)| RegisteredFile {
-                        raw,
-                        id: Some(id),
-                        version,
-                    });
+                    .and_then(|fd| self.register(fd, params, &mut table.refused_devices))
+                    .map(|id| RegisteredFile { id, version });
             }
             if file.backing.is_none() {
                 verdict = decide(Policy::OFF, params.traits, current);
@@ -279,7 +249,7 @@ impl BackingFiles {
         }
         let flags = FopenFlags::FOPEN_NOFLUSH;
         let cached = file.cached_attr(params);
-        let (mode, is_passthrough) = match (verdict, &mut file.backing) {
+        let (mode, is_passthrough) = match (verdict, &file.backing) {
             (Verdict::Renew, _) => {
                 // Descriptors under the old number show the old content from here on.
                 file.has_stale_pages = true;
@@ -287,12 +257,12 @@ impl BackingFiles {
                 return OpenMode::Renew;
             }
             (Verdict::Passthrough, Some(backing)) => {
-                let id = backing.used(registrar);
+                let id = backing.id.clone();
                 (OpenMode::Passthrough(flags, id, cached), true)
             }
             (Verdict::PassthroughMappings, Some(backing)) => {
                 let flags = flags | FopenFlags::FOPEN_DIRECT_IO;
-                let id = backing.used(registrar);
+                let id = backing.id.clone();
                 (OpenMode::Passthrough(flags, id, cached), true)
             }
             (Verdict::Direct, _) => {
@@ -332,8 +302,7 @@ impl BackingFiles {
         content: BorrowedFd<'_>,
         params: &OpenParams<'_>,
         refused_devices: &mut Vec<u64>,
-        registrar: &dyn Registrar,
-    ) -> Option<(u32, Arc<BackingId>)> {
+    ) -> Option<Arc<Backing>> {
         let dev = params
             .dev
             .map_or_else(|| sys::stat::stat_fd(content).map(|stat| stat.dev), Ok);
@@ -354,8 +323,8 @@ impl BackingFiles {
         }
         // The kernel writes with the credentials of the registering thread. Without CAP_FSETID in them, a write clears
         // setuid and setgid bits, as it must for a program without that capability.
-        match sys::creds::without_setid(|| Ok(registrar.register(content.as_fd()))) {
-            Ok(Ok((raw, id))) => Some((raw, Arc::new(id))),
+        match sys::creds::without_setid(|| Ok(Backing::register(&self.device, content))) {
+            Ok(Ok(id)) => Some(Arc::new(id)),
             Ok(Err(error)) => {
                 match Errno::from_io_error(&error) {
                     Some(Errno::LOOP) => {
@@ -417,12 +386,10 @@ impl BackingFiles {
                 files.remove(&oldest);
             }
         }
-        Self::record(&table, ino, ledger);
+        Self::note(&table, ino, ledger);
         if let Some(oldest) = evicted {
-            Self::record(&table, oldest, ledger);
+            Self::note(&table, oldest, ledger);
         }
-        let mut dropped: Vec<_> = dropped.into_iter().collect();
-        table.orphaned.extend(discard(&mut dropped));
         drop(table);
         drop(dropped);
     }
@@ -450,30 +417,23 @@ impl BackingFiles {
             return;
         }
         table.idle.pop(&ino);
-        let mut file = table.files.remove(&ino);
-        Self::record(&table, ino, ledger);
-        let mut dropped: Vec<_> = file
-            .as_mut()
-            .and_then(|file| file.backing.take())
-            .into_iter()
-            .collect();
-        table.orphaned.extend(discard(&mut dropped));
+        let file = table.files.remove(&ino);
+        Self::note(&table, ino, ledger);
         drop(table);
-        drop(dropped);
         // The backing file is unregistered here, after the lock was released.
         if file.is_some_and(|file| file.has_writer) {
             self.writers.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
-    /// Records the state of an inode.
-    fn record(table: &Table, ino: u64, ledger: Option<&Arc<Ledger>>) {
+    /// Writes the state of an inode to the ledger.
+    fn note(table: &Table, ino: u64, ledger: Option<&Arc<Ledger>>) {
         let Some(ledger) = ledger else { return };
         match table.files.get(&ino) {
             Some(file) => {
                 let backing = file.backing.as_ref();
                 let value = BackingValue {
-                    backing: backing.map(|backing| (backing.raw, backing.version)),
+                    backing: backing.map(|backing| (backing.id.id(), backing.version)),
                     is_passthrough: file.is_passthrough,
                     has_writer: file.has_writer,
                     has_stale_pages: file.has_stale_pages,
@@ -505,9 +465,8 @@ impl BackingFiles {
                 continue;
             };
             let file = files.entry(*ino).or_default();
-            file.backing = value.backing.map(|(raw, version)| RegisteredFile {
-                raw,
-                id: None,
+            file.backing = value.backing.map(|(id, version)| RegisteredFile {
+                id: Arc::new(Backing::registered(&self.device, id)),
                 version,
             });
             file.is_passthrough = value.is_passthrough && file.opens > 0;
@@ -521,8 +480,15 @@ impl BackingFiles {
                 idle.put(*ino, ());
             }
         }
+        drop(table);
+        self.note_all(ledger);
+    }
+
+    /// Writes the states of all inodes to a new ledger.
+    pub(super) fn note_all(&self, ledger: &Arc<Ledger>) {
+        let table = self.table.lock();
         for ino in table.files.keys() {
-            Self::record(&table, *ino, Some(ledger));
+            Self::note(&table, *ino, Some(ledger));
         }
     }
 
@@ -553,7 +519,8 @@ mod tests {
             ..Policy::OFF
         };
         let writers = Arc::new(AtomicU32::new(1));
-        let backing = BackingFiles::new(policy, writers.clone());
+        let device = std::fs::File::open("/dev/null").unwrap().into();
+        let backing = BackingFiles::new(policy, writers.clone(), BackingDevice::new(device));
         let mapped = FileState {
             has_writer: true,
             has_volatile_attr: true,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use super::gate::{Gate, Passage};
 use super::pool::WorkerPool;
 use cowl_layers::sys;
 
@@ -84,18 +85,30 @@ impl BusyPoll {
 pub(in crate::fuse) struct RequestSpan<'a> {
     pool: &'a WorkerPool,
     busy_poll: &'a BusyPoll,
+    /// `None` once the reply was sent.
+    passage: Option<Passage<'a>>,
 }
 
 impl<'a> RequestSpan<'a> {
-    /// Begins the span of a request that the calling thread has read.
-    pub(in crate::fuse) fn begin(pool: &'a Arc<WorkerPool>, busy_poll: &'a BusyPoll) -> Self {
+    /// Begins the span of a request that the calling thread has read, when the gate is open.
+    pub(in crate::fuse) fn begin(
+        pool: &'a Arc<WorkerPool>,
+        busy_poll: &'a BusyPoll,
+        gate: &'a Gate,
+    ) -> Self {
         pool.begin_request();
-        Self { pool, busy_poll }
+        Self {
+            pool,
+            busy_poll,
+            passage: Some(gate.pass()),
+        }
     }
 }
 
 impl Drop for RequestSpan<'_> {
     fn drop(&mut self) {
+        // Before the thread polls or is parked.
+        drop(self.passage.take());
         // A thread that panics exits, and its exit releases the parked threads: it must not be parked itself.
         if std::thread::panicking() {
             return;

@@ -1,27 +1,30 @@
 //! The daemon: opens and locks the layers, mounts them, and serves requests until the unmount.
+//!
+//! `layers` opens the layers, `daemon` runs a mount, and `successor` continues one of another process.
 
-use std::num::NonZeroUsize;
+mod daemon;
+mod layers;
+mod successor;
+
+pub use successor::Takeover;
+
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
+use std::time::Duration;
 
-use crate::config::{
-    CACHE_TIMEOUT, Config, ControlSocket, LIVE_CACHE_TIMEOUT, LiveLayers, Passthrough,
-};
-use crate::control::{self, FuseConnection, OwnMount, SignalTarget, Signals, StatsSource};
-use crate::fuse::{self, SessionError, SessionSettings};
+use self::daemon::{Daemon, session_settings};
+use self::layers::LowerLayers;
+use crate::config::{Config, ControlSocket};
+use crate::control::{self, OwnMount, Signals};
+use crate::fuse::{self, SessionError};
 use crate::limits;
 use crate::requests::Requests;
-use crate::start::{Event, Serving, Start};
+use crate::start::{Event, Start};
 use cowl_layers::error::Errno;
-use cowl_layers::format::XattrSpace;
-use cowl_layers::layer::lock::{self, LayerLock};
-use cowl_layers::layer::{Layer, Upper};
 use cowl_layers::setup::{SetupError, SetupKind, shown};
 use cowl_layers::sys;
 use cowl_layers::sys::users::Device;
-use cowl_overlay::Overlay;
 
 /// The readahead of the kernel in KiB, which is the maximum size of a request.
 const READ_AHEAD: u32 = 1024;
@@ -33,89 +36,7 @@ const READ_AHEAD: u32 = 1024;
 ///
 /// With a keeper (docs/decisions/0035), this returns in the process of a daemon, which can be another one than the
 /// caller's. The caller's process then exits with the code of that process.
-pub fn serve(config: Config, mut on: impl FnMut(Event)) -> Result<(), SetupError> {
-    let SetUp {
-        config,
-        start,
-        signals,
-        requests,
-        listener,
-        mount,
-        lacking,
-    } = set_up(config)?;
-    let device = mount.device;
-    let serving = start.begin(&config, &mut on)?;
-    let Serving {
-        overlay,
-        attached,
-        custody,
-        is_continued,
-    } = serving;
-    let flusher = attached.flusher();
-    let session = attached
-        .start()
-        .map_err(|error| failed(format!("cannot start a thread: {error}")))?;
-    let stats = StatsSource::new(overlay.clone(), requests);
-    let connection = FuseConnection::open(device);
-    let flush: Arc<control::Flush> = Arc::new(Box::new(move |ino| flusher.flush(ino)));
-    let handled = signals.handle(SignalTarget {
-        overlay: overlay.clone(),
-        mount: mount.clone(),
-        stats: stats.clone(),
-        flush: flush.clone(),
-        connection: connection.clone(),
-    });
-    handled.map_err(|error| failed(format!("cannot start a thread: {error}")))?;
-    if let Some(listener) = listener {
-        let served = control::ServedMount {
-            overlay,
-            config,
-            mount,
-            stats,
-            flush,
-            connection: connection.clone(),
-            lacking,
-            custody: custody.clone(),
-        };
-        control::serve(listener, served)
-            .map_err(|error| failed(format!("cannot start a thread: {error}")))?;
-    }
-    on(if is_continued {
-        Event::Continued(device)
-    } else {
-        Event::Mounted(device)
-    });
-    if let Some(custody) = custody
-        && let Err(error) = custody.report_serving()
-    {
-        log::warn!("cannot notify the keeper: {error}");
-    }
-    let served = session.run();
-    connection.record_end();
-    match served {
-        Err(error) if error.raw_os_error() == Some(Errno::CONNABORTED.raw_os_error()) => {
-            // Not a failure: a process aborted the connection deliberately, through its file in /sys/fs/fuse.
-            log::warn!("the connection was aborted");
-            Ok(())
-        }
-        Err(error) => Err(failed(format!("the session ended: {error}"))),
-        Ok(()) => Ok(()),
-    }
-}
-
-/// A mount that was set up, with what its daemon needs beside [`Start`].
-struct SetUp {
-    config: Config,
-    start: Start,
-    signals: Signals,
-    requests: Arc<Requests>,
-    listener: Option<UnixListener>,
-    mount: OwnMount,
-    lacking: Vec<String>,
-}
-
-/// Opens and locks the layers, mounts them, and leaves the mount namespace.
-fn set_up(mut config: Config) -> Result<SetUp, SetupError> {
+pub fn serve(mut config: Config, mut on: impl FnMut(Event)) -> Result<(), SetupError> {
     check_proc()?;
     let lacking = limits::set_up();
     if !lacking.is_empty() {
@@ -138,7 +59,6 @@ fn set_up(mut config: Config) -> Result<SetUp, SetupError> {
     let device = prepared
         .device()
         .map_err(|error| SetupError::at("cannot stat the mount for", &config.mountpoint, error))?;
-    let offered = prepared.offered();
     let attached = prepared
         .attach(&config.mountpoint)
         .map_err(|error| SetupError::at("cannot mount at", &config.mountpoint, error))?;
@@ -154,151 +74,20 @@ fn set_up(mut config: Config) -> Result<SetUp, SetupError> {
         overlay,
         attached,
         kept_device,
-        offered,
         settings,
+        predecessor: None,
     };
-    Ok(SetUp {
+    let daemon = Daemon {
+        serving: start.begin(&config, &mut on)?,
         config,
-        start,
-        signals,
-        requests,
-        listener,
         mount,
+        requests,
+        uptime: Duration::ZERO,
+        supervisor: None,
+        listener,
         lacking,
-    })
-}
-
-/// The opened lower layers, with their locks.
-struct LowerLayers {
-    space: XattrSpace,
-    lowers: Vec<Arc<Layer>>,
-    data: Vec<Arc<Layer>>,
-    locks: Vec<Arc<LayerLock>>,
-}
-
-impl LowerLayers {
-    fn open(config: &mut Config) -> Result<Self, SetupError> {
-        let is_live = config.live_layers == LiveLayers::Allowed;
-        if is_live
-            && let Some((upper, _)) = config.upper.take_if(|(upper, _)| lock::is_written(upper))
-        {
-            config.lowers.insert(0, upper);
-        }
-        let mut layers = Self {
-            space: config.space.unwrap_or_else(XattrSpace::detect),
-            lowers: Vec::new(),
-            data: Vec::new(),
-            locks: Vec::new(),
-        };
-        layers.lowers = layers.open_locked(config, &config.lowers)?;
-        layers.data = layers.open_locked(config, &config.data_only)?;
-        if layers.locks.len() < layers.lowers.len() + layers.data.len() {
-            config.overlay.live_layers = true;
-            config.cache_timeout = config.cache_timeout.min(LIVE_CACHE_TIMEOUT);
-            config.passthrough = Passthrough::Off;
-        }
-        if layers.lowers.is_empty() && config.upper.is_none() {
-            return Err(SetupError::new(
-                SetupKind::Usage,
-                "no layer to mount",
-                "specify at least one with -o lowerdir=PATH",
-            ));
-        }
-        Ok(layers)
-    }
-
-    fn open_locked(
-        &mut self,
-        config: &Config,
-        paths: &[PathBuf],
-    ) -> Result<Vec<Arc<Layer>>, SetupError> {
-        let mut layers = Vec::new();
-        for path in paths {
-            let layer = self.open_one(config, path)?;
-            let (layer, lock) = match config.live_layers {
-                LiveLayers::Refused => {
-                    let (layer, lock) = lock::for_reading(layer)?;
-                    (layer, Some(lock))
-                }
-                LiveLayers::Allowed => lock::for_reading_live(layer)?,
-            };
-            if lock.is_none() {
-                log::warn!(
-                    "another mount writes to the layer {}: its changes appear with a delay of up to {} s",
-                    shown(path),
-                    config.cache_timeout.min(LIVE_CACHE_TIMEOUT).as_secs_f64()
-                );
-            }
-            self.locks.extend(lock);
-            layers.push(layer);
-        }
-        Ok(layers)
-    }
-
-    fn open_one(&self, config: &Config, path: &Path) -> Result<Arc<Layer>, SetupError> {
-        match config.foreign {
-            true => Layer::open_foreign(path, self.space),
-            false => Layer::open(path, self.space),
-        }
-    }
-
-    /// Opens the upper layer, last, because it creates entries in the work directory: a refused mount leaves nothing
-    /// there. Returns the overlay and the locks.
-    fn into_overlay(
-        self,
-        config: &Config,
-    ) -> Result<(Arc<Overlay>, Vec<Arc<LayerLock>>), SetupError> {
-        let upper = match &config.upper {
-            Some((upper, work)) => {
-                let layer = self.open_one(config, upper)?;
-                Some(Upper::from_layer(config.mount.through(), layer, work)?)
-            }
-            None => None,
-        };
-        let cannot =
-            |error| SetupError::at("cannot read the layers for", &config.mountpoint, error);
-        let build = || {
-            let options = config.overlay.clone();
-            let overlay = Overlay::new(upper.clone(), self.lowers.clone(), options);
-            overlay.map(|overlay| overlay.with_data_layers(self.data.clone()))
-        };
-        let mut overlay = build().map_err(cannot)?;
-        if overlay.adopt_kernel_index().map_err(cannot)? {
-            overlay = build().map_err(cannot)?;
-        }
-        // `upper` is dropped here: the overlay alone holds it, and releases its locks when it drops it.
-        Ok((Arc::new(overlay), self.locks))
-    }
-}
-
-/// Returns the settings of the session.
-fn session_settings(config: &Config, requests: &Arc<Requests>) -> SessionSettings {
-    let threads = config.threads.unwrap_or_else(|| {
-        let cpus = thread::available_parallelism().map_or(2, NonZeroUsize::get);
-        cpus.clamp(4, 16)
-    });
-    SessionSettings {
-        threads,
-        cache_timeout: config.cache_timeout,
-        cache_listings: config.cache_timeout >= CACHE_TIMEOUT,
-        busy_poll: config.busy_poll,
-        awake: config.awake,
-        requests: requests.clone(),
-        live_layers: config.overlay.live_layers,
-        passthrough: match config.passthrough {
-            // By passthrough, the kernel syncs a write only if the file was opened with O_SYNC.
-            Passthrough::Auto | Passthrough::All if config.mount.sync => Passthrough::Read,
-            chosen => chosen,
-        },
-        coherence: config.coherence,
-        // The kernel's condition for FUSE_DEV_IOC_BACKING_OPEN. Without passthrough, other file systems can be stacked
-        // on the mount.
-        may_use_passthrough: sys::process::is_initial_admin(),
-        stack: match config.snapshots {
-            true => fuse::StackMode::Pushable,
-            false => fuse::StackMode::Fixed,
-        },
-    }
+    };
+    daemon.run(signals, on)
 }
 
 /// Creates the control socket, if the configuration has one.
@@ -446,6 +235,9 @@ fn leave_namespace(config: &Config, device: Device) {
         Path::new("/dev/null"),
     ];
     keep.extend(config.reach.iter().map(PathBuf::as_path));
+    // A program of another version is started from there.
+    let program = std::env::current_exe().ok();
+    keep.extend(program.as_deref().and_then(Path::parent));
     if config.snapshots {
         keep.extend(config.upper.iter().map(|(upper, _)| upper.as_path()));
     }
