@@ -13,6 +13,6 @@ mod settings;
 mod workers;
 
 pub(crate) use handover::{SessionRecord, SessionSource};
-pub(crate) use session::{Attached, SessionError, open_device, prepare, resume};
+pub(crate) use session::{Attached, SessionError, WORKER_NAME, open_device, prepare, resume};
 pub(crate) use settings::{SessionSettings, StackMode};
 pub(crate) use workers::ClosedGate;

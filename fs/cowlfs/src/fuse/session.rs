@@ -20,6 +20,9 @@ use cowl_layers::sys::mount::{self, MountOptions, PreparedMount};
 use cowl_layers::sys::users::Device;
 use cowl_overlay::{FileHandle, Overlay};
 
+/// The start of the names of the threads that read requests, which the protocol library chooses.
+pub(crate) const WORKER_NAME: &str = "fuser-";
+
 /// A session after the protocol handshake; its mount is not attached yet.
 pub(crate) struct Prepared {
     attached: Attached,

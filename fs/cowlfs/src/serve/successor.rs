@@ -21,6 +21,9 @@ use cowl_layers::sys::users::Device;
 use cowl_layers::{panics, sys};
 use cowl_overlay::{FileHandle, HandoverRecord, Overlay};
 
+/// The interval between checks of whether the predecessor has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
 /// The state of a predecessor, which waits for this process to be ready, or was killed.
 ///
 /// The predecessor has started this process, with a socket as standard input.
@@ -84,10 +87,32 @@ impl Connection {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
             _ => {}
         }
-        let mut end = Vec::new();
-        match self.0.read_to_end(&mut end) {
-            Err(error) if error.kind() != io::ErrorKind::ConnectionReset => Err(error),
-            _ => Ok(()),
+        self.wait_for_end()
+    }
+
+    /// Waits until no thread of the predecessor can read a request any more.
+    ///
+    /// The connection ends with its last thread. One that waits for a disk in the kernel may take seconds to end, for
+    /// example to sync a file system, but the threads that read requests are gone at once.
+    fn wait_for_end(&mut self) -> io::Result<()> {
+        let predecessor = sys::socket::peer_process(&self.0)?;
+        self.0.set_read_timeout(Some(POLL_INTERVAL))?;
+        loop {
+            match self.0.read(&mut [0]) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) => match error.kind() {
+                    io::ErrorKind::ConnectionReset => return Ok(()),
+                    io::ErrorKind::WouldBlock
+                        if predecessor != 0
+                            && !sys::process::has_thread(predecessor, fuse::WORKER_NAME) =>
+                    {
+                        return Ok(());
+                    }
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
+                    _ => return Err(error),
+                },
+            }
         }
     }
 }

@@ -135,8 +135,8 @@ mod tests {
         let handover = overlay.record(&[]).unwrap();
         let (overlay, descriptors) = handover.to_parts();
         // A name that is not UTF-8.
-        let odd = std::os::unix::ffi::OsStringExt::from_vec(b"/x\xff".to_vec());
-        let config = Config::new(vec![upper], Some((work, odd)), "/m".into());
+        let odd: std::ffi::OsString = std::os::unix::ffi::OsStringExt::from_vec(b"/x\xff".to_vec());
+        let config = Config::new(vec![upper], Some((work, odd.into())), "/m".into());
         Bundle {
             program: "0.1.0".to_owned(),
             origin: Origin::Stopped {

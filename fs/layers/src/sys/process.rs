@@ -203,6 +203,16 @@ pub fn is_gone(pid: u32) -> bool {
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(Errno::SRCH))
 }
 
+/// Whether a process has a thread whose name begins like this.
+pub fn has_thread(pid: u32, name: &str) -> bool {
+    let mut threads = super::users::threads(pid).into_iter();
+    threads.any(|thread| {
+        let comm = std::fs::read(format!("/proc/{pid}/task/{thread}/comm"));
+        // The thread has ended.
+        comm.is_ok_and(|comm| comm.starts_with(name.as_bytes()))
+    })
+}
+
 fn parse_state(status: &[u8]) -> Option<ProcessState> {
     let state = parse_line(status, b"State:")?.chars().next()?;
     let pending = |label: &[u8]| {
@@ -294,6 +304,20 @@ mod tests {
             assert!(state.starts_with(found.state));
         }
         assert_eq!(inspect(u32::MAX), None);
+    }
+
+    #[test]
+    fn threads_are_found_by_name() {
+        let pid = std::process::id();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let named = std::thread::Builder::new().name("odd-name-1".to_owned());
+        let thread = named.spawn(move || ended.recv().is_err()).unwrap();
+        while !has_thread(pid, "odd-name") {
+            std::thread::yield_now();
+        }
+        drop(end);
+        assert!(thread.join().unwrap());
+        assert!(!has_thread(u32::MAX, "odd-name"));
     }
 
     #[test]
