@@ -336,11 +336,15 @@ pub fn serve(
     };
     config.successor = Some(own.successor(store, vec![alive.share()?])?);
     let served = cowlfs::serve(config, |event| {
-        let Event::Mounted(device) = event else {
-            return;
+        let done = match event {
+            Event::Mounted(device) => {
+                browse.device = Some(device);
+                write(&dir, &browse).and_then(|()| mount::report_ready())
+            }
+            Event::Kept => mount::release_output(),
+            Event::TakenOver(_) | Event::Continued(_) => Ok(()),
         };
-        browse.device = Some(device);
-        if let Err(error) = write(&dir, &browse).and_then(|()| mount::report_ready()) {
+        if let Err(error) = done {
             log::error!("{error}");
         }
     });

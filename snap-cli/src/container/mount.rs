@@ -350,6 +350,12 @@ pub(crate) fn report_ready() -> Result<()> {
     out.write_all(READY.as_bytes())
         .and_then(|()| out.flush())
         .map_err(failed)?;
+    release_output()
+}
+
+/// Closes the pipe to the command that waits in [`launch`].
+pub(crate) fn release_output() -> Result<()> {
+    let failed = |error: std::io::Error| Error::failed("cannot release the output").because(error);
     let null = std::fs::File::options()
         .write(true)
         .open("/dev/null")

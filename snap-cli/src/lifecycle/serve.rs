@@ -8,7 +8,7 @@ use cowlfs::config::{Config, Successor};
 use cowlfs::{Event, Takeover};
 use uuid::Uuid;
 
-use crate::container::mount::report_ready;
+use crate::container::mount::{release_output, report_ready};
 use crate::container::served::ServedMount;
 use crate::container::state::{self, RunState};
 use crate::container::{browse, daemon, durability};
@@ -285,14 +285,4 @@ fn release_lock() -> Result<()> {
     let failed = |error: std::io::Error| Error::failed("cannot release the lock").because(error);
     let null = std::fs::File::open("/dev/null").map_err(failed)?;
     rustix::stdio::dup2_stdin(&null).map_err(|e| failed(e.into()))
-}
-
-/// Releases standard output, on which the daemon reports.
-fn release_output() -> Result<()> {
-    let failed = |error: std::io::Error| Error::failed("cannot release the output").because(error);
-    let null = std::fs::File::options()
-        .write(true)
-        .open("/dev/null")
-        .map_err(failed)?;
-    rustix::stdio::dup2_stdout(&null).map_err(|e| failed(e.into()))
 }
