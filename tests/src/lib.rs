@@ -18,6 +18,7 @@ pub mod cowl;
 pub mod disk;
 pub mod identity;
 pub mod images;
+pub mod killer;
 pub mod layers;
 pub mod layout;
 pub mod lxc;

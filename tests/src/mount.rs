@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::{UnmountFlags, unmount};
 
+use crate::killer::{daemon_of, kill_both};
+
 /// Timeout for a mount to appear and for a daemon to exit.
 ///
 /// Longer than syncfs(2) takes beside tests that write at full speed: a daemon that ends syncs its layer first.
@@ -331,6 +333,13 @@ impl Overlay {
     /// Returns the process id of the daemon.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
+        let program = self.program()?;
+        Some(daemon_of(program).unwrap_or(program))
+    }
+
+    /// Returns the process id of the started program: the keeper, or the daemon if there is none.
+    #[must_use]
+    pub fn program(&self) -> Option<u32> {
         self.daemon.as_ref().map(Child::id)
     }
 
@@ -357,11 +366,11 @@ impl Overlay {
         }
     }
 
-    /// Kills the daemon with SIGKILL and detaches the dead mount.
+    /// Kills the daemon and its keeper with SIGKILL, and detaches the dead mount.
     #[track_caller]
     pub fn kill(mut self) {
         if let Some(mut daemon) = self.daemon.take() {
-            daemon.kill().expect("killing the daemon");
+            kill_both(daemon.id());
             daemon.wait().expect("waiting for the daemon");
         }
         detach(&self.mount_point).expect("unmounting a dead mount");

@@ -285,8 +285,9 @@ pub(super) fn kill_if_silent(
         pidfd_send_signal(&process, Signal::KILL).map_err(failed)?;
     }
     let deadline = Instant::now() + daemon::ENDING;
+    // With a keeper, another daemon takes its place.
     if !wait_until(deadline, daemon::PAUSE, || {
-        Ok::<_, Error>(!Lock::is_held(lock)?)
+        Ok::<_, Error>(!Lock::is_held(lock)? || Client::connect(socket).is_ok())
     })? {
         return Err(Error::busy(format!(
             "the daemon (pid {pid}) was killed and has not ended yet: it waits for a disk"

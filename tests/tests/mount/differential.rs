@@ -14,6 +14,7 @@ use std::sync::Mutex;
 use cowl_tests::conditions::{Need, can, own_umask};
 use cowl_tests::cowl::Store;
 use cowl_tests::disk::Disk;
+use cowl_tests::killer::Killer;
 use cowl_tests::layers::{self, LayerSpec, Links};
 use cowl_tests::mount::{Overlay, Stack};
 use cowl_tests::pair::{Pair, Under, same};
@@ -47,8 +48,22 @@ fn layers_of_kernel_overlayfs_are_read_and_modified() {
     }
 }
 
+#[test]
+fn killed_daemons_change_nothing() {
+    if can(&NEEDS) {
+        let disk = Disk::new("differential");
+        let killer = Killer::start(&disk.path(), 200);
+        every_seed_on(&disk, 10, against_plain);
+        let kills = killer.stop();
+        assert!(kills > 20, "{kills} kills");
+    }
+}
+
 fn every_seed(default: u64, one_seed: OneSeed) {
-    let disk = Disk::new("differential");
+    every_seed_on(&Disk::new("differential"), default, one_seed);
+}
+
+fn every_seed_on(disk: &Disk, default: u64, one_seed: OneSeed) {
     let seeds: Vec<u64> = match std::env::var("COWL_SEED") {
         Ok(seed) => vec![seed.parse().unwrap()],
         Err(_) => {
@@ -66,8 +81,8 @@ fn every_seed(default: u64, one_seed: OneSeed) {
                     let Some(seed) = open.lock().unwrap().pop() else {
                         break;
                     };
-                    if let Err(failure) = caught(|steps| one_seed(&disk, seed, None, steps)) {
-                        report(&disk, seed, failure, one_seed);
+                    if let Err(failure) = caught(|steps| one_seed(disk, seed, None, steps)) {
+                        report(disk, seed, failure, one_seed);
                         failed.lock().unwrap().push(seed);
                     }
                 }

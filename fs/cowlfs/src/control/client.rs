@@ -267,7 +267,8 @@ impl Client {
 fn open(socket: &Path) -> io::Result<(BufReader<UnixStream>, u32)> {
     let (_dir, path) = short_path(socket)?;
     let stream = sys::socket::connect(&path, PING_TIMEOUT)?;
-    let pid = sys::socket::peer_process(&stream)?;
+    // The keeper has created the socket.
+    let pid = sys::process::same_program_below(sys::socket::peer_process(&stream)?);
     stream.set_write_timeout(Some(PING_TIMEOUT))?;
     stream.set_read_timeout(Some(POLL_INTERVAL))?;
     Ok((BufReader::new(stream), pid))

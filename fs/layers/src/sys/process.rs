@@ -108,6 +108,21 @@ pub fn is_readable(fd: &OwnedFd) -> bool {
     poll(&mut fds, Some(&Timespec::default())) != Ok(0)
 }
 
+/// Returns the child of a process that runs the same program with the same arguments; the process itself if there is none.
+///
+/// For a keeper that is its daemon.
+pub fn same_program_below(pid: u32) -> u32 {
+    let line = |pid: u32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    let own = line(pid);
+    let mut children = children
+        .split_whitespace()
+        .filter_map(|child| child.parse().ok());
+    let same = children.find(|child| !own.is_empty() && line(*child) == own);
+    same.unwrap_or(pid)
+}
+
 /// Returns the seconds since the machine started, without those that it was suspended; the same in all processes.
 pub fn uptime_seconds() -> u32 {
     u32::try_from(clock_gettime(ClockId::Monotonic).tv_sec).unwrap_or(u32::MAX)

@@ -1,0 +1,105 @@
+"""Uses everything that a program can hold open in a mount, and checks it each time that a line arrives."""
+import ctypes, errno, fcntl, mmap, os, struct, subprocess, sys
+
+libc = ctypes.CDLL(None, use_errno=True)
+os.chdir(sys.argv[1])
+
+reader = open("lines")
+next_line = 0
+appender = os.open("appended", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+appended = b""
+direct = os.open("blocks", os.O_RDONLY | os.O_DIRECT)
+aligned = mmap.mmap(-1, 4096)
+shared_file = os.open("shared", os.O_RDWR | os.O_CREAT)
+os.ftruncate(shared_file, 8192)
+shared = mmap.mmap(shared_file, 8192)
+os.close(shared_file)
+private = mmap.mmap(os.open("blocks", os.O_RDONLY), 8192, mmap.MAP_PRIVATE, mmap.PROT_READ)
+gone = os.open("gone", os.O_RDWR)
+os.write(gone, b"kept")
+os.unlink("gone")
+gone_lower = os.open("gone-lower", os.O_RDONLY)
+os.unlink("gone-lower")
+new_gone = os.open("new-gone", os.O_RDWR | os.O_CREAT)
+os.unlink("new-gone")
+replaced = os.open("replaced", os.O_RDONLY)
+os.rename("replacement", "replaced")
+listing = os.scandir("many")
+listed = [next(listing).name for _ in range(700)]
+locked = os.open("locked", os.O_RDWR | os.O_CREAT)
+fcntl.flock(locked, fcntl.LOCK_EX)
+posix = os.open("posix", os.O_RDWR | os.O_CREAT)
+fcntl.lockf(posix, fcntl.LOCK_EX, 10)
+watch = libc.inotify_init1(os.O_NONBLOCK)
+os.mkdir("watched")
+assert libc.inotify_add_watch(watch, b"watched", 0x100) >= 0  # IN_CREATE
+running = subprocess.Popen(["./program", "1000"])
+running_file = os.stat("program").st_ino
+removed = os.open("removed", os.O_RDONLY | os.O_DIRECTORY)
+os.rmdir("removed")
+numbers = {name: os.stat(name).st_ino for name in ("lines", "blocks", "locked", "many", "shared", "appended")}
+inside = os.open("many", os.O_RDONLY | os.O_DIRECTORY)
+
+
+def excluded(name, how):
+    child = os.fork()
+    if child == 0:
+        try:
+            how(os.open(name, os.O_RDWR))
+        except BlockingIOError:
+            os._exit(0)
+        os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def check(round):
+    global next_line, appended
+    assert reader.readline() == f"{next_line}\n"
+    next_line += 1
+    added = b"round %d\n" % round
+    assert os.write(appender, added) == len(added)
+    appended += added
+    assert open("appended", "rb").read() == appended
+    assert os.preadv(direct, [aligned], 4096) == 4096 and aligned[:4] == b"bbbb"
+    shared[4096 + round] = 65 + round
+    shared.flush()
+    assert open("shared", "rb").read()[4096 + round] == 65 + round
+    assert private[4096] == ord("b")
+    assert os.pread(gone, 4, 0) == b"kept"
+    os.pwrite(gone, b"%d" % (round % 10), 5)
+    assert os.pread(gone, 1, 5) == b"%d" % (round % 10)
+    assert os.fstat(gone).st_nlink == 0
+    assert os.pread(gone_lower, 100, 0) == b"lower content" and os.fstat(gone_lower).st_nlink == 0
+    os.pwrite(new_gone, b"new", round)
+    assert os.pread(new_gone, 3, round) == b"new"
+    assert os.pread(replaced, 100, 0) == b"old"
+    assert open("replaced").read() == "new"
+    assert excluded("locked", lambda fd: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB))
+    assert excluded("posix", lambda fd: fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 10))
+    open(f"watched/{round}", "w").close()
+    event = os.read(watch, 4096)
+    assert struct.unpack("iIII", event[:16])[1] == 0x100 and str(round).encode() in event
+    assert running.poll() is None
+    assert os.stat(f"/proc/{running.pid}/exe").st_ino == running_file
+    assert os.listdir(removed) == [] and os.fstat(removed).st_nlink == 0
+    try:
+        os.open("new", os.O_CREAT | os.O_RDWR, dir_fd=removed)
+        raise AssertionError("created in a removed directory")
+    except FileNotFoundError:
+        pass
+    for name, number in numbers.items():
+        assert os.stat(name).st_ino == number, name
+    assert os.stat("00042", dir_fd=inside).st_size == 0
+
+
+print("ready", flush=True)
+for round, line in enumerate(sys.stdin):
+    if line == "end\n":
+        break
+    check(round)
+    print("checked", flush=True)
+listed += [entry.name for entry in listing]
+assert len(listed) == len(set(listed)) == 3000, (len(listed), len(set(listed)))
+running.kill()
+running.wait()
+print("done", flush=True)

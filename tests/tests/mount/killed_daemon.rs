@@ -1,0 +1,197 @@
+//! A mount outlives its daemon: programs do not notice that it was killed (docs/decisions/0035).
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::killer::{Killer, daemon_of, kill_both};
+use cowl_tests::mount::{self, Overlay, Stack, wait_until};
+use cowl_tests::scratch::Scratch;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Program("python3")];
+
+fn stack(dir: &Scratch) -> Stack {
+    Stack {
+        lowers: vec![dir.make("lower")],
+        upper: Some((dir.make("upper"), dir.make("work"))),
+    }
+}
+
+fn kill_daemon(overlay: &Overlay) {
+    let daemon = overlay.pid().unwrap();
+    assert_ne!(Some(daemon), overlay.program(), "there is no keeper");
+    kill(Pid::from_raw(daemon.cast_signed()), Signal::SIGKILL).unwrap();
+}
+
+/// A script in the background, which answers each line.
+struct Script(Child, BufReader<std::process::ChildStdout>);
+
+impl Script {
+    fn start(name: &str, args: &[&str]) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/mount")
+            .join(name);
+        let mut child = Command::new("python3")
+            .arg(path)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self(child, output)
+    }
+
+    fn read(&mut self) -> String {
+        let mut line = String::new();
+        self.1.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+
+    fn tell(&mut self, line: &str) {
+        writeln!(self.0.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+}
+
+fn fill(lower: &Path) {
+    let write = |name: &str, content: &str| std::fs::write(lower.join(name), content).unwrap();
+    let lines: Vec<String> = (0..1000).map(|line| format!("{line}\n")).collect();
+    write("lines", &lines.concat());
+    write("blocks", &"b".repeat(16384));
+    write("gone", "removed while open");
+    write("gone-lower", "lower content");
+    write("replaced", "old");
+    write("replacement", "new");
+    std::fs::create_dir(lower.join("many")).unwrap();
+    for number in 0..3000 {
+        write(&format!("many/{number:05}"), "");
+    }
+    std::fs::create_dir(lower.join("removed")).unwrap();
+    std::fs::copy("/bin/sleep", lower.join("program")).unwrap();
+}
+
+#[test]
+fn open_files_continue_after_the_daemon_was_killed() {
+    if !can(NEEDS) {
+        return;
+    }
+    for options in [
+        "",
+        "passthrough=off",
+        "timeout=0",
+        "passthrough=all,metacopy=off",
+    ] {
+        let dir = Scratch::new("killed-open");
+        let stack = stack(&dir);
+        fill(&stack.lowers[0]);
+        let overlay = Overlay::cowlfs(&stack, &dir.make("m"), options);
+        let mut script = Script::start("killed_daemon.py", &[overlay.path().to_str().unwrap()]);
+        assert_eq!(script.read(), "ready", "{options}");
+        for round in 0..6 {
+            // Also without a kill in between, and with two.
+            for _ in 0..round % 3 {
+                kill_daemon(&overlay);
+                wait_until("another daemon", || overlay.pid() != overlay.program());
+            }
+            script.tell("check");
+            assert_eq!(script.read(), "checked", "{options}, round {round}");
+        }
+        script.tell("end");
+        assert_eq!(script.read(), "done", "{options}");
+        assert!(script.0.wait().unwrap().success());
+        overlay.unmount();
+    }
+}
+
+#[test]
+fn every_change_is_made_exactly_once() {
+    if !can(NEEDS) {
+        return;
+    }
+    const WORKERS: usize = 3;
+    for options in ["", "metacopy=off,timeout=0"] {
+        let dir = Scratch::new("exactly-once");
+        let stack = stack(&dir);
+        let lower = stack.lowers[0].join("lower");
+        std::fs::create_dir(&lower).unwrap();
+        for worker in 0..WORKERS {
+            for number in 0..900 {
+                let name = format!("{worker}-{number}");
+                std::fs::write(lower.join(&name), &name).unwrap();
+                let inner = lower.join(format!("dir{name}"));
+                std::fs::create_dir(&inner).unwrap();
+                std::fs::write(inner.join("inner"), "inner").unwrap();
+            }
+        }
+        let overlay = Overlay::cowlfs(&stack, &dir.make("m"), options);
+        let top = overlay.path().to_str().unwrap().to_owned();
+        let killer = Killer::start(overlay.path(), 80);
+        let scripts: Vec<_> = (0..WORKERS)
+            .map(|worker| Script::start("exactly_once.py", &[&top, &worker.to_string(), "6"]))
+            .collect();
+        for mut script in scripts {
+            let rounds = script.read();
+            assert!(script.0.wait().unwrap().success(), "{options}: {rounds}");
+            assert!(rounds.parse::<u32>().unwrap() > 0, "{rounds}");
+        }
+        let kills = killer.stop();
+        assert!(kills >= 10, "{kills} kills");
+        wait_until("another daemon", || overlay.pid() != overlay.program());
+        overlay.unmount();
+        // Nothing is left of interrupted changes.
+        let mut left = std::fs::read_dir(dir.join("work/work")).unwrap();
+        let left = left.find(|entry| {
+            !entry
+                .as_ref()
+                .unwrap()
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(b"#")
+        });
+        assert!(left.is_none(), "{left:?}");
+    }
+}
+
+#[test]
+fn daemon_continues_without_its_keeper() {
+    if !can(NEEDS) {
+        return;
+    }
+    let dir = Scratch::new("killed-keeper");
+    let stack = stack(&dir);
+    let overlay = Overlay::cowlfs(&stack, &dir.make("m"), "");
+    let (keeper, daemon) = (overlay.program().unwrap(), overlay.pid().unwrap());
+    assert_eq!(daemon_of(keeper), Some(daemon));
+    let path = overlay.path().to_owned();
+    kill(Pid::from_raw(keeper.cast_signed()), Signal::SIGKILL).unwrap();
+    std::fs::write(path.join("file"), "written without a keeper").unwrap();
+    std::fs::create_dir(path.join("dir")).unwrap();
+    std::fs::remove_dir(path.join("dir")).unwrap();
+    mount::unmount_free(&path);
+    wait_until("the daemon's end", || {
+        !Path::new(&format!("/proc/{daemon}")).exists()
+    });
+    assert_eq!(
+        std::fs::read(dir.join("upper/file")).unwrap(),
+        b"written without a keeper"
+    );
+    drop(overlay);
+}
+
+#[test]
+fn mount_without_a_keeper_ends_with_its_daemon() {
+    if !can(NEEDS) {
+        return;
+    }
+    let dir = Scratch::new("no-keeper");
+    let overlay = Overlay::cowlfs(&stack(&dir), &dir.make("m"), "keeper=off");
+    assert_eq!(overlay.pid(), overlay.program());
+    kill_both(overlay.pid().unwrap());
+    wait_until("a dead mount", || {
+        let found = std::fs::read_dir(overlay.path());
+        found.is_err_and(|error| error.raw_os_error() == Some(nix::libc::ENOTCONN))
+    });
+}
