@@ -132,7 +132,7 @@ pub(crate) fn resume(
                 next_handle,
             } = record;
             let negotiated = adapter.negotiated;
-            let origin = Origin::Predecessor(registered, adapter, files, next_handle);
+            let origin = Origin::Predecessor(registered, Box::new(adapter), files, next_handle);
             (create(origin), negotiated)
         }
         Predecessor::Killed(negotiated, values, ledger) => {

@@ -192,7 +192,7 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
     }
 }
 
-/// What the messages of one daemon have reported.
+/// The reports of one daemon to its keeper.
 struct Life {
     is_serving: bool,
     /// The process that takes over from it.

@@ -273,8 +273,13 @@ impl Takeover {
             true => Some(connection.clone()),
             false => supervisor.map(Arc::new),
         };
-        let pid = std::process::id();
-        let mut client = client;
+        let Origin::Stopped { since } = origin;
+        let mut requested = Requested {
+            client,
+            pid: std::process::id(),
+            from,
+            since,
+        };
         let start = Start {
             overlay,
             attached,
@@ -284,15 +289,7 @@ impl Takeover {
         };
         let mut on = |event| {
             on(event);
-            let client = client.take();
-            if event == Event::Kept {
-                return;
-            }
-            let Origin::Stopped { since } = origin;
-            let pause = sys::process::monotonic_time().saturating_sub(since);
-            if let Some(client) = client {
-                report_upgraded(client, pid, from.clone(), pause);
-            }
+            requested.note(event);
         };
         let daemon = Daemon {
             serving: start.begin(&config, &mut on)?,
@@ -308,21 +305,38 @@ impl Takeover {
     }
 }
 
-/// Logs the takeover, and answers the client that has requested it.
-fn report_upgraded(client: UnixStream, pid: u32, from: String, pause: Duration) {
-    let upgraded = Upgraded {
-        pid,
-        from,
-        to: env!("CARGO_PKG_VERSION").to_owned(),
-        pause: pause.as_secs_f64(),
-    };
-    log::info!(
-        "took over from version {}: requests waited for {:.1} ms",
-        upgraded.from,
-        upgraded.pause * 1e3
-    );
-    if let Err(error) = control::answer_upgraded(client, upgraded) {
-        log::info!("cannot answer the client: {error}");
+/// A takeover that a client has requested.
+struct Requested {
+    client: Option<UnixStream>,
+    /// The process that lasts as long as the mount.
+    pid: u32,
+    /// The version of the predecessor.
+    from: String,
+    /// The moment from which requests waited.
+    since: Duration,
+}
+
+impl Requested {
+    /// Logs the takeover, and answers the client, in the first process that serves the mount.
+    fn note(&mut self, event: Event) {
+        let Some(client) = self.client.take().filter(|_| event != Event::Kept) else {
+            return;
+        };
+        let pause = sys::process::monotonic_time().saturating_sub(self.since);
+        let upgraded = Upgraded {
+            pid: self.pid,
+            from: self.from.clone(),
+            to: env!("CARGO_PKG_VERSION").to_owned(),
+            pause: pause.as_secs_f64(),
+        };
+        log::info!(
+            "took over from version {}: requests waited for {:.1} ms",
+            upgraded.from,
+            upgraded.pause * 1e3
+        );
+        if let Err(error) = control::answer_upgraded(client, upgraded) {
+            log::info!("cannot answer the client: {error}");
+        }
     }
 }
 

@@ -98,7 +98,7 @@ impl Adapter {
                     backing,
                     node_ids,
                     ..
-                } = record;
+                } = *record;
                 let files = node_ids.into_iter().filter_map(|(number, node_id)| {
                     let file = files.get(&number)?.clone();
                     Some((number, OpenFile { node_id, file }))

@@ -122,7 +122,12 @@ pub(in crate::fuse) enum Origin {
     /// A new session on this device.
     New(OwnedFd),
     /// The session of another process on this device, with its open files and the next handle number.
-    Predecessor(OwnedFd, AdapterRecord, HashMap<u64, Arc<FileHandle>>, u64),
+    Predecessor(
+        OwnedFd,
+        Box<AdapterRecord>,
+        HashMap<u64, Arc<FileHandle>>,
+        u64,
+    ),
 }
 
 impl AdapterState {
