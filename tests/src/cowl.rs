@@ -15,6 +15,8 @@ use crate::scratch::Scratch;
 pub struct Store {
     scratch: Scratch,
     path: PathBuf,
+    /// Whether the mounts get a keeper.
+    keeper: bool,
 }
 
 impl Store {
@@ -28,7 +30,11 @@ impl Store {
     #[must_use]
     pub fn in_scratch(scratch: Scratch) -> Store {
         let path = scratch.join("store");
-        Store { scratch, path }
+        Store {
+            scratch,
+            path,
+            keeper: false,
+        }
     }
 
     /// Returns a store on a file system that `make` mounts at a name in the test's directory.
@@ -36,7 +42,18 @@ impl Store {
     pub fn on(make: impl FnOnce(&Scratch, &str) -> PathBuf) -> Store {
         let scratch = Scratch::for_test();
         let path = make(&scratch, "own").join("store");
-        Store { scratch, path }
+        Store {
+            scratch,
+            path,
+            keeper: false,
+        }
+    }
+
+    /// Gives the mounts of the container a keeper each.
+    #[must_use]
+    pub fn with_keepers(mut self) -> Store {
+        self.keeper = true;
+        self
     }
 
     /// Returns the path of the store.
@@ -109,6 +126,9 @@ impl Store {
             .args(args)
             .env("TZ", "UTC")
             .stdin(Stdio::null());
+        if self.keeper {
+            command.env("COWL_KEEPER", "on");
+        }
         command
     }
 

@@ -63,10 +63,15 @@ impl Awake {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Keeper {
     /// If the kernel supports it.
-    #[default]
     On,
     /// Never: the mount ends with the daemon.
+    #[default]
     Off,
+}
+
+impl Keeper {
+    /// All variants with their names.
+    pub const NAMES: [(&str, Self); 2] = [("on", Self::On), ("off", Self::Off)];
 }
 
 /// Whether another process, such as a service manager, watches the process that was started.

@@ -1,6 +1,6 @@
 //! The command `cowl config`.
 
-use cowlfs::config::{Awake, Coherence, Passthrough, choice_name};
+use cowlfs::config::{Awake, Coherence, Keeper, Passthrough, choice_name};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -69,6 +69,10 @@ fn settings(context: &Context) -> Vec<(String, Value)> {
         (
             "awake",
             choice_name(&Awake::NAMES, &config.mounts.awake).into(),
+        ),
+        (
+            "keeper",
+            choice_name(&Keeper::NAMES, &config.mounts.keeper).into(),
         ),
         ("color", json!(config.color)),
         ("lxcpath", json_path(&config.lxcpath)),

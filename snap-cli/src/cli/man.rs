@@ -53,7 +53,7 @@ const ENVIRONMENT: Section = (
             "As --store, --wait and --color. An option takes precedence over its variable, and a variable over the configuration file.",
         ),
         (
-            "COWL_TRASH_DAYS, COWL_DEPTH_LIMIT, COWL_PASSTHROUGH, COWL_COHERENCE, COWL_AWAKE, COWL_LXCPATH, COWL_HOOKS_DIR, COWL_HOOKS_TIMEOUT",
+            "COWL_TRASH_DAYS, COWL_DEPTH_LIMIT, COWL_PASSTHROUGH, COWL_COHERENCE, COWL_AWAKE, COWL_KEEPER, COWL_LXCPATH, COWL_HOOKS_DIR, COWL_HOOKS_TIMEOUT",
             "The corresponding settings in the configuration file.",
         ),
         (
@@ -90,6 +90,10 @@ const CONFIGURATION: Section = (
         (
             "coherence = \"posix\"",
             "With `overlay`, the kernel reads all files in lower layers without the daemon; a descriptor that was opened before a write to such a file continues to read the old content.",
+        ),
+        (
+            "keeper = \"off\"",
+            "With `on`, a second process starts another daemon if the daemon of a mount is killed, and programs in the mount continue (Linux 6.9 or later). Experimental.",
         ),
         (
             "awake = \"auto\"",

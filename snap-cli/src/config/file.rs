@@ -5,7 +5,7 @@
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use cowlfs::config::{Awake, Coherence, Passthrough, find_choice};
+use cowlfs::config::{Awake, Coherence, Keeper, Passthrough, find_choice};
 use serde::{Deserialize, Deserializer, de};
 
 use super::ColorChoice;
@@ -21,9 +21,10 @@ pub(super) const DEPTHS: RangeInclusive<usize> = 2..=500;
 pub(super) const PASSTHROUGH: &str = "it must be auto, all, read or off";
 pub(super) const COHERENCE: &str = "it must be posix or overlay";
 pub(super) const AWAKE: &str = "it must be auto, on or off";
+pub(super) const KEEPER: &str = "it must be on or off";
 
 /// The keys outside tables, and the names of the tables.
-const TOP: [&str; 11] = [
+const TOP: [&str; 12] = [
     "store",
     "wait",
     "trash_days",
@@ -31,6 +32,7 @@ const TOP: [&str; 11] = [
     "passthrough",
     "coherence",
     "awake",
+    "keeper",
     "color",
     "lxcpath",
     "hooks",
@@ -69,6 +71,8 @@ pub(super) struct Settings {
     pub(super) coherence: Option<Coherence>,
     #[serde(default, deserialize_with = "awake")]
     pub(super) awake: Option<Awake>,
+    #[serde(default, deserialize_with = "keeper")]
+    pub(super) keeper: Option<Keeper>,
     pub(super) color: Option<ColorChoice>,
     #[serde(default, deserialize_with = "absolute")]
     pub(super) lxcpath: Option<PathBuf>,
@@ -171,6 +175,11 @@ fn coherence<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Coherence>, D:
 fn awake<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Awake>, D::Error> {
     let found = find_choice(&Awake::NAMES, &String::deserialize(from)?);
     found.map(Some).ok_or(de::Error::custom(AWAKE))
+}
+
+fn keeper<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Keeper>, D::Error> {
+    let found = find_choice(&Keeper::NAMES, &String::deserialize(from)?);
+    found.map(Some).ok_or(de::Error::custom(KEEPER))
 }
 
 /// Whether a configuration file must exist.
@@ -374,6 +383,7 @@ mod tests {
                     "passthrough" => "\"all\"",
                     "coherence" => "\"overlay\"",
                     "awake" => "\"off\"",
+                    "keeper" => "\"on\"",
                     "keep_within" => "\"2w\"",
                     "keep_tag" => "[\"release\"]",
                     _ => "9",
@@ -386,6 +396,7 @@ mod tests {
         assert_eq!(settings.passthrough, Some(Passthrough::All));
         assert_eq!(settings.coherence, Some(Coherence::Overlay));
         assert_eq!(settings.awake, Some(Awake::Off));
+        assert_eq!(settings.keeper, Some(Keeper::On));
         assert_eq!(settings.hooks.timeout, Some(9));
         assert_eq!(settings.prune.rules.counts.yearly, Some(9));
     }

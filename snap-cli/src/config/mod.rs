@@ -12,7 +12,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cowlfs::config::{Awake, Coherence, Passthrough, find_choice};
+use cowlfs::config::{Awake, Coherence, Keeper, Passthrough, find_choice};
 use serde::{Deserialize, Serialize};
 
 use self::file::Presence;
@@ -273,10 +273,13 @@ impl Sources<'_> {
         let coherence = self.pick("coherence", name, None, set, parse_coherence)?;
         let set = file.awake.take();
         let awake = self.pick("awake", "COWL_AWAKE", None, set, parse_awake)?;
+        let set = file.keeper.take();
+        let keeper = self.pick("keeper", "COWL_KEEPER", None, set, parse_keeper)?;
         Ok(Mounts {
             passthrough: passthrough.unwrap_or_default(),
             coherence: coherence.unwrap_or_default(),
             awake: awake.unwrap_or_default(),
+            keeper: keeper.unwrap_or_default(),
         })
     }
 
@@ -381,6 +384,13 @@ fn parse_awake(value: OsString) -> Result<Awake, &'static str> {
         .to_str()
         .and_then(|text| find_choice(&Awake::NAMES, text));
     found.ok_or(file::AWAKE)
+}
+
+fn parse_keeper(value: OsString) -> Result<Keeper, &'static str> {
+    let found = value
+        .to_str()
+        .and_then(|text| find_choice(&Keeper::NAMES, text));
+    found.ok_or(file::KEEPER)
 }
 
 fn parse_color(value: OsString) -> Result<ColorChoice, &'static str> {
@@ -494,6 +504,7 @@ mod tests {
             ("COWL_PASSTHROUGH", "some"),
             ("COWL_COHERENCE", "none"),
             ("COWL_AWAKE", "never"),
+            ("COWL_KEEPER", "never"),
         ] {
             let error = merged("", &[(name, value)], Overrides::default()).unwrap_err();
             assert_eq!(error.kind, crate::error::Kind::Usage);

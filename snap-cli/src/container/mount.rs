@@ -1,6 +1,6 @@
 //! Mounting and unmounting containers: the daemon's start in the background and its end.
 
-use cowlfs::config::{Awake, Coherence, Passthrough, choice_name};
+use cowlfs::config::{Awake, Coherence, Keeper, Passthrough, choice_name};
 use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -316,6 +316,7 @@ pub(super) fn launch(store: &Store, log: &Path, fill: impl FnOnce(&mut Command))
             choice_name(&Coherence::NAMES, &mounts.coherence),
         ),
         ("COWL_AWAKE", choice_name(&Awake::NAMES, &mounts.awake)),
+        ("COWL_KEEPER", choice_name(&Keeper::NAMES, &mounts.keeper)),
     ] {
         command.env(variable, value);
     }

@@ -61,7 +61,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Kind, Result};
 use cowl_layers::shown::Show as _;
-use cowlfs::config::{Awake, Coherence, Passthrough};
+use cowlfs::config::{Awake, Coherence, Keeper, Passthrough};
 use lock::{Lock, Mode};
 use manifest::{ContainerId, MarkerSpace, StoreManifest};
 use paths::Paths;
@@ -90,6 +90,8 @@ pub struct Mounts {
     pub coherence: Coherence,
     /// Whether idle CPUs are kept awake during a burst of requests.
     pub awake: Awake,
+    /// Whether a mount outlives its daemon.
+    pub keeper: Keeper,
 }
 
 impl Mounts {
@@ -98,6 +100,7 @@ impl Mounts {
         config.passthrough = self.passthrough;
         config.coherence = self.coherence;
         config.awake = self.awake;
+        config.keeper = self.keeper;
     }
 }
 

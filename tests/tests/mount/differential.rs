@@ -53,7 +53,7 @@ fn killed_daemons_change_nothing() {
     if can(&NEEDS) {
         let disk = Disk::new("differential");
         let killer = Killer::start(&disk.path(), 200);
-        every_seed_on(&disk, 10, against_plain);
+        every_seed_on(&disk, 10, under_fire);
         let kills = killer.stop();
         assert!(kills > 20, "{kills} kills");
     }
@@ -143,6 +143,17 @@ fn store(disk: &Disk, name: &str) -> Store {
     }
 }
 
+/// Like [`against_plain`], with containers whose daemons can be killed.
+fn under_fire(
+    disk: &Disk,
+    seed: u64,
+    replay: Option<&[Step]>,
+    steps: &mut Vec<Step>,
+) -> Result<(), String> {
+    let store = store(disk, "under-fire").with_keepers();
+    compare_runs(disk, store, (seed, Under::Container), replay, steps)
+}
+
 fn against_plain(
     disk: &Disk,
     seed: u64,
@@ -163,6 +174,16 @@ fn against_plain(
         },
     };
     let store = store(disk, "differential");
+    compare_runs(disk, store, (seed, under), replay, steps)
+}
+
+fn compare_runs(
+    disk: &Disk,
+    store: Store,
+    (seed, under): (u64, Under),
+    replay: Option<&[Step]>,
+    steps: &mut Vec<Step>,
+) -> Result<(), String> {
     let spec = LayerSpec {
         seed,
         stray: seed % 4 == 1 && under != Under::Kernel,

@@ -54,6 +54,9 @@ pub struct Args {
     /// the new content, except for programs and libraries; overlay: the old content, and the kernel reads all lower
     /// files without the daemon.
     ///
+    /// keeper=on|off: whether a second process starts another daemon if the daemon is killed, so that programs in the
+    /// mount continue (experimental, off by default; Linux 6.9 or later).
+    ///
     /// awake=auto|on|off: keep idle CPUs awake during bursts of requests. auto: on small virtual machines whose idle
     /// CPUs halt.
     ///
