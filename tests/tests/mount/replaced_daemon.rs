@@ -208,10 +208,7 @@ fn serving(root: &Path) -> Vec<u32> {
 fn kill(pid: u32) {
     let raw = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
     // It may have ended already.
-    drop(rustix::process::kill_process(
-        raw,
-        rustix::process::Signal::KILL,
-    ));
+    let _ended = rustix::process::kill_process(raw, rustix::process::Signal::KILL);
 }
 
 fn children(pid: u32) -> Vec<u32> {
