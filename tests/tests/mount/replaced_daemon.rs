@@ -186,3 +186,121 @@ fn a_socket_without_a_daemon_is_reported() {
     command.args(["--upgrade", "/no/such/socket"]);
     run_command(command, b"").fails(1, &["cannot replace the daemon"]);
 }
+
+/// Returns the processes that have a descriptor of a mount's FUSE device and threads that read requests.
+fn serving(root: &Path) -> Vec<u32> {
+    let minor = rustix::fs::minor(fs::metadata(root).unwrap().dev());
+    let connection = format!("fuse_connection:\t{minor}\n");
+    let entries = |path: String| fs::read_dir(path).into_iter().flatten().flatten();
+    let pids = entries("/proc".to_owned())
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let has = |pid: u32, list: &str, file: &str, wanted: &str| {
+        entries(format!("/proc/{pid}/{list}")).any(|entry| {
+            let path = entry.path().join(file);
+            let path = if file.is_empty() { entry.path() } else { path };
+            fs::read_to_string(path).is_ok_and(|text| text.contains(wanted))
+        })
+    };
+    pids.filter(|pid| has(*pid, "fdinfo", "", &connection) && has(*pid, "task", "comm", "fuser-"))
+        .collect()
+}
+
+fn kill(pid: u32) {
+    let raw = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    // It may have ended already.
+    let _ended = rustix::process::kill_process(raw, rustix::process::Signal::KILL);
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    let tasks = tasks.into_iter().flatten().flatten();
+    let text: String = tasks
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+        .collect();
+    text.split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect()
+}
+
+#[test]
+fn a_daemon_that_is_killed_after_an_upgrade_is_replaced() {
+    if !can(&[Need::Root, Need::Fuse]) {
+        return;
+    }
+    for options in ["passthrough=all", "passthrough=off"] {
+        let mounted = Mounted::new(options);
+        let root = mounted.root.as_path();
+        let both = OpenOptions::new().read(true).write(true).clone();
+        let upper = both.open(root.join("upper")).unwrap();
+        let lower = File::open(root.join("lower")).unwrap();
+        let unlinked = both.clone().create_new(true).open(root.join("unlinked"));
+        let unlinked = unlinked.unwrap();
+        fs::remove_file(root.join("unlinked")).unwrap();
+        let ino = lower.metadata().unwrap().ino();
+        let mut pid = 0;
+        for round in 0..6_u64 {
+            pid = mounted.upgraded();
+            for kills in 0..2 {
+                let before = serving(root);
+                assert_eq!(children(pid), before, "{options}: the daemon of the keeper");
+                kill(before[0]);
+                let letter = [b'a' + u8::try_from(round * 2 + kills).unwrap()];
+                upper.write_all_at(&letter, 0).unwrap();
+                unlinked.write_all_at(&letter, 0).unwrap();
+                let mut content = [0];
+                for file in [&upper, &unlinked, &both.open(root.join("upper")).unwrap()] {
+                    file.read_exact_at(&mut content, 0).unwrap();
+                    assert_eq!(content, letter, "{options}");
+                }
+                let mut content = [0; 5];
+                lower.read_exact_at(&mut content, 0).unwrap();
+                assert_eq!(&content, b"lower");
+                assert_eq!(fs::metadata(root.join("lower")).unwrap().ino(), ino);
+                assert_ne!(serving(root), before);
+            }
+        }
+        drop((upper, lower, unlinked));
+        mounted.unmount(pid);
+    }
+}
+
+/// Two daemons must never serve one mount, and a kill at any moment must leave one.
+#[test]
+fn a_mount_survives_kills_during_upgrades() {
+    if !can(&[Need::Root, Need::Fuse]) {
+        return;
+    }
+    let mounted = Mounted::new("passthrough=all");
+    let root = mounted.root.as_path();
+    let mut kept = File::create(root.join("kept")).unwrap();
+    let mut replaced = 0;
+    for round in 0..40_u64 {
+        let [daemon] = serving(root)[..] else {
+            panic!("{:?} serve", serving(root));
+        };
+        let mut command = Command::new(programs::cowlfs());
+        command
+            .arg("--upgrade")
+            .arg(mounted.scratch.join("sock"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let mut client = command.spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(round));
+        // The process that takes over is a child of the daemon until that has ended.
+        let victim = match round % 2 {
+            0 => Some(daemon),
+            _ => children(daemon).first().copied(),
+        };
+        if let Some(victim) = victim {
+            kill(victim);
+        }
+        replaced += u64::from(client.wait().unwrap().success());
+        writeln!(kept, "{round}").unwrap();
+        let text = fs::read_to_string(root.join("kept")).unwrap();
+        assert_eq!(text.lines().count() as u64, round + 1);
+        assert_eq!(serving(root).len(), 1, "round {round}");
+    }
+    assert!(replaced > 0, "an upgrade succeeded");
+    drop(kept);
+    unmount_free(root);
+}

@@ -310,7 +310,7 @@ fn status(served: &ServedMount) -> Status {
     let (upper, lowers) = overlay.layer_paths();
     let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
     Status {
-        pid: std::process::id(),
+        pid: served.stats.pid(),
         mountpoint: bytes(&config.mountpoint),
         upper: upper.as_deref().map(bytes),
         lowers: lowers.iter().map(|path| bytes(path)).collect(),
@@ -394,7 +394,7 @@ mod tests {
         };
         let overlay = Arc::new(overlay);
         Server::new(ServedMount {
-            stats: StatsSource::new(overlay.clone(), Arc::default(), Duration::ZERO),
+            stats: StatsSource::new(overlay.clone(), Arc::default(), Duration::ZERO, None),
             overlay,
             config,
             mount: OwnMount::record(top.join("mount"), (0, 0).into()),

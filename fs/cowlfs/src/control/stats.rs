@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::keeper::Custody;
 use crate::requests::Requests;
 use cowl_layers::error::Result;
 use cowl_layers::sys;
@@ -77,17 +78,31 @@ pub(crate) struct StatsSource {
     started: Instant,
     /// The time that the mount was served by predecessors of this process.
     before: Duration,
+    /// The connection to the keeper, if there is one.
+    custody: Option<Arc<Custody>>,
 }
 
 impl StatsSource {
     /// Creates a source for a daemon that starts now, of a mount that was served for some time before.
-    pub(crate) fn new(overlay: Arc<Overlay>, requests: Arc<Requests>, before: Duration) -> Self {
+    pub(crate) fn new(
+        overlay: Arc<Overlay>,
+        requests: Arc<Requests>,
+        before: Duration,
+        custody: Option<Arc<Custody>>,
+    ) -> Self {
         Self {
             overlay,
             requests,
             started: Instant::now(),
             before,
+            custody,
         }
+    }
+
+    /// Returns the process that lasts as long as the mount: the keeper, or this one.
+    pub(crate) fn pid(&self) -> u32 {
+        let keeper = self.custody.as_ref().and_then(|custody| custody.keeper());
+        keeper.unwrap_or_else(std::process::id)
     }
 
     /// Returns the time since the start of the mount.
@@ -107,7 +122,7 @@ impl StatsSource {
     pub(crate) fn read(&self) -> Result<Stats> {
         let (open_files, open_for_write) = self.overlay.open_files();
         Ok(Stats {
-            pid: std::process::id(),
+            pid: self.pid(),
             uptime: self.uptime().as_secs_f64(),
             inodes: self.overlay.inodes().len(),
             open_files,

@@ -15,14 +15,17 @@ use super::message::{self, Message};
 #[derive(Debug)]
 pub(crate) struct Custody {
     socket: OwnedFd,
+    /// The process id of the keeper.
+    keeper: u32,
     /// Whether the keeper has ended.
     is_lost: AtomicBool,
 }
 
 impl Custody {
-    pub(super) fn new(socket: OwnedFd) -> Arc<Self> {
+    pub(super) fn new(socket: OwnedFd, keeper: u32) -> Arc<Self> {
         Arc::new(Self {
             socket,
+            keeper,
             is_lost: AtomicBool::new(false),
         })
     }
@@ -34,6 +37,11 @@ impl Custody {
                 log::warn!("the keeper of the mount does not answer: {error}");
             }
         })
+    }
+
+    /// Returns the process id of the keeper; `None` if it has ended.
+    pub(crate) fn keeper(&self) -> Option<u32> {
+        (!self.is_lost.load(Ordering::Relaxed)).then_some(self.keeper)
     }
 
     /// Hands over the ledger.

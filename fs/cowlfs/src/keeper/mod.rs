@@ -110,11 +110,12 @@ impl Legacy {
 /// `kept` runs in the keeper once the daemon serves: it releases what only the start needs. The process must have a
 /// single thread.
 pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Result<Turn> {
+    let own = std::process::id();
     let (keeper, daemon) = message::pair()?;
     let mut running = match child::fork_daemon()? {
         Forked::Child => {
             drop(keeper);
-            return Ok(Turn::First(Custody::new(daemon)));
+            return Ok(Turn::First(Custody::new(daemon, own)));
         }
         Forked::Parent(child) => child,
     };
@@ -183,7 +184,7 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
                 // Dropping them would release the locks.
                 std::mem::forget(legacy);
                 let copy = copy.map_err(io::Error::other)?;
-                return Ok(Turn::Successor(Custody::new(daemon), Box::new(copy)));
+                return Ok(Turn::Successor(Custody::new(daemon, own), Box::new(copy)));
             }
             Forked::Parent(next) => running = next,
         }

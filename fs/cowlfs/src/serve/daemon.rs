@@ -43,7 +43,7 @@ impl Daemon {
             begun,
         } = self.serving;
         let device = self.mount.device;
-        let stats = StatsSource::new(overlay.clone(), self.requests, self.uptime);
+        let stats = StatsSource::new(overlay.clone(), self.requests, self.uptime, custody.clone());
         let cannot = |error| failed(format!("cannot start a thread: {error}"));
         let flusher = attached.flusher();
         let flush: Arc<control::Flush> = Arc::new(Box::new(move |ino| flusher.flush(ino)));
