@@ -163,8 +163,10 @@ fn daemon_continues_without_its_keeper() {
     let dir = Scratch::new("killed-keeper");
     let stack = stack(&dir);
     let overlay = Overlay::cowlfs(&stack, &dir.make("m"), "keeper=on");
-    let (keeper, daemon) = (overlay.program().unwrap(), overlay.pid().unwrap());
-    assert_eq!(daemon_of(keeper), Some(daemon));
+    let keeper = overlay.program().unwrap();
+    // The mount is visible before the daemon is forked.
+    wait_until("the daemon", || daemon_of(keeper).is_some());
+    let daemon = daemon_of(keeper).unwrap();
     let path = overlay.path().to_owned();
     kill(Pid::from_raw(keeper.cast_signed()), Signal::SIGKILL).unwrap();
     std::fs::write(path.join("file"), "written without a keeper").unwrap();
