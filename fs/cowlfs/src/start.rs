@@ -210,6 +210,11 @@ fn recover(
             with.retained.push((layer.layer, layer.lock));
         }
     }
+    for layer in layers.into_values() {
+        // A replacement of layers was interrupted: objects can be in a layer that is not in the stack yet. A new upper
+        // layer that was not pushed is not locked any more.
+        with.retained.extend(layer.without_work());
+    }
     let ledger = Arc::new(Ledger::create(custody.clone()).map_err(|error| text(&error))?);
     let recovered = Overlay::recover(estate, with, &ledger).map_err(|error| text(&error))?;
     if recovered.lost > 0 {

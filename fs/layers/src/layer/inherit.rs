@@ -102,6 +102,19 @@ impl InheritedLayer {
         Self::new(&traits, root, work)
     }
 
+    /// Returns a lower layer with its lock. Unlocks an upper layer, and returns `None`.
+    pub fn without_work(self) -> Option<(Arc<Layer>, Arc<LayerLock>)> {
+        match self.work {
+            None => Some((self.layer, self.lock)),
+            Some((outer, _)) => {
+                if let Err(error) = sys::dir::unlock(&outer) {
+                    log::warn!("cannot unlock a work directory: {error}");
+                }
+                None
+            }
+        }
+    }
+
     /// Returns the upper layer, after it has completed or removed what the other process left in its work directory.
     /// Returns `None` for a layer without a work directory.
     pub fn into_upper(self) -> Result<Option<Arc<Upper>>, SetupError> {

@@ -47,7 +47,7 @@ pub struct Inheritance {
     pub descriptors: HashMap<u64, Arc<OwnedFd>>,
     /// The locks of the layers in the stack.
     pub locks: Vec<Arc<LayerLock>>,
-    /// The layers that are in use although they are not in the stack any more, with their locks.
+    /// The layers that are in use although they are not in the stack any more, or not yet, with their locks.
     pub retained: Vec<(Arc<Layer>, Arc<LayerLock>)>,
     /// The options of the mount.
     pub options: OverlayOptions,
@@ -121,7 +121,9 @@ impl Overlay {
         let mut sorted =
             Sorted::new(&content).ok_or(RecordError::Damaged("a value of the ledger"))?;
         let substitutes = Substitutes::from_record(&sorted.table.substitutes);
-        let layers = with.layers.iter().map(|layer| (layer.id(), layer.clone()));
+        let others = with.retained.iter().map(|(layer, _)| layer);
+        let layers = with.layers.iter().chain(others);
+        let layers = layers.map(|layer| (layer.id(), layer.clone()));
         let mut search = Search {
             view: &view,
             layers: layers.collect(),
