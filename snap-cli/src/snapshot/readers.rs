@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cowl_layers::sys::flocks;
+use cowl_layers::sys::{flocks, process};
 
 use crate::container::state::{self, Mounted};
 use crate::error::{Error, Result};
@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 struct LayerLocks {
     /// The inodes that each process has locked, by process id.
     inodes: HashMap<u32, HashSet<u64>>,
-    /// The process ids of the daemons of mounted containers.
+    /// The process ids of the daemons of mounted containers, and of their keepers.
     daemons: HashSet<u32>,
     /// The layers that those daemons use.
     mounted: HashSet<LayerId>,
@@ -38,6 +38,7 @@ impl LayerLocks {
         for (id, record) in store.containers()? {
             if let Mounted::Alive(state) = state::probe(store, id)? {
                 locks.daemons.insert(state.pid);
+                locks.daemons.extend(process::children(state.pid));
                 // An unreadable manifest accounts for no locks.
                 locks
                     .mounted
@@ -68,7 +69,7 @@ impl LayerLocks {
             }
             is_explained = true;
             // A process that has more layers locked serves a later state.
-            if !self.daemons.contains(pid) && self.count_layers(store, inodes)? == stack.len() {
+            if !self.is_of_daemon(*pid, ino) && self.count_layers(store, inodes)? == stack.len() {
                 readers.push(*pid);
             }
         }
@@ -77,6 +78,17 @@ impl LayerLocks {
         }
         readers.sort_unstable();
         Ok(readers)
+    }
+
+    /// Whether a lock on an inode belongs to the daemon of a container.
+    ///
+    /// The process that took it may have been killed. Its lock then belongs to the daemon that has taken its place.
+    fn is_of_daemon(&self, pid: u32, ino: u64) -> bool {
+        let is_inherited = || {
+            let holders = flocks::holders(ino);
+            holders.iter().any(|holder| self.daemons.contains(holder))
+        };
+        self.daemons.contains(&pid) || process::is_gone(pid) && is_inherited()
     }
 
     /// Returns the number of these inodes that are directories of layers.
