@@ -84,6 +84,11 @@ impl Start {
             Turn::Successor(custody, legacy) => {
                 // They belong to the first daemon: dropping them would release its locks.
                 std::mem::forget((self.overlay.clone(), self.attached));
+                let begun = match (legacy.was_serving, &self.predecessor) {
+                    (true, _) => Begun::Continued,
+                    (false, Some(_)) => Begun::TakenOver,
+                    (false, None) => Begun::Mounted,
+                };
                 let (overlay, values, ledger) =
                     recover(*legacy, &self.overlay, &custody).map_err(failed)?;
                 let overlay = Arc::new(overlay);
@@ -104,7 +109,7 @@ impl Start {
                     overlay,
                     attached,
                     custody: Some(custody),
-                    begun: Begun::Continued,
+                    begun,
                 })
             }
         }
@@ -182,6 +187,7 @@ fn recover(
         ledger,
         mut layers,
         descriptors,
+        was_serving: _,
     } = legacy;
     let ledger = ledger.ok_or("there is no ledger")?;
     let estate = Estate::read(ledger).map_err(|error| text(&error))?;

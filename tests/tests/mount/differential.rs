@@ -50,7 +50,7 @@ fn layers_of_kernel_overlayfs_are_read_and_modified() {
 
 #[test]
 fn killed_daemons_change_nothing() {
-    // Open files without a name can still be lost in a flatten beside kills (docs/decisions/0035).
+    // Files without a name that are open with O_PATH are lost (docs/decisions/0035).
     if number("COWL_UNDER_FIRE", 0) > 0 && can(&NEEDS) {
         let disk = Disk::new("differential");
         let killer = Killer::start(&disk.path(), 200);

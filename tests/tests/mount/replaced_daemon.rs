@@ -227,7 +227,7 @@ fn a_daemon_that_is_killed_after_an_upgrade_is_replaced() {
     if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
-    for options in ["passthrough=all", "passthrough=off"] {
+    for options in ["keeper=on,passthrough=all", "keeper=on,passthrough=off"] {
         let mounted = Mounted::new(options);
         let root = mounted.root.as_path();
         let both = OpenOptions::new().read(true).write(true).clone();
@@ -270,7 +270,7 @@ fn a_mount_survives_kills_during_upgrades() {
     if !can(&[Need::Root, Need::Fuse]) {
         return;
     }
-    let mounted = Mounted::new("passthrough=all");
+    let mounted = Mounted::new("keeper=on,passthrough=all");
     let root = mounted.root.as_path();
     let mut kept = File::create(root.join("kept")).unwrap();
     let mut replaced = 0;

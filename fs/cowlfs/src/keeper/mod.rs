@@ -51,6 +51,8 @@ pub(crate) struct Legacy {
     pub(crate) layers: HashMap<u64, InheritedLayer>,
     /// The descriptors in custody.
     pub(crate) descriptors: HashMap<u64, Arc<OwnedFd>>,
+    /// Whether any daemon has reported that it serves the mount.
+    pub(crate) was_serving: bool,
 }
 
 impl Legacy {
@@ -101,6 +103,7 @@ impl Legacy {
             ledger,
             layers,
             descriptors: self.descriptors.clone(),
+            was_serving: self.was_serving,
         })
     }
 }
@@ -123,6 +126,7 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
     let mut socket = keeper;
     let mut legacy = Legacy::default();
     let mut failures = 0;
+    let mut was_serving = false;
     loop {
         let mut life = Life::default();
         let ended = loop {
@@ -154,6 +158,7 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
             (Ok(None), Ended::Exited(code)) => child::exit_at_once(code),
             (Ok(None), Ended::Killed(signal)) => signal,
         };
+        was_serving |= is_serving;
         failures = match has_answered(&legacy) {
             // A daemon that serves and gets no request has not failed.
             Ok(true) => 0,
@@ -183,7 +188,10 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
                 let copy = legacy.copy();
                 // Dropping them would release the locks.
                 std::mem::forget(legacy);
-                let copy = copy.map_err(io::Error::other)?;
+                let copy = Legacy {
+                    was_serving,
+                    ..copy.map_err(io::Error::other)?
+                };
                 return Ok(Turn::Successor(Custody::new(daemon, own), Box::new(copy)));
             }
             Forked::Parent(next) => running = next,
