@@ -159,23 +159,7 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
             (Ok(None), Ended::Killed(signal)) => signal,
         };
         was_serving |= is_serving;
-        failures = match has_answered(&legacy) {
-            // A daemon that serves and gets no request has not failed.
-            Ok(true) => 0,
-            Ok(false) if signal == SIGKILL && is_serving => 0,
-            Ok(false) => failures + 1,
-            Err(error) => {
-                log::error!("the daemon was killed by {signal}, and the mount ends: {error}");
-                child::exit_at_once(1);
-            }
-        };
-        if failures >= MAX_FAILURES {
-            log::error!(
-                "{failures} daemons in a row have ended before they answered a request: the mount ends; unmount it, \
-                 and mount it again"
-            );
-            child::exit_at_once(1);
-        }
+        failures = count_failures(failures, &legacy, signal, is_serving);
         log::warn!("the daemon was killed by {signal}: starting another one");
         if failures > 0 {
             std::thread::sleep(FIRST_PAUSE * (1 << failures));
@@ -199,6 +183,28 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
         drop(daemon);
         socket = keeper;
     }
+}
+
+/// Returns the number of daemons in a row that have failed, or ends the process if the mount is given up.
+fn count_failures(before: u32, legacy: &Legacy, signal: i32, is_serving: bool) -> u32 {
+    let failures = match has_answered(legacy) {
+        // A daemon that serves and gets no request has not failed.
+        Ok(true) => 0,
+        Ok(false) if signal == SIGKILL && is_serving => 0,
+        Ok(false) => before + 1,
+        Err(error) => {
+            log::error!("the daemon was killed by {signal}, and the mount ends: {error}");
+            child::exit_at_once(1);
+        }
+    };
+    if failures >= MAX_FAILURES {
+        log::error!(
+            "{failures} daemons in a row have ended before they answered a request: the mount ends; unmount it, and \
+             mount it again"
+        );
+        child::exit_at_once(1);
+    }
+    failures
 }
 
 /// The reports of one daemon to its keeper.
