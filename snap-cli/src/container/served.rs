@@ -15,7 +15,7 @@ use crate::store::manifest::ContainerId;
 
 /// The mount that a daemon serves, for the process that replaces the daemon.
 ///
-/// It is the same for all versions: a field that is added must have a default.
+/// Programs of other versions read it, so a field that is added must have a default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "mount")]
 pub enum ServedMount {

@@ -27,8 +27,10 @@ pub(crate) use slots::{FoundSlot, Intent};
 
 /// `cowlled` and the version. Must be changed with each change of the content.
 const MAGIC: u64 = u64::from_le_bytes(*b"cowlled\x01");
-/// The sizes of the memory, the largest first: a limit of the process may prevent the larger ones.
-const SIZES: [usize; 4] = [16 << 30, 4 << 30, 1 << 30, 128 << 20];
+/// The size of the memory, of which only the used pages exist.
+const LARGEST: usize = 16 << 30;
+/// The sizes that are tried if a limit of the process prevents a larger one.
+const SMALLER: [usize; 4] = [4 << 30, 1 << 30, 128 << 20, 16 << 20];
 /// The index of the word with the magic number.
 const MAGIC_AT: usize = 0;
 /// The index of the word with the end of the blocks.
@@ -92,8 +94,6 @@ pub enum Kind {
     Handle,
     /// The state of a file for passthrough; recorded by the daemon.
     Backing,
-    /// Other values of the daemon.
-    Daemon,
 }
 
 /// The layers of a stack, by their ids.
@@ -111,7 +111,7 @@ pub struct StackIds {
 }
 
 impl Kind {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 10] = [
         Self::Inode,
         Self::Number,
         Self::NodeId,
@@ -122,7 +122,6 @@ impl Kind {
         Self::Stack,
         Self::Handle,
         Self::Backing,
-        Self::Daemon,
     ];
 
     /// Returns the type with this number.
@@ -158,16 +157,14 @@ pub struct Ledger {
 impl Ledger {
     /// Creates an empty ledger.
     pub fn create(custodian: Arc<dyn Custodian>) -> Result<Self> {
-        let mut sizes = SIZES.into_iter();
-        let memory = loop {
-            let created = match sizes.next() {
-                Some(size) => SharedMemory::create("cowl-ledger", size),
-                None => SharedMemory::create("cowl-ledger", 16 << 20),
-            };
-            if created.is_ok() || sizes.len() == 0 {
-                break created?;
+        let mut created = SharedMemory::create("cowl-ledger", LARGEST);
+        for size in SMALLER {
+            if created.is_ok() {
+                break;
             }
-        };
+            created = SharedMemory::create("cowl-ledger", size);
+        }
+        let memory = created?;
         let blocks = Blocks::new(&memory, USED_AT, BLOCKS_AT);
         memory.store(MAGIC_AT, MAGIC);
         let ledger = Self {

@@ -62,8 +62,6 @@ pub struct Recovered {
     pub handles: Vec<(u64, Vec<u8>)>,
     /// The values of [`Kind::Backing`], by key.
     pub backing: Vec<(u64, Vec<u8>)>,
-    /// The values of [`Kind::Daemon`], by key.
-    pub daemon: Vec<(u64, Vec<u8>)>,
     /// The number of known inodes that were not found.
     pub lost: usize,
 }
@@ -175,7 +173,6 @@ impl Overlay {
             overlay,
             handles: sorted.handles,
             backing: sorted.backing,
-            daemon: sorted.daemon,
             lost: missing.len(),
         })
     }
@@ -217,7 +214,6 @@ struct Sorted {
     cookies: CookiesRecord,
     handles: Vec<(u64, Vec<u8>)>,
     backing: Vec<(u64, Vec<u8>)>,
-    daemon: Vec<(u64, Vec<u8>)>,
     /// The inodes to which node ids refer.
     opened: HashSet<u64>,
 }
@@ -277,7 +273,6 @@ impl Sorted {
                 }
                 Kind::Handle => sorted.handles.push((key, bytes.to_vec())),
                 Kind::Backing => sorted.backing.push((key, bytes.to_vec())),
-                Kind::Daemon => sorted.daemon.push((key, bytes.to_vec())),
                 Kind::Stack => {}
             }
         }
