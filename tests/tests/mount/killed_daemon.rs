@@ -21,8 +21,11 @@ fn stack(dir: &Scratch) -> Stack {
 }
 
 fn kill_daemon(overlay: &Overlay) {
+    // The mount is visible before its daemon is forked.
+    wait_until("a daemon with a keeper", || {
+        overlay.pid() != overlay.program()
+    });
     let daemon = overlay.pid().unwrap();
-    assert_ne!(Some(daemon), overlay.program(), "there is no keeper");
     kill(Pid::from_raw(daemon.cast_signed()), Signal::SIGKILL).unwrap();
 }
 
