@@ -20,13 +20,19 @@ fn stack(dir: &Scratch) -> Stack {
     }
 }
 
+/// Kills the daemon, never the keeper, and waits for another one.
 fn kill_daemon(overlay: &Overlay) {
+    let keeper = overlay.program().unwrap();
     // The mount is visible before its daemon is forked.
-    wait_until("a daemon with a keeper", || {
-        overlay.pid() != overlay.program()
-    });
-    let daemon = overlay.pid().unwrap();
+    wait_until("a daemon with a keeper", || daemon_of(keeper).is_some());
+    let Some(daemon) = daemon_of(keeper) else {
+        panic!("the daemon ended by itself");
+    };
     kill(Pid::from_raw(daemon.cast_signed()), Signal::SIGKILL).unwrap();
+    // The killed one is visible until it is dead.
+    wait_until("another daemon", || {
+        daemon_of(keeper).is_some_and(|other| other != daemon)
+    });
 }
 
 /// A script in the background, which answers each line.
@@ -97,7 +103,6 @@ fn open_files_continue_after_the_daemon_was_killed() {
             // Also without a kill in between, and with two.
             for _ in 0..round % 3 {
                 kill_daemon(&overlay);
-                wait_until("another daemon", || overlay.pid() != overlay.program());
             }
             script.tell("check");
             assert_eq!(script.read(), "checked", "{options}, round {round}");
