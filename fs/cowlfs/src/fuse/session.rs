@@ -16,6 +16,7 @@ use super::workers::{self, BusyPoll, WorkerPool};
 use crate::choices::Awake;
 use cowl_layers::sys::fuse_device;
 use cowl_layers::sys::idle::{self, LatencyRequest};
+use cowl_layers::sys::limits;
 use cowl_layers::sys::mount::{self, MountOptions, PreparedMount};
 use cowl_layers::sys::users::Device;
 use cowl_overlay::{FileHandle, Ledger, Overlay};
@@ -240,6 +241,11 @@ impl Attached {
     /// Returns the session's flusher. It works while the session runs.
     pub(crate) fn flusher(&self) -> Flusher {
         Flusher(self.session.notifier())
+    }
+
+    /// Makes room for this many descriptors. To be called before [`Self::start`].
+    pub(crate) fn expand_descriptor_table(&self, count: u64) {
+        limits::expand_descriptor_table(self.monitored.as_fd(), count);
     }
 
     /// Starts the monitor, and returns the session to run and the means to hand it over.

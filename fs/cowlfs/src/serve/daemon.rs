@@ -19,6 +19,10 @@ use cowl_layers::error::Errno;
 use cowl_layers::setup::SetupError;
 use cowl_layers::sys;
 
+/// The number of descriptors for which the kernel's table has room from the start, which is about as many as layers and
+/// open files have together.
+const DESCRIPTORS: u64 = 4096;
+
 /// A daemon whose mount is attached.
 pub(super) struct Daemon {
     pub(super) serving: Serving,
@@ -47,6 +51,8 @@ impl Daemon {
         let cannot = |error| failed(format!("cannot start a thread: {error}"));
         let flusher = attached.flusher();
         let flush: Arc<control::Flush> = Arc::new(Box::new(move |ino| flusher.flush(ino)));
+        // There is no other thread yet.
+        attached.expand_descriptor_table(DESCRIPTORS);
         let (session, source) = attached.start().map_err(cannot)?;
         let connection = FuseConnection::open(self.mount.device);
         let target = SignalTarget {

@@ -3,6 +3,8 @@
 //! They are inherited by threads that are started later, so they are set before the first one.
 #![allow(unsafe_code)]
 
+use std::os::fd::BorrowedFd;
+
 use nix::sys::signal::{SigHandler, Signal, signal};
 use rustix::process::{Resource, Rlimit, configure_io_flusher_behavior, getrlimit, setrlimit};
 use rustix::thread::{
@@ -51,6 +53,18 @@ pub fn raise_open_files() -> u64 {
         log::debug!("cannot raise the limit of open files");
     }
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Makes the kernel's table of this process's descriptors large enough for the numbers below `count`.
+///
+/// In a process with several threads, the kernel waits for an RCU grace period, which is several milliseconds, each time
+/// the table grows (`expand_fdtable`). So this must be called before a second thread is started.
+pub fn expand_descriptor_table(any: BorrowedFd<'_>, count: u64) {
+    let last = i32::try_from(count.saturating_sub(1)).unwrap_or(i32::MAX);
+    if let Err(error) = rustix::io::fcntl_dupfd_cloexec(any, last) {
+        // The table grows later then, beside requests.
+        log::debug!("cannot expand the table of descriptors: {error}");
+    }
 }
 
 /// Ignores the signals of resource limits that could not be removed.
