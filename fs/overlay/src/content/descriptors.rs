@@ -3,7 +3,6 @@
 //! An open file does not own a descriptor, because a container may have more open files than the daemon may have
 //! descriptors. All open files of an inode with the same access share one, which is reopened if it was evicted.
 
-use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 use cowl_layers::locks::Mutex;
 use lru::LruCache;
+use rustc_hash::FxHashMap;
 
 use super::handle::{FileHandle, VersionedDescriptor, open_flags};
 use crate::inode::Inode;
@@ -58,11 +58,11 @@ struct WritebackError {
 struct Table {
     open: LruCache<Key, VersionedDescriptor>,
     /// The number of open files for each key.
-    users: HashMap<Key, u32>,
+    users: FxHashMap<Key, u32>,
     /// The number of open files of each inode.
-    inodes: HashMap<InodeKey, u32>,
+    inodes: FxHashMap<InodeKey, u32>,
     /// Inodes with an error since all of their files were last closed.
-    errors: HashMap<InodeKey, WritebackError>,
+    errors: FxHashMap<InodeKey, WritebackError>,
 }
 
 /// The open descriptors of a mount.
@@ -82,9 +82,9 @@ impl ContentDescriptors {
     fn with_capacity(capacity: usize) -> Self {
         Self(Mutex::new(Table {
             open: LruCache::new(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN)),
-            users: HashMap::new(),
-            inodes: HashMap::new(),
-            errors: HashMap::new(),
+            users: FxHashMap::default(),
+            inodes: FxHashMap::default(),
+            errors: FxHashMap::default(),
         }))
     }
 

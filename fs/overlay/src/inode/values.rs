@@ -21,5 +21,10 @@ pub(crate) struct NodeIdValue {
 
 /// Returns the encoding of a value; empty if it cannot be encoded, which does not happen with these types.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    postcard::to_stdvec(value).unwrap_or_default()
+    // Most values are small, and a vector that grows is allocated several times.
+    let mut small = [0; 256];
+    match postcard::to_slice(value, &mut small) {
+        Ok(bytes) => bytes.to_vec(),
+        Err(_) => postcard::to_stdvec(value).unwrap_or_default(),
+    }
 }

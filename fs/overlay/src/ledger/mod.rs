@@ -192,7 +192,7 @@ impl Ledger {
     }
 
     /// Records that a part of the state is not in the ledger, which a successor then cannot use.
-    pub(crate) fn give_up(&self, reason: &str) {
+    pub fn give_up(&self, reason: &str) {
         if self.is_complete.swap(false, Ordering::AcqRel) {
             self.set(Word::Complete, 0);
             log::warn!("the mount will end if this process is killed: {reason}");

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::locks::RwLock;
 use cowl_overlay::{FileHandle, Kind, Ledger};
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 /// The handle numbers of a process and those of its successor differ in the bits from this one up, so that a late
@@ -30,7 +31,7 @@ pub(super) struct HandleValue {
 /// Open files by handle number. A number is never reused.
 #[derive(Debug)]
 pub(super) struct Handles {
-    open: RwLock<HashMap<u64, OpenFile>>,
+    open: RwLock<FxHashMap<u64, OpenFile>>,
     next: AtomicU64,
 }
 
@@ -47,7 +48,7 @@ impl Handles {
     /// Continues with these open files and the next number of another process.
     pub(super) fn continued(open: HashMap<u64, OpenFile>, next: u64) -> Self {
         Self {
-            open: RwLock::new(open),
+            open: RwLock::new(open.into_iter().collect()),
             next: AtomicU64::new(next),
         }
     }
@@ -119,7 +120,10 @@ fn note(ledger: &Ledger, number: u64, open: &OpenFile) {
         node_id: open.node_id,
         file: open.file.to_ledger(),
     };
-    // These types can always be encoded.
-    let value = postcard::to_stdvec(&value).unwrap_or_default();
-    ledger.put(Kind::Handle, number, &value);
+    // More than twice the largest encoding.
+    let mut buffer = [0; 128];
+    match postcard::to_slice(&value, &mut buffer) {
+        Ok(value) => ledger.put(Kind::Handle, number, value),
+        Err(error) => ledger.give_up(&format!("cannot record an open file: {error}")),
+    }
 }

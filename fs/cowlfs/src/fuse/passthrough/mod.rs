@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use cowl_layers::locks::Mutex;
 use fuser::FopenFlags;
 use lru::LruCache;
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 pub(super) use backing::{Backing, BackingDevice};
@@ -47,7 +48,7 @@ pub(super) struct BackingFiles {
 
 #[derive(Debug)]
 struct Table {
-    files: HashMap<u64, FileState>,
+    files: FxHashMap<u64, FileState>,
     /// Files that are not open and have a backing file, the most recently used last.
     idle: LruCache<u64, ()>,
     /// Devices whose files the kernel refuses, because their file systems are stacked on other file systems.
@@ -170,7 +171,7 @@ impl BackingFiles {
             is_unsupported: AtomicBool::new(false),
             writers,
             table: Mutex::new(Table {
-                files: HashMap::new(),
+                files: FxHashMap::default(),
                 idle: LruCache::unbounded(),
                 refused_devices: Vec::new(),
             }),

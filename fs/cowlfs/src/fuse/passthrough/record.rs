@@ -1,11 +1,11 @@
 //! The state of passthrough, for a process that continues the session.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use cowl_layers::locks::Mutex;
 use lru::LruCache;
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use super::backing::{Backing, BackingDevice};
@@ -77,7 +77,7 @@ impl BackingFiles {
             refused_devices,
         } = record;
         let device = Arc::new(device);
-        let files: HashMap<u64, FileState> = files
+        let files: FxHashMap<u64, FileState> = files
             .into_iter()
             .map(|(ino, file)| (ino, file.into_state(&device)))
             .collect();
