@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::command::{Output, run_command, show};
+use crate::killer::{daemon_of, kill_both};
 use crate::scratch::Scratch;
 
 /// A store for one test, in a directory that the test may use for other files.
@@ -179,7 +180,7 @@ impl Store {
         self.cowl(["restore", name, snapshot]).ok()
     }
 
-    /// Returns the process id of the daemon that serves a container.
+    /// Returns the process id in the state of a container: that of its keeper, or of its daemon if it has none.
     #[track_caller]
     #[must_use]
     pub fn pid(&self, name: &str) -> u32 {
@@ -189,6 +190,21 @@ impl Store {
             .and_then(Value::as_u64)
             .and_then(|pid| u32::try_from(pid).ok())
             .unwrap_or_else(|| panic!("no pid: {}", status.report()))
+    }
+
+    /// Returns the process id of the process that serves a container, which differs from [`Self::pid`] if it has a
+    /// keeper.
+    #[track_caller]
+    #[must_use]
+    pub fn daemon(&self, name: &str) -> u32 {
+        let pid = self.pid(name);
+        daemon_of(pid).unwrap_or(pid)
+    }
+
+    /// Kills the processes that serve a container, so that its mount is dead.
+    #[track_caller]
+    pub fn kill_daemon(&self, name: &str) {
+        kill_both(self.pid(name));
     }
 
     /// Returns the names of a container's snapshots, oldest first, from `list --json`.

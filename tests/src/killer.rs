@@ -144,9 +144,14 @@ pub fn daemon_of(pid: u32) -> Option<u32> {
 /// Kills a daemon and its keeper, given either of them, so that the mount is dead.
 pub fn kill_both(pid: u32) {
     let keeper = keeper_of(pid).unwrap_or(pid);
-    let daemon = daemon_of(keeper);
-    for pid in [Some(keeper), daemon].into_iter().flatten() {
+    let send = |pid: u32, signal| {
         // It may have ended.
-        let _ended = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+        let _ended = kill(Pid::from_raw(pid.cast_signed()), signal);
+    };
+    // A keeper starts another daemon, and a daemon another keeper.
+    send(keeper, Signal::SIGSTOP);
+    if let Some(daemon) = daemon_of(keeper) {
+        send(daemon, Signal::SIGKILL);
     }
+    send(keeper, Signal::SIGKILL);
 }

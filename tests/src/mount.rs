@@ -334,6 +334,11 @@ impl Overlay {
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         let program = self.program()?;
+        if daemon_of(program).is_none() {
+            // The mount is visible before its daemon is forked, and an answer comes from the daemon. An error is
+            // that of a dead mount.
+            let _answer = std::fs::metadata(&self.mount_point);
+        }
         Some(daemon_of(program).unwrap_or(program))
     }
 

@@ -63,9 +63,9 @@ impl Awake {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Keeper {
     /// If the kernel supports it.
+    #[default]
     On,
     /// Never: the mount ends with the daemon.
-    #[default]
     Off,
 }
 

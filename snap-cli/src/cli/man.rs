@@ -92,7 +92,7 @@ const CONFIGURATION: Section = (
             "With `overlay`, the kernel reads all files in lower layers without the daemon; a descriptor that was opened before a write to such a file continues to read the old content.",
         ),
         (
-            "keeper = \"off\"",
+            "keeper = \"on\"",
             "With `on`, a second process starts another daemon if the daemon of a mount is killed, and programs in the mount continue (Linux 6.9 or later). Experimental.",
         ),
         (

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use cowl_tests::command::sh_in;
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
+use cowl_tests::killer::kill_both;
 use cowl_tests::mount;
 use serde_json::Value;
 
@@ -150,8 +151,7 @@ fn a_dead_daemon_and_a_plain_umount_leave_nothing() {
     let mount_point = browse(&store, "web@snap0", "killed");
     let status = store.cowl(["status", "web", "--json"]).ok().json();
     let pid = status["browsed"][0]["pid"].as_u64().unwrap();
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    kill_both(u32::try_from(pid).unwrap());
     mount::wait_until("the mount is dead", || fs::metadata(&mount_point).is_err());
     // The daemon releases its lock shortly after its mount ends.
     mount::wait_until("the next command sees it", || browsed(&store).is_empty());

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use cowl_tests::command::run;
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
+use cowl_tests::killer::kill_both;
 use cowl_tests::lxc::{self, Lxc};
 use cowl_tests::mount::{self, Overlay, Stack, wait_until};
 use cowl_tests::scratch::Scratch;
@@ -58,7 +59,7 @@ fn a_reply_is_read_even_if_its_daemon_has_exited() {
     }
     let store = Store::for_test();
     created(&store, &["web"]);
-    let pid = store.pid("web").to_string();
+    let pid = store.daemon("web").to_string();
     let trace = |syscalls: &str, delay: &str| {
         let mut strace = Command::new("strace");
         strace
@@ -175,7 +176,7 @@ fn a_stopped_daemon_is_named_and_can_be_ended() {
     }
     let store = Store::for_test();
     created(&store, &["one", "two"]);
-    let pid = store.pid("one");
+    let pid = store.daemon("one");
     signal(pid, "-STOP");
     let cont = format!("kill -cont {pid}");
     let words = [&*format!("pid {pid}"), "state t", &cont];
@@ -207,7 +208,7 @@ fn a_stopped_daemon_is_named_and_can_be_ended() {
     // The daemon continues, and none of the refused commands had an effect.
     signal(pid, "-CONT");
     store.cowl(["snapshot", "one"]).ok();
-    assert_eq!(store.pid("one"), pid);
+    assert_eq!(store.daemon("one"), pid);
     assert_eq!(store.snapshots("one"), ["snap0"]);
     signal(pid, "-STOP");
     let ended = store.cowl(["umount", "--force", "one"]).ok();
@@ -265,9 +266,7 @@ fn a_killed_daemon_is_treated_as_dead_immediately() {
     )
     .ok();
     for round in 0..24 {
-        let pid = store.pid("web");
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        store.kill_daemon("web");
         match round % 4 {
             0 => {
                 let output = store.cowl(["mount", "web"]).ok();
@@ -297,7 +296,7 @@ fn commands_wait_for_a_killed_daemon_to_exit() {
     if !can(NEEDS) {
         return;
     }
-    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal};
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
     let store = Store::for_test();
     let mount_point = created(&store, &["web"]).remove(0);
     let pid = Pid::from_raw(i32::try_from(store.pid("web")).unwrap()).unwrap();
@@ -314,7 +313,7 @@ fn commands_wait_for_a_killed_daemon_to_exit() {
         .map(|fd| rustix::process::pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()).unwrap())
         .collect();
     assert!(held.len() >= 2, "{held:?}");
-    rustix::process::pidfd_send_signal(&process, Signal::KILL).unwrap();
+    store.kill_daemon("web");
     let mut asked = store.command(["mount", "web"]);
     let asked = asked.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut asked = asked.spawn().unwrap();
@@ -341,7 +340,7 @@ fn processes_on_a_dead_mount_are_named() {
     store.cowl(["snapshot", "web"]).ok();
     let inside = Inside::of(&mount_point);
     let (user, daemon) = (format!("pid {}", inside.0.id()), store.pid("web"));
-    signal(daemon, "-KILL");
+    kill_both(daemon);
     let daemon = format!("pid {daemon}");
     let words = [&*daemon, "died", "dead mount", &user, "sleep"];
     let output = store.cowl(["status", "web"]).ok();
@@ -383,7 +382,7 @@ fn an_lxc_container_on_a_dead_mount_is_named() {
     let store = lxc.store();
     store.cowl(["snapshot", "c1"]).ok();
     lxc.run("c1", "echo new > /etc/written");
-    signal(store.pid("c1"), "-KILL");
+    store.kill_daemon("c1");
     let pid = lxc.pid("c1").unwrap().to_string();
     let words = ["died", "container c1 still runs on the dead mount", &pid];
     let output = store.cowl(["status", "c1"]).ok();

@@ -75,7 +75,7 @@ fn soft_limits_of_the_shell_do_not_apply_to_the_daemon() {
         .append(true)
         .open(root.join("large"))
         .unwrap();
-    let pid = store.pid("web");
+    let pid = store.daemon("web");
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let row = |name: &str| limits.lines().find(|line| line.starts_with(name)).unwrap();
     for name in ["Max file size", "Max cpu time"] {
@@ -93,7 +93,7 @@ fn hard_limit_of_the_file_size_is_an_error_of_the_write() {
     }
     let store = store_with_container();
     mount_from_shell(&store, "ulimit -f 64").ok();
-    let (root, pid) = (store.mount("web"), store.pid("web"));
+    let (root, pid) = (store.mount("web"), store.daemon("web"));
     let copy_up = fs::OpenOptions::new().append(true).open(root.join("large"));
     let write = fs::write(root.join("new"), vec![1; 1 << 20]);
     let is_limited = lacking(&store).contains("no-limit-fsize");
@@ -103,7 +103,7 @@ fn hard_limit_of_the_file_size_is_an_error_of_the_write() {
         assert_eq!(errno, is_limited.then_some(27), "EFBIG");
     }
     assert_eq!(fs::read(root.join("large")).unwrap().len(), 1 << 20);
-    assert_eq!(store.pid("web"), pid, "the daemon is still the same");
+    assert_eq!(store.daemon("web"), pid, "the daemon is still the same");
     store.cowl(["umount", "web"]).ok();
 }
 
@@ -115,7 +115,7 @@ fn daemon_has_only_the_capabilities_that_it_needs() {
     }
     let store = store_with_container();
     let _root = store.mount("web");
-    let pid = store.pid("web");
+    let pid = store.daemon("web");
     let dropped = [12, 13, 16, 17, 22, SYS_RESOURCE, 25, 39];
     let kept = [0, 1, 3, 4, 6, 7, 21, 27];
     for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
@@ -145,7 +145,7 @@ fn daemon_without_descriptors_still_answers() {
     }
     let store = store_with_container();
     let root = store.mount("web");
-    let pid = store.pid("web");
+    let pid = store.daemon("web");
     let files: Vec<_> = (0..40)
         .map(|number| fs::File::create(root.join(format!("f{number}"))).unwrap())
         .collect();
@@ -174,7 +174,7 @@ fn daemon_without_descriptors_still_answers() {
     for file in &files {
         rustix::io::pwrite(file, b"written", 0).unwrap();
     }
-    assert_eq!(store.pid("web"), pid);
+    assert_eq!(store.daemon("web"), pid);
     drop(files);
     store.cowl(["umount", "web"]).ok();
 }
@@ -193,7 +193,7 @@ fn control_group_of_the_shell_does_not_limit_the_daemon() {
         &format!("echo $$ > {}/cgroup.procs", group.display()),
     )
     .ok();
-    let table = fs::read_to_string(format!("/proc/{}/cgroup", store.pid("web"))).unwrap();
+    let table = fs::read_to_string(format!("/proc/{}/cgroup", store.daemon("web"))).unwrap();
     assert!(!table.contains("cowl-test-"), "{table}");
     store.cowl(["umount", "web"]).ok();
     fs::remove_dir(&group).unwrap();

@@ -257,8 +257,7 @@ fn a_killed_daemon_makes_nothing_incomplete() {
     let root = store.mount("web");
     std::fs::write(root.join("etc/file"), "new").unwrap();
     store.cowl(["snapshot", "web", "--no-sync"]).ok();
-    let pid = store.pid("web").to_string();
-    run("kill", ["-9", &pid]).ok();
+    store.kill_daemon("web");
     // The next command remounts, and the new daemon completes the sync.
     wait_durable(&store, "snap0");
     assert_eq!(store.cowl(["check"]).ok().out(), "");
@@ -384,7 +383,7 @@ fn the_last_sync_of_a_daemon_uses_a_descriptor_from_before_the_mount() {
     let log = store.scratch().join("trace");
     let calls = ["-e", "trace=openat,exit_group"];
     let mounted = traced(&store, &calls, &log, &["mount", "web"]).ok().out();
-    let daemon = store.pid("web");
+    let daemon = store.daemon("web");
     let layers = format!("\"{}\"", store.path().join("layers").display());
     let text = || std::fs::read_to_string(&log).unwrap();
     let before = text().matches(&layers).count();

@@ -112,9 +112,7 @@ fn an_ephemeral_clone_is_removed_with_its_mount() {
     // After its daemon was killed, the next command removes it.
     make();
     let mount_point = store.mount("once");
-    let pid = i32::try_from(store.pid("once")).unwrap();
-    let pid = nix::unistd::Pid::from_raw(pid);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    store.kill_daemon("once");
     mount::wait_until("the mount is dead", || fs::metadata(&mount_point).is_err());
     // The daemon releases its lock shortly after its mount ends.
     mount::wait_until("the next command sees it", || {
@@ -129,8 +127,7 @@ fn an_ephemeral_clone_is_removed_with_its_mount() {
     let run = store.run_dirs().into_iter();
     let mut states = run.map(|dir| dir.join("state.json"));
     let state = states.rfind(|path| path.try_exists().unwrap()).unwrap();
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(store.pid("once")).unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    store.kill_daemon("once");
     mount::wait_until("the mount is dead", || fs::metadata(&mount_point).is_err());
     mount::detach(&mount_point).unwrap();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();

@@ -314,7 +314,7 @@ fn a_mount_whose_daemon_died_is_remounted() {
         &["exec", "web", "--", "/bin/sh"],
     ] {
         let pid = store.pid("web");
-        run("kill", ["-9", &pid.to_string()]).ok();
+        store.kill_daemon("web");
         wait_until("the daemon's death", || {
             std::fs::read_dir(&mount_point).is_err()
         });
@@ -327,8 +327,7 @@ fn a_mount_whose_daemon_died_is_remounted() {
         assert_ne!(store.pid("web"), pid);
         assert_tree("after the kill", &store.mount("web"), &before);
     }
-    let pid = store.pid("web");
-    run("kill", ["-9", &pid.to_string()]).ok();
+    store.kill_daemon("web");
     wait_until("the daemon's death", || {
         std::fs::read_dir(&mount_point).is_err()
     });

@@ -34,7 +34,7 @@ fn descriptors_and_memory_of_a_mounted_container_with_many_snapshots_are_bounded
     fs::write(source.join("log"), "").unwrap();
     store.create("web", &source);
     let root = store.mount("web");
-    let pid = store.pid("web");
+    let pid = store.daemon("web");
     let lower = fs::File::open(root.join("lower")).unwrap();
     let number = fs::metadata(root.join("log")).unwrap().ino();
     // It stays open for writing over all snapshots.

@@ -89,7 +89,7 @@ fn other_users_cannot_access_a_container_mounted_in_the_store() {
     let store = world();
     let mount_point = store.mount("web");
     assert!(!is_nosuid(&mount_point));
-    let daemon = store.pid("web");
+    let daemon = store.daemon("web");
     let denied = |path: PathBuf| {
         let why = effective(&path).expect_err("it must not run");
         assert!(
@@ -147,8 +147,7 @@ fn a_mount_that_other_users_can_access_is_nosuid() {
     store.cowl(["snapshot", "web"]).ok();
     store.restore("web", "snap0");
     assert!(is_nosuid(&open));
-    let daemon = store.pid("web").to_string();
-    command::run("kill", ["-9", &daemon]).ok();
+    store.kill_daemon("web");
     store.cowl(["list", "web"]).ok();
     store.cowl(["snapshot", "web"]).ok();
     assert!(is_nosuid(&open));

@@ -77,7 +77,7 @@ fn snapshot_restore_and_clone_copy_no_data() {
         .unwrap();
     }
     std::fs::rename(mount_point.join("dir8"), mount_point.join("renamed")).unwrap();
-    let pid = store.pid("web");
+    let pid = store.daemon("web");
     let before = Io::of(pid).unwrap();
     let on_disk = store.disk_usage();
     little("snapshot, mounted", &store.cowl(["snapshot", "web"]).ok());
@@ -93,7 +93,7 @@ fn snapshot_restore_and_clone_copy_no_data() {
         "restore, mounted",
         &store.cowl(["restore", "web", "snap0"]).ok(),
     );
-    let daemon = Io::of(store.pid("web")).unwrap();
+    let daemon = Io::of(store.daemon("web")).unwrap();
     eprintln!("the new daemon: {daemon:?}");
     assert!(
         daemon.wchar < MOST && daemon.write_bytes < MOST,

@@ -55,7 +55,7 @@ pub struct Args {
     /// files without the daemon.
     ///
     /// keeper=on|off: whether a second process starts another daemon if the daemon is killed, so that programs in the
-    /// mount continue (experimental, off by default; Linux 6.9 or later).
+    /// mount continue (on by default; Linux 6.9 or later).
     ///
     /// awake=auto|on|off: keep idle CPUs awake during bursts of requests. auto: on small virtual machines whose idle
     /// CPUs halt.
