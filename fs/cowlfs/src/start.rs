@@ -148,6 +148,10 @@ fn is_wanted(config: &Config, overlay: &Overlay, negotiated: Negotiated) -> bool
         log::info!("no keeper: another process may change the layers");
         return false;
     }
+    if let Err(error) = Ledger::check() {
+        log::warn!("no keeper: the state of the mount cannot be in shared memory: {error}");
+        return false;
+    }
     if !negotiated.can_resend() {
         log::info!("no keeper: the kernel cannot send requests again (Linux 6.9)");
         return false;

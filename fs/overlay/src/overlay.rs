@@ -110,6 +110,20 @@ impl Overlay {
         self.locks.lock().extend(locks);
     }
 
+    /// Releases the locks on all layers. To be called when the mount has ended.
+    ///
+    /// Otherwise they would be held until the process has exited, which a thread that syncs a file system delays.
+    pub fn release_locks(&self) {
+        if let Some(upper) = self.stack.read().writable()
+            && let Err(error) = upper.unlock()
+        {
+            log::warn!("cannot unlock the upper layer: {error}");
+        }
+        // Dropping a lock releases it.
+        self.locks.lock().clear();
+        self.retained.lock().clear();
+    }
+
     /// Records the layers in the ledger.
     pub(crate) fn note_stack(&self, stack: &Stack) {
         let Some(ledger) = self.inodes.ledger() else {

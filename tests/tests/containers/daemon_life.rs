@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use cowl_tests::command::run;
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
+use cowl_tests::killer::daemon_of;
 use cowl_tests::killer::kill_both;
 use cowl_tests::lxc::{self, Lxc};
 use cowl_tests::mount::{self, Overlay, Stack, wait_until};
@@ -236,6 +237,7 @@ fn a_stopped_daemon_of_a_snapshot_can_be_ended() {
     store.cowl(["mount", "web@snap0"]).ok();
     let status = store.cowl(["status", "web", "--json"]).ok().json();
     let pid = u32::try_from(status["browsed"][0]["pid"].as_u64().unwrap()).unwrap();
+    let pid = daemon_of(pid).unwrap_or(pid);
     signal(pid, "-STOP");
     store.cowl(["status"]).ok();
     store

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use cowl_tests::command::{Output, run, run_command};
+use cowl_tests::command::{Output, run_command};
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 use cowl_tests::mount::{unmount_free, wait_until};

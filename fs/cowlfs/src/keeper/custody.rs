@@ -60,6 +60,11 @@ impl Custody {
         self.send(&Message::Replaced, &[connection])
     }
 
+    /// Reports that the mount has ended.
+    pub(crate) fn report_end(&self) -> io::Result<()> {
+        self.send(&Message::Ended, &[])
+    }
+
     /// Hands over a lower layer, which holds its lock.
     pub(crate) fn keep_layer(&self, layer: &Layer) -> io::Result<()> {
         self.send(&Message::Layer(layer.traits()), &[layer.root_fd()])

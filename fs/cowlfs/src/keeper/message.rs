@@ -33,6 +33,8 @@ pub(super) enum Message {
     Replaced,
     /// The ids of all layers in use. Others can be closed.
     Layers(Vec<u64>),
+    /// The mount has ended, and nothing is held in custody any more.
+    Ended,
 }
 
 /// Creates the connection.

@@ -83,6 +83,11 @@ impl Legacy {
                 }
             }
             Message::Layers(ids) => self.layers.retain(|id, _| ids.contains(id)),
+            Message::Ended => {
+                // The daemon has released the locks.
+                self.layers.clear();
+                self.descriptors.clear();
+            }
         }
         Ok(())
     }
@@ -149,6 +154,7 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
         }
         let Life {
             is_serving,
+            has_ended,
             replacement,
         } = life;
         let signal = match (replacement, ended) {
@@ -156,6 +162,7 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
             // The daemon has stopped for a process that has ended since.
             (Ok(Some(_)) | Err(Abandoned), _) => SIGKILL,
             (Ok(None), Ended::Exited(code)) => child::exit_at_once(code),
+            (Ok(None), Ended::Killed(_)) if has_ended => child::exit_at_once(0),
             (Ok(None), Ended::Killed(signal)) => signal,
         };
         was_serving |= is_serving;
@@ -210,6 +217,8 @@ fn count_failures(before: u32, legacy: &Legacy, signal: i32, is_serving: bool) -
 /// The reports of one daemon to its keeper.
 struct Life {
     is_serving: bool,
+    /// Whether the mount has ended.
+    has_ended: bool,
     /// The process that takes over from it.
     replacement: Result<Option<Replacement>, Abandoned>,
 }
@@ -221,6 +230,7 @@ impl Default for Life {
     fn default() -> Self {
         Self {
             is_serving: false,
+            has_ended: false,
             replacement: Ok(None),
         }
     }
@@ -229,6 +239,7 @@ impl Default for Life {
 impl Life {
     fn note(&mut self, legacy: &mut Legacy, message: Message, mut descriptors: Vec<OwnedFd>) {
         self.is_serving |= message == Message::Serving;
+        self.has_ended |= message == Message::Ended;
         if message == Message::Replaced {
             let begun = descriptors.pop().map(Replacement::begin);
             self.replacement = match begun {

@@ -12,12 +12,14 @@ use crate::control::{
     self, FuseConnection, OwnMount, ServedMount, SignalTarget, Signals, StatsSource,
 };
 use crate::fuse::{self, SessionSettings};
+use crate::keeper::Custody;
 use crate::requests::Requests;
 use crate::start::{Begun, Event, Serving};
 use crate::takeover::Predecessor;
 use cowl_layers::error::Errno;
 use cowl_layers::setup::SetupError;
 use cowl_layers::sys;
+use cowl_overlay::Overlay;
 
 /// The number of descriptors for which the kernel's table has room from the start, which is about as many as layers and
 /// open files have together.
@@ -47,6 +49,7 @@ impl Daemon {
             begun,
         } = self.serving;
         let device = self.mount.device;
+        let (ended, kept) = (overlay.clone(), custody.clone());
         let stats = StatsSource::new(overlay.clone(), self.requests, self.uptime, custody.clone());
         let cannot = |error| failed(format!("cannot start a thread: {error}"));
         let flusher = attached.flusher();
@@ -107,6 +110,7 @@ impl Daemon {
         }
         let served = session.join();
         connection.record_end();
+        release(&ended, kept.as_deref());
         match served {
             Err(_) => Err(failed("the session ended with a panic".to_owned())),
             Ok(Err(error)) if error.raw_os_error() == Some(Errno::CONNABORTED.raw_os_error()) => {
@@ -117,6 +121,16 @@ impl Daemon {
             Ok(Err(error)) => Err(failed(format!("the session ended: {error}"))),
             Ok(Ok(())) => Ok(()),
         }
+    }
+}
+
+/// Releases the layers of a mount that has ended.
+fn release(overlay: &Overlay, custody: Option<&Custody>) {
+    overlay.release_locks();
+    if let Some(custody) = custody
+        && let Err(error) = custody.report_end()
+    {
+        log::debug!("cannot notify the keeper: {error}");
     }
 }
 

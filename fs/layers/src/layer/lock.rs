@@ -88,6 +88,11 @@ impl LayerLock {
         sys::dir::lock_to_exclusive(&self.root)
     }
 
+    /// Releases the lock.
+    pub(super) fn unlock(&self) -> Result<()> {
+        sys::dir::unlock(&self.root)
+    }
+
     /// Converts an exclusive lock to a shared one. The layer is never without a lock in between.
     pub(super) fn share(&self) -> Result<()> {
         sys::dir::lock_to_shared(&self.root)

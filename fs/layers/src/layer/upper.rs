@@ -50,6 +50,12 @@ impl Upper {
         Self::from_locked(dirs.lock()?)
     }
 
+    /// Releases the locks. To be called when nothing is written to the layer any more.
+    pub fn unlock(&self) -> Result<()> {
+        self.locks.layer.unlock()?;
+        sys::dir::unlock(&self.locks.outer)
+    }
+
     /// Completes the journal of an upper layer, and cleans its work directory.
     pub(super) fn from_locked(locked: LockedUpper) -> Result<Arc<Self>, SetupError> {
         let recovered = locked.recover()?;

@@ -30,7 +30,8 @@ const MAGIC: u64 = u64::from_le_bytes(*b"cowlled\x01");
 /// The size of the memory, of which only the used pages exist.
 const LARGEST: usize = 16 << 30;
 /// The sizes that are tried if a limit of the process prevents a larger one.
-const SMALLER: [usize; 4] = [4 << 30, 1 << 30, 128 << 20, 16 << 20];
+const SMALLER: [usize; 4] = [4 << 30, 1 << 30, 128 << 20, SMALLEST];
+const SMALLEST: usize = 16 << 20;
 /// The index of the word with the magic number.
 const MAGIC_AT: usize = 0;
 /// The index of the word with the end of the blocks.
@@ -155,6 +156,11 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// Returns an error if the limits of this process do not permit a ledger.
+    pub fn check() -> Result<()> {
+        SharedMemory::create("cowl-ledger", SMALLEST).map(drop)
+    }
+
     /// Creates an empty ledger.
     pub fn create(custodian: Arc<dyn Custodian>) -> Result<Self> {
         let mut created = SharedMemory::create("cowl-ledger", LARGEST);
