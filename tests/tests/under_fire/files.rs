@@ -144,7 +144,7 @@ fn find_lists_every_name_of_a_large_directory_once() {
             dir,
             &format!(
                 "find many -type f | sort | sha256sum; find many -type f | wc -l
-                 touch many/more{round}; rm many/0000{round}; ls -U many | sort | uniq -d"
+                 touch many/more{round}; rm many/{round:06}; ls -U many | sort | uniq -d"
             ),
         );
         let names = NAMES.to_string();

@@ -12,11 +12,11 @@ const GIT: &str = "export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/nul
     export GIT_AUTHOR_DATE='1700000000 +0000' GIT_COMMITTER_DATE='1700000000 +0000'
     ";
 
-/// Some thousand objects: 1500 files in 50 directories, then three commits of changes.
+/// Some hundred objects: 200 files in 20 directories, then three commits of changes.
 const HISTORY: &str = "git init -q repo; cd repo
-    for d in $(seq 50); do mkdir d$d; for f in $(seq 30); do echo \"$d $f\" > d$d/f$f; done; done
+    for d in $(seq 20); do mkdir d$d; for f in $(seq 10); do echo \"$d $f\" > d$d/f$f; done; done
     ln -s d1/f1 link; chmod 755 d1/f2; git add .; git commit -qm first
-    for n in 1 2 3; do for d in $(seq 50); do echo $n >> d$d/f$n; done; git commit -qam n$n; done";
+    for n in 1 2 3; do for d in $(seq 20); do echo $n >> d$d/f$n; done; git commit -qam n$n; done";
 
 #[track_caller]
 fn git(dir: &Path, script: &str) -> String {
