@@ -15,6 +15,8 @@ pub enum Need {
     KernelOverlay,
     /// `mmdebstrap` and a Debian mirror, or a cached root filesystem.
     Debian,
+    /// The same with systemd as its init.
+    DebianWithSystemd,
     /// The pids controller of cgroup v1, not managed by systemd.
     PidsController,
     /// A program in PATH.
@@ -39,6 +41,9 @@ impl Need {
             Need::Debian => crate::rootfs::debian_tar()
                 .err()
                 .map(|error| format!("cannot obtain a Debian root filesystem: {error}")),
+            Need::DebianWithSystemd => crate::rootfs::systemd_tar()
+                .err()
+                .map(|error| format!("cannot obtain a Debian with systemd: {error}")),
             Need::PidsController => lacks_pids_controller(),
             Need::Program(name) => crate::programs::in_path(name)
                 .is_none()
@@ -126,7 +131,6 @@ pub fn test_name() -> String {
 /// it would pass without having run.
 ///
 /// # Panics
-/// Without `COWL_SKIP_LOG`, unless `COWL_SKIP` is set.
 /// Without `COWL_SKIP_LOG`, unless `COWL_SKIP` is set.
 pub fn skipped(reason: &str) {
     let line = format!("SKIP {}: {}", test_name(), reason.replace('\n', " "));

@@ -126,11 +126,14 @@ impl Store {
             .arg(&self.path)
             .args(args)
             .env("TZ", "UTC")
+            .envs(self.settings())
             .stdin(Stdio::null());
-        if self.keeper {
-            command.env("COWL_KEEPER", "on");
-        }
         command
+    }
+
+    /// Returns the environment of the commands, and of programs that start some.
+    pub fn settings(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.keeper.then_some(("COWL_KEEPER", "on")).into_iter()
     }
 
     /// Returns the path of another file of the test, beside the store.

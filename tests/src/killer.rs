@@ -1,5 +1,6 @@
 //! Kills daemons again and again while a test uses their mounts.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Kills the daemons of some mounts until it is dropped, each one a while after it began.
+/// Kills the daemons of some mounts until it is dropped, each one a while after it began to answer requests.
 #[derive(Debug)]
 pub struct Killer {
     stop: Arc<AtomicBool>,
@@ -24,9 +25,11 @@ struct Due {
 }
 
 impl Killer {
-    /// Kills the daemons whose command lines contain `path`, each one 20 to `longest` milliseconds after it was found.
+    /// Kills the daemons whose command lines contain `path`, each one a time of `lifetimes`, in milliseconds, after it
+    /// began to answer requests. So each one answers some, however slow the machine is.
     #[must_use]
-    pub fn start(path: &Path, longest: u64) -> Self {
+    pub fn start(path: &Path, lifetimes: RangeInclusive<u64>) -> Self {
+        let (shortest, choices) = (*lifetimes.start(), lifetimes.count() as u64);
         let (stop, kills) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicU32::new(0)),
@@ -44,7 +47,7 @@ impl Killer {
                         random ^= random << 13;
                         random ^= random >> 7;
                         random ^= random << 17;
-                        let delay = 20 + random % (longest - 20).max(1);
+                        let delay = shortest + random % choices;
                         let at = Instant::now() + Duration::from_millis(delay);
                         due.push(Due { pid, at });
                         continue;
@@ -66,11 +69,17 @@ impl Killer {
         }
     }
 
+    /// Returns the number of kills until now.
+    #[must_use]
+    pub fn kills(&self) -> u32 {
+        self.kills.load(Ordering::Relaxed)
+    }
+
     /// Stops, and returns the number of kills.
     #[must_use]
     pub fn stop(mut self) -> u32 {
         self.end();
-        self.kills.load(Ordering::Relaxed)
+        self.kills()
     }
 
     fn end(&mut self) {
@@ -87,7 +96,7 @@ impl Drop for Killer {
     }
 }
 
-/// Returns the daemons with a keeper whose command lines contain `text`.
+/// Returns the daemons with a keeper that answer requests and whose command lines contain `text`.
 fn daemons(text: &[u8]) -> Vec<u32> {
     let mut found = Vec::new();
     for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -99,11 +108,20 @@ fn daemons(text: &[u8]) -> Vec<u32> {
         if line.windows(text.len()).any(|part| part == text)
             && is_ours(pid)
             && keeper_of(pid).is_some()
+            && answers(pid)
         {
             found.push(pid);
         }
     }
     found
+}
+
+/// Returns whether a daemon has the thread that reads requests.
+fn answers(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+    threads.into_iter().flatten().flatten().any(|thread| {
+        std::fs::read(thread.path().join("comm")).is_ok_and(|name| name == b"session\n")
+    })
 }
 
 fn is_ours(pid: u32) -> bool {

@@ -38,8 +38,17 @@ impl Lxc {
     /// Creates an empty directory and a store.
     #[must_use]
     pub fn for_test() -> Lxc {
+        Lxc::with_store(Store::for_test())
+    }
+
+    /// Creates an empty directory and a store whose mounts get a keeper each.
+    #[must_use]
+    pub fn with_keepers() -> Lxc {
+        Lxc::with_store(Store::for_test().with_keepers())
+    }
+
+    fn with_store(store: Store) -> Lxc {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let store = Store::for_test();
         let path = store.scratch().make("lxc");
         Lxc {
             store,
@@ -123,7 +132,8 @@ impl Lxc {
             .arg("-P")
             .arg(&self.path)
             .args(["-n", name])
-            .args(args);
+            .args(args)
+            .envs(self.store.settings());
         command::run_command(command, b"")
     }
 

@@ -55,6 +55,18 @@ pub fn debian_tar() -> Result<PathBuf> {
     Ok(tar)
 }
 
+/// Returns the tar of a Debian root filesystem whose init is systemd, and creates it if it is not cached.
+pub fn systemd_tar() -> Result<PathBuf> {
+    let tar = cache_dir()?.join(format!(
+        "systemd-{SUITE}-{}-{EDITION}.tar",
+        std::env::consts::ARCH
+    ));
+    make_once(&tar, |unfinished| {
+        from_mirror(unfinished, &["--include=systemd-sysv,dbus".to_owned()])
+    })?;
+    Ok(tar)
+}
+
 /// Returns the tar of a root filesystem that contains only busybox, and creates it if it is not cached.
 pub fn busybox_tar() -> Result<PathBuf> {
     let tar = cache_dir()?.join(format!("busybox-{EDITION}.tar"));
@@ -103,14 +115,14 @@ fn mmdebstrap(tar: &Path) -> Result<()> {
             packages.join(" ")
         )
     };
+    from_mirror(tar, &[fetch("debs", &DEBS), fetch("large", &LARGE)])
+}
+
+/// Runs mmdebstrap with the mirror of apt's configuration, or with its default.
+fn from_mirror(tar: &Path, options: &[String]) -> Result<()> {
     let run = |mirror: Option<String>| {
         let mut command = Command::new("mmdebstrap");
-        command.args([
-            "--variant=minbase",
-            &fetch("debs", &DEBS),
-            &fetch("large", &LARGE),
-            SUITE,
-        ]);
+        command.arg("--variant=minbase").args(options).arg(SUITE);
         command.arg(tar).args(mirror);
         quietly(command)
     };

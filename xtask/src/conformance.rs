@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use cowl_tests::killer::Killer;
 use cowl_tests::mount::{Overlay, Stack};
 
 use crate::run::{Result, Run, failure, note, root, target, title};
@@ -24,8 +25,34 @@ enum Verdict {
     Skipped,
 }
 
+/// The options of `cargo xtask conformance`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Kill the daemon of the mount every second; its keeper starts another one
+    #[arg(long)]
+    kill: bool,
+}
+
+/// Whether the daemon is killed while the suites run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kills {
+    None,
+    EverySecond,
+}
+
+impl Options {
+    /// Sets the machine up, and runs the suites.
+    pub(crate) fn run(&self) -> Result<()> {
+        crate::setup::run()?;
+        run(match self.kill {
+            true => Kills::EverySecond,
+            false => Kills::None,
+        })
+    }
+}
+
 /// Installs the suites if necessary, and runs them.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(kills: Kills) -> Result<()> {
     title("conformance: pjdfstest and fsx");
     let tools = target()?.join("tools");
     install(&tools, "pjdfstest", PJDFSTEST)?;
@@ -60,10 +87,21 @@ pub(crate) fn run() -> Result<()> {
         Some(program) => PathBuf::from(program),
         None => target()?.join("debug/cowlfs"),
     };
-    let mount = Overlay::cowlfs_at(&program, &stack, &make_dir("mount")?, "dev,suid");
+    let options = match kills {
+        Kills::None => "dev,suid",
+        Kills::EverySecond => "dev,suid,keeper=on",
+    };
+    let mount = Overlay::cowlfs_at(&program, &stack, &make_dir("mount")?, options);
+    let killer = (kills == Kills::EverySecond).then(|| Killer::start(mount.path(), 1000..=1000));
     let ours = pjdfstest(&tools, &config, mount.path())?;
     let verdict = judge(&plain, &ours)?;
     crate::fsx::run(&tools.join("bin/fsx"), scratch.path(), mount.path())?;
+    if let Some(count) = killer.map(Killer::stop) {
+        note(&format!("the daemon was killed {count} times"));
+        if count == 0 {
+            return failure("the daemon was never killed".to_owned());
+        }
+    }
     mount.unmount();
     if verdict.is_empty() {
         return Ok(());

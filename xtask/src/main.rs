@@ -69,7 +69,7 @@ enum Command {
     /// Pack the files that `install` installs into a tar in target/dist, with a checksum
     Dist(install::DistOptions),
     /// Run pjdfstest and fsx on a cowlfs mount, and compare with the file system below it
-    Conformance,
+    Conformance(conformance::Options),
 }
 
 fn main() -> ExitCode {
@@ -90,7 +90,7 @@ fn main() -> ExitCode {
         Command::Install(options) => install::install(&options),
         Command::Uninstall(options) => install::uninstall(&options),
         Command::Dist(options) => install::dist(&options),
-        Command::Conformance => setup::run().and_then(|()| conformance::run()),
+        Command::Conformance(options) => options.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -33,6 +33,7 @@ const PACKAGES: &[&str] = &[
     "mount",
     "patch",
     "podman",
+    "postgresql",
     "procps",
     "python3",
     "rsync",

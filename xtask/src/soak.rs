@@ -42,7 +42,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         snapshots,
         ..
     } = *options;
-    let parts: [(String, &dyn Fn() -> Result<()>); 6] = [
+    let parts: [(String, &dyn Fn() -> Result<()>); 8] = [
         (format!("power-cut {cuts}"), &|| {
             power_cut::run(&power_cut::Options::with(cuts, seed, false))
         }),
@@ -66,7 +66,26 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 .env("COWL_SCALE_SNAPSHOTS", snapshots.to_string())
                 .run()
         }),
-        ("conformance".to_owned(), &conformance::run),
+        ("conformance".to_owned(), &|| {
+            conformance::run(conformance::Kills::None)
+        }),
+        ("conformance --kill".to_owned(), &|| {
+            conformance::run(conformance::Kills::EverySecond)
+        }),
+        ("programs under fire".to_owned(), &|| {
+            Run::cargo()?
+                .args([
+                    "test",
+                    "-p",
+                    "cowl-tests",
+                    "--locked",
+                    "--test",
+                    "under_fire",
+                ])
+                .args(["--test", "lxc", "--", "--nocapture", "--test-threads=1"])
+                .env("COWL_UNDER_FIRE", "1")
+                .run()
+        }),
     ];
     let mut rows = Vec::new();
     let mut failed = 0;

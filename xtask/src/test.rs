@@ -9,6 +9,7 @@ mod memory;
 use std::path::Path;
 use std::time::Instant;
 
+use crate::conformance::Kills;
 use crate::run::{Result, Run, failure, note, target, title};
 
 /// The options of `cargo xtask test`.
@@ -95,7 +96,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     tests?;
 
     if !options.no_conformance {
-        crate::conformance::run()?;
+        crate::conformance::run(Kills::None)?;
     }
     if count != options.allow_skips {
         return failure(format!(

@@ -11,4 +11,5 @@ mod adopt;
 mod example;
 mod front;
 mod stock;
+mod under_fire;
 mod verbs;

@@ -53,7 +53,7 @@ fn killed_daemons_change_nothing() {
     // Files without a name that are open with O_PATH are lost (docs/decisions/0035).
     if number("COWL_UNDER_FIRE", 0) > 0 && can(&NEEDS) {
         let disk = Disk::new("differential");
-        let killer = Killer::start(&disk.path(), 200);
+        let killer = Killer::start(&disk.path(), 20..=200);
         every_seed_on(&disk, 10, under_fire);
         let kills = killer.stop();
         assert!(kills > 20, "{kills} kills");

@@ -136,7 +136,7 @@ fn every_change_is_made_exactly_once() {
         }
         let overlay = Overlay::cowlfs(&stack, &dir.make("m"), options);
         let top = overlay.path().to_str().unwrap().to_owned();
-        let killer = Killer::start(overlay.path(), 80);
+        let killer = Killer::start(overlay.path(), 20..=80);
         let scripts: Vec<_> = (0..WORKERS)
             .map(|worker| Script::start("exactly_once.py", &[&top, &worker.to_string(), "6"]))
             .collect();

@@ -1,0 +1,223 @@
+//! sqlite with two writers, and PostgreSQL.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use cowl_tests::command::{self, run, run_command, sh};
+use cowl_tests::conditions::{Need, can_mount};
+
+use crate::field::{Attack, Field};
+
+#[track_caller]
+fn ask(database: &Path, question: &str) -> String {
+    let mut command = Command::new("sqlite3");
+    command.args(["-bail", "-batch"]).arg(database);
+    run_command(command, question.as_bytes()).ok().out()
+}
+
+/// Runs two writers, each of which prints the rows that it has committed. Returns these.
+#[track_caller]
+fn two_writers(database: &Path, mode: &str, round: u32) -> Vec<String> {
+    let writers = ["a", "b"].map(|writer| {
+        let mut script = format!("PRAGMA busy_timeout = 60000; PRAGMA journal_mode = {mode};\n");
+        for number in 0..40 {
+            let row = format!("{writer}-{round}-{number}");
+            script += &format!(
+                "BEGIN IMMEDIATE; INSERT INTO t(name, v) VALUES('{row}', hex(randomblob(200)));
+                 UPDATE t SET v = v || 'x' WHERE id % 100 = 1; COMMIT; SELECT '{row}';\n"
+            );
+        }
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, script.as_bytes()).unwrap();
+        let child = Command::new("sqlite3")
+            .args(["-bail", "-batch"])
+            .arg(database)
+            .stdin(std::fs::File::open(file.path()).unwrap())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        (child, file)
+    });
+    let mut committed = Vec::new();
+    for (child, _file) in writers {
+        let output = child.wait_with_output().unwrap();
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "sqlite3 in mode {mode}: {}",
+            command::show(&output.stderr)
+        );
+        let lines = command::show(&output.stdout);
+        committed.extend(
+            lines
+                .lines()
+                .filter(|line| line.contains('-'))
+                .map(str::to_owned),
+        );
+    }
+    assert_eq!(committed.len(), 80, "{mode}");
+    committed
+}
+
+#[test]
+fn sqlite_keeps_every_committed_row() {
+    if !can_mount(&[Need::Program("sqlite3")]) {
+        return;
+    }
+    let modes = ["wal", "delete", "truncate", "persist"];
+    let field = Field::new(|lower| {
+        for mode in modes {
+            ask(
+                &lower.join(mode),
+                &format!(
+                    "PRAGMA journal_mode = {mode}; CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT UNIQUE, v TEXT);
+                     CREATE INDEX i ON t(v); WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n
+                     WHERE x < 2000) INSERT INTO t(name, v) SELECT x, hex(randomblob(100)) FROM n;"
+                ),
+            );
+        }
+    });
+    let attack = field.attack();
+    let mut committed = modes.map(|mode| (mode, Vec::new()));
+    let mut round = 0;
+    while round == 0 || attack.continues() {
+        round += 1;
+        for (mode, rows) in &mut committed {
+            rows.extend(two_writers(&attack.path().join(*mode), mode, round));
+        }
+    }
+    let check = |dir: &Path| {
+        for (mode, rows) in &committed {
+            let database = dir.join(mode);
+            let found = ask(
+                &database,
+                "SELECT name FROM t WHERE name LIKE '%-%' ORDER BY name;",
+            );
+            let mut rows = rows.clone();
+            rows.sort();
+            assert!(
+                found.lines().eq(rows.iter().map(String::as_str)),
+                "{mode}: {found}"
+            );
+            assert_eq!(ask(&database, "PRAGMA integrity_check;"), "ok", "{mode}");
+        }
+    };
+    check(attack.path());
+    attack.end();
+    let mount = field.mount();
+    check(mount.path());
+    mount.unmount();
+}
+
+/// The directory of the newest PostgreSQL server.
+fn postgres() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten();
+    let mut found: Vec<_> = versions
+        .map(|version| version.unwrap().path().join("bin"))
+        .filter(|bin| bin.join("initdb").is_file())
+        .collect();
+    found.sort();
+    found.pop()
+}
+
+/// Runs a script as the user of PostgreSQL, with its server's programs in PATH.
+fn as_postgres(dir: &Path, script: &str) -> String {
+    let bin = postgres().expect("PostgreSQL's server; `cargo xtask setup` installs it");
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "sh", "-euc"])
+        .arg(format!(
+            "PATH={}:$PATH; export PATH; export PGDATA={dir}/data PGHOST={dir} HOME={dir}; cd {dir}\n{script}",
+            bin.display(),
+            dir = dir.display()
+        ));
+    run_command(command, b"").ok().out()
+}
+
+/// A server, which is stopped with the test.
+struct Server {
+    dir: PathBuf,
+}
+
+impl Server {
+    fn start(dir: &Path) -> Server {
+        as_postgres(
+            dir,
+            "pg_ctl -s -w -l log -o \"-c listen_addresses= -c unix_socket_directories=$PGHOST\" start >/dev/null 2>&1",
+        );
+        Server {
+            dir: dir.to_owned(),
+        }
+    }
+
+    fn stop(self) {
+        as_postgres(&self.dir, "pg_ctl -s -w -m fast stop");
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let pid = std::fs::read_to_string(self.dir.join("data/postmaster.pid")).unwrap_or_default();
+        if let Some(pid) = pid.lines().next() {
+            // SIGQUIT ends it at once.
+            drop(sh(&format!("kill -QUIT {pid}")));
+        }
+    }
+}
+
+#[test]
+fn postgres_loses_no_transaction() {
+    if !can_mount(&[Need::Program("pgbench"), Need::Program("setpriv")]) {
+        return;
+    }
+    let field = Field::new(|lower| {
+        run("chown", [Path::new("postgres:postgres"), lower]).ok();
+        as_postgres(lower, "initdb -N -A trust -D data >/dev/null");
+        let server = Server::start(lower);
+        as_postgres(lower, "pgbench -q -i -s 1 postgres 2>/dev/null");
+        server.stop();
+    });
+    let attack: Attack = field.attack();
+    let dir = attack.path().to_owned();
+    let mut transactions = 0;
+    let server = Server::start(&dir);
+    while transactions == 0 || attack.continues() {
+        let output = as_postgres(&dir, "pgbench -n -c 4 -j 2 -t 150 postgres 2>&1");
+        assert!(
+            output.contains("number of failed transactions: 0 ")
+                && output.contains("actually processed: 600/600"),
+            "{output}"
+        );
+        transactions += 600;
+    }
+    server.stop();
+    attack.end();
+
+    let mount = field.mount();
+    let dir = mount.path();
+    let server = Server::start(dir);
+    let sums = as_postgres(
+        dir,
+        "psql -qAt postgres -c 'SELECT sum(abalance) FROM pgbench_accounts' \
+             -c 'SELECT sum(bbalance) FROM pgbench_branches' -c 'SELECT sum(tbalance) FROM pgbench_tellers' \
+             -c 'SELECT sum(delta) FROM pgbench_history' -c 'SELECT count(*) FROM pgbench_history'
+         pg_amcheck --heapallindexed --install-missing postgres",
+    );
+    let sums: Vec<_> = sums.lines().collect();
+    assert!(sums[..4].iter().all(|sum| *sum == sums[0]), "{sums:?}");
+    assert_eq!(sums[4], transactions.to_string());
+    server.stop();
+    let log = std::fs::read_to_string(dir.join("log")).unwrap();
+    for word in ["PANIC", "ERROR", "not properly shut down", "recovery"] {
+        assert!(!log.contains(word), "{log}");
+    }
+    assert_eq!(
+        log.matches("database system is shut down").count(),
+        3,
+        "{log}"
+    );
+    mount.unmount();
+}
