@@ -24,7 +24,7 @@ struct Due {
 }
 
 impl Killer {
-    /// Kills the daemons whose command lines contain `path`, each one 20 to `longest` milliseconds after it was found.
+    /// Kills the daemons whose command lines contain `path`, each one 20 to `longest` milliseconds after it began to serve.
     #[must_use]
     pub fn start(path: &Path, longest: u64) -> Self {
         let (stop, kills) = (
@@ -87,7 +87,7 @@ impl Drop for Killer {
     }
 }
 
-/// Returns the daemons with a keeper whose command lines contain `text`.
+/// Returns the daemons with a keeper that serve and whose command lines contain `text`.
 fn daemons(text: &[u8]) -> Vec<u32> {
     let mut found = Vec::new();
     for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -98,12 +98,19 @@ fn daemons(text: &[u8]) -> Vec<u32> {
         let line = command_line(pid);
         if line.windows(text.len()).any(|part| part == text)
             && is_ours(pid)
+            && is_serving(pid)
             && keeper_of(pid).is_some()
         {
             found.push(pid);
         }
     }
     found
+}
+
+/// Whether a daemon has begun to serve: until then it has one thread, as its keeper and the process that was started.
+fn is_serving(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+    threads.is_ok_and(|threads| threads.count() > 1)
 }
 
 fn is_ours(pid: u32) -> bool {

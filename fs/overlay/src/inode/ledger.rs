@@ -175,7 +175,7 @@ impl InodeTable {
                 None => ledger.delete(Kind::Ctime, inode.ino()),
             }
             if is_nameless(&inode) {
-                self.keep(&inode);
+                self.note_place(&inode);
             }
         }
     }
@@ -310,11 +310,6 @@ impl InodeTable {
         self.substitutes.lock().drop_stale();
     }
 
-    /// Keeps the descriptor of an object without a name, which was opened after its last name was removed.
-    pub(crate) fn keep(&self, inode: &Arc<Inode>) {
-        self.note_place(inode);
-    }
-
     /// Records that an object shows this ctime during a copy-up; `None` once that has ended.
     pub(crate) fn note_copying(&self, inode: &Inode, shown: Option<Time>) {
         match (self.ledger.get(), shown) {
@@ -369,11 +364,6 @@ fn is_nameless(inode: &Inode) -> bool {
         InodeState::Dir(dir) => dir.removed,
         InodeState::File(file) => file.orphan || file.anchor.is_some(),
     }
-}
-
-/// Whether the last name of a file was removed.
-pub(crate) fn is_orphan(inode: &Inode) -> bool {
-    matches!(&*inode.state.read(), InodeState::File(file) if file.orphan)
 }
 
 /// Returns the descriptor by which an object without a name is accessed.

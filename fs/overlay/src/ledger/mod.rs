@@ -369,6 +369,15 @@ impl Ledger {
         }
     }
 
+    /// Returns the requests that the predecessor did not answer, and that the kernel has not sent again yet.
+    pub(crate) fn unanswered(&self) -> Vec<FoundSlot> {
+        let unanswered = self.unanswered.lock();
+        unanswered
+            .values()
+            .map(|(_, found)| found.clone())
+            .collect()
+    }
+
     /// Records that a request was answered.
     pub fn note_answered(&self) {
         self.set(Word::Answered, 1);

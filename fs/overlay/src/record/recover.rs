@@ -12,6 +12,7 @@ use cowl_layers::error::{Error, Result as LayerResult};
 use cowl_layers::layer::Layer;
 use cowl_layers::layer::Upper;
 use cowl_layers::layer::lock::LayerLock;
+use cowl_layers::points::point;
 use cowl_layers::sys;
 use cowl_layers::sys::stat::{FileKind, Time};
 use cowl_layers::view::{Found as FoundObject, View};
@@ -100,6 +101,7 @@ impl Overlay {
         self.inodes.attach(ledger);
         self.cookies.attach(ledger);
         self.note_stack(&self.stack.read());
+        ledger.retain(std::mem::take(&mut *self.unanswered.lock()));
     }
 
     /// Creates an overlay that answers everything as the one of a process that was killed.
@@ -108,6 +110,7 @@ impl Overlay {
         with: Inheritance,
         ledger: &Arc<Ledger>,
     ) -> Result<Recovered, RecordError> {
+        point("before a recovery");
         let Estate { content, stack } = from;
         let ids = with.layers.iter().map(|layer| layer.id());
         if !ids.eq(stack.layers.iter().copied()) || stack.has_upper != with.upper.is_some() {
@@ -166,9 +169,10 @@ impl Overlay {
             passthrough_writers: 0,
             locks: with.locks,
             retained: with.retained,
+            unanswered: content.slots,
         })?;
+        point("in a recovery");
         overlay.attach(ledger);
-        ledger.retain(content.slots);
         Ok(Recovered {
             overlay,
             handles: sorted.handles,

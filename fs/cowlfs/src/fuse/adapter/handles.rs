@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::locks::RwLock;
+use cowl_layers::points::point;
 use cowl_overlay::{FileHandle, Kind, Ledger};
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +77,7 @@ impl Handles {
     ) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.insert_as(number, OpenFile { node_id, file }, ledger);
+        point("before a handle is recorded");
         if let Some(ledger) = ledger {
             ledger.note_handle(number);
         }
