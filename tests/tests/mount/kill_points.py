@@ -62,7 +62,7 @@ def change(base, lower):
     os.close(appender)
     assert read(f"{base}/file") == b"con" + bytes(8189) + b"01234"
     target = write(f"{base}/copy", b"")
-    assert os.copy_file_range(fd, target, 3) == 3
+    assert os.copy_file_range(fd, target, 3, 0, 0) == 3
     os.ftruncate(target, 8192)
     mapping = mmap.mmap(target, 8192)
     mapping[5000] = 65

@@ -133,10 +133,10 @@ fn run(kills: Option<&Kills<'_>>) -> (Tree, Vec<u8>) {
     }
     assert!(child.wait().unwrap().success());
     assert_eq!(last, "complete");
-    retried(&store, &["unmount", "web"]);
+    retried(&store, &["umount", "web"]);
     let top = store.mount("web");
     let tree = tree::read(&top).unwrap();
-    store.ok(["unmount", "web"]);
+    store.ok(["umount", "web"]);
     let passings = std::fs::read(&counts).unwrap_or_default();
     (tree, passings)
 }

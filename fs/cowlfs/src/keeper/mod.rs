@@ -130,25 +130,31 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
     let mut incoming = Incoming::new();
     loop {
         let mut life = Life::default();
+        let mut receive = || -> io::Result<()> {
+            while let Some((message, descriptors)) = incoming.receive(&socket)? {
+                let is_report = message == Message::Serving;
+                life.note(&mut legacy, message, descriptors);
+                if is_report {
+                    kept();
+                }
+            }
+            Ok(())
+        };
         let mut wait: fn(&OwnedFd, &Child) -> io::Result<Watched> = watch;
         let ended = loop {
             match wait(&socket, &running)? {
                 Watched::Message => {
                     wait = pause_and_watch;
-                    while let Some((message, descriptors)) = incoming.receive(&socket)? {
-                        let is_report = message == Message::Serving;
-                        life.note(&mut legacy, message, descriptors);
-                        if is_report {
-                            kept();
-                        }
-                    }
+                    receive()?;
                 }
                 Watched::Signal(signal) => running.signal(signal),
                 Watched::Ended(ended) => break ended,
             }
         };
-        while let Ok(Some((message, descriptors))) = incoming.receive(&socket) {
-            life.note(&mut legacy, message, descriptors);
+        // Also the report of a daemon that was killed directly after it: its successor, which is forked below, must not
+        // hold what `kept` releases.
+        if let Err(error) = receive() {
+            log::debug!("the connection to the daemon has ended: {error}");
         }
         let Life {
             is_serving,
