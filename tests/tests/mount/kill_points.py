@@ -88,6 +88,13 @@ def change(base, lower):
     with open(f"{base}/link", "wb") as file:
         file.write(b"truncated")
     # Objects of a lower layer.
+    for number, path in enumerate((lower, f"{lower}/dir", ".")):
+        os.utime(path, ns=(10**18 + number, 2 * 10**18 + number))
+    before = [os.stat(path).st_mtime_ns for path in (lower, ".")], os.stat(lower).st_ctime_ns
+    os.chmod(f"{lower}/copied", 0o600)
+    os.close(os.open(f"{lower}/dir/inner", os.O_RDWR))
+    after = [os.stat(path).st_mtime_ns for path in (lower, ".")], os.stat(lower).st_ctime_ns
+    assert after == before, (after, before)
     with open(f"{lower}/file", "ab") as file:
         file.write(b" and more")
     os.chmod(f"{lower}/attributes", 0o600)

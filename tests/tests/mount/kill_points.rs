@@ -64,6 +64,7 @@ fn fill(lower: &Path) {
         for name in [
             "file",
             "attributes",
+            "copied",
             "one",
             "two",
             "unchanged",

@@ -10,6 +10,7 @@ use cowl_layers::error::Result;
 use cowl_layers::format::Redirect;
 use cowl_layers::layer::Layer;
 use cowl_layers::sys::stat::Time;
+use serde::{Deserialize, Serialize};
 
 use super::object::{DirState, Inode, InodeState};
 use super::place::{DirPlace, EntryName, Place, References};
@@ -310,8 +311,8 @@ impl InodeTable {
         self.substitutes.lock().drop_stale();
     }
 
-    /// Records that an object shows this ctime during a copy-up; `None` once that has ended.
-    pub(crate) fn note_copying(&self, inode: &Inode, shown: Option<Time>) {
+    /// Records that an object shows these times during a copy-up; `None` once that has ended.
+    pub(crate) fn note_copying(&self, inode: &Inode, shown: Option<CopyingTimes>) {
         match (self.ledger.get(), shown) {
             (Some(ledger), Some(shown)) => {
                 ledger.put(Kind::Copying, inode.ino(), &encode(&shown));
@@ -320,6 +321,16 @@ impl InodeTable {
             (None, _) => {}
         }
     }
+}
+
+/// The times of an object during a copy-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CopyingTimes {
+    /// The visible ctime.
+    pub(crate) ctime: Time,
+    /// The access and modification times of a directory in the upper layer that gets the name of a copy. They are
+    /// restored on disk afterwards.
+    pub(crate) restored: Option<(Time, Time)>,
 }
 
 /// The place of an object without a name.
