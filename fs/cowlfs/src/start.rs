@@ -9,6 +9,7 @@ use crate::config::{Config, LiveLayers};
 use crate::fuse::{self, Attached, Negotiated, Predecessor, RecoveredValues, SessionSettings};
 use crate::keeper::{self, Custody, Legacy, Turn};
 use cowl_layers::error::Errno;
+use cowl_layers::points::{self, point};
 use cowl_layers::setup::{SetupError, SetupKind};
 use cowl_layers::sys::users::Device;
 use cowl_overlay::{Estate, Inheritance, Ledger, Overlay};
@@ -79,9 +80,11 @@ impl Start {
         match keeper::start(config.supervision, || on(Event::Kept)).map_err(failed)? {
             Turn::First(custody) => {
                 record(&self.overlay, &self.attached, &custody).map_err(failed)?;
+                points::arm();
                 self.serve(Some(custody))
             }
             Turn::Successor(custody, legacy) => {
+                points::arm();
                 // They belong to the first daemon: dropping them would release its locks.
                 std::mem::forget((self.overlay.clone(), self.attached));
                 let begun = match (legacy.was_serving, &self.predecessor) {
@@ -100,11 +103,14 @@ impl Start {
                     &self.settings,
                 )
                 .map_err(failed)?;
+                point("before a recovered ledger");
                 custody.hand_over(&ledger).map_err(failed)?;
+                point("before requests are sent again");
                 if let Some(connection) = &self.predecessor {
                     keeper::report_serves(connection);
                 }
                 attached.resend().map_err(failed)?;
+                point("after requests are sent again");
                 Ok(Serving {
                     overlay,
                     attached,

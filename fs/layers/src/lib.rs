@@ -4,6 +4,7 @@
 //!
 //! - [`name`], [`error`], [`shown`], [`setup`]: names, errors, and their escaping for display.
 //! - [`panics`], [`locks`]: the end of a request or of the process after a panic.
+//! - [`points`]: named points at which a test ends the process.
 //! - [`sys`]: system calls, without any knowledge of layers. The only module with `unsafe`.
 //! - [`format`]: the on-disk encoding of markers. Pure functions, no I/O.
 //! - [`layer`]: a single layer, without merging.
@@ -15,6 +16,7 @@ pub mod layer;
 pub mod locks;
 pub mod name;
 pub mod panics;
+pub mod points;
 pub mod setup;
 pub mod shown;
 pub mod sys;

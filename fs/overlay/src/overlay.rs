@@ -9,7 +9,7 @@ use cowl_layers::locks::{Mutex, RwLock, RwLockWriteGuard};
 
 use crate::content::{ContentDescriptors, FileHandle, OpenCounts};
 use crate::inode::{DirState, Identity, Inode, InodeState, InodeTable, OnConflict, encode};
-use crate::ledger::{Kind, Ledger, StackIds, Word};
+use crate::ledger::{FoundSlot, Kind, Ledger, StackIds, Word};
 use crate::listing::{Cookies, Listings};
 use crate::names::LinkIndex;
 use crate::names::absent::LastAbsent;
@@ -50,6 +50,8 @@ pub struct Overlay {
     pub(crate) locks: Mutex<Vec<Arc<LayerLock>>>,
     /// Layers that are not in the stack any more, with their locks. They contain objects without a name.
     pub(crate) retained: Mutex<Vec<(Arc<Layer>, Arc<LayerLock>)>>,
+    /// The requests that a killed predecessor did not answer, until there is a ledger for them.
+    pub(crate) unanswered: Mutex<Vec<FoundSlot>>,
 }
 
 impl Overlay {
@@ -95,6 +97,7 @@ impl Overlay {
             passthrough_writers: Arc::default(),
             locks: Mutex::default(),
             retained: Mutex::default(),
+            unanswered: Mutex::default(),
         })
     }
 

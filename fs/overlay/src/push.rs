@@ -9,6 +9,7 @@ use crate::overlay::Overlay;
 use crate::reach::Stack;
 use cowl_layers::error::Result;
 use cowl_layers::layer::{LayerDir, Upper};
+use cowl_layers::points::point;
 use cowl_layers::setup::{SetupError, SetupKind};
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
@@ -84,6 +85,7 @@ impl Overlay {
         let view = stack.view().with_layers(layers);
         let root = view.root()?;
         let lock = stack.writable().map(|old| old.freeze()).transpose()?;
+        point("before a push");
 
         let identity = Identity::from_stat(&root.stat);
         self.inodes
@@ -97,7 +99,9 @@ impl Overlay {
         self.hold_locks(lock.into_iter().collect());
         self.opens.count_push();
         *stack = Stack::new(view, Some(upper.clone()));
+        point("in a push");
         self.note_stack(stack);
+        point("after a push");
         Ok(())
     }
 

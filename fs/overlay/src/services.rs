@@ -102,7 +102,6 @@ impl<'o> Services<'o> {
             cx: self.cx,
             inodes: &self.overlay.inodes,
             copy_up: self.copy_up(),
-            descriptors: &self.overlay.descriptors,
         }
     }
 

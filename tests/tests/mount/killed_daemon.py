@@ -37,6 +37,19 @@ running = subprocess.Popen(["./program", "1000"])
 running_file = os.stat("program").st_ino
 removed = os.open("removed", os.O_RDONLY | os.O_DIRECTORY)
 os.rmdir("removed")
+# Objects that a process refers to without an open file, and that lose their names.
+executed = subprocess.Popen(["./executed", "1000"])
+os.mkfifo("fifo")
+os.symlink("target", "new-symlink")
+open("path-new", "w").write("new content")
+PATHS = ("path-lower", "path-copied", "path-new", "symlink-lower", "new-symlink", "fifo", "path-linked")
+os.chmod("path-copied", 0o640)
+os.link("path-linked", "path-linked2")
+paths = {name: os.open(name, os.O_PATH | os.O_NOFOLLOW) for name in PATHS}
+before = {name: os.fstat(fd) for name, fd in paths.items()}
+executed_file = os.stat("executed").st_ino
+for name in PATHS + ("executed", "path-linked2"):
+    os.unlink(name)
 numbers = {name: os.stat(name).st_ino for name in ("lines", "blocks", "locked", "many", "shared", "appended")}
 inside = os.open("many", os.O_RDONLY | os.O_DIRECTORY)
 
@@ -90,6 +103,38 @@ def check(round):
     for name, number in numbers.items():
         assert os.stat(name).st_ino == number, name
     assert os.stat("00042", dir_fd=inside).st_size == 0
+    assert executed.poll() is None
+    assert os.stat(f"/proc/{executed.pid}/exe").st_ino == executed_file
+    check_paths(round)
+
+
+def check_paths(round):
+    for name, fd in paths.items():
+        now, was = os.fstat(fd), before[name]
+        assert now.st_nlink == 0, name
+        same = ("st_ino", "st_mode", "st_size", "st_uid", "st_mtime_ns")
+        assert all(getattr(now, key) == getattr(was, key) for key in same), (name, now, was)
+    assert read_link(paths["symlink-lower"]) == b"lower target"
+    assert read_link(paths["new-symlink"]) == b"target"
+    contents = {"path-lower": b"a", "path-copied": b"b", "path-new": b"new content", "path-linked": b"c"}
+    for name, content in contents.items():
+        fd = os.open(f"/proc/self/fd/{paths[name]}", os.O_RDONLY)
+        assert os.read(fd, 100) == content, name
+        os.close(fd)
+    if round == 4:
+        fd = os.open(f"/proc/self/fd/{paths['path-lower']}", os.O_RDWR)
+        os.pwrite(fd, b"A", 0)
+        assert os.pread(fd, 9, 0) == b"A"
+        os.pwrite(fd, b"a", 0)
+        os.close(fd)
+        before["path-lower"] = os.fstat(paths["path-lower"])
+
+
+def read_link(fd):
+    buffer = ctypes.create_string_buffer(100)
+    length = libc.readlinkat(fd, b"", buffer, 100)
+    assert length >= 0, ctypes.get_errno()
+    return buffer.raw[:length]
 
 
 print("ready", flush=True)
@@ -100,6 +145,7 @@ for round, line in enumerate(sys.stdin):
     print("checked", flush=True)
 listed += [entry.name for entry in listing]
 assert len(listed) == len(set(listed)) == 3000, (len(listed), len(set(listed)))
-running.kill()
-running.wait()
+for program in (running, executed):
+    program.kill()
+    program.wait()
 print("done", flush=True)

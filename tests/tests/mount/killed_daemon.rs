@@ -80,6 +80,11 @@ fn fill(lower: &Path) {
     }
     std::fs::create_dir(lower.join("removed")).unwrap();
     std::fs::copy("/bin/sleep", lower.join("program")).unwrap();
+    std::fs::copy("/bin/sleep", lower.join("executed")).unwrap();
+    write("path-lower", "a");
+    write("path-copied", "b");
+    write("path-linked", "c");
+    std::os::unix::fs::symlink("lower target", lower.join("symlink-lower")).unwrap();
 }
 
 #[test]

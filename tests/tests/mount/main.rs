@@ -22,6 +22,7 @@ mod full_mount;
 mod fuse_limits;
 mod hostile_content;
 mod kernel_interop;
+mod kill_points;
 mod killed_daemon;
 mod links;
 mod live_layers;

@@ -33,7 +33,7 @@ const ORDERS: [Order; 4] = [
             &["layer"],
             &["setup", "sys", "format"],
             &["locks"],
-            &["panics"],
+            &["panics", "points"],
             &["name"],
             &["shown"],
             &["error"],

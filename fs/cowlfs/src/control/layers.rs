@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::keeper::Custody;
 use cowl_layers::format::XattrSpace;
 use cowl_layers::layer::{Layer, Upper, lock};
+use cowl_layers::points::point;
 use cowl_layers::setup::SetupError;
 use cowl_overlay::{Overlay, PushError, ReplaceError};
 
@@ -53,6 +54,7 @@ pub(super) fn push(
         log::warn!("cannot hand the layer to the keeper: {error}");
     }
     let pushed = overlay.push_layer(new);
+    point("before the end of a push");
     release_unused(overlay, custody);
     match pushed {
         Ok(()) => Response::Done,
@@ -89,6 +91,7 @@ pub(super) fn replace(
         }
         Ok((layer, lock))
     });
+    point("before the end of a replacement of layers");
     release_unused(overlay, custody);
     let replaced = match replaced {
         Ok(replaced) => replaced,

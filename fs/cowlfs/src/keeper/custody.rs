@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use cowl_layers::error::{Errno, Result};
 use cowl_layers::layer::{Layer, Upper};
+use cowl_layers::points::point;
 use cowl_overlay::{Custodian, Ledger, Overlay};
 
 use super::message::{self, Message};
@@ -31,7 +32,9 @@ impl Custody {
     }
 
     fn send(&self, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        point("before a message to the keeper");
         let sent = message::send(&self.socket, message, descriptors);
+        point("after a message to the keeper");
         sent.inspect_err(|error| {
             if !self.is_lost.swap(true, Ordering::Relaxed) {
                 log::warn!("the keeper of the mount does not answer: {error}");

@@ -5,6 +5,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use cowl_layers::layer::LayerTraits;
 use rustix::net::{
@@ -15,6 +16,13 @@ use serde::{Deserialize, Serialize};
 
 /// The maximum size of a message in bytes.
 const MAX_LENGTH: usize = 128 << 10;
+
+/// The size of the queue of messages in bytes, if the kernel permits it.
+const BUFFER: usize = 4 << 20;
+/// The pause before a message is sent again because too many descriptors are in queues (ETOOMANYREFS).
+const PAUSE: Duration = Duration::from_millis(2);
+/// The maximum number of these pauses.
+const MAX_PAUSES: u32 = 2000;
 
 /// A message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +50,10 @@ pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC;
     let (one, two) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    // The daemon waits if the buffer is full. The limit of the kernel applies, so the result can be smaller.
+    for end in [&one, &two] {
+        rustix::net::sockopt::set_socket_send_buffer_size(end, BUFFER)?;
+    }
     Ok((one, two))
 }
 
@@ -57,28 +69,49 @@ pub(super) fn send(
     if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
+    let mut pauses = 0;
     loop {
         let parts = [IoSlice::new(&bytes)];
         match rustix::net::sendmsg(&socket, &parts, &mut control, SendFlags::NOSIGNAL) {
             Err(rustix::io::Errno::INTR) => {}
+            // The keeper has not received the last ones yet.
+            Err(rustix::io::Errno::TOOMANYREFS) if pauses < MAX_PAUSES => {
+                pauses += 1;
+                std::thread::sleep(PAUSE);
+            }
             sent => return sent.map(drop).map_err(io::Error::from),
         }
     }
 }
 
-/// Receives the next message; `None` if there is none. A message that cannot be decoded is skipped.
-pub(super) fn receive(socket: impl AsFd) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
-    let mut buffer = vec![0; MAX_LENGTH];
+/// Receives messages.
+pub(super) struct Incoming {
+    buffer: Vec<u8>,
+}
+
+impl Incoming {
+    pub(super) fn new() -> Self {
+        Self {
+            buffer: vec![0; MAX_LENGTH],
+        }
+    }
+
+    /// Receives the next message; `None` if there is none. A message that cannot be decoded is skipped.
+    pub(super) fn receive(
+        &mut self,
+        socket: impl AsFd,
+    ) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
+        receive(socket, &mut self.buffer)
+    }
+}
+
+fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
     loop {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let got = rustix::net::recvmsg(
-            &socket,
-            &mut [IoSliceMut::new(&mut buffer)],
-            &mut control,
-            flags,
-        );
+        let got =
+            rustix::net::recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut control, flags);
         let got = match got {
             Ok(got) => got.bytes,
             Err(rustix::io::Errno::AGAIN) => return Ok(None),
@@ -111,11 +144,12 @@ mod tests {
         send(&daemon, &Message::Deposit(7), &[file.as_fd()]).unwrap();
         send(&daemon, &Message::Layers((0..2000).collect()), &[]).unwrap();
         drop(daemon);
-        let (message, descriptors) = receive(&keeper).unwrap().unwrap();
+        let mut incoming = Incoming::new();
+        let (message, descriptors) = incoming.receive(&keeper).unwrap().unwrap();
         assert_eq!((message, descriptors.len()), (Message::Deposit(7), 1));
-        let (message, descriptors) = receive(&keeper).unwrap().unwrap();
+        let (message, descriptors) = incoming.receive(&keeper).unwrap().unwrap();
         assert_eq!(message, Message::Layers((0..2000).collect()));
         assert!(descriptors.is_empty());
-        assert!(receive(&keeper).unwrap().is_none());
+        assert!(incoming.receive(&keeper).unwrap().is_none());
     }
 }

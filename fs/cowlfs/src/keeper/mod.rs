@@ -17,16 +17,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cowl_layers::layer::InheritedLayer;
-use cowl_layers::sys::child::{self, Ended, Forked};
+use cowl_layers::sys::child::{self, Child, Ended, Forked};
 use cowl_overlay::{Estate, LedgerError};
 pub(crate) use custody::Custody;
 pub(crate) use replacement::{PROCEED, permit, report_serves};
 
 use crate::choices::Supervision;
 use libc::SIGKILL;
-use message::Message;
+use message::{Incoming, Message};
 use replacement::Replacement;
-use watch::{Watched, watch};
+use watch::{Watched, pause_and_watch, watch};
 
 /// The number of daemons in a row that end before they have answered a request, after which the mount is given up.
 const MAX_FAILURES: u32 = 5;
@@ -132,25 +132,34 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
     let mut legacy = Legacy::default();
     let mut failures = 0;
     let mut was_serving = false;
+    let mut incoming = Incoming::new();
     loop {
         let mut life = Life::default();
+        let mut receive = || -> io::Result<()> {
+            while let Some((message, descriptors)) = incoming.receive(&socket)? {
+                let is_report = message == Message::Serving;
+                life.note(&mut legacy, message, descriptors);
+                if is_report {
+                    kept();
+                }
+            }
+            Ok(())
+        };
+        let mut wait: fn(&OwnedFd, &Child) -> io::Result<Watched> = watch;
         let ended = loop {
-            match watch(&socket, &running)? {
+            match wait(&socket, &running)? {
                 Watched::Message => {
-                    while let Some((message, descriptors)) = message::receive(&socket)? {
-                        let is_report = message == Message::Serving;
-                        life.note(&mut legacy, message, descriptors);
-                        if is_report {
-                            kept();
-                        }
-                    }
+                    wait = pause_and_watch;
+                    receive()?;
                 }
                 Watched::Signal(signal) => running.signal(signal),
                 Watched::Ended(ended) => break ended,
             }
         };
-        while let Ok(Some((message, descriptors))) = message::receive(&socket) {
-            life.note(&mut legacy, message, descriptors);
+        // Also the report of a daemon that was killed directly after it: its successor, which is forked below, must not
+        // hold what `kept` releases.
+        if let Err(error) = receive() {
+            log::debug!("the connection to the daemon has ended: {error}");
         }
         let Life {
             is_serving,
@@ -176,6 +185,10 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
             Forked::Child => {
                 drop(keeper);
                 drop(socket);
+                if legacy.ledger.is_none() {
+                    std::mem::forget(legacy);
+                    return Ok(Turn::First(Custody::new(daemon, own)));
+                }
                 let copy = legacy.copy();
                 // Dropping them would release the locks.
                 std::mem::forget(legacy);
@@ -195,6 +208,8 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
 /// Returns the number of daemons in a row that have failed, or ends the process if the mount is given up.
 fn count_failures(before: u32, legacy: &Legacy, signal: i32, is_serving: bool) -> u32 {
     let failures = match has_answered(legacy) {
+        // Nothing is recorded, because nothing was served.
+        Err(LedgerError::Incomplete) if legacy.ledger.is_none() && signal == SIGKILL => before + 1,
         // A daemon that serves and gets no request has not failed.
         Ok(true) => 0,
         Ok(false) if signal == SIGKILL && is_serving => 0,

@@ -16,7 +16,7 @@ const MAGIC: &[u8; 8] = b"cowltake";
 ///
 /// Must be incremented with each change of the fields, their types or their meaning, here and in the records of other
 /// modules that have no version of their own.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// The state of a daemon.
 #[derive(Debug, Serialize, Deserialize)]
@@ -228,7 +228,7 @@ mod tests {
         bytes[MAGIC.len()] += 1;
         assert_eq!(
             Bundle::decode(&bytes).unwrap_err().to_string(),
-            "the state of the running daemon has version 2; this program reads version 1"
+            "the state of the running daemon has version 3; this program reads version 2"
         );
     }
 }

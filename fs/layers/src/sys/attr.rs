@@ -40,7 +40,7 @@ impl SetTime {
 
 /// Sets the permission bits. Must not be called for symbolic links, whose mode Linux cannot change.
 pub fn chmod(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     let mode = Mode::from_raw_mode(mode & 0o7777);
     Ok(by_descriptor(
         || rustix::fs::fchmod(fd, mode),
@@ -50,7 +50,7 @@ pub fn chmod(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
 
 /// Sets the owner and group; `None` leaves one unchanged.
 pub fn chown(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     Ok(rustix::fs::chownat(
         fd,
         "",
@@ -62,7 +62,7 @@ pub fn chown(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<(
 
 /// Sets the access and modification times.
 pub fn utimens(fd: BorrowedFd<'_>, atime: SetTime, mtime: SetTime) -> Result<()> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     let times = Timestamps {
         last_access: atime.to_kernel(),
         last_modification: mtime.to_kernel(),
@@ -83,6 +83,6 @@ pub fn utimens(fd: BorrowedFd<'_>, atime: SetTime, mtime: SetTime) -> Result<()>
 
 /// Sets the size of a file that is open for writing.
 pub fn truncate(fd: impl AsFd, size: u64) -> Result<()> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     Ok(rustix::fs::ftruncate(fd, size)?)
 }

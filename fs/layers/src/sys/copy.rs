@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::SeekFrom;
 
 use crate::error::{Errno, Error, Result};
+use crate::points::changing;
 use crate::sys::fault;
 use crate::sys::write_back::start_write_back;
 
@@ -61,7 +62,7 @@ pub fn copy_content(
     len: u64,
     write_back: WriteBack,
 ) -> Result<Copied> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     if len == 0 {
         return Ok(Copied::Written);
     }
@@ -165,6 +166,7 @@ pub fn write_all(dst: impl AsFd, data: &[u8], at: u64) -> Result<()> {
 
 /// Writes as much of `data` as possible at the offset `at`, at least one byte, and returns the number of bytes.
 pub fn write_some(dst: impl AsFd, data: &[u8], at: u64) -> Result<usize> {
+    let _change = changing();
     match rustix::io::retry_on_intr(|| rustix::io::pwrite(&dst, data, at))? {
         0 if !data.is_empty() => Err(Error::Errno(Errno::IO)),
         done => Ok(done),
@@ -173,7 +175,7 @@ pub fn write_some(dst: impl AsFd, data: &[u8], at: u64) -> Result<usize> {
 
 /// Writes a file to the disk.
 pub fn sync(fd: impl AsFd, scope: SyncScope) -> Result<()> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     let done = match scope {
         SyncScope::Data => rustix::fs::fdatasync(fd),
         SyncScope::All => rustix::fs::fsync(fd),

@@ -149,7 +149,7 @@ fn lock(dir: BorrowedFd<'_>, how: FlockOperation) -> Result<Option<OwnedFd>> {
 
 /// Makes the entries of a directory durable (fsync(2)).
 pub fn sync_dir(dir: BorrowedFd<'_>) -> Result<()> {
-    crate::sys::fault::hit()?;
+    let _change = crate::sys::fault::begin()?;
     Ok(rustix::fs::fsync(reopen_dir(dir)?)?)
 }
 

@@ -3,6 +3,7 @@
 //! Without the feature `fault-injection`, every function here is empty and inlined.
 
 use crate::error::Errno;
+use crate::points::{Changing, changing};
 
 #[cfg(any(test, feature = "fault-injection"))]
 mod armed {
@@ -77,17 +78,13 @@ mod armed {
 #[cfg(any(test, feature = "fault-injection"))]
 pub use armed::{arm, arm_once, arm_panic, disarm, refuse_devices};
 
-/// Returns an injected error, if one is due. To be called before every system call that changes a file system.
-#[cfg(any(test, feature = "fault-injection"))]
-pub(crate) fn hit() -> Result<(), Errno> {
-    armed::hit()
-}
-
-/// Returns an injected error, if one is due. To be called before every system call that changes a file system.
-#[cfg(not(any(test, feature = "fault-injection")))]
+/// Returns an injected error, if one is due. To be called before every system call that changes a file system; the
+/// result is to be dropped after it.
 #[inline(always)]
-pub(crate) fn hit() -> Result<(), Errno> {
-    Ok(())
+pub(crate) fn begin() -> Result<Changing, Errno> {
+    #[cfg(any(test, feature = "fault-injection"))]
+    armed::hit()?;
+    Ok(changing())
 }
 
 /// Returns an injected error, if one is due. To be called before a device is created.

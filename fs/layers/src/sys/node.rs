@@ -11,13 +11,13 @@ use crate::sys::stat::FileKind;
 
 /// Creates a directory. The thread's umask applies.
 pub fn mkdir(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> Result<()> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     Ok(rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(mode))?)
 }
 
 /// Creates an empty regular file, a FIFO, a socket or a device. The thread's umask applies.
 pub fn mknod(dir: BorrowedFd<'_>, name: &[u8], kind: FileKind, mode: u32, rdev: u64) -> Result<()> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     if matches!(kind, FileKind::CharDevice | FileKind::BlockDevice) {
         fault::device()?;
     }
@@ -33,20 +33,20 @@ pub fn mknod(dir: BorrowedFd<'_>, name: &[u8], kind: FileKind, mode: u32, rdev: 
 
 /// Creates and opens a regular file; fails with EEXIST if the name exists. The thread's umask applies.
 pub fn create(dir: BorrowedFd<'_>, name: &[u8], mode: u32, access: OFlags) -> Result<OwnedFd> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     let flags = access | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(open::openat(dir, name, flags, Mode::from_raw_mode(mode))?)
 }
 
 /// Creates a symbolic link.
 pub fn symlink(dir: BorrowedFd<'_>, name: &[u8], target: &[u8]) -> Result<()> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     Ok(rustix::fs::symlinkat(target, dir, name)?)
 }
 
 /// Creates a hard link to the object `from` in `from_dir`. Does not follow links.
 pub fn link(from_dir: BorrowedFd<'_>, from: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     Ok(rustix::fs::linkat(
         from_dir,
         from,
@@ -58,7 +58,7 @@ pub fn link(from_dir: BorrowedFd<'_>, from: &[u8], dir: BorrowedFd<'_>, name: &[
 
 /// Creates a hard link to the object behind a descriptor, which may be O_PATH. Its link count must not be 0.
 pub fn link_fd(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     let path = crate::sys::proc_path(fd);
     Ok(rustix::fs::linkat(
         CWD,
@@ -71,13 +71,13 @@ pub fn link_fd(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &[u8]) -> Result<(
 
 /// Removes a name of an object that is not a directory.
 pub fn unlink(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     Ok(rustix::fs::unlinkat(dir, name, AtFlags::empty())?)
 }
 
 /// Removes an empty directory.
 pub fn rmdir(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     Ok(rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)?)
 }
 
@@ -102,7 +102,7 @@ pub fn rename(
     to: &[u8],
     how: RenameMode,
 ) -> Result<()> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     if how == RenameMode::Whiteout {
         fault::device()?;
     }

@@ -11,7 +11,7 @@ use crate::error::{Errno, Result};
 /// ext4 and XFS end the writeback of a page only after they converted its extents from unwritten to written and set
 /// the size, in the journal. This neither commits the journal nor flushes the disk's cache.
 pub(super) fn write_back(file: BorrowedFd<'_>) -> Result<()> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     let wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     sync_range(file, 0, 0, wait | libc::SYNC_FILE_RANGE_WRITE)
 }

@@ -80,7 +80,7 @@ pub fn list_at(dir: BorrowedFd<'_>, entry: &[u8]) -> Result<Vec<Box<[u8]>>> {
 
 /// Sets an xattr. `flags` are XATTR_CREATE and XATTR_REPLACE, as for setxattr(2).
 pub fn set_with(fd: BorrowedFd<'_>, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     let flags = XattrFlags::from_bits_retain(flags);
     Ok(by_descriptor(
         || rustix::fs::fsetxattr(fd, name, value, flags),
@@ -95,7 +95,7 @@ pub fn set(fd: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> Result<()> {
 
 /// Removes an xattr; fails with ENODATA if it does not exist.
 pub fn remove(fd: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    fault::hit()?;
+    let _change = fault::begin()?;
     Ok(rustix::fs::removexattr(proc_path(fd).as_slice(), name)?)
 }
 

@@ -3,7 +3,6 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::content::ContentDescriptors;
 use crate::copy_up::{CopyExtent, CopyUp};
 use crate::inode::{Inode, InodeState, InodeTable, Nameless};
 use crate::reach::{Context, access_path};
@@ -18,7 +17,6 @@ pub(crate) struct NameRemoval<'o> {
     pub(crate) cx: &'o Context<'o>,
     pub(crate) inodes: &'o InodeTable,
     pub(crate) copy_up: CopyUp<'o>,
-    pub(crate) descriptors: &'o ContentDescriptors,
 }
 
 impl NameRemoval<'_> {
@@ -73,6 +71,9 @@ impl NameRemoval<'_> {
 
     /// Records, for a successor, where an object is found once this name, which is about to be removed, is gone.
     ///
+    /// This is needed for every object, because a process can refer to one without a request: by an O_PATH descriptor,
+    /// as its working directory, or as the program that it executes.
+    ///
     /// `descriptor` is that of an object in the upper layer whose last known name it is.
     pub(super) fn prepare(
         &self,
@@ -80,9 +81,6 @@ impl NameRemoval<'_> {
         (parent, name): (&Arc<Inode>, &Name),
         descriptor: Option<&Arc<OwnedFd>>,
     ) {
-        if !self.is_needed_without_name(inode) {
-            return;
-        }
         self.inodes.prepare_nameless(inode, || {
             let descriptor = descriptor.cloned();
             if inode.is_dir() {
@@ -100,13 +98,6 @@ impl NameRemoval<'_> {
         });
     }
 
-    /// Whether anything but the kernel's cache can refer to an object whose last name is removed.
-    ///
-    /// A directory can be the working directory of a process without a request.
-    fn is_needed_without_name(&self, inode: &Arc<Inode>) -> bool {
-        inode.is_dir() || self.descriptors.is_open(inode)
-    }
-
     /// Releases the identity of an object without names, because the file system may reuse its inode number.
     pub(super) fn note_removed(&self, inode: &Arc<Inode>) {
         let removed = if inode.is_dir() {
@@ -114,9 +105,7 @@ impl NameRemoval<'_> {
         } else {
             inode.file().is_ok_and(|file| file.orphan)
         };
-        if !removed || self.is_needed_without_name(inode) {
-            self.inodes.note_removed_name(inode);
-        }
+        self.inodes.note_removed_name(inode);
         if removed {
             self.inodes.remove_substitute(inode.identity());
         }

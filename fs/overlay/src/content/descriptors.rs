@@ -107,11 +107,6 @@ impl ContentDescriptors {
         drop(evicted);
     }
 
-    /// Whether a file of this inode is open.
-    pub(crate) fn is_open(&self, inode: &Arc<Inode>) -> bool {
-        self.0.lock().inodes.contains_key(&InodeKey::new(inode))
-    }
-
     /// Removes an open file. Closes the descriptor if no other open file shares it.
     pub(crate) fn remove_user(&self, handle: &FileHandle) {
         let key = Key::new(handle);

@@ -8,7 +8,7 @@ use super::descriptors::ContentDescriptors;
 use super::handle::{FileHandle, OpenCounts, Opened, VersionedDescriptor, open_flags};
 use super::privileges::truncate;
 use crate::copy_up::{CopyExtent, CopyUp};
-use crate::inode::{Inode, OpenOptions, is_orphan};
+use crate::inode::{Inode, OpenOptions};
 use crate::reach::{Caller, Context, open_content};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys::stat::FileKind;
@@ -82,10 +82,6 @@ impl Content<'_> {
     ) -> Opened {
         let handle = self.opens.count_open(inode, options);
         self.descriptors.add_user(&handle, descriptor.clone());
-        if is_orphan(inode) {
-            // Its last name was removed after the kernel looked it up.
-            self.copy_up.inodes.keep(inode);
-        }
         Opened { handle, descriptor }
     }
 

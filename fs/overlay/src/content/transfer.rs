@@ -9,6 +9,7 @@ use super::open::Content;
 use super::privileges::as_unprivileged;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::CAPABILITY;
+use cowl_layers::points::changing;
 use cowl_layers::sys;
 
 /// The target of [`Content::seek`]. The kernel handles the other kinds of lseek(2) itself.
@@ -93,7 +94,10 @@ impl Content<'_> {
         self.cx.stack.upper()?;
         let fd = self.descriptor_to_write(handle)?;
         let mode = FallocateFlags::from_bits_retain(mode);
-        rustix::fs::fallocate(&fd, mode, offset, len)?;
+        {
+            let _change = changing();
+            rustix::fs::fallocate(&fd, mode, offset, len)?;
+        }
         handle.inode.note_change();
         Ok(())
     }
@@ -124,6 +128,7 @@ impl Content<'_> {
         let atime = sys::stat::stat_fd(&*source)?.atime;
         let (mut offset, mut to_offset) = (from.1, to.1);
         let copied = rustix::io::retry_on_intr(|| {
+            let _change = changing();
             rustix::fs::copy_file_range(
                 &source,
                 Some(&mut offset),

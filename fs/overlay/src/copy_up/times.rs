@@ -8,13 +8,13 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::inode::{Inode, InodeTable};
+use crate::inode::{CopyingTimes, Inode, InodeTable};
 use crate::reach::{Context, access_path_and_stat, stat_on_disk};
 use cowl_layers::error::Result;
 use cowl_layers::layer::LayerDir;
 use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
-use cowl_layers::sys::stat::{Stat, Time};
+use cowl_layers::sys::stat::Stat;
 
 /// Runs `change` on an object without exposing a new ctime.
 ///
@@ -26,7 +26,9 @@ pub(crate) fn preserve_ctime<T>(
     change: impl FnOnce(&OwnedFd, &Stat) -> Result<T>,
 ) -> Result<T> {
     let (fd, stat) = access_path_and_stat(inode)?;
-    preserve(cx, inodes, inode, (&stat, None), || change(&fd, &stat))
+    preserve(cx, inodes, inode, (&stat, Shown::Ctime), || {
+        change(&fd, &stat)
+    })
 }
 
 /// Runs `change` in a directory without exposing new times.
@@ -42,8 +44,7 @@ pub(crate) fn preserve_times<T>(
     let fd = dir.fd()?;
     let fd = (*fd).as_fd();
     let before = sys::stat::stat_fd(fd)?;
-    let shown = (&before, Some(before.mtime));
-    preserve(cx, inodes, inode, shown, || {
+    preserve(cx, inodes, inode, (&before, Shown::AllTimes), || {
         let done = change(fd)?;
         let restored = sys::attr::utimens(fd, SetTime::At(before.atime), SetTime::At(before.mtime));
         // Not an error of the operation: the change itself is complete.
@@ -57,18 +58,33 @@ pub(crate) fn preserve_times<T>(
     })
 }
 
-/// Runs `change` without exposing a new ctime, and without a new mtime if one is given.
+/// The times that a change does not expose.
+#[derive(Clone, Copy)]
+enum Shown {
+    Ctime,
+    AllTimes,
+}
+
+/// Runs `change` without exposing new times.
 ///
 /// Concurrent readers get the old times while `change` runs.
 fn preserve<T>(
     cx: &Context<'_>,
     inodes: &InodeTable,
     inode: &Arc<Inode>,
-    (before, mtime): (&Stat, Option<Time>),
+    (before, times): (&Stat, Shown),
     change: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
     let shown = inode.visible_ctime(before.ctime);
-    inodes.note_copying(inode, Some(shown));
+    let (mtime, restored) = match times {
+        Shown::Ctime => (None, None),
+        Shown::AllTimes => (Some(before.mtime), Some((before.atime, before.mtime))),
+    };
+    let copying = CopyingTimes {
+        ctime: shown,
+        restored,
+    };
+    inodes.note_copying(inode, Some(copying));
     let held = inode.override_times(shown, mtime);
     let done = change().inspect_err(|_| {
         inode.end_times_override(held);

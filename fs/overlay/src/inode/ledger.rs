@@ -10,6 +10,7 @@ use cowl_layers::error::Result;
 use cowl_layers::format::Redirect;
 use cowl_layers::layer::Layer;
 use cowl_layers::sys::stat::Time;
+use serde::{Deserialize, Serialize};
 
 use super::object::{DirState, Inode, InodeState};
 use super::place::{DirPlace, EntryName, Place, References};
@@ -175,7 +176,7 @@ impl InodeTable {
                 None => ledger.delete(Kind::Ctime, inode.ino()),
             }
             if is_nameless(&inode) {
-                self.keep(&inode);
+                self.note_place(&inode);
             }
         }
     }
@@ -310,13 +311,8 @@ impl InodeTable {
         self.substitutes.lock().drop_stale();
     }
 
-    /// Keeps the descriptor of an object without a name, which was opened after its last name was removed.
-    pub(crate) fn keep(&self, inode: &Arc<Inode>) {
-        self.note_place(inode);
-    }
-
-    /// Records that an object shows this ctime during a copy-up; `None` once that has ended.
-    pub(crate) fn note_copying(&self, inode: &Inode, shown: Option<Time>) {
+    /// Records that an object shows these times during a copy-up; `None` once that has ended.
+    pub(crate) fn note_copying(&self, inode: &Inode, shown: Option<CopyingTimes>) {
         match (self.ledger.get(), shown) {
             (Some(ledger), Some(shown)) => {
                 ledger.put(Kind::Copying, inode.ino(), &encode(&shown));
@@ -325,6 +321,16 @@ impl InodeTable {
             (None, _) => {}
         }
     }
+}
+
+/// The times of an object during a copy-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CopyingTimes {
+    /// The visible ctime.
+    pub(crate) ctime: Time,
+    /// The access and modification times of a directory in the upper layer that gets the name of a copy. They are
+    /// restored on disk afterwards.
+    pub(crate) restored: Option<(Time, Time)>,
 }
 
 /// The place of an object without a name.
@@ -369,11 +375,6 @@ fn is_nameless(inode: &Inode) -> bool {
         InodeState::Dir(dir) => dir.removed,
         InodeState::File(file) => file.orphan || file.anchor.is_some(),
     }
-}
-
-/// Whether the last name of a file was removed.
-pub(crate) fn is_orphan(inode: &Inode) -> bool {
-    matches!(&*inode.state.read(), InodeState::File(file) if file.orphan)
 }
 
 /// Returns the descriptor by which an object without a name is accessed.

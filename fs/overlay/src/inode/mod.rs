@@ -28,7 +28,7 @@ mod values;
 pub use flags::{Facts, FactsSnapshot, Flags};
 pub(crate) use flags::{NO_CAPABILITIES, PLAIN_DATA};
 pub use identity::Identity;
-pub(crate) use ledger::{InodeBlock, Nameless, is_orphan};
+pub(crate) use ledger::{CopyingTimes, InodeBlock, Nameless};
 pub(crate) use object::{Alias, DirState, FileState, InodeState};
 pub use object::{Inode, OpenOptions};
 pub(crate) use place::{DirPlace, EntryName, NamelessFile, ObjectPlace, Place, References};

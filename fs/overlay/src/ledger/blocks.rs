@@ -5,6 +5,7 @@
 //! exactly one of both versions.
 
 use cowl_layers::locks::Mutex;
+use cowl_layers::points::point;
 use cowl_layers::sys::shared::SharedMemory;
 use rustc_hash::FxHashMap;
 
@@ -100,6 +101,7 @@ impl Blocks {
         count: u32,
     ) -> Option<Block> {
         let block = self.reserve(memory, (kind, key), payload, count)?;
+        point("in a block");
         let header = Header {
             kind,
             length: u16::try_from(payload.len()).ok()?,
@@ -174,11 +176,13 @@ impl Blocks {
         };
         // From here on a reader finds the new block, although it is still reserved.
         memory.store(old.at(), replaced.to_word());
+        point("between the versions of a block");
         let live = Header {
             length: u16::try_from(payload.len()).ok()?,
             ..header
         };
         memory.store(new.at(), live.to_word());
+        point("with both versions of a block");
         self.remove(memory, old);
         Some(new)
     }

@@ -26,7 +26,7 @@ use slots::Slots;
 pub(crate) use slots::{FoundSlot, Intent};
 
 /// `cowlled` and the version. Must be changed with each change of the content.
-const MAGIC: u64 = u64::from_le_bytes(*b"cowlled\x01");
+const MAGIC: u64 = u64::from_le_bytes(*b"cowlled\x02");
 /// The size of the memory, of which only the used pages exist.
 const LARGEST: usize = 16 << 30;
 /// The sizes that are tried if a limit of the process prevents a larger one.
@@ -83,7 +83,7 @@ pub enum Kind {
     NodeId,
     /// A held ctime.
     Ctime,
-    /// The visible ctime during a copy-up.
+    /// The visible times during a copy-up.
     Copying,
     /// The place of an object whose last name is about to be removed.
     Nameless,
@@ -373,6 +373,22 @@ impl Ledger {
             }
             unanswered.insert(one.unique, (slot, one));
         }
+    }
+
+    /// Returns the requests that the predecessor did not answer, and that the kernel has not sent again yet.
+    pub(crate) fn unanswered(&self) -> Vec<FoundSlot> {
+        let unanswered = self.unanswered.lock();
+        unanswered
+            .values()
+            .map(|(_, found)| found.clone())
+            .collect()
+    }
+
+    /// Returns the largest handle that the predecessor assigned in a request that it did not answer; 0 if there is none.
+    pub fn last_unanswered_handle(&self) -> u64 {
+        let unanswered = self.unanswered.lock();
+        let handles = unanswered.values().map(|(_, found)| found.handle);
+        handles.max().unwrap_or(0)
     }
 
     /// Records that a request was answered.

@@ -5,7 +5,9 @@
 //! (docs/decisions/0035).
 
 use cowl_layers::locks::Mutex;
+use cowl_layers::points::point;
 use cowl_layers::sys::shared::SharedMemory;
+use serde::{Deserialize, Serialize};
 
 /// The number of slots. A session has at most 64 threads, and each handles one request.
 const SLOTS: usize = 128;
@@ -19,7 +21,7 @@ const BEGUN: u8 = 1;
 const INTENDED: u8 = 2;
 
 /// A change that is committed by one system call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
     /// A new name of a new object or, by link(2), of another one. It did not exist.
     Add,
@@ -70,7 +72,7 @@ pub(crate) struct Intent<'a> {
 }
 
 /// A slot, as another process reads it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FoundSlot {
     /// The id of the request.
     pub(crate) unique: u64,
@@ -107,6 +109,7 @@ impl Slots {
         let slot = self.free.lock().pop()?;
         let at = self.at(slot);
         memory.store(at, unique);
+        point("in a slot");
         memory.store(at + 5, 0);
         memory.store(at + 1, u64::from(BEGUN) << 8);
         Some(slot)
@@ -123,6 +126,7 @@ impl Slots {
         memory.store_bytes(at + 6 + 32, two);
         let lengths = (one.len() as u64 & 0xffff) << 16 | (two.len() as u64 & 0xffff) << 32;
         let header = u64::from(intent.change.number()) | u64::from(INTENDED) << 8 | lengths;
+        point("in an intent");
         memory.store(at + 1, header);
     }
 

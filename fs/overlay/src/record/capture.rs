@@ -34,6 +34,7 @@ impl Overlay {
             passthrough_writers,
             locks,
             retained,
+            unanswered,
         } = self;
         let stack = self.lock_stack().ok_or(RecordError::TooBusy)?;
         let (view, upper) = (stack.view(), stack.writable());
@@ -83,6 +84,10 @@ impl Overlay {
                 .map(|(number, file)| (*number, file.record()))
                 .collect(),
             writeback_errors: errors,
+            unanswered: match self.ledger() {
+                Some(ledger) => ledger.unanswered(),
+                None => unanswered.lock().clone(),
+            },
         };
         Ok(Handover {
             record: record.encode()?,

@@ -6,11 +6,12 @@ use sha2::{Digest as _, Sha256};
 use super::RecordError;
 use crate::content::FileRecord;
 use crate::inode::{InodeRecord, Place, TableRecord};
+use crate::ledger::FoundSlot;
 use crate::listing::CookiesRecord;
 
 const MAGIC: &[u8; 8] = b"cowlrec\0";
 /// Must be incremented with each change of the fields, their types or their meaning.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// The size of the checksum, SHA-256.
 const CHECKSUM_SIZE: usize = 32;
 
@@ -41,6 +42,8 @@ pub(super) struct Record {
     pub(super) files: Vec<(u64, FileRecord)>,
     /// The last writeback error of an inode: its number, the error number, and the number of errors so far.
     pub(super) writeback_errors: Vec<(u64, i32, u32)>,
+    /// The requests that a killed predecessor did not answer, and that the kernel has not sent again yet.
+    pub(super) unanswered: Vec<FoundSlot>,
 }
 
 impl Record {
@@ -120,6 +123,7 @@ mod tests {
             moved: (vec![5], true),
             files: Vec::new(),
             writeback_errors: vec![(9, 5, 2)],
+            unanswered: vec![FoundSlot::default()],
         }
     }
 
@@ -184,7 +188,7 @@ mod tests {
         let refused = Record::decode(&bytes).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "the record of state has version 3; this program reads version 2"
+            "the record of state has version 4; this program reads version 3"
         );
     }
 }

@@ -23,6 +23,7 @@ use crate::inode::{
     Alias, DirPlace, DirState, EntryName, FileState, Identity, Inode, InodeRecord, InodeState,
     InodeTable, NamelessFile, ObjectPlace, Place, TableRecord,
 };
+use crate::ledger::FoundSlot;
 use crate::listing::{Cookies, CookiesRecord, Listings};
 use crate::names::LinkIndex;
 use crate::names::absent::LastAbsent;
@@ -80,6 +81,7 @@ impl Overlay {
             passthrough_writers: record.passthrough_writers,
             locks: from.locks,
             retained: from.retained,
+            unanswered: record.unanswered,
         })?;
         let mut files = HashMap::new();
         for (number, file) in &record.files {
@@ -117,6 +119,7 @@ pub(super) struct Parts<'r> {
     pub(super) passthrough_writers: u32,
     pub(super) locks: Vec<Arc<LayerLock>>,
     pub(super) retained: Vec<(Arc<Layer>, Arc<LayerLock>)>,
+    pub(super) unanswered: Vec<FoundSlot>,
 }
 
 /// Creates an overlay from its parts.
@@ -141,6 +144,7 @@ pub(super) fn assemble(parts: Parts<'_>) -> Result<Overlay, RecordError> {
         passthrough_writers: Arc::new(AtomicU32::new(parts.passthrough_writers)),
         locks: Mutex::new(parts.locks),
         retained: Mutex::new(parts.retained),
+        unanswered: Mutex::new(parts.unanswered),
     })
 }
 

@@ -5,14 +5,16 @@
 //! by its visible number.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use cowl_layers::error::{Error, Result as LayerResult};
 use cowl_layers::layer::Layer;
 use cowl_layers::layer::Upper;
 use cowl_layers::layer::lock::LayerLock;
+use cowl_layers::points::point;
 use cowl_layers::sys;
+use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::stat::{FileKind, Time};
 use cowl_layers::view::{Found as FoundObject, View};
 use smallvec::smallvec;
@@ -21,8 +23,9 @@ use super::RecordError;
 use super::rebuild::{Builder, Parts, assemble};
 use crate::content::{FileHandle, FileRecord};
 use crate::inode::{
-    Alias, DirState, EntryName, FileState, Identity, Inode, InodeBlock, InodeRecord, InodeState,
-    NodeIdValue, NumberValue, Place, Substitutes, SubstitutesRecord, TableRecord, encode,
+    Alias, CopyingTimes, DirState, EntryName, FileState, Identity, Inode, InodeBlock, InodeRecord,
+    InodeState, NodeIdValue, NumberValue, Place, Substitutes, SubstitutesRecord, TableRecord,
+    encode,
 };
 use crate::ledger::{Change, Kind, Ledger, LedgerContent, LedgerError, StackIds, Word};
 use crate::listing::CookiesRecord;
@@ -100,6 +103,7 @@ impl Overlay {
         self.inodes.attach(ledger);
         self.cookies.attach(ledger);
         self.note_stack(&self.stack.read());
+        ledger.retain(std::mem::take(&mut *self.unanswered.lock()));
     }
 
     /// Creates an overlay that answers everything as the one of a process that was killed.
@@ -108,6 +112,7 @@ impl Overlay {
         with: Inheritance,
         ledger: &Arc<Ledger>,
     ) -> Result<Recovered, RecordError> {
+        point("before a recovery");
         let Estate { content, stack } = from;
         let ids = with.layers.iter().map(|layer| layer.id());
         if !ids.eq(stack.layers.iter().copied()) || stack.has_upper != with.upper.is_some() {
@@ -124,6 +129,7 @@ impl Overlay {
         let layers = layers.map(|layer| (layer.id(), layer.clone()));
         let mut search = Search {
             view: &view,
+            upper: with.upper.as_ref().map(|upper| upper.layer.id()),
             layers: layers.collect(),
             descriptors: &with.descriptors,
             substitutes: &substitutes,
@@ -166,9 +172,10 @@ impl Overlay {
             passthrough_writers: 0,
             locks: with.locks,
             retained: with.retained,
+            unanswered: content.slots,
         })?;
+        point("in a recovery");
         overlay.attach(ledger);
-        ledger.retain(content.slots);
         Ok(Recovered {
             overlay,
             handles: sorted.handles,
@@ -209,7 +216,7 @@ struct Sorted {
     inodes: BTreeMap<u64, InodeBlock>,
     nameless: HashMap<u64, Place>,
     ctimes: HashMap<u64, (Time, Time)>,
-    copying: HashMap<u64, Time>,
+    copying: HashMap<u64, CopyingTimes>,
     table: TableRecord,
     cookies: CookiesRecord,
     handles: Vec<(u64, Vec<u8>)>,
@@ -313,6 +320,8 @@ struct Renames {
 /// The search for the objects of the inodes.
 struct Search<'r> {
     view: &'r View,
+    /// The id of the upper layer.
+    upper: Option<u64>,
     layers: HashMap<u64, Arc<Layer>>,
     descriptors: &'r HashMap<u64, Arc<OwnedFd>>,
     substitutes: &'r Substitutes,
@@ -409,7 +418,10 @@ impl Search<'_> {
                 }
                 Place::RemovedDir { .. } | Place::Nameless(_) => self.without_name(ino, place)?,
             };
-            if let Some((mut state, kind, identity, ctime)) = found {
+            if let Some((mut state, kind, identity, mut ctime)) = found {
+                if let Some(restored) = self.restore_times(ino, &state)? {
+                    ctime = restored;
+                }
                 if let InodeState::File(file) = &mut state {
                     for name in names.iter().skip(1) {
                         file.aliases.push(self.alias(name)?);
@@ -423,7 +435,11 @@ impl Search<'_> {
 
     fn record(&self, ino: u64, kind: FileKind, identity: Identity, ctime: Time) -> InodeRecord {
         let block = self.sorted.inodes.get(&ino);
-        let during_copy = self.sorted.copying.get(&ino).map(|shown| (ctime, *shown));
+        let during_copy = self
+            .sorted
+            .copying
+            .get(&ino)
+            .map(|shown| (ctime, shown.ctime));
         let held = during_copy.or_else(|| self.sorted.ctimes.get(&ino).copied());
         InodeRecord::recovered(
             (ino, identity, kind),
@@ -431,6 +447,28 @@ impl Search<'_> {
             block.map_or(0, |block| block.version),
             held,
         )
+    }
+
+    /// Restores the times of a directory that got the name of a copy. Returns the resulting ctime on disk; `None` if
+    /// there is nothing to restore.
+    fn restore_times(&self, ino: u64, state: &InodeState) -> LayerResult<Option<Time>> {
+        let copying = self.sorted.copying.get(&ino);
+        let Some((atime, mtime)) = copying.and_then(|times| times.restored) else {
+            return Ok(None);
+        };
+        let InodeState::Dir(dir) = state else {
+            return Ok(None);
+        };
+        let Some(top) = dir
+            .locs
+            .first()
+            .filter(|top| self.upper == Some(top.layer().id()))
+        else {
+            return Ok(None);
+        };
+        let fd = top.fd()?;
+        sys::attr::utimens(fd.as_fd(), SetTime::At(atime), SetTime::At(mtime))?;
+        Ok(Some(sys::stat::stat_fd(&*fd)?.ctime))
     }
 
     fn root(&self) -> LayerResult<Option<FoundState>> {

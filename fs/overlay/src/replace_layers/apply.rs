@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cowl_layers::error::Result;
 use cowl_layers::layer::lock::LayerLock;
+use cowl_layers::points::point;
 
 use super::relocation::{NewObject, OldLocations, Plans};
 use super::{Replaced, StackChange};
@@ -28,6 +29,7 @@ impl Overlay {
         known: Vec<Arc<Inode>>,
         locks: Vec<Arc<LayerLock>>,
     ) -> Applied {
+        point("before a replacement of layers");
         let Plans {
             dirs,
             files,
@@ -43,11 +45,13 @@ impl Overlay {
             replaced.stale_listings.push(self.inodes.node_id(&inode));
             let object = planned.object;
             self.relocate(&inode, object, |inode| planned.apply(inode, &mut old));
+            point("between the moves of directories");
             old.inodes.push(inode);
         }
         for (_, (inode, planned)) in files {
             let object = planned.loc.as_ref().map(|(_, _, object)| *object);
             self.relocate(&inode, object, |inode| planned.apply(inode, &mut old));
+            point("between the moves of files");
             old.inodes.push(inode);
         }
         // This also records the numbers of the moved inodes.
@@ -58,8 +62,11 @@ impl Overlay {
         self.release_layers(&change, &retained, locks);
         let upper = stack.writable().cloned();
         let old_stack = std::mem::replace(stack, Stack::new(change.after, upper));
+        point("in a replacement of layers");
         self.note_stack(stack);
+        point("with stale numbers");
         self.inodes.drop_stale_numbers();
+        point("after a replacement of layers");
         // They refer to directories and layers of the old stack.
         self.links.forget_layers(&change.removed);
         self.listings.clear();

@@ -9,7 +9,7 @@ use cowl_layers::error::Errno;
 use cowl_layers::sys::process;
 use cowl_overlay::{FileHandle, Overlay, RecordError, SetAttr};
 
-use crate::common::{Fs, Lab, READ, WRITE, create_files};
+use crate::common::{Fs, Kept, Lab, READ, WRITE, create_files};
 
 /// Rebuilds the overlay with these open files, which are replaced by those of the new overlay.
 fn rebuild(fs: Fs, open: &mut [Arc<FileHandle>]) -> Fs {
@@ -94,6 +94,41 @@ fn objects_without_names_are_still_usable() {
     let dir = fs.overlay.inodes().get(number).unwrap();
     assert_eq!(fs.attr_of_inode(&dir).unwrap().stat.nlink, 0);
     assert!(fs.overlay.begin().listing(&dir, 0).unwrap().is_empty());
+}
+
+/// Double change: a daemon is killed after it made a change and before its reply, and its successor is replaced before the
+/// kernel has sent the request again.
+#[test]
+fn unanswered_requests_are_retained_by_a_replacement_after_a_kill() {
+    const RESENT: u64 = 1 << 63;
+    let lab = Lab::new(|top| create_files(top, &["file"]));
+    let fs = lab.open();
+    let killed = Kept::new();
+    fs.overlay.attach(&killed.ledger);
+    let request = killed.ledger.begin(77);
+    fs.mkdir("made").unwrap();
+    let (overlay, next, _) = killed.recover(&fs.overlay, &mut []);
+    drop(request);
+    let taken = overlay.record(&[]).unwrap();
+    drop((overlay, next));
+    // It can be replaced again before it has a ledger.
+    let overlay = Overlay::rebuild(taken).unwrap().overlay;
+    let fs = Fs::new(
+        Overlay::rebuild(overlay.record(&[]).unwrap())
+            .unwrap()
+            .overlay,
+    );
+    let last = Kept::new();
+    fs.overlay.attach(&last.ledger);
+    let other = last.ledger.begin(79);
+    assert_eq!(fs.mkdir("made").unwrap_err(), Errno::EXIST);
+    drop(other);
+    let request = last.ledger.begin(77 | RESENT);
+    fs.mkdir("made").unwrap();
+    drop(request);
+    let request = last.ledger.begin(77 | RESENT);
+    assert_eq!(fs.mkdir("made").unwrap_err(), Errno::EXIST);
+    drop(request);
 }
 
 #[test]

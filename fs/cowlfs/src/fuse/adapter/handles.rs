@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::locks::RwLock;
+use cowl_layers::points::point;
 use cowl_overlay::{FileHandle, Kind, Ledger};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -76,18 +77,26 @@ impl Handles {
         ledger: Option<&Arc<Ledger>>,
     ) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.insert_as(number, OpenFile { node_id, file }, ledger);
+        // Before the open file is recorded: a successor would not close a handle that no request names.
         if let Some(ledger) = ledger {
             ledger.note_handle(number);
         }
+        point("before a handle is recorded");
+        self.insert_as(number, OpenFile { node_id, file }, ledger);
+        point("after a handle is recorded");
         number
     }
 
     /// Inserts an open file of the predecessor under its number.
     pub(super) fn inherit(&self, number: u64, open: OpenFile, ledger: &Arc<Ledger>) {
+        self.leave_generation_of(number);
+        self.insert_as(number, open, Some(ledger));
+    }
+
+    /// Assigns only numbers of a later generation from now on.
+    pub(super) fn leave_generation_of(&self, number: u64) {
         let first = ((number >> GENERATION_BIT) + 1) << GENERATION_BIT;
         self.next.fetch_max(first, Ordering::Relaxed);
-        self.insert_as(number, open, Some(ledger));
     }
 
     fn insert_as(&self, number: u64, open: OpenFile, ledger: Option<&Arc<Ledger>>) {
@@ -107,6 +116,7 @@ impl Handles {
     /// Removes a number and returns its open file, if there is one.
     pub(super) fn remove(&self, number: u64, ledger: Option<&Arc<Ledger>>) -> Option<OpenFile> {
         let removed = self.open.write().remove(&number)?;
+        point("before a handle is removed");
         if let Some(ledger) = ledger {
             ledger.delete(Kind::Handle, number);
         }

@@ -33,6 +33,7 @@ use super::workers::{BusyPoll, Gate, RequestSpan, WorkerPool};
 use crate::requests::{Opcode, Requests};
 use cowl_layers::error::Result;
 use cowl_layers::panics;
+use cowl_layers::points::point;
 use cowl_overlay::inode::Inode;
 use cowl_overlay::{Ledger, Op, Overlay, RequestSlot};
 
@@ -70,6 +71,12 @@ pub(super) struct ChangeSpan<'a> {
     // Dropped first: the slot is free once the reply was sent.
     _slot: Option<RequestSlot>,
     _span: RequestSpan<'a>,
+}
+
+impl Drop for ChangeSpan<'_> {
+    fn drop(&mut self) {
+        point("after a reply");
+    }
 }
 
 impl Adapter {
@@ -140,6 +147,7 @@ impl Adapter {
     fn begin_change(&self, opcode: Opcode, req: &Request) -> ChangeSpan<'_> {
         let span = self.begin_request(opcode);
         let slot = self.ledger().map(|ledger| ledger.begin(req.unique().0));
+        point("before a request");
         ChangeSpan {
             _slot: slot,
             _span: span,
@@ -188,6 +196,7 @@ impl Adapter {
         let stale = op.take_stale();
         drop(op);
         self.invalidate_stale(&stale);
+        point("before a reply");
         done.inspect_err(|error| reply::log_failure(request, ino, name, *error))
     }
 

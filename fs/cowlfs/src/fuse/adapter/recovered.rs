@@ -34,6 +34,10 @@ impl Adapter {
             *opens.entry(open.node_id).or_default() += 1;
             self.files.inherit(*number, open, ledger);
         }
+        // A number that the predecessor assigned in a request without recording the open file is not assigned again, or
+        // the request would close another file.
+        self.files
+            .leave_generation_of(ledger.last_unanswered_handle());
         self.backing.restore(&values.backing, &opens, ledger);
     }
 }
