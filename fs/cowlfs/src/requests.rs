@@ -1,6 +1,16 @@
 //! Counters of the kernel's requests by kind. Unlike times, they show the cost of an operation on a noisy machine, too.
+//!
+//! The keeper and all its daemons share them, so they continue after a daemon was killed (docs/decisions/0035).
 
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use cowl_layers::error::Result;
+use cowl_layers::panics;
+use cowl_layers::sys::crash::CrashRecord;
+use cowl_layers::sys::shared;
+
+/// The name under which the number of refused requests is handed over to another process.
+const REFUSED: &str = "refused";
 
 macro_rules! opcodes {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
@@ -61,37 +71,82 @@ opcodes! {
     CopyFileRange = "copy_file_range",
 }
 
-/// The number of requests of each kind.
+/// The number of requests of each kind, and those that ended a daemon.
 #[derive(Debug)]
-pub struct Requests(Vec<AtomicU64>);
-
-impl Default for Requests {
-    fn default() -> Self {
-        Self(Opcode::ALL.iter().map(|_| AtomicU64::new(0)).collect())
-    }
+pub struct Requests {
+    /// One for each kind.
+    counts: &'static [AtomicU64],
+    /// The number of requests that were refused because they have ended two daemons.
+    refused: &'static AtomicU64,
+    crashes: CrashRecord,
 }
 
 impl Requests {
+    /// Creates counters that are zero, in memory that this process shares with those that it forks. Panics are counted
+    /// there, too, from now on.
+    pub fn create() -> Result<Self> {
+        let words = shared::inherited(Opcode::ALL.len() + 2)?;
+        let (counts, rest) = words.split_at(Opcode::ALL.len());
+        let [refused, panicked] = rest else {
+            return Err(cowl_layers::error::Errno::NOMEM.into());
+        };
+        panics::count_in(panicked);
+        Ok(Self {
+            counts,
+            refused,
+            crashes: CrashRecord::create()?,
+        })
+    }
+
     /// Counts a request.
     pub(crate) fn count(&self, opcode: Opcode) {
-        if let Some(count) = self.0.get(opcode as usize) {
+        if let Some(count) = self.counts.get(opcode as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Adds the numbers of a predecessor, by the names of the kinds. Kinds that this version does not know are ignored.
-    pub(crate) fn add(&self, counts: &[(String, u64)]) {
-        for (opcode, count) in Opcode::ALL.iter().zip(&self.0) {
-            let before = counts.iter().find(|(name, _)| name == opcode.name());
-            count.fetch_add(before.map_or(0, |(_, before)| *before), Ordering::Relaxed);
+    /// Counts a request that was refused because it has ended two daemons.
+    pub(crate) fn count_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns the number of requests that were refused because they have ended two daemons.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Returns the requests that have ended a daemon.
+    pub(crate) fn crashes(&self) -> CrashRecord {
+        self.crashes
+    }
+
+    /// Returns all numbers by their names, for [`Self::add`] in another process.
+    pub(crate) fn to_record(&self) -> Vec<(String, u64)> {
+        let counts = self.counts().into_iter();
+        let mut record: Vec<_> = counts
+            .map(|(kind, count)| (kind.name().to_owned(), count))
+            .collect();
+        record.push((REFUSED.to_owned(), self.refused()));
+        record
+    }
+
+    /// Adds the numbers of a predecessor. Names that this version does not know are ignored.
+    pub(crate) fn add(&self, record: &[(String, u64)]) {
+        let before = |name: &str| {
+            let found = record.iter().find(|(of, _)| of == name);
+            found.map_or(0, |(_, before)| *before)
+        };
+        for (opcode, count) in Opcode::ALL.iter().zip(self.counts) {
+            count.fetch_add(before(opcode.name()), Ordering::Relaxed);
         }
+        self.refused.fetch_add(before(REFUSED), Ordering::Relaxed);
     }
 
     /// Returns the number of requests of each kind of which there were any.
     pub fn counts(&self) -> Vec<(Opcode, u64)> {
         Opcode::ALL
             .iter()
-            .zip(&self.0)
+            .zip(self.counts)
             .map(|(opcode, count)| (*opcode, count.load(Ordering::Relaxed)))
             .filter(|(_, count)| *count > 0)
             .collect()
@@ -104,7 +159,7 @@ mod tests {
 
     #[test]
     fn each_kind_has_its_own_counter() {
-        let requests = Requests::default();
+        let requests = Requests::create().unwrap();
         for (times, opcode) in Opcode::ALL.iter().enumerate() {
             for _ in 0..times {
                 requests.count(*opcode);
@@ -115,5 +170,16 @@ mod tests {
         for (opcode, count) in counted {
             assert_eq!(count, opcode as u64);
         }
+    }
+
+    #[test]
+    fn another_process_continues_all_numbers() {
+        let (one, two) = (Requests::create().unwrap(), Requests::create().unwrap());
+        one.count(Opcode::Mkdir);
+        one.count_refused();
+        two.count(Opcode::Mkdir);
+        two.add(&one.to_record());
+        assert_eq!(two.counts(), [(Opcode::Mkdir, 2)]);
+        assert_eq!(two.refused(), 1);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Errno, Error, Result};
@@ -9,6 +10,8 @@ use crate::shown::{Allowed, plain};
 
 /// The number of requests that a panic has ended.
 static CAUGHT: AtomicU64 = AtomicU64::new(0);
+/// The counter that is used instead of it, if there is one.
+static SHARED: OnceLock<&'static AtomicU64> = OnceLock::new();
 
 thread_local! {
     /// Whether the thread executes a request whose panic is caught.
@@ -48,19 +51,28 @@ pub fn request<T>(execute: impl FnOnce() -> Result<T>) -> Result<T> {
     let done = catch_unwind(AssertUnwindSafe(execute));
     IN_REQUEST.set(outer);
     done.unwrap_or_else(|_| {
-        CAUGHT.fetch_add(1, Ordering::Relaxed);
+        counter().fetch_add(1, Ordering::Relaxed);
         Err(Error::Errno(Errno::IO))
     })
 }
 
-/// Returns the number of requests that a panic has ended since the start of the process.
+fn counter() -> &'static AtomicU64 {
+    SHARED.get().copied().unwrap_or(&CAUGHT)
+}
+
+/// Counts in memory that this process shares with others from now on.
+pub fn count_in(shared: &'static AtomicU64) {
+    SHARED.get_or_init(|| shared);
+}
+
+/// Returns the number of requests that a panic has ended.
 pub fn caught() -> u64 {
-    CAUGHT.load(Ordering::Relaxed)
+    counter().load(Ordering::Relaxed)
 }
 
 /// Continues the number of a predecessor of this process.
 pub fn continue_from(caught: u64) {
-    CAUGHT.fetch_add(caught, Ordering::Relaxed);
+    counter().fetch_add(caught, Ordering::Relaxed);
 }
 
 /// Ends the process, because the calling thread panics and holds a lock.

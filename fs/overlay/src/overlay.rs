@@ -226,6 +226,12 @@ impl Overlay {
         self.opens.count_close(handle);
     }
 
+    /// Records that an open file was closed, without closing anything, for a file of which that has ended the process.
+    pub fn abandon(&self, handle: Arc<FileHandle>) {
+        self.opens.count_close(&handle);
+        std::mem::forget(handle);
+    }
+
     /// Returns the node ids of the files that a process has open for writing.
     pub fn inodes_with_writers(&self) -> Vec<u64> {
         self.inodes.with_writers()

@@ -43,6 +43,7 @@ impl CliCommand for Args {
                 "open_for_write": stats.open_for_write,
                 "memory": stats.memory,
                 "panics": stats.panics,
+                "refused": stats.refused,
                 "requests": stats.requests,
                 "total": stats.total(),
             }))?;
@@ -68,6 +69,7 @@ fn print(stats: &Stats) -> Result<()> {
         ("for writing", stats.open_for_write.to_string()),
         ("requests", stats.total().to_string()),
         ("panics", stats.panics.to_string()),
+        ("refused", stats.refused.to_string()),
     ];
     let facts = facts.map(|(what, value)| vec![what.to_owned(), value]);
     output::print_table(&[], facts.into(), &[])?;

@@ -362,6 +362,9 @@ mod tests {
     use cowl_layers::format::XattrSpace;
     use cowl_layers::layer::{Layer, Upper};
     use cowl_overlay::OverlayOptions;
+    use std::time::Instant;
+
+    use crate::requests::Requests;
 
     #[test]
     fn an_unknown_request_is_named() {
@@ -394,7 +397,12 @@ mod tests {
         };
         let overlay = Arc::new(overlay);
         Server::new(ServedMount {
-            stats: StatsSource::new(overlay.clone(), Arc::default(), Duration::ZERO, None),
+            stats: StatsSource::new(
+                overlay.clone(),
+                Arc::new(Requests::create().unwrap()),
+                (Instant::now(), Duration::ZERO),
+                None,
+            ),
             overlay,
             config,
             mount: OwnMount::record(top.join("mount"), (0, 0).into()),

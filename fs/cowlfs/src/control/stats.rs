@@ -31,6 +31,9 @@ pub struct Stats {
     /// The number of requests that a panic has ended, each of them an error of this program.
     #[serde(default)]
     pub panics: u64,
+    /// The number of requests that were refused with EIO because they have ended two daemons.
+    #[serde(default)]
+    pub refused: u64,
     /// The number of requests from the kernel by kind, without kinds that were never sent.
     pub requests: BTreeMap<String, u64>,
 }
@@ -75,25 +78,26 @@ impl fmt::Display for Stats {
 pub(crate) struct StatsSource {
     overlay: Arc<Overlay>,
     requests: Arc<Requests>,
+    /// When the first process began that shares `requests`.
     started: Instant,
-    /// The time that the mount was served by predecessors of this process.
+    /// The time that the mount was served before that.
     before: Duration,
     /// The connection to the keeper, if there is one.
     custody: Option<Arc<Custody>>,
 }
 
 impl StatsSource {
-    /// Creates a source for a daemon that starts now, of a mount that was served for some time before.
+    /// Creates a source for a mount whose counters began at `started`, and that was served for some time before.
     pub(crate) fn new(
         overlay: Arc<Overlay>,
         requests: Arc<Requests>,
-        before: Duration,
+        (started, before): (Instant, Duration),
         custody: Option<Arc<Custody>>,
     ) -> Self {
         Self {
             overlay,
             requests,
-            started: Instant::now(),
+            started,
             before,
             custody,
         }
@@ -110,12 +114,9 @@ impl StatsSource {
         self.before + self.started.elapsed()
     }
 
-    /// Returns the request counters, by the names of the kinds.
-    pub(crate) fn counts(&self) -> Vec<(String, u64)> {
-        let counts = self.requests.counts().into_iter();
-        counts
-            .map(|(kind, count)| (kind.name().to_owned(), count))
-            .collect()
+    /// Returns the counters of requests.
+    pub(crate) fn requests(&self) -> &Requests {
+        &self.requests
     }
 
     /// Returns the current statistics.
@@ -129,7 +130,10 @@ impl StatsSource {
             open_for_write,
             memory: sys::process::own_memory()?,
             panics: cowl_layers::panics::caught(),
-            requests: self.counts().into_iter().collect(),
+            refused: self.requests.refused(),
+            requests: (self.requests.counts().into_iter())
+                .map(|(kind, count)| (kind.name().to_owned(), count))
+                .collect(),
         })
     }
 }
@@ -148,6 +152,7 @@ mod tests {
             open_for_write: 1,
             memory: 5 << 20,
             panics: 0,
+            refused: 0,
             requests: [("lookup", 2), ("getattr", 40)]
                 .map(|(name, count)| (name.to_owned(), count))
                 .into(),

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::failed;
 use crate::config::{CACHE_TIMEOUT, Config, Passthrough};
@@ -31,8 +31,8 @@ pub(super) struct Daemon {
     pub(super) config: Config,
     pub(super) mount: OwnMount,
     pub(super) requests: Arc<Requests>,
-    /// The time for which other daemons have served the mount.
-    pub(super) uptime: Duration,
+    /// When `requests` were created, and the time for which the mount was served before.
+    pub(super) uptime: (Instant, Duration),
     /// A process that waits until the last process of the mount has closed this connection.
     pub(super) supervisor: Option<Arc<UnixStream>>,
     pub(super) listener: Option<UnixListener>,

@@ -11,7 +11,7 @@ pub use successor::Takeover;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::daemon::{Daemon, session_settings};
 use self::layers::LowerLayers;
@@ -48,7 +48,7 @@ pub fn serve(mut config: Config, mut on: impl FnMut(Event)) -> Result<(), SetupE
     let device = fuse::open_device().map_err(|error| explain(error, &config.mountpoint))?;
     let (overlay, locks) = layers.into_overlay(&config)?;
     let signals = Signals::block();
-    let requests = Arc::new(Requests::default());
+    let (requests, started) = (create_requests()?, Instant::now());
     let settings = session_settings(&config, &requests);
     let kept_device = device
         .try_clone()
@@ -82,7 +82,7 @@ pub fn serve(mut config: Config, mut on: impl FnMut(Event)) -> Result<(), SetupE
         config,
         mount,
         requests,
-        uptime: Duration::ZERO,
+        uptime: (started, Duration::ZERO),
         supervisor: None,
         listener,
         lacking,
@@ -115,6 +115,12 @@ fn check_proc() -> Result<(), SetupError> {
         "/proc is not mounted: cowlfs accesses open files through /proc/self/fd",
         "run 'mount -t proc proc /proc'",
     ))
+}
+
+/// Creates the counters that all processes of the mount share.
+fn create_requests() -> Result<Arc<Requests>, SetupError> {
+    let created = Requests::create().map(Arc::new);
+    created.map_err(|error| failed(format!("cannot map shared memory: {error}")))
 }
 
 fn failed(message: String) -> SetupError {

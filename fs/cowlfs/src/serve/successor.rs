@@ -6,16 +6,15 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::daemon::{Daemon, session_settings};
-use super::failed;
+use super::{create_requests, failed};
 use crate::config::Config;
 use crate::control::{self, OwnMount, Signals, Upgraded};
 use crate::fuse::{self, Predecessor, SessionRecord};
 use crate::keeper;
 use crate::limits;
-use crate::requests::Requests;
 use crate::start::{Event, Start};
 use crate::takeover::{self, Answer, Arbiter, Bundle, Origin};
 use cowl_layers::setup::SetupError;
@@ -244,7 +243,7 @@ impl Takeover {
         } = self;
         let report = |error: &SetupError| connection.report(error);
         let (overlay, files) = rebuild(overlay).inspect_err(report)?;
-        let requests = Arc::new(Requests::default());
+        let (requests, started) = (create_requests().inspect_err(report)?, Instant::now());
         requests.add(&counted.requests);
         panics::continue_from(counted.panics);
         let settings = session_settings(&config, &requests);
@@ -296,7 +295,7 @@ impl Takeover {
             config,
             mount,
             requests,
-            uptime: counted.uptime,
+            uptime: (started, counted.uptime),
             supervisor,
             listener,
             lacking,

@@ -150,7 +150,7 @@ impl Predecessor {
             session,
             config: ConfigRecord::new(&self.config),
             mount: self.mount.to_record(),
-            requests: self.stats.counts(),
+            requests: self.stats.requests().to_record(),
             uptime: self.stats.uptime(),
             panics: panics::caught(),
             lacking: self.lacking.clone(),

@@ -7,6 +7,7 @@ pub mod attr;
 pub mod child;
 pub mod content;
 pub mod copy;
+pub mod crash;
 pub mod creds;
 pub mod dir;
 pub mod early;

@@ -125,6 +125,23 @@ impl SharedMemory {
     }
 }
 
+/// Returns zero words in memory that this process shares with those that it forks. They are never unmapped.
+pub fn inherited(words: usize) -> Result<&'static [AtomicU64]> {
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: the kernel chooses an unused range of addresses, so the mapping replaces nothing.
+    let start = unsafe {
+        rustix::mm::mmap_anonymous(
+            std::ptr::null_mut(),
+            words * WORD,
+            access,
+            MapFlags::SHARED,
+        )?
+    };
+    // SAFETY: the mapping has this many words, is aligned to a page, and is never unmapped. Other processes may change a
+    // word at any time, which atomic types permit.
+    Ok(unsafe { std::slice::from_raw_parts(start.cast(), words) })
+}
+
 impl AsFd for SharedMemory {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

@@ -83,8 +83,8 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, out: ReplyEntry) {
-        let _span = self.begin_request(Opcode::Lookup);
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, out: ReplyEntry) {
+        let _span = self.begin_request(Opcode::Lookup, req);
         self.reply_lookup(parent, name, out);
     }
 
@@ -102,8 +102,8 @@ impl Filesystem for Adapter {
             .forget(ino.0, self.ledger(), || inodes.is_forgotten(ino.0));
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<Fh>, reply: ReplyAttr) {
-        let _span = self.begin_request(Opcode::Getattr);
+    fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<Fh>, reply: ReplyAttr) {
+        let _span = self.begin_request(Opcode::Getattr, req);
         let done = self.run("getattr", ino, None, |op| {
             let inode = op.inode(ino.0)?;
             // Only an object of a live layer can lack a location.
@@ -135,7 +135,7 @@ impl Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let _span = self.begin_request(Opcode::Setattr);
+        let _span = self.begin_request(Opcode::Setattr, req);
         let set = SetAttr {
             mode,
             uid,
@@ -154,8 +154,8 @@ impl Filesystem for Adapter {
         self.reply_attr(ino, done, Accepted::Always, reply);
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        let _span = self.begin_request(Opcode::Readlink);
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let _span = self.begin_request(Opcode::Readlink, req);
         match self.run("readlink", ino, None, |op| op.read_link(&*op.inode(ino.0)?)) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(to_errno(error)),
@@ -291,7 +291,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: Fh,
         offset: u64,
@@ -300,7 +300,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let _span = self.begin_request(Opcode::Read);
+        let _span = self.begin_request(Opcode::Read, req);
         BUFFER.with_borrow_mut(|buffer| {
             let size = size as usize;
             if buffer.len() < size {
@@ -329,7 +329,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let _span = self.begin_request(Opcode::Write);
+        let _span = self.begin_request(Opcode::Write, req);
         let writer = writer(req, write_flags);
         let done = self.run("write", ino, None, |op| {
             op.write(&*self.files.get(fh.0)?, offset, data, writer)
@@ -341,15 +341,15 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn flush(&self, _: &Request, ino: INodeNo, fh: Fh, _: LockOwner, reply: ReplyEmpty) {
-        let _span = self.begin_request(Opcode::Flush);
+    fn flush(&self, req: &Request, ino: INodeNo, fh: Fh, _: LockOwner, reply: ReplyEmpty) {
+        let _span = self.begin_request(Opcode::Flush, req);
         self.flush_file(ino, fh);
         reply.ok();
     }
 
     fn release(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: Fh,
         _: OpenFlags,
@@ -357,13 +357,13 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let _span = self.begin_request(Opcode::Release);
+        let _span = self.begin_request(Opcode::Release, req);
         self.release_file(ino, fh);
         reply.ok();
     }
 
-    fn fsync(&self, _: &Request, ino: INodeNo, fh: Fh, datasync: bool, reply: ReplyEmpty) {
-        let _span = self.begin_request(Opcode::Fsync);
+    fn fsync(&self, req: &Request, ino: INodeNo, fh: Fh, datasync: bool, reply: ReplyEmpty) {
+        let _span = self.begin_request(Opcode::Fsync, req);
         let scope = if datasync {
             SyncScope::Data
         } else {
@@ -375,34 +375,34 @@ impl Filesystem for Adapter {
         reply_empty(done, reply);
     }
 
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let _span = self.begin_request(Opcode::Opendir);
+    fn opendir(&self, req: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _span = self.begin_request(Opcode::Opendir, req);
         self.open_dir(reply);
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, _: Fh, offset: u64, out: ReplyDirectory) {
-        let _span = self.begin_request(Opcode::Readdir);
+    fn readdir(&self, req: &Request, ino: INodeNo, _: Fh, offset: u64, out: ReplyDirectory) {
+        let _span = self.begin_request(Opcode::Readdir, req);
         self.list(ino, offset, out);
     }
 
-    fn readdirplus(&self, _: &Request, ino: INodeNo, _: Fh, offset: u64, out: ReplyDirectoryPlus) {
-        let _span = self.begin_request(Opcode::Readdirplus);
+    fn readdirplus(&self, req: &Request, ino: INodeNo, _: Fh, offset: u64, out: ReplyDirectoryPlus) {
+        let _span = self.begin_request(Opcode::Readdirplus, req);
         self.list_plus(ino, offset, out);
     }
 
-    fn releasedir(&self, _: &Request, _: INodeNo, _: Fh, _: OpenFlags, reply: ReplyEmpty) {
-        let _span = self.begin_request(Opcode::Releasedir);
+    fn releasedir(&self, req: &Request, _: INodeNo, _: Fh, _: OpenFlags, reply: ReplyEmpty) {
+        let _span = self.begin_request(Opcode::Releasedir, req);
         reply.ok();
     }
 
-    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: Fh, _: bool, reply: ReplyEmpty) {
-        let _span = self.begin_request(Opcode::Fsyncdir);
+    fn fsyncdir(&self, req: &Request, ino: INodeNo, _: Fh, _: bool, reply: ReplyEmpty) {
+        let _span = self.begin_request(Opcode::Fsyncdir, req);
         let done = self.run("fsyncdir", ino, None, |op| op.fsync_dir(&*op.inode(ino.0)?));
         reply_empty(done, reply);
     }
 
-    fn statfs(&self, _: &Request, ino: INodeNo, out: ReplyStatfs) {
-        let _span = self.begin_request(Opcode::Statfs);
+    fn statfs(&self, req: &Request, ino: INodeNo, out: ReplyStatfs) {
+        let _span = self.begin_request(Opcode::Statfs, req);
         reply_statfs(self.run("statfs", ino, None, |op| op.statfs()), out);
     }
 
@@ -425,8 +425,8 @@ impl Filesystem for Adapter {
         reply_empty(done, reply);
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let _span = self.begin_request(Opcode::Getxattr);
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _span = self.begin_request(Opcode::Getxattr, req);
         let done = self.run("getxattr", ino, Some(name), |op| {
             op.get_xattr(&op.inode(ino.0)?, name.as_bytes())
         });
@@ -434,7 +434,7 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let _span = self.begin_request(Opcode::Listxattr);
+        let _span = self.begin_request(Opcode::Listxattr, req);
         let done = self.run("listxattr", ino, None, |op| {
             op.list_xattr(caller(req, 0), &op.inode(ino.0)?)
         });
@@ -451,7 +451,7 @@ impl Filesystem for Adapter {
 
     fn ioctl(
         &self,
-        _: &Request,
+        req: &Request,
         _: INodeNo,
         _: Fh,
         _: IoctlFlags,
@@ -460,7 +460,7 @@ impl Filesystem for Adapter {
         _: u32,
         out: ReplyIoctl,
     ) {
-        let _span = self.begin_request(Opcode::Ioctl);
+        let _span = self.begin_request(Opcode::Ioctl, req);
         // As a plain file answers the ioctls of terminals. The ioctls for file attributes (chattr) must get it, too: a
         // kernel overlayfs on this mount takes only ENOTTY as "not supported", and otherwise its copy-ups fail.
         out.error(fuser::Errno::ENOTTY);
@@ -468,7 +468,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: Fh,
         offset: u64,
@@ -476,7 +476,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let _span = self.begin_request(Opcode::Fallocate);
+        let _span = self.begin_request(Opcode::Fallocate, req);
         let done = self.run("fallocate", ino, None, |op| {
             op.fallocate(
                 &*self.files.get(fh.0)?,
@@ -490,14 +490,14 @@ impl Filesystem for Adapter {
 
     fn lseek(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: Fh,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let _span = self.begin_request(Opcode::Lseek);
+        let _span = self.begin_request(Opcode::Lseek, req);
         let done = self.run("lseek", ino, None, |op| {
             let offset = u64::try_from(offset).map_err(|_| Error::Errno(Errno::NXIO))?;
             match whence {
@@ -514,7 +514,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         fh_in: Fh,
         offset_in: u64,
@@ -525,7 +525,7 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let _span = self.begin_request(Opcode::CopyFileRange);
+        let _span = self.begin_request(Opcode::CopyFileRange, req);
         let done = self.run("copy_file_range", ino, None, |op| {
             let (from, to) = (self.files.get(fh_in.0)?, self.files.get(fh_out.0)?);
             // The reply has 32 bits. The kernel has the same limit: INT_MAX, rounded down to a page.

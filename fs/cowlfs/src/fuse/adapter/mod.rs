@@ -5,6 +5,7 @@
 
 mod admission;
 mod attributes;
+mod blame;
 mod convert;
 mod filesystem;
 mod handles;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use fuser::{Generation, INodeNo, Notifier, Request};
 
 use self::admission::RefusedOpens;
+use self::blame::Blame;
 use self::handles::{Handles, OpenFile};
 pub(crate) use self::recovered::RecoveredValues;
 pub(crate) use self::state::Negotiated;
@@ -31,7 +33,7 @@ use super::passthrough::{BackingDevice, BackingFiles, Policy};
 use super::settings::SessionSettings;
 use super::workers::{BusyPoll, Gate, RequestSpan, WorkerPool};
 use crate::requests::{Opcode, Requests};
-use cowl_layers::error::Result;
+use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::panics;
 use cowl_layers::points::point;
 use cowl_overlay::inode::Inode;
@@ -66,14 +68,20 @@ pub(crate) struct Adapter {
     begun: AtomicU32,
 }
 
-/// A request that must not be executed twice, until after its reply.
-pub(super) struct ChangeSpan<'a> {
-    // Dropped first: the slot is free once the reply was sent.
+/// A request, until after its reply.
+pub(super) struct Span<'a> {
+    // Dropped in this order: the request has ended once the reply was sent.
+    _replied: Option<Replied>,
+    _blame: Blame,
+    /// For a request that must not be executed twice.
     _slot: Option<RequestSlot>,
     _span: RequestSpan<'a>,
 }
 
-impl Drop for ChangeSpan<'_> {
+/// The end of a change after its reply.
+struct Replied;
+
+impl Drop for Replied {
     fn drop(&mut self) {
         point("after a reply");
     }
@@ -144,13 +152,14 @@ impl Adapter {
     }
 
     /// Like [`Self::begin_request`], for a request that must not be executed twice.
-    fn begin_change(&self, opcode: Opcode, req: &Request) -> ChangeSpan<'_> {
-        let span = self.begin_request(opcode);
+    fn begin_change(&self, opcode: Opcode, req: &Request) -> Span<'_> {
+        let span = self.begin_request(opcode, req);
         let slot = self.ledger().map(|ledger| ledger.begin(req.unique().0));
         point("before a request");
-        ChangeSpan {
+        Span {
+            _replied: Some(Replied),
             _slot: slot,
-            _span: span,
+            ..span
         }
     }
 
@@ -166,7 +175,7 @@ impl Adapter {
     }
 
     /// Counts a request and begins its span, which the handler must drop after the reply.
-    fn begin_request(&self, opcode: Opcode) -> RequestSpan<'_> {
+    fn begin_request(&self, opcode: Opcode, req: &Request) -> Span<'_> {
         let span = RequestSpan::begin(&self.pool, &self.busy_poll, &self.gate);
         if let Some(ledger) = self.ledger()
             && self.begun.load(Ordering::Relaxed) <= PROOF
@@ -176,7 +185,22 @@ impl Adapter {
         }
         // Counted only when the gate is open, because otherwise another process counts it.
         self.requests.count(opcode);
-        span
+        Span {
+            _replied: None,
+            _blame: Blame::begin(req.unique().0, self.requests.crashes()),
+            _slot: None,
+            _span: span,
+        }
+    }
+
+    /// Whether the request of this thread must not be executed, because it has ended two daemons. Logs and counts it.
+    fn is_refused(&self, request: &str, ino: INodeNo, name: Option<&OsStr>) -> bool {
+        let is_refused = blame::is_refused();
+        if is_refused {
+            self.requests.count_refused();
+            reply::log_refused(request, ino, name);
+        }
+        is_refused
     }
 
     /// Runs one operation of the overlay, and invalidates the kernel's attributes that it made stale.
@@ -190,8 +214,15 @@ impl Adapter {
         name: Option<&OsStr>,
         run: impl FnOnce(&Op<'_>) -> Result<T>,
     ) -> Result<T> {
+        if self.is_refused(request, ino, name) {
+            return Err(Error::Errno(Errno::IO));
+        }
         let op = self.overlay.begin();
-        let done = panics::request(|| run(&op));
+        let done = panics::request(|| {
+            #[cfg(debug_assertions)]
+            blame::injected::end_at(request, name);
+            run(&op)
+        });
         // Also after an error: a failed operation may have copied up a file.
         let stale = op.take_stale();
         drop(op);

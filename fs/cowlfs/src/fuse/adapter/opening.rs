@@ -8,7 +8,7 @@ use fuser::{FileHandle as Fh, FopenFlags, INodeNo, OpenFlags, ReplyCreate, Reply
 use super::convert::{
     caller, can_map_writable, is_synchronous, parse_name, to_errno, to_file_attr, to_open_options,
 };
-use super::{Adapter, GENERATION};
+use super::{Adapter, GENERATION, blame};
 use crate::fuse::passthrough::{Backing, CachedAttr, OpenMode, OpenParams, OpenTraits};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys;
@@ -244,6 +244,9 @@ impl Adapter {
     pub(super) fn release_file(&self, ino: INodeNo, fh: Fh) {
         // A predecessor may have handled the request, without a reply.
         if let Some(open) = self.files.remove(fh.0, self.ledger()) {
+            if self.is_refused("release", ino, None) {
+                return self.overlay.abandon(open.file);
+            }
             self.backing.release(open.node_id, self.ledger());
             self.start_writeback("release", ino, &open.file, Close::Last);
             self.overlay.close(&open.file);
@@ -253,6 +256,9 @@ impl Adapter {
     /// Closes the handle that a predecessor assigned in the request of this thread. The kernel did not get its number,
     /// because it sent the request again.
     fn release_resumed(&self) {
+        if blame::is_refused() {
+            return;
+        }
         let handle = self
             .ledger()
             .and_then(|ledger| ledger.take_resumed_handle());

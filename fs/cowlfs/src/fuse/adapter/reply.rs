@@ -45,6 +45,15 @@ pub(super) fn log_failure(request: &str, ino: INodeNo, name: Option<&OsStr>, err
     }
 }
 
+/// Logs a request that is refused because it has ended two daemons.
+pub(super) fn log_refused(request: &str, ino: INodeNo, name: Option<&OsStr>) {
+    const WHY: &str = "refused with EIO, because it has ended two daemons";
+    match name {
+        Some(name) => log::error!("{request} of inode {ino}, name {}: {WHY}", name.shown()),
+        None => log::error!("{request} of inode {ino}: {WHY}"),
+    }
+}
+
 /// Sends a reply to STATFS.
 pub(super) fn reply_statfs(done: Result<StatVfs>, reply: ReplyStatfs) {
     match done {
