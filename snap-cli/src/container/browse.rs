@@ -14,7 +14,7 @@ use cowlfs::{Event, Takeover};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::served::ServedMount;
+use super::served::{Owner, ServedMount};
 use super::{Container, daemon, detach, mount, state};
 use crate::error::{Error, Result};
 use crate::host;
@@ -375,7 +375,9 @@ pub fn take_over(
         .map_err(|error| Error::at("read the state in", &dir, error))?;
     browse.pid = std::process::id();
     let command = store.session().command.clone();
+    let mut owner = Owner::Predecessor;
     let served = takeover.serve(|event| {
+        owner.note(&event);
         let (Event::TakenOver(_) | Event::Continued(_)) = event else {
             return;
         };
@@ -384,6 +386,9 @@ pub fn take_over(
             log::error!("{error}");
         }
     });
+    if owner == Owner::Predecessor {
+        return served.map_err(Error::from);
+    }
     let cleaned = clean_up(store, &browse.mountpoint, &dir, alive);
     served?;
     cleaned

@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use cowlfs::Takeover;
 use cowlfs::config::Successor;
+use cowlfs::{Event, Takeover};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -33,6 +33,25 @@ pub enum ServedMount {
         /// The id of the mount.
         id: Uuid,
     },
+}
+
+/// The process that a mount belongs to, with its lock and its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The daemon that has started this process, or its keeper. It continues if this process fails, so this process
+    /// must remove nothing: the mount would appear to be dead, and the next command would detach it.
+    Predecessor,
+    /// This process.
+    Successor,
+}
+
+impl Owner {
+    /// Notes that this process serves the mount.
+    pub fn note(&mut self, event: &Event) {
+        if let Event::TakenOver(_) | Event::Continued(_) = event {
+            *self = Owner::Successor;
+        }
+    }
 }
 
 impl ServedMount {

@@ -9,7 +9,7 @@ use cowlfs::{Event, Takeover};
 use uuid::Uuid;
 
 use crate::container::mount::{release_output, report_ready};
-use crate::container::served::ServedMount;
+use crate::container::served::{Owner, ServedMount};
 use crate::container::state::{self, RunState};
 use crate::container::{browse, daemon, durability};
 use crate::error::{Error, Result};
@@ -140,8 +140,10 @@ fn take_over_container(
     // This process becomes the keeper, which lasts longer than the process that serves.
     let pid = std::process::id();
     let mut sync = Some((filesystem, requests));
+    let mut owner = Owner::Predecessor;
     let served = takeover.serve(|event| {
         let mut steps = Vec::new();
+        owner.note(&event);
         if let Event::TakenOver(device) | Event::Continued(device) = event {
             held.alive.record_holder(pid, &store.session().command);
             steps.push(adopt_state(store, id, daemon, (pid, device)));
@@ -154,6 +156,9 @@ fn take_over_container(
         }
     });
     let served = served.map_err(Error::from);
+    if owner == Owner::Predecessor {
+        return served;
+    }
     let ended = served.and_then(|()| remove_state(store, id, daemon));
     held.release(store, id, ended)
 }

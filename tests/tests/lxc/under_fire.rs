@@ -35,6 +35,7 @@ fn attack(lxc: &Lxc, name: &str) {
         while !done || killer.kills() < kills * upgrade / upgrades {
             let before = killer.kills();
             let output = lxc.store().cowl(["upgrade", name]);
+            is_mounted(lxc, name);
             if output.code == 0 {
                 (done, replaced) = (true, replaced + 1);
             } else {
@@ -49,6 +50,19 @@ fn attack(lxc: &Lxc, name: &str) {
     let kills = killer.stop();
     eprintln!("{kills} kills, {replaced} upgrades, {refused} upgrades that were refused");
     assert!(kills >= 10 && replaced >= upgrades);
+}
+
+/// Verifies that `cowl` sees the mount; otherwise prints the daemon's log.
+#[track_caller]
+fn is_mounted(lxc: &Lxc, name: &str) {
+    let status = lxc.store().cowl(["status", name, "--json"]).ok();
+    if status.json()["state"] != "mounted" {
+        for dir in lxc.store().run_dirs() {
+            let log = std::fs::read_to_string(dir.join("log")).unwrap_or_default();
+            eprintln!("{}:\n{log}", dir.display());
+        }
+        panic!("not mounted: {}", status.report());
+    }
 }
 
 /// Returns the text of a file of a running container.
@@ -75,7 +89,9 @@ fn end_loop(lxc: &Lxc, name: &str) {
     );
 }
 
+/// Waits until a daemon has continued after the last kill.
 fn daemon_is_back(lxc: &Lxc, name: &str) {
+    is_mounted(lxc, name);
     wait_until("another daemon", || {
         daemon_of(lxc.store().pid(name)).is_some()
     });
@@ -99,7 +115,7 @@ fn busybox_continues() {
     assert_eq!(lxc.state("c1"), "RUNNING");
     daemon_is_back(&lxc, "c1");
     // Its snapshot is what it sees.
-    lxc.store().cowl(["snapshot", "c1", "after"]).ok();
+    lxc.store().cowl(["snapshot", "c1"]).ok();
     lxc.kill("c1");
     lxc.unmounted("c1");
     lxc.store().cowl(["check"]).ok();
