@@ -29,6 +29,8 @@ pub struct Client {
     stream: BufReader<UnixStream>,
     /// The process id of the daemon.
     pid: u32,
+    /// The process that listens: the daemon, or its keeper.
+    listener: u32,
 }
 
 /// A failed request to a daemon.
@@ -99,11 +101,12 @@ impl Client {
     /// A connection alone does not prove that the daemon works: a killed process may hold its locks, and accept
     /// connections, for a while.
     pub fn connect(socket: &Path) -> Result<Self, ControlError> {
-        let (stream, pid) = open(socket)?;
+        let (stream, listener) = open(socket)?;
         let mut client = Self {
             socket: socket.to_path_buf(),
             stream,
-            pid,
+            pid: sys::process::same_program_below(listener),
+            listener,
         };
         match client.send(&Request::Ping, PING_TIMEOUT)? {
             // A daemon that does not know the request works as well.
@@ -209,8 +212,9 @@ impl Client {
             };
             std::thread::sleep(REPLACEMENT_INTERVAL);
             match open(&self.socket) {
-                Ok((stream, pid)) if Instant::now() < until => {
-                    (self.stream, self.pid) = (stream, pid);
+                Ok((stream, listener)) if Instant::now() < until => {
+                    (self.stream, self.listener) = (stream, listener);
+                    self.pid = sys::process::same_program_below(listener);
                 }
                 // Without a keeper, nothing listens any more.
                 _ => return Err(ended.into()),
@@ -235,6 +239,10 @@ impl Client {
                 Ok(_) if response.ends_with(b"\n") => break,
                 Ok(_) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if answerer == Answerer::Daemon {
+                        // If the daemon was killed before it accepted the connection, the next one does.
+                        self.pid = sys::process::same_program_below(self.listener);
+                    }
                     let (pid, process) = (self.pid, sys::process::inspect(self.pid));
                     if ended {
                         return Err(ControlError::Ending { pid });
@@ -267,11 +275,10 @@ impl Client {
 fn open(socket: &Path) -> io::Result<(BufReader<UnixStream>, u32)> {
     let (_dir, path) = short_path(socket)?;
     let stream = sys::socket::connect(&path, PING_TIMEOUT)?;
-    // The keeper has created the socket.
-    let pid = sys::process::same_program_below(sys::socket::peer_process(&stream)?);
+    let listener = sys::socket::peer_process(&stream)?;
     stream.set_write_timeout(Some(PING_TIMEOUT))?;
     stream.set_read_timeout(Some(POLL_INTERVAL))?;
-    Ok((BufReader::new(stream), pid))
+    Ok((BufReader::new(stream), listener))
 }
 
 /// Whether the connection was closed by the other end.
