@@ -64,36 +64,42 @@ pub(super) fn send(
     }
 }
 
-/// Receives the next message; `None` if there is none. A message that cannot be decoded is skipped.
-pub(super) fn receive(socket: impl AsFd) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
-    let mut buffer = vec![0; MAX_LENGTH];
-    loop {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let got = rustix::net::recvmsg(
-            &socket,
-            &mut [IoSliceMut::new(&mut buffer)],
-            &mut control,
-            flags,
-        );
-        let got = match got {
-            Ok(got) => got.bytes,
-            Err(rustix::io::Errno::AGAIN) => return Ok(None),
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(error) => return Err(error.into()),
-        };
-        if got == 0 {
-            return Ok(None);
-        }
-        let descriptors = control.drain().filter_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(rights) => Some(rights),
-            _ => None,
-        });
-        let descriptors = descriptors.flatten().collect();
-        match postcard::from_bytes(buffer.get(..got).unwrap_or_default()) {
-            Ok(message) => return Ok(Some((message, descriptors))),
-            Err(error) => log::error!("the keeper got an unknown message: {error}"),
+/// The memory for received messages.
+pub(super) struct Buffer(Vec<u8>);
+
+impl Buffer {
+    pub(super) fn new() -> Self {
+        Self(vec![0; MAX_LENGTH])
+    }
+
+    /// Receives the next message; `None` if there is none. A message that cannot be decoded is skipped.
+    pub(super) fn receive(
+        &mut self,
+        socket: impl AsFd,
+    ) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
+        loop {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+            let parts = &mut [IoSliceMut::new(&mut self.0)];
+            let got = match rustix::net::recvmsg(&socket, parts, &mut control, flags) {
+                Ok(got) => got.bytes,
+                Err(rustix::io::Errno::AGAIN) => return Ok(None),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            if got == 0 {
+                return Ok(None);
+            }
+            let descriptors = control.drain().filter_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+                _ => None,
+            });
+            let descriptors = descriptors.flatten().collect();
+            match postcard::from_bytes(self.0.get(..got).unwrap_or_default()) {
+                Ok(message) => return Ok(Some((message, descriptors))),
+                Err(error) => log::error!("the keeper got an unknown message: {error}"),
+            }
         }
     }
 }
@@ -109,11 +115,12 @@ mod tests {
         send(&daemon, &Message::Deposit(7), &[file.as_fd()]).unwrap();
         send(&daemon, &Message::Layers((0..2000).collect()), &[]).unwrap();
         drop(daemon);
-        let (message, descriptors) = receive(&keeper).unwrap().unwrap();
+        let mut buffer = Buffer::new();
+        let (message, descriptors) = buffer.receive(&keeper).unwrap().unwrap();
         assert_eq!((message, descriptors.len()), (Message::Deposit(7), 1));
-        let (message, descriptors) = receive(&keeper).unwrap().unwrap();
+        let (message, descriptors) = buffer.receive(&keeper).unwrap().unwrap();
         assert_eq!(message, Message::Layers((0..2000).collect()));
         assert!(descriptors.is_empty());
-        assert!(receive(&keeper).unwrap().is_none());
+        assert!(buffer.receive(&keeper).unwrap().is_none());
     }
 }
