@@ -159,6 +159,35 @@ pub fn daemon_of(pid: u32) -> Option<u32> {
     children.find(|child| keeper_of(*child) == Some(pid))
 }
 
+/// Returns the keeper and the daemon that have a variable in their environment; `None` unless there are exactly two
+/// processes that have it.
+#[must_use]
+pub fn find_pair(variable: &str) -> Option<(u32, u32)> {
+    let found = with_variable(variable);
+    let [one, two] = found[..] else {
+        return None;
+    };
+    let is_pair = |keeper, daemon| keeper_of(daemon) == Some(keeper);
+    match (is_pair(one, two), is_pair(two, one)) {
+        (true, _) => Some((one, two)),
+        (_, true) => Some((two, one)),
+        _ => None,
+    }
+}
+
+/// Returns the processes of the programs under test that have a variable (`NAME=value`) in their environment.
+#[must_use]
+pub fn with_variable(variable: &str) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
+    pids.filter(|pid: &u32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let mut variables = environment.split(|byte| *byte == 0);
+        variables.any(|one| one == variable.as_bytes()) && is_ours(*pid)
+    })
+    .collect()
+}
+
 /// Kills a daemon and its keeper, given either of them, so that the mount is dead.
 pub fn kill_both(pid: u32) {
     let keeper = keeper_of(pid).unwrap_or(pid);

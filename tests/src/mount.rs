@@ -253,6 +253,20 @@ impl Overlay {
         Overlay::started(Command::new(program).arg("-f"), stack, mount_point, extra)
     }
 
+    /// Like [`Overlay::cowlfs`], with variables in the environment.
+    #[track_caller]
+    #[must_use]
+    pub fn cowlfs_with(
+        stack: &Stack,
+        mount_point: &Path,
+        extra: &str,
+        variables: &[(&str, &str)],
+    ) -> Overlay {
+        let mut program = Command::new(crate::programs::cowlfs());
+        program.arg("-f").envs(variables.iter().copied());
+        Overlay::started(&mut program, stack, mount_point, extra)
+    }
+
     /// Mounts `stack` with the program under test, which logs the kernel's requests to the file `log`.
     #[track_caller]
     #[must_use]

@@ -22,5 +22,6 @@ mod serve;
 mod start;
 mod takeover;
 
+pub use keeper::GiveUp;
 pub use serve::{Takeover, remount, serve};
 pub use start::Event;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use cowl_layers::setup::{SetupError, SetupKind};
-use cowl_layers::shown::{Allowed, plain};
+use cowl_layers::shown::{Allowed, Show as _, plain};
 use cowl_layers::sys::process::{Background, to_background};
 use cowlfs::cli::{Args, Colors, Invocation, render_error};
 use cowlfs::config::{Config, Successor, Supervision};
@@ -74,11 +74,13 @@ fn run(args: Args) -> Result<(), (String, u8)> {
         return cowlfs::remount(&config).map_err(|error| describe(&error));
     }
     if foreground {
+        let mountpoint = config.mountpoint.clone();
         let config = Config {
             supervision: Supervision::On,
             ..config
         };
-        return cowlfs::serve(config, |_| {}).map_err(|error| describe(&error));
+        return cowlfs::serve(config, |event| note_end(event, &mountpoint))
+            .map_err(|error| describe(&error));
     }
     match to_background().map_err(|error| (format!("cannot start the daemon: {error}"), 1))? {
         Background::Parent(message) if message.is_empty() => Ok(()),
@@ -88,11 +90,14 @@ fn run(args: Args) -> Result<(), (String, u8)> {
         }
         Background::Child(pipe) => {
             let mut pipe = Some(pipe);
+            let mountpoint = config.mountpoint.clone();
             let served = cowlfs::serve(config, |event| {
+                note_end(event, &mountpoint);
                 let Some(pipe) = pipe.take() else { return };
                 let done = match event {
                     Event::Mounted(_) => pipe.ready(),
                     Event::TakenOver(_) | Event::Continued(_) | Event::Kept => pipe.release(),
+                    Event::GivenUp(reason) => pipe.failed(&format!("1 {reason}")),
                 };
                 if let Err(error) = done {
                     log::error!("cannot notify the parent process: {error}");
@@ -117,6 +122,13 @@ fn start_log(debug: bool) {
     });
 }
 
+/// Logs the command that ends a mount whose daemon was killed and is not replaced.
+fn note_end(event: Event, mountpoint: &Path) {
+    if let Event::GivenUp(_) = event {
+        log::error!("type: umount {}; then mount it again", mountpoint.shown());
+    }
+}
+
 /// Returns how the program is started that takes over the mount.
 fn successor(debug: bool) -> Successor {
     let mut arguments = vec!["--take-over".into()];
@@ -133,7 +145,8 @@ fn successor(debug: bool) -> Successor {
 fn take_over(debug: bool) -> Result<(), SetupError> {
     let mut takeover = Takeover::receive()?;
     takeover.config_mut().successor = Some(successor(debug));
-    takeover.serve(|_| {})
+    let mountpoint = takeover.config_mut().mountpoint.clone();
+    takeover.serve(|event| note_end(event, &mountpoint))
 }
 
 /// Replaces the daemon with this control socket by this program.

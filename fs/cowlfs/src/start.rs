@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::choices::Keeper;
 use crate::config::{Config, LiveLayers};
 use crate::fuse::{self, Attached, Negotiated, Predecessor, RecoveredValues, SessionSettings};
-use crate::keeper::{self, Custody, Legacy, Turn};
+use crate::keeper::{self, Custody, GiveUp, Legacy, Notice, Turn};
 use cowl_layers::error::Errno;
 use cowl_layers::points::{self, point};
 use cowl_layers::setup::{SetupError, SetupKind};
@@ -25,6 +25,8 @@ pub enum Event {
     Continued(Device),
     /// Another process serves it, and this one only waits for its end: it must release what it holds open.
     Kept,
+    /// The process that serves it was killed, and no other one can continue. This process exits afterwards.
+    GivenUp(GiveUp),
 }
 
 /// A mount that was set up, and that no process serves yet.
@@ -77,7 +79,18 @@ impl Start {
             Some(negotiated) if is_wanted(config, &self.overlay, negotiated) => negotiated,
             _ => return self.serve(None),
         };
-        match keeper::start(config.supervision, || on(Event::Kept)).map_err(failed)? {
+        let crashes = self.settings.requests.crashes();
+        let notify = |notice| {
+            on(match notice {
+                Notice::Serving => Event::Kept,
+                Notice::GivenUp(reason) => Event::GivenUp(reason),
+            });
+        };
+        let turn = keeper::start(config.supervision, crashes, notify).map_err(failed)?;
+        if let Err(error) = crashes.watch() {
+            log::warn!("a request that ends the process is not recognized: {error}");
+        }
+        match turn {
             Turn::First(custody) => {
                 record(&self.overlay, &self.attached, &custody).map_err(failed)?;
                 points::arm();

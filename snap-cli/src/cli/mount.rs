@@ -162,6 +162,9 @@ fn umount_container(context: &Context, name: &ContainerName, force: bool) -> Res
         (container, dead) = recover::open_to_unmount(&store, name)?;
     }
     let unmounted = container.unmount(AfterUnmount::StayUnmounted)?;
+    if force && let Some(state) = &unmounted {
+        detach::kill_stopped(&container, state)?;
+    }
     if unmounted.is_none() && dead == DeadMount::Absent {
         return Err(Error::failed(format!("{name} is not mounted"))
             .hint(format!("mount it with: cowl mount {name}")));

@@ -44,6 +44,7 @@ impl CliCommand for Args {
                 "memory": stats.memory,
                 "panics": stats.panics,
                 "refused": stats.refused,
+                "keeper": stats.keeper,
                 "requests": stats.requests,
                 "total": stats.total(),
             }))?;
@@ -70,6 +71,7 @@ fn print(stats: &Stats) -> Result<()> {
         ("requests", stats.total().to_string()),
         ("panics", stats.panics.to_string()),
         ("refused", stats.refused.to_string()),
+        ("keeper", stats.keeper.name().to_owned()),
     ];
     let facts = facts.map(|(what, value)| vec![what.to_owned(), value]);
     output::print_table(&[], facts.into(), &[])?;

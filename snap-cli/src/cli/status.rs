@@ -5,6 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 
 use serde_json::{Map, Value, json};
 
+use cowl_layers::shown::Show as _;
+use cowlfs::control::KeeperState;
+
 use super::{CliCommand, Context, output};
 use crate::container::browse::{self, SnapshotMount};
 use crate::container::durability::epoch;
@@ -159,11 +162,14 @@ fn inspect(container: &Container<'_>) -> Result<Value> {
         return Ok(value);
     };
     for one in &stranded {
-        output::print_note(&dead::describe_stranded(container, one.daemon, &one.users));
+        output::print_note(&dead::describe_stranded(container, one));
+        output::print_note(&format!("hint: {}", dead::commands(container.name())));
     }
     if !stranded.is_empty() {
         let dead = stranded.iter();
-        let dead = dead.map(|one| json!({ "pid": one.daemon, "users": users_json(&one.users) }));
+        let dead = dead.map(|one| {
+            json!({ "pid": one.daemon, "reason": one.reason, "users": users_json(&one.users) })
+        });
         object.insert("dead_mounts".to_owned(), dead.collect());
     }
     let Mounted::Alive(state) = container.mounted()? else {
@@ -198,6 +204,16 @@ fn inspect(container: &Container<'_>) -> Result<Value> {
         object.insert("open_for_write".to_owned(), daemon.open_for_write.into());
         object.insert("inodes".to_owned(), daemon.inodes.into());
         object.insert("lacking".to_owned(), daemon.lacking.into());
+        object.insert("pid".to_owned(), daemon.pid.into());
+        object.insert("keeper".to_owned(), daemon.keeper.name().into());
+        if daemon.keeper == KeeperState::Lost {
+            output::print_note(&format!(
+                "{}: its keeper was killed, and a new one could not be started yet: if the daemon is killed, programs \
+                 in the mount fail ({} has the reason)",
+                container.name(),
+                log.shown()
+            ));
+        }
     }
     let name = match state.is_here()? {
         true => "mounted",

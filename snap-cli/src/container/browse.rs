@@ -342,7 +342,7 @@ pub fn serve(
                 write(&dir, &browse).and_then(|()| mount::report_ready())
             }
             Event::Kept => mount::release_output(),
-            Event::TakenOver(_) | Event::Continued(_) => Ok(()),
+            Event::TakenOver(_) | Event::Continued(_) | Event::GivenUp(_) => Ok(()),
         };
         if let Err(error) = done {
             log::error!("{error}");

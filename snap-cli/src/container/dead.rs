@@ -10,12 +10,13 @@ use std::time::Duration;
 use cowl_layers::error::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::state::RunState;
+use super::state::{self, RunState};
 use super::{Container, detach, lxc};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::host::users::{self, Device, User};
 use crate::store::manifest::ContainerId;
+use crate::store::name::ContainerName;
 use crate::store::{Store, disk};
 use cowl_layers::shown::Show as _;
 
@@ -25,6 +26,9 @@ struct DeadMount {
     daemon: u32,
     device: Device,
     boot: String,
+    /// The reason why no other daemon has continued, if its keeper has reported one.
+    #[serde(default)]
+    reason: Option<String>,
 }
 
 /// The processes that still use a mount whose daemon died.
@@ -32,6 +36,8 @@ struct DeadMount {
 pub struct Stranded {
     /// The process id of the daemon that died.
     pub daemon: u32,
+    /// The reason why no other daemon has continued, if its keeper has reported one.
+    pub reason: Option<String>,
     /// The processes.
     pub users: Vec<User>,
 }
@@ -74,6 +80,7 @@ pub(crate) fn record(store: &Store, id: ContainerId, state: &RunState) -> Result
         daemon: state.pid,
         device,
         boot: state.boot.clone(),
+        reason: state::end_reason(store, id, state)?,
     };
     if !dead.contains(&now) {
         dead.push(now);
@@ -99,6 +106,7 @@ pub fn list_stranded(store: &Store, id: ContainerId) -> Result<Vec<Stranded>> {
             in_use.push(mount.clone());
             found.push(Stranded {
                 daemon: mount.daemon,
+                reason: mount.reason.clone(),
                 users,
             });
         }
@@ -146,18 +154,36 @@ pub fn refuse_stranded(container: &Container<'_>) -> Result<()> {
         return Ok(());
     };
     let users: Vec<_> = found.iter().flat_map(|one| one.users.clone()).collect();
-    let what = describe_stranded(container, first.daemon, &users);
+    let all = Stranded {
+        users: users.clone(),
+        ..first.clone()
+    };
+    let what = describe_stranded(container, &all);
     Err(Error::busy(what).hint(detach::unmount_hint(container, &users)))
 }
 
 /// Returns a message of the form "the daemon of web (pid 1) died; container web still runs on the dead mount
 /// (pid 2 (init: root directory))".
-pub fn describe_stranded(container: &Container<'_>, daemon: u32, users: &[User]) -> String {
-    let (name, users) = (container.name(), users::describe(users));
+pub fn describe_stranded(container: &Container<'_>, stranded: &Stranded) -> String {
+    let (name, users) = (container.name(), users::describe(&stranded.users));
     let runs = lxc::stop_hint(container, "").is_some();
     let still = match runs {
         true => format!("container {name} still runs on the dead mount ({users})"),
         false => format!("the dead mount is still in use by {users}"),
     };
-    format!("the daemon of {name} (pid {daemon}) died; {still}")
+    let died = describe_end(name, stranded.daemon, stranded.reason.as_deref());
+    format!("{died}; {still}")
+}
+
+/// Returns a message of the form "the daemon of web (pid 1) died".
+pub fn describe_end(name: &ContainerName, daemon: u32, reason: Option<&str>) -> String {
+    match reason {
+        Some(reason) => format!("the mount of {name} has ended (pid {daemon}: {reason})"),
+        None => format!("the daemon of {name} (pid {daemon}) died"),
+    }
+}
+
+/// Returns the commands with which a container continues whose mount has ended.
+pub fn commands(name: &ContainerName) -> String {
+    format!("stop and start what runs in {name}, or type: cowl umount {name}; cowl mount {name}")
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use cowlfs::control::{Bind, Client, ControlError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::state::{self, Mounted};
+use super::state::{self, Mounted, RunState};
 use super::{Container, daemon, lxc};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
@@ -18,6 +19,7 @@ use crate::shell::quoted;
 use crate::store::lock::Lock;
 use crate::wait::wait_until;
 use cowl_layers::shown::Show as _;
+use cowl_layers::sys::{flocks, process};
 
 /// The number of attempts to unmount.
 const ATTEMPTS: u32 = 9;
@@ -273,22 +275,7 @@ pub(super) fn kill_if_silent(
         Err(ControlError::Silent { pid, .. }) => pid,
         Ok(_) | Err(_) => return Ok(false),
     };
-    let failed = |error: rustix::io::Errno| {
-        Error::failed(format!("cannot kill the daemon (pid {pid})"))
-            .because(std::io::Error::from(error))
-    };
-    let unseen = || Error::failed("cannot kill the daemon: its process is not visible here");
-    let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let process = pidfd_open(process.ok_or_else(unseen)?, PidfdFlags::empty()).map_err(failed)?;
-    // The held lock proves that the pid was not reused since.
-    if Lock::is_held(lock)? {
-        pidfd_send_signal(&process, Signal::KILL).map_err(failed)?;
-    }
-    let deadline = Instant::now() + daemon::ENDING;
-    // With a keeper, another daemon takes its place.
-    if !wait_until(deadline, daemon::PAUSE, || {
-        Ok::<_, Error>(!Lock::is_held(lock)? || Client::connect(socket).is_ok())
-    })? {
+    if !kill_holders(lock, |_| true)? {
         return Err(Error::busy(format!(
             "the daemon (pid {pid}) was killed and has not ended yet: it waits for a disk"
         ))
@@ -297,4 +284,62 @@ pub(super) fn kill_if_silent(
     let name = container.name();
     log::warn!("killed the daemon of {name} (pid {pid}), which did not answer");
     Ok(true)
+}
+
+/// Kills the keeper and the daemon of an ended mount if they are stopped. Another process cannot end by itself either,
+/// while its keeper is stopped.
+///
+/// They hold the layers locked.
+pub fn kill_stopped(container: &Container<'_>, ended: &RunState) -> Result<()> {
+    let lock = state::daemon_lock(container.store, container.id(), ended.daemon);
+    let deadline = Instant::now() + daemon::ENDING;
+    if wait_until(deadline, daemon::PAUSE, || {
+        Ok::<_, Error>(!Lock::is_held(&lock)?)
+    })? {
+        return Ok(());
+    }
+    if !kill_holders(&lock, process::is_stopped)? {
+        log::info!("the daemon has not ended yet");
+    }
+    Ok(())
+}
+
+/// Kills the processes that hold `lock` during their lifetime and that `selected` returns true for, again until there is
+/// none: with a keeper, another daemon takes the place of a killed one, and vice versa. Returns whether the lock is free.
+fn kill_holders(lock: &Path, selected: impl Fn(u32) -> bool) -> Result<bool> {
+    let deadline = Instant::now() + daemon::ENDING;
+    wait_until(deadline, daemon::PAUSE, || {
+        if !Lock::is_held(lock)? {
+            return Ok(true);
+        }
+        let Some(ino) = inode_number(lock)? else {
+            return Ok(true);
+        };
+        for pid in flocks::exclusive_holders(ino) {
+            let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            let Some(Ok(process)) = process.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
+                continue;
+            };
+            // The descriptor of the process was opened before: the pid was not reused since.
+            if !selected(pid) || !flocks::exclusive_holders(ino).contains(&pid) {
+                continue;
+            }
+            match pidfd_send_signal(&process, Signal::KILL) {
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => {
+                    return Err(Error::failed(format!("cannot kill the daemon (pid {pid})"))
+                        .because(std::io::Error::from(error)));
+                }
+            }
+        }
+        Ok(false)
+    })
+}
+
+fn inode_number(path: &Path) -> Result<Option<u64>> {
+    match std::fs::metadata(path) {
+        Ok(meta) => Ok(Some(meta.ino())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::at("stat", path, error)),
+    }
 }

@@ -239,7 +239,41 @@ pub fn ensure_run_dir(store: &Store, id: ContainerId) -> Result<PathBuf> {
 
 /// Removes the state.
 pub fn remove(store: &Store, id: ContainerId) -> Result<()> {
+    disk::remove_if_exists(&end_file(store, id))?;
     disk::remove_if_exists(&state_file(store, id))
+}
+
+/// The end of a mount whose daemon was killed and is not replaced.
+#[derive(Debug, Serialize, Deserialize)]
+struct RecordedEnd {
+    daemon: Uuid,
+    reason: String,
+}
+
+fn end_file(store: &Store, id: ContainerId) -> PathBuf {
+    store.run().dir(id).join("ended.json")
+}
+
+/// Records why the mount of a daemon has ended.
+pub fn record_end(store: &Store, id: ContainerId, daemon: Uuid, reason: String) -> Result<()> {
+    let path = end_file(store, id);
+    let bytes = serde_json::to_vec(&RecordedEnd { daemon, reason });
+    let bytes = bytes.map_err(|error| Error::at("write", &path, error))?;
+    std::fs::write(&path, bytes).map_err(|error| Error::at("write", &path, error))
+}
+
+/// Returns why the mount has ended, if its keeper gave it up. Otherwise its daemon was killed.
+pub fn end_reason(store: &Store, id: ContainerId, state: &RunState) -> Result<Option<String>> {
+    let path = end_file(store, id);
+    let bytes = match disk::read_bytes(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::at("read", &path, error)),
+    };
+    // A partial write, left by a crash, contains nothing usable.
+    let end: Option<RecordedEnd> = serde_json::from_slice(&bytes).ok();
+    let end = end.filter(|end| end.daemon == state.daemon);
+    Ok(end.map(|end| end.reason))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::container::mount::{release_output, report_ready};
 use crate::container::served::{Owner, ServedMount};
 use crate::container::state::{self, RunState};
-use crate::container::{browse, daemon, durability};
+use crate::container::{browse, daemon, dead, durability};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::recover;
@@ -144,6 +144,10 @@ fn take_over_container(
     let served = takeover.serve(|event| {
         let mut steps = Vec::new();
         owner.note(&event);
+        if let Event::GivenUp(reason) = event {
+            steps.push(state::record_end(store, id, daemon, reason.to_string()));
+            log_commands(store, id);
+        }
         if let Event::TakenOver(device) | Event::Continued(device) = event {
             held.alive.record_holder(pid, &store.session().command);
             steps.push(adopt_state(store, id, daemon, (pid, device)));
@@ -161,6 +165,17 @@ fn take_over_container(
     }
     let ended = served.and_then(|()| remove_state(store, id, daemon));
     held.release(store, id, ended)
+}
+
+/// Logs the commands with which a container continues whose mount has ended.
+fn log_commands(store: &Store, id: ContainerId) {
+    match store.container(id) {
+        Ok(Some(record)) => {
+            log::error!("{}", dead::commands(&record.body.name));
+        }
+        Ok(None) => {}
+        Err(error) => log::error!("{error}"),
+    }
 }
 
 /// Writes the process that lasts as long as the mount into its state.
@@ -258,6 +273,10 @@ fn serve_locked(
             }
             Event::TakenOver(_) | Event::Continued(_) => vec![spawn_sync()],
             Event::Kept => vec![release_lock(), release_output()],
+            Event::GivenUp(reason) => {
+                log_commands(store, id);
+                vec![state::record_end(store, id, daemon, reason.to_string())]
+            }
         };
         for error in steps.into_iter().filter_map(Result::err) {
             log::error!("{error}");

@@ -46,9 +46,10 @@ pub(super) fn remount(container: &Container<'_>) -> Result<()> {
         return Ok(());
     };
     let (store, id, name) = (container.store(), container.id(), container.name());
+    let reason = state::end_reason(store, id, &state)?;
     let died = match state.replacing {
         true => format!("a command was killed before it mounted {name} again"),
-        false => format!("the daemon of {name} (pid {}) died", state.pid),
+        false => dead::describe_end(name, state.pid, reason.as_deref()),
     };
     if state.transient {
         state::remove(store, id)?;
@@ -60,12 +61,15 @@ pub(super) fn remount(container: &Container<'_>) -> Result<()> {
         Ok(()) => {
             log::warn!("{died}: mounted again at {mount_point}");
             for stranded in dead::list_stranded(store, id)? {
-                let what = dead::describe_stranded(container, stranded.daemon, &stranded.users);
+                let what = dead::describe_stranded(container, &stranded);
                 log::warn!("{what}: restart these processes");
             }
         }
         // The command itself may not need the mount.
-        Err(error) => log::warn!("{died}; cannot mount it again at {mount_point}: {error}"),
+        Err(error) => log::warn!(
+            "{died}; cannot mount it again at {mount_point}: {error}; {}",
+            dead::commands(name)
+        ),
     }
     Ok(())
 }

@@ -25,6 +25,7 @@ mod exec;
 mod full_disk;
 mod hostile_tree;
 mod in_use;
+mod keepers;
 mod live_flatten;
 mod main_job;
 mod many_snapshots;

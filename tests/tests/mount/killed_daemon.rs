@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use cowl_tests::conditions::{Need, can};
-use cowl_tests::killer::{Killer, daemon_of, kill_both};
+use cowl_tests::killer::{Killer, daemon_of, find_pair, kill_both, with_variable};
 use cowl_tests::mount::{self, Overlay, Stack, wait_until};
 use cowl_tests::scratch::Scratch;
 use nix::sys::signal::{Signal, kill};
@@ -168,34 +168,66 @@ fn every_change_is_made_exactly_once() {
     }
 }
 
+fn kill_process(pid: u32) {
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
+}
+
 #[test]
-fn daemon_continues_without_its_keeper() {
+fn mount_gets_a_new_keeper() {
     if !can(NEEDS) {
         return;
     }
-    let dir = Scratch::new("killed-keeper");
-    let stack = stack(&dir);
-    let overlay = Overlay::cowlfs(&stack, &dir.make("m"), "keeper=on");
-    let keeper = overlay.program().unwrap();
-    // The mount is visible before the daemon is forked.
-    wait_until("the daemon", || daemon_of(keeper).is_some());
-    let daemon = daemon_of(keeper).unwrap();
-    let path = overlay.path().to_owned();
-    kill(Pid::from_raw(keeper.cast_signed()), Signal::SIGKILL).unwrap();
-    std::fs::write(path.join("file"), "written without a keeper").unwrap();
-    std::fs::create_dir(path.join("dir")).unwrap();
-    std::fs::remove_dir(path.join("dir")).unwrap();
-    mount::unmount_free(&path);
-    // It can remain as a zombie.
-    let line = format!("/proc/{daemon}/cmdline");
-    wait_until("the daemon's end", || {
-        std::fs::read(&line).map_or(true, |line| line.is_empty())
-    });
-    assert_eq!(
-        std::fs::read(dir.join("upper/file")).unwrap(),
-        b"written without a keeper"
-    );
-    drop(overlay);
+    for options in ["keeper=on", "keeper=on,passthrough=off"] {
+        let dir = Scratch::new("killed-keeper");
+        let stack = stack(&dir);
+        fill(&stack.lowers[0]);
+        let name = dir.join("m").to_str().unwrap().to_owned();
+        let tag = format!("COWL_TEST_TAG={name}");
+        let variables = [("COWL_TEST_TAG", name.as_str())];
+        let overlay = Overlay::cowlfs_with(&stack, &dir.make("m"), options, &variables);
+        let path = overlay.path().to_owned();
+        let pair = || {
+            wait_until("a keeper and a daemon", || find_pair(&tag).is_some());
+            find_pair(&tag)
+        };
+        let mut script = Script::start("killed_daemon.py", &[path.to_str().unwrap()]);
+        assert_eq!(script.read(), "ready", "{options}");
+        let mut random = u64::from(std::process::id()) | 1;
+        for round in 0..20 {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let Some((keeper, daemon)) = pair() else {
+                panic!("{options}, round {round}: a process ended by itself");
+            };
+            let killed = match random % 3 {
+                0 => daemon,
+                _ => keeper,
+            };
+            kill_process(killed);
+            wait_until("a new process", || {
+                find_pair(&tag).is_some_and(|(one, two)| ![one, two].contains(&killed))
+            });
+            if round % 2 == 0 {
+                script.tell("check");
+                let checked = script.read();
+                assert_eq!(
+                    checked, "checked",
+                    "{options}, {round}: {keeper} {daemon} {killed}"
+                );
+            }
+        }
+        script.tell("end");
+        assert_eq!(script.read(), "done", "{options}");
+        assert!(script.0.wait().unwrap().success());
+        std::fs::write(path.join("file"), "written").unwrap();
+        mount::unmount_free(&path);
+        wait_until("the end of all processes", || {
+            with_variable(&tag).is_empty()
+        });
+        assert_eq!(std::fs::read(dir.join("upper/file")).unwrap(), b"written");
+        drop(overlay);
+    }
 }
 
 #[test]

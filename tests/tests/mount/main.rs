@@ -16,6 +16,7 @@ mod differential;
 mod directories;
 mod early_write_back;
 mod failed_calls;
+mod faults;
 mod foreign_layers;
 mod found;
 mod full_mount;

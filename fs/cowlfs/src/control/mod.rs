@@ -22,7 +22,9 @@ use serde::{Deserialize, Serialize};
 pub use client::{Client, ControlError};
 pub(crate) use detach::FuseConnection;
 pub(crate) use own_mount::{OwnMount, OwnMountRecord};
-pub(crate) use server::{Flush, ServedMount, answer_upgraded, listen, listen_again, serve};
+pub(crate) use server::{
+    Flush, NextProgram, ServedMount, answer_upgraded, listen, listen_again, serve,
+};
 pub(crate) use signals::{SignalTarget, Signals};
 pub use stats::Stats;
 pub(crate) use stats::StatsSource;
@@ -118,6 +120,33 @@ pub struct Status {
     /// The version of the daemon; empty for daemons that did not report it.
     #[serde(default)]
     pub version: String,
+    /// The process that starts another daemon if the daemon is killed.
+    #[serde(default)]
+    pub keeper: KeeperState,
+}
+
+/// The process that starts another daemon if the daemon is killed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeeperState {
+    /// The mount has none.
+    #[default]
+    None,
+    /// It runs.
+    Running,
+    /// It has ended, and the daemon tries to start a new one.
+    Lost,
+}
+
+impl KeeperState {
+    /// Returns the name in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Running => "running",
+            Self::Lost => "lost",
+        }
+    }
 }
 
 /// The result of replacing a daemon by another process.

@@ -103,10 +103,36 @@ pub(crate) struct ServedMount {
     pub(crate) upgrade: Upgrade,
 }
 
-/// Replaces this process by one that runs a program. The new process answers the client.
+/// Replaces this process by one that runs a program. The new process answers the client, if there is one.
 ///
 /// Returns only if that failed, with the reason.
-pub(crate) type Upgrade = Box<dyn Fn(&Path, &UnixStream) -> String + Send + Sync>;
+pub(crate) type Upgrade = Box<dyn Fn(NextProgram<'_>) -> String + Send + Sync>;
+
+/// The program that takes over from this process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum NextProgram<'a> {
+    /// The program of a client.
+    Of {
+        program: &'a Path,
+        client: &'a UnixStream,
+    },
+    /// This program itself.
+    Own,
+}
+
+impl<'a> NextProgram<'a> {
+    /// Returns the client that waits for an answer.
+    pub(crate) fn client(self) -> Option<&'a UnixStream> {
+        match self {
+            Self::Of { client, .. } => Some(client),
+            Self::Own => None,
+        }
+    }
+}
+
+/// The pause after the first failed attempt to start a new keeper, which doubles up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(600);
 
 /// The number of descriptors that are reserved for clients: the connection, and those that a pushed layer needs.
 const RESERVE: usize = 16;
@@ -115,12 +141,45 @@ const RESERVE: usize = 16;
 const MIN_DELAY: Duration = Duration::from_millis(10);
 const MAX_DELAY: Duration = Duration::from_secs(5);
 
-/// Serves clients until the process ends, each in a thread of its own.
-pub(crate) fn serve(listener: UnixListener, mount: ServedMount) -> io::Result<()> {
+/// Serves clients until the process ends, each in a thread of its own. If the keeper ends, starts a new one.
+pub(crate) fn serve(listener: Option<UnixListener>, mount: ServedMount) -> io::Result<()> {
+    let custody = mount.custody.clone();
     let server = Arc::new(Server::new(mount));
+    if let Some(custody) = custody {
+        let server = server.clone();
+        let name = "keeper".to_owned();
+        let replace = move || replace_keeper(&custody, &server);
+        thread::Builder::new().name(name).spawn(replace)?;
+    }
+    let Some(listener) = listener else {
+        return Ok(());
+    };
     let name = "control".to_owned();
     let accept = move || accept_clients(&listener, &server);
     thread::Builder::new().name(name).spawn(accept).map(drop)
+}
+
+/// Waits for the end of the keeper, and replaces this process by one that has a keeper.
+fn replace_keeper(custody: &Custody, server: &Server) {
+    if let Err(error) = custody.wait_for_end() {
+        return log::warn!("the end of the keeper will not be noticed: {error}");
+    }
+    let mut pause = MIN_PAUSE;
+    loop {
+        let (changes, upper) = (server.changes.lock(), server.upper.lock());
+        let reason = (server.mount.upgrade)(NextProgram::Own);
+        drop((upper, changes));
+        let level = match pause {
+            MIN_PAUSE => log::Level::Error,
+            _ => log::Level::Debug,
+        };
+        log::log!(
+            level,
+            "cannot start a new keeper, so the mount ends if this process is killed: {reason}; trying again"
+        );
+        thread::sleep(pause);
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
 }
 
 /// Accepts clients until the process ends.
@@ -289,7 +348,7 @@ fn execute(request: Request, served: &ServedMount) -> (Response, Option<Detached
 /// Replaces the daemon. Returns only the reason why that failed.
 fn upgrade(program: &Path, client: &UnixStream, served: &ServedMount) -> Response {
     let message = match sys::socket::peer_may_command(client) {
-        Ok(true) => (served.upgrade)(program, client),
+        Ok(true) => (served.upgrade)(NextProgram::Of { program, client }),
         Ok(false) => "only the daemon's user and root may replace it".to_owned(),
         Err(error) => format!("cannot determine the user of the client: {error}"),
     };
@@ -319,6 +378,7 @@ fn status(served: &ServedMount) -> Status {
         inodes: overlay.inodes().len(),
         lacking: served.lacking.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        keeper: served.stats.keeper(),
     }
 }
 
@@ -410,7 +470,7 @@ mod tests {
             connection: FuseConnection::default(),
             lacking: Vec::new(),
             custody: None,
-            upgrade: Box::new(|_, _| String::new()),
+            upgrade: Box::new(|_| String::new()),
         })
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::KeeperState;
 use crate::keeper::Custody;
 use crate::requests::Requests;
 use cowl_layers::error::Result;
@@ -34,6 +35,9 @@ pub struct Stats {
     /// The number of requests that were refused with EIO because they have ended two daemons.
     #[serde(default)]
     pub refused: u64,
+    /// The process that starts another daemon if the daemon is killed.
+    #[serde(default)]
+    pub keeper: KeeperState,
     /// The number of requests from the kernel by kind, without kinds that were never sent.
     pub requests: BTreeMap<String, u64>,
 }
@@ -109,6 +113,15 @@ impl StatsSource {
         keeper.unwrap_or_else(std::process::id)
     }
 
+    /// Returns the state of the keeper.
+    pub(crate) fn keeper(&self) -> KeeperState {
+        match self.custody.as_ref().map(|custody| custody.keeper()) {
+            None => KeeperState::None,
+            Some(None) => KeeperState::Lost,
+            Some(Some(_)) => KeeperState::Running,
+        }
+    }
+
     /// Returns the time since the start of the mount.
     pub(crate) fn uptime(&self) -> Duration {
         self.before + self.started.elapsed()
@@ -131,6 +144,7 @@ impl StatsSource {
             memory: sys::process::own_memory()?,
             panics: cowl_layers::panics::caught(),
             refused: self.requests.refused(),
+            keeper: self.keeper(),
             requests: (self.requests.counts().into_iter())
                 .map(|(kind, count)| (kind.name().to_owned(), count))
                 .collect(),
@@ -153,6 +167,7 @@ mod tests {
             memory: 5 << 20,
             panics: 0,
             refused: 0,
+            keeper: KeeperState::None,
             requests: [("lookup", 2), ("getattr", 40)]
                 .map(|(name, count)| (name.to_owned(), count))
                 .into(),

@@ -4,13 +4,18 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use cowl_layers::error::{Errno, Result};
 use cowl_layers::layer::{Layer, Upper};
 use cowl_layers::points::point;
 use cowl_overlay::{Custodian, Ledger, Overlay};
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::message::{self, Message};
+
+/// The time that the keeper may take to read messages.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The connection of a daemon to its keeper.
 #[derive(Debug)]
@@ -18,28 +23,85 @@ pub(crate) struct Custody {
     socket: OwnedFd,
     /// The process id of the keeper.
     keeper: u32,
-    /// Whether the keeper has ended.
+    /// Whether the keeper has ended. Then nothing needs to be sent: a new one gets everything.
     is_lost: AtomicBool,
+    /// Whether a message could not be sent although the keeper exists.
+    is_stuck: AtomicBool,
+}
+
+/// Whether an error shows that the other end of the connection was closed.
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected
+    )
 }
 
 impl Custody {
     pub(super) fn new(socket: OwnedFd, keeper: u32) -> Arc<Self> {
+        use rustix::net::sockopt::{Timeout, set_socket_timeout};
+        // A keeper that is stopped must not stop requests for good.
+        if let Err(error) = set_socket_timeout(&socket, Timeout::Send, Some(TIMEOUT)) {
+            log::warn!("a keeper that does not read its messages is not noticed: {error}");
+        }
         Arc::new(Self {
             socket,
             keeper,
             is_lost: AtomicBool::new(false),
+            is_stuck: AtomicBool::new(false),
         })
     }
 
+    /// Sends a message. If the keeper has ended, it is not needed: the next keeper gets everything.
     fn send(&self, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+        match self.send_to_living(message, descriptors) {
+            Err(error) if is_end(&error) => Ok(()),
+            sent => sent,
+        }
+    }
+
+    /// Sends a message, or fails if the keeper has ended.
+    fn send_to_living(
+        &self,
+        message: &Message,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        if self.is_stuck.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         point("before a message to the keeper");
         let sent = message::send(&self.socket, message, descriptors);
         point("after a message to the keeper");
-        sent.inspect_err(|error| {
-            if !self.is_lost.swap(true, Ordering::Relaxed) {
-                log::warn!("the keeper of the mount does not answer: {error}");
+        sent.inspect_err(|error| match is_end(error) {
+            true => self.note_end(),
+            false => {
+                if !self.is_stuck.swap(true, Ordering::Relaxed) {
+                    log::error!("the keeper of the mount does not take messages: {error}");
+                }
             }
         })
+    }
+
+    fn note_end(&self) {
+        if !self.is_lost.swap(true, Ordering::Relaxed) {
+            log::warn!("the keeper of the mount (pid {}) has ended", self.keeper);
+        }
+    }
+
+    /// Waits until the keeper has ended.
+    pub(crate) fn wait_for_end(&self) -> io::Result<()> {
+        loop {
+            let mut polled = [PollFd::new(&self.socket, PollFlags::empty())];
+            match poll(&mut polled, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                other => other?,
+            };
+            let [socket] = polled.map(|one| one.revents());
+            if socket.intersects(PollFlags::HUP | PollFlags::ERR) {
+                self.note_end();
+                return Ok(());
+            }
+        }
     }
 
     /// Returns the process id of the keeper; `None` if it has ended.
@@ -58,9 +120,9 @@ impl Custody {
     }
 
     /// Reports that this process has stopped for the process at the other end of this connection, which waits for
-    /// [`super::PROCEED`].
+    /// [`super::PROCEED`]. Fails if the keeper has ended.
     pub(crate) fn replace(&self, connection: BorrowedFd<'_>) -> io::Result<()> {
-        self.send(&Message::Replaced, &[connection])
+        self.send_to_living(&Message::Replaced, &[connection])
     }
 
     /// Reports that the mount has ended.

@@ -6,6 +6,7 @@
 //! options again.
 
 mod custody;
+mod failures;
 mod message;
 mod replacement;
 mod watch;
@@ -14,24 +15,30 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use cowl_layers::layer::InheritedLayer;
 use cowl_layers::sys::child::{self, Child, Ended, Forked};
+use cowl_layers::sys::crash::CrashRecord;
 use cowl_overlay::{Estate, LedgerError};
 pub(crate) use custody::Custody;
+pub use failures::GiveUp;
 pub(crate) use replacement::{PROCEED, permit, report_serves};
 
 use crate::choices::Supervision;
+use failures::{End, Failures};
 use libc::SIGKILL;
 use message::{Incoming, Message};
 use replacement::Replacement;
 use watch::{Watched, pause_and_watch, watch};
 
-/// The number of daemons in a row that end before they have answered a request, after which the mount is given up.
-const MAX_FAILURES: u32 = 5;
-/// The pause after the first of them; it doubles.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// A moment in the life of a keeper, at which [`start`] calls back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// A daemon serves: what only the start needs can be released.
+    Serving,
+    /// The mount ends, and this process exits.
+    GivenUp(GiveUp),
+}
 
 /// The process that returns from [`start`], which is never the keeper.
 #[derive(Debug)]
@@ -115,9 +122,12 @@ impl Legacy {
 
 /// Forks the daemon and, in the original process, becomes its keeper. Returns only in a daemon.
 ///
-/// `kept` runs in the keeper once the daemon serves: it releases what only the start needs. The process must have a
-/// single thread.
-pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Result<Turn> {
+/// `notify` runs in the keeper. The process must have a single thread.
+pub(crate) fn start(
+    supervision: Supervision,
+    crashes: CrashRecord,
+    mut notify: impl FnMut(Notice),
+) -> io::Result<Turn> {
     let own = std::process::id();
     let (keeper, daemon) = message::pair()?;
     let mut running = match child::fork_daemon()? {
@@ -130,8 +140,7 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
     drop(daemon);
     let mut socket = keeper;
     let mut legacy = Legacy::default();
-    let mut failures = 0;
-    let mut was_serving = false;
+    let mut failures = Failures::new(crashes);
     let mut incoming = Incoming::new();
     loop {
         let mut life = Life::default();
@@ -140,7 +149,7 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
                 let is_report = message == Message::Serving;
                 life.note(&mut legacy, message, descriptors);
                 if is_report {
-                    kept();
+                    notify(Notice::Serving);
                 }
             }
             Ok(())
@@ -157,29 +166,42 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
             }
         };
         // Also the report of a daemon that was killed directly after it: its successor, which is forked below, must not
-        // hold what `kept` releases.
+        // hold what `notify` releases.
         if let Err(error) = receive() {
             log::debug!("the connection to the daemon has ended: {error}");
         }
+        let mut give_up = |reason: GiveUp| -> ! {
+            log::error!("the mount ends: {reason}");
+            notify(Notice::GivenUp(reason));
+            child::exit_at_once(1)
+        };
         let Life {
             is_serving,
             has_ended,
+            is_recorded,
             replacement,
         } = life;
         let signal = match (replacement, ended) {
             (Ok(Some(other)), _) if other.is_serving() => other.end(supervision),
             // The daemon has stopped for a process that has ended since.
             (Ok(Some(_)) | Err(Abandoned), _) => SIGKILL,
+            // A successor that cannot continue has reported the reason in the log.
+            (Ok(None), Ended::Exited(code)) if code != 0 && legacy.was_serving && !is_serving => {
+                give_up(GiveUp::Unusable)
+            }
             (Ok(None), Ended::Exited(code)) => child::exit_at_once(code),
             (Ok(None), Ended::Killed(_)) if has_ended => child::exit_at_once(0),
             (Ok(None), Ended::Killed(signal)) => signal,
         };
-        was_serving |= is_serving;
-        failures = count_failures(failures, &legacy, signal, is_serving);
+        legacy.was_serving |= is_serving;
+        let end = End {
+            has_answered: is_recorded.then(|| has_answered(&legacy)),
+            is_serving,
+            signal,
+        };
+        let pause = failures.note(end).unwrap_or_else(|reason| give_up(reason));
         log::warn!("the daemon was killed by {signal}: starting another one");
-        if failures > 0 {
-            std::thread::sleep(FIRST_PAUSE * (1 << failures));
-        }
+        std::thread::sleep(pause);
         let (keeper, daemon) = message::pair()?;
         match child::fork_daemon()? {
             Forked::Child => {
@@ -192,10 +214,7 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
                 let copy = legacy.copy();
                 // Dropping them would release the locks.
                 std::mem::forget(legacy);
-                let copy = Legacy {
-                    was_serving,
-                    ..copy.map_err(io::Error::other)?
-                };
+                let copy = copy.map_err(io::Error::other)?;
                 return Ok(Turn::Successor(Custody::new(daemon, own), Box::new(copy)));
             }
             Forked::Parent(next) => running = next,
@@ -205,35 +224,13 @@ pub(crate) fn start(supervision: Supervision, mut kept: impl FnMut()) -> io::Res
     }
 }
 
-/// Returns the number of daemons in a row that have failed, or ends the process if the mount is given up.
-fn count_failures(before: u32, legacy: &Legacy, signal: i32, is_serving: bool) -> u32 {
-    let failures = match has_answered(legacy) {
-        // Nothing is recorded, because nothing was served.
-        Err(LedgerError::Incomplete) if legacy.ledger.is_none() && signal == SIGKILL => before + 1,
-        // A daemon that serves and gets no request has not failed.
-        Ok(true) => 0,
-        Ok(false) if signal == SIGKILL && is_serving => 0,
-        Ok(false) => before + 1,
-        Err(error) => {
-            log::error!("the daemon was killed by {signal}, and the mount ends: {error}");
-            child::exit_at_once(1);
-        }
-    };
-    if failures >= MAX_FAILURES {
-        log::error!(
-            "{failures} daemons in a row have ended before they answered a request: the mount ends; unmount it, and \
-             mount it again"
-        );
-        child::exit_at_once(1);
-    }
-    failures
-}
-
 /// The reports of one daemon to its keeper.
 struct Life {
     is_serving: bool,
     /// Whether the mount has ended.
     has_ended: bool,
+    /// Whether it has handed its ledger over.
+    is_recorded: bool,
     /// The process that takes over from it.
     replacement: Result<Option<Replacement>, Abandoned>,
 }
@@ -246,6 +243,7 @@ impl Default for Life {
         Self {
             is_serving: false,
             has_ended: false,
+            is_recorded: false,
             replacement: Ok(None),
         }
     }
@@ -255,6 +253,7 @@ impl Life {
     fn note(&mut self, legacy: &mut Legacy, message: Message, mut descriptors: Vec<OwnedFd>) {
         self.is_serving |= message == Message::Serving;
         self.has_ended |= message == Message::Ended;
+        self.is_recorded |= message == Message::Ledger;
         if message == Message::Replaced {
             let begun = descriptors.pop().map(Replacement::begin);
             self.replacement = match begun {

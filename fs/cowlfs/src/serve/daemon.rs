@@ -71,33 +71,31 @@ impl Daemon {
             .name("session".to_owned())
             .spawn(move || session.run())
             .map_err(cannot)?;
-        if let Some(listener) = self.listener {
-            let predecessor = Predecessor {
-                session: source,
-                overlay: overlay.clone(),
-                config: self.config.clone(),
-                mount: self.mount.clone(),
-                stats: stats.clone(),
-                listener: listener
-                    .try_clone()
-                    .map_err(|error| failed(format!("cannot share the socket: {error}")))?,
-                lacking: self.lacking.clone(),
-                custody: custody.clone(),
-                supervisor: self.supervisor,
-            };
-            let served = ServedMount {
-                overlay,
-                config: self.config,
-                mount: self.mount,
-                stats,
-                flush,
-                connection: connection.clone(),
-                lacking: self.lacking,
-                custody: custody.clone(),
-                upgrade: Box::new(move |program, client| predecessor.hand_over(program, client)),
-            };
-            control::serve(listener, served).map_err(cannot)?;
-        }
+        let sharing = |error| failed(format!("cannot share the socket: {error}"));
+        let listener = self.listener.as_ref().map(|listener| listener.try_clone());
+        let predecessor = Predecessor {
+            session: source,
+            overlay: overlay.clone(),
+            config: self.config.clone(),
+            mount: self.mount.clone(),
+            stats: stats.clone(),
+            listener: listener.transpose().map_err(sharing)?,
+            lacking: self.lacking.clone(),
+            custody: custody.clone(),
+            supervisor: self.supervisor,
+        };
+        let served = ServedMount {
+            overlay,
+            config: self.config,
+            mount: self.mount,
+            stats,
+            flush,
+            connection: connection.clone(),
+            lacking: self.lacking,
+            custody: custody.clone(),
+            upgrade: Box::new(move |program| predecessor.hand_over(program)),
+        };
+        control::serve(self.listener, served).map_err(cannot)?;
         on(match begun {
             Begun::Mounted => Event::Mounted(device),
             Begun::TakenOver => Event::TakenOver(device),

@@ -143,6 +143,7 @@ impl Takeover {
         let connection = Connection::take().map_err(cannot)?;
         let signals = Signals::block();
         let lacking = limits::set_up();
+        sys::process::take_name_of_program();
         takeover::send_hello(&connection.0).map_err(cannot)?;
         let received = takeover::receive_bundle(&connection.0).map_err(cannot)?;
         let divided = received

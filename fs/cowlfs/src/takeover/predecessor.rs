@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use super::ConfigRecord;
 use super::bundle::{Arbiter, Bundle, DescriptorCounts, Origin};
 use super::transfer::{self, Answer};
 use crate::config::{Config, Successor, Supervision};
-use crate::control::{OwnMount, StatsSource};
+use crate::control::{NextProgram, OwnMount, StatsSource};
 use crate::fuse::{ClosedGate, SessionSource};
 use crate::keeper::{self, Custody};
 
@@ -39,7 +40,7 @@ pub(crate) struct Predecessor {
     pub(crate) config: Config,
     pub(crate) mount: OwnMount,
     pub(crate) stats: StatsSource,
-    pub(crate) listener: UnixListener,
+    pub(crate) listener: Option<UnixListener>,
     pub(crate) lacking: Vec<String>,
     /// The connection to the keeper, if there is one.
     pub(crate) custody: Option<Arc<Custody>>,
@@ -64,22 +65,28 @@ impl Drop for Started {
 }
 
 impl Predecessor {
-    /// Replaces this process by one that runs `program`, and which answers the client. Returns only the reason why that
-    /// failed.
-    pub(crate) fn hand_over(&self, program: &Path, client: &UnixStream) -> String {
-        match self.attempt(program, client) {
+    /// Replaces this process by one that runs `program`, and which answers the client if there is one. Returns only the
+    /// reason why that failed.
+    pub(crate) fn hand_over(&self, program: NextProgram<'_>) -> String {
+        match self.attempt(program) {
             Ok(never) => match never {},
             Err(reason) => reason,
         }
     }
 
-    fn attempt(&self, program: &Path, client: &UnixStream) -> Result<Infallible, String> {
-        let (successor, mut started) = self.prepare(program, client)?;
+    /// Returns the connection to the keeper, if there is one that lives.
+    fn custody(&self) -> Option<&Arc<Custody>> {
+        let custody = self.custody.as_ref();
+        custody.filter(|custody| custody.keeper().is_some())
+    }
+
+    fn attempt(&self, program: NextProgram<'_>) -> Result<Infallible, String> {
+        let (successor, mut started) = self.prepare(program)?;
         let busy = "requests were running for ten seconds without a pause";
         let gate = self.session.close_gate(TIMEOUT).ok_or(busy)?;
-        self.send(&gate, successor, &mut started, client)?;
+        self.send(&gate, successor, &mut started, program.client())?;
         let stream = &started.stream;
-        let custody = self.custody.as_ref();
+        let custody = self.custody();
         // Nothing before is final. If this process is killed before the message is sent, the keeper starts another one.
         if custody.is_none_or(|custody| custody.replace(stream.as_fd()).is_err())
             && let Err(error) = keeper::permit(stream)
@@ -91,11 +98,7 @@ impl Predecessor {
     }
 
     /// Starts the successor, and waits for its first message.
-    fn prepare(
-        &self,
-        program: &Path,
-        client: &UnixStream,
-    ) -> Result<(&Successor, Started), String> {
+    fn prepare(&self, program: NextProgram<'_>) -> Result<(&Successor, Started), String> {
         if !self.session.can_resend() {
             return Err(
                 "the kernel cannot resend requests: Linux 6.9 or later is needed".to_owned(),
@@ -103,7 +106,7 @@ impl Predecessor {
         }
         let unable = "the program that mounted it does not support it";
         let successor = self.config.successor.as_ref().ok_or(unable)?;
-        let mut started = start(&find(program, client), successor)?;
+        let mut started = start(program, successor)?;
         let stream = &started.stream;
         let hello = (stream.set_read_timeout(Some(TIMEOUT)))
             .and_then(|()| stream.set_write_timeout(Some(TIMEOUT)))
@@ -121,18 +124,20 @@ impl Predecessor {
         gate: &ClosedGate<'_>,
         successor: &Successor,
         started: &mut Started,
-        client: &UnixStream,
+        client: Option<&UnixStream>,
     ) -> Result<(), String> {
         let since = sys::process::monotonic_time();
         let recorded = self.session.record(gate, &self.overlay);
         let (session, handover) = recorded.map_err(|error| error.to_string())?;
         let (overlay, layers) = handover.to_parts();
-        let mut descriptors = vec![self.session.device(), self.listener.as_fd(), client.as_fd()];
+        let mut descriptors = vec![self.session.device()];
+        descriptors.extend(self.listener.iter().map(|listener| listener.as_fd()));
+        descriptors.extend(client.iter().map(|client| client.as_fd()));
         descriptors.extend(self.supervisor.iter().map(|stream| stream.as_fd()));
         descriptors.extend(successor.descriptors.iter().map(|fd| fd.as_fd()));
         let counts = DescriptorCounts {
-            listener: true,
-            client: true,
+            listener: self.listener.is_some(),
+            client: client.is_some(),
             supervisor: self.supervisor.is_some(),
             successor: successor.descriptors.len(),
             overlay: layers.len(),
@@ -141,11 +146,11 @@ impl Predecessor {
         let bundle = Bundle {
             program: env!("CARGO_PKG_VERSION").to_owned(),
             origin: Origin::Stopped { since },
-            arbiter: match self.custody {
+            arbiter: match self.custody() {
                 Some(_) => Arbiter::Keeper,
                 None => Arbiter::None,
             },
-            is_supervised: self.custody.is_some() && self.config.supervision == Supervision::On,
+            is_supervised: self.custody().is_some() && self.config.supervision == Supervision::On,
             overlay,
             session,
             config: ConfigRecord::new(&self.config),
@@ -207,11 +212,17 @@ fn find(program: &Path, client: &UnixStream) -> PathBuf {
     }
 }
 
-fn start(program: &Path, successor: &Successor) -> Result<Started, String> {
+fn start(program: NextProgram<'_>, successor: &Successor) -> Result<Started, String> {
+    let (program, name) = match program {
+        NextProgram::Of { program, client } => (find(program, client), None),
+        // Also if the file was replaced or removed.
+        NextProgram::Own => ("/proc/self/exe".into(), std::env::args_os().next()),
+    };
     let cannot = |error: io::Error| format!("cannot start {}: {error}", program.shown());
     let (stream, theirs) = UnixStream::pair().map_err(cannot)?;
     let inherited = std::env::vars_os().filter(|(name, _)| is_inherited(name));
-    let child = Command::new(program)
+    let child = Command::new(&program)
+        .arg0(name.as_deref().unwrap_or(program.as_os_str()))
         .args(&successor.arguments)
         .env_clear()
         .envs(inherited)

@@ -163,7 +163,8 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc
     {
         type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
         // SAFETY: it is not one of the two constants, and SA_SIGINFO gives the type of the function.
-        let next = unsafe { std::mem::transmute::<libc::sighandler_t, Handler>(earlier.sa_sigaction) };
+        let next =
+            unsafe { std::mem::transmute::<libc::sighandler_t, Handler>(earlier.sa_sigaction) };
         // The standard library's handler reports the overflow of a stack.
         next(signal, info, context);
     }
@@ -262,7 +263,9 @@ mod tests {
         let ends: [(u64, i32, fn()); 6] = [
             (11, libc::SIGSEGV, injected::segmentation_fault),
             (12, libc::SIGABRT, || std::process::abort()),
-            (13, libc::SIGABRT, || assert_eq!(injected::stack_overflow(), 0)),
+            (13, libc::SIGABRT, || {
+                assert_eq!(injected::stack_overflow(), 0)
+            }),
             (14, libc::SIGBUS, || injected::raise(libc::SIGBUS)),
             (15, libc::SIGILL, || injected::raise(libc::SIGILL)),
             (0, libc::SIGABRT, || std::process::abort()),

@@ -9,6 +9,8 @@ pub struct Flock {
     pub pid: u32,
     /// The inode number. The device is omitted, because for some file systems it differs from that of stat(2).
     pub ino: u64,
+    /// Whether it is exclusive.
+    pub is_exclusive: bool,
 }
 
 /// Parses the table. Processes that wait for a lock, locks of other types and malformed lines are skipped.
@@ -21,9 +23,14 @@ fn line(line: &str) -> Option<Flock> {
     if fields.next()? != "FLOCK" {
         return None;
     }
-    let pid = fields.nth(2)?.parse().ok()?;
+    let is_exclusive = fields.nth(1)? == "WRITE";
+    let pid = fields.next()?.parse().ok()?;
     let ino = fields.next()?.rsplit(':').next()?.parse().ok()?;
-    Some(Flock { pid, ino })
+    Some(Flock {
+        pid,
+        ino,
+        is_exclusive,
+    })
 }
 
 /// Reads the locks of all processes that are visible in the pid namespace.
@@ -38,6 +45,15 @@ pub fn read() -> Result<Vec<Flock>> {
 /// The table of locks names only the process that took the lock, which may have ended. This reads all descriptors of all
 /// processes, as far as it is permitted.
 pub fn holders(ino: u64) -> Vec<u32> {
+    find_holders(|lock| lock.ino == ino)
+}
+
+/// Like [`holders`], of an exclusive lock.
+pub fn exclusive_holders(ino: u64) -> Vec<u32> {
+    find_holders(|lock| lock.ino == ino && lock.is_exclusive)
+}
+
+fn find_holders(is_wanted: impl Fn(&Flock) -> bool) -> Vec<u32> {
     let mut pids = super::users::pids().unwrap_or_default();
     pids.retain(|pid| {
         let descriptors = std::fs::read_dir(format!("/proc/{pid}/fdinfo"));
@@ -45,7 +61,7 @@ pub fn holders(ino: u64) -> Vec<u32> {
             // The descriptor may have been closed, or the process may have ended.
             let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
             let locks = text.lines().filter_map(|line| line.strip_prefix("lock:"));
-            locks.filter_map(self::line).any(|lock| lock.ino == ino)
+            locks.filter_map(self::line).any(|lock| is_wanted(&lock))
         })
     });
     pids
@@ -65,7 +81,12 @@ mod tests {
 4: FLOCK  ADVISORY
 ";
         let found = parse(text);
-        let expected = [(4711, 131), (4712, 99)].map(|(pid, ino)| Flock { pid, ino });
+        let expected =
+            [(4711, 131, false), (4712, 99, true)].map(|(pid, ino, is_exclusive)| Flock {
+                pid,
+                ino,
+                is_exclusive,
+            });
         assert_eq!(found, expected);
     }
 
@@ -77,8 +98,10 @@ mod tests {
         let ours = Flock {
             pid: std::process::id(),
             ino: file.metadata().unwrap().ino(),
+            is_exclusive: false,
         };
         assert!(read().unwrap().contains(&ours));
         assert_eq!(holders(ours.ino), [ours.pid]);
+        assert!(exclusive_holders(ours.ino).is_empty());
     }
 }

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::unistd::{ForkResult, fork};
@@ -148,6 +149,23 @@ pub fn give_memory_back() {
     // SAFETY: malloc_trim takes a number, and accesses only the allocator's free lists, under its own locks.
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+/// Whether a process is stopped, by SIGSTOP for example.
+pub fn is_stopped(pid: u32) -> bool {
+    inspect(pid).is_some_and(|process| matches!(process.state, 'T' | 't'))
+}
+
+/// Gives this process the name of its program, which it lacks if it was started through a link in /proc.
+pub fn take_name_of_program() {
+    let program = std::env::args_os().next().unwrap_or_default();
+    let name = Path::new(&program).file_name().unwrap_or_default();
+    // The kernel cuts a name that is too long. An argument contains no zero byte.
+    let named = std::ffi::CString::new(name.as_encoded_bytes())
+        .is_ok_and(|name| rustix::thread::set_name(&name).is_ok());
+    if !named {
+        log::debug!("the process has no name");
     }
 }
 

@@ -130,12 +130,7 @@ pub fn inherited(words: usize) -> Result<&'static [AtomicU64]> {
     let access = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: the kernel chooses an unused range of addresses, so the mapping replaces nothing.
     let start = unsafe {
-        rustix::mm::mmap_anonymous(
-            std::ptr::null_mut(),
-            words * WORD,
-            access,
-            MapFlags::SHARED,
-        )?
+        rustix::mm::mmap_anonymous(std::ptr::null_mut(), words * WORD, access, MapFlags::SHARED)?
     };
     // SAFETY: the mapping has this many words, is aligned to a page, and is never unmapped. Other processes may change a
     // word at any time, which atomic types permit.

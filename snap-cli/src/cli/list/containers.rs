@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::super::output;
 use super::columns::Template;
 use super::{Args, OrderWord};
-use crate::container::state::{Mounted, probe};
+use crate::container::dead;
+use crate::container::state::{Mounted, end_reason, probe};
 use crate::error::{Error, Result};
 use crate::snapshot::select::{Filter, natural_key};
 use crate::store::Store;
@@ -20,6 +21,8 @@ use crate::store::sizes::Sizes;
 struct Row {
     manifest: ContainerManifest,
     mounted: Mounted,
+    /// The reason why its mount has ended, if its keeper gave it up.
+    ended: Option<String>,
     /// The size of its frozen layers; `None` if it cannot be determined.
     size: Option<u64>,
     store: String,
@@ -36,16 +39,28 @@ pub(super) fn print(
         let _reading = store.lock_shared()?;
         for (id, record) in store.containers()? {
             match record {
-                Ok(record) if matches(filter, &record.body) => rows.push(Row {
-                    mounted: probe(store, id).unwrap_or_else(|error| {
-                        output::print_error(&error, output::Format::from_option(args.json));
-                        broken = Some(error);
-                        Mounted::No
-                    }),
-                    size: size(store, id, &record.body),
-                    manifest: record.body,
-                    store: output::shown(store.root().as_os_str().as_bytes()),
-                }),
+                Ok(record) if matches(filter, &record.body) => {
+                    let (mounted, ended) = match find_mount(store, id) {
+                        Ok(found) => found,
+                        Err(error) => {
+                            output::print_error(&error, output::Format::from_option(args.json));
+                            broken = Some(error);
+                            (Mounted::No, None)
+                        }
+                    };
+                    if let Mounted::Dead(state) = &mounted {
+                        let name = &record.body.name;
+                        let died = dead::describe_end(name, state.pid, ended.as_deref());
+                        output::print_note(&format!("{died}; {}", dead::commands(name)));
+                    }
+                    rows.push(Row {
+                        mounted,
+                        ended,
+                        size: size(store, id, &record.body),
+                        manifest: record.body,
+                        store: output::shown(store.root().as_os_str().as_bytes()),
+                    });
+                }
                 Ok(_) => {}
                 Err(error) => {
                     output::print_error(&error, output::Format::from_option(args.json));
@@ -57,6 +72,16 @@ pub(super) fn print(
     sort(&mut rows, args)?;
     show(args, &rows, template)?;
     broken.map_or(Ok(()), Err)
+}
+
+/// Returns the state of a container's mount, and why it has ended, if its keeper gave it up.
+fn find_mount(store: &Store, id: ContainerId) -> Result<(Mounted, Option<String>)> {
+    let mounted = probe(store, id)?;
+    let ended = match &mounted {
+        Mounted::Dead(state) => end_reason(store, id, state)?,
+        Mounted::No | Mounted::Alive(_) => None,
+    };
+    Ok((mounted, ended))
 }
 
 fn matches(filter: &Filter, manifest: &ContainerManifest) -> bool {
@@ -130,7 +155,10 @@ fn show(args: &Args, rows: &[Row], template: Option<&Template>) -> Result<()> {
             row.manifest.snapshots.len().to_string(),
             row.size.map_or_else(|| "?".to_owned(), output::format_size),
             output::format_local_time(&row.manifest.created),
-            row.mountpoint().map_or_else(String::new, output::shown),
+            match row.state() {
+                "dead" => "(dead)".to_owned(),
+                _ => row.mountpoint().map_or_else(String::new, output::shown),
+            },
         ]
     });
     let header = ["NAME", "SNAPSHOTS", "SIZE", "CREATED", "MOUNTED AT"];
@@ -145,6 +173,14 @@ impl Row {
         }
     }
 
+    fn state(&self) -> &'static str {
+        match &self.mounted {
+            Mounted::Alive(_) => "mounted",
+            Mounted::Dead(_) => "dead",
+            Mounted::No => "not-mounted",
+        }
+    }
+
     fn as_json(&self) -> Value {
         json!({
             "name": self.manifest.name,
@@ -153,6 +189,8 @@ impl Row {
             "layers": self.manifest.stack.len(),
             "size": self.size,
             "mountpoint": self.mountpoint().map(output::json_path),
+            "state": self.state(),
+            "ended": self.ended,
             "store": self.store,
         })
     }

@@ -15,7 +15,9 @@ thread_local! {
 }
 
 /// A request of this thread, until it is dropped.
-pub(super) struct Blame(#[expect(dead_code, reason = "for its destructor")] RequestMark);
+pub(super) struct Blame {
+    _mark: RequestMark,
+}
 
 impl Blame {
     /// Notes the request that this thread works on from now on.
@@ -24,7 +26,9 @@ impl Blame {
         if unique & RESENT != 0 {
             REFUSED.set(crashes.count(id) >= MAX_CRASHES);
         }
-        Self(RequestMark::begin(id))
+        Self {
+            _mark: RequestMark::begin(id),
+        }
     }
 }
 
@@ -68,7 +72,10 @@ pub(super) mod injected {
         }
         match action {
             b"segv" => injected::segmentation_fault(),
-            b"overflow" => log::info!("{}", injected::stack_overflow()),
+            b"overflow" => {
+                let depth = injected::stack_overflow();
+                log::error!("the stack is endless: {depth}");
+            }
             b"bus" => injected::raise(libc::SIGBUS),
             b"ill" => injected::raise(libc::SIGILL),
             b"abort" => std::process::abort(),

@@ -385,7 +385,14 @@ impl Filesystem for Adapter {
         self.list(ino, offset, out);
     }
 
-    fn readdirplus(&self, req: &Request, ino: INodeNo, _: Fh, offset: u64, out: ReplyDirectoryPlus) {
+    fn readdirplus(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _: Fh,
+        offset: u64,
+        out: ReplyDirectoryPlus,
+    ) {
         let _span = self.begin_request(Opcode::Readdirplus, req);
         self.list_plus(ino, offset, out);
     }
