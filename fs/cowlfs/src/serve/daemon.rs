@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::failed;
+use super::{failed, locating};
 use crate::config::{CACHE_TIMEOUT, Config, Passthrough};
 use crate::control::{
     self, FuseConnection, OwnMount, ServedMount, SignalTarget, Signals, StatsSource,
@@ -47,6 +47,7 @@ impl Daemon {
         let cannot = |error| failed(format!("cannot start a thread: {error}"));
         let flusher = attached.flusher();
         let flush: Arc<control::Flush> = Arc::new(Box::new(move |ino| flusher.flush(ino)));
+        let inherited = overlay.clone();
         let (session, source) = attached.start().map_err(cannot)?;
         let connection = FuseConnection::open(self.mount.device);
         let target = SignalTarget {
@@ -99,6 +100,10 @@ impl Daemon {
         {
             log::warn!("cannot notify the keeper: {error}");
         }
+        if let Err(error) = locating::start(&inherited) {
+            log::warn!("objects are only located when they are used: {error}");
+        }
+        drop(inherited);
         let served = session.join();
         connection.record_end();
         match served {
