@@ -244,8 +244,13 @@ fn recover(
         // layer that was not pushed is not locked any more.
         with.retained.extend(layer.without_work());
     }
-    let ledger = Arc::new(Ledger::create(custody.clone()).map_err(|error| text(&error))?);
-    let recovered = Overlay::recover(estate, with, &ledger).map_err(|error| text(&error))?;
+    let recovered =
+        Overlay::recover(estate, with, custody.clone()).map_err(|error| text(&error))?;
+    let ledger = recovered
+        .overlay
+        .ledger()
+        .ok_or("there is no ledger")?
+        .clone();
     if recovered.lost > 0 {
         log::debug!("{} removed objects were forgotten", recovered.lost);
     }

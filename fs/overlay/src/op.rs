@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::change::RenameFlags;
 use crate::content::{Close, FileHandle, Opened, SeekTo, Writer};
-use crate::inode::{Inode, OpenOptions};
+use crate::inode::{Inode, OpenOptions, Unlocated};
 use crate::listing::{DirEntry, Listing};
 use crate::metadata::{Attr, SetAttr};
 use crate::overlay::Overlay;
@@ -40,6 +40,24 @@ impl Overlay {
     }
 }
 
+impl Overlay {
+    /// Locates the objects of all inodes of a predecessor, each in an operation of its own.
+    ///
+    /// Until then, directories that the kernel has forgotten are retained for those in them.
+    pub fn locate_all(&self) -> Result<()> {
+        let unlocated = Unlocated::of(&self.inodes);
+        for ino in unlocated.numbers() {
+            match self.begin().inode(ino) {
+                // The object does not exist, or the kernel has forgotten the inode.
+                Err(Error::Errno(Errno::STALE)) | Ok(_) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        unlocated.end_locating();
+        Ok(())
+    }
+}
+
 impl Op<'_> {
     /// Returns the services that implement the operations.
     pub(crate) fn services(&self) -> Services<'_> {
@@ -60,10 +78,11 @@ impl Op<'_> {
 
     /// Returns the inode with the node id `ino`. Fails with ESTALE if the table does not contain it.
     pub fn inode(&self, ino: u64) -> Result<Arc<Inode>> {
-        self.overlay
-            .inodes
-            .get(ino)
-            .ok_or(Error::Errno(Errno::STALE))
+        let inode = match self.overlay.inodes.get(ino) {
+            Some(inode) => Some(inode),
+            None => self.services().names().locator().locate(ino)?,
+        };
+        inode.ok_or(Error::Errno(Errno::STALE))
     }
 
     /// Returns statvfs(3) of the topmost layer's file system, which is the upper's on a writable overlay.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::failed;
+use super::{failed, locating};
 use crate::config::{CACHE_TIMEOUT, Config, Passthrough};
 use crate::control::{
     self, FuseConnection, OwnMount, ServedMount, SignalTarget, Signals, StatsSource,
@@ -56,6 +56,7 @@ impl Daemon {
         let flush: Arc<control::Flush> = Arc::new(Box::new(move |ino| flusher.flush(ino)));
         // There is no other thread yet.
         attached.expand_descriptor_table(DESCRIPTORS);
+        let inherited = overlay.clone();
         let (session, source) = attached.start().map_err(cannot)?;
         let connection = FuseConnection::open(self.mount.device);
         let target = SignalTarget {
@@ -106,6 +107,10 @@ impl Daemon {
         {
             log::warn!("cannot notify the keeper: {error}");
         }
+        if let Err(error) = locating::start(&inherited) {
+            log::warn!("objects are only located when they are used: {error}");
+        }
+        drop(inherited);
         let served = session.join();
         connection.record_end();
         release(&ended, kept.as_deref());

@@ -4,6 +4,7 @@
 
 mod daemon;
 mod layers;
+mod locating;
 mod successor;
 
 pub use successor::Takeover;

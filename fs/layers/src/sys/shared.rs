@@ -95,14 +95,19 @@ impl SharedMemory {
 
     /// Returns `length` bytes from the word `at` on; fewer at the end.
     pub fn load_bytes(&self, at: usize, length: usize) -> Vec<u8> {
-        let words = self.words().get(at..).unwrap_or_default();
-        let mut bytes: Vec<u8> = words
-            .iter()
-            .take(length.div_ceil(WORD))
-            .flat_map(|word| word.load(Ordering::Acquire).to_le_bytes())
-            .collect();
-        bytes.truncate(length);
+        let mut bytes = Vec::with_capacity(length.next_multiple_of(WORD));
+        self.load_into(at, length, &mut bytes);
         bytes
+    }
+
+    /// Replaces the content of `bytes` by `length` bytes from the word `at` on; fewer at the end.
+    pub fn load_into(&self, at: usize, length: usize, bytes: &mut Vec<u8>) {
+        bytes.clear();
+        let words = self.words().get(at..).unwrap_or_default();
+        for word in words.iter().take(length.div_ceil(WORD)) {
+            bytes.extend(word.load(Ordering::Acquire).to_le_bytes());
+        }
+        bytes.truncate(length);
     }
 
     /// Returns the number of words.

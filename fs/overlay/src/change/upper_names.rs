@@ -129,7 +129,7 @@ impl UpperNames<'_> {
             stat = zero_device::device_stat(stat);
         }
         let ino = self.cx.stack.view().number(upper_dir.layer(), &stat, None);
-        let inodes = self.names.inodes;
+        let locator = self.names.locator();
         let inode = if stat.kind() == FileKind::Directory {
             let node = DirNode {
                 locs: vec![LayerDir::child(upper_dir, name.clone(), stat.ino)],
@@ -138,7 +138,7 @@ impl UpperNames<'_> {
                 stat,
                 ino,
             };
-            intern_dir(inodes, (parent, name), node, OnConflict::Renumber)
+            intern_dir(&locator, (parent, name), node, OnConflict::Renumber)?
         } else {
             let node = FileNode {
                 loc: Loc {
@@ -152,7 +152,7 @@ impl UpperNames<'_> {
                 stat,
                 ino,
             };
-            intern_file(inodes, (parent, name), node, OnConflict::Renumber)
+            intern_file(&locator, (parent, name), node, OnConflict::Renumber)?
         };
         Ok((inode.ok_or(Error::Errno(Errno::STALE))?, stat))
     }

@@ -5,6 +5,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use cowl_layers::error::Result;
 use cowl_layers::format::Redirect;
@@ -12,33 +13,13 @@ use cowl_layers::layer::Layer;
 use cowl_layers::sys::stat::Time;
 use serde::{Deserialize, Serialize};
 
+use super::inode_block::{DIR, FILE, OTHER, ROOT, VERSION, push_number};
 use super::object::{DirState, Inode, InodeState};
-use super::place::{DirPlace, EntryName, Place, References};
-use super::shards::{InodeTable, TableEntry};
+use super::place::{DirPlace, Place, References};
+use super::shards::{InodeTable, Shard, TableEntry};
 use super::times::held_ctime;
 use super::values::encode;
-use crate::ledger::{Block, Found, Kind, Ledger};
-
-/// The root directory.
-const ROOT: u8 = 0;
-/// A directory with a name.
-const DIR: u8 = 1;
-/// Another object with one name.
-const FILE: u8 = 2;
-/// Any other place.
-const OTHER: u8 = 3;
-/// A bit of the first byte: a content version follows.
-const VERSION: u8 = 0x10;
-
-/// An inode's block, as a successor reads it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct InodeBlock {
-    pub(crate) ino: u64,
-    pub(crate) lookups: u32,
-    pub(crate) is_dir: bool,
-    pub(crate) version: u32,
-    pub(crate) place: Place,
-}
+use crate::ledger::{Block, Kind, Ledger};
 
 /// Numbers of layers that do not depend on the stack: their ids. Descriptors are found by the inode number.
 struct Ids;
@@ -87,64 +68,6 @@ fn payload(inode: &Inode) -> Result<Vec<u8>> {
         }
     }
     Ok(bytes)
-}
-
-/// Appends a number in 7 bits per byte, the lowest first.
-#[allow(clippy::cast_possible_truncation, reason = "seven bits")]
-fn push_number(bytes: &mut Vec<u8>, mut number: u64) {
-    while number > 0x7f {
-        bytes.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    bytes.push(number as u8);
-}
-
-fn take_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let mut number = 0;
-    let mut rest = bytes;
-    for shift in (0..64).step_by(7) {
-        let (byte, after) = rest.split_first()?;
-        number |= u64::from(byte & 0x7f) << shift;
-        rest = after;
-        if byte & 0x80 == 0 {
-            return Some((number, rest));
-        }
-    }
-    None
-}
-
-impl InodeBlock {
-    /// Decodes a block; `None` if it is damaged.
-    pub(crate) fn decode(found: &Found) -> Option<Self> {
-        let (tag, mut rest) = found.payload.split_first()?;
-        let mut version = 0;
-        if tag & VERSION != 0 {
-            let (bytes, after) = rest.split_first_chunk()?;
-            version = u32::from_le_bytes(*bytes);
-            rest = after;
-        }
-        let single = || -> Option<EntryName> {
-            let (parent, name) = take_number(rest)?;
-            Some((parent, name.to_vec()))
-        };
-        let place = match tag & !VERSION {
-            ROOT => Place::Root,
-            DIR => Place::Dir(single()?),
-            FILE => Place::File(vec![single()?]),
-            OTHER => postcard::from_bytes(rest).ok()?,
-            _ => return None,
-        };
-        Some(Self {
-            ino: found.key,
-            lookups: found.count,
-            is_dir: matches!(
-                place,
-                Place::Root | Place::Dir(_) | Place::RemovedDir { .. }
-            ),
-            version,
-            place,
-        })
-    }
 }
 
 impl InodeTable {
@@ -417,45 +340,11 @@ impl InodeTable {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn block(payload: &[u8]) -> Option<InodeBlock> {
-        InodeBlock::decode(&Found {
-            kind: 1,
-            key: 7,
-            count: 3,
-            payload: payload.to_vec(),
-        })
-    }
-
-    #[test]
-    fn numbers_survive_encoding() {
-        for number in [0, 1, 127, 128, 300, 1 << 20, 1 << 40, u64::MAX] {
-            let mut bytes = Vec::new();
-            push_number(&mut bytes, number);
-            bytes.extend(b"name");
-            assert_eq!(take_number(&bytes), Some((number, &b"name"[..])));
-        }
-        assert_eq!(take_number(&[0x80]), None);
-    }
-
-    #[test]
-    fn damaged_payloads_are_refused() {
-        let dir = block(&[DIR, 1, b'a']).unwrap();
-        assert_eq!(dir.place, Place::Dir((1, b"a".to_vec())));
-        assert!(dir.is_dir);
-        let file = block(&[FILE | VERSION, 5, 0, 0, 0, 1, b'a']).unwrap();
-        assert_eq!((file.version, file.lookups, file.ino), (5, 3, 7));
-        for damaged in [
-            &[][..],
-            &[9],
-            &[DIR | VERSION, 1],
-            &[DIR, 0x80],
-            &[OTHER, 99],
-        ] {
-            assert_eq!(block(damaged), None, "{damaged:?}");
-        }
+/// Removes an entry without an inode in this process, with its block.
+pub(super) fn drop_entry(table: &InodeTable, shard: &mut Shard, ino: u64) {
+    if let Some(removed) = shard.remove(&ino) {
+        table.remove_block(&removed);
+        table.known.fetch_sub(1, Ordering::Relaxed);
+        table.dropped.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -76,6 +76,16 @@ pub(crate) trait References {
 }
 
 impl Place {
+    /// Returns the names to which the place refers, with the inode numbers of their directories.
+    pub(crate) fn names(&self) -> &[EntryName] {
+        match self {
+            Self::Dir(name) => std::slice::from_ref(name),
+            Self::File(names) => names,
+            Self::Nameless(file) => &file.names,
+            Self::Root | Self::RemovedDir { .. } => &[],
+        }
+    }
+
     /// Returns the location of an inode's object.
     pub(crate) fn of(inode: &Inode, to: &mut impl References) -> Result<Self> {
         if inode.is_dir() {

@@ -1,6 +1,6 @@
 //! The structure of the table of known inodes.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use cowl_layers::locks::Mutex;
@@ -8,12 +8,13 @@ use cowl_layers::sys::stat::Time;
 use lru::LruCache;
 use rustc_hash::FxHashMap;
 
+use super::inode_block::is_named_dir;
 use super::node_ids::NodeIds;
 use super::object::Inode;
 use super::substitutes::Substitutes;
 use crate::ledger::{Block, Ledger};
 
-const SHARDS: usize = 16;
+pub(super) const SHARDS: usize = 16;
 
 /// An entry of the table.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(super) enum TableEntry {
     Recorded { inode: Arc<Inode>, block: Block },
     /// Like `Weak`, but the place is in the ledger, because the places of other inodes may refer to it.
     Faded { inode: Weak<Inode>, block: Block },
+    /// A predecessor knew the inode, which is in the ledger. Its object was not located yet ([`super::unlocated`]).
+    Unlocated { block: Block },
 }
 
 pub(super) type Shard = FxHashMap<u64, TableEntry>;
@@ -46,6 +49,8 @@ pub struct InodeTable {
     pub(super) dropped: AtomicUsize,
     /// The ledger, once a successor could need it.
     pub(super) ledger: OnceLock<Arc<Ledger>>,
+    /// Whether objects may not be located yet.
+    pub(super) is_locating: AtomicBool,
 }
 
 impl Default for InodeTable {
@@ -58,6 +63,7 @@ impl Default for InodeTable {
             known: AtomicUsize::new(0),
             dropped: AtomicUsize::new(0),
             ledger: OnceLock::new(),
+            is_locating: AtomicBool::new(false),
         }
     }
 }
@@ -76,25 +82,64 @@ impl InodeTable {
     }
 }
 
+/// Whether the places of objects that were not located yet may refer to the inode with this block.
+pub(super) fn is_place_of_others(table: &InodeTable, block: Block) -> bool {
+    table.is_locating.load(Ordering::Acquire)
+        && (table.ledger.get()).is_some_and(|ledger| is_named_dir(ledger.first_byte(block)))
+}
+
 impl TableEntry {
+    /// Returns the entry of an inode that has this block.
+    pub(super) fn with_block(
+        inode: &Arc<Inode>,
+        block: Block,
+        ledger: Option<&Arc<Ledger>>,
+    ) -> Self {
+        match ledger.map_or(0, |ledger| ledger.count(block)) {
+            0 => Self::Faded {
+                inode: Arc::downgrade(inode),
+                block,
+            },
+            _ => Self::Recorded {
+                inode: inode.clone(),
+                block,
+            },
+        }
+    }
+
+    /// Returns the block by which the object is to be located: it was not located yet, or it is a directory that nothing
+    /// in this process refers to any more, but perhaps the place of an object that was not located yet.
+    pub(super) fn block_to_locate(&self, table: &InodeTable) -> Option<Block> {
+        match self {
+            Self::Unlocated { block } => Some(*block),
+            Self::Faded { inode, block } if inode.strong_count() == 0 => {
+                is_place_of_others(table, *block).then_some(*block)
+            }
+            _ => None,
+        }
+    }
+
     pub(super) fn living(&self) -> Option<Arc<Inode>> {
         match self {
             Self::Weak(inode) | Self::Faded { inode, .. } => inode.upgrade(),
             Self::Strong { inode, .. } | Self::Recorded { inode, .. } => Some(inode.clone()),
+            Self::Unlocated { .. } => None,
         }
     }
 
     pub(super) fn is_alive(&self) -> bool {
         match self {
             Self::Weak(inode) | Self::Faded { inode, .. } => inode.strong_count() > 0,
-            Self::Strong { .. } | Self::Recorded { .. } => true,
+            Self::Strong { .. } | Self::Recorded { .. } | Self::Unlocated { .. } => true,
         }
     }
 
     /// Returns the block of the inode in the ledger.
     pub(super) fn block(&self) -> Option<Block> {
         match self {
-            Self::Recorded { block, .. } | Self::Faded { block, .. } => Some(*block),
+            Self::Recorded { block, .. }
+            | Self::Faded { block, .. }
+            | Self::Unlocated { block } => Some(*block),
             Self::Weak(_) | Self::Strong { .. } => None,
         }
     }
@@ -135,6 +180,11 @@ impl TableEntry {
                 };
                 Some(inode)
             }
+            Self::Unlocated { block } => {
+                let ledger = ledger?;
+                ledger.set_count(*block, less(ledger.count(*block)));
+                None
+            }
             Self::Weak(_) | Self::Faded { .. } => None,
         }
     }
@@ -143,7 +193,9 @@ impl TableEntry {
     pub(super) fn lookups(&self, ledger: Option<&Arc<Ledger>>) -> u32 {
         match self {
             Self::Strong { lookups, .. } => *lookups,
-            Self::Recorded { block, .. } => ledger.map_or(0, |ledger| ledger.count(*block)),
+            Self::Recorded { block, .. } | Self::Unlocated { block } => {
+                ledger.map_or(0, |ledger| ledger.count(*block))
+            }
             Self::Weak(_) | Self::Faded { .. } => 0,
         }
     }

@@ -14,7 +14,7 @@ use crate::ledger::{Kind, Ledger, Word};
 const RANGE: u64 = 1 << 63;
 
 /// Whether `ino` is a substitute number.
-pub(super) fn is_substitute(ino: u64) -> bool {
+pub(crate) fn is_substitute(ino: u64) -> bool {
     ino & RANGE != 0
 }
 

@@ -7,9 +7,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use super::identity::Identity;
+use super::ledger::drop_entry;
 use super::node_ids::{NodeIds, OwnNumber};
 use super::object::{Inode, TimesOverride, take_state};
-use super::shards::{InodeTable, Shard, TableEntry};
+use super::shards::{InodeTable, Shard, TableEntry, is_place_of_others};
 use super::substitutes::is_substitute;
 use super::values::encode;
 use crate::ledger::Kind;
@@ -122,7 +123,17 @@ impl InodeTable {
                 if let Some((real, shown)) = self.ctimes.lock().get(&ino) {
                     inode.override_ctime(*real, *shown);
                 }
-                self.insert(&mut shard, &inode);
+                let retained = shard.get(&ino);
+                match retained.and_then(|entry| entry.block_to_locate(self)) {
+                    None => self.insert(&mut shard, &inode),
+                    // Another thread has dropped the directory since this one has looked its number up.
+                    Some(block) => {
+                        let entry = TableEntry::with_block(&inode, block, self.ledger.get());
+                        shard.insert(ino, entry);
+                        drop(shard);
+                        self.note_place(&inode);
+                    }
+                }
                 Some((inode, true))
             }
         }
@@ -160,11 +171,11 @@ impl InodeTable {
         if shard.len() >= shard.capacity() {
             let before = shard.len();
             shard.retain(|_, entry| {
-                let is_alive = entry.is_alive();
-                if !is_alive {
+                let is_needed = entry.is_alive() || entry.block_to_locate(self).is_some();
+                if !is_needed {
                     self.remove_block(entry);
                 }
-                is_alive
+                is_needed
             });
             self.known
                 .fetch_sub(before - shard.len(), Ordering::Relaxed);
@@ -374,7 +385,14 @@ impl InodeTable {
         let freed = {
             let mut shard = self.shard(ino).lock();
             let entry = shard.get_mut(&ino);
-            entry.and_then(|entry| entry.subtract(count, self.ledger.get()))
+            let freed = entry.and_then(|entry| entry.subtract(count, self.ledger.get()));
+            if let Some(entry @ TableEntry::Unlocated { block }) = shard.get(&ino)
+                && entry.lookups(self.ledger.get()) == 0
+                && !is_place_of_others(self, *block)
+            {
+                drop_entry(self, &mut shard, ino);
+            }
+            freed
         };
         let Some(freed) = freed else { return };
         self.node_ids.drop_unused(ino);
@@ -387,10 +405,8 @@ impl InodeTable {
             return self.node_ids.is_forgotten(ino);
         }
         let shard = self.shard(ino).lock();
-        !matches!(
-            shard.get(&ino),
-            Some(TableEntry::Strong { .. } | TableEntry::Recorded { .. })
-        )
+        let entry = shard.get(&ino);
+        entry.is_none_or(|entry| entry.lookups(self.ledger.get()) == 0)
     }
 
     /// Drops an inode if the kernel does not know it and nothing else references it, and then its parent directories
@@ -406,11 +422,14 @@ impl InodeTable {
             if !unknown || Arc::strong_count(&inode) > 1 {
                 return;
             }
-            if let Some(removed) = shard.remove(&inode.ino()) {
-                self.remove_block(&removed);
-                self.known.fetch_sub(1, Ordering::Relaxed);
-                self.dropped.fetch_add(1, Ordering::Relaxed);
+            let block = shard.get(&inode.ino()).and_then(TableEntry::block);
+            if let Some(block) = block.filter(|block| is_place_of_others(self, *block)) {
+                shard.insert(inode.ino(), TableEntry::Unlocated { block });
+                drop(shard);
+                next = drop_inode(self, inode);
+                continue;
             }
+            drop_entry(self, &mut shard, inode.ino());
             drop(shard);
             if let Some(ledger) = self.ledger.get() {
                 ledger.release(inode.ino());
@@ -418,17 +437,10 @@ impl InodeTable {
             if is_substitute(inode.ino()) {
                 self.substitutes.lock().note_forgotten(inode.identity());
             }
-            let Some(mut inode) = Arc::into_inner(inode) else {
-                return;
-            };
             if !inode.has_times_override() {
                 self.drop_ctime(inode.ino());
             }
-            let mut parents = inode.state.get_mut().take_parents().into_iter();
-            next = parents.next();
-            for parent in parents {
-                self.prune(parent);
-            }
+            next = drop_inode(self, inode);
         }
     }
 
@@ -467,6 +479,18 @@ impl InodeTable {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// Drops an inode that is not in the table any more. Returns one of its parents.
+fn drop_inode(table: &InodeTable, inode: Arc<Inode>) -> Option<Arc<Inode>> {
+    let mut parents = (Arc::into_inner(inode)?.state.get_mut())
+        .take_parents()
+        .into_iter();
+    let next = parents.next();
+    for parent in parents {
+        table.prune(parent);
+    }
+    next
 }
 
 #[cfg(test)]

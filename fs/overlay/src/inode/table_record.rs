@@ -37,6 +37,8 @@ impl InodeTable {
             dropped: _,
             // The successor has one of its own.
             ledger,
+            // The caller has located all objects.
+            is_locating: _,
         } = self;
         let mut inodes = Vec::new();
         for shard in shards {
@@ -48,6 +50,7 @@ impl InodeTable {
                     TableEntry::Strong { inode, .. } | TableEntry::Recorded { inode, .. } => {
                         inodes.push((inode.clone(), entry.lookups(ledger.get())));
                     }
+                    TableEntry::Unlocated { .. } => {}
                 }
             }
         }
@@ -89,5 +92,23 @@ impl InodeTable {
         }
         table.known.store(records.len(), Ordering::Relaxed);
         Some(table)
+    }
+}
+
+/// Replaces the node ids by those of a record; `None` if it refers to an inode that is not among these.
+pub(crate) fn restore_node_ids(
+    table: &mut InodeTable,
+    record: &NodeIdsRecord,
+    inodes: &HashMap<u64, Arc<Inode>>,
+) -> Option<()> {
+    table.node_ids = NodeIds::from_record(record, |ino| inodes.get(&ino).cloned())?;
+    Some(())
+}
+
+/// Continues the numbers of the predecessor in its ledger, which the table has taken over.
+pub(crate) fn continue_numbers(table: &InodeTable) {
+    if let Some(ledger) = table.ledger.get() {
+        table.substitutes.lock().attach(ledger);
+        table.node_ids.attach(ledger);
     }
 }

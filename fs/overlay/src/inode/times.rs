@@ -20,7 +20,7 @@ pub(crate) fn take_ended_overrides() -> Vec<u64> {
 }
 
 /// Returns the ctime on disk and the one that is visible while it is unchanged, if they differ.
-pub(super) fn held_ctime(inode: &Inode) -> Option<(Time, Time)> {
+pub(crate) fn held_ctime(inode: &Inode) -> Option<(Time, Time)> {
     match inode.times.lock().as_deref().copied() {
         Some(TimesOverride::WhileCtime { real, visible }) => Some((real, visible)),
         _ => None,

@@ -4,6 +4,8 @@
 //! reader finds either the whole block or none. A block is replaced in steps ([`Blocks::replace`]), each of which leaves
 //! exactly one of both versions.
 
+use std::collections::BTreeSet;
+
 use cowl_layers::locks::Mutex;
 use cowl_layers::points::point;
 use cowl_layers::sys::shared::SharedMemory;
@@ -56,10 +58,9 @@ fn words_of(length: usize) -> usize {
     HEAD + length.div_ceil(WORD)
 }
 
-/// A block, as another process reads it.
+/// The content of a block, as another process reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
-    pub(crate) kind: u8,
     pub(crate) key: u64,
     pub(crate) count: u32,
     pub(crate) payload: Vec<u8>,
@@ -90,6 +91,58 @@ impl Blocks {
             start,
             free: Mutex::default(),
         }
+    }
+
+    /// Takes over the blocks of a process that has ended, and calls `visit` with the number, type and key of each live
+    /// one. Returns `None` if the memory does not consist of blocks.
+    ///
+    /// Completes replacements, and frees blocks that the process did not make live. Each step leaves exactly one
+    /// version of a block, so that another process can begin again if this one ends.
+    pub(super) fn adopt(
+        memory: &SharedMemory,
+        used: usize,
+        start: usize,
+        mut visit: impl FnMut(Block, u8, u64),
+    ) -> Option<Self> {
+        let end = usize::try_from(memory.load(used)).ok()?;
+        if end < start || end > memory.len() {
+            return None;
+        }
+        let blocks = Self {
+            used,
+            start,
+            free: Mutex::default(),
+        };
+        let (mut reserved, mut replaced) = (BTreeSet::new(), Vec::new());
+        let mut at = start;
+        while at < end {
+            let block = Block(u32::try_from(at).ok()?);
+            let header = Header::from_word(memory.load(at));
+            at = at.checked_add(header.words()).filter(|next| *next <= end)?;
+            match header.kind {
+                FREE => blocks.note_free(block, header),
+                REPLACED => replaced.push((block, header)),
+                kind if kind & RESERVED != 0 => {
+                    reserved.insert(block.0);
+                }
+                kind => visit(block, kind, memory.load(block.at() + 1)),
+            }
+        }
+        for (old, header) in replaced {
+            // If the new block is live already, it was found by itself.
+            let new = Block(header.count);
+            if reserved.remove(&new.0) {
+                let mut live = Header::from_word(memory.load(new.at()));
+                live.kind &= !RESERVED;
+                memory.store(new.at(), live.to_word());
+                visit(new, live.kind, memory.load(new.at() + 1));
+            }
+            blocks.remove(memory, old);
+        }
+        for block in reserved {
+            blocks.remove(memory, Block(block));
+        }
+        Some(blocks)
     }
 
     /// Adds a block. Returns `None` if the memory is full or the payload is too long.
@@ -195,6 +248,10 @@ impl Blocks {
             ..Header::from_word(memory.load(block.at()))
         };
         memory.store(block.at(), header.to_word());
+        self.note_free(block, header);
+    }
+
+    fn note_free(&self, block: Block, header: Header) {
         let mut free = self.free.lock();
         let same_size = free.by_words.entry(header.words()).or_default();
         same_size.push(block.0);
@@ -216,6 +273,31 @@ impl Block {
         Header::from_word(memory.load(self.at())).count
     }
 
+    /// Replaces the content of `bytes` by the payload.
+    pub(super) fn payload(self, memory: &SharedMemory, bytes: &mut Vec<u8>) {
+        let header = Header::from_word(memory.load(self.at()));
+        memory.load_into(self.at() + HEAD, usize::from(header.length), bytes);
+    }
+
+    /// Returns the first byte of the payload; 0 if that is empty.
+    pub(super) fn first_byte(self, memory: &SharedMemory) -> u8 {
+        match Header::from_word(memory.load(self.at())).length {
+            0 => 0,
+            _ => memory.load(self.at() + HEAD).to_le_bytes()[0],
+        }
+    }
+
+    /// Returns the content of the block.
+    pub(super) fn content(self, memory: &SharedMemory) -> Found {
+        let mut payload = Vec::new();
+        self.payload(memory, &mut payload);
+        Found {
+            key: memory.load(self.at() + 1),
+            count: self.count(memory),
+            payload,
+        }
+    }
+
     /// Changes the block's count. The caller must prevent a concurrent change of the block.
     pub(super) fn set_count(self, memory: &SharedMemory, count: u32) {
         let header = Header {
@@ -226,57 +308,35 @@ impl Block {
     }
 }
 
-/// Reads all live blocks; `None` if the memory does not consist of blocks.
-pub(super) fn read(memory: &SharedMemory, used: usize, start: usize) -> Option<Vec<Found>> {
-    let end = usize::try_from(memory.load(used)).ok()?;
-    if end < start || end > memory.len() {
-        return None;
-    }
-    let mut found = Vec::new();
-    let mut at = start;
-    while at < end {
-        let header = Header::from_word(memory.load(at));
-        let next = at.checked_add(header.words()).filter(|next| *next <= end)?;
-        match header.kind {
-            FREE => {}
-            REPLACED => {
-                let target = header.count as usize;
-                let new = Header::from_word(memory.load(target));
-                let is_block = target >= start && target.checked_add(new.words())? <= end;
-                // If the new block is live already, it is found by itself.
-                if new.kind & RESERVED != 0 {
-                    found.push(content(memory, target, new).filter(|_| is_block)?);
-                }
-            }
-            kind if kind & RESERVED != 0 => {}
-            _ => found.push(content(memory, at, header)?),
-        }
-        at = next;
-    }
-    Some(found)
-}
-
-fn content(memory: &SharedMemory, at: usize, header: Header) -> Option<Found> {
-    Some(Found {
-        kind: header.kind & !RESERVED,
-        key: memory.load(at + 1),
-        count: header.count,
-        payload: memory.load_bytes(at.checked_add(HEAD)?, usize::from(header.length)),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn copy(memory: &SharedMemory) -> SharedMemory {
+        let copy = SharedMemory::create("copy", memory.len() * WORD).unwrap();
+        for at in 0..memory.len() {
+            copy.store(at, memory.load(at));
+        }
+        copy
+    }
+
+    /// Takes over a copy of the memory, twice, and returns the live blocks.
     fn found(memory: &SharedMemory) -> Vec<(u8, u64, u32, Vec<u8>)> {
-        let found = read(memory, 0, 8).unwrap();
-        let mut found: Vec<_> = found
-            .into_iter()
-            .map(|one| (one.kind, one.key, one.count, one.payload))
-            .collect();
-        found.sort();
-        found
+        let memory = copy(memory);
+        let read = || {
+            let mut found = Vec::new();
+            Blocks::adopt(&memory, 0, 8, |block, kind, key| {
+                let content = block.content(&memory);
+                assert_eq!(content.key, key);
+                found.push((kind, key, content.count, content.payload));
+            })
+            .unwrap();
+            found.sort();
+            found
+        };
+        let once = read();
+        assert_eq!(read(), once);
+        once
     }
 
     #[test]
@@ -341,14 +401,38 @@ mod tests {
         assert_eq!(found(&memory), [(1, 100, 3, b"after".to_vec())]);
     }
 
+    /// The blocks that were reserved or replaced when the process ended are reused.
+    #[test]
+    fn interrupted_changes_leak_no_memory() {
+        let memory = SharedMemory::create("test", 4096).unwrap();
+        let blocks = Blocks::new(&memory, 0, 8);
+        let old = blocks.add(&memory, (1, 100), b"before", 3).unwrap();
+        let new = blocks.reserve(&memory, (1, 100), b"after", 3).unwrap();
+        blocks.reserve(&memory, (1, 200), b"never", 1).unwrap();
+        let replaced = Header {
+            kind: REPLACED,
+            count: new.0,
+            ..Header::from_word(memory.load(old.at()))
+        };
+        memory.store(old.at(), replaced.to_word());
+        let mut live = Vec::new();
+        let next = Blocks::adopt(&memory, 0, 8, |block, _, _| live.push(block)).unwrap();
+        assert_eq!(live, [new]);
+        let end = next.end(&memory);
+        for key in 0..2 {
+            next.add(&memory, (1, key), b"later", 1).unwrap();
+        }
+        assert_eq!(next.end(&memory), end);
+    }
+
     #[test]
     fn damaged_memory_is_refused() {
         let memory = SharedMemory::create("test", 4096).unwrap();
         let blocks = Blocks::new(&memory, 0, 8);
         blocks.add(&memory, (1, 100), b"content", 3).unwrap();
         memory.store(0, u64::MAX);
-        assert_eq!(read(&memory, 0, 8), None);
+        assert!(Blocks::adopt(&memory, 0, 8, |_, _, _| {}).is_none());
         memory.store(0, 9);
-        assert_eq!(read(&memory, 0, 8), None);
+        assert!(Blocks::adopt(&memory, 0, 8, |_, _, _| {}).is_none());
     }
 }

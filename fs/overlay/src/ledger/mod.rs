@@ -5,6 +5,7 @@
 //! knows. This module knows only blocks, values and requests; the modules that own a part of the state encode it.
 
 mod blocks;
+mod content;
 mod slots;
 
 use std::cell::{Cell, RefCell};
@@ -21,6 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use blocks::Blocks;
 pub(crate) use blocks::{Block, Found};
+pub(crate) use content::LedgerContent;
+pub use content::LedgerError;
 pub use slots::Change;
 use slots::Slots;
 pub(crate) use slots::{FoundSlot, Intent};
@@ -239,6 +242,16 @@ impl Ledger {
         block.count(&self.memory)
     }
 
+    /// Returns the content of a block.
+    pub(crate) fn content(&self, block: Block) -> Found {
+        block.content(&self.memory)
+    }
+
+    /// Returns the first byte of a block's payload; 0 if that is empty.
+    pub(crate) fn first_byte(&self, block: Block) -> u8 {
+        block.first_byte(&self.memory)
+    }
+
     /// Changes the count of a block. The caller must prevent a concurrent change.
     pub(crate) fn set_count(&self, block: Block, count: u32) {
         block.set_count(&self.memory, count);
@@ -421,69 +434,6 @@ impl Drop for RequestSlot {
     }
 }
 
-/// The content of a ledger, read by a successor.
-#[derive(Debug)]
-pub(crate) struct LedgerContent {
-    memory: SharedMemory,
-    pub(crate) blocks: Vec<Found>,
-    pub(crate) slots: Vec<FoundSlot>,
-}
-
-/// The reason why a ledger cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum LedgerError {
-    /// It is not a ledger, or one of another version.
-    #[error("it is not a ledger of this version")]
-    Version,
-    /// A part could not be recorded.
-    #[error("the ledger is incomplete")]
-    Incomplete,
-    /// The content is damaged.
-    #[error("the ledger is damaged")]
-    Damaged,
-    /// It cannot be mapped.
-    #[error("cannot map the ledger: {0}")]
-    Io(#[from] cowl_layers::error::Error),
-}
-
-impl LedgerContent {
-    /// Reads a ledger, whose writer has ended.
-    pub(crate) fn read(descriptor: OwnedFd) -> std::result::Result<Self, LedgerError> {
-        let memory = open(descriptor)?;
-        let blocks = blocks::read(&memory, USED_AT, BLOCKS_AT).ok_or(LedgerError::Damaged)?;
-        let slots = slots::read(&memory, SLOTS_AT);
-        Ok(Self {
-            memory,
-            blocks,
-            slots,
-        })
-    }
-
-    /// Returns one word of a ledger, without the rest.
-    pub(crate) fn word_of(
-        descriptor: OwnedFd,
-        word: Word,
-    ) -> std::result::Result<u64, LedgerError> {
-        Ok(open(descriptor)?.load(WORDS_AT + word as usize))
-    }
-
-    pub(crate) fn word(&self, word: Word) -> u64 {
-        self.memory.load(WORDS_AT + word as usize)
-    }
-}
-
-/// Maps a ledger, which must be complete.
-fn open(descriptor: OwnedFd) -> std::result::Result<SharedMemory, LedgerError> {
-    let memory = SharedMemory::open(descriptor)?;
-    if memory.load(MAGIC_AT) != MAGIC {
-        return Err(LedgerError::Version);
-    }
-    if memory.load(WORDS_AT + Word::Complete as usize) != 1 {
-        return Err(LedgerError::Incomplete);
-    }
-    Ok(memory)
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -521,16 +471,39 @@ pub(crate) mod tests {
         });
         let content = read(&ledger).unwrap();
         assert_eq!(content.word(Word::Pushes), 3);
-        assert_eq!(content.blocks.len(), 1);
-        assert_eq!(content.blocks[0].payload, b"second");
-        assert_eq!(content.slots[0].unique, 77);
-        assert_eq!(content.slots[0].names.0, b"name");
+        let values: Vec<_> = content.values().collect();
+        assert_eq!(values, [(Kind::Ctime, 5, b"second".to_vec())]);
+        assert_eq!(content.slots[0].1.unique, 77);
+        assert_eq!(content.slots[0].1.names.0, b"name");
         drop(request);
         assert!(read(&ledger).unwrap().slots.is_empty());
         // Without a request there is nothing to record it in.
         ledger.withdraw();
         ledger.note_handle(1);
         assert!(read(&ledger).unwrap().slots.is_empty());
+    }
+
+    #[test]
+    fn successor_continues_the_ledger() {
+        let old = Arc::new(Ledger::create(Arc::new(NoCustodian)).unwrap());
+        old.put(Kind::Ctime, 5, b"first");
+        old.add(Kind::Inode, 7, b"place", 3).unwrap();
+        old.note_answered();
+        let _request = old.begin(77);
+        let content = read(&old).unwrap();
+        assert_eq!(content.inodes.len(), 1);
+        let new = Arc::new(content.into_ledger(Arc::new(NoCustodian), [9].into_iter()));
+        new.put(Kind::Ctime, 5, b"second");
+        new.release(9);
+        let content = read(&new).unwrap();
+        assert_eq!(content.word(Word::Answered), 0);
+        let values: Vec<_> = content.values().collect();
+        assert_eq!(values, [(Kind::Ctime, 5, b"second".to_vec())]);
+        let (_, block) = content.inodes[0];
+        assert_eq!((new.count(block), new.first_byte(block)), (3, b'p'));
+        // The kernel sends the request again, and it gets its slot.
+        drop(new.begin(77 | RESENT));
+        assert!(read(&new).unwrap().slots.is_empty());
     }
 
     #[test]

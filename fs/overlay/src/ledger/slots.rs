@@ -100,6 +100,15 @@ impl Slots {
         }
     }
 
+    /// Takes over the slots of a process that has ended, except for the free ones.
+    pub(super) fn adopt(start: usize, occupied: &[(usize, FoundSlot)]) -> Self {
+        let is_free = |slot: &usize| occupied.iter().all(|(other, _)| other != slot);
+        Self {
+            start,
+            free: Mutex::new((0..SLOTS).rev().filter(is_free).collect()),
+        }
+    }
+
     fn at(&self, slot: usize) -> usize {
         self.start + slot * WORDS
     }
@@ -147,9 +156,9 @@ impl Slots {
     }
 }
 
-/// Reads the occupied slots.
+/// Reads the occupied slots, with their numbers.
 #[allow(clippy::cast_possible_truncation, reason = "the fields of the word")]
-pub(super) fn read(memory: &SharedMemory, start: usize) -> Vec<FoundSlot> {
+pub(super) fn read(memory: &SharedMemory, start: usize) -> Vec<(usize, FoundSlot)> {
     let mut found = Vec::new();
     for slot in 0..SLOTS {
         let at = start + slot * WORDS;
@@ -173,7 +182,7 @@ pub(super) fn read(memory: &SharedMemory, start: usize) -> Vec<FoundSlot> {
                 memory.load_bytes(at + 6 + 32, length(32)),
             );
         }
-        found.push(one);
+        found.push((slot, one));
     }
     found
 }
@@ -210,10 +219,12 @@ mod tests {
             handle: 9,
             ..FoundSlot::default()
         };
-        assert_eq!(found, [expected, opened]);
+        assert_eq!(found, [(one, expected), (two, opened)]);
+        let next = Slots::adopt(16, &found);
+        assert_eq!(next.free.lock().len(), SLOTS - 2);
         slots.end(&memory, two);
         slots.withdraw(&memory, one);
-        assert_eq!(read(&memory, 16)[0].change, None);
+        assert_eq!(read(&memory, 16)[0].1.change, None);
         slots.end(&memory, one);
         assert_eq!(read(&memory, 16), []);
     }

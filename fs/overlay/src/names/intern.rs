@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use smallvec::smallvec;
 
-use crate::inode::{
-    Alias, DirState, FileState, Identity, Inode, InodeState, InodeTable, OnConflict,
-};
+use super::locate::Locator;
+use crate::inode::{Alias, DirState, FileState, Identity, Inode, InodeState, OnConflict};
+use cowl_layers::error::Result;
 use cowl_layers::name::Name;
 use cowl_layers::sys::stat::Stat;
 use cowl_layers::view::{DirNode, FileNode};
@@ -14,11 +14,11 @@ use cowl_layers::view::{DirNode, FileNode};
 /// Returns the inode of a directory, which is inserted into the table if it is new. `None` only with
 /// [`OnConflict::Defer`].
 pub(crate) fn intern_dir(
-    inodes: &InodeTable,
+    locator: &Locator<'_>,
     (parent, name): (&Arc<Inode>, &Name),
     node: DirNode,
     on_conflict: OnConflict,
-) -> Option<Arc<Inode>> {
+) -> Result<Option<Arc<Inode>>> {
     let (number, stat) = (node.ino, node.stat);
     let state = |alias, identity| {
         InodeState::Dir(DirState {
@@ -29,17 +29,17 @@ pub(crate) fn intern_dir(
             identity,
         })
     };
-    intern(inodes, (parent, name), (number, &stat), on_conflict, state)
+    intern(locator, (parent, name), (number, &stat), on_conflict, state)
 }
 
 /// Returns the inode of an object other than a directory, which is inserted into the table if it is new. `None` only
 /// with [`OnConflict::Defer`].
 pub(crate) fn intern_file(
-    inodes: &InodeTable,
+    locator: &Locator<'_>,
     (parent, name): (&Arc<Inode>, &Name),
     node: FileNode,
     on_conflict: OnConflict,
-) -> Option<Arc<Inode>> {
+) -> Result<Option<Arc<Inode>>> {
     let (number, stat) = (node.ino, node.stat);
     let state = |alias, identity| {
         InodeState::File(FileState {
@@ -53,26 +53,30 @@ pub(crate) fn intern_file(
             identity,
         })
     };
-    intern(inodes, (parent, name), (number, &stat), on_conflict, state)
+    intern(locator, (parent, name), (number, &stat), on_conflict, state)
 }
 
 fn intern(
-    inodes: &InodeTable,
+    locator: &Locator<'_>,
     (parent, name): (&Arc<Inode>, &Name),
     (number, stat): (u64, &Stat),
     on_conflict: OnConflict,
     state: impl FnOnce(Alias, Identity) -> InodeState,
-) -> Option<Arc<Inode>> {
+) -> Result<Option<Arc<Inode>>> {
     let identity = Identity::from_stat(stat);
     let alias = Alias {
         parent: parent.clone(),
         name: name.clone(),
     };
-    let (inode, new) = inodes.intern(number, identity, on_conflict, |ino| {
+    let _located = locator.locate_number(identity, number)?;
+    let interned = locator.inodes.intern(number, identity, on_conflict, |ino| {
         Inode::new(ino, stat.kind(), state(alias.clone(), identity))
-    })?;
+    });
+    let Some((inode, new)) = interned else {
+        return Ok(None);
+    };
     if !new {
         inode.add_alias(alias);
     }
-    Some(inode)
+    Ok(Some(inode))
 }

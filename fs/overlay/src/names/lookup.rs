@@ -3,15 +3,17 @@
 use std::sync::Arc;
 
 use super::absent::LastAbsent;
-use super::deep::{DeepDirs, NamesFor};
+use super::deep::DeepDirs;
 use super::intern::{intern_dir, intern_file};
+use super::locate::Locator;
+use super::resolve::Resolver;
 use crate::inode::{DirState, Inode, InodeTable, OnConflict};
 use crate::reach::Context;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::layer::LayerDir;
 use cowl_layers::name::Name;
 use cowl_layers::sys::stat::Stat;
-use cowl_layers::view::{Found, MergedEntry, NameIndex, PartialIndex};
+use cowl_layers::view::{Found, MergedEntry};
 
 /// The visible link count of a merged directory, whose subdirectories in several layers are not counted. find(1) and
 /// fts(3) interpret 1 as an unknown number of subdirectories.
@@ -88,7 +90,7 @@ impl Names<'_> {
             true => OnConflict::Refresh(stat.kind()),
             false => on_conflict,
         };
-        let (interned, stat, in_top) = match self.resolve(&locs, name)? {
+        let (interned, stat, in_top) = match self.resolver().resolve(&locs, name)? {
             Found::Absent | Found::Whiteout => {
                 self.absent.note(&locs, name);
                 return Ok(Lookup::Found(None));
@@ -100,14 +102,14 @@ impl Names<'_> {
                 }
                 let in_top = node.locs.first().is_some_and(is_top);
                 let on_conflict = on_conflict(&stat);
-                let inode = intern_dir(self.inodes, (parent, name), node, on_conflict);
+                let inode = intern_dir(&self.locator(), (parent, name), node, on_conflict)?;
                 (inode, stat, in_top)
             }
             Found::File(node) => {
                 let (loc, stat) = (node.loc.clone(), node.stat);
                 let in_top = is_top(&loc.dir);
                 let on_conflict = on_conflict(&stat);
-                let inode = intern_file(self.inodes, (parent, name), node, on_conflict);
+                let inode = intern_file(&self.locator(), (parent, name), node, on_conflict)?;
                 if let Some(inode) = &inode {
                     // The known names of the file may all have been removed; this one becomes its location.
                     inode.restore_location(loc)?;
@@ -125,38 +127,24 @@ impl Names<'_> {
         Ok(interned.map_or(Lookup::Conflict, hit))
     }
 
-    /// Resolves `name` over the locations of a directory.
-    fn resolve(&self, locs: &[Arc<LayerDir>], name: &Name) -> Result<Found> {
-        let names = self.deep_names(locs, NamesFor::Lookup);
-        let known = self.known(locs, names.as_ref());
-        self.cx.stack.view().lookup_at(locs, name, known)
+    fn resolver(&self) -> Resolver<'_> {
+        Resolver {
+            cx: self.cx,
+            deep: self.deep,
+        }
+    }
+
+    /// Returns the search for the objects of a predecessor's inodes.
+    pub(crate) fn locator(&self) -> Locator<'_> {
+        Locator {
+            inodes: self.inodes,
+            resolver: self.resolver(),
+        }
     }
 
     /// Returns the visible entries of a directory with these locations.
     pub(crate) fn list_names(&self, locs: &[Arc<LayerDir>]) -> Result<Vec<MergedEntry>> {
-        let names = self.deep_names(locs, NamesFor::Listing);
-        let known = self.known(locs, names.as_ref());
-        let mut entries = self.cx.stack.view().merged_entries(locs, known)?;
-        entries.retain(|entry| !entry.whiteout);
-        Ok(entries)
-    }
-
-    fn deep_names(&self, locs: &[Arc<LayerDir>], operation: NamesFor) -> Option<Arc<NameIndex>> {
-        if self.cx.options.live_layers {
-            return None;
-        }
-        let stack = &self.cx.stack;
-        self.deep
-            .names(stack.view(), stack.below_upper(locs), operation)
-    }
-
-    fn known<'a>(
-        &self,
-        locs: &[Arc<LayerDir>],
-        names: Option<&'a Arc<NameIndex>>,
-    ) -> Option<PartialIndex<'a>> {
-        let above = locs.len() - self.cx.stack.below_upper(locs).len();
-        names.map(|names| PartialIndex { above, names })
+        self.resolver().list(locs)
     }
 
     /// Whether a directory has no visible names.
@@ -169,7 +157,9 @@ impl Names<'_> {
 
     /// Whether the lower layers contain an object that would be visible as `name` without the upper layer's entry.
     pub(crate) fn is_visible_below(&self, dir: &DirState, name: &Name) -> Result<bool> {
-        let found = self.resolve(self.cx.stack.below_upper(&dir.locs), name)?;
+        let found = self
+            .resolver()
+            .resolve(self.cx.stack.below_upper(&dir.locs), name)?;
         Ok(matches!(found, Found::Dir(_) | Found::File(_)))
     }
 }

@@ -4,10 +4,13 @@ pub(crate) mod absent;
 pub(crate) mod deep;
 mod intern;
 pub(crate) mod links;
+mod locate;
 mod lookup;
 mod path_below;
+mod resolve;
 
 pub(crate) use intern::{intern_dir, intern_file};
 pub(crate) use links::{LinkIndex, Links};
+pub(crate) use locate::found_state;
 pub(crate) use lookup::{Hit, Names, UNCOUNTED};
 pub(crate) use path_below::path_below;

@@ -16,6 +16,7 @@ impl Overlay {
     ///
     /// It waits until no operation runs. The caller must ensure that none begins until the new overlay has taken over.
     pub fn record(&self, files: &[(u64, Arc<FileHandle>)]) -> Result<Handover, RecordError> {
+        self.locate_all()?;
         let Self {
             stack: _,
             options,

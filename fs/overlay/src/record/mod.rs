@@ -14,6 +14,8 @@ mod format;
 mod parts;
 mod rebuild;
 mod recover;
+mod search;
+mod sorted;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;

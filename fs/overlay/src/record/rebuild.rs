@@ -21,7 +21,7 @@ use super::{Handover, Rebuilt, RecordError};
 use crate::content::{ContentDescriptors, FileHandle, OpenCounts};
 use crate::inode::{
     Alias, DirPlace, DirState, EntryName, FileState, Identity, Inode, InodeRecord, InodeState,
-    InodeTable, NamelessFile, ObjectPlace, Place, TableRecord,
+    InodeTable, NamelessFile, ObjectPlace, Place,
 };
 use crate::ledger::FoundSlot;
 use crate::listing::{Cookies, CookiesRecord, Listings};
@@ -68,13 +68,12 @@ impl Overlay {
         let Some(moved) = moved else {
             return Err(UNKNOWN);
         };
+        let inodes = InodeTable::from_record(&record.table, &built, &record.inodes);
         let overlay = assemble(Parts {
             view,
             upper: from.upper,
             options: from.options,
-            built,
-            records: &record.inodes,
-            table: &record.table,
+            inodes: inodes.ok_or(UNKNOWN)?,
             moved: (moved, record.moved.1),
             pushes: record.pushes,
             cookies: &record.cookies,
@@ -109,10 +108,7 @@ pub(super) struct Parts<'r> {
     pub(super) view: View,
     pub(super) upper: Option<Arc<Upper>>,
     pub(super) options: OverlayOptions,
-    /// The inodes, by number.
-    pub(super) built: HashMap<u64, Arc<Inode>>,
-    pub(super) records: &'r [InodeRecord],
-    pub(super) table: &'r TableRecord,
+    pub(super) inodes: InodeTable,
     pub(super) moved: (Vec<Arc<Inode>>, bool),
     pub(super) pushes: u32,
     pub(super) cookies: &'r CookiesRecord,
@@ -124,15 +120,14 @@ pub(super) struct Parts<'r> {
 
 /// Creates an overlay from its parts.
 pub(super) fn assemble(parts: Parts<'_>) -> Result<Overlay, RecordError> {
-    let root = parts.built.get(&1).cloned();
+    let root = parts.inodes.get(1);
     let root = root.ok_or(RecordError::Damaged("it has no root directory"))?;
-    let inodes = InodeTable::from_record(parts.table, &parts.built, parts.records);
     let cookies = Cookies::from_record(parts.cookies)
         .map_err(|_| RecordError::Damaged("a name in a listing is invalid"))?;
     Ok(Overlay {
         stack: RwLock::new(Stack::new(parts.view, parts.upper)),
         options: parts.options,
-        inodes: inodes.ok_or(UNKNOWN)?,
+        inodes: parts.inodes,
         root,
         links: LinkIndex::from_record(parts.moved.0, parts.moved.1),
         cookies,
@@ -169,7 +164,8 @@ impl Inodes<'_> {
             let Some((record, place)) = self.records.get(&ino).copied() else {
                 return Err(RecordError::Damaged("a parent directory is missing"));
             };
-            let missing = parents(place).find(|parent| !self.built.contains_key(parent));
+            let mut parents = place.names().iter().map(|(parent, _)| *parent);
+            let missing = parents.find(|parent| !self.built.contains_key(parent));
             if let Some(parent) = missing {
                 if pending.len() > self.records.len() {
                     return Err(RecordError::Damaged("a directory is inside itself"));
@@ -376,17 +372,6 @@ impl Builder<'_> {
         }
         Ok(dir)
     }
-}
-
-/// Returns the inode numbers of the directories that contain an object's names.
-fn parents(place: &Place) -> impl Iterator<Item = u64> + '_ {
-    let names = match place {
-        Place::Dir(name) => std::slice::from_ref(name),
-        Place::File(names) => names,
-        Place::Nameless(file) => &file.names,
-        Place::Root | Place::RemovedDir { .. } => &[],
-    };
-    names.iter().map(|(parent, _)| *parent)
 }
 
 fn same_object(record: &InodeRecord, found: Identity) -> LayerResult<()> {

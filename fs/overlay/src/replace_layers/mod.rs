@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use cowl_layers::layer::Layer;
 use cowl_layers::layer::lock::LayerLock;
-use cowl_layers::setup::SetupError;
+use cowl_layers::setup::{SetupError, SetupKind};
 use cowl_layers::view::View;
 use rustc_hash::FxHashSet;
 
@@ -164,6 +164,10 @@ impl Overlay {
             return Err(ReplaceError::OtherStack);
         }
         let started = Instant::now();
+        self.locate_all().map_err(|error| {
+            let problem = format!("cannot read the layers: {error}");
+            ReplaceError::Setup(SetupError::new(SetupKind::Host, problem, ""))
+        })?;
         let mut prepared = Plans::default();
         let mut attempts = 0;
         let (mut stack, plans, known, locked) = loop {

@@ -25,6 +25,7 @@ mod names;
 mod open_files;
 mod races;
 mod record;
+mod recovered;
 mod times;
 mod unchanged;
 mod xattr_whiteouts;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Adapter;
 use super::handles::{HandleValue, OpenFile};
-use cowl_overlay::Ledger;
+use cowl_overlay::{Kind, Ledger};
 
 /// The values of the ledger that belong to the protocol.
 #[derive(Debug, Default)]
@@ -29,6 +29,7 @@ impl Adapter {
             });
             let Some(open) = found else {
                 log::error!("the open file with the handle {number} was not found again");
+                ledger.delete(Kind::Handle, *number);
                 continue;
             };
             *opens.entry(open.node_id).or_default() += 1;

@@ -463,6 +463,7 @@ impl BackingFiles {
         for (ino, bytes) in values {
             let Ok(value) = postcard::from_bytes::<BackingValue>(bytes) else {
                 log::error!("the state of inode {ino} for passthrough is damaged");
+                ledger.delete(Kind::Backing, *ino);
                 continue;
             };
             let file = files.entry(*ino).or_default();
