@@ -44,7 +44,7 @@ fn tar_and_rsync_copy_a_real_tree() {
         let copied = silent(
             dir,
             &format!(
-                "tar --sort=name --numeric-owner --xattrs --acls -cf - tree | sha256sum
+                "tar --sort=name --numeric-owner --xattrs --acls --pax-option=exthdr.name=%d/x/%f,delete=atime,delete=ctime -cf - tree | sha256sum
                  tar -C tree -cf - usr etc | {{ mkdir copy{round}; tar -C copy{round} -xpf -; }}
                  rsync -aHAX --checksum tree/etc tree/var tree/usr copy{round}/
                  rsync -aHAXn --itemize-changes --checksum tree/etc tree/var tree/usr copy{round}/
