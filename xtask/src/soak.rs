@@ -72,20 +72,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ("conformance --kill".to_owned(), &|| {
             conformance::run(conformance::Kills::EverySecond)
         }),
-        ("programs under fire".to_owned(), &|| {
-            Run::cargo()?
-                .args([
-                    "test",
-                    "-p",
-                    "cowl-tests",
-                    "--locked",
-                    "--test",
-                    "under_fire",
-                ])
-                .args(["--test", "lxc", "--", "--nocapture", "--test-threads=1"])
-                .env("COWL_UNDER_FIRE", "1")
-                .run()
-        }),
+        ("programs under fire".to_owned(), &programs_under_fire),
     ];
     let mut rows = Vec::new();
     let mut failed = 0;
@@ -111,4 +98,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         0 => Ok(()),
         _ => failure(format!("{failed} of {} parts failed", rows.len())),
     }
+}
+
+/// Runs programs and containers whose daemons are killed many times.
+fn programs_under_fire() -> Result<()> {
+    Run::cargo()?
+        .args(["test", "-p", "cowl-tests", "--locked"])
+        .args(["--test", "under_fire", "--test", "lxc"])
+        .args(["--", "--nocapture", "--test-threads=1"])
+        .env("COWL_UNDER_FIRE", "1")
+        .run()
 }

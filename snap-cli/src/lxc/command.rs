@@ -134,8 +134,21 @@ impl LxcContainer {
     }
 
     /// Returns a value of the container's config, including included files.
+    ///
+    /// The container is not named: lxc-info asks the monitor of a container that runs or starts, and while a hook of the
+    /// start runs, the monitor waits for the hook and does not answer. No container is in its directory.
     pub fn value(&self, key: &str) -> Result<Option<Vec<u8>>> {
-        let output = match self.tool("lxc-info", &["-H", "-c", key]) {
+        let (dir, config) = (self.dir(), self.config());
+        let file = [
+            "-P".as_ref(),
+            dir.as_os_str(),
+            "--rcfile".as_ref(),
+            config.as_os_str(),
+        ];
+        let args = file
+            .into_iter()
+            .chain(["-n", ".config", "-H", "-c", key].map(OsStr::new));
+        let output = match run("lxc-info", args) {
             Ok(output) => output,
             Err(Missing::Program) => return Ok(None),
             Err(Missing::Other(error)) => return Err(error),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use cowl_tests::command::run_command;
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
-use cowl_tests::{mount, programs, tree};
+use cowl_tests::{killer, mount, programs, tree};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
@@ -341,6 +341,11 @@ fn no_operation_fails_or_is_lost_during_upgrades() {
 
 /// Sends a request to replace the daemon by `program`, and returns the response.
 fn request(store: &Store, program: &Path) -> Value {
+    serde_json::from_str(&send_request(store, program)).unwrap()
+}
+
+/// Like [`request`]. The response is empty if the daemon ends before it responds.
+fn send_request(store: &Store, program: &Path) -> String {
     let socket = store.run_dirs()[0].join("sock");
     // The address of a socket has at most 107 bytes.
     let link = store.beside("s");
@@ -352,8 +357,11 @@ fn request(store: &Store, program: &Path) -> Value {
     let line = serde_json::json!({ "ask": "upgrade", "program": program });
     stream.write_all(format!("{line}\n").as_bytes()).unwrap();
     let mut response = String::new();
-    BufReader::new(stream).read_line(&mut response).unwrap();
-    serde_json::from_str(&response).unwrap()
+    let read = BufReader::new(stream).read_line(&mut response);
+    if let Err(error) = read {
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+    response
 }
 
 #[test]
@@ -435,6 +443,48 @@ fn a_daemon_that_cannot_be_replaced_continues() {
     store.ok(["snapshot", "web"]);
     store.ok(["umount", "web"]);
     store.ok(["check"]);
+}
+
+/// The keeper starts another daemon, so the lock and the state are still in use.
+#[test]
+fn a_process_whose_predecessor_was_killed_removes_nothing() {
+    if !can(&[Need::Root, Need::Fuse, Need::Program("strace")]) {
+        return;
+    }
+    let store = Store::for_test().with_keepers();
+    let root = mounted(&store);
+    let keeper = store.pid("web");
+    let daemon = || killer::daemon_of(keeper);
+    mount::wait_until("the daemon", || daemon().is_some());
+    // It waits between the receipt of the state and its report.
+    let (program, trace) = (store.beside("slow"), store.beside("trace"));
+    let script = format!(
+        "#!/bin/sh\nexec strace -D -f -o {} -e trace=recvmsg,flock,exit_group -e inject=flock:delay_enter=2000000 {} \"$@\"\n",
+        trace.display(),
+        programs::cowl().display()
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let traced = |word: &str| fs::read_to_string(&trace).is_ok_and(|text| text.contains(word));
+    let killed = daemon().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            mount::wait_until("the state to be received", || traced("recvmsg"));
+            let pid = rustix::process::Pid::from_raw(killed.cast_signed()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        });
+        // The daemon is killed before it responds.
+        assert_eq!(send_request(&store, &program), "");
+    });
+    mount::wait_until("the end of the slow program", || traced("exit_group"));
+    mount::wait_until("another daemon", || {
+        daemon().is_some_and(|pid| pid != killed)
+    });
+    assert_eq!(store.pid("web"), keeper);
+    assert!(mount::at(&root).is_some(), "it was detached");
+    fs::write(root.join("new"), "content").unwrap();
+    assert!(upgrade(&store) != keeper);
+    store.ok(["umount", "web"]);
 }
 
 #[test]

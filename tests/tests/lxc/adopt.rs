@@ -291,3 +291,22 @@ fn adopt_creates_a_store_on_the_file_system_of_the_container() {
     store.cowl(["release", "web"]).ok();
     assert_eq!(std::fs::read(there.join("etc/new")).unwrap(), b"new\n");
 }
+
+/// While a hook of the start runs, the container's monitor does not answer.
+#[test]
+fn a_container_whose_config_includes_a_file_starts() {
+    if !can(NEEDS) {
+        return;
+    }
+    let lxc = Lxc::for_test();
+    lxc.create("c1");
+    let included = lxc.scratch().join("included");
+    std::fs::write(&included, "lxc.uts.name = other\n").unwrap();
+    let text = format!("{}lxc.include = {}\n", lxc.config("c1"), included.display());
+    std::fs::write(lxc.dir("c1").join("config"), text).unwrap();
+    lxc.adopt("c1").ok();
+    lxc.start("c1");
+    assert_eq!(lxc.run("c1", "hostname"), "other");
+    lxc.kill("c1");
+    lxc.unmounted("c1");
+}
