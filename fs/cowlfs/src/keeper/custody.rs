@@ -60,11 +60,7 @@ impl Custody {
     }
 
     /// Sends a message, or fails if the keeper has ended.
-    fn send_to_living(
-        &self,
-        message: &Message,
-        descriptors: &[BorrowedFd<'_>],
-    ) -> io::Result<()> {
+    fn send_to_living(&self, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         if self.is_stuck.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::TimedOut.into());
         }

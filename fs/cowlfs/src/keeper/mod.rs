@@ -94,6 +94,17 @@ impl Legacy {
         Ok(())
     }
 
+    /// Whether the last daemon answered a request; `None` if it had not recorded its state yet, so that its successor
+    /// continues from an earlier one.
+    fn has_answered(&self, is_recorded: bool) -> Option<Result<bool, LedgerError>> {
+        match (&self.ledger, is_recorded) {
+            (Some(ledger), true) => Some(has_answered(ledger)),
+            (Some(_), false) => None,
+            // There is no state to continue from.
+            (None, _) => Some(Err(LedgerError::Incomplete)),
+        }
+    }
+
     /// Returns a copy of the layers for a successor.
     fn copy(&self) -> cowl_layers::error::Result<Self> {
         let mut layers = HashMap::new();
@@ -180,12 +191,7 @@ pub(crate) fn start(
         };
         legacy.was_serving |= is_serving;
         let end = End {
-            has_answered: match (is_recorded, legacy.ledger.is_some()) {
-                (true, _) => Some(has_answered(&legacy)),
-                (false, true) => None,
-                // There is no state to continue from.
-                (false, false) => Some(Err(LedgerError::Incomplete)),
-            },
+            has_answered: legacy.has_answered(is_recorded),
             is_serving,
             signal,
         };
@@ -254,9 +260,8 @@ impl Life {
     }
 }
 
-/// Whether the last daemon answered a request.
-fn has_answered(legacy: &Legacy) -> Result<bool, LedgerError> {
-    let ledger = legacy.ledger.as_ref().ok_or(LedgerError::Incomplete)?;
+/// Whether the writer of a ledger answered a request.
+fn has_answered(ledger: &OwnedFd) -> Result<bool, LedgerError> {
     let copy = ledger.try_clone().map_err(|error| {
         let errno = cowl_layers::error::Errno::from_io_error(&error);
         LedgerError::Io(errno.unwrap_or(cowl_layers::error::Errno::IO).into())
