@@ -159,15 +159,22 @@ pub fn daemon_of(pid: u32) -> Option<u32> {
     children.find(|child| keeper_of(*child) == Some(pid))
 }
 
-/// Returns the keeper and the daemon that have a variable in their environment; `None` unless there are exactly two
-/// processes that have it.
+/// Returns the keeper and the daemon that have a variable in their environment; `None` unless exactly these two
+/// processes have it, and the daemon has begun to serve.
 #[must_use]
 pub fn find_pair(variable: &str) -> Option<(u32, u32)> {
     let found = with_variable(variable);
     let [one, two] = found[..] else {
         return None;
     };
-    let is_pair = |keeper, daemon| keeper_of(daemon) == Some(keeper);
+    let threads = |pid: u32| {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+        tasks.into_iter().flatten().count()
+    };
+    // A daemon can be the parent of a process that is about to take its place.
+    let is_pair = |keeper, daemon| {
+        keeper_of(daemon) == Some(keeper) && threads(keeper) == 1 && threads(daemon) > 1
+    };
     match (is_pair(one, two), is_pair(two, one)) {
         (true, _) => Some((one, two)),
         (_, true) => Some((two, one)),

@@ -161,9 +161,13 @@ fn umount_container(context: &Context, name: &ContainerName, force: bool) -> Res
         drop(container);
         (container, dead) = recover::open_to_unmount(&store, name)?;
     }
+    let servers = match force {
+        true => Some(detach::find_servers(&container)?),
+        false => None,
+    };
     let unmounted = container.unmount(AfterUnmount::StayUnmounted)?;
-    if force && let Some(state) = &unmounted {
-        detach::kill_stopped(&container, state)?;
+    if let Some(servers) = servers {
+        servers.kill_stopped()?;
     }
     if unmounted.is_none() && dead == DeadMount::Absent {
         return Err(Error::failed(format!("{name} is not mounted"))

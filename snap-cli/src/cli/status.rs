@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
@@ -207,12 +208,7 @@ fn inspect(container: &Container<'_>) -> Result<Value> {
         object.insert("pid".to_owned(), daemon.pid.into());
         object.insert("keeper".to_owned(), daemon.keeper.name().into());
         if daemon.keeper == KeeperState::Lost {
-            output::print_note(&format!(
-                "{}: its keeper was killed, and a new one could not be started yet: if the daemon is killed, programs \
-                 in the mount fail ({} has the reason)",
-                container.name(),
-                log.shown()
-            ));
+            output::print_note(&describe_lost_keeper(container.name(), &log));
         }
     }
     let name = match state.is_here()? {
@@ -222,6 +218,14 @@ fn inspect(container: &Container<'_>) -> Result<Value> {
     };
     object.insert("state".to_owned(), name.into());
     Ok(value)
+}
+
+fn describe_lost_keeper(name: &ContainerName, log: &Path) -> String {
+    format!(
+        "{name}: its keeper was killed, and a new one could not be started yet: if the daemon is killed, programs in the \
+         mount fail ({} has the reason)",
+        log.shown()
+    )
 }
 
 fn users_json(users: &[User]) -> Value {

@@ -1,6 +1,7 @@
 //! Unmounting: the daemon unmounts itself unless the mount is in use; then the error names the users.
 
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use cowlfs::control::{Bind, Client, ControlError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::state::{self, Mounted, RunState};
+use super::state::{self, Mounted};
 use super::{Container, daemon, lxc};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
@@ -275,7 +276,7 @@ pub(super) fn kill_if_silent(
         Err(ControlError::Silent { pid, .. }) => pid,
         Ok(_) | Err(_) => return Ok(false),
     };
-    if !kill_holders(lock, |_| true)? {
+    if !kill_holders(lock)? {
         return Err(Error::busy(format!(
             "the daemon (pid {pid}) was killed and has not ended yet: it waits for a disk"
         ))
@@ -286,54 +287,85 @@ pub(super) fn kill_if_silent(
     Ok(true)
 }
 
-/// Kills the keeper and the daemon of an ended mount if they are stopped. Another process cannot end by itself either,
-/// while its keeper is stopped.
-///
-/// They hold the layers locked.
-pub fn kill_stopped(container: &Container<'_>, ended: &RunState) -> Result<()> {
-    let lock = state::daemon_lock(container.store, container.id(), ended.daemon);
-    let deadline = Instant::now() + daemon::ENDING;
-    if wait_until(deadline, daemon::PAUSE, || {
-        Ok::<_, Error>(!Lock::is_held(&lock)?)
-    })? {
-        return Ok(());
-    }
-    if !kill_holders(&lock, process::is_stopped)? {
-        log::info!("the daemon has not ended yet");
-    }
-    Ok(())
+/// The keeper and the daemon of a mount. The descriptors prevent that their ids are reused.
+#[derive(Debug)]
+pub struct Servers(Vec<(u32, OwnedFd)>);
+
+/// Finds the keeper and the daemon of a container.
+pub fn find_servers(container: &Container<'_>) -> Result<Servers> {
+    let Mounted::Alive(state) = container.mounted()? else {
+        return Ok(Servers(Vec::new()));
+    };
+    let lock = state::daemon_lock(container.store, container.id(), state.daemon);
+    holders(&lock).map(Servers)
 }
 
-/// Kills the processes that hold `lock` during their lifetime and that `selected` returns true for, again until there is
-/// none: with a keeper, another daemon takes the place of a killed one, and vice versa. Returns whether the lock is free.
-fn kill_holders(lock: &Path, selected: impl Fn(u32) -> bool) -> Result<bool> {
+impl Servers {
+    /// Kills those that have not ended and are stopped, after an unmount. They hold the layers locked.
+    pub fn kill_stopped(self) -> Result<()> {
+        let has_ended = |process: &OwnedFd| {
+            let now = Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            };
+            let mut polled = [PollFd::new(process, PollFlags::IN)];
+            // A descriptor of a process can always be polled.
+            poll(&mut polled, Some(&now)).map_or(true, |found| found > 0)
+        };
+        let deadline = Instant::now() + daemon::ENDING;
+        wait_until(deadline, daemon::PAUSE, || {
+            let left = self.0.iter().filter(|(_, process)| !has_ended(process));
+            let left: Vec<_> = left.collect();
+            // A daemon that is about to end must not lose its keeper before.
+            if left.iter().all(|(pid, _)| process::is_stopped(*pid)) {
+                for (pid, process) in &left {
+                    kill(*pid, process)?;
+                }
+            }
+            Ok::<_, Error>(left.is_empty())
+        })
+        .map(drop)
+    }
+}
+
+/// Kills the processes that hold `lock` during their lifetime, again until there is none: with a keeper, another daemon takes the place of a killed one, and vice versa. Returns whether the lock is free.
+fn kill_holders(lock: &Path) -> Result<bool> {
     let deadline = Instant::now() + daemon::ENDING;
     wait_until(deadline, daemon::PAUSE, || {
         if !Lock::is_held(lock)? {
             return Ok(true);
         }
-        let Some(ino) = inode_number(lock)? else {
-            return Ok(true);
-        };
-        for pid in flocks::exclusive_holders(ino) {
-            let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
-            let Some(Ok(process)) = process.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
-                continue;
-            };
-            // The descriptor of the process was opened before: the pid was not reused since.
-            if !selected(pid) || !flocks::exclusive_holders(ino).contains(&pid) {
-                continue;
-            }
-            match pidfd_send_signal(&process, Signal::KILL) {
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(error) => {
-                    return Err(Error::failed(format!("cannot kill the daemon (pid {pid})"))
-                        .because(std::io::Error::from(error)));
-                }
-            }
+        for (pid, process) in holders(lock)? {
+            kill(pid, &process)?;
         }
         Ok(false)
     })
+}
+
+/// Returns the processes that hold `lock` during their lifetime.
+fn holders(lock: &Path) -> Result<Vec<(u32, OwnedFd)>> {
+    let Some(ino) = inode_number(lock)? else {
+        return Ok(Vec::new());
+    };
+    let open = |pid: u32| {
+        let process = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+        // It may have ended.
+        Some((pid, pidfd_open(process, PidfdFlags::empty()).ok()?))
+    };
+    let found = flocks::exclusive_holders(ino).into_iter();
+    let mut opened: Vec<_> = found.filter_map(open).collect();
+    // The descriptors were opened before: their ids were not reused since.
+    let still = flocks::exclusive_holders(ino);
+    opened.retain(|(pid, _)| still.contains(pid));
+    Ok(opened)
+}
+
+fn kill(pid: u32, process: &OwnedFd) -> Result<()> {
+    match pidfd_send_signal(process, Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(Error::failed(format!("cannot kill the daemon (pid {pid})"))
+            .because(std::io::Error::from(error))),
+    }
 }
 
 fn inode_number(path: &Path) -> Result<Option<u64>> {

@@ -144,7 +144,9 @@ for round, line in enumerate(sys.stdin):
     check(round)
     print("checked", flush=True)
 listed += [entry.name for entry in listing]
-assert len(listed) == len(set(listed)) == 3000, (len(listed), len(set(listed)))
+places = {name: place for place, name in enumerate(os.listdir("many"))}
+missing = sorted(places[name] for name in places.keys() - set(listed))
+assert len(listed) == len(set(listed)) == len(places) == 3000, (len(listed), len(set(listed)), missing)
 for program in (running, executed):
     program.kill()
     program.wait()

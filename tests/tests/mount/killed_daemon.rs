@@ -186,10 +186,15 @@ fn mount_gets_a_new_keeper() {
         let variables = [("COWL_TEST_TAG", name.as_str())];
         let overlay = Overlay::cowlfs_with(&stack, &dir.make("m"), options, &variables);
         let path = overlay.path().to_owned();
-        let pair = || {
-            wait_until("a keeper and a daemon", || find_pair(&tag).is_some());
-            find_pair(&tag)
+        let wait_for_pair = |is_wanted: &dyn Fn((u32, u32)) -> bool| {
+            let mut found = None;
+            wait_until("a keeper and a daemon", || {
+                found = find_pair(&tag).filter(|pair| is_wanted(*pair));
+                found.is_some()
+            });
+            found.unwrap()
         };
+        let mut pair = wait_for_pair(&|_| true);
         let mut script = Script::start("killed_daemon.py", &[path.to_str().unwrap()]);
         assert_eq!(script.read(), "ready", "{options}");
         let mut random = u64::from(std::process::id()) | 1;
@@ -197,17 +202,13 @@ fn mount_gets_a_new_keeper() {
             random ^= random << 13;
             random ^= random >> 7;
             random ^= random << 17;
-            let Some((keeper, daemon)) = pair() else {
-                panic!("{options}, round {round}: a process ended by itself");
-            };
+            let (keeper, daemon) = pair;
             let killed = match random % 3 {
                 0 => daemon,
                 _ => keeper,
             };
             kill_process(killed);
-            wait_until("a new process", || {
-                find_pair(&tag).is_some_and(|(one, two)| ![one, two].contains(&killed))
-            });
+            pair = wait_for_pair(&|(one, two)| ![one, two].contains(&killed));
             if round % 2 == 0 {
                 script.tell("check");
                 let checked = script.read();

@@ -167,6 +167,9 @@ fn replace_keeper(custody: &Custody, server: &Server) {
     let mut pause = MIN_PAUSE;
     loop {
         let (changes, upper) = (server.changes.lock(), server.upper.lock());
+        if server.mount.connection.wait_for_end(Duration::ZERO) {
+            return;
+        }
         let reason = (server.mount.upgrade)(NextProgram::Own);
         drop((upper, changes));
         let level = match pause {

@@ -10,10 +10,10 @@ use libc::SIGKILL;
 
 /// The number of daemons in a row that end before they have answered a request, after which the mount is given up.
 const MAX_FAILURES: u32 = 5;
-/// That number for daemons that were killed by SIGKILL before they served: their recovery can be slower than the process
+/// The limit for daemons that were killed by SIGKILL before they served: their recovery can be slower than the process
 /// that kills them.
 const MAX_KILLS: u32 = 30;
-/// The number of daemons in a row that requests ended which are refused afterwards.
+/// The limit for daemons that were ended by requests which are refused afterwards.
 const MAX_BLAMED: usize = 2 * CrashRecord::CAPACITY;
 /// The pause after the first failure; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -22,7 +22,7 @@ const MAX_DOUBLINGS: u32 = 6;
 /// The reason why no other daemon is started after one was killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GiveUp {
-    /// So many daemons in a row have ended before they answered a request.
+    /// This number of daemons in a row have ended before they answered a request.
     Failures(u32),
     /// The daemon could not record its state completely.
     Incomplete,

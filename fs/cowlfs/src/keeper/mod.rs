@@ -99,6 +99,13 @@ impl Legacy {
         Ok(())
     }
 
+    /// Whether the last daemon answered a request; `None` if it had not recorded its state yet, so that its successor
+    /// continues from an earlier one, or is the first one again.
+    fn has_answered(&self, is_recorded: bool) -> Option<Result<bool, LedgerError>> {
+        let ledger = self.ledger.as_ref().filter(|_| is_recorded);
+        ledger.map(has_answered)
+    }
+
     /// Returns a copy of the layers for a successor.
     fn copy(&self) -> cowl_layers::error::Result<Self> {
         let mut layers = HashMap::new();
@@ -195,7 +202,7 @@ pub(crate) fn start(
         };
         legacy.was_serving |= is_serving;
         let end = End {
-            has_answered: is_recorded.then(|| has_answered(&legacy)),
+            has_answered: legacy.has_answered(is_recorded),
             is_serving,
             signal,
         };
@@ -272,9 +279,8 @@ impl Life {
     }
 }
 
-/// Whether the last daemon answered a request.
-fn has_answered(legacy: &Legacy) -> Result<bool, LedgerError> {
-    let ledger = legacy.ledger.as_ref().ok_or(LedgerError::Incomplete)?;
+/// Whether the writer of a ledger answered a request.
+fn has_answered(ledger: &OwnedFd) -> Result<bool, LedgerError> {
     let copy = ledger.try_clone().map_err(|error| {
         let errno = cowl_layers::error::Errno::from_io_error(&error);
         LedgerError::Io(errno.unwrap_or(cowl_layers::error::Errno::IO).into())
