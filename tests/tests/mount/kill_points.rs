@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use cowl_tests::command::show;
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 use cowl_tests::killer::daemon_of;
@@ -149,7 +150,7 @@ fn retried(store: &Store, args: &[&str]) {
         if output.status.success() {
             return;
         }
-        eprintln!("{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        eprintln!("{args:?}: {}", show(&output.stderr));
     }
     panic!("{args:?} fails again and again");
 }
