@@ -35,6 +35,7 @@ impl Killer {
         let path = path.as_os_str().as_encoded_bytes().to_vec();
         let thread = std::thread::spawn(move || {
             let mut due: Vec<Due> = Vec::new();
+            let mut found = 0_u32;
             let mut random = u64::from(std::process::id()) | 1;
             while !stopped.load(Ordering::Relaxed) {
                 let daemons = daemons(&path);
@@ -44,7 +45,12 @@ impl Killer {
                         random ^= random << 13;
                         random ^= random >> 7;
                         random ^= random << 17;
-                        let delay = 20 + random % (longest - 20).max(1);
+                        let mut delay = 20 + random % (longest - 20).max(1);
+                        found += 1;
+                        if found.is_multiple_of(8) {
+                            // On a busy machine, no daemon would live for long enough to unmount.
+                            delay += 2000;
+                        }
                         let at = Instant::now() + Duration::from_millis(delay);
                         due.push(Due { pid, at });
                         continue;

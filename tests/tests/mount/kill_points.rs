@@ -183,7 +183,7 @@ fn every_call_succeeds_once_if_the_daemon_is_killed_at_any_point() {
         // A request passes a point several times, and must succeed between two kills; so must a recovery.
         let stride = match passings {
             // A recovery writes a block for each known inode.
-            _ if point == "in a block" => 997,
+            _ if point == "in a block" => 307,
             0 => 2,
             1..=20 => passings + 1,
             21..=200 => 37,
