@@ -64,7 +64,8 @@ pub(super) fn unmount(container: &Container<'_>, target: &UnmountTarget<'_>) -> 
             Err(ControlError::Busy { writers, readers }) => {
                 find_obstacle(container, target, &[], &[])?.or(Some(Obstacle {
                     error: open_without_process(container, readers + writers),
-                    transient: false,
+                    // A daemon was killed after it had unmounted, and its successor has not noticed that yet.
+                    transient: !is_mounted(target)?,
                 }))
             }
             // The daemon was killed after it had unmounted, and could not answer.

@@ -333,13 +333,23 @@ pub(super) fn launch(store: &Store, log: &Path, fill: impl FnOnce(&mut Command))
         out.read_to_string(&mut reply)
             .map_err(|e| Error::failed("cannot read the daemon's reply").because(e))?;
     }
-    if reply.trim() == READY {
+    if is_ready(&reply) {
         return Ok(());
     }
     child
         .wait()
         .map_err(|e| Error::failed("cannot wait for the daemon").because(e))?;
     Err(start_error(&reply, log))
+}
+
+/// Whether a reply reports that the mount is ready. A daemon that was killed directly after the report is succeeded by one
+/// that reports again.
+fn is_ready(reply: &str) -> bool {
+    let mut rest = reply.trim();
+    while let Some(more) = rest.strip_prefix(READY) {
+        rest = more;
+    }
+    rest.is_empty() && !reply.trim().is_empty()
 }
 
 /// Reports to the command that waits in [`launch`] that the mount is ready, and closes the pipe to it.

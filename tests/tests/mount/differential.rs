@@ -5,7 +5,7 @@
 //! written as the kernel does, and continue from them.
 //!
 //! `COWL_SEEDS=N` runs N seeds from `COWL_FIRST`, `COWL_SEED=S` a single one, `COWL_STEPS=N` operations in each,
-//! `COWL_JOBS=N` seeds at a time, `COWL_UNDER_FIRE=1` kills daemons in a further test, `COWL_NOISE=1` all of them beside a process that reads everything. `COWL_SHRINK=1`
+//! `COWL_JOBS=N` seeds at a time, `COWL_NOISE=1` all of them beside a process that reads everything. `COWL_SHRINK=1`
 //! searches for the fewest operations that still fail. `COWL_UNDER_TEST=plain` (or `kernel`) replaces cowlfs with a
 //! plain directory (or kernel overlayfs), to test the test itself.
 
@@ -50,8 +50,7 @@ fn layers_of_kernel_overlayfs_are_read_and_modified() {
 
 #[test]
 fn killed_daemons_change_nothing() {
-    // Files without a name that are open with O_PATH are lost (docs/decisions/0035).
-    if number("COWL_UNDER_FIRE", 0) > 0 && can(&NEEDS) {
+    if can(&NEEDS) {
         let disk = Disk::new("differential");
         let killer = Killer::start(&disk.path(), 20..=200);
         every_seed_on(&disk, 10, under_fire);

@@ -49,7 +49,8 @@ pub fn to_background() -> io::Result<Background> {
             let mut text = Vec::new();
             File::from(reader).read_to_end(&mut text)?;
             Ok(Background::Parent(match text.split_first() {
-                Some((b'+', [])) => String::new(),
+                // A daemon that was killed directly after the report is succeeded by one that reports again.
+                Some((b'+', rest)) if rest.iter().all(|byte| *byte == b'+') => String::new(),
                 Some((b'-', error)) => {
                     String::from_utf8(error.to_vec()).map_err(io::Error::other)?
                 }
