@@ -64,6 +64,11 @@ pub(super) fn is_named_dir(first: u8) -> bool {
     first & !VERSION == DIR
 }
 
+/// Whether a payload that begins with this byte is that of an object with one name.
+pub(crate) fn has_one_name(first: u8) -> bool {
+    matches!(first & !VERSION, DIR | FILE)
+}
+
 /// Names in directories, by the inode numbers of the directories.
 pub(crate) type NamesIn = FxHashMap<u64, Vec<Vec<u8>>>;
 

@@ -30,7 +30,7 @@ mod values;
 pub use flags::{Facts, FactsSnapshot, Flags};
 pub(crate) use flags::{NO_CAPABILITIES, PLAIN_DATA};
 pub use identity::Identity;
-pub(crate) use inode_block::{InodeBlock, NamesIn, has_only_other_names};
+pub(crate) use inode_block::{InodeBlock, NamesIn, has_one_name, has_only_other_names};
 pub(crate) use ledger::{CopyingTimes, Nameless};
 pub(crate) use node_ids::NodeIdsRecord;
 pub(crate) use object::{Alias, DirState, FileState, InodeState};

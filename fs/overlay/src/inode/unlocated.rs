@@ -55,10 +55,14 @@ pub(crate) fn adopt(table: &mut InodeTable, ledger: &Arc<Ledger>, blocks: &[(u64
             .reserve(blocks.len() / SHARDS + blocks.len() / 64);
     }
     for (ino, block) in blocks {
-        match table.shard(*ino).lock().entry(*ino) {
+        // Nothing else has access to the table, so no lock is necessary.
+        let at = usize::try_from(ino % SHARDS as u64).unwrap_or(0);
+        let Some(shard) = table.shards.get_mut(at) else {
+            continue;
+        };
+        match shard.get_mut().entry(*ino) {
             Entry::Vacant(free) => {
                 free.insert(TableEntry::Unlocated { block: *block });
-                table.count_known();
             }
             Entry::Occupied(mut known) => {
                 // The predecessor ended while it exchanged one block for another.
@@ -73,6 +77,7 @@ pub(crate) fn adopt(table: &mut InodeTable, ledger: &Arc<Ledger>, blocks: &[(u64
             }
         }
     }
+    table.known = table.len().into();
 }
 
 impl<'t> Unlocated<'t> {

@@ -95,6 +95,11 @@ impl LedgerContent {
         Some(block.content(&self.memory))
     }
 
+    /// Returns the first byte of a block's payload; 0 if that is empty.
+    pub(crate) fn first_byte(&self, block: Block) -> u8 {
+        block.first_byte(&self.memory)
+    }
+
     /// Replaces the content of `bytes` by the payload of a block.
     pub(crate) fn payload(&self, block: Block, bytes: &mut Vec<u8>) {
         block.payload(&self.memory, bytes);

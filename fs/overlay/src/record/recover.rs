@@ -106,7 +106,7 @@ impl Overlay {
         custodian: Arc<dyn Custodian>,
     ) -> Result<Recovered, RecordError> {
         point("before a recovery");
-        let Estate { content, stack } = from;
+        let Estate { mut content, stack } = from;
         let ids = with.layers.iter().map(|layer| layer.id());
         if !ids.eq(stack.layers.iter().copied()) || stack.has_upper != with.upper.is_some() {
             return Err(RecordError::Layers);
@@ -120,7 +120,7 @@ impl Overlay {
         };
         let pushes = u32::try_from(content.word(Word::Pushes)).unwrap_or(0);
         let renames = renames(&content);
-        let blocks = content.inodes.clone();
+        let blocks = std::mem::take(&mut content.inodes);
         let ledger = Arc::new(content.into_ledger(custodian, with.descriptors.keys().copied()));
         let node_ids = std::mem::take(&mut sorted.table.node_ids);
         let table = InodeTable::from_record(&sorted.table, &HashMap::new(), &[]);
@@ -142,8 +142,8 @@ impl Overlay {
         for ino in &sorted.eager {
             search.build(*ino)?;
         }
-        let Outcome { built, missing, .. } = search.found;
-        retain_node_ids(&mut table, node_ids, &built, &ledger)?;
+        let found = search.found;
+        retain_node_ids(&mut table, node_ids, &found.built, &ledger)?;
         let overlay = assemble(Parts {
             view,
             upper: with.upper,
@@ -159,7 +159,7 @@ impl Overlay {
             unanswered: Vec::new(),
         })?;
         point("in a recovery");
-        continue_ledger(&overlay, &ledger, &sorted, &built);
+        continue_ledger(&overlay, &ledger, &sorted, &found);
         for number in with.descriptors.keys() {
             if overlay.inodes.get(*number).is_none() {
                 ledger.release(*number);
@@ -169,7 +169,7 @@ impl Overlay {
             overlay,
             handles: sorted.handles,
             backing: sorted.backing,
-            lost: missing.len(),
+            lost: found.missing.len(),
         })
     }
 
@@ -203,27 +203,21 @@ impl FileHandle {
 }
 
 /// Records in the ledger what was found out about inodes: where they are, and their ctimes.
-fn continue_ledger(
-    overlay: &Overlay,
-    ledger: &Arc<Ledger>,
-    sorted: &Sorted,
-    built: &HashMap<u64, Arc<Inode>>,
-) {
+fn continue_ledger(overlay: &Overlay, ledger: &Arc<Ledger>, sorted: &Sorted, found: &Outcome) {
     continue_numbers(&overlay.inodes);
     overlay.cookies.attach(ledger);
     overlay.note_stack(&overlay.stack.read());
-    for inode in built.values() {
+    for inode in found.built.values() {
         overlay.inodes.note_place(inode);
         if let Some(held) = held_ctime(inode) {
             ledger.put(Kind::Ctime, inode.ino(), &encode(&held));
         }
     }
     // From here on, the places and ctimes above replace these.
-    for ino in sorted.nameless.keys() {
-        ledger.delete(Kind::Nameless, *ino);
-    }
-    for ino in sorted.copying.keys() {
-        ledger.delete(Kind::Copying, *ino);
+    let values = (sorted.nameless.keys().map(|ino| (Kind::Nameless, *ino)))
+        .chain(sorted.copying.keys().map(|ino| (Kind::Copying, *ino)));
+    for (kind, ino) in values.filter(|(_, ino)| !found.failed.contains(ino)) {
+        ledger.delete(kind, ino);
     }
 }
 

@@ -44,7 +44,7 @@ pub(super) struct Outcome {
     /// The inodes whose objects do not exist any more.
     pub(super) missing: HashSet<u64>,
     /// The inodes whose objects, or the directories of which, could not be read. They remain to be located.
-    failed: HashSet<u64>,
+    pub(super) failed: HashSet<u64>,
 }
 
 impl Search<'_> {

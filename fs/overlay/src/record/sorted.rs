@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use crate::inode::{
     CopyingTimes, EntryName, Identity, NamesIn, NodeIdValue, NumberValue, Place, SubstitutesRecord,
-    TableRecord, has_only_other_names, is_substitute,
+    TableRecord, has_one_name, has_only_other_names, is_substitute,
 };
 use crate::ledger::{Change, Kind, LedgerContent, Word};
 use crate::listing::CookiesRecord;
@@ -83,8 +83,12 @@ impl Sorted {
         let names = names_in_requests(content);
         let mut payload = Vec::new();
         for (ino, block) in &content.inodes {
-            content.payload(*block, &mut payload);
-            if !has_only_other_names(&payload, &names)? || is_substitute(*ino) {
+            // Most blocks need not be read.
+            let is_plain = names.is_empty() && has_one_name(content.first_byte(*block));
+            if !is_plain {
+                content.payload(*block, &mut payload);
+            }
+            if is_substitute(*ino) || !is_plain && !has_only_other_names(&payload, &names)? {
                 sorted.eager.insert(*ino);
             }
         }

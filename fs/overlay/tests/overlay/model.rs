@@ -432,6 +432,9 @@ impl OverlayAndModel {
                 .collect::<Vec<_>>()
         };
         let before = seen(&old, &self.open);
+        let known: Vec<_> = (old.tree().into_keys())
+            .map(|path| (old.attr(&path).unwrap().ino, path))
+            .collect();
         let mut open: Vec<_> = self
             .open
             .iter_mut()
@@ -444,6 +447,11 @@ impl OverlayAndModel {
         fs.links_may_be_off = old.links_may_be_off;
         drop(old);
         assert_eq!(seen(&fs, &self.open), before);
+        // Some objects are located by their numbers, the others by the next operations.
+        for (ino, path) in known.iter().filter(|(ino, _)| ino % 3 == 0) {
+            let inode = fs.overlay.begin().inode(*ino).unwrap();
+            assert!(Arc::ptr_eq(&inode, &fs.find(path).unwrap()), "{path}");
+        }
         self.fs = Some(fs);
         self.kept = Some(next);
     }
