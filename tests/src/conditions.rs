@@ -15,7 +15,7 @@ pub enum Need {
     KernelOverlay,
     /// `mmdebstrap` and a Debian mirror, or a cached root filesystem.
     Debian,
-    /// The same with systemd as its init.
+    /// A Debian root filesystem with systemd as its init, as for `Debian`.
     DebianWithSystemd,
     /// The pids controller of cgroup v1, not managed by systemd.
     PidsController,

@@ -11,7 +11,7 @@ use cowl_tests::scratch::Scratch;
 const LIFETIME: u64 = 300;
 /// The number of kills after which a program is not repeated.
 const KILLS: u32 = 5;
-/// The same with `COWL_UNDER_FIRE=1`.
+/// The number of kills with `COWL_UNDER_FIRE=1`.
 const MANY_KILLS: u32 = 200;
 
 /// A stack with content in its lower layer, and a plain directory with the same content.
