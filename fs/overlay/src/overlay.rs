@@ -54,6 +54,19 @@ pub struct Overlay {
     pub(crate) unanswered: Mutex<Vec<FoundSlot>>,
 }
 
+/// Locks a stack when no operation runs; `None` if that takes too long.
+pub(crate) fn lock_stack(stack: &RwLock<Stack>) -> Option<RwLockWriteGuard<'_, Stack>> {
+    let deadline = Instant::now() + STACK_TIMEOUT;
+    loop {
+        if let Some(stack) = stack.try_write_for(LOCK_ATTEMPT) {
+            return Some(stack);
+        }
+        if Instant::now() > deadline {
+            return None;
+        }
+    }
+}
+
 impl Overlay {
     /// Creates an overlay of `lowers`, topmost first, and an optional upper layer. Without one it is read-only.
     pub fn new(
@@ -154,19 +167,6 @@ impl Overlay {
         }
     }
 
-    /// Locks the stack when no operation runs; `None` if that takes too long.
-    pub(crate) fn lock_stack(&self) -> Option<RwLockWriteGuard<'_, Stack>> {
-        let deadline = Instant::now() + STACK_TIMEOUT;
-        loop {
-            if let Some(stack) = self.stack.try_write_for(LOCK_ATTEMPT) {
-                return Some(stack);
-            }
-            if Instant::now() > deadline {
-                return None;
-            }
-        }
-    }
-
     /// Releases the layers that other layers have replaced and that nothing refers to any more. Returns the number of
     /// those that remain.
     pub fn release_unused_layers(&self) -> usize {
@@ -230,11 +230,6 @@ impl Overlay {
     pub fn abandon(&self, handle: Arc<FileHandle>) {
         self.opens.count_close(&handle);
         std::mem::forget(handle);
-    }
-
-    /// Returns the node ids of the files that a process has open for writing.
-    pub fn inodes_with_writers(&self) -> Vec<u64> {
-        self.inodes.with_writers()
     }
 
     /// Returns the counter of the files in the upper that the kernel may write to without a request (passthrough).

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::inode::{Identity, NumberStorage};
-use crate::overlay::Overlay;
+use crate::overlay::{Overlay, lock_stack};
 use crate::reach::Stack;
 use cowl_layers::error::Result;
 use cowl_layers::layer::{LayerDir, Upper};
@@ -36,7 +36,7 @@ impl Overlay {
     pub fn push_layer(&self, upper: Arc<Upper>) -> Result<(), PushError> {
         self.check_new_upper(&upper).map_err(PushError::Setup)?;
         self.release_unused_layers();
-        let mut stack = self.lock_stack().ok_or(PushError::TooBusy)?;
+        let mut stack = lock_stack(&self.stack).ok_or(PushError::TooBusy)?;
         match self.passthrough_writers.load(Ordering::Acquire) {
             0 => {}
             writers => return Err(PushError::Unattended(writers)),

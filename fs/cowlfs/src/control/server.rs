@@ -396,7 +396,7 @@ fn stats(served: &ServedMount) -> Response {
 
 /// Writes everything that programs have stored through mappings to the layers.
 fn flush(served: &ServedMount) -> Response {
-    for ino in served.overlay.inodes_with_writers() {
+    for ino in served.overlay.inodes().with_writers() {
         if let Err(error) = (served.flush)(ino) {
             let message = format!("cannot write back mapped pages: {error}");
             return Response::Failed { message };

@@ -160,7 +160,7 @@ impl SignalTarget {
     }
 
     fn write_back(&self) {
-        for ino in self.overlay.inodes_with_writers() {
+        for ino in self.overlay.inodes().with_writers() {
             if let Err(error) = (self.flush)(ino) {
                 log::warn!("cannot write back mapped pages: {error}");
             }

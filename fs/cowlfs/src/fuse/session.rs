@@ -243,7 +243,7 @@ impl Attached {
         Flusher(self.session.notifier())
     }
 
-    /// Makes room for this many descriptors. To be called before [`Self::start`].
+    /// Expands the table of descriptors to this many. To be called before [`Self::start`].
     pub(crate) fn expand_descriptor_table(&self, count: u64) {
         limits::expand_descriptor_table(self.monitored.as_fd(), count);
     }

@@ -150,33 +150,9 @@ pub(crate) fn start(
     let mut failures = Failures::new(crashes);
     let mut incoming = Incoming::new();
     loop {
-        let mut life = Life::default();
-        let mut receive = || -> io::Result<()> {
-            while let Some((message, descriptors)) = incoming.receive(&socket)? {
-                let is_report = message == Message::Serving;
-                life.note(&mut legacy, message, descriptors);
-                if is_report {
-                    notify(Notice::Serving);
-                }
-            }
-            Ok(())
-        };
-        let mut wait: fn(&OwnedFd, &Child) -> io::Result<Watched> = watch;
-        let ended = loop {
-            match wait(&socket, &running)? {
-                Watched::Message => {
-                    wait = pause_and_watch;
-                    receive()?;
-                }
-                Watched::Signal(signal) => running.signal(signal),
-                Watched::Ended(ended) => break ended,
-            }
-        };
-        // Also the report of a daemon that was killed directly after it: its successor, which is forked below, must not
-        // hold what `notify` releases.
-        if let Err(error) = receive() {
-            log::debug!("the connection to the daemon has ended: {error}");
-        }
+        let (life, ended) = watch_daemon((&socket, &running), &mut legacy, &mut incoming, || {
+            notify(Notice::Serving);
+        })?;
         let mut give_up = |reason: GiveUp| -> ! {
             log::error!("the mount ends: {reason}");
             notify(Notice::GivenUp(reason));
@@ -229,6 +205,43 @@ pub(crate) fn start(
         drop(daemon);
         socket = keeper;
     }
+}
+
+/// Receives the reports of a daemon until its end. `kept` runs when it serves.
+fn watch_daemon(
+    (socket, daemon): (&OwnedFd, &Child),
+    legacy: &mut Legacy,
+    incoming: &mut Incoming,
+    mut kept: impl FnMut(),
+) -> io::Result<(Life, Ended)> {
+    let mut life = Life::default();
+    let mut receive = || -> io::Result<()> {
+        while let Some((message, descriptors)) = incoming.receive(socket)? {
+            let is_report = message == Message::Serving;
+            life.note(legacy, message, descriptors);
+            if is_report {
+                kept();
+            }
+        }
+        Ok(())
+    };
+    let mut wait: fn(&OwnedFd, &Child) -> io::Result<Watched> = watch;
+    let ended = loop {
+        match wait(socket, daemon)? {
+            Watched::Message => {
+                wait = pause_and_watch;
+                receive()?;
+            }
+            Watched::Signal(signal) => daemon.signal(signal),
+            Watched::Ended(ended) => break ended,
+        }
+    };
+    // Also the report of a daemon that was killed directly after it: its successor, which is forked afterwards, must not
+    // hold what `kept` releases.
+    if let Err(error) = receive() {
+        log::debug!("the connection to the daemon has ended: {error}");
+    }
+    Ok((life, ended))
 }
 
 /// The reports of one daemon to its keeper.

@@ -21,7 +21,7 @@ use cowl_layers::setup::SetupError;
 use cowl_layers::sys;
 use cowl_overlay::Overlay;
 
-/// The number of descriptors for which the kernel's table has room from the start, which is about as many as layers and
+/// The number of descriptors for which the kernel's table is large enough from the start: about as many as layers and
 /// open files have together.
 const DESCRIPTORS: u64 = 4096;
 

@@ -45,7 +45,7 @@ pub(crate) enum NumberStorage {
 
 impl InodeTable {
     /// Returns the node ids of the inodes that a process has open for writing.
-    pub(crate) fn with_writers(&self) -> Vec<u64> {
+    pub fn with_writers(&self) -> Vec<u64> {
         let mut found = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock();

@@ -9,7 +9,7 @@ use super::format::Record;
 use super::{Handover, RecordError};
 use crate::content::FileHandle;
 use crate::inode::{Place, References};
-use crate::overlay::Overlay;
+use crate::overlay::{Overlay, lock_stack};
 
 impl Overlay {
     /// Takes the record of the state, with these open files by their handle numbers.
@@ -37,7 +37,7 @@ impl Overlay {
             retained,
             unanswered,
         } = self;
-        let stack = self.lock_stack().ok_or(RecordError::TooBusy)?;
+        let stack = lock_stack(&self.stack).ok_or(RecordError::TooBusy)?;
         let (view, upper) = (stack.view(), stack.writable());
         let mut places = Places {
             layers: view

@@ -25,7 +25,7 @@ use cowl_layers::view::View;
 use rustc_hash::FxHashSet;
 
 use crate::inode::Inode;
-use crate::overlay::Overlay;
+use crate::overlay::{Overlay, lock_stack};
 use apply::Applied;
 use planner::Planner;
 use relocation::Plans;
@@ -173,7 +173,7 @@ impl Overlay {
         let (mut stack, plans, known, locked) = loop {
             prepared = self.prepare(&change, prepared);
             attempts += 1;
-            let stack = self.lock_stack().ok_or(ReplaceError::TooBusy)?;
+            let stack = lock_stack(&self.stack).ok_or(ReplaceError::TooBusy)?;
             let locked = Instant::now();
             if !is_same_stack(stack.view(), &change.before) {
                 return Err(ReplaceError::OtherStack);
