@@ -184,6 +184,12 @@ pub fn probe(store: &Store, id: ContainerId) -> Result<Mounted> {
     if daemon::is_alive(&path, &daemon::socket(store, id))? {
         return Ok(Mounted::Alive(state));
     }
+    // A daemon that ends normally removes the state before it releases the lock, which can have been in between.
+    match read(store, id)? {
+        None => return Ok(Mounted::No),
+        Some(again) if again.daemon != state.daemon => return probe(store, id),
+        Some(_) => {}
+    }
     disk::remove_if_exists(&path)?;
     Ok(Mounted::Dead(state))
 }
