@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -35,11 +36,18 @@ pub enum Ended {
     Killed(i32),
 }
 
+/// The time in which a thread that was joined leaves the process.
+const LEAVING: Duration = Duration::from_secs(5);
+
 /// Forks. The process must have a single thread; otherwise this fails with EDEADLK.
 pub fn fork_daemon() -> io::Result<Forked> {
-    let threads = std::fs::read_dir("/proc/self/task")?.count();
-    if threads != 1 {
-        return Err(io::Error::from(rustix::io::Errno::DEADLK));
+    // The kernel removes a thread shortly after it could be joined, and later if the process is traced.
+    let deadline = Instant::now() + LEAVING;
+    while std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        if Instant::now() > deadline {
+            return Err(io::Error::from(rustix::io::Errno::DEADLK));
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
     // SAFETY: the process has one thread, as was just checked, so the child inherits no lock or other state of a thread
     // that does not exist in it.
