@@ -1,4 +1,9 @@
-//! The resources that a process uses, read from /proc.
+//! Processes: the resources that they use, read from /proc; signals; processes inside a mount.
+
+use std::path::Path;
+use std::process::{Child, Command};
+
+use crate::command::run;
 
 /// Returns the number of a process's open descriptors.
 #[must_use]
@@ -25,4 +30,36 @@ fn status_size(pid: u32, field: &str) -> usize {
     let size = status.lines().find_map(|line| line.strip_prefix(field));
     let kib: usize = size.unwrap().trim_end_matches("kB").trim().parse().unwrap();
     kib * 1024
+}
+
+/// Sends a signal, as an option of kill(1).
+#[track_caller]
+pub fn signal(pid: u32, signal: &str) {
+    run("kill", [signal, &pid.to_string()]).ok();
+}
+
+/// A process whose working directory is in a mount, until it is dropped.
+#[derive(Debug)]
+pub struct Inside(Child);
+
+impl Inside {
+    /// Starts one in this directory.
+    #[must_use]
+    pub fn of(dir: &Path) -> Self {
+        let mut command = Command::new("sleep");
+        Self(command.arg("1000").current_dir(dir).spawn().unwrap())
+    }
+
+    /// Returns its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }

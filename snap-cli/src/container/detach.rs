@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -329,7 +328,8 @@ impl Servers {
     }
 }
 
-/// Kills the processes that hold `lock` during their lifetime, again until there is none: with a keeper, another daemon takes the place of a killed one, and vice versa. Returns whether the lock is free.
+/// Kills the processes that hold `lock` during their lifetime, until there is none: with a keeper, another daemon takes
+/// the place of a killed one, and vice versa. Returns whether the lock is free.
 fn kill_holders(lock: &Path) -> Result<bool> {
     let deadline = Instant::now() + daemon::ENDING;
     wait_until(deadline, daemon::PAUSE, || {
@@ -345,18 +345,20 @@ fn kill_holders(lock: &Path) -> Result<bool> {
 
 /// Returns the processes that hold `lock` during their lifetime.
 fn holders(lock: &Path) -> Result<Vec<(u32, OwnedFd)>> {
-    let Some(ino) = inode_number(lock)? else {
-        return Ok(Vec::new());
+    let file = match std::fs::metadata(lock) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::at("stat", lock, error)),
     };
     let open = |pid: u32| {
         let process = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
         // It may have ended.
         Some((pid, pidfd_open(process, PidfdFlags::empty()).ok()?))
     };
-    let found = flocks::exclusive_holders(ino).into_iter();
+    let found = flocks::exclusive_holders(&file).into_iter();
     let mut opened: Vec<_> = found.filter_map(open).collect();
     // The descriptors were opened before: their ids were not reused since.
-    let still = flocks::exclusive_holders(ino);
+    let still = flocks::exclusive_holders(&file);
     opened.retain(|(pid, _)| still.contains(pid));
     Ok(opened)
 }
@@ -366,13 +368,5 @@ fn kill(pid: u32, process: &OwnedFd) -> Result<()> {
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
         Err(error) => Err(Error::failed(format!("cannot kill the daemon (pid {pid})"))
             .because(std::io::Error::from(error))),
-    }
-}
-
-fn inode_number(path: &Path) -> Result<Option<u64>> {
-    match std::fs::metadata(path) {
-        Ok(meta) => Ok(Some(meta.ino())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::at("stat", path, error)),
     }
 }

@@ -2,8 +2,8 @@
 //! are refused.
 
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use cowl_tests::command::run;
 use cowl_tests::conditions::{Need, can};
@@ -12,6 +12,7 @@ use cowl_tests::killer::daemon_of;
 use cowl_tests::killer::kill_both;
 use cowl_tests::lxc::{self, Lxc};
 use cowl_tests::mount::{self, Overlay, Stack, wait_until};
+use cowl_tests::process::{Inside, signal};
 use cowl_tests::scratch::Scratch;
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
@@ -26,28 +27,6 @@ fn created(store: &Store, names: &[&str]) -> Vec<PathBuf> {
             store.mount(name)
         })
         .collect()
-}
-
-#[track_caller]
-fn signal(pid: u32, signal: &str) {
-    run("kill", [signal, &pid.to_string()]).ok();
-}
-
-/// A process whose working directory is in the mount, until it is dropped.
-struct Inside(Child);
-
-impl Inside {
-    fn of(dir: &Path) -> Inside {
-        let mut command = Command::new("sleep");
-        Inside(command.arg("1000").current_dir(dir).spawn().unwrap())
-    }
-}
-
-impl Drop for Inside {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
 }
 
 /// The answer to an unmount arrives after the client's read timed out, and the daemon has exited by the time the client
@@ -341,7 +320,7 @@ fn processes_on_a_dead_mount_are_named() {
     let mount_point = created(&store, &["web"]).remove(0);
     store.cowl(["snapshot", "web"]).ok();
     let inside = Inside::of(&mount_point);
-    let (user, daemon) = (format!("pid {}", inside.0.id()), store.pid("web"));
+    let (user, daemon) = (format!("pid {}", inside.id()), store.pid("web"));
     kill_both(daemon);
     let daemon = format!("pid {daemon}");
     let words = [&*daemon, "died", "dead mount", &user, "sleep"];
@@ -353,7 +332,7 @@ fn processes_on_a_dead_mount_are_named() {
     // For other processes it is mounted again.
     std::fs::write(mount_point.join("file"), "two\n").unwrap();
     let json = store.cowl(["status", "web", "--json"]).ok().json();
-    assert_eq!(json["dead_mounts"][0]["users"][0]["pid"], inside.0.id());
+    assert_eq!(json["dead_mounts"][0]["users"][0]["pid"], inside.id());
     for verb in [
         &["restore", "web", "snap0"][..],
         &["destroy", "web", "--yes"],

@@ -1,6 +1,7 @@
 //! Containers whose keeper or daemon is killed or stopped: what continues, and what commands report.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -9,6 +10,7 @@ use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 use cowl_tests::killer::daemon_of;
 use cowl_tests::mount::wait_until;
+use cowl_tests::process::{Inside, signal};
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
 
@@ -22,31 +24,9 @@ fn mounted() -> (Store, PathBuf) {
     (store, root)
 }
 
-#[track_caller]
-fn signal(pid: u32, signal: &str) {
-    run("kill", [signal, &pid.to_string()]).ok();
-}
-
 fn has_ended(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status.is_empty() || status.contains("State:\tZ")
-}
-
-/// A process whose working directory is in the mount, until it is dropped.
-struct Inside(Child);
-
-impl Inside {
-    fn of(dir: &Path) -> Inside {
-        let mut command = Command::new("sleep");
-        Inside(command.arg("1000").current_dir(dir).spawn().unwrap())
-    }
-}
-
-impl Drop for Inside {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
 }
 
 #[test]
@@ -195,6 +175,51 @@ fn mount_that_was_given_up_is_explained() {
     assert_eq!(list["containers"][0]["state"], "not-mounted");
 }
 
+/// A process with an exclusive lock on a file that has the inode number of a daemon's lock, on another file system.
+struct Bystander(Child, PathBuf);
+
+fn bystander(store: &Store, disk: &Path) -> Bystander {
+    let run_dirs = store.run_dirs();
+    let mut files = run_dirs.iter().flat_map(|dir| fs::read_dir(dir).unwrap());
+    let is_lock = |path: &PathBuf| {
+        let name = path.file_name().unwrap().as_encoded_bytes();
+        name.ends_with(b".lock") && !name.starts_with(b"exec")
+    };
+    let lock = files.find_map(|file| Some(file.unwrap().path()).filter(is_lock));
+    let wanted = fs::metadata(lock.unwrap()).unwrap().ino();
+    run("mount", ["-t", "tmpfs", "tmpfs", disk.to_str().unwrap()]).ok();
+    // The inode numbers of a tmpfs ascend.
+    let file = disk.join("file");
+    loop {
+        fs::write(&file, "").unwrap();
+        let own = fs::metadata(&file).unwrap().ino();
+        if own == wanted {
+            break;
+        }
+        assert!(own < wanted, "{own} > {wanted}");
+        fs::remove_file(&file).unwrap();
+    }
+    let ready = disk.join("ready");
+    let child = Command::new("flock")
+        .arg(&file)
+        .args(["sh", "-c", "touch \"$1\"; exec sleep 1000", "sh"])
+        .arg(&ready)
+        .spawn()
+        .unwrap();
+    wait_until("the lock", || ready.try_exists().unwrap());
+    Bystander(child, disk.to_owned())
+}
+
+impl Drop for Bystander {
+    fn drop(&mut self) {
+        let ended = self.0.try_wait().unwrap();
+        run("pkill", ["-P", &self.0.id().to_string()]);
+        self.0.wait().unwrap();
+        run("umount", [&self.1]).ok();
+        assert!(ended.is_none() || std::thread::panicking(), "it was killed");
+    }
+}
+
 #[test]
 fn stopped_processes_of_a_mount_are_ended_by_force() {
     if !can(NEEDS) {
@@ -210,7 +235,10 @@ fn stopped_processes_of_a_mount_are_ended_by_force() {
         if stopped != "the keeper" {
             signal(daemon, "-STOP");
         }
+        let disk = store.scratch().make(stopped);
+        let bystander = bystander(&store, &disk);
         store.cowl(["umount", "--force", "web"]).ok();
+        drop(bystander);
         for pid in [keeper, daemon] {
             wait_until("the process's end", || has_ended(pid));
         }

@@ -3,12 +3,12 @@
 //! also after the daemon died and while processes use the mount.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
 use cowl_tests::command::{run, sh, sh_in};
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 use cowl_tests::mount::{self, wait_until};
+use cowl_tests::process::Inside;
 use cowl_tests::rootfs;
 use cowl_tests::tree::{self, Compare, Tree, assert_tree};
 
@@ -336,28 +336,6 @@ fn a_mount_whose_daemon_died_is_remounted() {
     store.cowl(["destroy", "web", "--yes"]).ok();
 }
 
-/// A process inside a mount, which is killed on drop.
-struct Inside(Child);
-
-impl Inside {
-    fn new(mount_point: &Path) -> Inside {
-        let mut command = Command::new("sleep");
-        command
-            .arg("600")
-            .current_dir(mount_point)
-            .stdin(Stdio::null());
-        Inside(command.spawn().unwrap())
-    }
-}
-
-impl Drop for Inside {
-    fn drop(&mut self) {
-        if let Err(error) = self.0.kill().and_then(|()| self.0.wait().map(drop)) {
-            eprintln!("cannot end the sleeper: {error}");
-        }
-    }
-}
-
 #[test]
 fn busy_containers_are_refused_with_pids_and_a_command() {
     if !can(&[Need::Root, Need::Fuse]) {
@@ -369,8 +347,8 @@ fn busy_containers_are_refused_with_pids_and_a_command() {
     store.cowl(["snapshot", "web"]).ok();
     std::fs::write(mount_point.join("later"), "later").unwrap();
     let before = tree::read(&mount_point).unwrap();
-    let inside = Inside::new(&mount_point);
-    let pid = inside.0.id().to_string();
+    let inside = Inside::of(&mount_point);
+    let pid = inside.id().to_string();
     for refused in [
         &["restore", "web", "snap0"][..],
         &["destroy", "web", "--yes"],

@@ -1,5 +1,9 @@
 //! The held flock(2) locks, from /proc/locks. Parsing is separate from reading.
 
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
 use crate::error::{Errno, Result};
 
 /// A held lock.
@@ -45,15 +49,26 @@ pub fn read() -> Result<Vec<Flock>> {
 /// The table of locks names only the process that took the lock, which may have ended. This reads all descriptors of all
 /// processes, as far as it is permitted.
 pub fn holders(ino: u64) -> Vec<u32> {
-    find_holders(|lock| lock.ino == ino)
+    find_holders(|lock, _| lock.ino == ino)
 }
 
-/// Like [`holders`], of an exclusive lock.
-pub fn exclusive_holders(ino: u64) -> Vec<u32> {
-    find_holders(|lock| lock.ino == ino && lock.is_exclusive)
+/// Returns the processes that have a descriptor of an open file that holds an exclusive lock on this file.
+///
+/// Unlike [`holders`], it compares the device too, so it returns no process that has locked another file with the same
+/// inode number.
+pub fn exclusive_holders(file: &Metadata) -> Vec<u32> {
+    let is_same = |descriptor: &Path| {
+        std::fs::metadata(descriptor)
+            .is_ok_and(|found| (found.dev(), found.ino()) == (file.dev(), file.ino()))
+    };
+    find_holders(|lock, descriptor| {
+        lock.is_exclusive && lock.ino == file.ino() && is_same(descriptor)
+    })
 }
 
-fn find_holders(is_wanted: impl Fn(&Flock) -> bool) -> Vec<u32> {
+/// Returns the processes with a lock for which `is_wanted` returns true. Its second argument is the path of the open file
+/// in /proc.
+fn find_holders(is_wanted: impl Fn(&Flock, &Path) -> bool) -> Vec<u32> {
     let mut pids = super::users::pids().unwrap_or_default();
     pids.retain(|pid| {
         let descriptors = std::fs::read_dir(format!("/proc/{pid}/fdinfo"));
@@ -61,7 +76,12 @@ fn find_holders(is_wanted: impl Fn(&Flock) -> bool) -> Vec<u32> {
             // The descriptor may have been closed, or the process may have ended.
             let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
             let locks = text.lines().filter_map(|line| line.strip_prefix("lock:"));
-            locks.filter_map(self::line).any(|lock| is_wanted(&lock))
+            let open = Path::new("/proc")
+                .join(format!("{pid}/fd"))
+                .join(entry.file_name());
+            locks
+                .filter_map(self::line)
+                .any(|lock| is_wanted(&lock, &open))
         })
     });
     pids
@@ -102,6 +122,8 @@ mod tests {
         };
         assert!(read().unwrap().contains(&ours));
         assert_eq!(holders(ours.ino), [ours.pid]);
-        assert!(exclusive_holders(ours.ino).is_empty());
+        assert!(exclusive_holders(&file.metadata().unwrap()).is_empty());
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        assert_eq!(exclusive_holders(&file.metadata().unwrap()), [ours.pid]);
     }
 }
