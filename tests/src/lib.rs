@@ -32,6 +32,7 @@ pub mod random;
 pub mod requests;
 pub mod rootfs;
 pub mod run;
+pub mod samples;
 pub mod scratch;
 pub mod tree;
 pub mod workload;

@@ -6,12 +6,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use cowl_tests::command::{self, Output, run_command, sh, sh_in};
+use cowl_tests::command::{self, sh, sh_in};
 use cowl_tests::conditions::{Need, can_mount};
 use cowl_tests::mount::{Overlay, Stack};
 use cowl_tests::rootfs;
+use cowl_tests::samples::{PROJECT, ask_sqlite, in_chroot, without_records};
 use cowl_tests::scratch::Scratch;
-use cowl_tests::tree::{self, Compare, Tree};
+use cowl_tests::tree::{self, Compare};
 
 /// A stack of one lower layer and an empty upper layer.
 struct Workspace {
@@ -45,38 +46,6 @@ impl Workspace {
     }
 }
 
-/// Runs a shell line in a root filesystem.
-#[track_caller]
-fn inside(root: &Path, line: &str) -> Output {
-    let mut command = Command::new("chroot");
-    command
-        .arg(root)
-        .args(["sh", "-euc", line])
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .env("LC_ALL", "C.UTF-8");
-    run_command(command, b"").ok()
-}
-
-/// Returns a tree without objects that depend on the time or on the machine: logs, caches of numbers, dpkg's own
-/// records, and the times of directories whose entries changed.
-fn without_records(root: &Path) -> Tree {
-    let mut tree = tree::read(root).unwrap();
-    let records = [
-        &b"var/log/"[..],
-        b"var/cache/",
-        b"var/lib/dpkg/",
-        b"var/lib/apt/",
-        b"etc/ld.so.cache",
-    ];
-    tree.retain(|path, _| !records.iter().any(|record| path.starts_with(record)));
-    for entry in tree.values_mut() {
-        if entry.kind == rustix::fs::FileType::Directory {
-            entry.mtime = (0, 0);
-        }
-    }
-    tree
-}
-
 #[test]
 fn a_large_package_is_installed_and_removed() {
     if !can_mount(&[Need::Debian]) {
@@ -95,8 +64,8 @@ fn a_large_package_is_installed_and_removed() {
     let before = without_records(root);
     let install = "apt-get -qq -y --no-install-recommends install /root/large/*.deb >/dev/null
         echo WORD | cpp-12 -P -DWORD=55";
-    assert_eq!(inside(root, install).out(), "55");
-    inside(&plain, install);
+    assert_eq!(in_chroot(root, install).out(), "55");
+    in_chroot(&plain, install);
     let installed = without_records(root);
     let more = installed.len() - before.len();
     assert!(more > 1000, "only {more} files came");
@@ -106,12 +75,12 @@ fn a_large_package_is_installed_and_removed() {
 
     let mounted = workspace.mount();
     let root = mounted.path();
-    assert_eq!(inside(root, "dpkg --verify; dpkg --audit").out(), "");
+    assert_eq!(in_chroot(root, "dpkg --verify; dpkg --audit").out(), "");
     let remove = format!(
         "apt-get -qq -y purge {} >/dev/null; dpkg --verify",
         rootfs::LARGE.join(" ")
     );
-    assert_eq!(inside(root, &remove).out(), "");
+    assert_eq!(in_chroot(root, &remove).out(), "");
     mounted.unmount();
 
     let mounted = workspace.mount();
@@ -238,13 +207,6 @@ fn tempfile_with(text: &str) -> tempfile::NamedTempFile {
     file
 }
 
-#[track_caller]
-fn ask(database: &Path, question: &str) -> String {
-    let mut command = Command::new("sqlite3");
-    command.args(["-bail", "-batch"]).arg(database);
-    run_command(command, question.as_bytes()).ok().out()
-}
-
 #[test]
 fn sqlite_supports_two_concurrent_writers() {
     if !can_mount(&[Need::Program("sqlite3")]) {
@@ -253,7 +215,7 @@ fn sqlite_supports_two_concurrent_writers() {
     let workspace = Workspace::new();
     let modes = ["wal", "delete", "truncate", "persist"];
     for mode in modes {
-        ask(
+        ask_sqlite(
             &workspace.lower().join(mode),
             &format!(
                 "PRAGMA journal_mode = {mode}; CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT);
@@ -269,7 +231,7 @@ fn sqlite_supports_two_concurrent_writers() {
     let check = |mounted: &Overlay| {
         for mode in modes {
             let database = mounted.path().join(mode);
-            let output = ask(&database, "PRAGMA integrity_check; SELECT count(*) FROM t;");
+            let output = ask_sqlite(&database, "PRAGMA integrity_check; SELECT count(*) FROM t;");
             assert_eq!(output, "ok\n2400", "{mode}");
         }
     };
@@ -279,22 +241,6 @@ fn sqlite_supports_two_concurrent_writers() {
     check(&mounted);
     mounted.unmount();
 }
-
-/// Fifty sources, each with its header, and one program.
-const PROJECT: &str = r##"
-    mkdir src; cd src
-    for n in $(seq 50); do
-        echo "int f$n(int);" > f$n.h
-        echo "#include \"f$n.h\"
-#include <stdio.h>
-int f$n(int x) { return x + $n; }" > f$n.c
-    done
-    { for n in $(seq 50); do echo "#include \"f$n.h\""; done
-      echo '#include <stdio.h>'; echo 'int main(void) { int x = 0;'
-      for n in $(seq 50); do echo "x = f$n(x);"; done
-      printf '%s\n' 'printf("%d\n", x); return 0; }'; } > main.c
-    printf 'objects = $(patsubst %%.c,%%.o,$(wildcard *.c))\nprogram: $(objects)\n\t$(CC) -o $@ $^\n' > Makefile
-    printf '%%.o: %%.c\n\t$(CC) -O0 -MMD -c -o $@ $<\n-include *.d\n' >> Makefile"##;
 
 #[test]
 fn make_rebuilds_nothing_without_changes() {

@@ -5,15 +5,9 @@ use std::process::{Command, Stdio};
 
 use cowl_tests::command::{self, run, run_command, sh};
 use cowl_tests::conditions::{Need, can_mount};
+use cowl_tests::samples::ask_sqlite;
 
 use crate::field::{Attack, Field};
-
-#[track_caller]
-fn ask(database: &Path, question: &str) -> String {
-    let mut command = Command::new("sqlite3");
-    command.args(["-bail", "-batch"]).arg(database);
-    run_command(command, question.as_bytes()).ok().out()
-}
 
 /// Runs two writers, each of which prints the rows that it has committed. Returns these.
 #[track_caller]
@@ -67,7 +61,7 @@ fn sqlite_keeps_every_committed_row() {
     let modes = ["wal", "delete", "truncate", "persist"];
     let field = Field::new(|lower| {
         for mode in modes {
-            ask(
+            ask_sqlite(
                 &lower.join(mode),
                 &format!(
                     "PRAGMA journal_mode = {mode}; CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT UNIQUE, v TEXT);
@@ -89,7 +83,7 @@ fn sqlite_keeps_every_committed_row() {
     let check = |dir: &Path| {
         for (mode, rows) in &committed {
             let database = dir.join(mode);
-            let found = ask(
+            let found = ask_sqlite(
                 &database,
                 "SELECT name FROM t WHERE name LIKE '%-%' ORDER BY name;",
             );
@@ -99,7 +93,11 @@ fn sqlite_keeps_every_committed_row() {
                 found.lines().eq(rows.iter().map(String::as_str)),
                 "{mode}: {found}"
             );
-            assert_eq!(ask(&database, "PRAGMA integrity_check;"), "ok", "{mode}");
+            assert_eq!(
+                ask_sqlite(&database, "PRAGMA integrity_check;"),
+                "ok",
+                "{mode}"
+            );
         }
     };
     check(attack.path());

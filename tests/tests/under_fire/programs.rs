@@ -4,6 +4,7 @@ use std::path::Path;
 
 use cowl_tests::command::sh_in;
 use cowl_tests::conditions::{Need, can_mount};
+use cowl_tests::samples::PROJECT;
 
 use crate::field::Field;
 
@@ -57,22 +58,6 @@ fn git_clones_packs_and_verifies() {
     );
     mount.unmount();
 }
-
-/// Fifty sources, each with its header, and one program.
-const PROJECT: &str = r##"
-    mkdir src; cd src
-    for n in $(seq 50); do
-        echo "int f$n(int);" > f$n.h
-        echo "#include \"f$n.h\"
-#include <stdio.h>
-int f$n(int x) { return x + $n; }" > f$n.c
-    done
-    { for n in $(seq 50); do echo "#include \"f$n.h\""; done
-      echo '#include <stdio.h>'; echo 'int main(void) { int x = 0;'
-      for n in $(seq 50); do echo "x = f$n(x);"; done
-      printf '%s\n' 'printf("%d\n", x); return 0; }'; } > main.c
-    printf 'objects = $(patsubst %%.c,%%.o,$(wildcard *.c))\nprogram: $(objects)\n\t$(CC) -o $@ $^\n' > Makefile
-    printf '%%.o: %%.c\n\t$(CC) -O0 -MMD -c -o $@ $<\n-include *.d\n' >> Makefile"##;
 
 #[test]
 fn make_builds_and_rebuilds_only_changes() {
