@@ -56,7 +56,6 @@ impl Daemon {
         let flush: Arc<control::Flush> = Arc::new(Box::new(move |ino| flusher.flush(ino)));
         // There is no other thread yet.
         attached.expand_descriptor_table(DESCRIPTORS);
-        let inherited = overlay.clone();
         let (session, source) = attached.start().map_err(cannot)?;
         let connection = FuseConnection::open(self.mount.device);
         let target = SignalTarget {
@@ -107,23 +106,26 @@ impl Daemon {
         {
             log::warn!("cannot notify the keeper: {error}");
         }
-        if let Err(error) = locating::start(&inherited) {
+        if let Err(error) = locating::start(&ended) {
             log::warn!("objects are only located when they are used: {error}");
         }
-        drop(inherited);
         let served = session.join();
         connection.record_end();
-        release(&ended, kept.as_deref());
-        match served {
-            Err(_) => Err(failed("the session ended with a panic".to_owned())),
-            Ok(Err(error)) if error.raw_os_error() == Some(Errno::CONNABORTED.raw_os_error()) => {
-                // Not a failure: a process aborted the connection deliberately, through its file in /sys/fs/fuse.
-                log::warn!("the connection was aborted");
-                Ok(())
-            }
-            Ok(Err(error)) => Err(failed(format!("the session ended: {error}"))),
-            Ok(Ok(())) => Ok(()),
+        session_result(served).inspect(|()| release(&ended, kept.as_deref()))
+    }
+}
+
+/// Returns the result of a session. If it is an error, threads may still answer requests.
+fn session_result(joined: thread::Result<std::io::Result<()>>) -> Result<(), SetupError> {
+    match joined {
+        Err(_) => Err(failed("the session ended with a panic".to_owned())),
+        Ok(Err(error)) if error.raw_os_error() == Some(Errno::CONNABORTED.raw_os_error()) => {
+            // Not a failure: a process aborted the connection deliberately, through its file in /sys/fs/fuse.
+            log::warn!("the connection was aborted");
+            Ok(())
         }
+        Ok(Err(error)) => Err(failed(format!("the session ended: {error}"))),
+        Ok(Ok(())) => Ok(()),
     }
 }
 
