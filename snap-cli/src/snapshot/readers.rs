@@ -38,7 +38,7 @@ impl LayerLocks {
         for (id, record) in store.containers()? {
             if let Mounted::Alive(state) = state::probe(store, id)? {
                 locks.daemons.insert(state.pid);
-                locks.daemons.extend(process::children(state.pid));
+                locks.daemons.insert(process::same_program_below(state.pid));
                 // An unreadable manifest accounts for no locks.
                 locks
                     .mounted

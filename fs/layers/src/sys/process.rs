@@ -247,18 +247,6 @@ pub fn is_gone(pid: u32) -> bool {
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(Errno::SRCH))
 }
 
-/// Returns the children of a process that are visible.
-pub fn children(pid: u32) -> Vec<u32> {
-    let mut pids = super::users::pids().unwrap_or_default();
-    pids.retain(|child| {
-        // The process may have ended.
-        let status = std::fs::read(format!("/proc/{child}/status")).unwrap_or_default();
-        let parent = parse_line(&status, b"PPid:");
-        parent.and_then(|parent| parent.trim().parse().ok()) == Some(pid)
-    });
-    pids
-}
-
 /// Whether a process has a thread whose name begins like this.
 pub fn has_thread(pid: u32, name: &str) -> bool {
     let mut threads = super::users::threads(pid).into_iter();
