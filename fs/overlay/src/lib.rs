@@ -40,7 +40,7 @@ mod services;
 pub use change::RenameFlags;
 pub use content::{Close, FileHandle, Opened, SETID, SeekTo, VersionedDescriptor, Writer};
 pub use inode::OpenOptions;
-pub use ledger::{Change, Custodian, Kind, Ledger, LedgerError, RequestSlot, StackIds};
+pub use ledger::{Change, Custodian, Kind, Ledger, LedgerError, RESENT, RequestSlot, StackIds};
 pub use listing::{DirEntry, END, Listing};
 pub use metadata::{Attr, SetAttr};
 pub use op::Op;

@@ -79,13 +79,7 @@ impl Overlay {
         let view = View::new(layers);
         let node = view.root()?;
         let identity = Identity::from_stat(&node.stat);
-        let state = InodeState::Dir(DirState {
-            locs: node.locs.into(),
-            redirect: None,
-            alias: None,
-            removed: false,
-            identity,
-        });
+        let state = InodeState::Dir(DirState::root(node));
         let inodes = InodeTable::default();
         let (root, _) = inodes
             .intern(1, identity, OnConflict::Renumber, |ino| {

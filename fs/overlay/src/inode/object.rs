@@ -17,7 +17,7 @@ use cowl_layers::layer::LayerDir;
 use cowl_layers::name::Name;
 use cowl_layers::sys::process::uptime_seconds;
 use cowl_layers::sys::stat::{FileKind, Time};
-use cowl_layers::view::Loc;
+use cowl_layers::view::{DirNode, Loc};
 
 /// The longest time, in seconds, that a program is expected to pause in the middle of readdir.
 const LISTING_PAUSE: u32 = 60;
@@ -68,6 +68,19 @@ pub(crate) struct DirState {
     /// Whether the directory was removed while something still references it.
     pub removed: bool,
     pub identity: Identity,
+}
+
+impl DirState {
+    /// Returns the state of the root directory.
+    pub(crate) fn root(node: DirNode) -> Self {
+        Self {
+            locs: node.locs.into(),
+            redirect: None,
+            alias: None,
+            removed: false,
+            identity: Identity::from_stat(&node.stat),
+        }
+    }
 }
 
 /// The location and the names of an object that is not a directory.

@@ -45,7 +45,7 @@ const SLOTS_AT: usize = 64;
 const BLOCKS_AT: usize = SLOTS_AT + slots::ALL_WORDS;
 
 /// The bit of a request's id that the kernel sets when it sends the request again (FUSE_UNIQUE_RESEND).
-const RESENT: u64 = 1 << 63;
+pub const RESENT: u64 = 1 << 63;
 
 thread_local! {
     /// The slot of the request that this thread handles.

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use smallvec::smallvec;
-
-use super::locate::Locator;
-use crate::inode::{Alias, DirState, FileState, Identity, Inode, InodeState, OnConflict};
+use super::locate::{Locator, dir_state, file_state};
+use crate::inode::{Alias, Identity, Inode, InodeState, OnConflict};
 use cowl_layers::error::Result;
 use cowl_layers::name::Name;
 use cowl_layers::sys::stat::Stat;
@@ -20,15 +18,7 @@ pub(crate) fn intern_dir(
     on_conflict: OnConflict,
 ) -> Result<Option<Arc<Inode>>> {
     let (number, stat) = (node.ino, node.stat);
-    let state = |alias, identity| {
-        InodeState::Dir(DirState {
-            locs: node.locs.into(),
-            redirect: node.redirect,
-            alias: Some(alias),
-            removed: false,
-            identity,
-        })
-    };
+    let state = |alias| dir_state(node, alias);
     intern(locator, (parent, name), (number, &stat), on_conflict, state)
 }
 
@@ -41,18 +31,7 @@ pub(crate) fn intern_file(
     on_conflict: OnConflict,
 ) -> Result<Option<Arc<Inode>>> {
     let (number, stat) = (node.ino, node.stat);
-    let state = |alias, identity| {
-        InodeState::File(FileState {
-            loc: node.loc,
-            data: node.data.map(Box::new),
-            redirect: node.redirect.map(Box::new),
-            aliases: smallvec![alias],
-            orphan: false,
-            anchor: None,
-            visible: None,
-            identity,
-        })
-    };
+    let state = |alias| file_state(node, alias);
     intern(locator, (parent, name), (number, &stat), on_conflict, state)
 }
 
@@ -61,7 +40,7 @@ fn intern(
     (parent, name): (&Arc<Inode>, &Name),
     (number, stat): (u64, &Stat),
     on_conflict: OnConflict,
-    state: impl FnOnce(Alias, Identity) -> InodeState,
+    state: impl FnOnce(Alias) -> InodeState,
 ) -> Result<Option<Arc<Inode>>> {
     let identity = Identity::from_stat(stat);
     let alias = Alias {
@@ -70,7 +49,7 @@ fn intern(
     };
     let _located = locator.locate_number(identity, number)?;
     let interned = locator.inodes.intern(number, identity, on_conflict, |ino| {
-        Inode::new(ino, stat.kind(), state(alias.clone(), identity))
+        Inode::new(ino, stat.kind(), state(alias.clone()))
     });
     let Some((inode, new)) = interned else {
         return Ok(None);

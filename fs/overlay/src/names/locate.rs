@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cowl_layers::error::Result;
 use cowl_layers::name::Name;
-use cowl_layers::view::Found;
+use cowl_layers::view::{DirNode, FileNode, Found};
 use smallvec::smallvec;
 
 use super::resolve::Resolver;
@@ -142,29 +142,8 @@ impl Locator<'_> {
 pub(crate) fn found_state(found: Found, alias: Alias) -> Option<FoundState> {
     let (own, stat, state) = match found {
         Found::Absent | Found::Whiteout => return None,
-        Found::Dir(node) => {
-            let state = InodeState::Dir(DirState {
-                locs: node.locs.into(),
-                redirect: node.redirect,
-                alias: Some(alias),
-                removed: false,
-                identity: Identity::from_stat(&node.stat),
-            });
-            (node.ino, node.stat, state)
-        }
-        Found::File(node) => {
-            let state = InodeState::File(FileState {
-                loc: node.loc,
-                data: node.data.map(Box::new),
-                redirect: node.redirect.map(Box::new),
-                aliases: smallvec![alias],
-                orphan: false,
-                anchor: None,
-                visible: None,
-                identity: Identity::from_stat(&node.stat),
-            });
-            (node.ino, node.stat, state)
-        }
+        Found::Dir(node) => (node.ino, node.stat, dir_state(node, alias)),
+        Found::File(node) => (node.ino, node.stat, file_state(node, alias)),
     };
     Some(FoundState {
         own,
@@ -172,5 +151,30 @@ pub(crate) fn found_state(found: Found, alias: Alias) -> Option<FoundState> {
         kind: stat.kind(),
         ctime: stat.ctime,
         state,
+    })
+}
+
+/// Returns the state of a directory that was found at a name.
+pub(crate) fn dir_state(node: DirNode, alias: Alias) -> InodeState {
+    InodeState::Dir(DirState {
+        locs: node.locs.into(),
+        redirect: node.redirect,
+        alias: Some(alias),
+        removed: false,
+        identity: Identity::from_stat(&node.stat),
+    })
+}
+
+/// Returns the state of any other object that was found at a name.
+pub(super) fn file_state(node: FileNode, alias: Alias) -> InodeState {
+    InodeState::File(FileState {
+        loc: node.loc,
+        data: node.data.map(Box::new),
+        redirect: node.redirect.map(Box::new),
+        aliases: smallvec![alias],
+        orphan: false,
+        anchor: None,
+        visible: None,
+        identity: Identity::from_stat(&node.stat),
     })
 }

@@ -11,6 +11,6 @@ mod resolve;
 
 pub(crate) use intern::{intern_dir, intern_file};
 pub(crate) use links::{LinkIndex, Links};
-pub(crate) use locate::found_state;
+pub(crate) use locate::{dir_state, found_state};
 pub(crate) use lookup::{Hit, Names, UNCOUNTED};
 pub(crate) use path_below::path_below;

@@ -28,6 +28,7 @@ use crate::listing::{Cookies, CookiesRecord, Listings};
 use crate::names::LinkIndex;
 use crate::names::absent::LastAbsent;
 use crate::names::deep::DeepDirs;
+use crate::names::dir_state;
 use crate::overlay::Overlay;
 use crate::reach::{OverlayOptions, Stack};
 
@@ -229,13 +230,7 @@ impl Builder<'_> {
     fn root(&self, record: &InodeRecord) -> LayerResult<InodeState> {
         let node = self.view.root()?;
         same_object(record, Identity::from_stat(&node.stat))?;
-        Ok(InodeState::Dir(DirState {
-            locs: node.locs.into(),
-            redirect: None,
-            alias: None,
-            removed: false,
-            identity: record.identity,
-        }))
+        Ok(InodeState::Dir(DirState::root(node)))
     }
 
     fn dir(&self, record: &InodeRecord, name: &EntryName) -> LayerResult<InodeState> {
@@ -244,13 +239,7 @@ impl Builder<'_> {
             return Err(Error::Errno(Errno::STALE));
         };
         same_object(record, Identity::from_stat(&node.stat))?;
-        Ok(InodeState::Dir(DirState {
-            locs: node.locs.into(),
-            redirect: node.redirect,
-            alias: Some(alias),
-            removed: false,
-            identity: record.identity,
-        }))
+        Ok(dir_state(node, alias))
     }
 
     fn removed_dir(

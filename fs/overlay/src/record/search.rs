@@ -191,19 +191,12 @@ impl Search<'_> {
     fn root(&self) -> LayerResult<Option<FoundState>> {
         let node = self.view.root()?;
         let identity = Identity::from_stat(&node.stat);
-        let state = InodeState::Dir(DirState {
-            locs: node.locs.into(),
-            redirect: None,
-            alias: None,
-            removed: false,
-            identity,
-        });
         Ok(Some(FoundState {
             own: node.ino,
             identity,
             kind: FileKind::Directory,
             ctime: node.stat.ctime,
-            state,
+            state: InodeState::Dir(DirState::root(node)),
         }))
     }
 

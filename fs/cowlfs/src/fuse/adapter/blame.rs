@@ -3,9 +3,8 @@
 use std::cell::Cell;
 
 use cowl_layers::sys::crash::{CrashRecord, RequestMark};
+use cowl_overlay::RESENT;
 
-/// The bit of a request's id that the kernel sets when it sends the request again (FUSE_UNIQUE_RESEND).
-const RESENT: u64 = 1 << 63;
 /// The number of daemons after whose end a request is refused.
 const MAX_CRASHES: u64 = 2;
 

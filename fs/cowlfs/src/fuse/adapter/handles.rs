@@ -1,6 +1,5 @@
 //! Handle numbers of open files, as the protocol carries them.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -47,9 +46,9 @@ impl Default for Handles {
 
 impl Handles {
     /// Continues with these open files and the next number of another process.
-    pub(super) fn continued(open: HashMap<u64, OpenFile>, next: u64) -> Self {
+    pub(super) fn continued(open: FxHashMap<u64, OpenFile>, next: u64) -> Self {
         Self {
-            open: RwLock::new(open.into_iter().collect()),
+            open: RwLock::new(open),
             next: AtomicU64::new(next),
         }
     }
