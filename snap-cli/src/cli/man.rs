@@ -93,7 +93,7 @@ const CONFIGURATION: Section = (
         ),
         (
             "keeper = \"on\"",
-            "With `on`, a second process starts another daemon if the daemon of a mount is killed, and programs in the mount continue (Linux 6.9 or later). Experimental.",
+            "With `on`, a second process starts another daemon if the daemon of a mount is killed, and programs in the mount continue (Linux 6.9 or later).",
         ),
         (
             "awake = \"auto\"",
