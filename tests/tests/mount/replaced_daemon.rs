@@ -189,6 +189,17 @@ fn a_socket_without_a_daemon_is_reported() {
 
 /// Returns the processes that have a descriptor of a mount's FUSE device and threads that read requests.
 fn serving(root: &Path) -> Vec<u32> {
+    let mut found = Vec::new();
+    // A daemon has just begun to serve when it reports that it does, and its threads may not have their names yet.
+    wait_until("a daemon that serves", || {
+        found = have_threads(root);
+        !found.is_empty()
+    });
+    found
+}
+
+/// Returns the processes that have the device of the mount open and threads that read requests.
+fn have_threads(root: &Path) -> Vec<u32> {
     let minor = rustix::fs::minor(fs::metadata(root).unwrap().dev());
     let connection = format!("fuse_connection:\t{minor}\n");
     let entries = |path: String| fs::read_dir(path).into_iter().flatten().flatten();
