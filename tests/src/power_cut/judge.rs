@@ -103,7 +103,10 @@ fn judge_image(
     let mut wrong: Vec<String> = past
         .subjects
         .iter()
-        .filter_map(|(subject, steps)| judge(subject, steps, overlay.path(), moment, durable).err())
+        .filter_map(|(subject, steps)| {
+            let reason = judge(subject, steps, overlay.path(), moment, durable).err()?;
+            Some(format!("{reason}; {}", stored(subject, &mount_point)))
+        })
         .collect();
     let work = mount_point.join("work/work");
     let left = std::fs::read_dir(&work).unwrap().count();
@@ -113,6 +116,24 @@ fn judge_image(
     overlay.unmount();
     crate::mount::unmount_free(&mount_point);
     wrong
+}
+
+/// Describes what the layers contain for `subject`, to tell a loss in the base from one in the overlay.
+fn stored(subject: &Subject, base: &Path) -> String {
+    let script = "for layer in upper lower; do
+        echo \"$layer:\"
+        find $layer/$1 -name \"*$2*\" -exec stat -c '%n %F %i %t,%T %s' {} + -exec getfattr -hdm - {} +
+        find $layer/$1 -path \"*$2/*\" -exec stat -c '%n %F %i %t,%T %s' {} +
+    done 2>&1";
+    let (dir, id) = subject.place();
+    let output = std::process::Command::new("sh")
+        .args(["-c", script, "sh", &dir, &id])
+        .current_dir(base)
+        .output();
+    output.map_or_else(
+        |error| error.to_string(),
+        |output| String::from_utf8_lossy(&output.stdout).into_owned(),
+    )
 }
 
 /// Verifies that a subject has one of the permitted states: not older than the last step that was durable at the time

@@ -102,6 +102,12 @@ impl Subject {
         self.named(root, "f")
     }
 
+    /// Returns the name of the subject's directory, and the number in the names of its files.
+    #[must_use]
+    pub fn place(&self) -> (String, String) {
+        (format!("d{}", self.id % DIRS), self.id.to_string())
+    }
+
     /// Returns another path in the same directory.
     fn named(&self, root: &Path, prefix: &str) -> PathBuf {
         root.join(format!("d{}/{prefix}{}", self.id % DIRS, self.id))
