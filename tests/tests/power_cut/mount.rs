@@ -2,7 +2,7 @@
 //! that was synced. `cargo xtask power-cut N` makes more cuts than the tests of every change.
 
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cowl_tests::command;
 use cowl_tests::mount::Overlay;
@@ -79,6 +79,78 @@ fn a_power_cut_loses_no_synced_data_on_btrfs() {
     }
 }
 
+/// Creates a file system whose journal is committed only on request, and mounts it. Returns how, its image and its
+/// mount point.
+fn disk_that_commits_on_request(
+    scratch: &Scratch,
+    kind: &str,
+    megabytes: u64,
+) -> (Base, PathBuf, PathBuf) {
+    let image = scratch.join("image");
+    let mount_point = scratch.make("base");
+    std::fs::File::create(&image)
+        .unwrap()
+        .set_len(megabytes << 20)
+        .unwrap();
+    let name = image.to_str().unwrap();
+    command::run(format!("mkfs.{kind}"), ["-q", name]).ok();
+    let rare = Base {
+        options: "loop,commit=600".to_owned(),
+        ..Base::from_env(kind)
+    };
+    work::mount(&rare, name, &mount_point);
+    (rare, image, mount_point)
+}
+
+/// btrfs removes a replaced name from its log without adding the one that replaces it, unless that was logged. The
+/// fsync of another file then makes the removal durable.
+#[test]
+fn a_deletion_or_a_change_that_is_durable_remains_when_its_name_is_replaced_on_btrfs() {
+    if !possible("btrfs") {
+        return;
+    }
+    let scratch = Scratch::new_in(Path::new("/dev/shm"), "replaced");
+    let after = scratch.make("after");
+    let (rare, image, base) = disk_that_commits_on_request(&scratch, "btrfs", 256);
+    let script = "mkdir lower upper work; cd lower
+        for d in mkdir create mknod symlink link rename changed dir; do
+            mkdir $d; echo lower > $d/name; echo lower > $d/other
+        done
+        rm dir/name; mkdir dir/name; echo lower > dir/name/in; sync -f .";
+    command::sh_in(&base, script).ok();
+    let overlay = Overlay::cowlfs(&work::stack(&base), &scratch.make("mount"), "");
+    // The deletions are durable, and one change.
+    let script = "for d in mkdir create mknod symlink link rename; do
+            rm $d/name; echo new > $d/new; sync $d/new; sync $d
+        done
+        echo changed > changed/name; sync changed/name; sync changed
+        echo new > dir/name/new; rm dir/name/in; sync dir/name/new; sync dir/name; sync dir
+        for d in . mkdir create mknod symlink link rename changed dir; do
+            echo more > $d/more; sync $d/more; sync $d
+        done";
+    command::sh_in(overlay.path(), script).ok();
+    // What follows is not synced, only another file.
+    let script = "mkdir mkdir/name; : > create/name; mknod mknod/name p; ln -s to symlink/name
+        ln link/new link/name; mv rename/new rename/name; rm changed/name; rm -r dir/name
+        sync .; echo other > beside; sync beside; sync .";
+    command::sh_in(overlay.path(), script).ok();
+    let cut = scratch.join("cut");
+    std::fs::copy(&image, &cut).unwrap();
+    overlay.unmount();
+    cowl_tests::mount::unmount_free(&base);
+    work::mount(&rare, cut.to_str().unwrap(), &after);
+    let overlay = Overlay::cowlfs(&work::stack(&after), &scratch.make("mount"), "");
+    let script = "for d in mkdir create mknod symlink link rename; do
+            [ ! -f $d/name ] || ! grep -q lower $d/name || echo $d/name is back
+        done
+        [ ! -e changed/name ] || grep -q changed changed/name || echo changed/name is the lower file
+        [ ! -e dir/name/in ] || echo dir/name/in is back
+        [ -e beside ] || echo beside is missing";
+    assert_eq!(command::sh_in(overlay.path(), script).ok().out(), "");
+    overlay.unmount();
+    cowl_tests::mount::unmount_free(&after);
+}
+
 /// fdatasync(2) of a file that overwrites a part of a lower one: from then on the name refers to it. ext4 does not
 /// commit the rename of the copy-up for an fdatasync.
 #[test]
@@ -87,20 +159,8 @@ fn fdatasync_makes_the_name_of_a_file_durable() {
         return;
     }
     let scratch = Scratch::new_in(Path::new("/dev/shm"), "fdatasync");
-    let image = scratch.join("image");
-    let (mount_point, after) = (scratch.make("base"), scratch.make("after"));
-    std::fs::File::create(&image)
-        .unwrap()
-        .set_len(64 << 20)
-        .unwrap();
-    let name = image.to_str().unwrap();
-    command::run("mkfs.ext4", ["-qF", name]).ok();
-    // The journal commits only on request.
-    let rare = Base {
-        options: "loop,commit=600".to_owned(),
-        ..Base::from_env("ext4")
-    };
-    work::mount(&rare, name, &mount_point);
+    let after = scratch.make("after");
+    let (rare, image, mount_point) = disk_that_commits_on_request(&scratch, "ext4", 64);
     for dir in ["lower", "upper", "work"] {
         std::fs::create_dir(mount_point.join(dir)).unwrap();
     }

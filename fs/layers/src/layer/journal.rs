@@ -13,7 +13,6 @@ use crate::error::{Error, Result};
 use crate::name::Name;
 use crate::sys;
 use crate::sys::copy::Copied;
-use crate::sys::node::RenameMode;
 use crate::sys::order::Order;
 
 const LIST: &[u8] = b"links-";
@@ -42,9 +41,9 @@ pub fn write(
         work.stage(|dir, name| sys::node::create(dir, name, 0o600, OFlags::WRONLY))?;
     sys::copy::write_all(&file, &paths.join(&0), 0)?;
     order.content_first(&file, Copied::Written)?;
-    staged.commit(work.fd(), &entry.inode, RenameMode::NoReplace)?;
+    staged.commit(work.fd(), &entry.inode)?;
     // The list makes the entry valid, so it is committed last: a list without its inode could not be completed.
-    if let Err(error) = list.commit(work.fd(), &entry.list, RenameMode::NoReplace) {
+    if let Err(error) = list.commit(work.fd(), &entry.list) {
         sys::node::unlink(work.fd(), &entry.inode)?;
         return Err(error);
     }

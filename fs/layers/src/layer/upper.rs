@@ -13,7 +13,6 @@ use crate::format::{OPAQUE_XATTR_WHITEOUTS, XattrSpace};
 use crate::setup::SetupError;
 use crate::sys;
 use crate::sys::early::Early;
-use crate::sys::node::RenameMode;
 use crate::sys::order::Order;
 use crate::sys::private::Through;
 
@@ -119,7 +118,7 @@ impl Upper {
             WhiteoutForm::Device => self.whiteouts.make(dir, name),
             WhiteoutForm::MarkedFile => {
                 let staged = self.stage_whiteout(dir)?;
-                staged.commit(dir, name, RenameMode::NoReplace)
+                staged.commit(dir, name)
             }
         }
     }

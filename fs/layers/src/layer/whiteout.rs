@@ -19,6 +19,7 @@ use crate::error::{Errno, Error, Result};
 use crate::format::XattrSpace;
 use crate::sys;
 use crate::sys::node::RenameMode;
+use crate::sys::order::Order;
 use crate::sys::stat::FileKind;
 
 /// The name of the shared whiteout in the work directory that the user specified.
@@ -155,7 +156,8 @@ impl Whiteouts {
     /// Replaces the shared whiteout with a new one.
     fn renew(&self) -> Result<()> {
         let (staged, ()) = self.work.stage(|work, name| self.make_own(work, name))?;
-        staged.commit(self.shared_dir.as_fd(), SHARED, RenameMode::Replace)
+        let to = (self.shared_dir.as_fd(), SHARED);
+        staged.replace(to, RenameMode::Replace, Order::Volatile)
     }
 
     fn make_own(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::shown::Show as _;
 use crate::sys;
 use crate::sys::node::RenameMode;
+use crate::sys::order::Order;
 
 /// The directory `work` inside the work directory that the user specified, as in kernel overlayfs.
 #[derive(Debug)]
@@ -95,10 +96,25 @@ impl Staged {
         sys::dir::open_path(self.work.fd(), &self.name)
     }
 
-    /// Moves the object to `name` in `dir`.
+    /// Moves the object to `name` in `dir`, which must not exist.
+    pub fn commit(mut self, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        let mode = RenameMode::NoReplace;
+        sys::node::rename(self.work.fd(), &self.name, dir, name, mode)?;
+        self.exists = false;
+        Ok(())
+    }
+
+    /// Moves the object to `name` in `dir`, where it replaces another one.
     ///
-    /// With [`RenameMode::Exchange`], the replaced object is moved to the work directory and removed.
-    pub fn commit(mut self, dir: BorrowedFd<'_>, name: &[u8], how: RenameMode) -> Result<()> {
+    /// `order` is that of the file system. With [`RenameMode::Exchange`], the replaced object is moved to the work
+    /// directory and removed.
+    pub fn replace(
+        mut self,
+        (dir, name): (BorrowedFd<'_>, &[u8]),
+        how: RenameMode,
+        order: Order,
+    ) -> Result<()> {
+        order.before_replacing(self.work.fd())?;
         sys::node::rename(self.work.fd(), &self.name, dir, name, how)?;
         self.exists = how == RenameMode::Exchange;
         Ok(())

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{major, minor};
 use serde::{Deserialize, Serialize};
 
+use super::attr::SetTime;
 use super::copy::Copied;
 use super::write_back::write_back;
 use crate::error::Result;
@@ -67,6 +68,22 @@ impl Order {
     pub fn attributes_first(self, file: impl AsFd) -> Result<()> {
         match self {
             Self::NamesFirst => super::copy::sync(file, super::copy::SyncScope::All),
+            Self::Journal | Self::Unknown | Self::Volatile => Ok(()),
+        }
+    }
+
+    /// Ensures that a power cut cannot separate the two halves of a rename out of `dir` that replaces another object.
+    ///
+    /// To be called before the rename. btrfs removes the replaced name from its log, but adds the new one only if the
+    /// moved object or `dir` has been logged in the same transaction. Until the next transaction, the fsync of any
+    /// other file would then make a name durable that leads nowhere, and a lower object would reappear there.
+    pub fn before_replacing(self, dir: BorrowedFd<'_>) -> Result<()> {
+        match self {
+            Self::NamesFirst => {
+                // An unchanged directory is not logged. The rename sets the same time.
+                super::attr::utimens(dir, SetTime::Keep, SetTime::Now)?;
+                super::dir::sync_dir(dir)
+            }
             Self::Journal | Self::Unknown | Self::Volatile => Ok(()),
         }
     }

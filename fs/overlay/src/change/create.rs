@@ -151,7 +151,9 @@ impl Create<'_> {
                 } else {
                     RenameMode::Replace
                 };
-                self.cx.commit(&intent, || staged.commit(fd, name, mode))?;
+                let order = self.cx.order()?;
+                self.cx
+                    .commit(&intent, || staged.replace((fd, name), mode, order))?;
             }
             Err(error) => return Err(error),
         }

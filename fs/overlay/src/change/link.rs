@@ -68,8 +68,10 @@ impl Link<'_> {
             UpperEntry::Whiteout => {
                 let work = &self.cx.stack.upper()?.work;
                 let (staged, ()) = work.stage(|work, tmp| link_to(work, tmp))?;
-                self.cx
-                    .commit(&intent, || staged.commit(fd, name, RenameMode::Replace))?;
+                let order = self.cx.order()?;
+                self.cx.commit(&intent, || {
+                    staged.replace((fd, name), RenameMode::Replace, order)
+                })?;
             }
         }
         inode.add_alias(Alias {

@@ -170,7 +170,7 @@ impl Remove<'_> {
                 let whiteout = upper.stage_whiteout(fd)?;
                 // Only an exchange can replace both files and directories with a whiteout. The replaced object
                 // is removed together with the staged name.
-                whiteout.commit(fd, name, RenameMode::Exchange)
+                whiteout.replace((fd, name), RenameMode::Exchange, self.cx.order()?)
             }
             RemovePlan::Remove => self.remove_in_upper(fd, name),
         }

@@ -44,7 +44,10 @@ pub(super) fn commit_zero_device(
     zero_device::mark_dir(fd, space)?;
     match upper_names.upper_entry(upper_dir, name)? {
         UpperEntry::Object => Err(Error::Errno(Errno::EXIST)),
-        UpperEntry::Nothing => staged.commit(fd, name, RenameMode::NoReplace),
-        UpperEntry::Whiteout => staged.commit(fd, name, RenameMode::Replace),
+        UpperEntry::Nothing => staged.commit(fd, name),
+        UpperEntry::Whiteout => {
+            let order = upper_names.cx.order()?;
+            staged.replace((fd, name), RenameMode::Replace, order)
+        }
     }
 }

@@ -12,7 +12,6 @@ use crate::reach::Context;
 use cowl_layers::error::Result;
 use cowl_layers::format::{Redirect, XattrSpace};
 use cowl_layers::name::Name;
-use cowl_layers::sys::node::RenameMode;
 use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::Loc;
 
@@ -54,7 +53,7 @@ impl Commit<'_> {
         let parent = parent_in_upper(&self.cx.stack, alias)?;
         preserve_times(self.cx, self.inodes, &alias.parent, &parent, |fd| {
             prepare_dir_for(self.cx, inode, fd)?;
-            copy.staged.commit(fd, &alias.name, RenameMode::NoReplace)
+            copy.staged.commit(fd, &alias.name)
         })?;
         let to = CopiedFile {
             loc: Loc {

@@ -9,7 +9,6 @@ use crate::reach::{Context, Stack};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::layer::LayerDir;
 use cowl_layers::name::Name;
-use cowl_layers::sys::node::RenameMode;
 
 /// The copy-up of directories.
 #[derive(Clone, Copy)]
@@ -77,7 +76,7 @@ impl DirCopyUp<'_> {
         let parent = parent_in_upper(&self.cx.stack, &alias)?;
         let upper_dir = LayerDir::child(&parent, alias.name.clone(), stat.ino);
         preserve_times(self.cx, self.inodes, &alias.parent, &parent, |fd| {
-            staged.commit(fd, &alias.name, RenameMode::NoReplace)
+            staged.commit(fd, &alias.name)
         })?;
         let identity = Identity::from_stat(&stat);
         self.inodes

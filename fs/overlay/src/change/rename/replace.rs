@@ -65,6 +65,9 @@ impl Replace<'_> {
         {
             self.write_back_before_replacing(inode, target)?;
         }
+        if to.state.upper == UpperEntry::Whiteout {
+            self.cx.order()?.before_replacing(from.fd())?;
+        }
         if let Some(target) = target {
             self.name_removal
                 .prepare(target, (to.parent, to.name), target_fd.as_ref());
@@ -102,7 +105,7 @@ impl Replace<'_> {
     /// Executes the system calls of `plan`.
     fn rename_in_upper(&self, plan: RenamePlan, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
         if plan.mode == RenameMode::Whiteout {
-            return leave_whiteout(self.cx.stack.upper()?, from, to);
+            return leave_whiteout(self.cx, from, to);
         }
         sys::node::rename(from.fd(), from.name, to.fd(), to.name, plan.mode)?;
         if plan.drop_whiteout
@@ -161,7 +164,8 @@ impl Replace<'_> {
         let (empty, stat) = stage_dir(self.cx, upper_dir)?;
         let empty_fd = empty.open_path()?;
         set_opaque(self.cx, empty_fd.as_fd())?;
-        empty.commit(to.fd(), to.name, RenameMode::Exchange)?;
+        let order = self.cx.order()?;
+        empty.replace((to.fd(), to.name), RenameMode::Exchange, order)?;
         // Record the exchange now, because the rename that follows may fail.
         let location = LayerDir::child(&to.upper_dir, to.name.clone(), stat.ino);
         let identity = Identity::from_stat(&stat);

@@ -2,22 +2,24 @@
 
 use super::side::Side;
 use crate::plan::UpperEntry;
+use crate::reach::Context;
 use cowl_layers::error::{Errno, Error, Result};
-use cowl_layers::layer::{Upper, WhiteoutForm};
+use cowl_layers::layer::WhiteoutForm;
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
 use cowl_layers::sys::node::RenameMode;
 
 /// Moves an object and leaves a whiteout at its old name, in the way that the upper layer's file system supports.
-pub(super) fn leave_whiteout(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
+pub(super) fn leave_whiteout(cx: &Context<'_>, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
+    let upper = cx.stack.upper()?;
     if upper.whiteout_form() == WhiteoutForm::MarkedFile {
-        return leave_by_exchange(upper, from, to);
+        return leave_by_exchange(cx, from, to);
     }
     let (from_fd, to_fd) = (from.fd(), to.fd());
     match sys::node::rename(from_fd, from.name, to_fd, to.name, RenameMode::Whiteout) {
-        Err(Error::Errno(Errno::INVAL | Errno::NOSYS)) => leave_by_exchange(upper, from, to),
+        Err(Error::Errno(Errno::INVAL | Errno::NOSYS)) => leave_by_exchange(cx, from, to),
         // RENAME_WHITEOUT allocates an inode; a hard link to the shared whiteout does not.
-        Err(Error::Errno(Errno::NOSPC | Errno::DQUOT)) => leave_by_link(upper, from, to),
+        Err(Error::Errno(Errno::NOSPC | Errno::DQUOT)) => leave_by_link(cx, from, to),
         other => other,
     }
 }
@@ -26,14 +28,16 @@ pub(super) fn leave_whiteout(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> R
 ///
 /// Puts the whiteout at the new name first, where it hides nothing or replaces the object that the rename replaces,
 /// and then exchanges the two names.
-fn leave_by_exchange(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
+fn leave_by_exchange(cx: &Context<'_>, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
+    let upper = cx.stack.upper()?;
     let (from_fd, to_fd) = (from.fd(), to.fd());
     let whiteout = upper.stage_whiteout(from_fd)?;
-    let mode = match to.state.upper {
-        UpperEntry::Nothing => RenameMode::NoReplace,
-        UpperEntry::Whiteout | UpperEntry::Object => RenameMode::Exchange,
-    };
-    whiteout.commit(to_fd, to.name, mode)?;
+    match to.state.upper {
+        UpperEntry::Nothing => whiteout.commit(to_fd, to.name)?,
+        UpperEntry::Whiteout | UpperEntry::Object => {
+            whiteout.replace((to_fd, to.name), RenameMode::Exchange, cx.order()?)?;
+        }
+    }
     sys::node::rename(from_fd, from.name, to_fd, to.name, RenameMode::Exchange)
 }
 
@@ -41,7 +45,8 @@ fn leave_by_exchange(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> Result<()
 ///
 /// This takes several steps. After a power cut between them, the replaced or the moved object also exists under the
 /// old name.
-fn leave_by_link(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
+fn leave_by_link(cx: &Context<'_>, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
+    let upper = cx.stack.upper()?;
     let (from_fd, to_fd) = (from.fd(), to.fd());
     let exchange = || {
         let mode = RenameMode::Exchange;
@@ -60,8 +65,8 @@ fn leave_by_link(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
         done
     };
     match to.state.upper {
-        UpperEntry::Whiteout => leave_by_exchange(upper, from, to),
-        UpperEntry::Nothing if !to.state.below => leave_by_exchange(upper, from, to),
+        UpperEntry::Whiteout => leave_by_exchange(cx, from, to),
+        UpperEntry::Nothing if !to.state.below => leave_by_exchange(cx, from, to),
         UpperEntry::Nothing => {
             let mode = RenameMode::NoReplace;
             sys::node::rename(from_fd, from.name, to_fd, to.name, mode)?;
@@ -72,7 +77,8 @@ fn leave_by_link(upper: &Upper, from: &Side<'_>, to: &Side<'_>) -> Result<()> {
             let whiteout = upper.stage_whiteout(from_fd)?;
             exchange()?;
             // The replaced object is removed with the staged name.
-            let done = whiteout.commit(from_fd, from.name, RenameMode::Exchange);
+            let mode = RenameMode::Exchange;
+            let done = whiteout.replace((from_fd, from.name), mode, cx.order()?);
             or_roll_back(done, &exchange)
         }
     }
