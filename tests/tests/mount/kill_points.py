@@ -2,6 +2,7 @@
 time. It prints a line and waits for another one where the caller is to do something."""
 import ctypes, errno, fcntl, mmap, os, stat, sys
 
+CAPABILITY = bytes.fromhex("0000000200040000000000000000000000000000")
 libc = ctypes.CDLL(None, use_errno=True)
 os.chdir(sys.argv[1])
 os.umask(0o022)
@@ -66,8 +67,10 @@ def change(base, lower):
     os.ftruncate(target, 8192)
     mapping = mmap.mmap(target, 8192)
     mapping[5000] = 65
+    os.setxattr(target, "security.capability", CAPABILITY)
     mapping.flush()
     mapping.close()
+    assert os.getxattr(target, "security.capability") == CAPABILITY
     assert os.pread(target, 1, 5000) == b"A" and os.pread(target, 3, 0) == b"con"
     os.close(target)
     os.close(fd)

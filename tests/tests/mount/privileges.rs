@@ -133,3 +133,28 @@ os.removexattr("file", "security.capability"); print(err(get, "file"))
 "#,
     );
 }
+
+/// Writeback of several pages at a time must not lose the capabilities that each write removes and restores.
+#[test]
+fn writeback_of_mappings_preserves_capabilities() {
+    beside(
+        "write('file', b'c' * (8 << 20)); os.setxattr('file', 'security.capability', CAPABILITY)",
+        r#"
+import mmap
+fd = os.open("file", os.O_RDWR)
+def work(number):
+    mapping = mmap.mmap(fd, 8 << 20)
+    for step in range(20):
+        for at in range(number * 4096, 8 << 20, 16384): mapping[at] = step
+        mapping.flush()
+pids = []
+for number in range(4):
+    pid = os.fork()
+    if pid == 0: work(number); os._exit(0)
+    pids.append(pid)
+assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * 4
+assert os.getxattr("file", "security.capability") == CAPABILITY
+print(sum(os.pread(fd, 8 << 20, 0)))
+"#,
+    );
+}

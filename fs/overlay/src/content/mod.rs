@@ -3,6 +3,7 @@
 mod descriptors;
 mod examine;
 mod handle;
+mod mapping;
 mod open;
 mod privileges;
 mod record;

@@ -1,14 +1,11 @@
 //! Reads and writes of open files.
 
-use std::os::fd::AsFd;
-
 use rustix::fs::{FallocateFlags, SeekFrom};
 
 use super::handle::{FileHandle, Writer};
 use super::open::Content;
 use super::privileges::as_unprivileged;
 use cowl_layers::error::{Errno, Error, Result};
-use cowl_layers::format::CAPABILITY;
 use cowl_layers::points::changing;
 use cowl_layers::sys;
 
@@ -67,12 +64,7 @@ impl Content<'_> {
                 as_unprivileged(self.cx, caller, &handle.inode, &fd, write)?
             }
             Writer::Mapping => {
-                let capability = sys::xattr::get(fd.as_fd(), CAPABILITY)?;
-                // The kernel does not retry a short write of writeback, so the rest would be lost.
-                sys::copy::write_all(&*fd, data, offset)?;
-                if let Some(value) = capability {
-                    sys::xattr::set(fd.as_fd(), CAPABILITY, &value)?;
-                }
+                self.write_mapping(&handle.inode, &fd, data, offset)?;
                 data.len()
             }
         };

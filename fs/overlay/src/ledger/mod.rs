@@ -29,7 +29,7 @@ use slots::Slots;
 pub(crate) use slots::{FoundSlot, Intent};
 
 /// `cowlled` and the version. Must be changed with each change of the content.
-const MAGIC: u64 = u64::from_le_bytes(*b"cowlled\x02");
+const MAGIC: u64 = u64::from_le_bytes(*b"cowlled\x03");
 /// The size of the memory, of which only the used pages exist.
 const LARGEST: usize = 16 << 30;
 /// The sizes that are tried if a limit of the process prevents a larger one.
@@ -98,6 +98,8 @@ pub enum Kind {
     Handle,
     /// The state of a file for passthrough; recorded by the daemon.
     Backing,
+    /// The capabilities that a write removes from a file, which restores them.
+    Capabilities,
 }
 
 /// The layers of a stack, by their ids.
@@ -115,7 +117,7 @@ pub struct StackIds {
 }
 
 impl Kind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Inode,
         Self::Number,
         Self::NodeId,
@@ -126,6 +128,7 @@ impl Kind {
         Self::Stack,
         Self::Handle,
         Self::Backing,
+        Self::Capabilities,
     ];
 
     /// Returns the type with this number.
@@ -271,6 +274,13 @@ impl Ledger {
                 }
             }
         }
+    }
+
+    /// Returns the value with this type and key.
+    pub(crate) fn value(&self, kind: Kind, key: u64) -> Option<Found> {
+        let values = self.values.lock();
+        let block = values.get(&(kind, key))?;
+        Some(block.content(&self.memory))
     }
 
     /// Removes a value, if there is one.

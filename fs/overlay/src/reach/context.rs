@@ -39,6 +39,11 @@ impl<'a> Context<'a> {
         }
     }
 
+    /// Returns the ledger, if the mount has one.
+    pub(crate) fn ledger(&self) -> Option<&'a Ledger> {
+        self.ledger
+    }
+
     /// Runs `commit`, which changes names or xattrs by one system call, with its intent in the ledger.
     pub(crate) fn commit<T>(
         &self,

@@ -70,7 +70,7 @@ impl Sorted {
                 }
                 Kind::Handle => sorted.handles.push((key, bytes.to_vec())),
                 Kind::Backing => sorted.backing.push((key, bytes.to_vec())),
-                Kind::Stack | Kind::Inode => {}
+                Kind::Stack | Kind::Inode | Kind::Capabilities => {}
             }
         }
         sorted.table.substitutes = substitutes;
