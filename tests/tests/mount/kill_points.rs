@@ -122,6 +122,7 @@ fn run(kills: Option<&Kills<'_>>) -> (Tree, Vec<u8>) {
         match line.as_str() {
             "snapshot" => retried(&store, &["snapshot", "web"]),
             "flatten" => retried(&store, &["flatten", "web"]),
+            "upgrade" => retried(&store, &["upgrade", "web"]),
             _ => {}
         }
         let is_recovery = kills.is_some_and(|kills| IN_RECOVERY.contains(&kills.point));

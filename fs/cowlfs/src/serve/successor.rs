@@ -17,6 +17,7 @@ use crate::keeper;
 use crate::limits;
 use crate::start::{Event, Start};
 use crate::takeover::{self, Answer, Arbiter, Bundle, Origin};
+use cowl_layers::points::{self, point};
 use cowl_layers::setup::SetupError;
 use cowl_layers::{panics, sys};
 use cowl_overlay::{FileHandle, HandoverRecord, Overlay};
@@ -87,10 +88,12 @@ impl Connection {
     /// If the predecessor was killed meanwhile, its keeper starts another daemon, and this process ends. Without a keeper
     /// this process takes over as well: no request had an effect since the state was recorded.
     fn take_over(mut self, arbiter: Arbiter) -> io::Result<UnixStream> {
+        point("before a successor is ready");
         match takeover::send_answer(&self.0, &Answer::Ready) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
             _ => {}
         }
+        point("after a successor is ready");
         if arbiter == Arbiter::Keeper {
             self.wait_for_permission()?;
         }
@@ -172,6 +175,10 @@ impl Takeover {
             state,
             descriptors: _,
         } = bundle;
+        if arbiter == Arbiter::Keeper {
+            points::arm();
+            point("with a received state");
+        }
         // Limits and flags of a process are inherited. This process may lack the privilege to set them again.
         let mut lacking = lacking;
         lacking.retain(|name| inherited.contains(name));
@@ -274,6 +281,7 @@ impl Takeover {
             false => supervisor.map(Arc::new),
         };
         let Origin::Stopped { since } = origin;
+        point("after a handover");
         let mut requested = Requested {
             client,
             pid: std::process::id(),

@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cowl_layers::points::point;
 use cowl_layers::shown::Show as _;
 use cowl_layers::{panics, sys};
 use cowl_overlay::Overlay;
@@ -84,15 +85,18 @@ impl Predecessor {
         let (successor, mut started) = self.prepare(program)?;
         let busy = "requests were running for ten seconds without a pause";
         let gate = self.session.close_gate(TIMEOUT).ok_or(busy)?;
+        point("before a handover");
         self.send(&gate, successor, &mut started, program.client())?;
         let stream = &started.stream;
         let custody = self.custody();
+        point("before the permission of a successor");
         // Nothing before is final. If this process is killed before the message is sent, the keeper starts another one.
         if custody.is_none_or(|custody| custody.replace(stream.as_fd()).is_err())
             && let Err(error) = keeper::permit(stream)
         {
             return Err(format!("the new process has ended: {error}"));
         }
+        point("after the permission of a successor");
         // Nothing may be dropped: the session, its locks and registrations now belong to the successor.
         sys::process::end_now()
     }
