@@ -117,6 +117,11 @@ def change(base, lower):
     with open(f"{lower}/linked1", "ab") as file:
         file.write(b"+")
     assert read(f"{lower}/linked2") == b"linked+"
+    with open(f"{lower}/large", "r+b", buffering=0) as file:
+        file.seek(9 << 20)
+        file.write(b"L")
+    content = read(f"{lower}/large")
+    assert (len(content), content.count(b"l"), content[9 << 20]) == (20 << 20, (20 << 20) - 1, 76)
     os.rename(f"{lower}/replacing", f"{lower}/replaced")
     with open(f"{lower}/truncated", "wb") as file:
         file.write(b"new")

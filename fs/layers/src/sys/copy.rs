@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::SeekFrom;
 
 use crate::error::{Errno, Error, Result};
-use crate::points::changing;
+use crate::points::{changing, point};
 use crate::sys::fault;
 use crate::sys::write_back::start_write_back;
 
@@ -85,6 +85,7 @@ pub fn copy_content(
         while step < end {
             let next = end.min(step + STEP);
             copy_range(src, dst, step, next)?;
+            point("in a copy");
             if write_back == WriteBack::Early && len > STEP {
                 start_write_back(dst, step, next - step)?;
             }
