@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::{CliCommand, Context, output};
+use crate::container::detach::Ending;
 use crate::container::durability::{make_durable, open_filesystem};
 use crate::container::mount::{AfterUnmount, Privileges};
 use crate::container::state::Lifetime;
@@ -128,25 +129,30 @@ pub(super) struct UmountArgs {
     force: bool,
 }
 
+impl UmountArgs {
+    fn ending(&self) -> Ending {
+        match self.force {
+            true => Ending::Forced,
+            false => Ending::Orderly,
+        }
+    }
+}
+
 impl CliCommand for UmountArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         if self.target.as_bytes().contains(&b'/') {
-            return umount_path(context, Path::new(&self.target), self.force);
+            return umount_path(context, Path::new(&self.target), self.ending());
         }
         let address = Address::parse(&self.target)?;
         let name = &address.container;
         let Some(snapshot) = &address.snapshot else {
-            return umount_container(context, name, self.force);
+            return umount_container(context, name, self.ending());
         };
         let store = context.store_for(name)?;
         let (container, _) = recover::open_to_unmount(&store, name)?;
         let id = find_snapshot_ref(container.manifest(), snapshot)?.id;
         let matches = |browse: &browse::SnapshotMount| browse.snapshot == id;
-        let killed = match self.force {
-            true => browse::kill_silent(&container, matches)?,
-            false => 0,
-        };
-        if browse::close(&container, matches)? + killed == 0 {
+        if browse::close(&container, self.ending(), matches)? == 0 {
             return Err(Error::failed(format!("{address} is not mounted"))
                 .hint(format!("mount it with: cowl mount {address} DIR")));
         }
@@ -154,16 +160,16 @@ impl CliCommand for UmountArgs {
     }
 }
 
-fn umount_container(context: &Context, name: &ContainerName, force: bool) -> Result<u8> {
+fn umount_container(context: &Context, name: &ContainerName, ending: Ending) -> Result<u8> {
     let store = context.store_for(name)?;
     let (mut container, mut dead) = recover::open_to_unmount(&store, name)?;
-    if force && detach::kill_silent_daemon(&container)? {
+    if ending == Ending::Forced && detach::kill_silent_daemon(&container)? {
         drop(container);
         (container, dead) = recover::open_to_unmount(&store, name)?;
     }
-    let servers = match force {
-        true => Some(detach::find_servers(&container)?),
-        false => None,
+    let servers = match ending {
+        Ending::Forced => Some(detach::find_servers(&container)?),
+        Ending::Orderly => None,
     };
     let unmounted = container.unmount(AfterUnmount::StayUnmounted)?;
     if let Some(servers) = servers {
@@ -189,7 +195,7 @@ fn umount_container(context: &Context, name: &ContainerName, force: bool) -> Res
 }
 
 /// Unmounts the container or snapshot that is mounted at `path`.
-fn umount_path(context: &Context, path: &Path, force: bool) -> Result<u8> {
+fn umount_path(context: &Context, path: &Path, ending: Ending) -> Result<u8> {
     // The mount point of a dead daemon cannot be resolved: every access fails.
     let mountpoint = match path.canonicalize() {
         Ok(resolved) => resolved,
@@ -205,16 +211,13 @@ fn umount_path(context: &Context, path: &Path, force: bool) -> Result<u8> {
                 Mounted::No => false,
             };
             if mounted {
-                return umount_container(context, name, force);
+                return umount_container(context, name, ending);
             }
             let browsed = browse::mounts(&store, id)?;
             let matches = |browse: &browse::SnapshotMount| browse.mountpoint == mountpoint;
             if browsed.iter().any(matches) {
                 let (container, _) = recover::open_to_unmount(&store, name)?;
-                if force {
-                    browse::kill_silent(&container, matches)?;
-                }
-                browse::close(&container, matches)?;
+                browse::close(&container, ending, matches)?;
                 return Ok(0);
             }
         }

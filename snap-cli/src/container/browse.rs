@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use cowl_layers::error::Errno;
 use cowlfs::config::Config;
-use cowlfs::{Event, Takeover};
+use cowlfs::{Event, GiveUp, Takeover};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::detach::{Ending, Servers};
 use super::served::{Owner, ServedMount};
 use super::{Container, daemon, detach, mount, state};
 use crate::error::{Error, Result};
@@ -34,6 +35,8 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(10);
 /// The name of a daemon's socket.
 const SOCKET: &str = "sock";
+/// The name of the file with the reason why a mount was given up.
+const END: &str = "ended";
 
 /// A mount of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,7 +145,15 @@ pub(crate) fn tidy(store: &Store, id: ContainerId) -> Result<()> {
             }
             remove_mount_point(store, &state.mountpoint);
         }
-        remove_tree(&find_dir(store, id, mount))?;
+        let dir = find_dir(store, id, mount);
+        if let (Some(state), Ok(reason)) = (&state, std::fs::read_to_string(dir.join(END))) {
+            log::warn!(
+                "the snapshot that was mounted at {} is not mounted any more: {}",
+                state.mountpoint.shown(),
+                reason.shown()
+            );
+        }
+        remove_tree(&dir)?;
     }
     Ok(())
 }
@@ -212,44 +223,41 @@ pub fn open(
 
 /// Unmounts the snapshots that `selected` returns true for. Returns their number.
 ///
-/// Fails if a process uses one of them.
+/// Fails if a process uses one of them. [`Ending::Forced`] kills a daemon that does not answer, and a keeper that is
+/// stopped.
 pub fn close(
     container: &Container<'_>,
+    ending: Ending,
     selected: impl Fn(&SnapshotMount) -> bool,
 ) -> Result<usize> {
     let mut unmounted = 0;
     for browse in mounts(container.store, container.id())? {
         if selected(&browse) {
-            unmount_one(container, &browse)?;
+            match ending {
+                Ending::Orderly => unmount_one(container, &browse, None)?,
+                Ending::Forced => unmount_by_force(container, &browse)?,
+            }
             unmounted += 1;
         }
     }
     Ok(unmounted)
 }
 
-/// Kills the daemons of mounted snapshots that do not answer and that `selected` returns true for, and removes their
-/// mounts. Returns their number.
-pub fn kill_silent(
-    container: &Container<'_>,
-    selected: impl Fn(&SnapshotMount) -> bool,
-) -> Result<usize> {
-    let mut killed = 0;
-    for browse in mounts(container.store, container.id())?
-        .iter()
-        .filter(|one| selected(one))
-    {
-        let dir = find_dir(container.store, container.id(), browse.mount);
-        let done = detach::kill_if_silent(container, &dir.join(SOCKET), &dir.join("lock"))?;
-        killed += usize::from(done);
+fn unmount_by_force(container: &Container<'_>, browse: &SnapshotMount) -> Result<()> {
+    let dir = find_dir(container.store, container.id(), browse.mount);
+    let lock = dir.join("lock");
+    if detach::kill_if_silent(container, &dir.join(SOCKET), &lock)? {
+        return tidy(container.store, container.id());
     }
-    if killed > 0 {
-        tidy(container.store, container.id())?;
-    }
-    Ok(killed)
+    unmount_one(container, browse, Some(Servers::find(&lock)?))
 }
 
-/// Unmounts a snapshot and waits for its daemon to exit.
-fn unmount_one(container: &Container<'_>, browse: &SnapshotMount) -> Result<()> {
+/// Unmounts a snapshot and waits for its daemon to exit. Kills those of `servers` that are stopped.
+fn unmount_one(
+    container: &Container<'_>,
+    browse: &SnapshotMount,
+    servers: Option<Servers>,
+) -> Result<()> {
     let mount_point = &browse.mountpoint;
     let socket = find_dir(container.store, container.id(), browse.mount).join(SOCKET);
     if disk::exists(&socket)? {
@@ -268,6 +276,9 @@ fn unmount_one(container: &Container<'_>, browse: &SnapshotMount) -> Result<()> 
             Errno::BUSY => Error::busy(format!("{} is in use", mount_point.shown())),
             _ => Error::at("unmount", mount_point, error),
         })?;
+    }
+    if let Some(servers) = servers {
+        servers.kill_stopped()?;
     }
     let lock = find_dir(container.store(), container.id(), browse.mount).join("lock");
     let ended = || Ok::<_, Error>(!Lock::is_held(&lock)?);
@@ -342,7 +353,8 @@ pub fn serve(
                 write(&dir, &browse).and_then(|()| mount::report_ready())
             }
             Event::Kept => mount::release_output(),
-            Event::TakenOver(_) | Event::Continued(_) | Event::GivenUp(_) => Ok(()),
+            Event::GivenUp(reason) => record_end(&dir, reason),
+            Event::TakenOver(_) | Event::Continued(_) => Ok(()),
         };
         if let Err(error) = done {
             log::error!("{error}");
@@ -378,11 +390,15 @@ pub fn take_over(
     let mut owner = Owner::Predecessor;
     let served = takeover.serve(|event| {
         owner.note(&event);
-        let (Event::TakenOver(_) | Event::Continued(_)) = event else {
-            return;
+        let done = match event {
+            Event::TakenOver(_) | Event::Continued(_) => {
+                alive.record_holder(browse.pid, &command);
+                write(&dir, &browse)
+            }
+            Event::GivenUp(reason) => record_end(&dir, reason),
+            Event::Mounted(_) | Event::Kept => Ok(()),
         };
-        alive.record_holder(browse.pid, &command);
-        if let Err(error) = write(&dir, &browse) {
+        if let Err(error) = done {
             log::error!("{error}");
         }
     });
@@ -392,6 +408,12 @@ pub fn take_over(
     let cleaned = clean_up(store, &browse.mountpoint, &dir, alive);
     served?;
     cleaned
+}
+
+/// Records why a mount was given up. [`tidy`] reports it, when it removes the mount.
+fn record_end(dir: &Path, reason: GiveUp) -> Result<()> {
+    let file = dir.join(END);
+    std::fs::write(&file, reason.to_string()).map_err(|error| Error::at("write", &file, error))
 }
 
 /// Removes what belongs to a mount that has ended.

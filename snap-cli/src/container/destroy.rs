@@ -5,6 +5,7 @@
 
 use jiff::Span;
 
+use super::detach::Ending;
 use super::external::{self, Leftover};
 use super::{Container, Swap, browse, lxc};
 use crate::container::mount::AfterUnmount;
@@ -31,7 +32,7 @@ pub fn destroy_with_retention(
     retention: &Span,
 ) -> Result<ContainerId> {
     container.unmount(AfterUnmount::StayUnmounted)?;
-    browse::close(&container, |_| true)?;
+    browse::close(&container, Ending::Orderly, |_| true)?;
     let (store, id) = (container.store, container.id());
     let left = leave_outside(&mut container)?;
     deleted::delete(store, id, span::until(retention))?;
@@ -47,7 +48,7 @@ pub fn destroy_with_retention(
 /// Its disk space is free when this returns, unless another command prevents garbage collection at the moment.
 pub fn destroy_now(mut container: Container<'_>) -> Result<ContainerId> {
     container.unmount(AfterUnmount::StayUnmounted)?;
-    browse::close(&container, |_| true)?;
+    browse::close(&container, Ending::Orderly, |_| true)?;
     let (store, id) = (container.store, container.id());
     let left = leave_outside(&mut container)?;
     deleted::discard(store, id)?;

@@ -291,16 +291,30 @@ pub(super) fn kill_if_silent(
 #[derive(Debug)]
 pub struct Servers(Vec<(u32, OwnedFd)>);
 
+/// How a mount is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// By its daemon.
+    Orderly,
+    /// By killing the processes that do not respond.
+    Forced,
+}
+
 /// Finds the keeper and the daemon of a container.
 pub fn find_servers(container: &Container<'_>) -> Result<Servers> {
     let Mounted::Alive(state) = container.mounted()? else {
         return Ok(Servers(Vec::new()));
     };
     let lock = state::daemon_lock(container.store, container.id(), state.daemon);
-    holders(&lock).map(Servers)
+    Servers::find(&lock)
 }
 
 impl Servers {
+    /// Finds the processes that hold `lock` during their lifetime.
+    pub(super) fn find(lock: &Path) -> Result<Self> {
+        holders(lock).map(Self)
+    }
+
     /// Kills those that have not ended and are stopped, after an unmount. They hold the layers locked.
     pub fn kill_stopped(self) -> Result<()> {
         let has_ended = |process: &OwnedFd| {

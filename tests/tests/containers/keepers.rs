@@ -274,3 +274,52 @@ fn refused_requests_are_counted() {
     );
     store.cowl(["umount", "web"]).ok();
 }
+
+/// Mounts a snapshot, and returns its keeper.
+fn mounted_snapshot(store: &Store) -> u32 {
+    store.cowl(["mount", "web@snap0"]).ok();
+    let status = store.cowl(["status", "web", "--json"]).ok().json();
+    let keeper = status["browsed"][0]["pid"].as_u64().unwrap();
+    let keeper = u32::try_from(keeper).unwrap();
+    wait_until("a daemon", || daemon_of(keeper).is_some());
+    keeper
+}
+
+#[test]
+fn mounted_snapshots_are_ended_by_force_or_explained_when_given_up() {
+    if !can(NEEDS) {
+        return;
+    }
+    let store = Store::for_test().with_keepers();
+    let source = store.scratch().make("source");
+    store.create("web", &source);
+    store.cowl(["snapshot", "web"]).ok();
+    for stopped in ["the keeper", "the daemon", "both"] {
+        let keeper = mounted_snapshot(&store);
+        let daemon = daemon_of(keeper).unwrap();
+        if stopped != "the daemon" {
+            signal(keeper, "-STOP");
+        }
+        if stopped != "the keeper" {
+            signal(daemon, "-STOP");
+        }
+        store.cowl(["umount", "--force", "web@snap0"]).ok();
+        for pid in [keeper, daemon] {
+            wait_until("the process's end", || has_ended(pid));
+        }
+    }
+    let keeper = mounted_snapshot(&store);
+    let mut killed = Vec::new();
+    wait_until("the keeper's end", || {
+        if let Some(daemon) = daemon_of(keeper).filter(|daemon| !killed.contains(daemon)) {
+            signal(daemon, "-ABRT");
+            killed.push(daemon);
+        }
+        has_ended(keeper)
+    });
+    let next = store.cowl(["snapshot", "web"]).ok();
+    let reason = "5 daemons in a row ended before they answered a request";
+    assert!(next.err().contains(reason), "{}", next.report());
+    mounted_snapshot(&store);
+    store.cowl(["umount", "web@snap0"]).ok();
+}
