@@ -291,7 +291,7 @@ pub(super) fn kill_if_silent(
 #[derive(Debug)]
 pub struct Servers(Vec<(u32, OwnedFd)>);
 
-/// How a mount is ended.
+/// The way in which a mount is ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// By its daemon.
