@@ -33,7 +33,7 @@ impl Content<'_> {
             return sys::copy::write_all(fd, data, offset);
         }
         let index = inode.ino() % RESTORING.len() as u64;
-        let _restoring = RESTORING.iter().nth(index as usize).map(Mutex::lock);
+        let _restoring = RESTORING.get(index as usize).map(Mutex::lock);
         let before = facts.snapshot();
         let Some(capabilities) = self.capabilities(inode, fd)? else {
             facts.note(before, NO_CAPABILITIES);
