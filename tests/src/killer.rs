@@ -103,7 +103,8 @@ impl Drop for Killer {
 }
 
 /// Returns the daemons with a keeper that answer requests and whose command lines contain `text`.
-fn daemons(text: &[u8]) -> Vec<u32> {
+#[must_use]
+pub fn daemons(text: &[u8]) -> Vec<u32> {
     let mut found = Vec::new();
     for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let name = process.file_name();

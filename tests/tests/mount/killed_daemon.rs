@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use cowl_tests::conditions::{Need, can};
-use cowl_tests::killer::{Killer, daemon_of, find_pair, kill_both, with_variable};
+use cowl_tests::killer::{Killer, daemon_of, daemons, find_pair, kill_both, with_variable};
 use cowl_tests::mount::{self, Overlay, Stack, wait_until};
 use cowl_tests::scratch::Scratch;
 use nix::sys::signal::{Signal, kill};
@@ -244,4 +244,44 @@ fn mount_without_a_keeper_ends_with_its_daemon() {
         let found = std::fs::read_dir(overlay.path());
         found.is_err_and(|error| error.raw_os_error() == Some(nix::libc::ENOTCONN))
     });
+}
+
+#[test]
+fn a_mount_from_fstab_outlives_its_daemon() {
+    if !can(NEEDS) || !can(&[Need::Program("mount.fuse")]) {
+        return;
+    }
+    let dir = Scratch::new("fstab");
+    let (lower, mount_point) = (dir.make("lower"), dir.make("mounted"));
+    let (upper, work) = (dir.make("upper"), dir.make("work"));
+    std::fs::write(lower.join("file"), "below").unwrap();
+    let program = cowl_tests::programs::cowlfs();
+    let line = format!(
+        "{}#overlay {} fuse lowerdir={},upperdir={},workdir={},noauto 0 0\n",
+        program.display(),
+        mount_point.display(),
+        lower.display(),
+        upper.display(),
+        work.display()
+    );
+    let fstab = dir.join("fstab");
+    std::fs::write(&fstab, line).unwrap();
+    let args = [Path::new("-T"), &fstab, &mount_point];
+    cowl_tests::command::run("mount", args).ok();
+    let held = std::fs::File::open(mount_point.join("file")).unwrap();
+    let text = mount_point.to_str().unwrap().as_bytes();
+    for round in 0..10 {
+        wait_until("a daemon", || daemons(text).len() == 1);
+        let Some(daemon) = daemons(text).pop() else {
+            panic!("the daemon ended by itself");
+        };
+        kill(Pid::from_raw(daemon.cast_signed()), Signal::SIGKILL).unwrap();
+        std::fs::write(mount_point.join(format!("new{round}")), "new").unwrap();
+        wait_until("another daemon", || !daemons(text).contains(&daemon));
+    }
+    assert_eq!(std::io::read_to_string(&held).unwrap(), "below");
+    assert_eq!(std::fs::read_dir(&upper).unwrap().count(), 10);
+    drop(held);
+    cowl_tests::command::run("umount", [&mount_point]).ok();
+    wait_until("the end", || daemons(text).is_empty());
 }

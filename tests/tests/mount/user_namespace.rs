@@ -110,3 +110,36 @@ fn runtime_files_are_in_the_runtime_directory_on_a_full_disk() {
     let seen = "new\nother\n";
     assert_eq!(output, format!("1\none\n{seen}1\nlog\nsock\n{seen}"));
 }
+
+/// Shell lines that kill the daemon of the only mount that belongs to the user ten times, while a program writes.
+const KILL: &str = "
+    daemon() { for pid in $(pgrep -u $1 -x cowlfs); do
+        [ \"$(cat /proc/$(ps -o ppid= -p $pid | tr -d \" \")/comm)\" != cowlfs ] || echo $pid; done; }
+    kill_often() { for round in 1 2 3 4 5 6 7 8 9 10; do
+        old=; while [ -z \"$old\" ]; do old=$(daemon $1); done
+        kill -9 $old; echo $round >&4; echo $round > $2/new$round
+        while [ \"$(daemon $1)\" = \"$old\" ] || [ -z \"$(daemon $1)\" ]; do :; done; done; }";
+
+#[test]
+fn a_mount_in_a_user_namespace_outlives_its_daemon() {
+    if !can(NEEDS) || !can(&[Need::Program("pgrep")]) {
+        return;
+    }
+    let scratch = mount_point();
+    let output = as_nobody(
+        &scratch,
+        &format!(
+            "{KILL}
+             mkdir lower upper work mount; echo below > lower/file; echo x > lower/gone
+             ./cowlfs -o lowerdir=lower,upperdir=upper,workdir=work mount
+             exec 3< mount/file 4>> mount/log; rm mount/gone; cd mount
+             kill_often 0 .
+             cat <&3; cat log | tr \"\\n\" \" \"; ls | tr \"\\n\" \" \"; cat new1 new10
+             cd ..; exec 3<&- 4>&-; umount mount; ! daemon 0 | grep -q .; echo ended"
+        ),
+    );
+    assert_eq!(
+        output,
+        "below\n1 2 3 4 5 6 7 8 9 10 file log new1 new10 new2 new3 new4 new5 new6 new7 new8 new9 1\n10\nended\n"
+    );
+}
