@@ -374,10 +374,16 @@ impl Overlay {
     pub fn ended(mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             let mut status = None;
-            wait_until("the daemon's end", || {
+            let start = Instant::now();
+            while status.is_none() {
                 status = daemon.try_wait().expect("waiting for the daemon");
-                status.is_some()
-            });
+                assert!(
+                    start.elapsed() < TIMEOUT,
+                    "the daemon did not end within {TIMEOUT:?}: {}",
+                    crate::process::describe_waits(daemon.id())
+                );
+                std::thread::sleep(Duration::from_millis(2));
+            }
             assert!(
                 status.is_some_and(|status| status.success()),
                 "the daemon failed: {status:?}"

@@ -32,6 +32,20 @@ fn status_size(pid: u32, field: &str) -> usize {
     kib * 1024
 }
 
+/// Describes what the threads of a process and of its children wait for, for messages about processes that do not end.
+#[must_use]
+pub fn describe_waits(pid: u32) -> String {
+    let script = r#"for pid in $1 $(pgrep -P $1); do
+        tr "\0" " " < /proc/$pid/cmdline; echo
+        for thread in /proc/$pid/task/*; do
+            echo "$(head -c 50 $thread/comm): $(cut -d " " -f 3 $thread/stat) $(cat $thread/wchan) $(cat $thread/syscall)"
+            cat $thread/stack
+        done
+        ls -l /proc/$pid/fd
+    done 2>&1; grep -e fuse /proc/self/mountinfo"#;
+    run("sh", ["-c", script, "sh", &pid.to_string()]).out()
+}
+
 /// Sends a signal, as an option of kill(1).
 #[track_caller]
 pub fn signal(pid: u32, signal: &str) {
