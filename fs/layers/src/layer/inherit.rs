@@ -2,29 +2,27 @@
 //!
 //! A lock belongs to the open file description, so it is held as long as any process has a descriptor of it.
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::handed_over::LayerRecord;
 use super::lock::LayerLock;
 use super::upper_dirs::{LockedUpper, UpperLocks};
 use super::{Layer, Upper};
 use crate::error::Result;
-use crate::format::XattrSpace;
 use crate::setup::SetupError;
 use crate::sys;
 
 /// The properties of a layer that its descriptor does not tell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerTraits {
-    path: Vec<u8>,
-    is_trusted: bool,
-    foreign: bool,
-    no_devices: bool,
+    layer: LayerRecord,
     /// The path of the work directory of an upper layer.
-    work: Option<Vec<u8>>,
+    work: Option<OsString>,
 }
 
 /// A layer of another process.
@@ -42,10 +40,7 @@ impl Layer {
     /// Returns the properties that [`InheritedLayer::new`] needs.
     pub fn traits(&self) -> LayerTraits {
         LayerTraits {
-            path: path_bytes(&self.path),
-            is_trusted: self.space == XattrSpace::Trusted,
-            foreign: self.foreign,
-            no_devices: self.no_devices,
+            layer: self.record(),
             work: None,
         }
     }
@@ -55,7 +50,7 @@ impl Upper {
     /// Like [`Layer::traits`], for an upper layer.
     pub fn traits(&self) -> LayerTraits {
         LayerTraits {
-            work: Some(path_bytes(&self.work_path)),
+            work: Some(self.work_path.clone().into_os_string()),
             ..self.layer.traits()
         }
     }
@@ -70,21 +65,12 @@ impl InheritedLayer {
     /// Returns a layer with this root directory and, if it is an upper layer, this work directory. Both descriptors hold
     /// the locks.
     pub fn new(traits: &LayerTraits, root: OwnedFd, work: Option<OwnedFd>) -> Result<Self> {
-        let space = if traits.is_trusted {
-            XattrSpace::Trusted
-        } else {
-            XattrSpace::User
-        };
-        let layer = Layer {
-            foreign: traits.foreign,
-            no_devices: traits.no_devices,
-            ..Layer::from_root(&path(&traits.path), root, space)?
-        };
+        let layer = Layer::from_record(traits.layer.clone(), root)?;
         let lock = LayerLock::inherited(&layer);
         Ok(Self {
-            layer: Arc::new(layer),
+            layer,
             lock,
-            work: work.zip(traits.work.as_deref().map(path)),
+            work: work.zip(traits.work.as_ref().map(PathBuf::from)),
         })
     }
 
@@ -92,7 +78,7 @@ impl InheritedLayer {
     pub fn try_clone(&self) -> Result<Self> {
         let root = sys::dir::duplicate(self.layer.root_fd())?;
         let traits = LayerTraits {
-            work: (self.work.as_ref()).map(|(_, path)| path_bytes(path)),
+            work: (self.work.as_ref()).map(|(_, path)| path.clone().into_os_string()),
             ..self.layer.traits()
         };
         let work = match &self.work {
@@ -134,13 +120,4 @@ impl InheritedLayer {
         };
         Upper::from_locked(locked).map(Some)
     }
-}
-
-fn path(bytes: &[u8]) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt;
-    Path::new(std::ffi::OsStr::from_bytes(bytes)).to_path_buf()
-}
-
-fn path_bytes(path: &Path) -> Vec<u8> {
-    path.as_os_str().as_encoded_bytes().to_vec()
 }
