@@ -29,6 +29,7 @@ pub mod cli;
 pub mod config;
 pub mod container;
 pub mod delta;
+pub mod doctor;
 pub mod error;
 pub mod host;
 pub mod lifecycle;

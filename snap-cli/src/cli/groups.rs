@@ -31,6 +31,7 @@ pub(super) const GROUPS: [(&str, &[&str]); 5] = [
             "upgrade",
             "gc",
             "check",
+            "doctor",
             "config",
             "completions",
         ],

@@ -12,6 +12,7 @@ mod daemon_log;
 mod destroy;
 mod diff;
 mod diff_stat;
+mod doctor;
 mod du;
 mod exec;
 mod export;
@@ -213,6 +214,7 @@ commands! {
     Undelete(undelete::Args),
     Gc(gc::Args),
     Check(check::Args),
+    Doctor(doctor::Args),
     Config(config::Args),
     Completions(complete::Args),
     #[command(hide = true)]

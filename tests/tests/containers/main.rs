@@ -17,6 +17,7 @@ mod daemon_limits;
 mod damage;
 mod deep_trees;
 mod diff;
+mod doctor;
 mod durability;
 mod durability_disks;
 mod ephemeral;

@@ -75,7 +75,7 @@ const ORDERS: [Order; 4] = [
         modules: &[
             &["main"],
             &["cli"],
-            &["check"],
+            &["check", "doctor"],
             &["lifecycle"],
             &["recover"],
             &["snapshot"],
