@@ -35,18 +35,18 @@ impl Verdict {
     }
 }
 
-/// What a check found.
+/// The result of a check, with explanations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// The name of the check, for programs.
     pub check: &'static str,
     /// The result.
     pub verdict: Verdict,
-    /// What was found.
+    /// A description of what was found.
     pub detail: String,
-    /// What does not work, or is slower.
+    /// The consequence: a function that does not work or is slower.
     pub cost: Option<String>,
-    /// What to type or to do.
+    /// The command to type, or another action.
     pub remedy: Option<String>,
 }
 

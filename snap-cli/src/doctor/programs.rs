@@ -4,6 +4,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
+use cowl_layers::shown::Show as _;
+
 use super::Finding;
 
 /// The programs, with the option that prints the version and the package.
@@ -35,11 +37,11 @@ pub(super) fn examine() -> Vec<Finding> {
         let output = Command::new(&path).arg(option).output();
         let text = output.map(|output| output.stdout).unwrap_or_default();
         let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        let version = cowl_layers::shown::Show::shown(line).to_string();
+        let version = line.shown().to_string();
         match version.is_empty() {
             true => Finding::limited(
                 check,
-                format!("{} does not print its version", path.display()),
+                format!("{} does not print its version", path.shown()),
                 "it may not work",
             ),
             false => Finding::works(check, version),
