@@ -144,6 +144,11 @@ pub(crate) fn install(options: &InstallOptions) -> Result<()> {
         }
     }
     note(&format!("debug symbols are in {}", separated.display()));
+    // mount(8) searches helpers there only.
+    system.link(
+        Path::new("/sbin/mount.cowl"),
+        &bin.join("cowl").display().to_string(),
+    )?;
     let manual = options.prefix.join("share/man/man1");
     for page in pages {
         system.install_file(&manual.join(name(&page)?), &std::fs::read(&page)?, 0o644)?;
@@ -296,7 +301,7 @@ impl System {
         match at.symlink_metadata() {
             Ok(meta) if !meta.is_symlink() => {
                 return failure(format!(
-                    "{} exists and is not a symbolic link, it may be LXC's own: choose another --prefix",
+                    "{} exists and is not a symbolic link, it may belong to a package: remove that, or choose another --prefix",
                     at.display()
                 ));
             }

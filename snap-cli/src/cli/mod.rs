@@ -29,6 +29,7 @@ mod lxc;
 mod man;
 mod meta;
 mod mount;
+mod mount_helper;
 mod output;
 mod pause;
 mod progress;
@@ -377,8 +378,20 @@ fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     complete::answer();
-    let args: Vec<OsString> = std::env::args_os().collect();
+    let mut args: Vec<OsString> = std::env::args_os().collect();
     output::init_log();
+    let helper = match mount_helper::translate(&args) {
+        None => None,
+        Some(Ok(mount_helper::Call::Nothing)) => return ExitCode::SUCCESS,
+        Some(Ok(mount_helper::Call::Command(command))) => {
+            args = command;
+            Some(mount_helper::exit_code)
+        }
+        Some(Err(error)) => {
+            output::print_clap_output(error);
+            return ExitCode::from(mount_helper::exit_code(Kind::Usage));
+        }
+    };
     if lxc::snapshot::is_called(&args) {
         return lxc::snapshot::main(&args);
     }
@@ -394,7 +407,9 @@ pub fn main() -> ExitCode {
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::print_error(&error, output::Format::from_option(command.is_json()));
-            ExitCode::from(command.exit_code(error.kind))
+            let code =
+                helper.map_or_else(|| command.exit_code(error.kind), |code| code(error.kind));
+            ExitCode::from(code)
         }
     }
 }

@@ -45,6 +45,12 @@ pub(super) struct MountArgs {
     /// Enable set-user-ID programs and device nodes at a DIR that other users can reach
     #[arg(long)]
     suid: bool,
+    /// Disable set-user-ID programs and device nodes at DIR, whoever can reach it
+    #[arg(long, conflicts_with = "suid", requires = "dir")]
+    nosuid: bool,
+    /// Do not print the mount point
+    #[arg(long, hide = true)]
+    silent: bool,
     /// Mount read-only; always the case for a snapshot
     #[arg(long, visible_alias = "read-only")]
     ro: bool,
@@ -81,13 +87,21 @@ impl CliCommand for MountArgs {
             }
             None => {
                 context.limit_depth(&mut container, MergeScope::Unmounted);
-                let privileges = match self.suid {
-                    true => Privileges::Honored,
-                    false => Privileges::WherePrivate,
+                let privileges = match (self.suid, self.nosuid) {
+                    (true, _) => Privileges::Honored,
+                    (false, true) => Privileges::Denied,
+                    (false, false) => Privileges::WherePrivate,
                 };
                 let mountpoint =
                     container.mount(at.map(|at| (at, privileges)), Lifetime::UntilUnmounted)?;
                 let nosuid = matches!(container.mounted()?, Mounted::Alive(state) if state.nosuid);
+                if self.nosuid && !nosuid {
+                    return Err(Error::busy(format!(
+                        "{name} is already mounted at {} with set-user-ID programs",
+                        quoted(&mountpoint)
+                    ))
+                    .hint(format!("unmount it first: cowl umount {name}")));
+                }
                 if nosuid && self.suid {
                     return Err(Error::busy(format!(
                         "{name} is already mounted at {} without set-user-ID programs",
@@ -95,7 +109,7 @@ impl CliCommand for MountArgs {
                     ))
                     .hint(format!("unmount it first: cowl umount {name}")));
                 }
-                if nosuid {
+                if nosuid && !self.nosuid {
                     output::print_note(&format!(
                         "other users can reach {}: set-user-ID programs and device nodes have no effect \
                          there (--suid enables them)",
@@ -105,7 +119,9 @@ impl CliCommand for MountArgs {
                 mountpoint
             }
         };
-        output::print_path(&mountpoint)?;
+        if !self.silent {
+            output::print_path(&mountpoint)?;
+        }
         Ok(0)
     }
 

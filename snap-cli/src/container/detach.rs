@@ -54,17 +54,24 @@ struct Obstacle {
 pub(super) fn unmount(container: &Container<'_>, target: &UnmountTarget<'_>) -> Result<()> {
     let mut client = daemon::connect_at(&target.socket)?;
     let mut pause = PAUSE;
-    for tried in 1..=ATTEMPTS {
+    let patience = Instant::now() + container.store().session().patience;
+    let mut tried = 0;
+    while tried < ATTEMPTS {
+        tried += 1;
         let obstacle = match client.detach() {
             Ok(()) => return Ok(()),
             Err(ControlError::InUse { pids, binds }) => {
                 find_obstacle(container, target, &pids, &binds)?
             }
             Err(ControlError::Busy { writers, readers }) => {
-                find_obstacle(container, target, &[], &[])?.or(Some(Obstacle {
-                    error: open_without_process(container, readers + writers),
+                let found = find_obstacle(container, target, &[], &[])?;
+                if found.is_none() && !is_mounted(target)? && Instant::now() < patience {
                     // A daemon was killed after it had unmounted, and its successor has not noticed that yet.
-                    transient: !is_mounted(target)?,
+                    tried -= 1;
+                }
+                found.or(Some(Obstacle {
+                    error: open_without_process(container, readers + writers),
+                    transient: false,
                 }))
             }
             // The daemon was killed after it had unmounted, and could not answer.

@@ -35,6 +35,8 @@ pub enum Privileges {
     ///
     /// Such a user would become root through set-user-ID programs that the container's root created.
     WherePrivate,
+    /// They have no effect.
+    Denied,
 }
 
 /// The caller's intention after an unmount.
@@ -102,8 +104,11 @@ impl Container<'_> {
         let (mount_point, nosuid) = match at {
             Some((at, privileges)) => {
                 let mount_point = check_mount_point(at, self.store.root())?;
-                let nosuid =
-                    privileges == Privileges::WherePrivate && !reach::is_private(&mount_point)?;
+                let nosuid = match privileges {
+                    Privileges::Honored => false,
+                    Privileges::WherePrivate => !reach::is_private(&mount_point)?,
+                    Privileges::Denied => true,
+                };
                 (mount_point, nosuid)
             }
             None => (self.create_mount_point()?, false),

@@ -30,6 +30,7 @@ mod keepers;
 mod live_flatten;
 mod main_job;
 mod many_snapshots;
+mod mount_helper;
 mod namespaces;
 mod output;
 mod plain_text;
