@@ -45,7 +45,7 @@ pub(super) struct MountArgs {
     /// Enable set-user-ID programs and device nodes at a DIR that other users can reach
     #[arg(long)]
     suid: bool,
-    /// Disable set-user-ID programs and device nodes at DIR, whoever can reach it
+    /// Disable set-user-ID programs and device nodes at DIR, also if no other user can reach it
     #[arg(long, conflicts_with = "suid", requires = "dir")]
     nosuid: bool,
     /// Do not print the mount point

@@ -61,7 +61,7 @@ fn mount_reports_why_it_failed() {
     let store = store();
     for (line, code, message) in [
         ("-o store=$S,noexec web", 1, "\"noexec\" is not supported"),
-        ("-o store=$S none", 32, "there is no container none"),
+        ("-o store=$S none", 32, "there is no container named none"),
         (
             "-o store=$S,ro web",
             1,
