@@ -134,7 +134,7 @@ impl Outgoing {
         freeze::freeze(&mut container)?;
         let reading = store.lock_shared()?;
         let mut manifest = container.manifest().clone();
-        let config = lxc::read_config_copy(&container);
+        let config = lxc::read_plain_config(&container);
         manifest.clear_machine_fields();
         retain_losses(&mut manifest, &durability::epoch(store)?);
         let mut states = BTreeMap::new();
@@ -219,7 +219,7 @@ fn bottom_up<'a>(stacks: impl Iterator<Item = &'a [LayerId]>) -> Vec<LayerId> {
     order
 }
 
-/// An imported container.
+/// The container in an archive.
 #[derive(Debug)]
 pub struct Incoming {
     /// The container's name.
@@ -228,6 +228,16 @@ pub struct Incoming {
     pub snapshots: usize,
     /// The config of the exported LXC container.
     pub config: Option<Blob>,
+}
+
+/// Describes the container in an archive.
+pub fn describe(archive: &BundleReader<'_>) -> Result<Incoming> {
+    let manifest = read_manifest(archive.manifest())?;
+    Ok(Incoming {
+        name: manifest.container.name,
+        snapshots: manifest.container.snapshots.len(),
+        config: manifest.config,
+    })
 }
 
 /// Creates a container from an archive, under its original name or another one.

@@ -160,7 +160,12 @@ pub(crate) fn finish_adoption(container: &mut Container<'_>) -> Result<()> {
     let mut next = container.manifest().clone();
     if let Some(link) = &mut next.lxc {
         let now = binding::read_config(link)?;
-        let ours = binding::own_lines(container.store(), container.id(), &name, (link, &now))?;
+        let ours = binding::own_lines(
+            container.store(),
+            container.id(),
+            &name,
+            (&link.config(), &now),
+        )?;
         let with = config::attach(&now, &ours);
         files::replace(&link.config(), &with, CONFIG_MODE)?;
         link.written = Blob(with);
