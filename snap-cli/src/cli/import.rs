@@ -125,7 +125,7 @@ impl Args {
         };
         let lxcpath = lxcpath(self.lxcpath.as_deref())?;
         let name = name.unwrap_or(&found.name);
-        LxcCopy::from_archive(config.0, lxcpath, name).map(Some)
+        LxcCopy::from_archive(config.0, found.files, lxcpath, name).map(Some)
     }
 
     /// Writes the imported container's LXC config to the file of `--lxc-config`.

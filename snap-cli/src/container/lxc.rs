@@ -13,13 +13,13 @@ use crate::lxc::config::{
     CopyRewrite, OwnLines, attach, detach, detach_all, own_ids, rewrite_for_copy,
 };
 use crate::lxc::layout::{Rootfs, rootfs};
-use crate::lxc::{self as tools, LxcContainer, binding};
+use crate::lxc::{self as tools, LxcContainer, binding, own_files};
 use crate::store::Store;
 use crate::store::bytes::Blob;
 use crate::store::disk;
 use crate::store::manifest::{ContainerId, ContainerManifest};
 use crate::store::name::{ContainerName, SnapshotName};
-use crate::store::outside::{Adopted, Lxc, Moving};
+use crate::store::outside::{Adopted, Lxc, Moving, OwnFile};
 use cowl_layers::shown::Show as _;
 
 /// Returns the hint to stop the LXC container that uses a mount; `None` if it is not an LXC container or not running.
@@ -56,16 +56,24 @@ pub fn read_config_copy(container: &Container<'_>) -> Option<Blob> {
     }
 }
 
-/// Reads the LXC config for an export, without cowl's lines: they refer to this store.
-pub fn read_plain_config(container: &Container<'_>) -> Option<Blob> {
-    let Blob(text) = read_config_copy(container)?;
-    let link = container.manifest().lxc.as_ref()?;
+/// Reads the LXC config for an export, without cowl's lines, which refer to this store, and the files in its directory
+/// to which it refers.
+pub fn read_plain_config(container: &Container<'_>) -> Result<Option<(Blob, Vec<OwnFile>)>> {
+    let link = container.manifest().lxc.as_ref();
+    let Some((Blob(text), link)) = read_config_copy(container).zip(link) else {
+        return Ok(None);
+    };
     let original = match &link.original {
         Some(original) => original.0.clone(),
         None => rootfs_line(&link.dir()),
     };
     let id = container.id.to_string();
-    Some(Blob(detach(&text, Some(&original), &id)))
+    let plain = detach(&text, Some(&original), &id);
+    let (files, notes) = own_files::collect(&plain, &link.dir())?;
+    for note in notes {
+        log::warn!("{note}");
+    }
+    Ok(Some((Blob(plain), files)))
 }
 
 /// Returns the line for a root filesystem at its usual path in the directory of an LXC container.
@@ -109,6 +117,8 @@ pub struct LxcCopy {
     dir: Option<PathBuf>,
     lxcpath: PathBuf,
     text: Vec<u8>,
+    /// The files in the original's directory to which the config refers.
+    files: Vec<OwnFile>,
     name: ContainerName,
     /// Notes for the user.
     pub notes: Vec<String>,
@@ -130,7 +140,14 @@ impl LxcCopy {
             Some(saved) => saved.0.clone(),
             None => binding::read_config(from)?,
         };
-        Self::new(text, Some(from.dir()), from.lxcpath.clone(), name).map(Some)
+        let dir = from.dir();
+        let (files, notes) = own_files::collect(&text, &dir)?;
+        let copy = Self::new(text, Some(dir), from.lxcpath.clone(), name)?;
+        Ok(Some(Self {
+            files,
+            notes,
+            ..copy
+        }))
     }
 
     /// Prepares an LXC container `name` in `lxcpath` with the config of any other LXC container.
@@ -138,13 +155,28 @@ impl LxcCopy {
         let path = std::path::absolute(path).map_err(|e| Error::at("read", path, e))?;
         let text = files::read(&path)?;
         let dir = config_dir(&path).or_else(|| original_dir(&text));
-        Self::new(text, dir, lxcpath, name)
+        let (files, notes) = match &dir {
+            Some(dir) => own_files::collect(&text, dir)?,
+            None => Default::default(),
+        };
+        let copy = Self::new(text, dir, lxcpath, name)?;
+        Ok(Self {
+            files,
+            notes,
+            ..copy
+        })
     }
 
-    /// Prepares an LXC container `name` in `lxcpath` with the config from an archive.
-    pub fn from_archive(text: Vec<u8>, lxcpath: PathBuf, name: &ContainerName) -> Result<Self> {
+    /// Prepares an LXC container `name` in `lxcpath` with the config and its files from an archive.
+    pub fn from_archive(
+        text: Vec<u8>,
+        files: Vec<OwnFile>,
+        lxcpath: PathBuf,
+        name: &ContainerName,
+    ) -> Result<Self> {
         let dir = original_dir(&text);
-        Self::new(text, dir, lxcpath, name)
+        let copy = Self::new(text, dir, lxcpath, name)?;
+        Ok(Self { files, ..copy })
     }
 
     fn new(
@@ -158,6 +190,7 @@ impl LxcCopy {
             dir,
             lxcpath,
             text,
+            files: Vec::new(),
             name: name.clone(),
             notes: Vec::new(),
         })
@@ -217,6 +250,7 @@ impl LxcCopy {
             name: self.name.to_string(),
             original: None,
             written: Blob::default(),
+            files: Vec::new(),
             extra: Map::new(),
         };
         let (from, to) = (self.dir.as_deref(), link.dir());
@@ -227,11 +261,13 @@ impl LxcCopy {
         };
         let plain = detach_all(&self.text, Some(&rootfs_line(&to)));
         let (plain, notes) = rewrite_for_copy(&plain, &how, tools::random_address);
-        self.notes = notes;
+        self.notes.extend(notes);
+        let files = own_files::rewritten(std::mem::take(&mut self.files), &how);
         let ours = own_lines(store, id, &self.name, &plain)?;
         let config = Blob(attach(&plain, &ours));
         link.original = Some(Blob(plain));
         link.written = config.clone();
+        link.files = files;
         external::write_marker(store, id, &external::Leftover::default())?;
         manifest.adopted = Some(Adopted {
             rootfs: to.join("rootfs"),

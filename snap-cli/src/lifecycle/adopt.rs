@@ -191,6 +191,7 @@ fn inspect_lxc(
         name: container.name.clone(),
         original: Some(Blob(text.clone())),
         written: Blob(text),
+        files: Vec::new(),
         extra: Map::new(),
     };
     Ok((rootfs, link))

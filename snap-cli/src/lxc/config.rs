@@ -303,7 +303,7 @@ pub fn rewrite_for_copy(
 }
 
 /// Replaces paths in the old directory by paths in the new one.
-fn replace_dir(line: &[u8], rewrite: &CopyRewrite<'_>) -> Vec<u8> {
+pub fn replace_dir(line: &[u8], rewrite: &CopyRewrite<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(line.len());
     let mut rest = line;
     while let Some(first) = rest.first() {

@@ -128,3 +128,81 @@ fn only_paths_of_the_original_container_are_rewritten() {
     );
     assert!(config.contains(&line), "{config}");
 }
+
+/// Creates and adopts the container c1, whose config needs a hook, a table of mounts and an included file in the
+/// container's directory.
+fn with_files(lxc: &Lxc) {
+    lxc.create("c1");
+    let dir = lxc.dir("c1");
+    let at = dir.display();
+    std::fs::create_dir(dir.join("hooks")).unwrap();
+    let write = |name: &str, text: String| std::fs::write(dir.join(name), text).unwrap();
+    write(
+        "hooks/mount",
+        format!(
+            "#!/bin/sh\necho \"$LXC_NAME\" >> {}\n",
+            lxc.scratch().join("ran").display()
+        ),
+    );
+    write(
+        "fstab",
+        "tmpfs srv tmpfs size=1M,create=dir 0 0\n".to_owned(),
+    );
+    write(
+        "more.conf",
+        format!("lxc.hook.mount = {at}/hooks/mount\nlxc.environment = FROM=include\n"),
+    );
+    cowl_tests::command::run("chmod", ["755", dir.join("hooks/mount").to_str().unwrap()]).ok();
+    let more = format!("lxc.include = {at}/more.conf\nlxc.mount.fstab = {at}/fstab\n");
+    std::fs::write(dir.join("config"), lxc.config("c1") + &more).unwrap();
+    lxc.adopt("c1").ok();
+}
+
+#[track_caller]
+fn files_work(lxc: &Lxc, name: &str) {
+    let config = lxc.config(name);
+    assert!(!config.contains("/lxc/c1/"), "{config}");
+    lxc.start(name);
+    let seen = lxc.run(
+        name,
+        "grep -c ' /srv tmpfs' /proc/mounts; tr '\\0' '\\n' < /proc/1/environ | grep FROM",
+    );
+    assert_eq!(seen, "1\nFROM=include");
+    lxc.kill(name);
+    lxc.unmounted(name);
+    let ran = std::fs::read_to_string(lxc.scratch().join("ran")).unwrap();
+    assert_eq!(ran.lines().last(), Some(name));
+}
+
+#[test]
+fn copies_contain_the_files_of_the_config() {
+    if !can(NEEDS) {
+        return;
+    }
+    let lxc = Lxc::for_test();
+    with_files(&lxc);
+    lxc.store().cowl(["clone", "c1", "c2"]).ok();
+    let archive = lxc.scratch().join("c1.tar");
+    let archive = archive.to_str().unwrap();
+    lxc.store()
+        .cowl(["export", "c1", "--with-snapshots", archive])
+        .ok();
+    // Nothing of the original remains. LXC removes its whole directory.
+    lxc.tool("destroy", "c1", [] as [&str; 0]).ok();
+    files_work(&lxc, "c2");
+    let path = lxc.path().to_str().unwrap();
+    lxc.store()
+        .cowl(["import", archive, "k6", "--lxc", "-P", path])
+        .ok();
+    files_work(&lxc, "k6");
+    // A destroyed copy leaves no file, and gets its files back.
+    lxc.store().cowl(["destroy", "c2", "--yes"]).ok();
+    assert!(!lxc.dir("c2").try_exists().unwrap());
+    lxc.store().cowl(["undelete", "c2"]).ok();
+    files_work(&lxc, "c2");
+    // A changed file is the user's.
+    std::fs::write(lxc.dir("c2").join("fstab"), "# mine\n").unwrap();
+    lxc.store().cowl(["destroy", "c2", "--yes"]).ok();
+    let left: Vec<_> = std::fs::read_dir(lxc.dir("c2")).unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+}
