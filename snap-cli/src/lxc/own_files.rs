@@ -191,7 +191,7 @@ mod tests {
         let dir = scratch.path().join("c1");
         std::fs::create_dir_all(dir.join("conf.d")).unwrap();
         std::fs::create_dir_all(dir.join("rootfs")).unwrap();
-        let at = dir.display();
+        let at = dir.to_str().unwrap();
         let write = |name: &str, text: &str| std::fs::write(dir.join(name), text).unwrap();
         write("hook", "#!/bin/sh\n");
         write("fstab", &format!("/srv {at}/rootfs/srv none bind\n"));
@@ -229,7 +229,7 @@ mod tests {
         let fstab = std::fs::read_to_string(other.join("fstab")).unwrap();
         assert_eq!(
             fstab,
-            format!("/srv {}/rootfs/srv none bind\n", other.display())
+            format!("/srv {}/rootfs/srv none bind\n", other.to_str().unwrap())
         );
         std::fs::write(other.join("hook"), "changed").unwrap();
         remove_unchanged(&copied, &other).unwrap();
