@@ -16,6 +16,8 @@ pub mod command;
 pub mod conditions;
 pub mod cowl;
 pub mod disk;
+pub mod engine;
+pub mod holes;
 pub mod identity;
 pub mod images;
 pub mod killer;

@@ -7,6 +7,7 @@ use crate::run::{Result, Run, failure, note, title};
 
 /// Debian packages that the build, the tests and the demo need.
 const PACKAGES: &[&str] = &[
+    "7zip",
     "acl",
     "attr",
     "binutils",
@@ -14,7 +15,9 @@ const PACKAGES: &[&str] = &[
     "busybox-static",
     "debian-archive-keyring",
     "crun",
+    "cpio",
     "debootstrap",
+    "docker.io",
     "e2fsprogs",
     "erofs-utils",
     "fish",
@@ -32,6 +35,7 @@ const PACKAGES: &[&str] = &[
     "mmdebstrap",
     "mount",
     "patch",
+    "pax",
     "podman",
     "postgresql",
     "procps",

@@ -7,6 +7,7 @@ use std::fmt;
 use std::io::{self, BufRead, BufReader, Chain, Cursor, Read, Write};
 
 use super::limits;
+use super::member::has_valid_checksum;
 use crate::tree::error::{ErrorKind, Result, TreeError};
 
 /// The compression of an archive.
@@ -49,7 +50,7 @@ impl Compression {
 }
 
 /// The magic numbers of known but unsupported formats.
-const UNSUPPORTED: [(&[u8], &str); 7] = [
+const UNSUPPORTED: [(&[u8], &str); 11] = [
     (b"BZh", "bzip2"),
     (b"\x04\x22\x4d\x18", "lz4"),
     (b"PK\x03\x04", "a zip archive"),
@@ -57,25 +58,46 @@ const UNSUPPORTED: [(&[u8], &str); 7] = [
     (b"LZIP", "lzip"),
     (b"hsqs", "a squashfs image"),
     (b"!<arch>\n", "an ar archive or Debian package"),
+    (b"070701", "a cpio archive"),
+    (b"070702", "a cpio archive"),
+    (b"070707", "a cpio archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
 ];
 
 type Peeked<R> = BufReader<Chain<Cursor<Vec<u8>>, R>>;
 
+/// The end of an archive's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StreamEnd {
+    /// A compressed stream marks its end, so that a truncation is an error of the decoder.
+    Marked,
+    /// A plain file ends anywhere.
+    Unmarked,
+}
+
+/// A reader of the uncompressed archive.
+pub(super) struct Decoded<'a> {
+    pub(super) input: Box<dyn Read + 'a>,
+    pub(super) end: StreamEnd,
+}
+
 /// Returns a reader of the uncompressed archive.
-pub(super) fn decode<'a>(mut input: impl Read + 'a) -> Result<Box<dyn Read + 'a>> {
+pub(super) fn decode<'a>(mut input: impl Read + 'a) -> Result<Decoded<'a>> {
     let mut head = Vec::new();
     input
         .by_ref()
-        .take(8)
+        .take(HEADER)
         .read_to_end(&mut head)
         .map_err(|error| TreeError::io("cannot read the archive", error))?;
     if head.is_empty() {
         return Err(TreeError::new(ErrorKind::Empty, "the archive is empty"));
     }
-    if let Some((_, name)) = UNSUPPORTED
+    // The name at the start of a tar archive can equal the magic number of another format.
+    let is_tar = has_tar_header(&head);
+    let unsupported = UNSUPPORTED
         .iter()
-        .find(|(magic, _)| head.starts_with(magic))
-    {
+        .find(|(magic, _)| !is_tar && head.starts_with(magic));
+    if let Some((_, name)) = unsupported {
         return Err(TreeError::new(
             ErrorKind::NotAnArchive,
             format!(
@@ -83,14 +105,29 @@ pub(super) fn decode<'a>(mut input: impl Read + 'a) -> Result<Box<dyn Read + 'a>
             ),
         ));
     }
-    let kind = detect(&head);
+    let kind = match is_tar {
+        true => Compression::None,
+        false => detect(&head),
+    };
     let input: Peeked<_> = BufReader::with_capacity(256 << 10, Cursor::new(head).chain(input));
-    Ok(match kind {
+    let end = match kind {
+        Compression::None => StreamEnd::Unmarked,
+        Compression::Gzip | Compression::Zstd | Compression::Xz => StreamEnd::Marked,
+    };
+    let input: Box<dyn Read + 'a> = match kind {
         Compression::None => Box::new(input),
         Compression::Gzip => Box::new(Gzip::Member(flate2::bufread::GzDecoder::new(input))),
         Compression::Zstd => Box::new(MemoryLimited(zstd_decoder(input)?)),
         Compression::Xz => Box::new(MemoryLimited(xz_decoder(input)?)),
-    })
+    };
+    Ok(Decoded { input, end })
+}
+
+/// The size of a tar header.
+const HEADER: u64 = 512;
+
+fn has_tar_header(head: &[u8]) -> bool {
+    head.len() as u64 == HEADER && has_valid_checksum(tar::Header::from_byte_slice(head))
 }
 
 fn detect(head: &[u8]) -> Compression {
@@ -284,10 +321,14 @@ mod tests {
             encoder.write_all(&data).unwrap();
             let packed = encoder.finish().unwrap();
             let mut back = Vec::new();
-            decode(&packed[..]).unwrap().read_to_end(&mut back).unwrap();
+            decode(&packed[..])
+                .unwrap()
+                .input
+                .read_to_end(&mut back)
+                .unwrap();
             assert_eq!(back, data);
             let cut = &packed[..packed.len() - 5];
-            let got = decode(cut).unwrap().read_to_end(&mut Vec::new());
+            let got = decode(cut).unwrap().input.read_to_end(&mut Vec::new());
             assert!(got.is_err(), "{compression:?}: truncation was not detected");
         }
     }
@@ -301,7 +342,7 @@ mod tests {
         };
         let read = |packed: &[u8]| {
             let mut back = Vec::new();
-            let got = decode(packed).unwrap().read_to_end(&mut back);
+            let got = decode(packed).unwrap().input.read_to_end(&mut back);
             got.map(|_| back)
         };
         let two = [pack(b"one"), pack(b"two")].concat();
@@ -317,7 +358,7 @@ mod tests {
     #[test]
     fn window_or_dictionary_above_the_limit_is_refused() {
         let needs_memory = |packed: &[u8]| {
-            let got = decode(packed).unwrap().read_to_end(&mut Vec::new());
+            let got = decode(packed).unwrap().input.read_to_end(&mut Vec::new());
             got.is_err_and(|error| {
                 error
                     .get_ref()
@@ -352,8 +393,25 @@ mod tests {
     #[test]
     fn empty_and_unsupported_inputs_are_refused() {
         assert_eq!(decode(&b""[..]).err().unwrap().kind(), ErrorKind::Empty);
+        let mut cpio = b"070701".to_vec();
+        cpio.resize(4096, b'0');
+        assert!(decode(&cpio[..]).err().unwrap().message().contains("cpio"));
         let zip = decode(&b"PK\x03\x04 and more"[..]).err().unwrap();
         assert_eq!(zip.kind(), ErrorKind::NotAnArchive);
         assert!(zip.message().contains("zip"));
+    }
+
+    #[test]
+    fn first_name_of_a_tar_archive_is_not_a_magic_number() {
+        for (magic, _) in UNSUPPORTED.iter().chain([&(&b"\x1f\x8bx"[..], "gzip")]) {
+            let mut header = tar::Header::new_gnu();
+            header.as_old_mut().name[..magic.len()].copy_from_slice(magic);
+            header.set_cksum();
+            let mut back = Vec::new();
+            let archive = header.as_bytes();
+            let mut decoded = decode(&archive[..]).unwrap();
+            decoded.input.read_to_end(&mut back).unwrap();
+            assert_eq!(back, archive, "{}", magic.escape_ascii());
+        }
     }
 }

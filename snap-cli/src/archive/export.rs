@@ -19,11 +19,12 @@ use crate::tree::walk::{self, Item};
 pub fn write_tar(
     view: &View,
     comment: Option<&str>,
+    holes: Holes,
     output: impl Write,
     compression: Compression,
     progress: OnProgress<'_>,
 ) -> Result<TransferReport> {
-    write_entries(output, compression, Holes::Skipped, progress, |writer| {
+    write_entries(output, compression, holes, progress, |writer| {
         comment.map_or(Ok(()), |comment| writer.write_comment(comment))?;
         walk::visit_state(view, &mut |item: &Item<'_>| writer.write_item(item))
     })

@@ -10,7 +10,7 @@ use cowl_layers::layer::Layer;
 use cowl_layers::sys::stat::FileKind;
 use cowl_layers::view::View;
 
-use super::{Compression, export, import};
+use super::{Compression, Holes, export, import};
 use crate::tree::omissions::Unsupported;
 use crate::tree::testing::{self, assert_same, describe, is_root, one_of_everything, run};
 use crate::tree::{digest, digest_dir};
@@ -22,7 +22,15 @@ fn view(layers: &[&Path]) -> View {
 
 fn pack(view: &View, compression: Compression) -> Vec<u8> {
     let mut out = Vec::new();
-    export::write_tar(view, None, &mut out, compression, &mut |_| {}).unwrap();
+    export::write_tar(
+        view,
+        None,
+        Holes::Skipped,
+        &mut out,
+        compression,
+        &mut |_| {},
+    )
+    .unwrap();
     out
 }
 
@@ -122,6 +130,7 @@ fn sockets_are_skipped_with_a_note() {
     let got = export::write_tar(
         &view(&[source.path()]),
         None,
+        Holes::Skipped,
         &mut out,
         Compression::None,
         &mut |_| {},
@@ -146,6 +155,7 @@ fn full_disk_is_an_error() {
         let got = export::write_tar(
             &view(&[source.path()]),
             None,
+            Holes::Skipped,
             &full,
             compression,
             &mut |_| {},

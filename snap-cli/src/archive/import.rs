@@ -13,6 +13,7 @@ use cowl_layers::format::XattrSpace;
 use super::copy_dir;
 use super::input::{self, Input, TreeArchive};
 use super::report::TransferReport;
+use super::stream::UnusualEnd;
 use super::unpack::Unpacker;
 use super::unpack_mode::UnpackMode;
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
@@ -83,8 +84,13 @@ pub fn from_archive(
         next = members.next()?;
     }
     let mut imported = unpacker.finish()?.0;
-    if members.is_followed() {
-        let why = "another archive follows this one and was ignored (see tar --concatenate)";
+    if let Some(end) = members.unusual_end() {
+        let why = match end {
+            UnusualEnd::Followed => {
+                "another archive follows this one and was ignored (see tar --concatenate)"
+            }
+            UnusualEnd::Missing => "the end marker is missing, but the compressed file is complete",
+        };
         imported.notes.add(why, b"archive");
     }
     Ok(imported)

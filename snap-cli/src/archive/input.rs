@@ -32,7 +32,8 @@ impl std::fmt::Debug for TreeArchive<'_> {
 
 /// Detects the content of a stream, which is plain or compressed with gzip, zstd or xz.
 pub fn open<'a>(input: impl Read + 'a) -> Result<Input<'a>> {
-    let mut members = Members::new(ChecksumReader::new(compress::decode(input)?));
+    let compress::Decoded { input, end } = compress::decode(input)?;
+    let mut members = Members::new(ChecksumReader::new(input));
     let first = members.next()?;
     let is_manifest = |member: &Member| member.path == MANIFEST && member.kind == EntryKind::File;
     if let Some(first) = first.as_ref().filter(|first| is_manifest(first)) {
@@ -40,5 +41,6 @@ pub fn open<'a>(input: impl Read + 'a) -> Result<Input<'a>> {
     }
     // Only archives of whole containers contain checksums.
     members.input().sum = None;
+    members.set_end(end);
     Ok(Input::Tree(TreeArchive { first, members }))
 }

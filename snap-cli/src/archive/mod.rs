@@ -34,6 +34,7 @@ mod writer;
 
 pub use compress::Compression;
 pub use report::TransferReport;
+pub use writer::Holes;
 #[cfg(test)]
 mod bundle_tests;
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::io::{self, Read};
 
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
-use super::compress::NeedsMemory;
+use super::compress::{NeedsMemory, StreamEnd};
 use super::extended::Extended;
 use super::limits;
 use super::member::{self, EntryKind, Member, PrecedingHeaders};
@@ -19,6 +19,15 @@ const BLOCK: usize = 512;
 /// The number of segments in an extension block of GNU's sparse header.
 const SLOTS: usize = 21;
 
+/// An unusual end of an archive that was read completely.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UnusualEnd {
+    /// Another archive follows.
+    Followed,
+    /// The end marker is missing, but the compressed stream is complete.
+    Missing,
+}
+
 /// A reader of the entries of an uncompressed stream.
 pub(super) struct Members<R> {
     input: R,
@@ -26,8 +35,9 @@ pub(super) struct Members<R> {
     ahead: Option<[u8; BLOCK]>,
     /// Whether an end marker was read, so that the end of the stream is a valid end of the archive.
     may_end: bool,
-    /// Whether another archive follows the end of this one.
-    followed: bool,
+    end: StreamEnd,
+    /// The condition at the end of the archive, if it is unusual.
+    unusual_end: Option<UnusualEnd>,
     /// The unread bytes of the current entry's data.
     left: u64,
     /// The number of padding bytes after the data.
@@ -45,7 +55,8 @@ impl<R: Read> Members<R> {
             input,
             ahead: None,
             may_end: false,
-            followed: false,
+            end: StreamEnd::Unmarked,
+            unusual_end: None,
             left: 0,
             padding: 0,
             global: Extended::default(),
@@ -59,9 +70,14 @@ impl<R: Read> Members<R> {
         &mut self.input
     }
 
-    /// Returns whether another archive follows the end of this one. Only valid after [`Self::next`] returned `None`.
-    pub(super) fn is_followed(&self) -> bool {
-        self.followed
+    /// Sets the condition for an archive without an end marker, which is otherwise truncated.
+    pub(super) fn set_end(&mut self, end: StreamEnd) {
+        self.end = end;
+    }
+
+    /// Returns what is unusual at the end of the archive. Only valid after [`Self::next`] returned `None`.
+    pub(super) fn unusual_end(&self) -> Option<UnusualEnd> {
+        self.unusual_end
     }
 
     /// Returns the next entry, or `None` at the end of the archive.
@@ -175,8 +191,13 @@ impl<R: Read> Members<R> {
             return Ok(None);
         }
         self.may_end = false;
-        // GNU tar only warns about an archive that ends between two entries. Here it is an error: a container from a
-        // truncated archive, for example after a broken connection, must not pass for a complete one.
+        // GNU tar accepts an archive that ends between two entries. Here it is an error unless the decoder has verified
+        // the end: a container from a truncated archive, for example after a broken connection, must not pass for a
+        // complete one.
+        if got == 0 && !first && self.end == StreamEnd::Marked {
+            self.unusual_end = Some(UnusualEnd::Missing);
+            return Ok(None);
+        }
         if got < BLOCK {
             return Err(if first { not_a_tar() } else { self.truncated() });
         }
@@ -346,7 +367,9 @@ impl<R: Read> Members<R> {
             if self.fill(header.as_mut_bytes())? < BLOCK {
                 return Ok(());
             }
-            self.followed = self.followed || member::has_valid_checksum(&header);
+            if member::has_valid_checksum(&header) {
+                self.unusual_end = Some(UnusualEnd::Followed);
+            }
         }
     }
 

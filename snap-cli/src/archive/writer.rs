@@ -45,13 +45,13 @@ pub(super) struct RawLayer {
 
 /// The treatment of holes in sparse files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Holes {
+pub enum Holes {
     /// Only the data segments are written, with a map.
     Skipped,
     /// Holes are written as zeros.
     ///
     /// Image layers must not contain sparse entries: podman and docker unpack a layer and recreate it from its files,
-    /// and the result must have the same bytes.
+    /// and the result must have the same bytes. Other programs, such as busybox tar, do not know sparse entries.
     Zeros,
 }
 

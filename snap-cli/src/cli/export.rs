@@ -8,7 +8,7 @@ use super::losses::losses;
 use super::{CliCommand, Context, output, read_state};
 use crate::archive::oci::{self, ImageState};
 use crate::archive::unfinished::{UnfinishedDir, UnfinishedFile, pack_dir};
-use crate::archive::{Compression, TransferReport, changeset, export, export_dir};
+use crate::archive::{Compression, Holes, TransferReport, changeset, export, export_dir};
 use crate::container::durability::epoch;
 use crate::error::{Error, Result};
 use crate::lifecycle::whole::Outgoing;
@@ -53,6 +53,10 @@ pub(super) struct Args {
     /// Export the container with all its snapshots, for `cowl import`
     #[arg(long, group = "form")]
     with_snapshots: bool,
+    /// Write holes of sparse files as zeros, for `docker import`, `podman import` and programs that do not know
+    /// sparse entries
+    #[arg(long, conflicts_with = "form")]
+    no_sparse: bool,
     /// Export a state even if a crash may have lost part of it
     #[arg(long)]
     force: bool,
@@ -87,11 +91,22 @@ impl CliCommand for Args {
             let (store, state, _reading) = self.state(context)?;
             let loss = state.describe_loss(&store)?;
             let view = store.view(&state.stack)?;
+            let holes = match self.no_sparse {
+                true => Holes::Zeros,
+                false => Holes::Skipped,
+            };
             sink.write(
                 measure::known_size(&store, &state.stack)?,
                 |out, compression, progress| {
                     let loss = loss.as_deref();
-                    Ok(export::write_tar(&view, loss, out, compression, progress)?)
+                    Ok(export::write_tar(
+                        &view,
+                        loss,
+                        holes,
+                        out,
+                        compression,
+                        progress,
+                    )?)
                 },
             )?
         };

@@ -3,15 +3,19 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::create::policy;
 use super::{CliCommand, Context, output};
+use crate::archive::bundle::BundleReader;
 use crate::archive::input::{self, Input};
 use crate::archive::unfinished::UnfinishedFile;
+use crate::container::lxc::LxcCopy;
 use crate::error::{Error, Result};
 use crate::lifecycle::create::{Source, create};
 use crate::lifecycle::whole::{self, Incoming};
+use crate::lxc::lxcpath;
+use crate::recover;
 use crate::store::Store;
 use crate::store::name::ContainerName;
 
@@ -20,6 +24,10 @@ use crate::store::name::ContainerName;
 /// A file of `cowl export --with-snapshots` becomes the original container, with all its snapshots. A
 /// plain tar archive or a directory becomes a new container, as with `cowl create --from`, and needs
 /// a NAME.
+///
+/// With --lxc, a container that was an LXC container becomes one again in the same step: with its config,
+/// a host name and hardware addresses of its own, and its new directory in place of the original's. A
+/// config can name programs that LXC runs as root, so use it only for archives that you trust.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The archive, - for an archive on standard input, or a directory
@@ -30,6 +38,12 @@ pub(super) struct Args {
     /// Write the container's LXC config, if it has one, to this file
     #[arg(long, value_name = "FILE")]
     lxc_config: Option<OsString>,
+    /// Register the container with LXC, so that lxc-start can start it
+    #[arg(long)]
+    lxc: bool,
+    /// The directory of LXC's containers [default: the output of `lxc-config lxc.lxcpath`]
+    #[arg(long, short = 'P', value_name = "DIR", requires = "lxc")]
+    lxcpath: Option<PathBuf>,
     /// Import a container image (OCI, docker save) as plain files instead of refusing it
     #[arg(long)]
     force: bool,
@@ -49,6 +63,7 @@ impl CliCommand for Args {
         let at = |error| Error::at("read", path, error);
         let file = File::open(path).map_err(at)?;
         if file.metadata().map_err(at)?.is_dir() {
+            self.refuse_lxc()?;
             let name = self.required(name.as_ref())?;
             return self.create(&context.open_or_create_store()?, name, Source::Path(path));
         }
@@ -65,37 +80,66 @@ impl Args {
     ) -> Result<u8> {
         match input::open(input)? {
             Input::Tree(tree) => {
+                self.refuse_lxc()?;
                 let name = self.required(name)?;
                 let source = Source::Tree(Box::new(tree));
                 self.create(&context.open_or_create_store()?, name, source)
             }
             Input::Container(archive) => {
+                let lxc = self.lxc_copy(name, &archive)?;
                 let store = context.open_or_create_store()?;
                 let mut bar = output::Bar::new("importing");
                 let done = whole::import(&store, name, archive, &mut |done| bar.update(done))?;
                 drop(bar);
-                self.write_config(&done)?;
+                self.write_config(&done, lxc.is_some())?;
                 let snapshots = match done.snapshots {
                     0 => "no snapshots".to_owned(),
                     1 => "1 snapshot".to_owned(),
                     n => format!("{n} snapshots"),
                 };
                 output::print_note(&format!("imported {} with {snapshots}", done.name));
-                Ok(0)
+                match lxc {
+                    Some(lxc) => convert(&store, &done.name, lxc),
+                    None => Ok(0),
+                }
             }
         }
     }
 
+    /// Prepares the LXC container of `--lxc`, before anything is imported.
+    fn lxc_copy(
+        &self,
+        name: Option<&ContainerName>,
+        archive: &BundleReader<'_>,
+    ) -> Result<Option<LxcCopy>> {
+        if !self.lxc {
+            return Ok(None);
+        }
+        let found = whole::describe(archive)?;
+        let Some(config) = found.config else {
+            return Err(Error::failed(format!(
+                "cannot register {} with LXC: the archive has no LXC config",
+                found.name
+            ))
+            .hint("omit --lxc; then use cowl lxc NAME --like OTHER"));
+        };
+        let lxcpath = lxcpath(self.lxcpath.as_deref())?;
+        let name = name.unwrap_or(&found.name);
+        LxcCopy::from_archive(config.0, found.files, lxcpath, name).map(Some)
+    }
+
     /// Writes the imported container's LXC config to the file of `--lxc-config`.
-    fn write_config(&self, done: &Incoming) -> Result<()> {
+    fn write_config(&self, done: &Incoming, is_registered: bool) -> Result<()> {
         let Some(config) = &done.config else {
             return Ok(());
         };
         let Some(path) = &self.lxc_config else {
-            output::print_note(&format!(
-                "{} was an LXC container; the option --lxc-config FILE extracts its config",
-                done.name
-            ));
+            if !is_registered {
+                output::print_note(&format!(
+                    "{} was an LXC container: with --lxc it becomes one again; --lxc-config FILE extracts its config",
+                    done.name
+                ));
+            }
             return Ok(());
         };
         let path = Path::new(path);
@@ -103,6 +147,16 @@ impl Args {
         let written = unfinished.file().write_all(&config.0);
         written.map_err(|error| Error::at("write", path, error))?;
         unfinished.finish()
+    }
+
+    fn refuse_lxc(&self) -> Result<()> {
+        match self.lxc {
+            false => Ok(()),
+            true => Err(
+                Error::usage("--lxc needs an archive of `cowl export --with-snapshots`")
+                    .hint("omit --lxc; then use cowl lxc NAME --config-file FILE"),
+            ),
+        }
     }
 
     fn required<'n>(&self, name: Option<&'n ContainerName>) -> Result<&'n ContainerName> {
@@ -124,4 +178,17 @@ impl Args {
         }
         Ok(0)
     }
+}
+
+/// Makes an imported container an LXC container.
+fn convert(store: &Store, name: &ContainerName, lxc: LxcCopy) -> Result<u8> {
+    let options = lxc.options();
+    let mut container = recover::open(store, name)?;
+    let notes = lxc.convert(&mut container)?;
+    recover::complete_outside(container)?;
+    for note in notes {
+        output::print_note(&note);
+    }
+    output::print_note(&format!("start it with: lxc-start {options}"));
+    Ok(0)
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::host::files;
 use crate::lxc::config;
+use crate::lxc::own_files;
 use crate::shell::quoted;
 use crate::store::bytes::Blob;
 use crate::store::disk::remove_tree;
@@ -91,6 +92,7 @@ impl Leftover {
             let exists = disk::exists(&link.config())?;
             if !exists || config::has_own_lines(&files::read(&link.config())?, &id.to_string()) {
                 disk::remove_if_exists(&link.config())?;
+                own_files::remove_unchanged(&link.files, &link.dir())?;
                 remove_if_empty(&link.dir())?;
             }
         }

@@ -9,14 +9,17 @@ use serde_json::Map;
 use super::{Container, Swap, external};
 use crate::error::{Error, Result};
 use crate::host::files;
-use crate::lxc::config::{CopyRewrite, attach, detach, rewrite_for_copy};
-use crate::lxc::{self as tools, LxcContainer, binding};
+use crate::lxc::config::{
+    CopyRewrite, OwnLines, attach, detach, detach_all, own_ids, rewrite_for_copy,
+};
+use crate::lxc::layout::{Rootfs, rootfs};
+use crate::lxc::{self as tools, LxcContainer, binding, own_files};
 use crate::store::Store;
 use crate::store::bytes::Blob;
 use crate::store::disk;
 use crate::store::manifest::{ContainerId, ContainerManifest};
 use crate::store::name::{ContainerName, SnapshotName};
-use crate::store::outside::{Adopted, Lxc, Moving};
+use crate::store::outside::{Adopted, Lxc, Moving, OwnFile};
 use cowl_layers::shown::Show as _;
 
 /// Returns the hint to stop the LXC container that uses a mount; `None` if it is not an LXC container or not running.
@@ -53,6 +56,37 @@ pub fn read_config_copy(container: &Container<'_>) -> Option<Blob> {
     }
 }
 
+/// Reads the LXC config for an export, without cowl's lines, which refer to this store, and the files in its directory
+/// to which it refers.
+pub fn read_plain_config(container: &Container<'_>) -> Result<Option<(Blob, Vec<OwnFile>)>> {
+    let link = container.manifest().lxc.as_ref();
+    let Some((Blob(text), link)) = read_config_copy(container).zip(link) else {
+        return Ok(None);
+    };
+    let original = match &link.original {
+        Some(original) => original.0.clone(),
+        None => rootfs_line(&link.dir()),
+    };
+    let id = container.id.to_string();
+    let plain = detach(&text, Some(&original), &id);
+    let (files, notes) = own_files::collect(&plain, &link.dir())?;
+    for note in notes {
+        log::warn!("{note}");
+    }
+    Ok(Some((Blob(plain), files)))
+}
+
+/// Returns the line for a root filesystem at its usual path in the directory of an LXC container.
+fn rootfs_line(dir: &Path) -> Vec<u8> {
+    let rootfs = dir.join("rootfs");
+    [
+        b"lxc.rootfs.path = dir:",
+        rootfs.as_os_str().as_bytes(),
+        b"\n",
+    ]
+    .concat()
+}
+
 impl Container<'_> {
     /// Makes the next commit restore LXC's config from a snapshot, with cowl's current lines.
     pub fn restore_config_from(&mut self, name: &SnapshotName) -> Result<()> {
@@ -69,7 +103,8 @@ impl Container<'_> {
                     .hint("omit --with-config: the config stays unchanged"),
             );
         };
-        let ours = binding::own_lines(self.store, self.id, self.name(), (link, &saved.0))?;
+        let ours =
+            binding::own_lines(self.store, self.id, self.name(), (&link.config(), &saved.0))?;
         self.config = Some(Blob(attach(&saved.0, &ours)));
         Ok(())
     }
@@ -78,10 +113,12 @@ impl Container<'_> {
 /// The LXC side of a container's copy.
 #[derive(Debug)]
 pub struct LxcCopy {
-    from: Lxc,
+    /// The directory of the original, in place of which paths in the config get that of the copy.
+    dir: Option<PathBuf>,
     lxcpath: PathBuf,
-    id: ContainerId,
     text: Vec<u8>,
+    /// The files in the original's directory to which the config refers.
+    files: Vec<OwnFile>,
     name: ContainerName,
     /// Notes for the user.
     pub notes: Vec<String>,
@@ -92,47 +129,68 @@ impl LxcCopy {
     ///
     /// `saved` is the config of the copied state; without it the copy gets the current one.
     pub fn for_container(
-        (id, manifest): (ContainerId, &ContainerManifest),
+        manifest: &ContainerManifest,
         saved: Option<&Blob>,
         name: &ContainerName,
     ) -> Result<Option<Self>> {
         let Some(from) = &manifest.lxc else {
             return Ok(None);
         };
-        check_free(&from.lxcpath, name)?;
         let text = match saved {
             Some(saved) => saved.0.clone(),
             None => binding::read_config(from)?,
         };
+        let dir = from.dir();
+        let (files, notes) = own_files::collect(&text, &dir)?;
+        let copy = Self::new(text, Some(dir), from.lxcpath.clone(), name)?;
         Ok(Some(Self {
-            from: from.clone(),
-            lxcpath: from.lxcpath.clone(),
-            id,
-            text,
-            name: name.clone(),
-            notes: Vec::new(),
+            files,
+            notes,
+            ..copy
         }))
     }
 
     /// Prepares an LXC container `name` in `lxcpath` with the config of any other LXC container.
     pub fn from_config(path: &Path, lxcpath: PathBuf, name: &ContainerName) -> Result<Self> {
-        check_free(&lxcpath, name)?;
         let path = std::path::absolute(path).map_err(|e| Error::at("read", path, e))?;
         let text = files::read(&path)?;
-        let dir = path.parent().unwrap_or(Path::new("/"));
-        let dir_name = dir.file_name().and_then(|name| name.to_str());
+        let dir = config_dir(&path).or_else(|| original_dir(&text));
+        let (files, notes) = match &dir {
+            Some(dir) => own_files::collect(&text, dir)?,
+            None => Default::default(),
+        };
+        let copy = Self::new(text, dir, lxcpath, name)?;
         Ok(Self {
-            from: Lxc {
-                lxcpath: dir.parent().unwrap_or(dir).to_path_buf(),
-                name: dir_name.unwrap_or_default().to_owned(),
-                original: None,
-                written: Blob::default(),
-                extra: Map::new(),
-            },
+            files,
+            notes,
+            ..copy
+        })
+    }
+
+    /// Prepares an LXC container `name` in `lxcpath` with the config and its files from an archive.
+    pub fn from_archive(
+        text: Vec<u8>,
+        files: Vec<OwnFile>,
+        lxcpath: PathBuf,
+        name: &ContainerName,
+    ) -> Result<Self> {
+        let dir = original_dir(&text);
+        let copy = Self::new(text, dir, lxcpath, name)?;
+        Ok(Self { files, ..copy })
+    }
+
+    fn new(
+        text: Vec<u8>,
+        dir: Option<PathBuf>,
+        lxcpath: PathBuf,
+        name: &ContainerName,
+    ) -> Result<Self> {
+        check_free(&lxcpath, name)?;
+        Ok(Self {
+            dir,
             lxcpath,
-            // The config has no lines of cowl.
-            id: ContainerId::fresh(),
             text,
+            files: Vec::new(),
             name: name.clone(),
             notes: Vec::new(),
         })
@@ -192,31 +250,27 @@ impl LxcCopy {
             name: self.name.to_string(),
             original: None,
             written: Blob::default(),
+            files: Vec::new(),
             extra: Map::new(),
         };
-        let (from, to) = (self.from.dir(), link.dir());
+        let (from, to) = (self.dir.as_deref(), link.dir());
         let how = CopyRewrite {
-            from: from.as_os_str().as_bytes(),
+            from: from.map_or(b"", |dir| dir.as_os_str().as_bytes()),
             to: to.as_os_str().as_bytes(),
             name: &link.name,
         };
-        let rootfs = link.dir().join("rootfs");
-        let line = [
-            b"lxc.rootfs.path = dir:",
-            rootfs.as_os_str().as_bytes(),
-            b"\n",
-        ]
-        .concat();
-        let plain = detach(&self.text, Some(&line), &self.id.to_string());
+        let plain = detach_all(&self.text, Some(&rootfs_line(&to)));
         let (plain, notes) = rewrite_for_copy(&plain, &how, tools::random_address);
-        self.notes = notes;
-        let ours = binding::own_lines(store, id, &self.name, (&self.from, &plain))?;
+        self.notes.extend(notes);
+        let files = own_files::rewritten(std::mem::take(&mut self.files), &how);
+        let ours = own_lines(store, id, &self.name, &plain)?;
         let config = Blob(attach(&plain, &ours));
         link.original = Some(Blob(plain));
         link.written = config.clone();
+        link.files = files;
         external::write_marker(store, id, &external::Leftover::default())?;
         manifest.adopted = Some(Adopted {
-            rootfs,
+            rootfs: to.join("rootfs"),
             // There was never such a directory.
             inode: 0,
             extra: Map::new(),
@@ -228,6 +282,38 @@ impl LxcCopy {
         manifest.lxc = Some(link);
         Ok(())
     }
+}
+
+/// Returns the directory of the LXC container to which a config file belongs: LXC's tools give it this name.
+fn config_dir(path: &Path) -> Option<PathBuf> {
+    let is_own = path.file_name()? == "config";
+    let dir = path.parent()?;
+    (is_own && dir != Path::new("/") && dir != Path::new("/etc")).then(|| dir.to_path_buf())
+}
+
+/// Returns the directory of the LXC container according to a config without cowl's lines.
+fn original_dir(text: &[u8]) -> Option<PathBuf> {
+    if !own_ids(text).is_empty() {
+        return None;
+    }
+    match rootfs(text)? {
+        Rootfs::Dir(path) if path.file_name()? == "rootfs" => path.parent().map(Path::to_path_buf),
+        Rootfs::Dir(_) | Rootfs::Overlay { .. } | Rootfs::Other(_) => None,
+    }
+}
+
+/// Returns cowl's lines for a config that is in no file yet.
+fn own_lines(
+    store: &Store,
+    id: ContainerId,
+    name: &ContainerName,
+    text: &[u8],
+) -> Result<OwnLines> {
+    let at = |error| Error::failed("cannot write a temporary file").because(error);
+    let dir = tempfile::tempdir().map_err(at)?;
+    let file = dir.path().join("config");
+    std::fs::write(&file, text).map_err(at)?;
+    binding::own_lines(store, id, name, (&file, text))
 }
 
 /// Returns an error if the directory of a new LXC container exists.

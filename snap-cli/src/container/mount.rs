@@ -134,7 +134,7 @@ impl Container<'_> {
         });
         let root = match &self.manifest().lxc {
             Some(link) if mount_point != self.store.paths().mount_dir(self.id) => {
-                binding::mapped_root(link, &binding::read_config(link)?)?
+                binding::mapped_root(&link.config(), &binding::read_config(link)?)?
             }
             _ => None,
         };

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::host::files;
 use crate::host::{dir_users, mountinfo, users};
 use crate::lxc::binding;
+use crate::lxc::command::config_value;
 use crate::lxc::{self as tools, LxcContainer, config, snapshots};
 use crate::recover::{self, moving};
 use crate::shell::quoted;
@@ -190,6 +191,7 @@ fn inspect_lxc(
         name: container.name.clone(),
         original: Some(Blob(text.clone())),
         written: Blob(text),
+        files: Vec::new(),
         extra: Map::new(),
     };
     Ok((rootfs, link))
@@ -237,7 +239,7 @@ pub fn update_config(store: &Store, name: &ContainerName) -> Result<bool> {
         return Ok(false);
     };
     let now = binding::read_config(link)?;
-    let ours = binding::own_lines(store, container.id(), name, (link, &now))?;
+    let ours = binding::own_lines(store, container.id(), name, (&link.config(), &now))?;
     let with = config::attach(&now, &ours);
     if with == now {
         return Ok(false);
@@ -254,7 +256,7 @@ fn find_rootfs(container: &LxcContainer, text: &[u8]) -> Result<PathBuf> {
     let value = match config::get(text, config::ROOTFS) {
         Some(value) => value.to_vec(),
         // The value may be in an included file.
-        None => container.value(config::ROOTFS)?.unwrap_or_default(),
+        None => config_value(&container.config(), config::ROOTFS)?.unwrap_or_default(),
     };
     let path = value.strip_prefix(b"dir:").unwrap_or(&value).to_vec();
     if path.first() == Some(&b'/') {
@@ -466,7 +468,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     };
     if let Some(link) = &manifest.lxc {
         // Detect errors in the config before anything is moved.
-        binding::own_lines(store, id, name, (link, &link.written.0))?;
+        binding::own_lines(store, id, name, (&link.config(), &link.written.0))?;
     }
     // The lock prevents another command from completing or rolling back this adoption.
     let lock = store.lock_container(id)?;

@@ -87,7 +87,7 @@ fn clone_claimed(
         let state = resolve(store, source)?;
         store.open_layers(&state.stack)?;
         let config = state.snapshot.as_ref().and_then(|(_, s)| s.config.as_ref());
-        lxc = lxc::LxcCopy::for_container((state.container, &state.manifest), config, new)?;
+        lxc = lxc::LxcCopy::for_container(&state.manifest, config, new)?;
         settling = inherit_settling(
             state.settling(),
             &source.container,
@@ -96,7 +96,7 @@ fn clone_claimed(
         (stack, manifest, _lock) = (state.stack, state.manifest, None);
     } else {
         let mut container = recover::open(store, &source.container)?;
-        lxc = lxc::LxcCopy::for_container((container.id(), container.manifest()), None, new)?;
+        lxc = lxc::LxcCopy::for_container(container.manifest(), None, new)?;
         stack = freeze::freeze(&mut container)?;
         creation = Creation::begin(store)?;
         manifest = container.manifest().clone();

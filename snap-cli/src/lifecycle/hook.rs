@@ -161,7 +161,7 @@ fn grant_access(mut container: Container<'_>) -> Result<()> {
     };
     let text = binding::read_config(&link)?;
     let mountpoint = binding::mount_point(store, id, &text);
-    let Some((user, group)) = binding::mapped_root(&link, &text)? else {
+    let Some((user, group)) = binding::mapped_root(&link.config(), &text)? else {
         return Ok(());
     };
     if mountpoint == store.paths().mapped_dir(id) {
@@ -170,7 +170,7 @@ fn grant_access(mut container: Container<'_>) -> Result<()> {
         // An older version wrote the config, or the id map was added later. LXC has read the config already, so
         // this start uses the shared directory of mount points. The next start uses the container's own.
         mount_points::admit_to_mnt(store.paths(), group)?;
-        let ours = binding::own_lines(store, id, container.name(), (&link, &text))?;
+        let ours = binding::own_lines(store, id, container.name(), (&link.config(), &text))?;
         container.write_config_with_next(Blob(config::attach(&text, &ours)));
         let next = container.manifest().clone();
         container.commit(next, None, |_| Ok(Swap::Done))?;

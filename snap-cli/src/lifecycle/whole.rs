@@ -16,6 +16,7 @@ use crate::archive::Compression;
 use crate::archive::bundle::{self, BundleLayer, BundleReader};
 use crate::container::{durability, lxc};
 use crate::error::{Error, Kind, Result};
+use crate::lxc::own_files;
 use crate::recover;
 use crate::snapshot::freeze;
 use crate::store::bytes::Blob;
@@ -25,6 +26,7 @@ use crate::store::manifest::{
     ContainerManifest, LayerId, LayerManifest, MarkerSpace, SnapshotId, SnapshotManifest,
 };
 use crate::store::name::{ContainerName, SnapshotName};
+use crate::store::outside::OwnFile;
 use crate::store::record::{Body, Record, RecordError};
 use crate::store::{Store, disk};
 use crate::tree::error::{OnProgress, Progress};
@@ -46,6 +48,9 @@ pub struct WholeManifest {
     /// The config of the exported LXC container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<Blob>,
+    /// The files in its directory to which the config refers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<OwnFile>,
     /// Fields that this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -102,6 +107,9 @@ impl WholeManifest {
             }
             used.extend(&state.stack);
         }
+        if !self.files.iter().all(|file| own_files::is_own(&file.path)) {
+            return Err("a file of the config is not in the container's directory".to_owned());
+        }
         if self.states.len() != ids.len() {
             return Err("it has a manifest of an unlisted snapshot".to_owned());
         }
@@ -134,7 +142,7 @@ impl Outgoing {
         freeze::freeze(&mut container)?;
         let reading = store.lock_shared()?;
         let mut manifest = container.manifest().clone();
-        let config = lxc::read_config_copy(&container);
+        let (config, files) = lxc::read_plain_config(&container)?.unzip();
         manifest.clear_machine_fields();
         retain_losses(&mut manifest, &durability::epoch(store)?);
         let mut states = BTreeMap::new();
@@ -177,6 +185,7 @@ impl Outgoing {
             layers,
             bytes: total,
             config,
+            files: files.unwrap_or_default(),
             extra: Map::new(),
         };
         whole
@@ -219,7 +228,7 @@ fn bottom_up<'a>(stacks: impl Iterator<Item = &'a [LayerId]>) -> Vec<LayerId> {
     order
 }
 
-/// An imported container.
+/// The container in an archive.
 #[derive(Debug)]
 pub struct Incoming {
     /// The container's name.
@@ -228,6 +237,19 @@ pub struct Incoming {
     pub snapshots: usize,
     /// The config of the exported LXC container.
     pub config: Option<Blob>,
+    /// The files in its directory to which the config refers.
+    pub files: Vec<OwnFile>,
+}
+
+/// Describes the container in an archive.
+pub fn describe(archive: &BundleReader<'_>) -> Result<Incoming> {
+    let manifest = read_manifest(archive.manifest())?;
+    Ok(Incoming {
+        name: manifest.container.name,
+        snapshots: manifest.container.snapshots.len(),
+        config: manifest.config,
+        files: manifest.files,
+    })
 }
 
 /// Creates a container from an archive, under its original name or another one.
@@ -240,7 +262,7 @@ pub fn import(
     let manifest = read_manifest(archive.manifest())?;
     let name = name.unwrap_or(&manifest.container.name).clone();
     let snapshots = manifest.container.snapshots.len();
-    let config = manifest.config.clone();
+    let (config, files) = (manifest.config.clone(), manifest.files.clone());
     let claim = family::claim(store, &name).map_err(|error| match error.kind {
         Kind::Failed => error.hint("import it under another name: cowl import FILE NAME"),
         _ => error,
@@ -252,6 +274,7 @@ pub fn import(
         name,
         snapshots,
         config,
+        files,
     })
 }
 

@@ -3,11 +3,11 @@
 use std::fs::Permissions;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cowl_layers::shown::Show as _;
 
-use super::command::LxcContainer;
+use super::command::{LxcContainer, config_value};
 use super::config::{self, OwnLines};
 use crate::error::{Error, Result};
 use crate::host::files;
@@ -25,14 +25,15 @@ pub fn from_link(link: &Lxc) -> LxcContainer {
     }
 }
 
-/// Returns the host's user and group that are root in an LXC container whose config is `text`, if that is not root
-/// itself.
-pub fn mapped_root(link: &Lxc, text: &[u8]) -> Result<Option<(u32, u32)>> {
+/// Returns the host's user and group that are root in an LXC container, if that is not root itself.
+///
+/// Its config is in `file`, and has the content `text`.
+pub fn mapped_root(file: &Path, text: &[u8]) -> Result<Option<(u32, u32)>> {
     let own = config::mapped_root(text);
     if own.is_some() || config::get(text, config::INCLUDE).is_none() {
         return Ok(own);
     }
-    let found = from_link(link).value("lxc.idmap")?.unwrap_or_default();
+    let found = config_value(file, "lxc.idmap")?.unwrap_or_default();
     Ok(config::mapped_root_of(found.split(|&byte| byte == b'\n')))
 }
 
@@ -47,14 +48,14 @@ pub fn mount_point(store: &Store, id: ContainerId, text: &[u8]) -> PathBuf {
     }
 }
 
-/// Returns cowl's lines for a container's LXC config, whose text is `text`.
+/// Returns cowl's lines for an LXC config that is in `file` and has the content `text`.
 pub fn own_lines(
     store: &Store,
     id: ContainerId,
     name: &ContainerName,
-    (link, text): (&Lxc, &[u8]),
+    (file, text): (&Path, &[u8]),
 ) -> Result<OwnLines> {
-    let rootfs = match mapped_root(link, text)? {
+    let rootfs = match mapped_root(file, text)? {
         Some(_) => store.paths().mapped_dir(id),
         None => store.paths().mount_dir(id),
     };

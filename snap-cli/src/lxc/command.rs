@@ -133,32 +133,6 @@ impl LxcContainer {
         })
     }
 
-    /// Returns a value of the container's config, including included files.
-    ///
-    /// The container is not named: lxc-info asks the monitor of a container that runs or starts, and while a hook of the
-    /// start runs, the monitor waits for the hook and does not answer. No container is in its directory.
-    pub fn value(&self, key: &str) -> Result<Option<Vec<u8>>> {
-        let (dir, config) = (self.dir(), self.config());
-        let file = [
-            "-P".as_ref(),
-            dir.as_os_str(),
-            "--rcfile".as_ref(),
-            config.as_os_str(),
-        ];
-        let args = file
-            .into_iter()
-            .chain(["-n", ".config", "-H", "-c", key].map(OsStr::new));
-        let output = match run("lxc-info", args) {
-            Ok(output) => output,
-            Err(Missing::Program) => return Ok(None),
-            Err(Missing::Other(error)) => return Err(error),
-        };
-        let text = output.stdout.trim_ascii();
-        let at = text.iter().position(|&byte| byte == b'=');
-        let value = at.and_then(|at| text.get(at + 1..)).unwrap_or(text);
-        Ok(Some(value.trim_ascii().to_vec()).filter(|value| !value.is_empty()))
-    }
-
     fn state_by_socket(&self) -> Result<LxcState> {
         let table = Path::new("/proc/net/unix");
         let text = std::fs::read(table).map_err(|e| Error::at("read", table, e))?;
@@ -217,6 +191,32 @@ impl LxcContainer {
                 .hint(format!("run it directly to see its messages: {command}")),
         )
     }
+}
+
+/// Returns a value of a config, including included files.
+///
+/// The container is not named: lxc-info asks the monitor of a container that runs or starts, and while a hook of the
+/// start runs, the monitor waits for the hook and does not answer. No container is in the directory of the config.
+pub fn config_value(config: &Path, key: &str) -> Result<Option<Vec<u8>>> {
+    let dir = config.parent().unwrap_or(config);
+    let file = [
+        "-P".as_ref(),
+        dir.as_os_str(),
+        "--rcfile".as_ref(),
+        config.as_os_str(),
+    ];
+    let args = file
+        .into_iter()
+        .chain(["-n", ".config", "-H", "-c", key].map(OsStr::new));
+    let output = match run("lxc-info", args) {
+        Ok(output) => output,
+        Err(Missing::Program) => return Ok(None),
+        Err(Missing::Other(error)) => return Err(error),
+    };
+    let text = output.stdout.trim_ascii();
+    let at = text.iter().position(|&byte| byte == b'=');
+    let value = at.and_then(|at| text.get(at + 1..)).unwrap_or(text);
+    Ok(Some(value.trim_ascii().to_vec()).filter(|value| !value.is_empty()))
 }
 
 /// Returns three random bytes for the second half of a hardware address.

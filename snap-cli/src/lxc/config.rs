@@ -130,7 +130,7 @@ fn format_line(key: &str, value: &[u8]) -> Vec<u8> {
 ///
 /// The hook that mounts precedes all other hooks, which may access the root filesystem.
 pub fn attach(text: &[u8], ours: &OwnLines) -> Vec<u8> {
-    let plain = detach(text, None, &ours.id);
+    let plain = detach(&detach_all(text, None), None, &ours.id);
     let all: Vec<&[u8]> = split_lines(&plain).collect();
     let at = all.iter().rposition(|line| has_key(line, ROOTFS));
     let cleared = |line: &&[u8]| {
@@ -212,6 +212,44 @@ pub fn detach(text: &[u8], original: Option<&[u8]>, id: &str) -> Vec<u8> {
     out
 }
 
+/// Returns the ids of the containers for which cowl wrote lines.
+///
+/// The config of another container, or of an imported one, has lines with another id.
+pub fn own_ids(text: &[u8]) -> Vec<String> {
+    let mut ids = Vec::new();
+    for (key, value) in split_lines(text).filter_map(parse_entry) {
+        let Some(kind) = [PRE_START, POST_STOP, DESTROY]
+            .iter()
+            .find(|ours| ours.as_bytes() == key)
+            .and_then(|key| key.strip_prefix("lxc.hook."))
+        else {
+            continue;
+        };
+        let mut words = value.rsplit(|&byte| byte == b' ');
+        let (id, verb, hook) = (words.next(), words.next(), words.next());
+        if (verb, hook) == (Some(kind.as_bytes()), Some(b"hook"))
+            && let Some(id) = id.and_then(|id| str::from_utf8(id).ok())
+            && is_uuid(id)
+            && !ids.iter().any(|known| known == id)
+        {
+            ids.push(id.to_owned());
+        }
+    }
+    ids
+}
+
+fn is_uuid(text: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_hexdigit() || byte == b'-';
+    text.len() == 36 && text.bytes().all(is_part)
+}
+
+/// Removes the lines that cowl wrote for any container. See [`detach`] for `original`.
+pub fn detach_all(text: &[u8], original: Option<&[u8]>) -> Vec<u8> {
+    own_ids(text)
+        .iter()
+        .fold(text.to_vec(), |text, id| detach(&text, original, id))
+}
+
 /// The differences between the config of a copy and the original's.
 #[derive(Clone, Debug)]
 pub struct CopyRewrite<'a> {
@@ -265,7 +303,7 @@ pub fn rewrite_for_copy(
 }
 
 /// Replaces paths in the old directory by paths in the new one.
-fn replace_dir(line: &[u8], rewrite: &CopyRewrite<'_>) -> Vec<u8> {
+pub fn replace_dir(line: &[u8], rewrite: &CopyRewrite<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(line.len());
     let mut rest = line;
     while let Some(first) = rest.first() {
@@ -374,6 +412,31 @@ mod tests {
             String::from_utf8(back).unwrap(),
             "lxc.hook.pre-start = /a\nlxc.hook.pre-start =\nlxc.hook.pre-start = /b\n"
         );
+    }
+
+    #[test]
+    fn lines_for_any_container_are_recognized_and_replaced() {
+        let id = "1ecb1f24-24dc-49e9-8af7-1bedfb9eb8cc";
+        let hook = |kind: &str| format!("/bin/cowl --store '/t' hook {kind} {id}").into_bytes();
+        let other = OwnLines {
+            id: id.to_owned(),
+            rootfs: format!("/t/mnt/{id}").into_bytes(),
+            pre_start: hook("pre-start"),
+            post_stop: hook("post-stop"),
+            destroy: hook("destroy"),
+            ..ours()
+        };
+        let theirs = attach(PLAIN, &other);
+        assert_eq!(own_ids(&theirs), [id]);
+        for foreign in [
+            format!("lxc.hook.destroy = /bin/x hook pre-start {id}\n"),
+            format!("lxc.hook.start = /bin/x hook start {id}\n"),
+            "lxc.hook.destroy = /bin/x hook destroy web\n".to_owned(),
+        ] {
+            assert_eq!(own_ids(foreign.as_bytes()), [""; 0], "{foreign}");
+        }
+        assert_eq!(detach_all(&theirs, Some(PLAIN)), PLAIN);
+        assert_eq!(attach(&theirs, &ours()), attach(PLAIN, &ours()));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! LXC: its containers, their config files, and the snapshots that LXC's own tools made.
 //!
 //! From the bottom up: [`config`] and [`layout`] read and write the text of files; [`command`] runs LXC's
-//! tools; [`binding`] connects a container of a store to LXC's; [`snapshots`] lists LXC's snapshots; [`locked`]
+//! tools; [`own_files`] finds the files of a config; [`binding`] connects a container of a store to LXC's; [`snapshots`] lists LXC's snapshots; [`locked`]
 //! and `restore` change them. Operations on an open container are in `container::lxc` and
 //! `snapshot::lxc_import`.
 
@@ -11,6 +11,7 @@ pub mod config;
 pub mod copy;
 pub mod layout;
 pub mod locked;
+pub mod own_files;
 mod restore;
 pub mod snapshots;
 mod staging;

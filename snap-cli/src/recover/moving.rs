@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::host::files;
 use crate::lxc::binding;
 use crate::lxc::config;
+use crate::lxc::own_files;
 use crate::store::bytes::Blob;
 use crate::store::collect;
 use crate::store::deleted;
@@ -160,7 +161,12 @@ pub(crate) fn finish_adoption(container: &mut Container<'_>) -> Result<()> {
     let mut next = container.manifest().clone();
     if let Some(link) = &mut next.lxc {
         let now = binding::read_config(link)?;
-        let ours = binding::own_lines(container.store(), container.id(), &name, (link, &now))?;
+        let ours = binding::own_lines(
+            container.store(),
+            container.id(),
+            &name,
+            (&link.config(), &now),
+        )?;
         let with = config::attach(&now, &ours);
         files::replace(&link.config(), &with, CONFIG_MODE)?;
         link.written = Blob(with);
@@ -284,6 +290,7 @@ fn finish_writing(
     if let Some(adopted) = &next.adopted {
         write_readme(&adopted.rootfs, container.name())?;
     }
+    own_files::write_missing(&link.files, &link.dir())?;
     files::replace(&link.config(), &config.0, CONFIG_MODE)?;
     link.written = config.clone();
     commit_complete(container, next)

@@ -34,9 +34,36 @@ pub struct Lxc {
     pub original: Option<Blob>,
     /// The config that cowl last wrote, or the config when the container was destroyed. `undelete` restores it.
     pub written: Blob,
+    /// The files in its directory that cowl created with it. `undelete` restores them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<OwnFile>,
     /// Fields that this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
+}
+
+/// A file in the directory of an LXC container, outside of its root filesystem.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnFile {
+    /// The path relative to the directory.
+    #[serde(with = "bytes::path")]
+    pub path: PathBuf,
+    /// Its kind.
+    pub kind: OwnFileKind,
+    /// The mode.
+    pub mode: u32,
+    /// The content.
+    pub content: Blob,
+}
+
+/// The kind of a file in the directory of an LXC container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OwnFileKind {
+    /// A config or a table of mounts, in which a copy has paths of its own.
+    Text,
+    /// A program, or a file that it reads.
+    Program,
 }
 
 impl Lxc {

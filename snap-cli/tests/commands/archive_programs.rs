@@ -1,17 +1,18 @@
-//! Archives of other programs are imported as GNU tar unpacks them, and by users without privileges.
+//! Archives of other programs are imported as GNU tar unpacks them: stat fields, content, holes, xattrs and ACLs.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use cowl_tests::command::{Output, run, sh_in};
 use cowl_tests::conditions::{Need, can};
+use cowl_tests::holes::{Segments, segments};
 use cowl_tests::programs;
 use cowl_tests::scratch::Scratch;
 use cowl_tests::tree::{self, Compare, Tree};
 use rustix::fs::FileType;
 
 /// A tree with everything that the archive formats support.
-const TREE: &str = r#"
+pub(super) const TREE: &str = r#"
     mkdir -p tree && cd tree
     mkdir -p bin etc/deep var/closed "$(printf 'latin\351')"
     echo program > bin/program; chmod 4755 bin/program
@@ -38,7 +39,8 @@ const WRITE_PY: &str = "
 import sys, tarfile
 format = getattr(tarfile, sys.argv[1] + '_FORMAT')
 with tarfile.open('a.tar', 'w', format=format) as archive:
-    archive.add('tree', '.')
+    for name in ['tree'] if format != tarfile.USTAR_FORMAT else ['tree/bin', 'tree/etc', 'tree/latin\\udce9', 'tree/hole', 'tree/segments']:
+        archive.add(name, name.replace('tree', '.', 1))
 ";
 
 /// The shell lines that write `a.tar` from `tree`: the program that each needs, and the line.
@@ -99,46 +101,79 @@ const WRITERS: &[(&str, &str)] = &[
     ("bsdtar", "bsdtar --format ustar -cf a.tar -C tree . || :"),
     ("bsdtar", "bsdtar --format v7tar -cf a.tar -C tree . || :"),
     ("bsdtar", "bsdtar --format pax -czPf a.tar \"$PWD/tree\""),
+    (
+        "tar",
+        "tar --format=posix -g list -cf first -C tree .; echo 2 > tree/etc/second; touch -d 2011-01-01 tree/etc/second tree/etc
+         tar --format=posix -g list -cf a.tar -C tree .; rm tree/etc/second first",
+    ),
+    ("tar", "tar -b 64 -cf a.tar -C tree ."),
+    (
+        "tar",
+        "tar --format=posix --pax-option='globexthdr.name=g,gid:=77,exthdr.name=%d/x/%f' -cf a.tar -C tree .",
+    ),
+    ("7zz", "(cd files; 7zz a -ttar -snh -snl ../a.tar . > ../log)"),
+    ("cpio", "(cd tree; find . -print0 | cpio -0oH ustar > ../a.tar || :)"),
+    ("cpio", "(cd tree; find . -print0 | cpio -0oH tar > ../a.tar || :)"),
+    ("pax", "(cd tree; pax -w -x ustar -f ../a.tar . || :)"),
+    (
+        "git",
+        "(cd files; git init -q .; git add -A; git -c user.name=a -c user.email=b commit -qm x
+          git archive -o ../a.tar HEAD; rm -r .git)",
+    ),
     ("python3", "python3 write.py PAX"),
     ("python3", "python3 write.py GNU"),
+    ("python3", "python3 write.py USTAR"),
 ];
 
-fn cowl(scratch: &Scratch, args: &[&str]) -> Output {
+pub(super) fn cowl(scratch: &Scratch, args: &[&str]) -> Output {
     let store = scratch.join("store");
     let store = store.to_str().unwrap();
     run(programs::cowl(), [&["--store", store], args].concat())
 }
 
-/// Unpacks an archive with GNU tar, and returns the tree.
-fn unpacked_by_gnu_tar(scratch: &Scratch, archive: &Path) -> Tree {
+/// A tree, and the data segments of its files.
+pub(super) type Unpacked = (Tree, Segments);
+
+pub(super) fn read(root: &Path) -> Unpacked {
+    let tree = tree::read(root).unwrap();
+    let segments = segments(root, &tree).unwrap();
+    (tree, segments)
+}
+
+/// Unpacks an archive with GNU tar, and returns its output and the tree.
+pub(super) fn unpacked_by_gnu_tar(scratch: &Scratch, archive: &Path) -> (Output, Unpacked) {
     let target = scratch.make("gnu");
     std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o755)).unwrap();
-    sh_in(
+    let output = sh_in(
         &target,
         &format!(
             "tar --numeric-owner --acls --xattrs --xattrs-include='*' -xpf '{}'",
             archive.display()
         ),
-    )
-    .ok();
-    let unpacked = tree::read(&target).unwrap();
+    );
+    let unpacked = read(&target);
     remove(&target);
-    unpacked
+    (output, unpacked)
 }
 
-/// Imports an archive into a container, exports the container, and returns the tree.
-fn imported(scratch: &Scratch, archive: &Path) -> Tree {
+/// Imports an archive into a container with `options`, and exports the container to a directory. Returns the output of
+/// the import, and the tree if it succeeded.
+pub(super) fn imported(
+    scratch: &Scratch,
+    archive: &Path,
+    options: &[&str],
+) -> (Output, Option<Unpacked>) {
     let out = scratch.join("out");
-    cowl(
-        scratch,
-        &["create", "c", "--from", archive.to_str().unwrap()],
-    )
-    .ok();
+    let args = ["create", "c", "--from", archive.to_str().unwrap()];
+    let created = cowl(scratch, &[&args, options].concat());
+    if created.code != 0 {
+        return (created, None);
+    }
     cowl(scratch, &["export", "c", "--dir", out.to_str().unwrap()]).ok();
     cowl(scratch, &["destroy", "c", "--yes", "--now"]).ok();
-    let imported = tree::read(&out).unwrap();
+    let unpacked = read(&out);
     remove(&out);
-    imported
+    (created, Some(unpacked))
 }
 
 fn remove(tree: &Path) {
@@ -146,10 +181,10 @@ fn remove(tree: &Path) {
 }
 
 /// Removes from both trees what GNU tar does not set: the attributes of a root without an entry, and the times of
-/// directories if entries below them follow late, as in archives of bsdtar.
-fn exempt(archive: &Path, by_gnu_tar: &mut Tree, imported: &mut Tree) {
+/// directories if entries below them follow late, as in archives of bsdtar, or if they have no entry.
+pub(super) fn exempt(archive: &Path, by_gnu_tar: &mut Tree, imported: &mut Tree) {
     let archive = archive.as_os_str();
-    let listed = run("tar", ["-Ptf".as_ref(), archive]).ok().stdout;
+    let listed = run("tar", ["-Ptf".as_ref(), archive]).stdout;
     if !listed
         .split(|&byte| byte == b'\n')
         .any(|name| name == b"./")
@@ -167,6 +202,35 @@ fn exempt(archive: &Path, by_gnu_tar: &mut Tree, imported: &mut Tree) {
     }
 }
 
+/// Returns the differences between the tree that GNU tar unpacks and the imported one.
+pub(super) fn differences(
+    archive: &Path,
+    (mut expected, holes): Unpacked,
+    (mut got, other_holes): Unpacked,
+) -> Vec<String> {
+    exempt(archive, &mut expected, &mut got);
+    let mut all = tree::differences(&expected, &got, Compare::HISTORY);
+    for (path, data) in &holes {
+        let other = other_holes.get(path);
+        if other != Some(data) {
+            all.push(format!(
+                "/{}: data {data:?} != {other:?}",
+                path.escape_ascii()
+            ));
+        }
+    }
+    all
+}
+
+/// Imports an archive, and returns the differences from the tree that GNU tar unpacks.
+pub(super) fn compared(scratch: &Scratch, archive: &Path, options: &[&str]) -> Vec<String> {
+    let (output, expected) = unpacked_by_gnu_tar(scratch, archive);
+    output.ok();
+    let (created, got) = imported(scratch, archive, options);
+    created.ok();
+    differences(archive, expected, got.unwrap())
+}
+
 #[test]
 fn archives_of_every_program_are_imported_as_gnu_tar_unpacks_them() {
     let mut needs = vec![Need::Root];
@@ -177,123 +241,22 @@ fn archives_of_every_program_are_imported_as_gnu_tar_unpacks_them() {
     }
     let scratch = Scratch::for_test();
     sh_in(&scratch, TREE).ok();
+    sh_in(
+        &scratch,
+        "cp -a tree files; rm files/fifo files/null files/disk",
+    )
+    .ok();
     std::fs::write(scratch.join("write.py"), WRITE_PY).unwrap();
     let archive = scratch.join("a.tar");
     let mut failed = Vec::new();
     for (_, line) in WRITERS {
         sh_in(&scratch, &format!("rm -f a.tar list; {line}")).ok();
-        let (mut expected, mut got) = (
-            unpacked_by_gnu_tar(&scratch, &archive),
-            imported(&scratch, &archive),
-        );
-        assert!(expected.len() > 15, "{line}: {:?}", expected.keys());
-        exempt(&archive, &mut expected, &mut got);
-        let differences = tree::differences(&expected, &got, Compare::HISTORY);
+        let entries = run("tar", ["-Ptf".as_ref(), archive.as_os_str()]).stdout;
+        assert!(entries.split(|&byte| byte == b'\n').count() > 8, "{line}");
+        let differences = compared(&scratch, &archive, &[]);
         if !differences.is_empty() {
             failed.push(format!("{line}\n  {}", differences.join("\n  ")));
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
-}
-
-/// Creates an archive with objects and attributes that only root can store.
-fn privileged_archive(scratch: &Scratch) -> PathBuf {
-    sh_in(
-        scratch,
-        "mkdir -p tree/dev tree/bin; echo x > tree/bin/program; mknod tree/dev/null c 1 3
-         ln tree/dev/null tree/dev/null2; chown 0:0 tree/bin/program; chmod 6755 tree/bin/program
-         setfattr -n trusted.note -v t tree/bin/program; setfattr -n user.note -v u tree/bin/program
-         tar --xattrs --xattrs-include='*' -cf a.tar -C tree .; chmod 755 .; chmod 644 a.tar",
-    )
-    .ok();
-    scratch.join("a.tar")
-}
-
-#[test]
-fn a_user_without_privileges_can_skip_what_only_root_can_store() {
-    let programs = ["setpriv", "setfattr"].map(Need::Program);
-    if !can(&[&[Need::Root], programs.as_slice()].concat()) {
-        return;
-    }
-    let scratch = Scratch::for_test();
-    let archive = privileged_archive(&scratch);
-    let own = scratch.make("own");
-    std::os::unix::fs::chown(&own, Some(65_534), Some(65_534)).unwrap();
-    // The program may be in a directory that the user cannot search.
-    std::fs::copy(programs::cowl(), scratch.join("cowl")).unwrap();
-    let as_user = |args: &str| {
-        let line = format!(
-            "XDG_RUNTIME_DIR=\"$PWD/own\" HOME=\"$PWD/own\" setpriv --reuid 65534 --regid 65534 --clear-groups \
-             sh -c 'exec ./cowl --store own/store {args}'"
-        );
-        sh_in(&scratch, &line)
-    };
-    for source in ["a.tar", "tree"] {
-        as_user(&format!("create c --from {source}")).fails(
-            1,
-            &["cannot set the owner", "as root", "--skip-unsupported"],
-        );
-    }
-    for (source, name) in [("a.tar", "one"), ("tree", "two")] {
-        let made = as_user(&format!("create {name} --from {source} --skip-unsupported")).ok();
-        let notes = made.err();
-        for note in [
-            "skipped an owner that this user cannot set",
-            "dev/null",
-            "skipped an entry that this file system or user cannot store",
-        ] {
-            assert!(notes.contains(note), "no {note:?} in {notes}");
-        }
-        as_user(&format!("export {name} --dir own/{name}")).ok();
-        let tree = tree::read(&own.join(name)).unwrap();
-        let program = &tree[&b"bin/program"[..]];
-        // Without its owner, the program would run with the privileges of the caller.
-        assert_eq!((program.uid, program.mode), (65_534, 0o755), "{source}");
-        assert_eq!(program.xattrs[&b"user.note"[..]], b"u", "{source}");
-        let names: Vec<_> = tree
-            .keys()
-            .map(|path| path.escape_ascii().to_string())
-            .collect();
-        assert_eq!(names, ["", "bin", "bin/program", "dev"], "{source}");
-    }
-    let import = as_user("import a.tar three --skip-unsupported --quiet").ok();
-    assert_eq!(import.err(), "");
-    assert!(archive.is_file());
-}
-
-#[test]
-fn the_hint_for_an_unsupported_attribute_depends_on_its_cause() {
-    let needs = [Need::Root, Need::Program("python3")];
-    if !can(&needs) {
-        return;
-    }
-    let scratch = Scratch::for_test();
-    let make = "
-import tarfile, io
-for name, key, size in (('large', 'user.x', 60000), ('nfs', 'system.nfs4_acl', 3)):
-    with tarfile.open(name + '.tar', 'w', format=tarfile.PAX_FORMAT) as archive:
-        info = tarfile.TarInfo('f')
-        info.pax_headers = {'SCHILY.xattr.' + key: 'x' * size}
-        archive.addfile(info)
-";
-    std::fs::write(scratch.join("make.py"), make).unwrap();
-    sh_in(&scratch, "python3 make.py").ok();
-    for (name, is_everywhere) in [("nfs", true), ("large", false)] {
-        let path = scratch.join(format!("{name}.tar"));
-        let path = path.to_str().unwrap();
-        let refused = cowl(&scratch, &["create", name, "--from", path]);
-        if refused.code == 0 {
-            // XFS stores xattrs of 64 KiB.
-            assert!(!is_everywhere, "{}", refused.report());
-            continue;
-        }
-        let refused = refused.fails(1, &["cannot set the xattr", "--skip-unsupported"]);
-        for wrong in ["free some space", "as root"] {
-            assert!(!refused.err().contains(wrong), "{}", refused.report());
-        }
-        let args = ["create", name, "--from", path, "--skip-unsupported"];
-        let made = cowl(&scratch, &args).ok();
-        let note = "skipped an xattr that this file system or user cannot store";
-        assert!(made.err().contains(note), "{}", made.report());
-    }
 }

@@ -144,6 +144,7 @@ impl World {
             name: "c1".to_owned(),
             original: None,
             written: Blob(std::fs::read(self.path("l/c1/config")).unwrap()),
+            files: Vec::new(),
             extra: serde_json::Map::new(),
         });
         container.commit(next, None, |_| Ok(Swap::Done)).unwrap();

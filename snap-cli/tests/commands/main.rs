@@ -7,8 +7,13 @@
     reason = "tests"
 )]
 
+mod archive_cases;
+mod archive_images;
 mod archive_limits;
+mod archive_odd;
 mod archive_programs;
+mod archive_readers;
+mod archive_unsupported;
 mod archives;
 mod cli_errors;
 #[path = "../../../fs/overlay/tests/overlay/common/mod.rs"]

@@ -17,7 +17,7 @@ use crate::library;
 use crate::remains::{self, names};
 
 const CONFIG: &str = "# a config\nlxc.include = /nowhere\n\nlxc.rootfs.path = dir:DIR/lxc/c1/rootfs\n\
-                      lxc.uts.name = c1\n# its end";
+                      lxc.uts.name = c1\nlxc.hook.mount = DIR/lxc/c1/hooks/mount\n# its end";
 
 /// A command that is killed, and the commands before it.
 struct Story {
@@ -47,6 +47,8 @@ impl World {
         std::fs::create_dir_all(rootfs.join("etc/deep")).unwrap();
         std::fs::write(rootfs.join("etc/file"), "one").unwrap();
         std::fs::write(world.cli.beside("lxc/c1/config"), world.here(CONFIG)).unwrap();
+        std::fs::create_dir(world.cli.beside("lxc/c1/hooks")).unwrap();
+        std::fs::write(world.cli.beside("lxc/c1/hooks/mount"), "a hook").unwrap();
         for command in story.before {
             match command {
                 ["write", path, text] => world.write(path, text),

@@ -8,6 +8,7 @@
 )]
 
 mod adopt;
+mod backup;
 mod example;
 mod front;
 mod stock;

@@ -38,8 +38,8 @@ impl CliCommand for Args {
         let copy = match (&self.like, &self.config_file) {
             (Some(like), _) => {
                 let like = ContainerName::parse(like)?;
-                let (id, record) = context.store_for(&like)?.find(&like)?;
-                let copy = LxcCopy::for_container((id, &record.body), None, &name)?;
+                let (_, record) = context.store_for(&like)?.find(&like)?;
+                let copy = LxcCopy::for_container(&record.body, None, &name)?;
                 let copy = copy.ok_or_else(|| {
                     Error::usage(format!("{like} is not an LXC container"))
                         .hint("specify a config with --config-file")
