@@ -162,6 +162,18 @@ impl Layer {
         }
     }
 
+    /// Logs a warning about a name that cannot be created because it would be a marker, once for each layer.
+    pub fn warn_of_refused_marker(&self, name: &[u8]) {
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "cannot create {} in the layer {}: names that begin with .wh. are whiteouts; mount with the option \
+                 nofuse_overlayfs to use them as ordinary names",
+                name.shown(),
+                self.path.shown()
+            );
+        }
+    }
+
     /// Returns the descriptor of the root directory, which may be O_PATH.
     pub fn root_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()

@@ -325,6 +325,21 @@ fn ids_are_mapped_both_ways() {
         (owner(&fs, "new"), on_disk("new")),
         ((8, 9), (100_008, 100_009))
     );
+    // A caller that is not mapped owns nothing that it creates.
+    let name = cowl_layers::Name::new("theirs").unwrap();
+    let unmapped = Caller {
+        uid: 5000,
+        gid: 9,
+        ..mapped_caller
+    };
+    fs.overlay
+        .begin()
+        .mkdir(unmapped, &root, &name, 0o755)
+        .unwrap();
+    assert_eq!(
+        (owner(&fs, "theirs"), on_disk("theirs")),
+        ((OVERFLOW, 9), (OVERFLOW, 100_009))
+    );
 }
 
 /// With passthrough, the kernel writes without requests, so a push would let it write to a frozen layer.
