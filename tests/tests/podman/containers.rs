@@ -1,0 +1,159 @@
+//! Containers that podman runs.
+
+use cowl_tests::command::sh_in;
+use cowl_tests::conditions::can;
+use cowl_tests::killer::Killer;
+use cowl_tests::podman::{MountProgram, NEEDS, Podman, User};
+use cowl_tests::rootfs;
+
+/// Makes an image with files of several owners. The files in `/etc` and `/run` are those that podman mounts over.
+const IMAGE: &str = r#"
+mkdir add; tar -C add -xf "$TAR"
+mkdir -p add/d/sub add/home/user add/run
+for i in 1 2 3 4 5; do echo $i > add/d/f$i; echo $i > add/d/sub/s$i; done
+touch add/etc/hosts add/etc/hostname add/etc/resolv.conf add/run/.containerenv
+chown -R 1000:1000 add/home
+# Podman takes a file of the same size and time, to the second, for unchanged.
+find add -exec touch -h -d '2020-01-02 03:04:05' {} +
+tar -C add --numeric-owner -cf rootfs.tar .
+"#;
+
+/// Imports the image.
+const IMPORT: &str = "podman import -q ../rootfs.tar base > /dev/null 2>&1\n";
+
+/// Returns the outputs of a script with fuse-overlayfs and with cowlfs.
+fn outputs(user: User, text: &str) -> [String; 2] {
+    [MountProgram::FuseOverlayfs, MountProgram::Cowlfs].map(|program| {
+        let podman = storage(user);
+        let output = podman.script(program, &format!("{IMPORT}{text}")).ok();
+        output.out()
+    })
+}
+
+fn storage(user: User) -> Podman {
+    let podman = Podman::for_test(user);
+    let tar = rootfs::busybox_tar().unwrap();
+    let script = format!("TAR='{}'\n{IMAGE}", tar.display());
+    sh_in(podman.scratch(), &script).ok();
+    podman
+}
+
+/// Committed layers contain whiteouts of container images, which hide names in the containers above.
+const COMMIT: &str = r"
+run --name c base sh -c 'rm /d/f1; mv /d/sub /d/sub2; echo n > /d/f2; rm -r /home; mkdir /home; touch /home/x'
+podman diff c | sort
+podman commit -q c next > /dev/null 2>&1
+ls storage/overlay/*/diff/d/.wh.f1 | wc -l
+run --rm next sh -c 'find /d /home | sort; echo back > /d/f1; mkdir /d/sub; touch /d/.wh.x || ls -A /d /d/sub'
+run --name c2 next sh -c 'echo back > /d/f1; mkdir /d/sub; rm -r /d/sub2; mv /home /house'
+podman diff c2 | sort
+podman commit -q c2 third > /dev/null 2>&1
+inside image_tree third
+podman export c2 | tar -t | sort
+";
+
+#[test]
+fn commit_and_diff_are_the_same_as_with_fuse_overlayfs() {
+    if !can(NEEDS) {
+        return;
+    }
+    for user in [User::Root, User::Plain] {
+        let [theirs, ours] = outputs(user, COMMIT);
+        assert!(ours.contains("D /d/f1\nD /d/sub\n"), "{ours}");
+        assert_eq!(ours, theirs, "{user:?}");
+    }
+}
+
+/// Read-only containers, volumes, copies, mounted images, several containers at once, and removal of everything.
+const USE: &str = r#"
+run --rm --read-only base sh -c 'cat /d/f1; echo x > /d/f1 || echo refused; echo t > /tmp/t; cat /tmp/t'
+run --rm -v data:/d base sh -c 'rm /d/f1; echo kept > /d/f6; mkdir /d/.wh.f2'
+run --rm -v data:/d base sh -c 'ls -A /d; cat /d/f6'
+run --rm -v data:/v:ro base sh -c 'echo x > /v/x || ls -A /v'
+run --name c base true
+echo in > file; podman cp file c:/d/file; podman cp c:/d/f3 out; cat out
+podman start -a c
+podman diff c | sort
+for i in 1 2 3 4 5 6; do
+    run --rm base sh -c "echo $i > /d/f1; rm -r /d/sub; ls /d; cat /d/f1" > parallel.$i & pids="${pids:-} $!"
+done
+for pid in $pids; do wait $pid; done
+cat parallel.*
+inside image_tree base | md5sum
+podman rm -a > /dev/null
+podman volume prune -f > /dev/null
+podman image prune -a -f > /dev/null
+podman images -q | wc -l
+inside ls storage/overlay
+inside grep -c storage/overlay/ /proc/mounts || :
+"#;
+
+#[test]
+fn containers_volumes_and_prune_are_the_same_as_with_fuse_overlayfs() {
+    if !can(NEEDS) {
+        return;
+    }
+    for user in [User::Root, User::Plain] {
+        let [theirs, ours] = outputs(user, USE);
+        assert!(ours.contains("refused"), "{ours}");
+        assert_eq!(ours, theirs, "{user:?}");
+    }
+}
+
+/// Podman creates objects in an id-mapped root filesystem with its own ids, which the map may not contain.
+const MODES: &str = r#"
+for mode in $MODES; do
+    echo "== $mode"
+    run --rm ${mode//,/ } base sh -c 'id; ls -ln / /home | grep -v -e dev -e proc -e sys -e total | sed "s/ [A-Z][a-z][a-z] .*:.. / /"
+        for file in /home/user/x /tmp/y; do touch $file; stat -c "%n %u %g" $file; done 2>&1
+        chown 7:8 /tmp/y; stat -c "%u %g" /tmp/y; mkdir -p /tmp/z/z; mv /tmp/z /tmp/q; rm -r /tmp/q' 2>&1 |
+        sed 's/drwxr-xr-x *[0-9]*/drwxr-xr-x/'
+done
+"#;
+
+#[test]
+fn id_maps_are_the_same_as_with_fuse_overlayfs() {
+    if !can(NEEDS) {
+        return;
+    }
+    let cases = [
+        (
+            User::Root,
+            "--userns=auto --uidmap=0:100000:1000,--gidmap=0:100000:1000 --uidmap=0:100000:65536",
+        ),
+        (
+            User::Plain,
+            "--userns=keep-id --userns=auto --userns=nomap --uidmap=0:1:1000,--gidmap=0:1:1000 --uidmap=0:1:65536",
+        ),
+    ];
+    for (user, modes) in cases {
+        let [theirs, ours] = outputs(user, &format!("MODES='{modes}'\n{MODES}"));
+        assert!(ours.contains("uid="), "{ours}");
+        assert_eq!(ours, theirs, "{user:?}");
+    }
+}
+
+/// The keeper starts another daemon each time, and the container does not notice.
+#[test]
+fn a_container_continues_when_its_daemon_is_killed() {
+    if !can(NEEDS) {
+        return;
+    }
+    for user in [User::Root, User::Plain] {
+        let podman = storage(user);
+        let work = r"
+            run --rm base sh -euc 'i=0; mkdir /w
+                while [ $i -lt 400 ]; do
+                    i=$((i + 1)); echo $i > /w/f$i; mv /w/f$i /w/g$i; test $(cat /w/g$i) = $i
+                    if [ $((i % 3)) = 0 ]; then rm /w/g$i; fi; sleep 0.01
+                done; ls /w | wc -l; cat /w/* | sort -n | md5sum; rm -r /d; ls /'";
+        let killer = Killer::start(&podman.dir(), 100..=300);
+        let output = podman.script(MountProgram::Cowlfs, &format!("{IMPORT}{work}"));
+        let kills = killer.stop();
+        let output = output.ok().out();
+        let expected = "267\n";
+        assert!(output.starts_with(expected), "{output}");
+        assert!(!output.contains("\nd\n"), "{output}");
+        assert!(kills >= 3, "only {kills} kills");
+    }
+}
