@@ -157,3 +157,39 @@ fn a_container_continues_when_its_daemon_is_killed() {
         assert!(kills >= 3, "only {kills} kills");
     }
 }
+
+/// The files of docs/hosts.md, with the paths of the test.
+const DOCUMENTED: &str = r#"
+mkdir containers
+sed "s|/usr/local/bin/cowlfs|$PROGRAM|; s|/var/lib/containers/storage|$D/storage|; s|/run/containers/storage|$D/run|" \
+    ../storage.conf > containers/storage.conf
+export CONTAINERS_STORAGE_CONF=$D/containers/storage.conf
+plain() { command podman --cgroup-manager cgroupfs --events-backend none "$@"; }
+plain import -q ../rootfs.tar base > /dev/null 2>&1
+plain run --rm --ulimit nofile=4096:4096 --ulimit nproc=4096:4096 --cgroups=disabled --network=none base \
+    grep ' / ' /proc/mounts
+pid=$(find "$D" -name pause.pid); if [ -n "$pid" ]; then kill -9 "$(cat "$pid")"; fi
+"#;
+
+#[test]
+fn the_documented_configuration_selects_cowlfs() {
+    if !can(NEEDS) {
+        return;
+    }
+    let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/hosts.md");
+    let docs = std::fs::read_to_string(docs).unwrap();
+    let files = docs.split("```toml\n").skip(1);
+    let files: Vec<_> = files
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect();
+    let expected = docs
+        .lines()
+        .find(|line| line.starts_with("cowlfs / "))
+        .unwrap();
+    for (user, file) in [User::Root, User::Plain].into_iter().zip(&files) {
+        let podman = storage(user);
+        std::fs::write(podman.scratch().join("storage.conf"), file).unwrap();
+        let output = podman.script(MountProgram::Cowlfs, DOCUMENTED).ok().out();
+        assert_eq!(output, expected, "{user:?}");
+    }
+}
