@@ -82,6 +82,11 @@ inside() { if [ "$(id -u)" = 0 ]; then "$@"; else podman unshare bash -c ". $D/f
 tree() { (cd "$1" && find . -mindepth 1 \( -type d -printf '%p d %m %U %G\n' -o -type l -printf '%p l %l\n' \
         -o -printf '%p %y %m %U %G %s %n\n' \) | sort && find . -type f -print0 | sort -z | xargs -0r md5sum); }
 image_tree() { local mounted; mounted=$(podman image mount "$1"); tree "$mounted"; podman image unmount "$1" > /dev/null; }
+# conmon unmounts what belongs to a container a moment after it has ended.
+remove_all() {
+    for attempt in 1 2 3 4 5; do if podman rm -a > /dev/null 2>&1; then return; fi; sleep 1; done
+    podman rm -a
+}
 cd "$D"
 { echo "D='$D' PROGRAM='$PROGRAM'"; declare -f podman buildah tree image_tree; } > "$D/functions"
 finish() {
@@ -157,7 +162,7 @@ impl Podman {
         let path = match program {
             MountProgram::Cowlfs => {
                 let copy = self.scratch.join("cowlfs");
-                if !copy.exists() {
+                if !copy.try_exists().expect("a readable directory") {
                     std::fs::copy(crate::programs::cowlfs(), &copy).expect("a copy of cowlfs");
                 }
                 copy

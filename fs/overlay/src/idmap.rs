@@ -87,6 +87,11 @@ impl IdMap {
         })
     }
 
+    /// Whether there are ranges, so that ids differ between the mount and the disk.
+    pub fn has_ranges(&self) -> bool {
+        !self.ranges.is_empty()
+    }
+
     /// Whether each id is visible as it is on disk.
     pub fn is_identity(&self) -> bool {
         self.ranges.is_empty() && self.squash.is_none()

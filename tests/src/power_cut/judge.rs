@@ -132,7 +132,7 @@ fn stored(subject: &Subject, base: &Path) -> String {
         .output();
     output.map_or_else(
         |error| error.to_string(),
-        |output| String::from_utf8_lossy(&output.stdout).into_owned(),
+        |output| crate::command::show(&output.stdout).to_string(),
     )
 }
 

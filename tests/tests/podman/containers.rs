@@ -80,7 +80,7 @@ done
 for pid in $pids; do wait $pid; done
 cat parallel.*
 inside image_tree base | md5sum
-podman rm -a > /dev/null
+remove_all
 podman volume prune -f > /dev/null
 podman image prune -a -f > /dev/null
 podman images -q | wc -l
@@ -112,25 +112,69 @@ done
 "#;
 
 #[test]
-fn id_maps_are_the_same_as_with_fuse_overlayfs() {
+fn id_maps_of_a_plain_user_are_the_same_as_with_fuse_overlayfs() {
     if !can(NEEDS) {
         return;
     }
-    let cases = [
-        (
-            User::Root,
-            "--userns=auto --uidmap=0:100000:1000,--gidmap=0:100000:1000 --uidmap=0:100000:65536",
-        ),
-        (
-            User::Plain,
-            "--userns=keep-id --userns=auto --userns=nomap --uidmap=0:1:1000,--gidmap=0:1:1000 --uidmap=0:1:65536",
-        ),
-    ];
-    for (user, modes) in cases {
-        let [theirs, ours] = outputs(user, &format!("MODES='{modes}'\n{MODES}"));
-        assert!(ours.contains("uid="), "{ours}");
-        assert_eq!(ours, theirs, "{user:?}");
+    let modes = "--userns=keep-id --userns=auto --userns=nomap --uidmap=0:1:1000,--gidmap=0:1:1000 \
+                 --uidmap=0:1:65536";
+    let [theirs, ours] = outputs(User::Plain, &format!("MODES='{modes}'\n{MODES}"));
+    assert!(ours.contains("uid="), "{ours}");
+    assert_eq!(ours, theirs);
+}
+
+/// Commits a container with an id map.
+const MAPPED: &str = r#"
+for mode in --userns=host --userns=auto --uidmap=0:100000:65536; do
+    c=c${mode//[^a-z]/}
+    run --name $c $mode base sh -c 'rm /d/f1; mv /d/sub /moved; touch /home/user/x; chown 7:8 /moved/s1; id'
+    podman commit -q $c mapped > /dev/null 2>&1
+    inside image_tree mapped
+    echo ==
+done
+"#;
+
+/// Podman passes idmapped mounts of the layers, together with the same id map as an option. fuse-overlayfs, and cowlfs
+/// before Linux 6.15, apply both, so that all files of the image have the overflow id.
+#[test]
+fn id_maps_of_root_change_no_owner_inside_of_the_container() {
+    if !can(NEEDS) {
+        return;
     }
+    let modes = "--userns=host --userns=auto --uidmap=0:100000:65536";
+    let script = format!("{IMPORT}MODES='{modes}'\n{MODES}");
+    if can_remove_id_maps() {
+        let podman = storage(User::Root);
+        let seen = podman.script(MountProgram::Cowlfs, &script).ok().out();
+        let results = seen
+            .split("== --")
+            .skip(1)
+            .map(|part| part.split_once('\n').unwrap().1.trim());
+        let results: Vec<_> = results.collect();
+        assert!(
+            results[0].contains("1000") && !results[0].contains("65534"),
+            "{seen}"
+        );
+        assert_eq!(results[1], results[0]);
+        assert_eq!(results[2], results[0]);
+        let trees = podman.script(MountProgram::Cowlfs, MAPPED).ok().out();
+        let trees: Vec<_> = trees.split("==\n").collect();
+        assert_eq!(trees[1], trees[0]);
+        assert_eq!(trees[2].trim_end_matches("=="), trees[0]);
+    } else {
+        let modes = modes.replace("--userns=host ", "");
+        let [theirs, ours] = outputs(User::Root, &format!("MODES='{modes}'\n{MODES}"));
+        assert_eq!(ours, theirs);
+    }
+}
+
+/// Whether the kernel has open_tree_attr(2), from Linux 6.15.
+fn can_remove_id_maps() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|part| part.trim().parse().unwrap_or(0));
+    (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 15)
 }
 
 /// The keeper starts another daemon each time, and the container does not notice.
@@ -139,16 +183,19 @@ fn a_container_continues_when_its_daemon_is_killed() {
     if !can(NEEDS) {
         return;
     }
-    for user in [User::Root, User::Plain] {
+    for (user, mode) in [(User::Root, "--userns=auto"), (User::Plain, "")] {
         let podman = storage(user);
         let work = r"
-            run --rm base sh -euc 'i=0; mkdir /w
+            run --rm $MODE base sh -euc 'i=0; mkdir /w
                 while [ $i -lt 400 ]; do
                     i=$((i + 1)); echo $i > /w/f$i; mv /w/f$i /w/g$i; test $(cat /w/g$i) = $i
                     if [ $((i % 3)) = 0 ]; then rm /w/g$i; fi; sleep 0.01
                 done; ls /w | wc -l; cat /w/* | sort -n | md5sum; rm -r /d; ls /'";
         let killer = Killer::start(&podman.dir(), 100..=300);
-        let output = podman.script(MountProgram::Cowlfs, &format!("{IMPORT}{work}"));
+        let output = podman.script(
+            MountProgram::Cowlfs,
+            &format!("MODE={mode}\n{IMPORT}{work}"),
+        );
         let kills = killer.stop();
         let output = output.ok().out();
         let expected = "267\n";

@@ -91,10 +91,18 @@ impl LowerLayers {
     }
 
     fn open_one(&self, config: &Config, path: &Path) -> Result<Arc<Layer>, SetupError> {
-        match config.foreign {
+        let layer = match config.foreign {
             true => Layer::open_foreign(path, self.space),
             false => Layer::open(path, self.space),
-        }
+        }?;
+        // Podman passes idmapped mounts of the layers, together with the same id map as an option.
+        let options = &config.overlay;
+        Ok(
+            match options.uids.has_ranges() || options.gids.has_ranges() {
+                true => layer.without_id_map(),
+                false => layer,
+            },
+        )
     }
 
     /// Opens the upper layer, last, because it creates entries in the work directory: a refused mount leaves nothing
