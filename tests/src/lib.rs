@@ -27,6 +27,7 @@ pub mod lxc;
 pub mod mount;
 pub mod noise;
 pub mod pair;
+pub mod podman;
 pub mod power_cut;
 pub mod process;
 pub mod programs;

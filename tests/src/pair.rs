@@ -124,7 +124,9 @@ impl Pair {
         match self.under {
             Under::Container => self.tested = self.store.mount(NAME),
             Under::Cowlfs(options) => {
-                self.mounted = Some(Overlay::cowlfs(&self.stack, &self.tested, options));
+                // In a plain directory, names that begin with `.wh.` are names like any other.
+                let options = format!("nofuse_overlayfs,{options}");
+                self.mounted = Some(Overlay::cowlfs(&self.stack, &self.tested, &options));
             }
             Under::Kernel => self.mounted = Some(Overlay::kernel(&self.stack, &self.tested)),
             Under::Plain => {}

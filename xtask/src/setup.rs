@@ -12,6 +12,7 @@ const PACKAGES: &[&str] = &[
     "attr",
     "binutils",
     "btrfs-progs",
+    "buildah",
     "busybox-static",
     "debian-archive-keyring",
     "crun",

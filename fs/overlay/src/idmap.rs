@@ -13,7 +13,7 @@ pub struct IdRange {
     pub count: u32,
 }
 
-/// The id visible in place of every id that no range covers (the kernel's overflow id).
+/// The kernel's overflow id. It is visible in place of every id that no range covers, and owns what such ids create.
 pub const OVERFLOW: u32 = 65534;
 
 /// An id map. Without ranges it maps each id to itself.
@@ -68,6 +68,14 @@ impl IdMap {
         self.translate(mount, |range| (range.mount, range.disk))
     }
 
+    /// Returns the id on disk of an object that `mount` creates: the overflow id if no range covers `mount`.
+    ///
+    /// Programs outside of a container create objects in its id-mapped root filesystem before it starts; fuse-overlayfs
+    /// stores the overflow id as well.
+    pub fn creator_to_disk(&self, mount: u32) -> u32 {
+        self.to_disk(mount).unwrap_or(OVERFLOW)
+    }
+
     fn translate(&self, id: u32, endpoints: impl Fn(&IdRange) -> (u32, u32)) -> Option<u32> {
         if self.ranges.is_empty() {
             return Some(id);
@@ -77,6 +85,11 @@ impl IdMap {
             let offset = id.checked_sub(from)?;
             (offset < range.count).then(|| to + offset)
         })
+    }
+
+    /// Whether there are ranges, so that ids differ between the mount and the disk.
+    pub fn has_ranges(&self) -> bool {
+        !self.ranges.is_empty()
     }
 
     /// Whether each id is visible as it is on disk.
@@ -98,6 +111,8 @@ mod tests {
         assert_eq!(map.to_mount(5), 70_000);
         assert_eq!(map.to_disk(0), Some(100_000));
         assert_eq!(map.to_disk(65_536), None);
+        assert_eq!(map.creator_to_disk(65_536), OVERFLOW);
+        assert_eq!(map.creator_to_disk(1), 100_001);
         assert_eq!(map.to_disk(70_000), Some(5));
     }
 

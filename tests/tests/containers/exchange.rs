@@ -309,3 +309,35 @@ fn layers_are_merged_while_a_clone_above_them_is_written() {
     assert_tree("the head", &tree::read(&at).unwrap(), &before);
     store.cowl(["umount", "web"]).ok();
 }
+
+/// Only the command line of cowlfs reads these names as whiteouts, not a mount of cowl.
+#[test]
+fn names_of_image_whiteouts_are_ordinary_in_containers() {
+    if !can(&NEEDS) {
+        return;
+    }
+    let store = Store::for_test();
+    let base = store.scratch().make("base");
+    sh_in(
+        &base,
+        "mkdir d e; echo f > file; echo w > .wh.file; echo d > d/old; touch d/.wh..wh..opq e/old; mkdir .wh.e",
+    )
+    .ok();
+    let plain = store.scratch().join("plain");
+    sh_in(store.scratch(), "cp -a base plain").ok();
+    store.create("web", &base);
+    let changes = [
+        "rm d/old; mkdir .wh.d; mv .wh.file d/.wh.moved; echo again > d/old; ln file e/.wh.old",
+        "rm -r e; mkdir e; touch e/.wh..wh..opq; rm d/.wh..wh..opq; mv d .wh.f",
+    ];
+    for change in changes {
+        let at = store.mount("web");
+        for dir in [&at, &plain] {
+            sh_in(dir, change).ok();
+        }
+        store.cowl(["snapshot", "web"]).ok();
+        store.cowl(["umount", "web"]).ok();
+        let want = tree::read(&plain).unwrap();
+        tree::assert_same(change, &shown(&store, "web"), &want, Compare::HISTORY);
+    }
+}

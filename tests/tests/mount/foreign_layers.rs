@@ -1,7 +1,8 @@
-//! Layers in formats that other programs write and the kernel documents: data-only layers, devices 0:0 for an overlay
-//! above, and layers of fuse-overlayfs.
+//! Layers in formats that other programs write: data-only layers, devices 0:0 for an overlay above, layers of
+//! fuse-overlayfs and of container images.
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cowl_tests::command::{sh, sh_in};
@@ -126,7 +127,7 @@ fn layers_of_unprivileged_fuse_overlayfs_are_read() {
              umount m'",
     )
     .ok();
-    // fuse-overlayfs writes opaque markers of this form, which the option reads.
+    // fuse-overlayfs writes opaque markers of this form.
     let marks = sh_in(&scratch, "getfattr -d -m - u/e; ls -A u/e").ok();
     let marks = String::from_utf8(marks.stdout).unwrap();
     assert!(marks.contains("user.fuseoverlayfs.opaque") && marks.contains(".wh..wh..opq"));
@@ -137,11 +138,91 @@ fn layers_of_unprivileged_fuse_overlayfs_are_read() {
         upper: Some((path("u"), path("w"))),
     };
     for stack in [stack.read_only(), stack] {
-        let mount = Overlay::cowlfs(&stack, &path("m"), "fuse_overlayfs");
+        let mount = Overlay::cowlfs(&stack, &path("m"), "");
         let ours = sh_in(&scratch, "ls -R m").ok();
         assert_eq!(String::from_utf8(ours.stdout).unwrap(), theirs);
         mount.unmount();
     }
+}
+
+/// Layers with every kind of marker that a container image can have. No layer has both an object and its whiteout: the
+/// specification of images then shows the object, and fuse-overlayfs hides it.
+const IMAGE_LAYERS: &str = "
+    mkdir u w m
+    for d in a b c d e f g; do mkdir -p low/$d; echo $d > low/$d/old; done; echo x > low/file; echo x > low/other
+    mkdir -p mid/a mid/b mid/c mid/d mid/e mid/.wh..wh.plnk
+    touch mid/a/.wh..wh..opq mid/a/new mid/b/.wh..wh.aufs mid/c/.wh.old mid/.wh..wh.orph mid/.wh.f mid/b/.wh.
+    mkdir mid/d/.wh..wh..opq; ln -s nowhere mid/.wh.file; mknod mid/other c 0 0; touch mid/.wh.other
+    setfattr -n user.fuseoverlayfs.opaque -v y mid/e
+    mkdir -p top/g top/f; touch top/.wh..wh..opq top/g/only";
+
+#[test]
+fn markers_of_container_images_are_read_as_by_fuse_overlayfs() {
+    if !can(&[&NEEDS[..], &[Need::Program("fuse-overlayfs")]].concat()) {
+        return;
+    }
+    let _alone = alone();
+    let scratch = Scratch::new("image-layers");
+    sh_in(&scratch, IMAGE_LAYERS).ok();
+    let path = |name: &str| scratch.join(name);
+    for lowers in [["mid", "low"].as_slice(), &["top", "mid", "low"]] {
+        let lowers: Vec<_> = lowers.iter().map(|name| path(name)).collect();
+        let upper = Some((path("u"), path("w")));
+        let list = "find m -mindepth 1 | sort";
+        for upper in [None, upper] {
+            let stack = Stack {
+                lowers: lowers.clone(),
+                upper,
+            };
+            let options = stack.options("");
+            let program = Command::new("fuse-overlayfs")
+                .arg("-o")
+                .arg(options)
+                .arg(path("m"))
+                .stderr(Stdio::null())
+                .status();
+            assert!(program.unwrap().success());
+            let theirs = sh_in(&scratch, list).ok().out();
+            plain_unmount(&path("m")).unwrap();
+            let mount = Overlay::cowlfs(&stack, &path("m"), "");
+            let ours = sh_in(&scratch, list).ok().out();
+            if stack.upper.is_some() {
+                for change in ["mkdir m/.wh.x", "touch m/.wh..wh..opq", "ln -s x m/.wh."] {
+                    sh_in(&scratch, change).fails(1, &["invalid argument"]);
+                }
+            }
+            mount.unmount();
+            assert_eq!(ours, theirs, "{:?}", stack.lowers);
+        }
+    }
+}
+
+/// The kernel does not know these markers.
+#[test]
+fn without_foreign_markers_names_are_as_on_the_kernels_overlay() {
+    if !can(&NEEDS) {
+        return;
+    }
+    let _alone = alone();
+    let scratch = Scratch::new("no-markers");
+    sh_in(&scratch, IMAGE_LAYERS).ok();
+    let path = |name: &str| scratch.join(name);
+    let stack = Stack {
+        lowers: vec![path("top"), path("mid"), path("low")],
+        upper: Some((path("u"), path("w"))),
+    };
+    let mount = Overlay::cowlfs(&stack, &path("m"), "nofuse_overlayfs");
+    sh_in(
+        mount.path(),
+        "mv .wh.f moved; mkdir .wh.new; touch a/.wh..wh..opq b/.wh.old; rm -r .wh..wh.plnk; ls -A",
+    )
+    .ok();
+    let ours = shows(mount.path());
+    mount.unmount();
+    let kernel = Overlay::kernel(&stack, &path("m"));
+    tree::assert_same("names", &shows(kernel.path()), &ours, Compare::READER);
+    assert!(ours.contains_key(&b".wh.file"[..]) && ours.contains_key(&b"b/old"[..]));
+    kernel.unmount();
 }
 
 #[test]

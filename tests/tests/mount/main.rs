@@ -22,6 +22,7 @@ mod found;
 mod full_mount;
 mod fuse_limits;
 mod hostile_content;
+mod id_options;
 mod kernel_interop;
 mod kill_points;
 mod killed_daemon;

@@ -39,7 +39,10 @@ pub struct Args {
     /// Flags: ro, nosuid, nodev, noexec, nosymfollow, noatime, strictatime, nodiratime. With remount they are changed on
     /// an existing mount.
     ///
-    /// Format: metacopy=on|off, userxattr, fuse_overlayfs (also read .wh. names and the xattrs of fuse-overlayfs).
+    /// Format: metacopy=on|off, userxattr.
+    ///
+    /// fuse_overlayfs, nofuse_overlayfs: whether names that begin with .wh. are the whiteouts and opaque markers of
+    /// container images and of fuse-overlayfs (the default), or names like any other.
     ///
     /// Owners and attributes: uidmapping=DISK:SHOWN:COUNT, gidmapping=DISK:SHOWN:COUNT, squash_to_root,
     /// squash_to_uid=N, squash_to_gid=N, static_nlink, noacl.

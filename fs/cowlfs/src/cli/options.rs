@@ -36,6 +36,8 @@ impl Builder {
         Self {
             config: Config {
                 control_socket: ControlSocket::Optional,
+                // Podman passes no option of its own, and its image layers contain these markers.
+                foreign: true,
                 ..Config::new(Vec::new(), None, mountpoint)
             },
             lower: None,
@@ -209,6 +211,7 @@ impl Builder {
             "noacl" => self.config.overlay.no_acl = true,
             "squash_to_root" => (self.squash_uid, self.squash_gid) = (Some(0), Some(0)),
             "fuse_overlayfs" => self.config.foreign = true,
+            "nofuse_overlayfs" => self.config.foreign = false,
             "userxattr" => self.config.space = Some(XattrSpace::User),
             // Always set.
             "default_permissions" | "allow_other" => {}

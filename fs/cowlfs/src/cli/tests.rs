@@ -42,10 +42,22 @@ fn the_options_of_podman_and_mount_are_accepted() {
 
 #[test]
 fn data_only_layers_are_parsed() {
-    let config = parse(&["-o", r"lowerdir=A:B::C\:x::D,fuse_overlayfs", "M"]).unwrap();
+    let config = parse(&["-o", r"lowerdir=A:B::C\:x::D", "M"]).unwrap();
     assert_eq!(config.lowers, [PathBuf::from("A"), PathBuf::from("B")]);
     assert_eq!(config.data_only, [PathBuf::from("C:x"), PathBuf::from("D")]);
-    assert!(config.foreign);
+}
+
+/// Podman cannot be made to pass an option of cowlfs, but its image layers contain `.wh.` names.
+#[test]
+fn markers_of_image_layers_are_read_unless_disabled() {
+    let foreign = |options: &str| {
+        let options = format!("lowerdir=A{options}");
+        parse(&["-o", &options, "M"]).unwrap().foreign
+    };
+    assert!(foreign("") && foreign(",fuse_overlayfs"));
+    assert!(!foreign(",nofuse_overlayfs"));
+    assert!(foreign(",nofuse_overlayfs,fuse_overlayfs"));
+    assert!(!Config::new(Vec::new(), None, PathBuf::from("M")).foreign);
 }
 
 #[test]

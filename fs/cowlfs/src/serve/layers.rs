@@ -40,6 +40,7 @@ impl LowerLayers {
             config.cache_timeout = config.cache_timeout.min(LIVE_CACHE_TIMEOUT);
             config.passthrough = Passthrough::Off;
         }
+        layers.remove_hidden()?;
         if layers.lowers.is_empty() && config.upper.is_none() {
             return Err(SetupError::new(
                 SetupKind::Usage,
@@ -48,6 +49,17 @@ impl LowerLayers {
             ));
         }
         Ok(layers)
+    }
+
+    /// Removes the layers below one whose root directory is opaque.
+    fn remove_hidden(&mut self) -> Result<(), SetupError> {
+        for (index, layer) in self.lowers.iter().enumerate() {
+            if hides_layers_below(layer)? {
+                self.lowers.truncate(index + 1);
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn open_locked(
@@ -79,21 +91,32 @@ impl LowerLayers {
     }
 
     fn open_one(&self, config: &Config, path: &Path) -> Result<Arc<Layer>, SetupError> {
-        match config.foreign {
+        let layer = match config.foreign {
             true => Layer::open_foreign(path, self.space),
             false => Layer::open(path, self.space),
-        }
+        }?;
+        // Podman passes idmapped mounts of the layers, together with the same id map as an option.
+        let options = &config.overlay;
+        Ok(
+            match options.uids.has_ranges() || options.gids.has_ranges() {
+                true => layer.without_id_map(),
+                false => layer,
+            },
+        )
     }
 
     /// Opens the upper layer, last, because it creates entries in the work directory: a refused mount leaves nothing
     /// there. Returns the overlay and the locks.
     pub(super) fn into_overlay(
-        self,
+        mut self,
         config: &Config,
     ) -> Result<(Arc<Overlay>, Vec<Arc<LayerLock>>), SetupError> {
         let upper = match &config.upper {
             Some((upper, work)) => {
                 let layer = self.open_one(config, upper)?;
+                if hides_layers_below(&layer)? {
+                    self.lowers.clear();
+                }
                 Some(Upper::from_layer(config.mount.through(), layer, work)?)
             }
             None => None,
@@ -112,4 +135,10 @@ impl LowerLayers {
         // `upper` is dropped here: the overlay alone holds it, and releases its locks when it drops it.
         Ok((Arc::new(overlay), self.locks))
     }
+}
+
+fn hides_layers_below(layer: &Layer) -> Result<bool, SetupError> {
+    layer
+        .hides_layers_below()
+        .map_err(|error| SetupError::at("cannot read the layer", layer.path(), error))
 }

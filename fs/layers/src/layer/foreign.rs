@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::{LayerDir, Upper};
+use super::{Layer, LayerDir, Upper};
 use crate::error::Result;
 use crate::format::OPAQUE;
 use crate::format::foreign::{OPAQUE_NAME, OPAQUE_XATTR, hidden_name, is_marker, whiteout_name};
@@ -24,12 +24,16 @@ pub(super) fn stat_whiteout(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<S
 
 /// Whether the directory `name` in `dir` is opaque.
 pub(super) fn is_opaque(dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool> {
-    let xattr = sys::xattr::get_at(dir, name, OPAQUE_XATTR)?;
-    if xattr.is_some_and(|value| value == b"y") || stat_whiteout(dir, name)?.is_some() {
+    if stat_whiteout(dir, name)?.is_some() {
         return Ok(true);
     }
-    let inner = sys::dir::open_dir(dir, name)?;
-    Ok(stat_if_present(inner.as_fd(), OPAQUE_NAME)?.is_some())
+    has_opaque_marker(sys::dir::open_dir(dir, name)?.as_fd())
+}
+
+/// Whether a directory has an opaque marker of its own.
+fn has_opaque_marker(dir: BorrowedFd<'_>) -> Result<bool> {
+    let xattr = sys::xattr::get(dir, OPAQUE_XATTR)?;
+    Ok(xattr.is_some_and(|value| value == b"y") || stat_if_present(dir, OPAQUE_NAME)?.is_some())
 }
 
 /// Removes the markers from a listing, and returns the names that they hide.
@@ -43,6 +47,14 @@ pub(super) fn remove_markers(names: &mut Vec<RawEntry>) -> Vec<Box<[u8]>> {
         .filter(|hidden| !names.iter().any(|entry| *entry.name == **hidden))
         .map(Into::into)
         .collect()
+}
+
+impl Layer {
+    /// Whether the layer's root directory is opaque, so that the layers below are not part of the stack.
+    pub fn hides_layers_below(&self) -> Result<bool> {
+        Ok(self.is_foreign()
+            && has_opaque_marker(sys::dir::open_dir(self.root_fd(), b".")?.as_fd())?)
+    }
 }
 
 impl Upper {

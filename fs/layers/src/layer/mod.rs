@@ -68,6 +68,23 @@ impl Layer {
         }))
     }
 
+    /// Returns the layer with the ids of its file system, for an overlay that maps them itself.
+    ///
+    /// Before Linux 6.15, and without privilege, the ids are those of the layer's mount, which may be idmapped.
+    #[must_use]
+    pub fn without_id_map(self: Arc<Self>) -> Arc<Self> {
+        match private::without_id_map(&self.path) {
+            Ok(root) => self.reached_as(root, Reached::PrivateMount),
+            Err(error) => {
+                log::debug!(
+                    "the ids of {} are those of its mount: {error}",
+                    self.path.shown()
+                );
+                self
+            }
+        }
+    }
+
     /// Returns the layer with this root directory.
     fn from_root(path: &Path, root: OwnedFd, space: XattrSpace) -> Result<Self> {
         let stat = sys::stat::stat_fd(&root)?;
@@ -158,6 +175,18 @@ impl Layer {
                  mount with the option fuse_overlayfs",
                 self.path.shown(),
                 name.shown()
+            );
+        }
+    }
+
+    /// Logs a warning about a name that cannot be created because it would be a marker, once for each layer.
+    pub fn warn_of_refused_marker(&self, name: &[u8]) {
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "cannot create {} in the layer {}: names that begin with .wh. are whiteouts; mount with the option \
+                 nofuse_overlayfs to use them as ordinary names",
+                name.shown(),
+                self.path.shown()
             );
         }
     }

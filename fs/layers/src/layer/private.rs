@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Errno, Error, Result};
 use crate::shown::Show as _;
 use crate::sys;
-use crate::sys::private::{Through, clone_mount};
+use crate::sys::private::{Through, clone_mount, clone_without_id_map};
 
 /// The way by which a directory was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,11 @@ pub(super) fn for_reading(path: &Path) -> Result<(OwnedFd, Reached)> {
             (plain, Reached::Path)
         }
     })
+}
+
+/// Opens a layer's root directory for reading, with the ids of the file system even if its mount is idmapped.
+pub(super) fn without_id_map(path: &Path) -> Result<OwnedFd> {
+    clone_without_id_map(sys::dir::open_root(path)?.as_fd())
 }
 
 /// Reopens an upper layer's root and its work directory, given as descriptors and paths, through a private mount.

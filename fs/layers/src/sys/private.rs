@@ -1,7 +1,7 @@
 //! Private mounts: detached copies of a mount that are not visible to any other process.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::mount::OpenTreeFlags;
 use serde::{Deserialize, Serialize};
@@ -58,7 +58,45 @@ pub fn clone_mount(dir: BorrowedFd<'_>, through: Through) -> Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
-    let mount = rustix::mount::open_tree(dir, "", flags)?;
+    restrict(rustix::mount::open_tree(dir, "", flags)?, through)
+}
+
+/// Like [`clone_mount`] for reading, but if the mount of `dir` is idmapped, the private mount is not: it shows the ids of
+/// the file system.
+///
+/// Needs Linux 6.15, and privilege over the file system.
+pub fn clone_without_id_map(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
+    /// open_tree_attr(2), on all architectures.
+    const OPEN_TREE_ATTR: libc::c_long = 467;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let wanted = libc::mount_attr {
+        attr_set: 0,
+        attr_clr: libc::MOUNT_ATTR_IDMAP,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the descriptor is open, the path is an empty NUL-terminated string, and `wanted` is a complete struct of
+    // the size that is passed, which the kernel only reads.
+    let fd = unsafe {
+        libc::syscall(
+            OPEN_TREE_ATTR,
+            dir.as_raw_fd(),
+            c"".as_ptr(),
+            flags.bits(),
+            &raw const wanted,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0);
+    let fd = fd.ok_or_else(|| Error::from(nix::errno::Errno::last()))?;
+    // SAFETY: the system call has just returned the descriptor, which no other code knows.
+    restrict(unsafe { OwnedFd::from_raw_fd(fd) }, Through::Reading)
+}
+
+/// Sets the attributes of a new private mount.
+fn restrict(mount: OwnedFd, through: Through) -> Result<OwnedFd> {
     let read_only = libc::MOUNT_ATTR_RDONLY;
     let noatime = libc::MOUNT_ATTR_NOATIME;
     // These can always be set. nodev does not prevent mknod, and devices that the overlay shows are opened through the

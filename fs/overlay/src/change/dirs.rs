@@ -22,6 +22,7 @@ pub(super) fn require_live_dir(inode: &Inode) -> Result<DirState> {
 /// Returns EINVAL for a name that fuse-overlayfs's format reserves for markers, if the upper layer has that format.
 pub(super) fn refuse_marker_name(upper: &Layer, name: &Name) -> Result<()> {
     if upper.is_foreign() && is_marker(name) {
+        upper.warn_of_refused_marker(name);
         return Err(Error::Errno(Errno::INVAL));
     }
     Ok(())

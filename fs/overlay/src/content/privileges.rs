@@ -28,7 +28,7 @@ pub(crate) fn truncate(
     if keeps_setid(caller, fd)? {
         sys::attr::truncate(fd, size)?;
     } else {
-        sys::creds::as_caller(cx.ids_on_disk(caller)?, || {
+        sys::creds::as_caller(cx.ids_on_disk(caller), || {
             as_unprivileged(cx, caller, inode, fd, || sys::attr::truncate(fd, size))
         })?;
     }
@@ -72,7 +72,7 @@ pub(crate) fn as_unprivileged<T>(
     // Without group execute permission, setgid marks a file for mandatory locking, and a member of the group may
     // keep it.
     let keeps = stat.perm() & 0o2010 == 0o2000 && cx.is_member(caller, stat.gid)?;
-    let own = cx.ids_on_disk(caller)?.gid;
+    let own = cx.ids_on_disk(caller).gid;
     sys::creds::dropping_setid(if keeps { stat.gid } else { own }, change)
 }
 

@@ -183,8 +183,8 @@ impl SetAttributes<'_> {
                     && !self.cx.is_member(caller, stat.gid)?));
         let drop = 0o4000 | if setgid { 0o2000 } else { 0 };
         if stat.perm() & drop != 0 {
-            let ids = self.cx.ids_on_disk(caller)?;
-            if caller.uid != 0 && ids.uid != stat.uid && !inode.has_writers() {
+            let is_owner = caller.uid == 0 || self.cx.is_user(caller, stat.uid);
+            if !is_owner && !inode.has_writers() {
                 return Err(Error::Errno(Errno::PERM));
             }
         }

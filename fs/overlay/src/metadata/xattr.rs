@@ -212,7 +212,7 @@ impl Xattrs<'_> {
         // also checks the supplementary groups, which are not set here; so for a member, use the file's group as the
         // primary one.
         let stat = sys::stat::stat_fd(target)?;
-        let mut ids_on_disk = self.cx.ids_on_disk(caller)?;
+        let mut ids_on_disk = self.cx.ids_on_disk(caller);
         if stat.perm() & 0o2000 != 0 && self.cx.is_member(caller, stat.gid)? {
             ids_on_disk.gid = stat.gid;
         }

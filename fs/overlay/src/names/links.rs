@@ -252,12 +252,15 @@ fn scan(layer: &Arc<Layer>, single: Option<u64>) -> Result<Scan> {
     while let Some((dir, path)) = open.pop() {
         let fd = dir.fd()?;
         for entry in list(&dir, Markers::Ignored)? {
+            // Whiteouts are hard links to one shared inode, not names of a file. The whiteout of a container image does
+            // not even exist under the name that it hides.
+            if entry.whiteout {
+                continue;
+            }
             let inner = join(&path, &entry.name);
             if entry.kind != FileKind::Directory {
                 let stat = sys::stat::stat_at((*fd).as_fd(), &entry.name)?;
-                // Whiteouts are hard links to one shared inode, not names of a file.
-                let is_wanted = stat.nlink > 1 || Some(stat.ino) == single;
-                if is_wanted && !stat.is_whiteout_device() {
+                if stat.nlink > 1 || Some(stat.ino) == single {
                     scan.links.entry(stat.ino).or_default().push(inner);
                 }
                 continue;

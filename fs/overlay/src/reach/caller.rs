@@ -3,7 +3,7 @@
 use rustix::thread::CapabilitySet;
 
 use super::context::Context;
-use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::error::Result;
 use cowl_layers::sys;
 
 /// The process that requests an operation.
@@ -27,17 +27,21 @@ impl Context<'_> {
         caller: Caller,
         make: impl FnMut() -> Result<T>,
     ) -> Result<T> {
-        sys::creds::as_creator(self.ids_on_disk(caller)?, make)
+        sys::creds::as_creator(self.ids_on_disk(caller), make)
     }
 
-    /// Returns the caller's ids on disk. Fails with EOVERFLOW if the id map does not cover them.
-    pub(crate) fn ids_on_disk(&self, caller: Caller) -> Result<sys::creds::Identity> {
-        let overflow = Error::Errno(Errno::OVERFLOW);
-        Ok(sys::creds::Identity {
-            uid: self.options.uids.to_disk(caller.uid).ok_or(overflow)?,
-            gid: self.options.gids.to_disk(caller.gid).ok_or(overflow)?,
+    /// Returns the ids on disk of what the caller creates: the overflow id for an id that is not mapped.
+    pub(crate) fn ids_on_disk(&self, caller: Caller) -> sys::creds::Identity {
+        sys::creds::Identity {
+            uid: self.options.uids.creator_to_disk(caller.uid),
+            gid: self.options.gids.creator_to_disk(caller.gid),
             umask: caller.umask,
-        })
+        }
+    }
+
+    /// Whether the caller is the user `uid` on disk. A caller that is not mapped is none.
+    pub(crate) fn is_user(&self, caller: Caller, uid: u32) -> bool {
+        self.options.uids.to_disk(caller.uid) == Some(uid)
     }
 
     /// Whether the caller is a member of the group `gid` on disk, as in_group_p() in the kernel.

@@ -9,7 +9,7 @@ use crate::common::{Lab, create_files, set_xattr, spaces};
 use cowl_layers::error::Errno;
 use cowl_layers::format::XattrSpace;
 
-fn whiteout(path: &Path) {
+pub(crate) fn whiteout(path: &Path) {
     let device = rustix::fs::FileType::CharacterDevice;
     let mode = rustix::fs::Mode::empty();
     rustix::fs::mknodat(rustix::fs::CWD, path, device, mode, 0).unwrap();

@@ -1,4 +1,5 @@
-//! Markers of fuse-overlayfs, which are file names: interpreted with the mount option, ordinary names without it.
+//! Markers of container images and of fuse-overlayfs, which are file names: interpreted with the mount option, ordinary
+//! names without it.
 
 use crate::common::{Lab, create_files, set_xattr, spaces};
 use cowl_layers::error::Errno;
@@ -146,6 +147,79 @@ fn directory_moved_over_an_opaque_marker_keeps_its_content() {
             assert_eq!(fs.names("").unwrap(), ["moved", "to"]);
             assert_eq!(fs.names("to").unwrap(), ["a"]);
             assert_eq!(fs.names("moved").unwrap(), [""; 0]);
+        }
+    }
+}
+
+/// The name that a marker hides does not exist in the marker's layer.
+#[test]
+fn hard_links_are_found_next_to_foreign_markers() {
+    for &space in spaces() {
+        let lab = Lab::new(|top| create_files(top, &["gone", "d/gone"]));
+        lab.add_lower(|top| {
+            create_files(top, &["a", ".wh.gone", "d/.wh.gone", "d/.wh..wh..opq"]);
+            std::fs::hard_link(top.join("a"), top.join("d/b")).unwrap();
+        });
+        let lab = lab.in_space(space);
+        let fs = lab.open_foreign();
+        assert_eq!(fs.attr("a").unwrap().stat.nlink, 2);
+        fs.append("a", b"!").unwrap();
+        assert_eq!(fs.read("d/b").unwrap(), fs.read("a").unwrap());
+        fs.unlink("a").unwrap();
+        assert_eq!(fs.attr("d/b").unwrap().stat.nlink, 1);
+        drop(fs);
+        let fs = lab.open_foreign();
+        assert_eq!(fs.names("").unwrap(), ["d"]);
+        assert_eq!(fs.names("d").unwrap(), ["b"]);
+    }
+}
+
+/// One name can have a marker of the overlay, a foreign one and an object in the same layer. The object is visible.
+#[test]
+fn objects_and_markers_of_both_forms_can_have_one_name() {
+    for &space in spaces() {
+        let lab = Lab::new(|top| create_files(top, &["a", "b", "c/low", "d/low", "e/low", "f"]));
+        lab.add_lower(|top| {
+            create_files(
+                top,
+                &[
+                    "a",
+                    ".wh.a",
+                    ".wh.b",
+                    "c/top",
+                    ".wh.c",
+                    "d/top",
+                    "d/.wh..wh..opq",
+                    "e/top",
+                    "e/.wh..wh.plnk/x",
+                    "e/.wh..wh.aufs",
+                    ".wh.f/inside",
+                    ".wh.",
+                    ".wh..wh.orph/y",
+                ],
+            );
+            set_xattr(&top.join("d"), space.opaque(), b"y");
+            crate::foreign::whiteout(&top.join("b"));
+        });
+        let lab = lab.in_space(space);
+        let mut fs = lab.open_foreign();
+        for again in [false, true] {
+            if again {
+                fs.unlink("a").unwrap();
+                fs.create("b", b"b").unwrap();
+                fs.rename("c", "c2").unwrap();
+                fs.rename("c2", "c").unwrap();
+                fs.unlink("e/top").unwrap();
+                fs.create("e/top", b"").unwrap();
+                fs.unlink("b").unwrap();
+                fs.create("a", b"").unwrap();
+                drop(fs);
+                fs = lab.open_foreign();
+            }
+            assert_eq!(fs.names("").unwrap(), ["a", "c", "d", "e"]);
+            assert_eq!(fs.names("c").unwrap(), ["top"]);
+            assert_eq!(fs.names("d").unwrap(), ["top"]);
+            assert_eq!(fs.names("e").unwrap(), ["low", "top"]);
         }
     }
 }

@@ -327,6 +327,34 @@ fn ids_are_mapped_both_ways() {
     );
 }
 
+#[test]
+fn objects_of_a_caller_without_a_mapped_id_have_the_overflow_id() {
+    let map = IdMap::new(IdMap::parse("100000:0:1000").unwrap(), None);
+    let lab = Lab::new(|top| create_files(top, &["dir/"])).with(OverlayOptions {
+        uids: map.clone(),
+        gids: map,
+        ..crate::common::metacopy()
+    });
+    let fs = lab.open();
+    let unmapped = Caller {
+        pid: 0,
+        uid: 5000,
+        gid: 9,
+        ..caller()
+    };
+    // The parent directory is copied up as well.
+    let dir = fs.find("dir").unwrap();
+    let name = cowl_layers::Name::new("theirs").unwrap();
+    fs.overlay
+        .begin()
+        .mkdir(unmapped, &dir, &name, 0o755)
+        .unwrap();
+    let shown = fs.attr("dir/theirs").unwrap().stat;
+    assert_eq!((shown.uid, shown.gid), (OVERFLOW, 9));
+    let stored = crate::common::lstat(&lab.upper().join("dir/theirs"));
+    assert_eq!((stored.uid, stored.gid), (OVERFLOW, 100_009));
+}
+
 /// With passthrough, the kernel writes without requests, so a push would let it write to a frozen layer.
 #[test]
 fn push_fails_while_files_may_be_written_without_requests() {
