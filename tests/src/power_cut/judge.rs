@@ -132,7 +132,13 @@ fn stored(subject: &Subject, base: &Path) -> String {
         .output();
     output.map_or_else(
         |error| error.to_string(),
-        |output| String::from_utf8_lossy(&output.stdout).into_owned(),
+        |output| {
+            output
+                .stdout
+                .utf8_chunks()
+                .map(|chunk| chunk.valid())
+                .collect()
+        },
     )
 }
 
