@@ -182,8 +182,12 @@ pub fn xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Xattrs> {
         .filter(|name| !name.is_empty())
     {
         let mut value = vec![0; 64 << 10];
-        let length = rustix::fs::lgetxattr(path, attribute, &mut value[..])?;
-        value.truncate(length);
+        match rustix::fs::lgetxattr(path, attribute, &mut value[..]) {
+            Ok(length) => value.truncate(length),
+            // The kernel does not return invalid capabilities.
+            Err(Errno::INVAL) if attribute == b"security.capability" => value = b"invalid".to_vec(),
+            Err(error) => return Err(error.into()),
+        }
         all.insert(attribute.to_vec(), value);
     }
     Ok(all)

@@ -10,6 +10,7 @@ mod conformance;
 mod demo;
 mod differential;
 mod fsx;
+mod fuzz;
 mod install;
 mod language;
 mod namespace;
@@ -52,6 +53,8 @@ enum Command {
     Structure,
     /// Run random operations on a mount and on a plain directory, and compare the results
     Differential(differential::Options),
+    /// Run the fuzz targets of the parsers
+    Fuzz(fuzz::Options),
     /// Cut the power of a disk below a mount at many moments, and check the remaining data
     PowerCut(power_cut::Options),
     /// Run the long tests: power cuts, random operations, a million files, conformance
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Command::Language => language::run(),
         Command::Transcript => transcript::run(),
         Command::Structure => structure::run(),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Differential(options) => differential::run(&options),
         Command::PowerCut(options) => power_cut::run(&options),
         Command::Soak(options) => soak::run(&options),

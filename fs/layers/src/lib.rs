@@ -12,6 +12,8 @@
 
 pub mod error;
 pub mod format;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod layer;
 pub mod locks;
 pub mod name;

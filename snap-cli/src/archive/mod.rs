@@ -15,6 +15,8 @@ mod entry_path;
 pub mod export;
 pub mod export_dir;
 mod extended;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod image;
 pub mod import;
 pub mod input;

@@ -122,8 +122,8 @@ pub fn has_own_lines(text: &[u8], id: &str) -> bool {
     split_lines(text).any(|line| is_ours(line, id))
 }
 
-fn format_line(key: &str, value: &[u8]) -> Vec<u8> {
-    [key.as_bytes(), b" = ", value, b"\n"].concat()
+fn format_line(key: impl AsRef<[u8]>, value: &[u8]) -> Vec<u8> {
+    [key.as_ref(), b" = ", value, b"\n"].concat()
 }
 
 /// Adds cowl's lines: the root filesystem replaces the previous line, the others follow at the end.
@@ -283,7 +283,7 @@ pub fn rewrite_for_copy(
         } else if key.ends_with(b".hwaddr") && !value.contains(&b'x') && !value.contains(&b'X') {
             let [a, b, c] = address();
             out.extend(format_line(
-                &shown,
+                key,
                 format!("00:16:3e:{a:02x}:{b:02x}:{c:02x}").as_bytes(),
             ));
         } else if key.ends_with(b".veth.pair") {

@@ -9,6 +9,8 @@ pub mod binding;
 pub mod command;
 pub mod config;
 pub mod copy;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod layout;
 pub mod locked;
 pub mod own_files;

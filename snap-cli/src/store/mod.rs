@@ -27,6 +27,8 @@ pub mod creation;
 pub mod deleted;
 pub mod disk;
 pub mod family;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod layers;
 pub mod leftovers;
 pub mod lock;

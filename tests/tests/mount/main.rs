@@ -46,6 +46,7 @@ mod requests;
 mod running_program;
 mod scale;
 mod stacking;
+mod syscalls;
 mod threads;
 mod times;
 mod user_namespace;

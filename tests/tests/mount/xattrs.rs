@@ -56,6 +56,28 @@ print(set("full", "user.0", b"w" * 300), get("full", "user.0") == b"w" * 300, le
 }
 
 #[test]
+fn files_with_invalid_capabilities_are_copied_up_and_changed() {
+    beside(
+        r#"
+for name in ("read", "written", "renamed", "removed", "replaced", "cut", "moded"):
+    write(name, b"x" * 8000); os.setxattr(name, "security.capability", b"")
+"#,
+        r#"
+def show(name):
+    print(name, os.stat(name).st_size, sorted(os.listxattr(name)), err(os.getxattr, name, "security.capability"))
+show("read")
+fd = os.open("written", os.O_WRONLY); show("written"); os.write(fd, b"x"); os.close(fd); show("written")
+os.rename("renamed", "new"); show("new"); open("new").close(); write("new"); show("new")
+print(err(os.setxattr, "removed", "security.capability", b"", os.XATTR_CREATE))
+print(err(os.removexattr, "removed", "security.capability")); show("removed")
+print(err(os.setxattr, "replaced", "security.capability", b"", os.XATTR_REPLACE)); show("replaced")
+os.truncate("cut", 5); show("cut")
+os.chmod("moded", 0o600); show("moded"); os.close(os.open("moded", os.O_RDWR)); show("moded")
+"#,
+    );
+}
+
+#[test]
 fn xattr_access_of_other_users_is_as_on_a_plain_directory() {
     beside(
         r#"

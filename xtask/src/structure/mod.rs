@@ -29,6 +29,7 @@ const ORDERS: [Order; 4] = [
     Order {
         directory: "fs/layers/src",
         modules: &[
+            &["fuzzing"],
             &["view"],
             &["layer"],
             &["setup", "sys", "format"],

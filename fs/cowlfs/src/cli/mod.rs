@@ -1,6 +1,8 @@
 //! The command line of `cowlfs`, compatible with the way in which mount(8), podman and containerd call an overlay
 //! program.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod options;
 mod split;
 #[cfg(test)]

@@ -4,12 +4,32 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::XattrFlags;
 
-use crate::error::{Errno, Result};
+use crate::error::{Errno, Error, Result};
 use crate::sys::{by_descriptor, fault, proc_path, proc_path_at, xattr_at};
 
+/// The xattr whose value the kernel interprets and may refuse to return.
+const CAPABILITY: &[u8] = b"security.capability";
+
 /// Returns the value of the xattr `name`; `None` if the object has none, or the file system does not support xattrs.
+///
+/// Capabilities that the kernel refuses to return are empty, see [`is_invalid`].
 pub fn get(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Vec<u8>>> {
-    absent_as_none(value(fd, name))
+    absent_as_none(invalid_as_empty(name, value(fd, name)))
+}
+
+/// Whether `error` is that of reading capabilities whose value is invalid.
+///
+/// Such exist: setxattr(2) accepts an empty value, and a file system can contain any other. They grant nothing, and
+/// an empty value is as invalid, so a copy of the file gets an empty one.
+pub fn is_invalid(name: &[u8], error: &Error) -> bool {
+    name == CAPABILITY && error.errno() == Errno::INVAL
+}
+
+fn invalid_as_empty(name: &[u8], result: Result<Vec<u8>>) -> Result<Vec<u8>> {
+    match result {
+        Err(error) if is_invalid(name, &error) => Ok(Vec::new()),
+        other => other,
+    }
 }
 
 /// Returns the value of the xattr `name`.
@@ -28,12 +48,13 @@ pub fn value(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
 
 /// Returns the value of the xattr `name` of the object `entry` in `dir`, like [`get`]. Does not follow links.
 pub fn get_at(dir: BorrowedFd<'_>, entry: &[u8], name: &[u8]) -> Result<Option<Vec<u8>>> {
-    absent_as_none(sized(|buffer| {
+    let found = sized(|buffer| {
         xattr_at::get(dir, entry, name, buffer).unwrap_or_else(|| {
             let path = proc_path_at(dir, entry);
             rustix::fs::lgetxattr(path.as_slice(), name, buffer)
         })
-    }))
+    });
+    absent_as_none(invalid_as_empty(name, found))
 }
 
 /// Whether the xattr `name` is an alias of an ACL: XFS lists its ACLs under these names, too.

@@ -149,11 +149,7 @@ impl Xattrs<'_> {
     fn refuse_set(&self, inode: &Arc<Inode>, disk: &[u8], flags: u32) -> Result<()> {
         let before = access_path(inode)?;
         let is_hidden = self.is_internal(before.as_fd(), disk)?;
-        let exists = match self.read_value(before.as_fd(), disk) {
-            Ok(_) => !is_hidden,
-            Err(error) if error.errno() == Errno::NODATA => false,
-            Err(error) => return Err(error),
-        };
+        let exists = self.exists(before.as_fd(), disk)? && !is_hidden;
         if exists && flags & XATTR_CREATE != 0 {
             return Err(Error::Errno(Errno::EXIST));
         }
@@ -248,10 +244,13 @@ impl Xattrs<'_> {
         if self.is_internal(before.as_fd(), &disk)? {
             return Err(Error::Errno(Errno::NODATA));
         }
-        match self.read_value(before.as_fd(), &disk) {
+        if !self.exists(before.as_fd(), &disk)? {
             // On a plain directory, too, the removal of an absent ACL succeeds.
-            Err(error) if is_acl(name) && error.errno() == Errno::NODATA => return Ok(()),
-            other => other.map(drop)?,
+            return if is_acl(name) {
+                Ok(())
+            } else {
+                Err(Error::Errno(Errno::NODATA))
+            };
         }
         self.copy_up.copy_up_any(inode)?;
         let target = access_path(inode)?;
@@ -264,6 +263,16 @@ impl Xattrs<'_> {
             inode.flags().set_capabilities_removed();
         }
         Ok(())
+    }
+
+    /// Whether an xattr exists on disk, even if its value cannot be read.
+    fn exists(&self, fd: BorrowedFd<'_>, disk: &[u8]) -> Result<bool> {
+        match self.read_value(fd, disk) {
+            Ok(_) => Ok(true),
+            Err(error) if sys::xattr::is_invalid(disk, &error) => Ok(true),
+            Err(error) if error.errno() == Errno::NODATA => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Returns the value of an xattr on disk; ENODATA if it does not exist.
