@@ -84,8 +84,7 @@ impl UpperNames<'_> {
         upper_dir: &LayerDir,
         name: &Name,
     ) -> Result<()> {
-        // In a layer of fuse-overlayfs, a cached negative lookup does not exclude a marker.
-        let known = !upper_dir.layer().is_foreign() && self.names.absent.matches(&dir.locs, name);
+        let known = self.names.absent.matches(&dir.locs, name);
         if dir.locs.len() > 1 && !known && self.upper_entry(upper_dir, name)? == UpperEntry::Nothing
         {
             self.require_free_below(dir, name)?;

@@ -19,6 +19,7 @@ use cowl_layers::error::{Error, Result};
 use cowl_layers::format::Redirect;
 use cowl_layers::layer::{LayerDir, WorkDir, journal};
 use cowl_layers::sys;
+use cowl_layers::sys::order::Order;
 use cowl_layers::view::Loc;
 use cowl_layers::view::resolve::join;
 
@@ -66,15 +67,18 @@ impl GroupCommit<'_> {
                 return Err(error);
             }
         }
-        let Some((loc, _)) = linked.into_iter().next() else {
-            entry.remove(&upper.work)?;
-            return Err(Error::NOT_FOUND);
-        };
+        if let Err(error) = cx.order().and_then(|order| sync_dirs(&linked, order)) {
+            self.roll_back(&linked, entry, &upper.work);
+            return Err(error);
+        }
         // Remove the entry before the copy becomes visible: its name in the journal counts as a link on disk.
         if let Err(error) = entry.remove(&upper.work) {
             // Not an error of the operation: the copy-up is complete.
             log::warn!("cannot remove a journal entry: {error} (the next mount removes it)");
         }
+        let Some((loc, _)) = linked.into_iter().next() else {
+            return Err(Error::NOT_FOUND);
+        };
         let to = CopiedFile {
             loc,
             metacopy: copy.metacopy,
@@ -152,6 +156,18 @@ impl GroupCommit<'_> {
             );
         }
     }
+}
+
+/// Ensures that the links are durable no later than the removal of the journal entry.
+fn sync_dirs(linked: &[(Loc, Arc<Inode>)], order: Order) -> Result<()> {
+    let mut synced = Vec::new();
+    for (loc, _) in linked {
+        if !synced.contains(&Arc::as_ptr(&loc.dir)) {
+            synced.push(Arc::as_ptr(&loc.dir));
+            order.name_first((*loc.dir.fd()?).as_fd())?;
+        }
+    }
+    Ok(())
 }
 
 /// Locks the `names` of all parents of these aliases in order of their inode numbers, to prevent a deadlock.

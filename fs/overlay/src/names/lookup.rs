@@ -91,8 +91,15 @@ impl Names<'_> {
             false => on_conflict,
         };
         let (interned, stat, in_top) = match self.resolver().resolve(&locs, name)? {
-            Found::Absent | Found::Whiteout => {
+            Found::Absent => {
                 self.absent.note(&locs, name);
+                return Ok(Lookup::Found(None));
+            }
+            Found::Whiteout => {
+                // A foreign whiteout is not at the name that it hides, so a creation must search for it.
+                if !locs.first().is_some_and(|top| top.layer().is_foreign()) {
+                    self.absent.note(&locs, name);
+                }
                 return Ok(Lookup::Found(None));
             }
             Found::Dir(node) => {
