@@ -6,9 +6,9 @@ use super::{CliCommand, Context, output};
 use crate::doctor::{self, Finding, Verdict};
 use crate::error::{Kind, Result};
 
-/// Report what works on this host, what does not, what that costs, and what to type
+/// Report what works on this host, and what to do about the rest
 ///
-/// A container is created in a temporary store beside the store, mounted, snapshotted, restored and removed. Nothing
+/// For everything that does not work, the report says what that costs and what to type. A container is created in a temporary store beside the store, mounted, snapshotted, restored and removed. Nothing
 /// else is changed.
 ///
 /// Each check `works`, is `absent` (only needed by those who use it), `limited` (cowl works without it, at a cost) or
