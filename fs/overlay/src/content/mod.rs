@@ -3,7 +3,6 @@
 mod descriptors;
 mod examine;
 mod handle;
-mod mapping;
 mod open;
 mod privileges;
 mod record;

@@ -64,7 +64,9 @@ impl Content<'_> {
                 as_unprivileged(self.cx, caller, &handle.inode, &fd, write)?
             }
             Writer::Mapping => {
-                self.write_mapping(&handle.inode, &fd, data, offset)?;
+                // The kernel does not retry a short write of writeback, so the rest would be lost.
+                let write = || sys::copy::write_all(&*fd, data, offset);
+                self.cx.preserving_capabilities(&handle.inode, &fd, write)?;
                 data.len()
             }
         };

@@ -19,7 +19,6 @@ use crate::inode::{DirState, FileState, Inode, InodeTable};
 use crate::names::Links;
 use crate::reach::{Context, access_path};
 use cowl_layers::error::{Errno, Result};
-use cowl_layers::format::CAPABILITY;
 use cowl_layers::layer::LayerDir;
 use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
@@ -122,14 +121,11 @@ impl<'o> CopyUp<'o> {
         // whose content would be overwritten.
         let target = sys::content::reopen((*access_path(inode)?).as_fd(), OFlags::RDWR)?;
         let before = sys::stat::stat_fd(&target)?;
-        // A write removes a file's capabilities, but a copy-up must preserve them.
-        let capability = sys::xattr::get(target.as_fd(), CAPABILITY)?;
         let data = file.data_loc().open_read()?;
-        let (from, to) = (data.as_fd(), target.as_fd());
-        let copied = sys::copy::copy_content(from, to, before.size, self.cx.write_back())?;
-        if let Some(value) = capability {
-            sys::xattr::set(target.as_fd(), CAPABILITY, &value)?;
-        }
+        let copied = self.cx.preserving_capabilities(inode, &target, || {
+            let (from, to) = (data.as_fd(), target.as_fd());
+            sys::copy::copy_content(from, to, before.size, self.cx.write_back())
+        })?;
         sys::attr::utimens(
             target.as_fd(),
             SetTime::At(before.atime),

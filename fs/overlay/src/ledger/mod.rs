@@ -276,13 +276,6 @@ impl Ledger {
         }
     }
 
-    /// Returns the value with this type and key.
-    pub(crate) fn value(&self, kind: Kind, key: u64) -> Option<Found> {
-        let values = self.values.lock();
-        let block = values.get(&(kind, key))?;
-        Some(block.content(&self.memory))
-    }
-
     /// Removes a value, if there is one.
     pub fn delete(&self, kind: Kind, key: u64) {
         let removed = self.values.lock().remove(&(kind, key));

@@ -10,7 +10,9 @@ use super::read::{Attr, Attributes};
 use crate::content::{Content, FileHandle, change_for_caller, truncate};
 use crate::copy_up::{CopyExtent, CopyUp};
 use crate::inode::{Inode, PLAIN_DATA};
-use crate::reach::{Caller, Context, access_path, has_capability, open_content, stat_on_disk};
+use crate::reach::{
+    Caller, Context, access_path, has_capability, lock_capabilities, open_content, stat_on_disk,
+};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::CAPABILITY;
 use cowl_layers::sys;
@@ -94,6 +96,7 @@ impl SetAttributes<'_> {
         let target = access_path(inode)?;
         let fd = target.as_fd();
         if let Some(bits) = dropped {
+            let _locked = lock_capabilities(inode);
             drop_privileges(&target, bits)?;
             // chown(2) updates the change time even without a new owner or group.
             sys::attr::chown(fd, None, None)?;

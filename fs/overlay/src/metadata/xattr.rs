@@ -11,7 +11,7 @@ use crate::copy_up::CopyUp;
 use crate::idmap::IdMap;
 use crate::inode::{Inode, NO_CAPABILITIES};
 use crate::ledger::{Change, Intent};
-use crate::reach::{Caller, Context, access_path, has_capability};
+use crate::reach::{Caller, Context, access_path, has_capability, lock_capabilities};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::CAPABILITY;
 use cowl_layers::format::foreign::is_marker_xattr;
@@ -133,7 +133,10 @@ impl Xattrs<'_> {
         let target = access_path(inode)?;
         inode.facts().forget(NO_CAPABILITIES);
         let _forget_after = ForgetNoCapabilities(inode);
-        let set = || self.set_in_upper(caller, inode, &target, (name, &disk), &value, flags);
+        let set = || {
+            let _locked = (disk == CAPABILITY).then(|| lock_capabilities(inode));
+            self.set_in_upper(caller, inode, &target, (name, &disk), &value, flags)
+        };
         self.change_xattrs(inode, &target, || {
             // Without the flag, the change can be repeated. With it, one that fails must not be taken for one that was
             // made: the value must be absent before.
@@ -256,6 +259,7 @@ impl Xattrs<'_> {
         let target = access_path(inode)?;
         let intent = intent(Change::RemoveXattr, inode);
         self.change_xattrs(inode, &target, || {
+            let _locked = (disk == CAPABILITY).then(|| lock_capabilities(inode));
             self.cx
                 .commit(&intent, || sys::xattr::remove(target.as_fd(), &disk))
         })?;

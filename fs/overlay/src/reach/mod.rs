@@ -2,6 +2,7 @@
 //! access from an inode to its object on disk.
 
 mod caller;
+mod capabilities;
 mod context;
 mod object;
 mod options;
@@ -9,6 +10,7 @@ mod stack;
 
 pub use caller::Caller;
 pub(crate) use caller::has_capability;
+pub(crate) use capabilities::{lock_capabilities, restore_capabilities};
 pub(crate) use context::Context;
 pub(crate) use object::{
     Attempt, access_path, access_path_and_stat, open_content, retry_while_moved, stat_on_disk,

@@ -24,7 +24,7 @@ use crate::inode::{
 };
 use crate::ledger::{Custodian, Kind, Ledger, LedgerContent, LedgerError, StackIds, Word};
 use crate::overlay::Overlay;
-use crate::reach::OverlayOptions;
+use crate::reach::{OverlayOptions, restore_capabilities};
 
 /// The ledger of a process that has ended.
 #[derive(Debug)]
@@ -160,6 +160,14 @@ impl Overlay {
         })?;
         point("in a recovery");
         continue_ledger(&overlay, &ledger, &sorted, &found);
+        for (ino, capabilities) in &sorted.capabilities {
+            let inode = overlay.inodes.get(*ino);
+            if let Some(Err(error)) = inode.map(|inode| restore_capabilities(&inode, capabilities))
+            {
+                log::error!("cannot restore the capabilities of inode {ino}: {error}");
+            }
+            ledger.delete(Kind::Capabilities, *ino);
+        }
         for number in with.descriptors.keys() {
             if overlay.inodes.get(*number).is_none() {
                 ledger.release(*number);

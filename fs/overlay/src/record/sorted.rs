@@ -18,6 +18,8 @@ pub(super) struct Sorted {
     pub(super) cookies: CookiesRecord,
     pub(super) handles: Vec<(u64, Vec<u8>)>,
     pub(super) backing: Vec<(u64, Vec<u8>)>,
+    /// The capabilities of files that were being written to.
+    pub(super) capabilities: Vec<(u64, Vec<u8>)>,
     /// The inodes that must be located at once, because more than their recorded names is needed for it, or because
     /// the table needs their identities.
     pub(super) eager: BTreeSet<u64>,
@@ -70,7 +72,11 @@ impl Sorted {
                 }
                 Kind::Handle => sorted.handles.push((key, bytes.to_vec())),
                 Kind::Backing => sorted.backing.push((key, bytes.to_vec())),
-                Kind::Stack | Kind::Inode | Kind::Capabilities => {}
+                Kind::Capabilities => {
+                    sorted.capabilities.push((key, bytes.to_vec()));
+                    sorted.eager.insert(key);
+                }
+                Kind::Stack | Kind::Inode => {}
             }
         }
         sorted.table.substitutes = substitutes;
