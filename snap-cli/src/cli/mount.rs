@@ -46,7 +46,7 @@ pub(super) struct MountArgs {
     #[arg(long)]
     suid: bool,
     /// Disable set-user-ID programs and device nodes at DIR, also if no other user can reach it
-    #[arg(long, conflicts_with = "suid", requires = "dir")]
+    #[arg(long, conflicts_with = "suid")]
     nosuid: bool,
     /// Do not print the mount point
     #[arg(long, hide = true)]
@@ -84,6 +84,9 @@ impl CliCommand for MountArgs {
                 .hint(format!(
                     "mount a snapshot of it: cowl mount {name}@$(cowl snapshot {name}){dir}"
                 )));
+            }
+            None if self.nosuid && at.is_none() => {
+                return Err(Error::usage("--nosuid needs a DIR"));
             }
             None => {
                 context.limit_depth(&mut container, MergeScope::Unmounted);

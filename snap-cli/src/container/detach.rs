@@ -55,9 +55,8 @@ pub(super) fn unmount(container: &Container<'_>, target: &UnmountTarget<'_>) -> 
     let mut client = daemon::connect_at(&target.socket)?;
     let mut pause = PAUSE;
     let patience = Instant::now() + container.store().session().patience;
-    let mut tried = 0;
-    while tried < ATTEMPTS {
-        tried += 1;
+    let mut tried = 1;
+    while tried <= ATTEMPTS {
         let obstacle = match client.detach() {
             Ok(()) => return Ok(()),
             Err(ControlError::InUse { pids, binds }) => {
@@ -67,7 +66,8 @@ pub(super) fn unmount(container: &Container<'_>, target: &UnmountTarget<'_>) -> 
                 let found = find_obstacle(container, target, &[], &[])?;
                 if found.is_none() && !is_mounted(target)? && Instant::now() < patience {
                     // A daemon was killed after it had unmounted, and its successor has not noticed that yet.
-                    tried -= 1;
+                    std::thread::sleep(pause);
+                    continue;
                 }
                 found.or(Some(Obstacle {
                     error: open_without_process(container, readers + writers),
@@ -91,6 +91,7 @@ pub(super) fn unmount(container: &Container<'_>, target: &UnmountTarget<'_>) -> 
         if tried > ATTEMPTS_IF_LASTING {
             pause = (pause * 2).min(LONGEST);
         }
+        tried += 1;
     }
     Err(
         Error::busy(format!("{} is in use", container.name())).hint(format!(
