@@ -19,6 +19,7 @@ use super::served::{Owner, ServedMount};
 use super::{Container, daemon, detach, mount, state};
 use crate::error::{Error, Result};
 use crate::host;
+use crate::host::files;
 use crate::host::{mountinfo, users};
 use crate::shell::quoted;
 use crate::store::disk::remove_tree;
@@ -146,11 +147,11 @@ pub(crate) fn tidy(store: &Store, id: ContainerId) -> Result<()> {
             remove_mount_point(store, &state.mountpoint);
         }
         let dir = find_dir(store, id, mount);
-        if let (Some(state), Ok(reason)) = (&state, std::fs::read_to_string(dir.join(END))) {
+        if let (Some(state), Some(reason)) = (&state, files::read_opt(&dir.join(END))?) {
             log::warn!(
                 "the snapshot that was mounted at {} is not mounted any more: {}",
                 state.mountpoint.shown(),
-                reason.shown()
+                reason.as_slice().shown()
             );
         }
         remove_tree(&dir)?;

@@ -134,6 +134,18 @@ fn container_is_served_without_a_keeper_that_cannot_be_started() {
     store.cowl(["umount", "web"]).ok();
 }
 
+/// Ends each daemon of a keeper, not by the fault of a request, until the keeper gives the mount up.
+fn make_give_up(keeper: u32) {
+    let mut killed = Vec::new();
+    wait_until("the keeper's end", || {
+        if let Some(daemon) = daemon_of(keeper).filter(|daemon| !killed.contains(daemon)) {
+            signal(daemon, "-ABRT");
+            killed.push(daemon);
+        }
+        has_ended(keeper)
+    });
+}
+
 #[test]
 fn mount_that_was_given_up_is_explained() {
     if !can(NEEDS) {
@@ -142,15 +154,7 @@ fn mount_that_was_given_up_is_explained() {
     let (store, root) = mounted();
     let inside = Inside::of(&root);
     let keeper = store.pid("web");
-    let mut killed = Vec::new();
-    wait_until("the keeper's end", || {
-        if let Some(daemon) = daemon_of(keeper).filter(|daemon| !killed.contains(daemon)) {
-            // Not the fault of a request.
-            signal(daemon, "-ABRT");
-            killed.push(daemon);
-        }
-        has_ended(keeper)
-    });
+    make_give_up(keeper);
     let reason = "5 daemons in a row ended before they answered a request";
     let commands = "cowl umount web; cowl mount web";
     let list = store.cowl(["list", "--json"]).ok();
@@ -309,14 +313,7 @@ fn mounted_snapshots_are_ended_by_force_or_explained_when_given_up() {
         }
     }
     let keeper = mounted_snapshot(&store);
-    let mut killed = Vec::new();
-    wait_until("the keeper's end", || {
-        if let Some(daemon) = daemon_of(keeper).filter(|daemon| !killed.contains(daemon)) {
-            signal(daemon, "-ABRT");
-            killed.push(daemon);
-        }
-        has_ended(keeper)
-    });
+    make_give_up(keeper);
     let next = store.cowl(["snapshot", "web"]).ok();
     let reason = "5 daemons in a row ended before they answered a request";
     assert!(next.err().contains(reason), "{}", next.report());

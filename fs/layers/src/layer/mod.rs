@@ -33,7 +33,7 @@ pub use work::{Staged, WorkDir};
 
 use private::Reached;
 
-use crate::error::Result;
+use crate::error::{Errno, Error, Result};
 use crate::format::XattrSpace;
 use crate::setup::SetupError;
 use crate::shown::Show as _;
@@ -73,7 +73,7 @@ impl Layer {
     /// Before Linux 6.15, and without privilege, the ids are those of the layer's mount, which may be idmapped.
     #[must_use]
     pub fn without_id_map(self: Arc<Self>) -> Arc<Self> {
-        match private::without_id_map(&self.path) {
+        match self.root_without_id_map() {
             Ok(root) => self.reached_as(root, Reached::PrivateMount),
             Err(error) => {
                 log::debug!(
@@ -82,6 +82,16 @@ impl Layer {
                 );
                 self
             }
+        }
+    }
+
+    fn root_without_id_map(&self) -> Result<OwnedFd> {
+        let root = private::without_id_map(&self.path)?;
+        let stat = sys::stat::stat_fd(&root)?;
+        // Another directory can be at the path by now.
+        match (stat.dev, stat.ino) == (self.dev, self.ino) {
+            true => Ok(root),
+            false => Err(Error::Errno(Errno::STALE)),
         }
     }
 
