@@ -39,17 +39,19 @@ fn storage(user: User) -> Podman {
 }
 
 /// Committed layers contain whiteouts of container images, which hide names in the containers above.
+///
+/// `podman diff` takes a name of hexadecimal digits, such as `c`, for the beginning of an image's id.
 const COMMIT: &str = r"
-run --name c base sh -c 'rm /d/f1; mv /d/sub /d/sub2; echo n > /d/f2; rm -r /home; mkdir /home; touch /home/x'
-podman diff c | sort
-podman commit -q c next > /dev/null 2>&1
+run --name box base sh -c 'rm /d/f1; mv /d/sub /d/sub2; echo n > /d/f2; rm -r /home; mkdir /home; touch /home/x'
+podman diff box | sort
+podman commit -q box next > /dev/null 2>&1
 ls storage/overlay/*/diff/d/.wh.f1 | wc -l
 run --rm next sh -c 'find /d /home | sort; echo back > /d/f1; mkdir /d/sub; touch /d/.wh.x || ls -A /d /d/sub'
-run --name c2 next sh -c 'echo back > /d/f1; mkdir /d/sub; rm -r /d/sub2; mv /home /house'
-podman diff c2 | sort
-podman commit -q c2 third > /dev/null 2>&1
+run --name box2 next sh -c 'echo back > /d/f1; mkdir /d/sub; rm -r /d/sub2; mv /home /house'
+podman diff box2 | sort
+podman commit -q box2 third > /dev/null 2>&1
 inside image_tree third
-podman export c2 | tar -t | sort
+podman export box2 | tar -t | sort
 ";
 
 #[test]
@@ -70,10 +72,10 @@ run --rm --read-only base sh -c 'cat /d/f1; echo x > /d/f1 || echo refused; echo
 run --rm -v data:/d base sh -c 'rm /d/f1; echo kept > /d/f6; mkdir /d/.wh.f2'
 run --rm -v data:/d base sh -c 'ls -A /d; cat /d/f6'
 run --rm -v data:/v:ro base sh -c 'echo x > /v/x || ls -A /v'
-run --name c base true
-echo in > file; podman cp file c:/d/file; podman cp c:/d/f3 out; cat out
-podman start -a c
-podman diff c | sort
+run --name box base true
+echo in > file; podman cp file box:/d/file; podman cp box:/d/f3 out; cat out
+podman start -a box
+podman diff box | sort
 for i in 1 2 3 4 5 6; do
     run --rm base sh -c "echo $i > /d/f1; rm -r /d/sub; ls /d; cat /d/f1" > parallel.$i & pids="${pids:-} $!"
 done
