@@ -1,4 +1,4 @@
-//! The command `cowl exec`, and `cowl enter`, the process that it starts.
+//! The command `cowl exec`, and the processes that it starts: `cowl enter`, which starts `cowl user-namespace`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use super::snapshot::{Sync, take_with_hooks};
 use super::{CliCommand, Context, output};
 use crate::error::{Kind, Result};
-use crate::lifecycle::{enter, exec};
+use crate::lifecycle::{enter, exec, mapping};
+use crate::lxc::config::IdMap;
 use crate::recover;
 use crate::shell::quoted;
 use crate::snapshot::depth::MergeScope;
@@ -75,6 +76,9 @@ impl ExecArgs {
 pub(super) struct EnterArgs {
     /// The container's mount point
     mountpoint: PathBuf,
+    /// Enter a new user namespace with this range of ids; may be given several times
+    #[arg(long, value_name = "u|g INSIDE OUTSIDE COUNT")]
+    id_map: Vec<String>,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -82,9 +86,25 @@ pub(super) struct EnterArgs {
 
 impl CliCommand for EnterArgs {
     fn run(&self, _context: &Context) -> Result<u8> {
-        let (code, error) = enter::enter(&self.mountpoint, &self.command);
+        let map = IdMap::from_values(self.id_map.iter().map(String::as_bytes));
+        let (code, error) = enter::enter(&self.mountpoint, &map, &self.command);
         output::print_error(&error, output::Format::Text);
         Ok(code)
+    }
+
+    fn reads_config(&self) -> bool {
+        false
+    }
+}
+
+/// Create a user namespace and keep it until the standard input ends (internal: started by `enter`)
+#[derive(Debug, clap::Args)]
+pub(super) struct NamespaceArgs {}
+
+impl CliCommand for NamespaceArgs {
+    fn run(&self, _context: &Context) -> Result<u8> {
+        mapping::hold_namespace()?;
+        Ok(0)
     }
 
     fn reads_config(&self) -> bool {

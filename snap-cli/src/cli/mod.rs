@@ -228,6 +228,8 @@ commands! {
     Settle(settle::Args),
     #[command(hide = true)]
     Enter(exec::EnterArgs),
+    #[command(hide = true)]
+    UserNamespace(exec::NamespaceArgs),
 }
 
 /// The environment of a command: the home store's path, the session and the settings.

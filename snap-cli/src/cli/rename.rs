@@ -2,16 +2,19 @@
 
 use std::ffi::OsString;
 
-use super::{CliCommand, Context};
+use super::{CliCommand, Context, output};
 use crate::error::Result;
+use crate::lifecycle::adopt;
 use crate::lifecycle::rename::rename;
+use crate::lxc::binding;
 use crate::recover;
 use crate::snapshot::meta;
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
 /// Rename a container or a snapshot
 ///
-/// A mounted container remains mounted at the same mount point.
+/// A mounted container remains mounted at the same mount point. A container that LXC runs keeps its name
+/// in LXC.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container or snapshot
@@ -33,7 +36,17 @@ impl CliCommand for Args {
             }
             None => {
                 let new = ContainerName::parse(&self.new)?;
-                rename(&context.store_for(&old.container)?, &old.container, &new)?;
+                let store = context.store_for(&old.container)?;
+                rename(&store, &old.container, &new)?;
+                // A comment in LXC's config names the container.
+                adopt::update_config(&store, &new)?;
+                let (_, record) = store.find(&new)?;
+                if let Some(link) = &record.body.lxc {
+                    output::print_note(&format!(
+                        "LXC's container keeps its name: lxc-start {}",
+                        binding::from_link(link).options()
+                    ));
+                }
             }
         }
         Ok(0)

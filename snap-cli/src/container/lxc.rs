@@ -13,6 +13,7 @@ use crate::lxc::config::{
     CopyRewrite, OwnLines, attach, detach, detach_all, own_ids, rewrite_for_copy,
 };
 use crate::lxc::layout::{Rootfs, rootfs};
+use crate::lxc::mounts::{RootPaths, with_relative_targets};
 use crate::lxc::{self as tools, LxcContainer, binding, own_files};
 use crate::store::Store;
 use crate::store::bytes::Blob;
@@ -259,7 +260,9 @@ impl LxcCopy {
             to: to.as_os_str().as_bytes(),
             name: &link.name,
         };
-        let plain = detach_all(&self.text, Some(&rootfs_line(&to)));
+        let roots = RootPaths::new(from.unwrap_or(&to), &self.text, &to.join("rootfs"));
+        let (text, _) = with_relative_targets(&self.text, &roots);
+        let plain = detach_all(&text, Some(&rootfs_line(&to)));
         let (plain, notes) = rewrite_for_copy(&plain, &how, tools::random_address);
         self.notes.extend(notes);
         let files = own_files::rewritten(std::mem::take(&mut self.files), &how);

@@ -19,6 +19,7 @@ use crate::host::files;
 use crate::host::{dir_users, mountinfo, users};
 use crate::lxc::binding;
 use crate::lxc::command::config_value;
+use crate::lxc::mounts::{self, RootPaths};
 use crate::lxc::{self as tools, LxcContainer, config, snapshots};
 use crate::recover::{self, moving};
 use crate::shell::quoted;
@@ -32,6 +33,9 @@ use crate::store::record::Record;
 use crate::store::{Store, disk};
 use crate::tree::walk::{self, Item};
 use cowl_layers::shown::Show as _;
+
+/// The key of a table of mounts.
+const FSTAB: &str = "lxc.mount.fstab";
 
 /// The source of an adoption.
 #[derive(Clone, Debug)]
@@ -178,6 +182,7 @@ fn inspect_lxc(
             quoted(&rootfs)
         )));
     }
+    inspect_mounts(container, (&text, &rootfs), notes)?;
     let snaps = container.dir().join("snaps");
     if !disk::names(&snaps)?.is_empty() {
         notes.push(format!(
@@ -195,6 +200,57 @@ fn inspect_lxc(
         extra: Map::new(),
     };
     Ok((rootfs, link))
+}
+
+/// Checks the targets of the container's mounts. An adoption makes those in the config relative; in other files, users have
+/// to do that.
+fn inspect_mounts(
+    container: &LxcContainer,
+    (text, rootfs): (&[u8], &Path),
+    notes: &mut Vec<String>,
+) -> Result<()> {
+    let real = rootfs.canonicalize();
+    let real = real.map_err(|error| Error::at("adopt", rootfs, error))?;
+    let roots = RootPaths::new(&container.dir(), text, &real);
+    let refuse = |place: &str, entry: &[u8], relative: &[u8]| {
+        let message = format!(
+            "cannot adopt {}: LXC would ignore a mount in {place}, whose target is an absolute path in {}: {}",
+            container.name,
+            rootfs.shown(),
+            entry.shown()
+        );
+        let hint = format!("write the target as a relative path: {}", relative.shown());
+        Err(Error::failed(message).hint(hint))
+    };
+    let (_, changed) = mounts::with_relative_targets(text, &roots);
+    if changed > 0 {
+        notes.push(format!(
+            "absolute targets of lxc.mount.entry in the config become relative: {changed}"
+        ));
+    }
+    let config = container.config();
+    if config::get(text, config::INCLUDE).is_some() {
+        let own = mounts::entries(text);
+        let all = config_value(&config, "lxc.mount.entry")?.unwrap_or_default();
+        let found = mounts::absolute_targets(&all, &roots);
+        if let Some((entry, relative)) = found.iter().find(|(entry, _)| !own.contains(entry)) {
+            return refuse("an included file", entry, relative);
+        }
+    }
+    let table = match config::get(text, FSTAB) {
+        Some(path) => Some(path.to_vec()),
+        None if config::get(text, config::INCLUDE).is_some() => config_value(&config, FSTAB)?,
+        None => None,
+    };
+    let Some(table) = table.map(|path| PathBuf::from(std::ffi::OsString::from_vec(path))) else {
+        return Ok(());
+    };
+    // LXC itself reports a table that does not exist.
+    let content = files::read_opt(&table)?.unwrap_or_default();
+    match mounts::absolute_targets(&content, &roots).first() {
+        Some((entry, relative)) => refuse(&table.shown().to_string(), entry, relative),
+        None => Ok(()),
+    }
 }
 
 fn refuse_adopted(home: &Store, container: &LxcContainer) -> Result<()> {

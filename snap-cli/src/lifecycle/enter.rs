@@ -22,7 +22,9 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use cowl_layers::shown::Show as _;
 
+use super::mapping;
 use crate::error::{Error, Result};
+use crate::lxc::config::IdMap;
 
 /// The exit code for a failure of cowl itself.
 pub const FAILED: u8 = 125;
@@ -44,14 +46,15 @@ const LINKS: [(&str, &str); 5] = [
     ("stderr", "/proc/self/fd/2"),
 ];
 
-/// Executes `command` inside the mount at `mountpoint`.
+/// Executes `command` inside the mount at `mountpoint`. If the map has ranges, this is done in a
+/// user namespace with this map.
 ///
 /// Returns only on failure, with the exit code and the error.
-pub fn enter(mountpoint: &Path, command: &[OsString]) -> (u8, Error) {
+pub fn enter(mountpoint: &Path, map: &IdMap, command: &[OsString]) -> (u8, Error) {
     let Some((program, args)) = command.split_first() else {
         return (FAILED, Error::usage("no command to run"));
     };
-    if let Err(error) = change_root(mountpoint) {
+    if let Err(error) = change_root(mountpoint, map) {
         return (FAILED, error);
     }
     // `exec` blocks signals in its own process, and a child inherits the mask.
@@ -68,18 +71,22 @@ pub fn enter(mountpoint: &Path, command: &[OsString]) -> (u8, Error) {
     (code, Error::failed(message).because(error))
 }
 
-fn change_root(mountpoint: &Path) -> Result<()> {
+fn change_root(mountpoint: &Path, map: &IdMap) -> Result<()> {
     let failed =
         |message: &str, error: std::io::Error| Error::failed(message.to_owned()).because(error);
     unshare_namespace()?;
     let recursive = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", recursive)
         .map_err(|e| failed("cannot make the namespace's mounts private", e.into()))?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::openat(CWD, mountpoint, flags, Mode::empty())
-        .map_err(|e| Error::at("enter", mountpoint, std::io::Error::from(e)))?;
+    let mut root = open_root(mountpoint)?;
     require_mounted(&root, mountpoint)?;
     honor_privileges(&root).map_err(|e| failed("cannot enable set-user-ID programs", e.into()))?;
+    if *map != IdMap::default() {
+        mapping::enter_namespace(map)?;
+        // The namespace has copies of the mounts. The descriptor refers to the original.
+        root = open_root(mountpoint)?;
+        mapping::become_root()?;
+    }
     if let Some(at) = open_dir(&root, "proc")? {
         rustix::mount::mount_bind_recursive("/proc", &at.path)
             .map_err(|e| failed("cannot mount /proc", e.into()))?;
@@ -121,6 +128,13 @@ fn change_root(mountpoint: &Path) -> Result<()> {
         Err(e) => return Err(failed("cannot make the container the root", e.into())),
     }
     std::env::set_current_dir("/").map_err(|e| failed("cannot enter the new root", e))
+}
+
+/// Opens the root directory of the mounted container.
+fn open_root(mountpoint: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, mountpoint, flags, Mode::empty())
+        .map_err(|e| Error::at("enter", mountpoint, std::io::Error::from(e)))
 }
 
 /// Fails if nothing is mounted at the mount point.

@@ -10,10 +10,13 @@ use std::process::{Command, ExitStatus};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
+use crate::container::Container;
 use crate::container::mount::AfterUnmount;
 use crate::container::state::Lifetime;
 use crate::container::state::{self, Mounted};
 use crate::error::{Error, Result};
+use crate::lxc::binding;
+use crate::lxc::config::IdMap;
 use crate::recover;
 use crate::store::Store;
 use crate::store::lock::{Lock, Mode};
@@ -33,12 +36,22 @@ pub fn exec(store: &Store, name: &ContainerName, command: &[OsString]) -> Result
         &session.command,
         session.patience,
     )?;
+    let map = id_map(&container)?;
     let mountpoint = container.mount(None, Lifetime::OfCommand)?;
     drop(container);
-    let code = run(&mountpoint, command);
+    let code = run(&mountpoint, command, map.as_ref());
     drop(running);
     unmount_if_last(store, name)?;
     code
+}
+
+/// Returns the id map of an LXC container whose root is not that of the host. The command gets the same one.
+fn id_map(container: &Container<'_>) -> Result<Option<IdMap>> {
+    let Some(link) = &container.manifest().lxc else {
+        return Ok(None);
+    };
+    let map = binding::id_map(&link.config(), &binding::read_config(link)?)?;
+    Ok(map.root().is_some().then_some(map))
 }
 
 /// Unmounts a mount that was created for exec, after the last command.
@@ -67,7 +80,7 @@ fn unmount_if_last(store: &Store, name: &ContainerName) -> Result<()> {
     }
 }
 
-fn run(mountpoint: &std::path::Path, command: &[OsString]) -> Result<u8> {
+fn run(mountpoint: &std::path::Path, command: &[OsString], map: Option<&IdMap>) -> Result<u8> {
     let failed =
         |message: &str, error: std::io::Error| Error::failed(message.to_owned()).because(error);
     // The terminal sends these signals to the command as well. A signal that is sent to this process alone is
@@ -86,8 +99,10 @@ fn run(mountpoint: &std::path::Path, command: &[OsString]) -> Result<u8> {
         .map_err(|e| failed("cannot block signals", e.into()))?;
     let program =
         std::env::current_exe().map_err(|e| failed("cannot find the cowl program itself", e))?;
+    let map = map.iter().flat_map(|map| map.values());
     let mut child = Command::new(&program)
         .arg("enter")
+        .args(map.flat_map(|range| ["--id-map".to_owned(), range]))
         .arg(mountpoint)
         .arg("--")
         .args(command)

@@ -10,6 +10,7 @@ pub mod create;
 pub mod enter;
 pub mod exec;
 pub mod hook;
+pub mod mapping;
 pub mod release;
 pub mod rename;
 pub mod serve;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use cowl_layers::shown::Show as _;
 
 use super::command::{LxcContainer, config_value};
-use super::config::{self, OwnLines};
+use super::config::{self, IdMap, OwnLines};
 use crate::error::{Error, Result};
 use crate::host::files;
 use crate::shell::posix_quoted;
@@ -25,16 +25,21 @@ pub fn from_link(link: &Lxc) -> LxcContainer {
     }
 }
 
+/// Returns the id map of an LXC container. Its config is in `file`, and has the content `text`.
+pub fn id_map(file: &Path, text: &[u8]) -> Result<IdMap> {
+    let own = IdMap::of(text);
+    if own.root().is_some() || config::get(text, config::INCLUDE).is_none() {
+        return Ok(own);
+    }
+    let found = config_value(file, "lxc.idmap")?.unwrap_or_default();
+    Ok(IdMap::from_values(found.split(|&byte| byte == b'\n')))
+}
+
 /// Returns the host's user and group that are root in an LXC container, if that is not root itself.
 ///
 /// Its config is in `file`, and has the content `text`.
 pub fn mapped_root(file: &Path, text: &[u8]) -> Result<Option<(u32, u32)>> {
-    let own = config::mapped_root(text);
-    if own.is_some() || config::get(text, config::INCLUDE).is_none() {
-        return Ok(own);
-    }
-    let found = config_value(file, "lxc.idmap")?.unwrap_or_default();
-    Ok(config::mapped_root_of(found.split(|&byte| byte == b'\n')))
+    Ok(id_map(file, text)?.root())
 }
 
 /// Returns where a container is mounted for LXC: whichever of its two mount points its config names.

@@ -55,37 +55,71 @@ pub fn get<'t>(text: &'t [u8], key: &str) -> Option<&'t [u8]> {
         .filter(|value| !value.is_empty())
 }
 
-/// Returns the host's user and group that are root in the container, if that is not root itself.
-pub fn mapped_root(text: &[u8]) -> Option<(u32, u32)> {
-    let mut values = Vec::new();
-    for (_, value) in split_lines(text)
-        .filter_map(parse_entry)
-        .filter(|(key, _)| *key == IDMAP)
-    {
-        match value.is_empty() {
-            true => values.clear(),
-            false => values.push(value),
-        }
-    }
-    mapped_root_of(values)
+/// The ranges of ids of a container: the first id inside, the first id on the host, the count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdMap {
+    /// The ranges of users.
+    pub users: Vec<[u32; 3]>,
+    /// The ranges of groups.
+    pub groups: Vec<[u32; 3]>,
 }
 
-/// Like [`mapped_root`], for values of the id map: kind, first id inside, first id outside, count.
-pub fn mapped_root_of<'v>(values: impl IntoIterator<Item = &'v [u8]>) -> Option<(u32, u32)> {
-    let (mut user, mut group) = (None, None);
-    for value in values {
-        let mut words = std::str::from_utf8(value).ok()?.split_ascii_whitespace();
-        let kind = words.next()?;
-        let mut number = || words.next()?.parse::<u32>().ok();
-        if let (Some(0), Some(outside), Some(1..)) = (number(), number(), number()) {
+impl IdMap {
+    /// Parses values of `lxc.idmap`: kind, first id inside, first id outside, count. Ignores those that LXC rejects.
+    pub fn from_values<'v>(values: impl IntoIterator<Item = &'v [u8]>) -> Self {
+        let mut map = Self::default();
+        for value in values {
+            let mut words = std::str::from_utf8(value)
+                .unwrap_or_default()
+                .split_ascii_whitespace();
+            let kind = words.next();
+            let mut number = || words.next()?.parse::<u32>().ok();
+            let (Some(inside), Some(outside), Some(count @ 1..)) = (number(), number(), number())
+            else {
+                continue;
+            };
             match kind {
-                "u" => user = Some(outside),
-                "g" => group = Some(outside),
+                Some("u") => map.users.push([inside, outside, count]),
+                Some("g") => map.groups.push([inside, outside, count]),
                 _ => {}
             }
         }
+        map
     }
-    user.zip(group).filter(|(user, _)| *user != 0)
+
+    /// Returns the map as values of `lxc.idmap`.
+    pub fn values(&self) -> impl Iterator<Item = String> {
+        let users = self.users.iter().map(|range| ('u', range));
+        let groups = self.groups.iter().map(|range| ('g', range));
+        let all = users.chain(groups);
+        all.map(|(kind, [inside, outside, count])| format!("{kind} {inside} {outside} {count}"))
+    }
+
+    /// Returns the map in the text of a config without included files.
+    pub fn of(text: &[u8]) -> Self {
+        let mut values = Vec::new();
+        for (_, value) in split_lines(text)
+            .filter_map(parse_entry)
+            .filter(|(key, _)| *key == IDMAP)
+        {
+            match value.is_empty() {
+                true => values.clear(),
+                false => values.push(value),
+            }
+        }
+        Self::from_values(values)
+    }
+
+    /// Returns the host's user and group that are root in the container, if that is not root itself.
+    pub fn root(&self) -> Option<(u32, u32)> {
+        let root_of = |ranges: &[[u32; 3]]| {
+            let found = ranges.iter().rev().find(|[inside, ..]| *inside == 0);
+            found.map(|[_, outside, _]| *outside)
+        };
+        root_of(&self.users)
+            .zip(root_of(&self.groups))
+            .filter(|(user, _)| *user != 0)
+    }
 }
 
 /// The lines that cowl writes into a container's config.
@@ -463,7 +497,7 @@ mod tests {
     #[test]
     fn the_mapped_root_needs_both_maps_of_id_0() {
         let map = b"lxc.idmap = u 0 100000 65536\nlxc.idmap = g 0 200000 65536\n";
-        assert_eq!(mapped_root(map), Some((100_000, 200_000)));
+        assert_eq!(IdMap::of(map).root(), Some((100_000, 200_000)));
         for none in [
             &b"lxc.uts.name = c1\n"[..],
             b"lxc.idmap = u 0 100000 65536\n",
@@ -473,7 +507,7 @@ mod tests {
             b"lxc.idmap = u 0 1 2\nlxc.idmap = g 0 1 2\nlxc.idmap =\n",
             b"lxc.idmap = u 0 x 2\nlxc.idmap = g 0 -1 2\nlxc.idmap = \xff 0 1\n",
         ] {
-            assert_eq!(mapped_root(none), None, "{}", none.escape_ascii());
+            assert_eq!(IdMap::of(none).root(), None, "{}", none.escape_ascii());
         }
     }
 }

@@ -17,7 +17,7 @@ pub fn lxc_config(text: &[u8]) {
         destroy: path("destroy"),
         note: "run cowl release".to_owned(),
     };
-    let _mapped = config::mapped_root(text);
+    let _mapped = config::IdMap::of(text).root();
     let attached = config::attach(text, &ours);
     assert!(config::has_own_lines(&attached, ID));
     let rootfs = [b"dir:".as_slice(), &ours.rootfs].concat();

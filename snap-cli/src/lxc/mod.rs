@@ -1,9 +1,9 @@
 //! LXC: its containers, their config files, and the snapshots that LXC's own tools made.
 //!
 //! From the bottom up: [`config`] and [`layout`] read and write the text of files; [`command`] runs LXC's
-//! tools; [`own_files`] finds the files of a config; [`binding`] connects a container of a store to LXC's; [`snapshots`] lists LXC's snapshots; [`locked`]
-//! and `restore` change them. Operations on an open container are in `container::lxc` and
-//! `snapshot::lxc_import`.
+//! tools; [`mounts`] makes targets of mounts relative; [`own_files`] finds the files of a config; [`binding`] connects a
+//! container of a store to LXC's; [`snapshots`] lists LXC's snapshots; [`locked`] and `restore` change them. Operations on
+//! an open container are in `container::lxc` and `snapshot::lxc_import`.
 
 pub mod binding;
 pub mod command;
@@ -13,6 +13,7 @@ pub mod copy;
 pub mod fuzzing;
 pub mod layout;
 pub mod locked;
+pub mod mounts;
 pub mod own_files;
 mod restore;
 pub mod snapshots;

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::host::files;
 use crate::lxc::binding;
 use crate::lxc::config;
+use crate::lxc::mounts::{RootPaths, with_relative_targets};
 use crate::lxc::own_files;
 use crate::store::bytes::Blob;
 use crate::store::collect;
@@ -161,6 +162,12 @@ pub(crate) fn finish_adoption(container: &mut Container<'_>) -> Result<()> {
     let mut next = container.manifest().clone();
     if let Some(link) = &mut next.lxc {
         let now = binding::read_config(link)?;
+        let original = link
+            .original
+            .as_ref()
+            .map_or(now.as_slice(), |text| &text.0);
+        let roots = RootPaths::new(&link.dir(), original, &adopted(container)?.rootfs);
+        let (now, _) = with_relative_targets(&now, &roots);
         let ours = binding::own_lines(
             container.store(),
             container.id(),
@@ -202,7 +209,7 @@ pub(crate) fn finish_release(
     }
     drop(exclusive);
     if let Some(link) = &container.manifest().lxc {
-        notes.extend(restore_config(link, &id.to_string())?);
+        notes.extend(restore_config(link, &adopted.rootfs, &id.to_string())?);
     }
     deleted::discard(store, id)?;
     remove_marker(store, id)?;
@@ -231,7 +238,7 @@ fn move_out(tree: &Path, to: &Path, name: &str) -> Result<()> {
 }
 
 /// Restores LXC's config. Returns a note if it was changed or removed since cowl wrote it.
-fn restore_config(link: &Lxc, id: &str) -> Result<Option<String>> {
+fn restore_config(link: &Lxc, rootfs: &Path, id: &str) -> Result<Option<String>> {
     let path = link.config();
     let original = link.original.clone().unwrap_or_default();
     if !disk::exists(&path)? {
@@ -245,9 +252,10 @@ fn restore_config(link: &Lxc, id: &str) -> Result<Option<String>> {
         return Ok(None);
     }
     let back = config::detach(&now, Some(&original.0), id);
+    let roots = RootPaths::new(&link.dir(), &original.0, rootfs);
+    let (adopted, _) = with_relative_targets(&original.0, &roots);
     // The original's last line may lack a line break. Appending cowl's lines added one.
-    if back.strip_suffix(b"\n").unwrap_or(&back)
-        == original.0.strip_suffix(b"\n").unwrap_or(&original.0)
+    if back.strip_suffix(b"\n").unwrap_or(&back) == adopted.strip_suffix(b"\n").unwrap_or(&adopted)
     {
         files::replace(&path, &original.0, CONFIG_MODE)?;
         return Ok(None);

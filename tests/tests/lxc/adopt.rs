@@ -310,3 +310,77 @@ fn a_container_whose_config_includes_a_file_starts() {
     lxc.kill("c1");
     lxc.unmounted("c1");
 }
+
+/// LXC ignores a mount whose target is an absolute path in another directory than the root filesystem.
+#[test]
+fn mounts_with_an_absolute_target_remain() {
+    if !can(NEEDS) {
+        return;
+    }
+    let lxc = Lxc::for_test();
+    lxc.create("c1");
+    let data = lxc.scratch().make("data");
+    std::fs::write(data.join("file"), "data\n").unwrap();
+    let rootfs = lxc.dir("c1").join("rootfs");
+    let entry = |target: &Path| {
+        let (data, target) = (data.display(), target.display());
+        format!("{data} {target} none bind,create=dir 0 0\n")
+    };
+    let config = lxc.config("c1") + "lxc.mount.entry = " + &entry(&rootfs.join("mnt/data"));
+    let write = |text: &str| std::fs::write(lxc.dir("c1").join("config"), text).unwrap();
+
+    // Users have to change other files themselves.
+    let other = lxc.scratch().join("other");
+    for line in [
+        format!("lxc.mount.fstab = {}\n", other.display()),
+        format!("lxc.include = {}\n", other.display()),
+    ] {
+        let target = rootfs.join("mnt/other");
+        let text = match line.contains("fstab") {
+            true => entry(&target),
+            false => format!("lxc.mount.entry = {}", entry(&target)),
+        };
+        std::fs::write(&other, text).unwrap();
+        write(&format!("{config}{line}"));
+        let output = lxc.adopt("c1");
+        output.fails(
+            1,
+            &[
+                "mnt/other",
+                "write the target as a relative path: mnt/other",
+            ],
+        );
+    }
+
+    write(&config);
+    let output = lxc.adopt("c1").ok();
+    assert!(
+        output.err().contains("become relative: 1"),
+        "{}",
+        output.report()
+    );
+    let entries = lxc.config("c1");
+    assert!(entries.contains(&entry(Path::new("mnt/data"))), "{entries}");
+    lxc.start("c1");
+    assert_eq!(lxc.run("c1", "cat /mnt/data/file"), "data");
+    lxc.kill("c1");
+    lxc.unmounted("c1");
+
+    let store = lxc.store();
+    let output = store.cowl(["rename", "c1", "c2"]).ok();
+    assert!(
+        output.err().contains("keeps its name"),
+        "{}",
+        output.report()
+    );
+    assert!(
+        lxc.config("c1").contains("cowl release c2"),
+        "{}",
+        lxc.config("c1")
+    );
+    lxc.start("c1");
+    lxc.kill("c1");
+    lxc.unmounted("c2");
+    store.cowl(["release", "c2"]).ok();
+    assert_eq!(lxc.config("c1"), config);
+}

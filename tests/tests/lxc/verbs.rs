@@ -238,9 +238,27 @@ fn an_unprivileged_container_runs_on_an_adopted_root() {
     let out = lxc.run_mapped("c1", line);
     let words: Vec<_> = out.split_whitespace().collect();
     assert_eq!(words, ["0", "0", "0", "100000", "65536"], "{out}");
+    // A command that cowl runs has the same ids, and no power over the host's.
+    let line = "id -u; id -G; stat -c %u /etc/written; cat /proc/self/uid_map; echo x > /etc/by-exec
+        chown 7 /etc/by-exec; mount -t tmpfs none /mnt; test -c /dev/null
+        if echo 0 > /proc/sys/kernel/sysrq; then echo host; fi 2> /dev/null; sleep 0 < /dev/null; kill -0 1 || echo safe";
+    let out = lxc
+        .store()
+        .cowl(["exec", "c1", "--", "sh", "-c", line])
+        .ok()
+        .out();
+    let words: Vec<_> = out.split_whitespace().collect();
+    assert_eq!(
+        words,
+        ["0", "0", "0", "0", "100000", "65536", "safe"],
+        "{out}"
+    );
+    let bad = ["exec", "c1", "--", "sh", "-c", "exit 7"];
+    assert_eq!(lxc.store().cowl(bad).code, 7);
     lxc.store().cowl(["release", "c1"]).ok();
     assert_eq!(lxc.config("c1"), config);
     use std::os::unix::fs::MetadataExt;
-    let written = std::fs::metadata(rootfs.join("etc/written")).unwrap();
-    assert_eq!(written.uid(), 100_000);
+    let owner = |name| std::fs::metadata(rootfs.join(name)).unwrap().uid();
+    assert_eq!(owner("etc/written"), 100_000);
+    assert_eq!(owner("etc/by-exec"), 100_007);
 }

@@ -1,0 +1,97 @@
+//! A user namespace for a command in a container with an id map.
+//!
+//! Only a process outside of a namespace can map the ids of others in it. So a child creates the namespace, and this
+//! process maps its ids and enters it.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::process::{Command, Stdio};
+
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+
+use crate::error::{Error, Result};
+use crate::lxc::config::IdMap;
+
+/// The child's message that the namespace exists.
+const DONE: [u8; 1] = *b".";
+
+/// Moves this process into a new user namespace, with copies of the mounts. Until [`become_root`], it has the user and
+/// group of before, which the namespace may not map.
+pub(super) fn enter_namespace(map: &IdMap) -> Result<()> {
+    let failed = |error: nix::Error| {
+        Error::failed("cannot enter a user namespace with the id map of the container")
+            .because(error)
+    };
+    let namespace = create(map)?;
+    setns(namespace, CloneFlags::CLONE_NEWUSER).map_err(failed)?;
+    unshare(CloneFlags::CLONE_NEWNS).map_err(failed)
+}
+
+/// Creates a user namespace. Returns a descriptor of it.
+fn create(map: &IdMap) -> Result<File> {
+    let program = std::env::current_exe()
+        .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
+    let mut child = Command::new(&program)
+        .arg("user-namespace")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| Error::at("start", &program, error))?;
+    let created = match child.stdout.as_mut().map(|out| out.read_exact(&mut [0])) {
+        Some(Ok(())) => open_mapped(child.id(), map),
+        // The child has said why.
+        _ => Err(Error::failed("there is no user namespace for the command")),
+    };
+    // The child ends at the end of its input.
+    drop(child.stdin.take());
+    child
+        .wait()
+        .map_err(|e| Error::failed("cannot wait for a child").because(e))?;
+    created
+}
+
+/// Maps the ids in the user namespace of the process `pid`, and opens the namespace.
+fn open_mapped(pid: u32, map: &IdMap) -> Result<File> {
+    for (file, ranges) in [("gid_map", &map.groups), ("uid_map", &map.users)] {
+        let lines = ranges
+            .iter()
+            .map(|[inside, outside, count]| format!("{inside} {outside} {count}\n"));
+        let path = format!("/proc/{pid}/{file}");
+        std::fs::write(&path, lines.collect::<String>()).map_err(|error| {
+            let hint = match error.kind() {
+                ErrorKind::InvalidInput => "check lxc.idmap in the config: ranges must not overlap",
+                _ => "run the command as root of this machine",
+            };
+            Error::failed("cannot map the ids of the container")
+                .because(format!("writing {path}: {error}"))
+                .hint(hint)
+        })?;
+    }
+    let path = format!("/proc/{pid}/ns/user");
+    File::open(&path).map_err(|error| Error::at("open", path.as_ref(), error))
+}
+
+/// Creates a user namespace, says so on the standard output, and waits until the standard input ends.
+pub fn hold_namespace() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWUSER).map_err(|error| {
+        Error::failed("cannot create a user namespace")
+            .because(error)
+            .hint("allow more user namespaces: sysctl user.max_user_namespaces")
+    })?;
+    let mut out = std::io::stdout();
+    out.write_all(&DONE)
+        .and_then(|()| out.flush())
+        .and_then(|()| std::io::stdin().read_to_end(&mut Vec::new()))
+        .map_err(|error| Error::failed("the parent of this process has ended").because(error))?;
+    Ok(())
+}
+
+/// Becomes the root of the user namespace.
+pub(super) fn become_root() -> Result<()> {
+    let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
+    setgroups(&[])
+        .and_then(|()| setresgid(group, group, group))
+        .and_then(|()| setresuid(user, user, user))
+        .map_err(|error| Error::failed("cannot become root in the container").because(error))
+}
