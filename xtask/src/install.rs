@@ -149,6 +149,14 @@ pub(crate) fn install(options: &InstallOptions) -> Result<()> {
         Path::new("/sbin/mount.cowl"),
         &bin.join("cowl").display().to_string(),
     )?;
+    let template = options.prefix.join("share/lxc/templates/lxc-cowl");
+    let text = std::fs::read(root()?.join("snap-cli/dist/lxc/lxc-cowl"))?;
+    system.install_file(&template, &text, 0o755)?;
+    // lxc-create searches templates there only.
+    let searched = Path::new("/usr/share/lxc/templates/lxc-cowl");
+    if template != searched {
+        system.link(searched, &template.display().to_string())?;
+    }
     let manual = options.prefix.join("share/man/man1");
     for page in pages {
         system.install_file(&manual.join(name(&page)?), &std::fs::read(&page)?, 0o644)?;

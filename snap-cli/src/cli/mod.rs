@@ -229,6 +229,8 @@ commands! {
     #[command(hide = true)]
     Enter(exec::EnterArgs),
     #[command(hide = true)]
+    LxcTemplate(lxc::template::Args),
+    #[command(hide = true)]
     UserNamespace(exec::NamespaceArgs),
 }
 

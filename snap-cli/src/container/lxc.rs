@@ -111,6 +111,17 @@ impl Container<'_> {
     }
 }
 
+/// The directory of LXC containers in which a copy is created.
+#[derive(Clone, Debug)]
+pub enum CopyTarget {
+    /// That of the original.
+    Beside,
+    /// This one.
+    In(PathBuf),
+    /// This one, where lxc-create has just created a container without files.
+    Created(PathBuf),
+}
+
 /// The LXC side of a container's copy.
 #[derive(Debug)]
 pub struct LxcCopy {
@@ -132,7 +143,7 @@ impl LxcCopy {
     pub fn for_container(
         manifest: &ContainerManifest,
         saved: Option<&Blob>,
-        name: &ContainerName,
+        (name, target): (&ContainerName, &CopyTarget),
     ) -> Result<Option<Self>> {
         let Some(from) = &manifest.lxc else {
             return Ok(None);
@@ -143,7 +154,12 @@ impl LxcCopy {
         };
         let dir = from.dir();
         let (files, notes) = own_files::collect(&text, &dir)?;
-        let copy = Self::new(text, Some(dir), from.lxcpath.clone(), name)?;
+        let beside = CopyTarget::In(from.lxcpath.clone());
+        let target = match target {
+            CopyTarget::Beside => &beside,
+            other => other,
+        };
+        let copy = Self::new(text, Some(dir), target, name)?;
         Ok(Some(Self {
             files,
             notes,
@@ -152,7 +168,7 @@ impl LxcCopy {
     }
 
     /// Prepares an LXC container `name` in `lxcpath` with the config of any other LXC container.
-    pub fn from_config(path: &Path, lxcpath: PathBuf, name: &ContainerName) -> Result<Self> {
+    pub fn from_config(path: &Path, target: &CopyTarget, name: &ContainerName) -> Result<Self> {
         let path = std::path::absolute(path).map_err(|e| Error::at("read", path, e))?;
         let text = files::read(&path)?;
         let dir = config_dir(&path).or_else(|| original_dir(&text));
@@ -160,7 +176,7 @@ impl LxcCopy {
             Some(dir) => own_files::collect(&text, dir)?,
             None => Default::default(),
         };
-        let copy = Self::new(text, dir, lxcpath, name)?;
+        let copy = Self::new(text, dir, target, name)?;
         Ok(Self {
             files,
             notes,
@@ -176,17 +192,27 @@ impl LxcCopy {
         name: &ContainerName,
     ) -> Result<Self> {
         let dir = original_dir(&text);
-        let copy = Self::new(text, dir, lxcpath, name)?;
+        let copy = Self::new(text, dir, &CopyTarget::In(lxcpath), name)?;
         Ok(Self { files, ..copy })
     }
 
     fn new(
         text: Vec<u8>,
         dir: Option<PathBuf>,
-        lxcpath: PathBuf,
+        target: &CopyTarget,
         name: &ContainerName,
     ) -> Result<Self> {
-        check_free(&lxcpath, name)?;
+        let lxcpath = match target {
+            CopyTarget::Beside => return Err(Error::usage("no directory of LXC containers")),
+            CopyTarget::In(lxcpath) => {
+                check_free(lxcpath, name)?;
+                lxcpath.clone()
+            }
+            CopyTarget::Created(lxcpath) => {
+                check_created(&lxcpath.join(name.as_str()))?;
+                lxcpath.clone()
+            }
+        };
         Ok(Self {
             dir,
             lxcpath,
@@ -195,12 +221,6 @@ impl LxcCopy {
             name: name.clone(),
             notes: Vec::new(),
         })
-    }
-
-    /// Returns the copy with another directory of LXC containers.
-    pub fn into_lxcpath(self, lxcpath: PathBuf) -> Result<Self> {
-        check_free(&lxcpath, &self.name)?;
-        Ok(Self { lxcpath, ..self })
     }
 
     /// Returns the options with which LXC's tools find the copy.
@@ -327,6 +347,27 @@ fn check_free(lxcpath: &Path, name: &ContainerName) -> Result<()> {
     }
     Err(Error::failed(format!("{} already exists", dir.shown()))
         .hint("choose another name, or remove that directory"))
+}
+
+/// Returns an error if the directory of an LXC container has other content than that which lxc-create makes before it
+/// calls a template.
+fn check_created(dir: &Path) -> Result<()> {
+    for name in disk::names(dir)? {
+        let is_known = match name.as_bytes() {
+            b"config" | b"partial" => true,
+            b"rootfs" => disk::names(&dir.join(&name))?.is_empty(),
+            _ => false,
+        };
+        if !is_known {
+            return Err(Error::failed(format!(
+                "{} contains more than a new LXC container does: {}",
+                dir.shown(),
+                name.shown()
+            ))
+            .hint("use lxc-create, or: cowl clone NAME@SNAP NEW"));
+        }
+    }
+    Ok(())
 }
 
 /// Returns the manifest's entry that recreates the LXC container of an undeleted container.

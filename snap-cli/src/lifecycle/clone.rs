@@ -1,9 +1,12 @@
 //! Creates a container from a state of another container.
 
+use std::path::PathBuf;
+
 use cowl_layers::view::View;
 
 use super::create::create_over_layers_with;
-use crate::container::{durability, lxc};
+use crate::container::durability;
+use crate::container::lxc::{CopyTarget, LxcCopy};
 use crate::error::{Error, Result};
 use crate::recover;
 use crate::snapshot::restore::inherit_settling;
@@ -21,7 +24,19 @@ use crate::tree::error::{OnProgress, Progress};
 /// If the source is the current state, it is frozen first. The clone of an LXC container is another LXC
 /// container, with a name and addresses of its own.
 pub fn clone(store: &Store, source: &Address, new: &ContainerName) -> Result<Vec<String>> {
-    clone_or_copy(store, source, new, CloneKind::Clone)
+    clone_or_copy(store, source, (new, &CopyTarget::Beside), CloneKind::Clone)
+}
+
+/// Like [`clone`], for a container that lxc-create has created in the directory `lxcpath`. A clone of a container that is
+/// not one of LXC gets the config that lxc-create wrote.
+pub fn clone_into_created(
+    store: &Store,
+    source: &Address,
+    new: &ContainerName,
+    lxcpath: PathBuf,
+) -> Result<Vec<String>> {
+    let target = CopyTarget::Created(lxcpath);
+    clone_or_copy(store, source, (new, &target), CloneKind::Clone)
 }
 
 /// Creates a clone for a single mount: when that ends, the new container is destroyed without a way back.
@@ -35,7 +50,13 @@ pub fn clone_for_one_mount(store: &Store, source: &Address, new: &ContainerName)
         ))
         .hint("clone it without --ephemeral, and destroy it later: cowl destroy NEW --now"));
     }
-    clone_or_copy(store, source, new, CloneKind::Ephemeral).map(drop)
+    clone_or_copy(
+        store,
+        source,
+        (new, &CopyTarget::Beside),
+        CloneKind::Ephemeral,
+    )
+    .map(drop)
 }
 
 /// The way in which a state becomes a container.
@@ -57,19 +78,24 @@ pub fn copy(
     new: &ContainerName,
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
-    clone_or_copy(store, source, new, CloneKind::Copy(progress))
+    clone_or_copy(
+        store,
+        source,
+        (new, &CopyTarget::Beside),
+        CloneKind::Copy(progress),
+    )
 }
 
 fn clone_or_copy(
     store: &Store,
     source: &Address,
-    new: &ContainerName,
+    (new, target): (&ContainerName, &CopyTarget),
     kind: CloneKind<'_>,
 ) -> Result<Vec<String>> {
     // Report errors of the source before errors of the new name.
     resolve(store, source)?;
     let claim = family::claim(store, new)?;
-    let made = clone_claimed(store, source, new, kind);
+    let made = clone_claimed(store, source, (new, target), kind);
     claim.remove()?;
     made
 }
@@ -77,7 +103,7 @@ fn clone_or_copy(
 fn clone_claimed(
     store: &Store,
     source: &Address,
-    new: &ContainerName,
+    (new, target): (&ContainerName, &CopyTarget),
     kind: CloneKind<'_>,
 ) -> Result<Vec<String>> {
     let (mut stack, mut creation, manifest, mut lxc, mut settling, _lock);
@@ -87,7 +113,7 @@ fn clone_claimed(
         let state = resolve(store, source)?;
         store.open_layers(&state.stack)?;
         let config = state.snapshot.as_ref().and_then(|(_, s)| s.config.as_ref());
-        lxc = lxc::LxcCopy::for_container(&state.manifest, config, new)?;
+        lxc = LxcCopy::for_container(&state.manifest, config, (new, target))?;
         settling = inherit_settling(
             state.settling(),
             &source.container,
@@ -96,7 +122,7 @@ fn clone_claimed(
         (stack, manifest, _lock) = (state.stack, state.manifest, None);
     } else {
         let mut container = recover::open(store, &source.container)?;
-        lxc = lxc::LxcCopy::for_container(container.manifest(), None, new)?;
+        lxc = LxcCopy::for_container(container.manifest(), None, (new, target))?;
         stack = freeze::freeze(&mut container)?;
         creation = Creation::begin(store)?;
         manifest = container.manifest().clone();
@@ -106,6 +132,10 @@ fn clone_claimed(
         };
         settling = inherit_settling(marker.as_ref(), &source.container, None);
         _lock = Some(container);
+    }
+    if let (None, CopyTarget::Created(lxcpath)) = (&lxc, target) {
+        let config = lxcpath.join(new.as_str()).join("config");
+        lxc = Some(LxcCopy::from_config(&config, target, new)?);
     }
     let ephemeral = matches!(kind, CloneKind::Ephemeral).then_some(Ephemeral::Waiting);
     if let CloneKind::Copy(progress) = kind {

@@ -262,3 +262,72 @@ fn an_unprivileged_container_runs_on_an_adopted_root() {
     assert_eq!(owner("etc/written"), 100_000);
     assert_eq!(owner("etc/by-exec"), 100_007);
 }
+
+/// `lxc-create -n NEW -t cowl -- NAME[@SNAP]`.
+#[test]
+fn the_template_creates_clones() {
+    if !can(NEEDS) {
+        return;
+    }
+    let lxc = Lxc::for_test();
+    let template = Path::new(env!("CARGO_MANIFEST_DIR")).join("../snap-cli/dist/lxc/lxc-cowl");
+    let create = |name: &str, args: &[&str]| {
+        let program = cowl_tests::programs::cowl();
+        let programs = program.parent().unwrap();
+        let path = std::env::var("PATH").unwrap();
+        let mut command = std::process::Command::new("lxc-create");
+        command
+            .arg("-P")
+            .arg(lxc.path())
+            .args(["-n", name, "-t", template.to_str().unwrap(), "--"])
+            .args(args)
+            .env("PATH", format!("{}:{path}", programs.display()))
+            .env("COWL_STORE", lxc.store().path());
+        cowl_tests::command::run_command(command, b"")
+    };
+    let store = lxc.store();
+    lxc.create("c1");
+    lxc.adopt("c1").ok();
+    store.exec("c1", "echo one > /etc/state");
+    store.cowl(["snapshot", "c1"]).ok();
+    store.exec("c1", "echo two > /etc/state");
+
+    create("c2", &["c1@snap0"]).ok();
+    create("c3", &["c1"]).ok();
+    for (name, state) in [("c2", "one"), ("c3", "two")] {
+        lxc.start(name);
+        assert_eq!(
+            lxc.run(name, "cat /etc/state; hostname"),
+            format!("{state}\n{name}")
+        );
+        lxc.kill(name);
+        lxc.unmounted(name);
+        store.cowl(["snapshot", name]).ok();
+        lxc.tool("destroy", name, [""; 0]).ok();
+        assert!(!lxc.dir(name).try_exists().unwrap());
+    }
+
+    // A container without LXC's config keeps that of lxc-create.
+    store.create("plain", &cowl_tests::rootfs::busybox_tar().unwrap());
+    create("c4", &["plain"]).ok();
+    let config = lxc.config("c4");
+    assert!(config.contains("lxc.uts.name = c4"), "{config}");
+    assert!(config.contains("common.conf"), "{config}");
+    assert!(config.contains(" hook pre-start "), "{config}");
+    lxc.tool("destroy", "c4", [""; 0]).ok();
+
+    // A failure leaves nothing behind.
+    let failed = create("c5", &["c9"]);
+    assert!(
+        failed.code != 0 && failed.err().contains("c9"),
+        "{}",
+        failed.report()
+    );
+    assert!(!lxc.dir("c5").try_exists().unwrap());
+    let listed = store.cowl(["list", "--json"]).ok().json();
+    assert_eq!(
+        listed["containers"].as_array().map(Vec::len),
+        Some(2),
+        "{listed}"
+    );
+}

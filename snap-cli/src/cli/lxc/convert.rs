@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::cli::{CliCommand, Context, output};
-use crate::container::lxc::LxcCopy;
+use crate::container::lxc::{CopyTarget, LxcCopy};
 use crate::error::{Error, Result};
 use crate::lxc::lxcpath;
 use crate::recover;
@@ -39,18 +39,19 @@ impl CliCommand for Args {
             (Some(like), _) => {
                 let like = ContainerName::parse(like)?;
                 let (_, record) = context.store_for(&like)?.find(&like)?;
-                let copy = LxcCopy::for_container(&record.body, None, &name)?;
-                let copy = copy.ok_or_else(|| {
+                let target = match &self.lxcpath {
+                    Some(path) => CopyTarget::In(lxcpath(Some(path))?),
+                    None => CopyTarget::Beside,
+                };
+                let copy = LxcCopy::for_container(&record.body, None, (&name, &target))?;
+                copy.ok_or_else(|| {
                     Error::usage(format!("{like} is not an LXC container"))
                         .hint("specify a config with --config-file")
-                })?;
-                match &self.lxcpath {
-                    Some(path) => copy.into_lxcpath(lxcpath(Some(path))?)?,
-                    None => copy,
-                }
+                })?
             }
             (None, Some(file)) => {
-                LxcCopy::from_config(file, lxcpath(self.lxcpath.as_deref())?, &name)?
+                let target = CopyTarget::In(lxcpath(self.lxcpath.as_deref())?);
+                LxcCopy::from_config(file, &target, &name)?
             }
             (None, None) => return Err(Error::usage("--like or --config-file is required")),
         };
