@@ -55,14 +55,15 @@ pub fn debian_tar() -> Result<PathBuf> {
     Ok(tar)
 }
 
-/// Returns the tar of a Debian root filesystem whose init is systemd, and creates it if it is not cached.
+/// Returns the tar of a Debian root filesystem whose init is systemd, with systemd-nspawn, and creates it if it is not cached.
 pub fn systemd_tar() -> Result<PathBuf> {
     let tar = cache_dir()?.join(format!(
-        "systemd-{SUITE}-{}-{EDITION}.tar",
+        "systemd-container-{SUITE}-{}-{EDITION}.tar",
         std::env::consts::ARCH
     ));
     make_once(&tar, |unfinished| {
-        from_mirror(unfinished, &["--include=systemd-sysv,dbus".to_owned()])
+        let packages = "--include=systemd-sysv,dbus,systemd-container";
+        from_mirror(unfinished, &[packages.to_owned()])
     })?;
     Ok(tar)
 }

@@ -25,6 +25,7 @@ mod exchange;
 mod exec;
 mod full_disk;
 mod hostile_tree;
+mod hosts;
 mod in_use;
 mod keepers;
 mod live_flatten;

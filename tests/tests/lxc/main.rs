@@ -12,5 +12,6 @@ mod backup;
 mod example;
 mod front;
 mod stock;
+mod systemd;
 mod under_fire;
 mod verbs;
