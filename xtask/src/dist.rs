@@ -9,7 +9,7 @@ use crate::run::{Failure, Result, Run, failure, note, target, title};
 /// The options of `cargo xtask dist`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct DistOptions {
-    /// What to write: `tar` and `deb` by default
+    /// Write these formats
     #[arg(long, value_delimiter = ',', default_value = "tar,deb")]
     format: Vec<Format>,
     /// Install programs, manual and units below this directory when an archive is unpacked at /
