@@ -161,6 +161,12 @@ fn live(machine: &Machine) {
     cowl_tests::process::signal(u32::try_from(daemon).unwrap(), "-KILL");
     machine.wait_for_lines(&log);
 
+    // As `systemctl enable` in both releases.
+    let wants = "/etc/systemd/system/timers.target.wants";
+    machine.run(&format!(
+        "mkdir -p {wants}; ln -s /lib/systemd/system/cowl-prune.timer {wants}; \
+         ln -s /usr/lib/systemd/system/cowl-snapshot-daily@.timer {wants}/cowl-snapshot-daily@web.timer"
+    ));
     // apt works although the script of its hook is removed, and purges the settings but not the containers.
     let purge = machine
         .run("apt-get purge -y cowl; test ! -e /etc/apt/apt.conf.d/80cowl; test ! -e /etc/cowl")
@@ -169,6 +175,7 @@ fn live(machine: &Machine) {
         purge.contains("/var/lib/cowl is not empty and is retained"),
         "{purge}"
     );
+    machine.run(&format!("! ls {wants} | grep cowl"));
     machine.wait_for_lines(&log);
     std::fs::write(mounted.join("stop"), "").unwrap();
     assert!(program.wait().unwrap().success());
