@@ -17,6 +17,8 @@ pub enum Need {
     Debian,
     /// A Debian root filesystem with systemd as its init, as for `Debian`.
     DebianWithSystemd,
+    /// A root filesystem of this release of Debian, as for `Debian`.
+    DebianRelease(&'static str),
     /// The pids controller of cgroup v1, not managed by systemd.
     PidsController,
     /// A program in PATH.
@@ -44,6 +46,9 @@ impl Need {
             Need::DebianWithSystemd => crate::rootfs::systemd_tar()
                 .err()
                 .map(|error| format!("cannot obtain a Debian with systemd: {error}")),
+            Need::DebianRelease(suite) => crate::rootfs::release_tar(suite)
+                .err()
+                .map(|error| format!("cannot obtain Debian {suite}: {error}")),
             Need::PidsController => lacks_pids_controller(),
             Need::Program(name) => crate::programs::in_path(name)
                 .is_none()

@@ -63,8 +63,18 @@ pub fn systemd_tar() -> Result<PathBuf> {
     ));
     make_once(&tar, |unfinished| {
         let packages = "--include=systemd-sysv,dbus,systemd-container";
-        from_mirror(unfinished, &[packages.to_owned()])
+        from_mirror(unfinished, SUITE, &[packages.to_owned()])
     })?;
+    Ok(tar)
+}
+
+/// Returns the tar of a root filesystem of another release of Debian, and creates it if it is not cached.
+pub fn release_tar(suite: &str) -> Result<PathBuf> {
+    let tar = cache_dir()?.join(format!(
+        "release-{suite}-{}-{EDITION}.tar",
+        std::env::consts::ARCH
+    ));
+    make_once(&tar, |unfinished| from_mirror(unfinished, suite, &[]))?;
     Ok(tar)
 }
 
@@ -116,24 +126,25 @@ fn mmdebstrap(tar: &Path) -> Result<()> {
             packages.join(" ")
         )
     };
-    from_mirror(tar, &[fetch("debs", &DEBS), fetch("large", &LARGE)])
+    let fetched = [fetch("debs", &DEBS), fetch("large", &LARGE)];
+    from_mirror(tar, SUITE, &fetched)
 }
 
 /// Runs mmdebstrap with the mirror of apt's configuration, or with its default.
-fn from_mirror(tar: &Path, options: &[String]) -> Result<()> {
+fn from_mirror(tar: &Path, suite: &str, options: &[String]) -> Result<()> {
     let run = |mirror: Option<String>| {
         let mut command = Command::new("mmdebstrap");
-        command.arg("--variant=minbase").args(options).arg(SUITE);
+        command.arg("--variant=minbase").args(options).arg(suite);
         command.arg(tar).args(mirror);
         quietly(command)
     };
     match configured_mirror() {
-        Some(mirror) => run(Some(mirror)).or_else(|_| run(None)),
+        Some(uri) => run(Some(format!("deb {uri} {suite} main"))).or_else(|_| run(None)),
         None => run(None),
     }
 }
 
-/// Returns the mirror of `SUITE` in apt's configuration.
+/// Returns the address of the mirror of `SUITE` in apt's configuration.
 fn configured_mirror() -> Option<String> {
     let output = Command::new("apt-get")
         .args([
@@ -146,12 +157,11 @@ fn configured_mirror() -> Option<String> {
         .output()
         .ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
-    let uri = text.lines().find_map(|line| {
+    text.lines().find_map(|line| {
         let mut words = line.split(' ');
         let wanted = words.next() == Some(SUITE) && words.next() == Some("main");
-        words.next().filter(|_| wanted)
-    })?;
-    Some(format!("deb {uri} {SUITE} main"))
+        words.next().filter(|_| wanted).map(str::to_owned)
+    })
 }
 
 fn debootstrap(tar: &Path) -> Result<()> {

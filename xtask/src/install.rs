@@ -12,19 +12,19 @@ use crate::symbols::separate;
 pub(crate) struct InstallOptions {
     /// Install programs, manual and units below this directory
     #[arg(long, default_value = "/usr/local", value_name = "DIR")]
-    prefix: PathBuf,
+    pub(crate) prefix: PathBuf,
     /// Use this directory as the root of the system
     #[arg(long, default_value = "/", value_name = "DIR")]
-    destdir: PathBuf,
+    pub(crate) destdir: PathBuf,
     /// Make `lxc-snapshot` a link to cowl, which then behaves like it
     #[arg(long)]
-    lxc_snapshot: bool,
+    pub(crate) lxc_snapshot: bool,
     /// Install the debug symbols too, in .debug next to the programs
     #[arg(long)]
-    debug_symbols: bool,
+    pub(crate) debug_symbols: bool,
     /// Install the programs from this directory instead of building them
     #[arg(long, value_name = "DIR")]
-    programs: Option<PathBuf>,
+    pub(crate) programs: Option<PathBuf>,
 }
 
 /// The options of `cargo xtask uninstall`.
@@ -38,16 +38,17 @@ pub(crate) struct UninstallOptions {
     destdir: PathBuf,
 }
 
-/// The options of `cargo xtask dist`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct DistOptions {
-    /// Install programs, manual and units below this directory when the archive is unpacked at /
-    #[arg(long, default_value = "/usr/local", value_name = "DIR")]
-    prefix: PathBuf,
-    /// Pack the programs from this directory instead of building them
-    #[arg(long, value_name = "DIR")]
-    programs: Option<PathBuf>,
+/// Where the files of an installation belong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// An installation that `uninstall` can remove.
+    Local,
+    /// The content of a Debian package: dpkg knows the files, and a script creates the empty directories.
+    Debian,
 }
+
+/// The programs.
+pub(crate) const PROGRAMS: [&str; 2] = ["cowl", "cowlfs"];
 
 /// The events that have hooks.
 const EVENTS: [&str; 4] = ["snapshot", "restore", "rm", "destroy"];
@@ -100,7 +101,7 @@ fn completion_script(programs: &Path, shell: &str) -> Result<String> {
 }
 
 /// Builds the programs, and returns their directory.
-fn build_programs(profile: &str) -> Result<PathBuf> {
+pub(crate) fn build_programs(profile: &str) -> Result<PathBuf> {
     Run::cargo()?
         .args(["build", "--locked", "-p", "cowl", "-p", "cowlfs", "--bins"])
         .args(["--profile", profile])
@@ -116,6 +117,20 @@ pub(crate) fn install(options: &InstallOptions) -> Result<()> {
         Some(dir) => std::path::absolute(dir)?,
         None => build_programs("release")?,
     };
+    let separated = target()?.join("dist/programs");
+    place(options, &programs, &separated, Layout::Local)?;
+    note(&format!("debug symbols are in {}", separated.display()));
+    Ok(())
+}
+
+/// Installs everything, with the programs of the directory `programs`. Writes the programs and their symbols apart to
+/// the directory `separated`.
+pub(crate) fn place(
+    options: &InstallOptions,
+    programs: &Path,
+    separated: &Path,
+    layout: Layout,
+) -> Result<()> {
     let mut system = System::new(&options.prefix, &options.destdir)?;
     // Find the pages before anything is written, so that an incomplete tree installs nothing.
     let pages = files(&root()?.join("docs/man"))?;
@@ -123,32 +138,36 @@ pub(crate) fn install(options: &InstallOptions) -> Result<()> {
     if options.lxc_snapshot {
         system.link(&options.prefix.join("bin/lxc-snapshot"), "cowl")?;
     }
+    let zsh = match layout {
+        Layout::Local => "share/zsh/site-functions/_cowl",
+        Layout::Debian => "share/zsh/vendor-completions/_cowl",
+    };
     for (shell, path) in [
         ("bash", "share/bash-completion/completions/cowl"),
-        ("zsh", "share/zsh/site-functions/_cowl"),
+        ("zsh", zsh),
         ("fish", "share/fish/vendor_completions.d/cowl.fish"),
     ] {
-        let text = completion_script(&programs, shell)?;
+        let text = completion_script(programs, shell)?;
         system.install_file(&options.prefix.join(path), text.as_bytes(), 0o644)?;
     }
     let bin = options.prefix.join("bin");
-    let separated = target()?.join("dist/programs");
-    for name in ["cowl", "cowlfs"] {
-        let separated = separate(&programs.join(name), &separated)?;
-        let program = std::fs::read(&separated.program)?;
-        system.install_file(&bin.join(name), &program, 0o755)?;
+    for program in PROGRAMS {
+        let separated = separate(&programs.join(program), separated)?;
+        let bytes = std::fs::read(&separated.program)?;
+        system.install_file(&bin.join(program), &bytes, 0o755)?;
         if options.debug_symbols {
-            let symbols = std::fs::read(&separated.symbols)?;
-            let path = bin.join(".debug").join(format!("{name}.debug"));
-            system.install_file(&path, &symbols, 0o644)?;
+            let path = bin.join(".debug").join(name(&separated.symbols)?);
+            system.install_file(&path, &std::fs::read(&separated.symbols)?, 0o644)?;
         }
     }
-    note(&format!("debug symbols are in {}", separated.display()));
-    // mount(8) searches helpers there only.
-    system.link(
-        Path::new("/sbin/mount.cowl"),
-        &bin.join("cowl").display().to_string(),
-    )?;
+    // mount(8) searches helpers in /sbin only, which is a link to /usr/sbin in every release with this package.
+    match layout {
+        Layout::Local => system.link(
+            Path::new("/sbin/mount.cowl"),
+            &bin.join("cowl").display().to_string(),
+        )?,
+        Layout::Debian => system.link(Path::new("/usr/sbin/mount.cowl"), "../bin/cowl")?,
+    }
     let template = options.prefix.join("share/lxc/templates/lxc-cowl");
     let text = std::fs::read(root()?.join("snap-cli/dist/lxc/lxc-cowl"))?;
     system.install_file(&template, &text, 0o755)?;
@@ -177,13 +196,15 @@ pub(crate) fn install(options: &InstallOptions) -> Result<()> {
         apt.as_bytes(),
         0o644,
     )?;
-    for event in EVENTS {
-        for when in ["pre", "post"] {
-            system.create_dir(Path::new(&format!("/etc/cowl/hooks.d/{when}-{event}.d")))?;
-        }
-    }
     system.install_config(&dist.join("config.toml"))?;
-    system.write_list()?;
+    if layout == Layout::Local {
+        for event in EVENTS {
+            for when in ["pre", "post"] {
+                system.create_dir(Path::new(&format!("/etc/cowl/hooks.d/{when}-{event}.d")))?;
+            }
+        }
+        system.write_list()?;
+    }
     note(&format!("installed {} files", system.installed.len()));
     Ok(())
 }
@@ -227,45 +248,6 @@ pub(crate) fn uninstall(options: &UninstallOptions) -> Result<()> {
         system.remove_if_empty(&options.prefix.join(dir).display().to_string())?;
     }
     note(&format!("removed {} files", paths.len()));
-    Ok(())
-}
-
-/// Packs the files of an installation, and writes a checksum next to the archive.
-pub(crate) fn dist(options: &DistOptions) -> Result<()> {
-    let stage = tempfile::tempdir()?;
-    install(&InstallOptions {
-        prefix: options.prefix.clone(),
-        destdir: stage.path().to_owned(),
-        lxc_snapshot: false,
-        debug_symbols: false,
-        programs: options.programs.clone(),
-    })?;
-    // Unpacking on an installed system must not overwrite its configuration file.
-    let settings = stage.path().join("etc/cowl/config.toml");
-    std::fs::rename(&settings, settings.with_extension("toml.example"))?;
-    title("dist");
-    let dir = target()?.join("dist");
-    std::fs::create_dir_all(&dir)?;
-    let name = format!(
-        "cowl-{}-{}.tar.xz",
-        env!("CARGO_PKG_VERSION"),
-        std::env::consts::ARCH
-    );
-    Run::new("tar")
-        .args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner"])
-        .arg("-C")
-        .arg(stage.path())
-        .arg("-cJf")
-        .arg(dir.join(&name))
-        .args(
-            files(stage.path())?
-                .iter()
-                .filter_map(|part| part.file_name()),
-        )
-        .run()?;
-    let line = format!("cd '{}' && sha256sum '{name}' > SHA256SUMS", dir.display());
-    Run::shell(&line).run()?;
-    note(&format!("packed {}", dir.join(name).display()));
     Ok(())
 }
 
@@ -372,7 +354,7 @@ impl System {
 }
 
 /// Writes a file atomically, so that a running program is never half replaced.
-fn write_file(path: &Path, bytes: impl AsRef<[u8]>, mode: u32) -> Result<()> {
+pub(crate) fn write_file(path: &Path, bytes: impl AsRef<[u8]>, mode: u32) -> Result<()> {
     let dir = path.parent().unwrap_or(path);
     std::fs::create_dir_all(dir)?;
     let file = tempfile::NamedTempFile::new_in(dir)?;
@@ -387,7 +369,7 @@ fn write_file(path: &Path, bytes: impl AsRef<[u8]>, mode: u32) -> Result<()> {
 /// Returns the paths in a directory, sorted.
 ///
 /// Fails if there are none.
-fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         found.push(entry?.path());

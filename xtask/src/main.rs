@@ -7,8 +7,10 @@ mod bench;
 mod build;
 mod checks;
 mod conformance;
+mod deb;
 mod demo;
 mod differential;
+mod dist;
 mod fsx;
 mod fuzz;
 mod install;
@@ -69,8 +71,8 @@ enum Command {
     Install(install::InstallOptions),
     /// Remove the files that `install` installed; modified settings and added hooks remain
     Uninstall(install::UninstallOptions),
-    /// Pack the files that `install` installs into a tar in target/dist, with a checksum
-    Dist(install::DistOptions),
+    /// Write an archive of the files that `install` installs, and Debian packages, to target/dist, with checksums
+    Dist(dist::DistOptions),
     /// Run pjdfstest and fsx on a cowlfs mount, and compare with the file system below it
     Conformance(conformance::Options),
 }
@@ -93,7 +95,7 @@ fn main() -> ExitCode {
         Command::Completions => install::completions(),
         Command::Install(options) => install::install(&options),
         Command::Uninstall(options) => install::uninstall(&options),
-        Command::Dist(options) => install::dist(&options),
+        Command::Dist(options) => dist::run(&options),
         Command::Conformance(options) => options.run(),
     };
     match result {

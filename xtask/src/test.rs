@@ -72,6 +72,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             "warnings",
         ])
         .run()?;
+    crate::dist::package_crates()?;
 
     title("tests");
     let skips = target()?.join("skipped-tests.log");
