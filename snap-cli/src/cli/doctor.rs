@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{CliCommand, Context, output};
+use super::{CliCommand, Context, Namespace, output};
 use crate::doctor::{self, Finding, Verdict};
 use crate::error::{Kind, Result};
 
@@ -36,6 +36,10 @@ impl CliCommand for Args {
 
     fn is_json(&self) -> bool {
         self.json
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Unused
     }
 }
 

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::snapshot::{Sync, take_with_hooks};
-use super::{CliCommand, Context, output};
+use super::{CliCommand, Context, Namespace, output};
 use crate::error::{Kind, Result};
 use crate::lifecycle::{enter, exec};
 use crate::recover;
@@ -89,5 +89,9 @@ impl CliCommand for EnterArgs {
 
     fn reads_config(&self) -> bool {
         false
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Unused
     }
 }

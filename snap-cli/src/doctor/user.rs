@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 
 use super::Finding;
-use super::programs::find;
+use crate::host::programs::find;
 
 pub(super) fn examine() -> Vec<Finding> {
     vec![namespaces(), ranges(), fusermount()]

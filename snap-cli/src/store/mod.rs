@@ -62,6 +62,7 @@ use serde_json::Map;
 use uuid::Uuid;
 
 use crate::error::{Error, Kind, Result};
+use crate::host::rootless;
 use cowl_layers::shown::Show as _;
 use cowlfs::config::{Awake, Coherence, Keeper, Passthrough};
 use lock::{Lock, Mode};
@@ -151,7 +152,7 @@ impl Store {
             }
             return std::path::absolute(&path).map_err(|e| Error::at("use", &path, e));
         }
-        if geteuid().is_root() {
+        if rootless::is_system_root() {
             return Ok(PathBuf::from("/var/lib/cowl"));
         }
         let absolute = |name: &str| {
