@@ -485,7 +485,8 @@ fn run(
 
 /// Enters the namespace of a plain user, if the command needs it.
 fn enter(need: Namespace, store: &Path) -> Result<()> {
-    if need == Namespace::Unused {
+    let is_absent = || store.symlink_metadata().is_err();
+    if need == Namespace::Unused || (need == Namespace::Preferred && is_absent()) {
         return Ok(());
     }
     match rootless::enter(store) {

@@ -27,17 +27,17 @@ pub(super) struct UnshareArgs {
     #[arg(long, conflicts_with = "command")]
     stop: bool,
     /// The command and its arguments [default: $SHELL]
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
     command: Vec<OsString>,
 }
 
 impl CliCommand for UnshareArgs {
     fn run(&self, _context: &Context) -> Result<u8> {
         if self.stop {
-            if !rootless::has_entered() {
-                return Err(Error::usage("this process is in no namespace of a plain user")
-                    .hint("type the command as that user, outside of `cowl unshare`"));
-            }
             rootless::stop()?;
             return Ok(0);
         }
@@ -58,6 +58,13 @@ impl CliCommand for UnshareArgs {
 
     fn exit_code(&self, _kind: Kind) -> u8 {
         enter::FAILED
+    }
+
+    fn namespace(&self) -> Namespace {
+        match self.stop {
+            true => Namespace::Unused,
+            false => Namespace::Required,
+        }
     }
 }
 

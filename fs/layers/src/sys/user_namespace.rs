@@ -28,12 +28,7 @@ impl UserNamespace {
     pub fn of(pid: u32) -> Result<Self> {
         let open = |name| {
             let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-            rustix::fs::openat(
-                CWD,
-                format!("/proc/{pid}/ns/{name}"),
-                flags,
-                Mode::empty(),
-            )
+            rustix::fs::openat(CWD, format!("/proc/{pid}/ns/{name}"), flags, Mode::empty())
         };
         Ok(Self {
             user: open("user")?,
@@ -84,6 +79,13 @@ pub fn create() -> Result<()> {
 pub fn receive_mounts() -> Result<()> {
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     Ok(rustix::mount::mount_change(Path::new("/"), slave)?)
+}
+
+/// Moves this process to a copy of its mount namespace, whose mounts do not affect others.
+pub fn copy_mounts() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    Ok(rustix::mount::mount_change(Path::new("/"), private)?)
 }
 
 /// Returns whether this process may mount file systems.

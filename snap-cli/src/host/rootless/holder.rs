@@ -5,8 +5,8 @@
 //! their creator, and no working directory but `/`.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use cowl_layers::sys::user_namespace::{self, UserNamespace};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::ids::IdMap;
@@ -112,7 +113,8 @@ fn expect(line: &str, wanted: &str) -> Result<()> {
 ///
 /// Reports on standard output, and reads the answers from standard input.
 pub fn run(dir: &Path, place: Place) -> Result<()> {
-    let failed = |error| Error::failed("cannot talk to the creator of the namespace").because(error);
+    let failed =
+        |error| Error::failed("cannot talk to the creator of the namespace").because(error);
     let report = |line: &str| writeln!(std::io::stdout(), "{line}").map_err(failed);
     if place == Place::New {
         let created = user_namespace::create();
@@ -130,8 +132,13 @@ pub fn run(dir: &Path, place: Place) -> Result<()> {
     if report_failure(user_namespace::receive_mounts(), report)? {
         return Ok(());
     }
-    let file = NamespaceFile::open(dir)?
-        .ok_or_else(|| Error::at("open", dir, std::io::Error::from(std::io::ErrorKind::NotFound)))?;
+    let file = NamespaceFile::open(dir)?.ok_or_else(|| {
+        Error::at(
+            "open",
+            dir,
+            std::io::Error::from(std::io::ErrorKind::NotFound),
+        )
+    })?;
     file.hold()?;
     let signals = receive_signals()
         .map_err(|error| Error::failed("cannot receive signals").because(error))?;
@@ -219,8 +226,7 @@ fn wait_for_end(other: impl std::os::fd::AsFd, signals: &BlockedSignals) -> Resu
         while let Some(signal) = signals.next().map_err(failed)? {
             if signal != Signal::SIGHUP as i32 {
                 // The group contains the two holders only.
-                killpg(Pid::from_raw(0), Signal::SIGKILL)
-                    .map_err(|error| failed(error.into()))?;
+                killpg(Pid::from_raw(0), Signal::SIGKILL).map_err(|error| failed(error.into()))?;
             }
         }
         if has_ended {
@@ -255,10 +261,7 @@ pub(super) fn enter_daemons_namespace(store: &Path) -> bool {
     let run = store.join("run");
     let dirs = std::fs::read_dir(&run).into_iter().flatten().flatten();
     for dir in dirs {
-        let Ok(stream) = socket::connect(&dir.path().join("sock"), Duration::from_secs(1)) else {
-            continue;
-        };
-        match enter_namespace_of(&stream) {
+        match enter_namespace_of(&dir.path()) {
             Ok(true) => return true,
             Ok(false) => {}
             Err(error) => log::info!("cannot enter the namespace of a daemon: {error}"),
@@ -267,10 +270,15 @@ pub(super) fn enter_daemons_namespace(store: &Path) -> bool {
     false
 }
 
-fn enter_namespace_of(stream: &std::os::unix::net::UnixStream) -> std::io::Result<bool> {
+fn enter_namespace_of(dir: &Path) -> std::io::Result<bool> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = openat(CWD, dir, flags, Mode::empty())?;
+    // The path of the directory may be longer than the address of a socket.
+    let path = PathBuf::from(format!("/proc/self/fd/{}/sock", dir.as_raw_fd()));
+    let stream = socket::connect(&path, Duration::from_secs(1))?;
     // The descriptor is valid for this process only, also if its id is used again.
-    let process: OwnedFd = socket::peer_handle(stream)?;
-    let pid = socket::peer_process(stream)?;
+    let process = socket::peer_handle(&stream)?;
+    let pid = socket::peer_process(&stream)?;
     let found = UserNamespace::of(pid).map_err(|error| std::io::Error::from(error.errno()))?;
     let mut polled = [PollFd::new(&process, PollFlags::IN)];
     let now = rustix::event::Timespec::default();

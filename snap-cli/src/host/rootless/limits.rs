@@ -27,14 +27,15 @@ const SETTINGS: [(&str, &str, &str); 3] = [
 /// Returns the error for a namespace that the kernel did not create, with the command that permits it.
 pub(super) fn explain(errno: i32) -> Error {
     let read = |path: &str| std::fs::read_to_string(format!("/proc/sys/{path}"));
-    let denies = |(path, value, _): &&(&str, &str, &str)| {
-        read(path).is_ok_and(|text| text.trim() == *value)
-    };
+    let denies =
+        |(path, value, _): &&(&str, &str, &str)| read(path).is_ok_and(|text| text.trim() == *value);
     let errno = Errno::from_raw_os_error(errno);
     let hint = match (SETTINGS.iter().find(denies), errno) {
         (Some((_, _, hint)), _) => *hint,
         (None, Errno::NOSPC) => "as root: sysctl user.max_user_namespaces=10000",
-        (None, _) => "allow users to create user namespaces (in a container: also in its seccomp profile)",
+        (None, _) => {
+            "allow users to create user namespaces (in a container: also in its seccomp profile)"
+        }
     };
     Error::usage("cannot create a user namespace, which plain users need to mount containers")
         .because(std::io::Error::from(errno))

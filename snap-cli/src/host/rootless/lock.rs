@@ -46,8 +46,12 @@ pub(super) fn dirs(uid: u32) -> Vec<PathBuf> {
         let value = std::env::var_os(name).map(PathBuf::from);
         value.filter(|path| path.is_absolute())
     };
-    let home = variable("HOME").map(|home| home.join(".local/state"));
-    let state = variable("XDG_STATE_HOME").or(home);
+    let account = || {
+        let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+        user.map(|user| user.dir).filter(|home| home.is_absolute())
+    };
+    let home = || variable("HOME").or_else(account);
+    let state = variable("XDG_STATE_HOME").or_else(|| Some(home()?.join(".local/state")));
     let runtime = variable("XDG_RUNTIME_DIR");
     let usual = PathBuf::from(format!("/run/user/{uid}"));
     let all = state.into_iter().chain(runtime).chain([usual]);
@@ -55,7 +59,7 @@ pub(super) fn dirs(uid: u32) -> Vec<PathBuf> {
 }
 
 impl NamespaceFile {
-    /// Opens the file in `dir`; `None` if it does not exist, or if this process cannot search the directory.
+    /// Opens the file in `dir`; `None` if it does not exist, or if the directory belongs to another user.
     pub(super) fn open(dir: &Path) -> Result<Option<Self>> {
         let mut flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = match openat(CWD, dir, flags, Mode::empty()) {
@@ -63,6 +67,12 @@ impl NamespaceFile {
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::ACCESS) => return Ok(None),
             Err(error) => return Err(Error::at("open", dir, std::io::Error::from(error))),
         };
+        let own = rustix::process::geteuid().as_raw();
+        let meta = opened.metadata();
+        if meta.map_err(|e| Error::at("inspect", dir, e))?.uid() != own {
+            log::info!("{} is not used: another user owns it", dir.shown());
+            return Ok(None);
+        }
         check_owner(dir, &opened, 0o022)?;
         let name = format!("{PREFIX}{}", boot_id()?);
         let path = dir.join(&name);
@@ -94,7 +104,7 @@ impl NamespaceFile {
             Ok(_) | Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(failed(error.into())),
         }
-        Self::open(dir)?.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))
+        Self::open(dir)?.ok_or_else(|| failed(std::io::Error::other("another user owns it")))
     }
 
     /// Returns the directory of the file.
@@ -174,6 +184,7 @@ impl NamespaceFile {
 
     fn failed(&self, error: Errno) -> Error {
         Error::at("lock a file in", &self.dir, error)
+            .hint("set XDG_STATE_HOME to a directory on a local file system")
     }
 }
 

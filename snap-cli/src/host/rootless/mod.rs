@@ -13,10 +13,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use cowl_layers::sys;
 use cowl_layers::sys::user_namespace::{self, UserNamespace};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::error::{Error, Kind, Result};
+use crate::host::mountinfo::{self, Mount};
 use crate::shell::quoted;
 use holder::Origin;
 use ids::IdMap;
@@ -95,29 +97,48 @@ pub fn enter(store: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Describes the namespace that a plain user's commands are in; the error is that of [`enter`].
-pub fn describe() -> Result<String> {
+/// Describes the ids of the namespace that this process is in.
+pub fn describe_ids() -> Result<String> {
     IdMap::current().map(|ids| ids.describe())
 }
 
-/// Ends the namespace, which must contain no mounts of containers. This process must have entered it.
+/// Ends the namespace of the user, if there is one. Fails if containers are mounted in it.
 pub fn stop() -> Result<()> {
-    let mounts = crate::host::mountinfo::read()?;
-    let mounted = mounts.iter().filter(|mount| mount.kind == b"fuse.cowlfs");
-    let at: Vec<_> = mounted.map(|mount| quoted(&mount.at)).collect();
-    if !at.is_empty() {
+    let caller = Caller::get();
+    for dir in lock::dirs(caller.uid) {
+        let Some(file) = NamespaceFile::open(&dir)? else {
+            continue;
+        };
+        let Some(found) = find(&file, caller)? else {
+            continue;
+        };
+        enter_found(&found)?;
+        let at = own_mounts()?;
+        if at.is_empty() {
+            return holder::stop(&file);
+        }
         return Err(Error::busy(format!(
             "containers are mounted in the namespace: {}",
             at.join(", ")
         ))
-        .hint("unmount them: cowl status, cowl umount NAME"));
-    }
-    for dir in lock::dirs(Caller::get().uid) {
-        if let Some(file) = NamespaceFile::open(&dir)? {
-            holder::stop(&file)?;
-        }
+        .hint("list them, and unmount each: cowl status; cowl umount NAME"));
     }
     Ok(())
+}
+
+/// Returns the mount points of the containers that were mounted in the namespace. This process gets another one.
+///
+/// The kernel does not permit to unmount what was mounted before the namespace was created. So the mounts of a copy
+/// that can be unmounted are those that were made inside.
+fn own_mounts() -> Result<Vec<String>> {
+    let failed = |error| Error::failed("cannot inspect your namespace").because(error);
+    user_namespace::copy_mounts().map_err(failed)?;
+    let mounts = mountinfo::read()?;
+    let is_own = |mount: &&Mount| {
+        mount.kind == b"fuse.cowlfs" && sys::mount::unmount_lazily(&mount.at).is_ok()
+    };
+    let own = mounts.iter().filter(is_own);
+    Ok(own.map(|mount| quoted(&mount.at)).collect())
 }
 
 /// Returns whether the store belongs to the user, or does not exist. No namespace gives access to one of another user.
