@@ -87,7 +87,7 @@ fn as_user(ids: Ids, before: &str, script: &str) -> Output {
     run_command(command, b"")
 }
 
-/// What a user does with a container.
+/// The commands that a user needs from the creation of a container to its removal.
 const MAIN_JOB: &str = "
     cowl create web --from source
     M=$(cowl mount web 2> note); grep -q \"cowl unshare ls $M\" note

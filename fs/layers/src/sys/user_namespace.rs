@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -15,6 +16,19 @@ use crate::error::Result;
 
 /// The ioctl NS_GET_OWNER_UID.
 const GET_OWNER: Opcode = rustix::ioctl::opcode::none(0xb7, 4);
+
+/// Returns whether this process is root of the system, or of a container with a root filesystem of its own.
+///
+/// Root of a user namespace that a plain user created is that user: system directories such as /var/lib belong to
+/// another user, which has no id in the namespace.
+pub fn is_system_root() -> bool {
+    if !rustix::process::geteuid().is_root() {
+        return false;
+    }
+    let is_mapped_completely = std::fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_ascii_whitespace().eq(["0", "0", "4294967295"]));
+    is_mapped_completely || std::fs::metadata("/").is_ok_and(|meta| meta.uid() == 0)
+}
 
 /// The user namespace and the mount namespace of a process.
 #[derive(Debug)]

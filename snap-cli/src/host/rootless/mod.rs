@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use cowl_layers::sys;
+pub use cowl_layers::sys::user_namespace::is_system_root;
 use cowl_layers::sys::user_namespace::{self, UserNamespace};
 use rustix::fs::{CWD, Mode, OFlags};
 
@@ -55,19 +56,6 @@ impl Caller {
 /// Returns whether this process has entered the namespace of the user.
 pub fn has_entered() -> bool {
     ENTERED.get().is_some()
-}
-
-/// Returns whether this process is root of the system, or of a container with a root filesystem of its own.
-///
-/// Root of a user namespace that a plain user created is that user: system directories such as /var/lib belong to
-/// another user, which has no id in the namespace.
-pub fn is_system_root() -> bool {
-    if !rustix::process::geteuid().is_root() {
-        return false;
-    }
-    let is_mapped_completely = std::fs::read_to_string("/proc/self/uid_map")
-        .is_ok_and(|map| map.split_ascii_whitespace().eq(["0", "0", "4294967295"]));
-    is_mapped_completely || std::fs::metadata("/").is_ok_and(|meta| meta.uid() == 0)
 }
 
 /// Enters the namespace of the user, and creates it if necessary. The process must have a single thread.
