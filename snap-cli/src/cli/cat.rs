@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{Read, Write};
 
-use super::{CliCommand, Context, output, read_state};
+use super::{CliCommand, Context, Namespace, output, read_state};
 use crate::error::{Error, Result};
 use crate::store::name::StatePath;
 use crate::tree::{ErrorKind, TreeError, inspect};
@@ -40,6 +40,10 @@ impl CliCommand for Args {
             print(&mut file.take(size), raw)?;
         }
         Ok(0)
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Preferred
     }
 }
 

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use serde_json::{Value, json};
 
-use super::{CliCommand, Context, output};
+use super::{CliCommand, Context, Namespace, output};
 use crate::check::{CheckReport, Depth, Finding, Options, check, repair::repair};
 use crate::error::{Kind, Result};
 use crate::store::Store;
@@ -80,6 +80,10 @@ impl CliCommand for Args {
 
     fn is_json(&self) -> bool {
         self.json
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Preferred
     }
 }
 

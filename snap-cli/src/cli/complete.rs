@@ -17,7 +17,7 @@ use clap_complete::CompleteEnv;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 use clap_complete::env::{Bash, EnvCompleter, Fish, Shells, Zsh};
 
-use super::{Cli, CliCommand, Context, output};
+use super::{Cli, CliCommand, Context, Namespace, output};
 use crate::config::{Config, Overrides};
 use crate::error::{Error, Result};
 use crate::store::family;
@@ -67,6 +67,10 @@ impl CliCommand for Args {
 
     fn reads_config(&self) -> bool {
         false
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Unused
     }
 }
 

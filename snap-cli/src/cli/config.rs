@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{CliCommand, Context, output};
+use super::{CliCommand, Context, Namespace, output};
 use crate::config::Origin;
 use crate::error::Result;
 
@@ -48,6 +48,10 @@ impl CliCommand for Args {
 
     fn is_json(&self) -> bool {
         self.json
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Unused
     }
 }
 

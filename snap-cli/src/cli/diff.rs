@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::diff_stat::{self, Totals};
 use super::output::Color;
-use super::{CliCommand, Context, output, read_state};
+use super::{CliCommand, Context, Namespace, output, read_state};
 use crate::delta::{Change, DiffOptions, Status, diff_with, patch};
 use crate::error::{Error, Result};
 use crate::store::name::Address;
@@ -108,6 +108,10 @@ impl CliCommand for Args {
 
     fn is_json(&self) -> bool {
         self.json
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Preferred
     }
 }
 

@@ -2,9 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{CliCommand, Context, output};
+use super::{CliCommand, Context, Namespace, output};
 use crate::doctor::{self, Finding, Verdict};
 use crate::error::{Kind, Result};
+use crate::host::rootless;
 
 /// Report what works on this host, and what to do about the rest
 ///
@@ -22,7 +23,8 @@ pub(super) struct Args {
 
 impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
-        let found = doctor::examine(&context.root);
+        let entered = rootless::enter(&context.root);
+        let found = doctor::examine(&context.root, &entered);
         match self.json {
             true => {
                 let checks: Vec<_> = found.iter().map(to_json).collect();
@@ -36,6 +38,10 @@ impl CliCommand for Args {
 
     fn is_json(&self) -> bool {
         self.json
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Unused
     }
 }
 

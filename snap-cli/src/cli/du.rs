@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::rm::{describe_freed, space_json};
 use super::table::Style;
-use super::{CliCommand, Context, output};
+use super::{CliCommand, Context, Namespace, output};
 use crate::error::Result;
 use crate::recover;
 use crate::snapshot::du::{self, ContainerSpace};
@@ -51,6 +51,10 @@ impl CliCommand for Args {
 
     fn is_json(&self) -> bool {
         self.json
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Preferred
     }
 }
 

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::snapshot::{Sync, take_with_hooks};
-use super::{CliCommand, Context, output};
+use super::{CliCommand, Context, Namespace, output};
 use crate::error::{Kind, Result};
 use crate::lifecycle::{enter, exec, mapping};
 use crate::lxc::config::IdMap;
@@ -94,6 +94,10 @@ impl CliCommand for EnterArgs {
 
     fn reads_config(&self) -> bool {
         false
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Unused
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::losses::losses;
-use super::{CliCommand, Context, output, read_state};
+use super::{CliCommand, Context, Namespace, output, read_state};
 use crate::archive::oci::{self, ImageState};
 use crate::archive::unfinished::{UnfinishedDir, UnfinishedFile, pack_dir};
 use crate::archive::{Compression, Holes, TransferReport, changeset, export, export_dir};
@@ -112,6 +112,10 @@ impl CliCommand for Args {
         };
         print_notes(&report);
         Ok(0)
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Preferred
     }
 }
 

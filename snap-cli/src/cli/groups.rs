@@ -9,7 +9,9 @@ use clap::Command;
 pub(super) const GROUPS: [(&str, &[&str]); 5] = [
     (
         "Create",
-        &["create", "adopt", "clone", "lxc", "mount", "umount", "exec"],
+        &[
+            "create", "adopt", "clone", "lxc", "mount", "umount", "exec", "unshare",
+        ],
     ),
     (
         "Snapshot",

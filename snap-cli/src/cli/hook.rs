@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 
-use super::{CliCommand, Context};
+use super::{CliCommand, Context, Namespace};
 use crate::error::{Error, Result};
 use crate::lifecycle::hook::{Caller, destroy, post_stop, pre_start};
 use crate::recover::complete_all;
@@ -57,6 +57,10 @@ impl CliCommand for Args {
     /// Containers have to start, stop and be destroyed on a full disk.
     fn frees_space(&self) -> bool {
         true
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Unused
     }
 }
 

@@ -6,7 +6,7 @@ use cowl_layers::sys::stat::FileKind;
 use serde_json::{Value, json};
 
 use super::output::Color;
-use super::{CliCommand, Context, cat, output, read_state};
+use super::{CliCommand, Context, Namespace, cat, output, read_state};
 use crate::error::{Error, Result};
 use crate::store::name::StatePath;
 use crate::tree::TreeError;
@@ -82,6 +82,10 @@ impl CliCommand for Args {
 
     fn is_json(&self) -> bool {
         self.json
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Preferred
     }
 }
 

@@ -7,7 +7,7 @@ use clap_mangen::Man;
 use roff::{Roff, bold, roman};
 
 use super::groups::{GROUPS, summaries};
-use super::{Cli, CliCommand, Context, output};
+use super::{Cli, CliCommand, Context, Namespace, output};
 use crate::error::{Error, Result};
 use cowl_layers::shown::Show as _;
 
@@ -189,6 +189,10 @@ impl CliCommand for Args {
 
     fn reads_config(&self) -> bool {
         false
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Unused
     }
 }
 

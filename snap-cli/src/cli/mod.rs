@@ -47,11 +47,12 @@ mod table;
 mod text;
 mod undelete;
 mod undo;
+mod unshare;
 mod upgrade;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -61,6 +62,7 @@ use crate::config::{ColorChoice, Config, Overrides};
 use crate::container::Container;
 use crate::container::durability;
 use crate::error::{Error, Kind, Result};
+use crate::host::rootless;
 use crate::recover::{self, complete_all};
 use crate::shell::quoted;
 use crate::snapshot::depth::MergeScope;
@@ -132,6 +134,11 @@ trait CliCommand {
         true
     }
 
+    /// Returns whether the command needs the namespace of a plain user.
+    fn namespace(&self) -> Namespace {
+        Namespace::Required
+    }
+
     /// Returns whether the command frees space or is needed to free space, so that it has to work on a full disk.
     ///
     /// If the disk is full, such a command runs a second time, with the store's reserve released.
@@ -143,6 +150,17 @@ trait CliCommand {
     fn exit_code(&self, kind: Kind) -> u8 {
         kind.code()
     }
+}
+
+/// A command's need of the namespace in which a plain user may mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Namespace {
+    /// It mounts, or it creates or removes files of any owner.
+    Required,
+    /// It only reads, also where the kernel permits no namespace.
+    Preferred,
+    /// It opens no store, or the command that has started it is in the namespace.
+    Unused,
 }
 
 /// Whether a command changes something or only prints what it would change.
@@ -188,6 +206,7 @@ commands! {
     Mount(mount::MountArgs),
     Umount(mount::UmountArgs),
     Exec(exec::ExecArgs),
+    Unshare(unshare::UnshareArgs),
     Snapshot(snapshot::Args),
     List(list::Args),
     Show(show::Args),
@@ -232,6 +251,8 @@ commands! {
     LxcTemplate(lxc::template::Args),
     #[command(hide = true)]
     UserNamespace(exec::NamespaceArgs),
+    #[command(hide = true)]
+    Hold(unshare::HoldArgs),
 }
 
 /// The environment of a command: the home store's path, the session and the settings.
@@ -406,7 +427,12 @@ pub fn main() -> ExitCode {
     output::set_verbosity(cli.quiet, cli.verbose);
     output::set_color(cli.color.unwrap_or_default());
     let command = cli.command.command();
-    match run(&cli, command, &args) {
+    let namespace = match helper {
+        // The mount would not be visible to the caller of mount(8).
+        Some(_) => Namespace::Unused,
+        None => command.namespace(),
+    };
+    match run(&cli, (command, namespace), &args) {
         Ok(code) => ExitCode::from(code),
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -419,7 +445,11 @@ pub fn main() -> ExitCode {
 }
 
 /// Runs a command; if the disk is full and the command frees space, runs it again with the reserves released.
-fn run(cli: &Cli, command: &dyn CliCommand, args: &[OsString]) -> Result<u8> {
+fn run(
+    cli: &Cli,
+    (command, namespace): (&dyn CliCommand, Namespace),
+    args: &[OsString],
+) -> Result<u8> {
     let overrides = Overrides {
         config: cli.config.clone(),
         store: cli.store.clone(),
@@ -440,6 +470,7 @@ fn run(cli: &Cli, command: &dyn CliCommand, args: &[OsString]) -> Result<u8> {
         },
         config,
     };
+    enter(namespace, &context.root)?;
     match command.run(&context) {
         Err(error)
             if error.is_no_space() && command.frees_space() && context.release_reserves()? =>
@@ -451,6 +482,21 @@ fn run(cli: &Cli, command: &dyn CliCommand, args: &[OsString]) -> Result<u8> {
         }
         Err(error) if error.is_no_space() && error.hint.is_none() => {
             Err(error.hint("nothing was changed; free some space (`cowl rm` works on a full disk)"))
+        }
+        done => done,
+    }
+}
+
+/// Enters the namespace of a plain user, if the command needs it.
+fn enter(need: Namespace, store: &Path) -> Result<()> {
+    let is_absent = || store.symlink_metadata().is_err();
+    if need == Namespace::Unused || (need == Namespace::Preferred && is_absent()) {
+        return Ok(());
+    }
+    match rootless::enter(store) {
+        Err(error) if need == Namespace::Preferred => {
+            log::info!("{error}");
+            Ok(())
         }
         done => done,
     }

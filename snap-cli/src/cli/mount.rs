@@ -12,6 +12,7 @@ use crate::container::state::Lifetime;
 use crate::container::state::{self, Mounted};
 use crate::container::{browse, detach, find_snapshot_ref};
 use crate::error::{Error, Result};
+use crate::host::rootless;
 use crate::recover::{self, DeadMount};
 use crate::shell::quoted;
 use crate::snapshot::depth::MergeScope;
@@ -124,6 +125,12 @@ impl CliCommand for MountArgs {
         };
         if !self.silent {
             output::print_path(&mountpoint)?;
+            if rootless::has_entered() {
+                output::print_note(&format!(
+                    "the mount is visible only in the namespace of your user: cowl unshare ls {}",
+                    quoted(&mountpoint)
+                ));
+            }
         }
         Ok(0)
     }

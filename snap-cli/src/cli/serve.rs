@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::{CliCommand, Context, output};
+use super::{CliCommand, Context, Namespace, output};
 use crate::container::browse;
 use crate::error::{Error, Result};
 use crate::lifecycle::serve::{ServeOptions, detach_from_shell, serve, take_over};
@@ -58,6 +58,10 @@ impl CliCommand for Args {
 
     fn reads_config(&self) -> bool {
         false
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Unused
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{CliCommand, Context, output};
+use super::{CliCommand, Context, Namespace, output};
 use crate::container::durability::{make_durable_patiently, open_filesystem};
 use crate::error::{Error, Result};
 use crate::lifecycle::serve::detach_from_shell;
@@ -40,5 +40,9 @@ impl CliCommand for Args {
 
     fn reads_config(&self) -> bool {
         false
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Unused
     }
 }

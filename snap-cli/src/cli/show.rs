@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use serde_json::{Value, json};
 
-use super::{CliCommand, Context, output, read_state};
+use super::{CliCommand, Context, Namespace, output, read_state};
 use crate::container::durability::epoch;
 use crate::container::state::{Mounted, probe};
 use crate::error::Result;
@@ -87,6 +87,10 @@ impl CliCommand for Args {
 
     fn is_json(&self) -> bool {
         self.json
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Preferred
     }
 }
 

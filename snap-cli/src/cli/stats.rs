@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use cowlfs::control::Stats;
 use serde_json::json;
 
-use super::{CliCommand, Context, output};
+use super::{CliCommand, Context, Namespace, output};
 use crate::container::query;
 use crate::error::{Error, Result};
 use crate::recover;
@@ -56,6 +56,10 @@ impl CliCommand for Args {
 
     fn is_json(&self) -> bool {
         self.json
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Preferred
     }
 }
 

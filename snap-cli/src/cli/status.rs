@@ -9,12 +9,13 @@ use serde_json::{Map, Value, json};
 use cowl_layers::shown::Show as _;
 use cowlfs::control::KeeperState;
 
-use super::{CliCommand, Context, output};
+use super::{CliCommand, Context, Namespace, output};
 use crate::container::browse::{self, SnapshotMount};
 use crate::container::durability::epoch;
 use crate::container::state::Mounted;
 use crate::container::{Container, dead, detach, query};
 use crate::error::{Kind, Result};
+use crate::host::rootless;
 use crate::host::users::{Hold, User};
 use crate::recover;
 use crate::snapshot::describe_loss;
@@ -74,11 +75,20 @@ impl CliCommand for Args {
             }
         }
         self.print(&found)?;
+        if rootless::has_entered() && found.iter().any(is_mounted) {
+            output::print_note(
+                "mounts are visible only in the namespace of your user; a shell there: cowl unshare",
+            );
+        }
         broken.map_or(Ok(0), Err)
     }
 
     fn is_json(&self) -> bool {
         self.json
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Preferred
     }
 }
 
@@ -134,6 +144,12 @@ impl Args {
         let header = ["NAME", "STATE", "MOUNTED AT", "DAEMON", "LAYERS", "USED BY"];
         output::print_table(&header, rows.collect(), &[3, 4])
     }
+}
+
+/// Returns whether the container or one of its snapshots is mounted.
+fn is_mounted(details: &Value) -> bool {
+    let has = |key| details.get(key).is_some_and(|value| !value.is_null());
+    has("mountpoint") || has("browsed")
 }
 
 /// Returns the details of one container's mount.

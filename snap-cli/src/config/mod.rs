@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use self::file::Presence;
 use crate::error::{Error, Result};
+use crate::host::rootless;
 use crate::store::Mounts;
 use crate::store::retention::Rules;
 use cowl_layers::shown::Show as _;
@@ -113,11 +114,7 @@ impl Config {
     /// Merges the command line, this process's environment and the configuration file.
     pub fn load(overrides: Overrides) -> Result<Self> {
         let environment = |name: &str| std::env::var_os(name);
-        Self::merge(
-            overrides,
-            &environment,
-            rustix::process::geteuid().is_root(),
-        )
+        Self::merge(overrides, &environment, rootless::is_system_root())
     }
 
     /// Merges the command line and the environment, without a configuration file.
@@ -125,7 +122,7 @@ impl Config {
     /// This is for internal commands: the command that started them has read the file.
     pub fn without_file(overrides: Overrides) -> Result<Self> {
         let environment = |name: &str| std::env::var_os(name);
-        let root = rustix::process::geteuid().is_root();
+        let root = rootless::is_system_root();
         Sources {
             environment: &environment,
             file: file::Settings::default(),

@@ -62,7 +62,7 @@ fn file_system(dir: &Path) -> String {
 }
 
 fn xattrs(scratch: &Path) -> Finding {
-    let is_root = rustix::process::geteuid().is_root();
+    let is_root = crate::host::rootless::is_system_root();
     let tried = MARK.map(|name| (name, set_mark(scratch, name)));
     let failed: Vec<_> = tried
         .iter()

@@ -10,6 +10,8 @@ mod user;
 
 use std::path::{Path, PathBuf};
 
+use crate::error::Result;
+
 /// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
@@ -91,12 +93,14 @@ impl Finding {
 }
 
 /// Examines this host for a store at `root`, which need not exist. Temporary files are created beside it.
-pub fn examine(root: &Path) -> Vec<Finding> {
+///
+/// `entered` is the result of an attempt to enter the namespace of a plain user.
+pub fn examine(root: &Path, entered: &Result<()>) -> Vec<Finding> {
     let dir = existing_ancestor(root);
     let mut found = kernel::examine();
     found.extend(filesystem::examine(&dir));
     found.extend(trial::examine(&dir));
-    found.extend(user::examine());
+    found.extend(user::examine(entered));
     found.extend(programs::examine());
     found
 }

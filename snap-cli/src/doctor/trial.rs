@@ -176,7 +176,7 @@ fn limits(status: &Value) -> Finding {
             format!("not applied: {}", names.join(", ")),
             "limits of the command that mounts apply to the daemon",
         )
-        .remedy(match rustix::process::geteuid().is_root() {
+        .remedy(match crate::host::rootless::is_system_root() {
             true => "run cowl with CAP_SYS_RESOURCE, on a kernel with control groups",
             false => "mount as root; a plain user cannot apply all of them",
         }),

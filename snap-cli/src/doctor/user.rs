@@ -3,10 +3,35 @@
 use std::process::{Command, Stdio};
 
 use super::Finding;
-use super::programs::find;
+use crate::error::{Error, Result};
+use crate::host::programs::find;
+use crate::host::rootless::{self, Caller};
 
-pub(super) fn examine() -> Vec<Finding> {
-    vec![namespaces(), ranges(), fusermount()]
+pub(super) fn examine(entered: &Result<()>) -> Vec<Finding> {
+    let namespace = match entered {
+        Err(error) => refused(error),
+        Ok(()) if rootless::has_entered() => entered_namespace(),
+        Ok(()) => namespaces(),
+    };
+    vec![namespace, ranges(), fusermount()]
+}
+
+/// Describes the namespace that the commands of a plain user enter.
+fn entered_namespace() -> Finding {
+    let ids = rootless::describe_ids();
+    let ids = ids.unwrap_or_else(|error| error.to_string());
+    Finding::works(
+        "user-namespaces",
+        format!("commands run in a namespace with {ids}"),
+    )
+}
+
+fn refused(error: &Error) -> Finding {
+    let finding = Finding::broken("user-namespaces", error.to_string());
+    match &error.hint {
+        Some(hint) => finding.remedy(hint.clone()),
+        None => finding,
+    }
 }
 
 fn namespaces() -> Finding {
@@ -36,8 +61,8 @@ fn namespaces() -> Finding {
 }
 
 fn ranges() -> Finding {
-    let uid = rustix::process::getuid().as_raw();
-    let name = user_name(uid);
+    let caller = Caller::get();
+    let (uid, name) = (caller.uid, caller.name());
     let has_range = |file: &str| {
         let text = std::fs::read_to_string(file).unwrap_or_default();
         text.lines().any(|line| {
@@ -62,16 +87,6 @@ fn ranges() -> Finding {
         "id-ranges",
         format!("{shown} has ranges of user and group ids"),
     )
-}
-
-/// Returns the name of a user in /etc/passwd.
-fn user_name(uid: u32) -> Option<String> {
-    let text = std::fs::read_to_string("/etc/passwd").ok()?;
-    text.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)? == uid.to_string()).then(|| name.to_owned())
-    })
 }
 
 fn fusermount() -> Finding {

@@ -8,7 +8,9 @@ pub mod files;
 pub mod hooks;
 pub mod mountinfo;
 pub mod process;
+pub mod programs;
 pub mod reach;
+pub mod rootless;
 pub mod users;
 
 use std::ffi::OsStr;

@@ -62,6 +62,7 @@ use serde_json::Map;
 use uuid::Uuid;
 
 use crate::error::{Error, Kind, Result};
+use crate::host::rootless;
 use cowl_layers::shown::Show as _;
 use cowlfs::config::{Awake, Coherence, Keeper, Passthrough};
 use lock::{Lock, Mode};
@@ -117,6 +118,22 @@ fn another_owner(root: &Path) -> Result<Option<u32>> {
     }
 }
 
+fn owned_by_another(root: &Path, owner: u32) -> Error {
+    /// The id of users without an id in the user namespace.
+    const UNMAPPED: u32 = 65534;
+    let root = root.shown();
+    if owner == UNMAPPED && geteuid().is_root() && !rootless::is_system_root() {
+        return Error::usage(format!("the store {root} belongs to another user"))
+            .hint("select a store of your own with --store or COWL_STORE");
+    }
+    Error::usage(format!(
+        "the store {root} belongs to the user {owner}, who can replace every file in it"
+    ))
+    .hint(format!(
+        "run the command as that user: sudo -u '#{owner}' cowl ..."
+    ))
+}
+
 /// An open store.
 #[derive(Debug)]
 pub struct Store {
@@ -151,7 +168,7 @@ impl Store {
             }
             return std::path::absolute(&path).map_err(|e| Error::at("use", &path, e));
         }
-        if geteuid().is_root() {
+        if rootless::is_system_root() {
             return Ok(PathBuf::from("/var/lib/cowl"));
         }
         let absolute = |name: &str| {
@@ -171,13 +188,7 @@ impl Store {
     /// Opens the store at `root`.
     pub fn open(root: &Path, session: Session) -> Result<Self> {
         if let Some(owner) = another_owner(root)? {
-            return Err(Error::usage(format!(
-                "the store {} belongs to the user {owner}, who can replace every file in it",
-                root.shown()
-            ))
-            .hint(format!(
-                "run the command as that user: sudo -u '#{owner}' cowl ..."
-            )));
+            return Err(owned_by_another(root, owner));
         }
         let file = root.join("store.json");
         let Some(record) = disk::read_opt::<StoreManifest>(&file)? else {

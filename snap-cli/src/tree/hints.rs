@@ -1,5 +1,7 @@
 //! Conversion of [`TreeError`] to the manager's error type, with hints.
 
+use cowl_layers::sys::user_namespace::is_system_root;
+
 use super::error::{ErrorKind, TreeError};
 use crate::error::Error;
 
@@ -7,9 +9,15 @@ impl From<TreeError> for Error {
     fn from(error: TreeError) -> Self {
         let hint = match error.kind() {
             ErrorKind::NotPermitted | ErrorKind::Unsupported => {
-                // root needs another hint, which depends on the system call.
                 let is_root = rustix::process::geteuid().is_root();
-                (!is_root).then_some("run the command as root, for example with sudo")
+                match (is_root, is_system_root()) {
+                    (false, _) => Some("run the command as root, for example with sudo"),
+                    (true, false) => Some(
+                        "`cowl doctor` reports the ids that your namespace lacks; or run the command as root",
+                    ),
+                    // root needs another hint, which depends on the system call.
+                    (true, true) => None,
+                }
             }
             ErrorKind::NoSpace => Some("free some space; nothing was changed"),
             ErrorKind::NotAnArchive => Some(

@@ -35,6 +35,7 @@ mod mount_helper;
 mod namespaces;
 mod output;
 mod plain_text;
+mod plain_user;
 mod prune;
 mod reach;
 mod run_files;

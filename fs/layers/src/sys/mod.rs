@@ -29,6 +29,7 @@ pub mod remove;
 pub mod shared;
 pub mod socket;
 pub mod stat;
+pub mod user_namespace;
 pub mod users;
 pub mod within;
 mod write_back;

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -56,6 +56,28 @@ pub fn peer_process(stream: &UnixStream) -> io::Result<u32> {
         return Err(io::Error::last_os_error());
     }
     Ok(u32::try_from(peer.pid).unwrap_or(0))
+}
+
+/// Returns a descriptor of the process that listens at the other end, which refers to no other process if its id is
+/// used again. Requires Linux 6.5.
+pub fn peer_handle(stream: &UnixStream) -> io::Result<OwnedFd> {
+    let mut number: libc::c_int = -1;
+    let mut size = libc::socklen_t::try_from(size_of_val(&number)).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open, and the kernel writes at most `size` bytes, the size of `number`.
+    let done = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERPIDFD,
+            (&raw mut number).cast(),
+            &raw mut size,
+        )
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has created the descriptor for this call, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// The maximum number of descriptors in one message (SCM_MAX_FD is 253).

@@ -6,7 +6,7 @@ mod snapshots;
 
 use std::ffi::OsString;
 
-use super::{CliCommand, Context, text};
+use super::{CliCommand, Context, Namespace, text};
 use crate::error::{Error, Result};
 use crate::snapshot::select::{Filter, Order, Pattern};
 use crate::store::manifest::SnapshotKind;
@@ -90,6 +90,10 @@ impl CliCommand for Args {
 
     fn is_json(&self) -> bool {
         self.json
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Preferred
     }
 }
 

@@ -1,0 +1,110 @@
+//! User namespaces of unprivileged users: creating one together with a mount namespace, and entering those of another
+//! process.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use rustix::fs::{CWD, Mode, OFlags, fstat};
+use rustix::ioctl::{Getter, Opcode};
+use rustix::mount::MountPropagationFlags;
+use rustix::thread::{CapabilitySet, capabilities};
+
+use crate::error::Result;
+
+/// The ioctl NS_GET_OWNER_UID.
+const GET_OWNER: Opcode = rustix::ioctl::opcode::none(0xb7, 4);
+
+/// Returns whether this process is root of the system, or of a container with a root filesystem of its own.
+///
+/// Root of a user namespace that a plain user created is that user: system directories such as /var/lib belong to
+/// another user, which has no id in the namespace.
+pub fn is_system_root() -> bool {
+    if !rustix::process::geteuid().is_root() {
+        return false;
+    }
+    let is_mapped_completely = std::fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_ascii_whitespace().eq(["0", "0", "4294967295"]));
+    is_mapped_completely || std::fs::metadata("/").is_ok_and(|meta| meta.uid() == 0)
+}
+
+/// The user namespace and the mount namespace of a process.
+#[derive(Debug)]
+pub struct UserNamespace {
+    user: OwnedFd,
+    mounts: OwnedFd,
+}
+
+impl UserNamespace {
+    /// Opens the namespaces of a process.
+    pub fn of(pid: u32) -> Result<Self> {
+        let open = |name| {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            rustix::fs::openat(CWD, format!("/proc/{pid}/ns/{name}"), flags, Mode::empty())
+        };
+        Ok(Self {
+            user: open("user")?,
+            mounts: open("mnt")?,
+        })
+    }
+
+    /// Returns the user that created the user namespace, as an id of this process's user namespace.
+    pub fn owner(&self) -> Result<u32> {
+        // SAFETY: the kernel writes a uid_t, an u32, to the address that this request passes.
+        let request = unsafe { Getter::<GET_OWNER, u32>::new() };
+        // SAFETY: the descriptor is open, and the request only writes to the memory that it contains.
+        Ok(unsafe { rustix::ioctl::ioctl(&self.user, request) }?)
+    }
+
+    /// Returns whether this process is in the user namespace.
+    pub fn is_own(&self) -> Result<bool> {
+        let own = rustix::fs::stat("/proc/self/ns/user")?;
+        let found = fstat(&self.user)?;
+        Ok((own.st_dev, own.st_ino) == (found.st_dev, found.st_ino))
+    }
+
+    /// Enters both namespaces. The process must have a single thread; its working directory becomes `/`.
+    ///
+    /// The kernel permits it to the user that created the namespace.
+    pub fn enter(&self) -> Result<()> {
+        setns(self.user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
+        setns(self.mounts.as_fd(), CloneFlags::CLONE_NEWNS)?;
+        Ok(())
+    }
+
+    /// Enters the user namespace, and a new mount namespace with the current mounts.
+    pub fn enter_with_own_mounts(&self) -> Result<()> {
+        setns(self.user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        Ok(())
+    }
+}
+
+/// Creates a user namespace and a mount namespace that belongs to it, and enters both. The process must have a single
+/// thread.
+pub fn create() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+    Ok(())
+}
+
+/// Makes mounts elsewhere appear in this mount namespace, and none of its own appear elsewhere.
+pub fn receive_mounts() -> Result<()> {
+    let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    Ok(rustix::mount::mount_change(Path::new("/"), slave)?)
+}
+
+/// Moves this process to a copy of its mount namespace, whose mounts do not affect others.
+pub fn copy_mounts() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    Ok(rustix::mount::mount_change(Path::new("/"), private)?)
+}
+
+/// Returns whether this process may mount file systems.
+pub fn may_mount() -> Result<bool> {
+    Ok(capabilities(None)?
+        .effective
+        .contains(CapabilitySet::SYS_ADMIN))
+}

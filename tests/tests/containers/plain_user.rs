@@ -1,0 +1,354 @@
+//! A plain user without any privilege: commands enter a namespace of that user, which two processes hold.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use cowl_tests::command::{Output, run_command};
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::programs;
+use cowl_tests::scratch::Scratch;
+
+const NEEDS: &[Need] = &[
+    Need::Root,
+    Need::Fuse,
+    Need::Program("setpriv"),
+    Need::Program("unshare"),
+    Need::Program("newuidmap"),
+    Need::Program("busybox"),
+    Need::Program("python3"),
+];
+
+/// Whether the user has ranges of subordinate ids.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ids {
+    Ranges,
+    Own,
+}
+
+/// Becomes the user `$5` in a mount namespace, after the lines `$3`, which root executes. `$1` is the directory, `$2` the
+/// content of /etc/subuid, `$4` the script.
+const BECOME: &str = r#"
+D=$1
+export D U=$5
+mkdir -m 755 "$D/user" "$D/user/home"
+cp /etc/passwd /etc/group "$D"
+echo "cowl-plain:x:$U:$U::$D/user/home:/bin/sh" >> "$D/passwd"
+echo "cowl-plain:x:$U:" >> "$D/group"
+printf "$2" > "$D/ids"
+for file in passwd:passwd group:group ids:subuid ids:subgid; do
+    mount --bind "$D/${file%:*}" "/etc/${file#*:}"
+done
+mknod -m 666 "$D/fuse" c 10 229
+mount --bind "$D/fuse" /dev/fuse
+cat > "$D/user/script" <<'SCRIPT'
+set -eu
+# The processes that hold the namespace; with an argument, all processes of cowl.
+holders() { ps -u $U -o pid=,stat=,args= | awk -v all="${1-}" \
+    '$2 !~ /Z/ && $3 ~ /cowl$/ && (all || / hold /) { print $1 }'; }
+settle() { for attempt in $(seq 100); do [ "$(holders | wc -l)" != "$1" ] || return 0; sleep 0.05; done; holders; return 1; }
+finish() { pids=$(holders all); [ -z "$pids" ] || kill -9 $pids || true; }
+trap finish EXIT
+mkdir source source/bin source/etc source/proc source/dev
+cp "$(command -v busybox)" source/bin/busybox
+for name in sh ls cat id; do ln -s busybox source/bin/$name; done
+echo one > source/file
+SCRIPT
+printf '%s\n' "$4" >> "$D/user/script"
+export HOME="$D/user/home" PATH="$D:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+unset XDG_RUNTIME_DIR XDG_STATE_HOME XDG_DATA_HOME XDG_CONFIG_HOME COWL_STORE COWL_KEEPER
+eval "$3"
+chown -R $U:$U "$D/user"
+eval "${LAST-}"
+cd "$HOME"
+exec ${WRAP-} setpriv --reuid $U --regid $U --clear-groups bash "$D/user/script"
+"#;
+
+fn as_user(ids: Ids, before: &str, script: &str) -> Output {
+    let scratch = Scratch::for_test();
+    for program in [programs::cowl(), programs::cowlfs()] {
+        let copy = scratch.join(program.file_name().unwrap());
+        std::fs::copy(program, &copy).unwrap();
+        std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    std::fs::set_permissions(&*scratch, PermissionsExt::from_mode(0o755)).unwrap();
+    // The tests of this file run at the same time, and the namespace of each belongs to another user.
+    static NEXT: AtomicU32 = AtomicU32::new(54_300);
+    let user = NEXT.fetch_add(1, Ordering::Relaxed);
+    let ranges = match ids {
+        Ids::Ranges => "cowl-plain:300000:65536\\n",
+        Ids::Own => "",
+    };
+    let mut command = Command::new("unshare");
+    command
+        .args(["-m", "bash", "-euc", BECOME, "bash"])
+        .arg(&*scratch)
+        .args([ranges, before, script, &user.to_string()]);
+    run_command(command, b"")
+}
+
+/// The commands that a user needs from the creation of a container to its removal.
+const MAIN_JOB: &str = "
+    cowl create web --from source
+    M=$(cowl mount web 2> note); grep -q \"cowl unshare ls $M\" note
+    cowl unshare cat $M/file
+    cowl unshare sh -c \"echo two > $M/new; rm $M/file\"
+    cowl snapshot web -m before
+    cowl exec web -- /bin/sh -c 'cat /new; echo three > /new; id -u; echo x > /dev/null'
+    cowl diff web@snap0 web
+    cowl restore web snap0 2> /dev/null
+    cowl exec web -- cat new
+    cowl status > status 2> note; grep -c 'web .* mounted' status; grep -q 'cowl unshare' note
+    cowl clone web@snap0 second; cowl rename second other; cowl exec other -- /bin/ls /
+    cowl export web@snap0 web.tar; tar tf web.tar | sort | tr '\\n' ' '; echo
+    cowl export web --with-snapshots all.tar; cowl import all.tar third; cowl list third --format '{name}'
+    cowl flatten web 2> /dev/null; cowl prune web --keep-last 1 2> /dev/null > /dev/null; cowl check > /dev/null
+    kill -9 $(cowl status web --json | grep -o '\"pid\": [0-9]*' | head -1 | tr -dc 0-9)
+    cowl unshare cat $M/new
+    cowl upgrade web > /dev/null
+    ! ls $M | grep new
+    cowl umount web
+    cowl destroy web --yes 2> /dev/null; cowl gc --empty-trash > /dev/null
+    cowl unshare --stop; settle 0";
+
+const MAIN_JOB_OUTPUT: &str = "one\nsnap0\ntwo\n0\nM /new\ntwo\n1\nbin\ndev\netc\nnew\nproc\n\
+    ./ ./bin/ ./bin/busybox ./bin/cat ./bin/id ./bin/ls ./bin/sh ./dev/ ./etc/ ./new ./proc/ \nsnap0\nauto0\ntwo";
+
+#[test]
+fn a_plain_user_with_ranges_of_ids_needs_no_privilege() {
+    if !can(NEEDS) {
+        return;
+    }
+    let output = as_user(Ids::Ranges, "", MAIN_JOB).ok();
+    assert_eq!(output.out(), MAIN_JOB_OUTPUT, "{}", output.report());
+}
+
+#[test]
+fn a_plain_user_without_ranges_and_with_a_runtime_directory_needs_no_privilege() {
+    if !can(NEEDS) {
+        return;
+    }
+    let before = "mkdir -m 700 $D/user/run; export XDG_RUNTIME_DIR=$D/user/run";
+    let output = as_user(Ids::Own, before, MAIN_JOB).ok();
+    assert_eq!(output.out(), MAIN_JOB_OUTPUT, "{}", output.report());
+}
+
+#[test]
+fn ids_of_the_namespace_are_the_ranges_of_the_user() {
+    if !can(NEEDS) {
+        return;
+    }
+    let output = as_user(
+        Ids::Ranges,
+        "",
+        "cowl unshare awk '{ print $1, $2, $3 }' /proc/self/uid_map /proc/self/gid_map | sed s/$U/U/
+         cowl unshare sh -c 'touch a; chown 7:8 a; stat -c \"%u %g\" a'; stat -c '%u %g' a
+         cowl unshare id -u; id -u | sed s/$U/U/",
+    )
+    .ok();
+    let map = "0 U 1\n1 300000 65536\n";
+    assert_eq!(
+        output.out(),
+        format!("{map}{map}7 8\n300006 300007\n0\nU"),
+        "{}",
+        output.report()
+    );
+}
+
+#[test]
+fn two_commands_at_once_create_one_namespace() {
+    if !can(NEEDS) {
+        return;
+    }
+    let output = as_user(
+        Ids::Ranges,
+        "",
+        "for n in 1 2 3 4 5 6; do cowl create web$n --from source & done; wait
+         for n in 1 2 3 4 5 6; do cowl unshare readlink /proc/self/ns/user /proc/self/ns/mnt; done | sort -u | wc -l
+         settle 2; cowl list --format '{name}' > /dev/null; cowl status | wc -l",
+    )
+    .ok();
+    assert_eq!(output.out(), "2\n7", "{}", output.report());
+}
+
+#[test]
+fn a_killed_holder_is_replaced() {
+    if !can(NEEDS) {
+        return;
+    }
+    let output = as_user(
+        Ids::Ranges,
+        "",
+        "cowl create web --from source; M=$(cowl -q mount web); settle 2
+         for round in 1 2 3 4 5 6; do
+             kill -9 $(holders | head -1); cowl unshare cat $M/file; settle 2
+             kill -9 $(holders | tail -1); cowl unshare cat $M/file; settle 2
+         done | sort | uniq -c
+         # SIGHUP, as at the end of a session, has no effect; SIGTERM ends both.
+         kill -HUP $(holders); cowl unshare cat $M/file; cowl umount web
+         kill $(holders | head -1); settle 0; cowl list | wc -l; settle 2",
+    )
+    .ok();
+    assert_eq!(output.out().trim(), "12 one\none\n2", "{}", output.report());
+}
+
+/// Nothing holds the mount namespace any more, but a program uses the mount. Its user namespace is entered again.
+#[test]
+fn a_mount_in_use_is_reached_after_both_holders_were_killed() {
+    if !can(NEEDS) {
+        return;
+    }
+    let output = as_user(
+        Ids::Ranges,
+        "",
+        "cowl create web --from source; M=$(cowl -q mount web); settle 2
+         before=$(cowl unshare readlink /proc/self/ns/user)
+         cowl unshare sh -c \"cd $M; exec sleep 100\" & sleep 0.5
+         kill -9 $(holders); settle 0
+         cowl status web > status 2> note; cat status | grep -c 'mounted elsewhere.*sleep'; grep -c 'was killed' note
+         [ \"$(cowl unshare readlink /proc/self/ns/user)\" = \"$before\" ]; settle 2
+         cowl umount web 2> error || cat error | grep -o 'in use by'
+         kill %1; wait || true
+         cowl umount web || true; cowl -q mount web > /dev/null; cowl unshare cat $M/file
+         # Without a program, the mount ends with its namespace.
+         kill -9 $(holders); settle 0; sleep 0.2
+         cowl -q mount web > /dev/null; cowl unshare cat $M/file; settle 2
+         kill -9 $(holders all); cowl -q exec web -- /bin/cat file",
+    )
+    .ok();
+    assert_eq!(
+        output.out(),
+        "1\n1\nin use by\none\none\none",
+        "{}",
+        output.report()
+    );
+}
+
+/// Takes a lock like that of a holder, as another user and as a process in no namespace.
+const FORGE: &str = r#"
+import fcntl, struct, sys, time
+file = open(sys.argv[1], "r+")
+fcntl.fcntl(file, fcntl.F_SETLK, struct.pack("hhqqi", fcntl.F_RDLCK, 0, 0, 1, 0))
+print("locked", flush=True)
+time.sleep(20)"#;
+
+#[test]
+fn no_other_namespace_is_entered() {
+    if !can(NEEDS) {
+        return;
+    }
+    // The directory of another user, with its process, is not used; another one is.
+    let before = format!(
+        "
+        mkdir -m 700 $D/user/run; export XDG_RUNTIME_DIR=$D/user/run FORGE='{FORGE}'
+        export BOOT=$(cat /proc/sys/kernel/random/boot_id)
+        LAST='mkdir -p -m 755 $HOME/.local/state/cowl; touch $HOME/.local/state/cowl/namespace-'$BOOT'
+            chmod 600 $HOME/.local/state/cowl/*; chown -R $U $HOME/.local; chown -R 54399 $HOME/.local/state/cowl
+            mkfifo $D/done; chmod 666 $D/done
+            setpriv --reuid 54399 --regid 54399 --clear-groups unshare -Ur \
+                python3 -c \"$FORGE\" $HOME/.local/state/cowl/namespace-'$BOOT' > $D/done 2> /dev/null &
+            read line < $D/done'"
+    );
+    let output = as_user(
+        Ids::Ranges,
+        &before,
+        "cowl unshare awk '{ print $2 }' /proc/self/uid_map | sed s/$U/U/; ls $XDG_RUNTIME_DIR/cowl | wc -l
+         cowl unshare --stop; settle 0
+         # A process of the user that is in no namespace, or in another one of its own.
+         rm -r $XDG_RUNTIME_DIR/cowl; mkdir -m 700 $XDG_RUNTIME_DIR/cowl
+         file=$XDG_RUNTIME_DIR/cowl/namespace-$BOOT; touch $file; chmod 600 $file
+         python3 -c \"$FORGE\" $file > locked & until grep -q locked locked; do sleep 0.05; done
+         cowl list > /dev/null; cowl unshare id 2> error || grep -o 'holds no namespace of your user' error
+         kill %1; wait || true
+         # The file that remains is no holder, and a wrong mode is refused.
+         cowl unshare id -u; cowl unshare --stop; settle 0
+         chmod 644 $file; cowl unshare id 2> error || grep -o 'has access to it' error",
+    )
+    .ok();
+    assert_eq!(
+        output.out(),
+        "U\n300000\n1\nholds no namespace of your user\n0\nhas access to it",
+        "{}",
+        output.report()
+    );
+}
+
+#[test]
+fn a_kernel_that_permits_no_namespace_is_named() {
+    if !can(NEEDS) {
+        return;
+    }
+    let before = "
+        printf '%s\\n' '#!/bin/bash' 'echo 0 > /proc/sys/user/max_user_namespaces; exec \"$@\"' > $D/limit
+        chmod 755 $D/limit; echo root:0:65536 > $D/ids
+        WRAP=\"unshare --user --map-users=0,0,65536 --map-groups=0,0,65536 $D/limit\"";
+    let output = as_user(
+        Ids::Own,
+        before,
+        "cowl create web --from source 2> error && exit 1; cat error
+         cowl doctor 2> /dev/null | grep -o 'user-namespaces *broken'
+         cowl list 2>&1; cowl --help > /dev/null; cowl config > /dev/null; ls -A .local/share 2> /dev/null || true",
+    )
+    .ok();
+    let out = output.out();
+    for part in [
+        "error: cannot create a user namespace",
+        "hint: as root: sysctl user.max_user_namespaces=10000",
+        "user-namespaces  broken",
+        "there is no store at",
+    ] {
+        assert!(out.contains(part), "no {part:?}: {}", output.report());
+    }
+}
+
+#[test]
+fn root_of_a_namespace_of_a_user_uses_the_store_of_that_user() {
+    if !can(NEEDS) {
+        return;
+    }
+    let output = as_user(
+        Ids::Own,
+        "",
+        "cowl create web --from source
+         unshare -Ur cowl list | grep -o web
+         cowl unshare cowl list | grep -o web
+         cowl unshare bash -c 'cowl unshare id -u'
+         unshare -Ur cowl config | grep -o 'hooks.*.config/cowl' | wc -l
+         cowl doctor | grep -E '^(user-namespaces|mount) ' | awk '{ print $1, $2 }'
+         mkdir sub; cd sub; cowl unshare pwd | grep -o 'home/sub'
+         cowl unshare sh -c 'exit 7' || echo $?; cowl unshare none 2> /dev/null || echo $?
+         exec 9< /etc/passwd; cowl unshare readlink /proc/self/fd/9 || true",
+    )
+    .ok();
+    assert_eq!(
+        output.out(),
+        "web\nweb\n0\n1\nmount works\nuser-namespaces works\nhome/sub\n7\n127\n/etc/passwd",
+        "{}",
+        output.report()
+    );
+}
+
+#[test]
+fn changed_ranges_are_reported() {
+    if !can(NEEDS) {
+        return;
+    }
+    let output = as_user(
+        Ids::Ranges,
+        "printf '' > $D/empty; chmod 666 $D/ids $D/empty; export IDS=$D/ids",
+        "cowl unshare sh -c 'wc -l < /proc/self/uid_map'
+         echo cowl-plain:500000:1000 >> $IDS
+         cowl unshare sh -c 'wc -l < /proc/self/uid_map' 2> error; grep -o 'cowl unshare --stop' error
+         M=$(cowl create web --from source 2> /dev/null; cowl -q mount web)
+         cowl unshare --stop 2> error || grep -o \"mounted in the namespace: $M\" error | wc -l
+         cowl -q umount web; cowl unshare --stop
+         cowl unshare sh -c 'wc -l < /proc/self/uid_map'",
+    )
+    .ok();
+    assert_eq!(
+        output.out(),
+        "2\n2\ncowl unshare --stop\n1\n3",
+        "{}",
+        output.report()
+    );
+}
