@@ -266,6 +266,7 @@ impl LxcCopy {
         id: ContainerId,
         manifest: &mut ContainerManifest,
     ) -> Result<()> {
+        binding::require_root(self.name.as_str())?;
         let mut link = Lxc {
             lxcpath: self.lxcpath.clone(),
             name: self.name.to_string(),

@@ -158,6 +158,7 @@ fn inspect_lxc(
             )));
         }
     };
+    binding::require_root(&container.name)?;
     refuse_adopted(home, container)?;
     if let tools::LxcState::Running { word, pid } = container.state()? {
         let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();

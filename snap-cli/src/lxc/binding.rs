@@ -10,7 +10,7 @@ use cowl_layers::shown::Show as _;
 use super::command::{LxcContainer, config_value};
 use super::config::{self, IdMap, OwnLines};
 use crate::error::{Error, Result};
-use crate::host::files;
+use crate::host::{files, rootless};
 use crate::shell::posix_quoted;
 use crate::store::manifest::ContainerId;
 use crate::store::name::ContainerName;
@@ -23,6 +23,20 @@ pub fn from_link(link: &Lxc) -> LxcContainer {
         lxcpath: link.lxcpath.clone(),
         name: link.name.clone(),
     }
+}
+
+/// Fails unless LXC could start the container with a mount of this process: LXC creates the container of a plain user in
+/// a namespace to which the kernel denies access to FUSE mounts of another one.
+pub fn require_root(name: &str) -> Result<()> {
+    if rootless::is_system_root() {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "cowl cannot keep the LXC container {name} of a plain user: LXC could not start it"
+    ))
+    .hint(
+        "run the command as root, or copy the files and use cowl exec: cowl create NAME --from DIR",
+    ))
 }
 
 /// Returns the id map of an LXC container. Its config is in `file`, and has the content `text`.
