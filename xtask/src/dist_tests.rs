@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use cowl_tests::command::{Output, run_command, sh_in};
+use cowl_tests::command::{Output, run_command, sh, sh_in};
 use cowl_tests::conditions::{Need, can, skipped};
 use cowl_tests::rootfs;
 use cowl_tests::scratch::Scratch;
@@ -101,6 +101,23 @@ impl Machine {
         run_command(self.command(line), b"").ok()
     }
 
+    /// Returns the option of dpkg that a package needs here. Programs that were linked with a newer C library ask for it,
+    /// but start with an older one.
+    fn force(&self) -> &'static str {
+        let version = "getconf GNU_LIBC_VERSION | cut -d' ' -f2";
+        let (built, here) = (sh(version).ok().out(), self.run(version).out());
+        let newer = format!(
+            "dpkg --compare-versions {} gt {}",
+            built.trim(),
+            here.trim()
+        );
+        if sh(&newer).code == 0 {
+            "--force-depends"
+        } else {
+            ""
+        }
+    }
+
     /// Waits until a program in a container has written more lines.
     #[track_caller]
     fn wait_for_lines(&self, log: &Path) {
@@ -117,7 +134,10 @@ impl Machine {
 fn live(machine: &Machine) {
     let root = &machine.0;
     machine.run("echo 'APT::Sandbox::User \"root\";' > /etc/apt/apt.conf.d/99test");
-    machine.run("dpkg -i /packages/cowl_0.1.0-1_*.deb /packages/cowl-dbgsym_*.deb");
+    let force = machine.force();
+    machine.run(&format!(
+        "dpkg {force} -i /packages/cowl_0.1.0-1_*.deb /packages/cowl-dbgsym_*.deb"
+    ));
     let version = machine.run("cowl --version").out();
     assert!(version.starts_with("cowl "), "{version}");
     for path in [
@@ -145,7 +165,9 @@ fn live(machine: &Machine) {
 
     // The upgrade retains changed settings, and offers the upgrade of the daemons.
     machine.run("echo 'wait = 3' > /etc/cowl/config.toml");
-    let upgrade = machine.run("dpkg -i /packages/cowl_0.2.0-1_*.deb").out();
+    let upgrade = machine
+        .run(&format!("dpkg {force} -i /packages/cowl_0.2.0-1_*.deb"))
+        .out();
     assert!(upgrade.contains("cowl upgrade --all"), "{upgrade}");
     machine.run("grep -qx 'wait = 3' /etc/cowl/config.toml; cowl upgrade --all");
     machine.wait_for_lines(&log);
@@ -182,7 +204,9 @@ fn live(machine: &Machine) {
     machine.run(&format!("umount {mount_point}"));
 
     // Another installation finds the containers.
-    machine.run("dpkg -i /packages/cowl_0.2.0-1_*.deb; cowl snapshot web; cowl cat web:stop");
+    machine.run(&format!(
+        "dpkg {force} -i /packages/cowl_0.2.0-1_*.deb; cowl snapshot web; cowl cat web:stop"
+    ));
     machine.run(
         "rm -r /var/lib/cowl; mkdir /var/lib/cowl; dpkg --purge cowl; test ! -e /var/lib/cowl",
     );
