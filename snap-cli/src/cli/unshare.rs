@@ -14,7 +14,7 @@ use crate::host::rootless::{self, holder};
 use crate::lifecycle::enter;
 use crate::lifecycle::serve::detach_from_shell;
 
-/// Run a command or a shell in the namespace in which a plain user's containers are mounted
+/// Run a command or a shell in the namespace of a plain user's mounts
 ///
 /// A plain user's mounts are visible only there: `cowl unshare ls PATH`. The user is root there, and files of
 /// containers have the owners that they have in the containers. For root, the command runs without a namespace. The

@@ -73,6 +73,8 @@ fn a_user_without_privileges_can_skip_what_only_root_can_store() {
     let import = as_user("import a.tar three --skip-unsupported --quiet").ok();
     assert_eq!(import.err(), "");
     assert!(archive.is_file());
+    // The commands have created a namespace.
+    as_user("unshare --stop").ok();
 }
 
 #[test]
