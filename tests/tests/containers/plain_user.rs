@@ -19,6 +19,9 @@ const NEEDS: &[Need] = &[
     Need::Program("python3"),
 ];
 
+/// The first id of the users of the tests.
+const FIRST_USER: u32 = 1_000_000_000;
+
 /// Whether the user has ranges of subordinate ids.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ids {
@@ -72,9 +75,9 @@ fn as_user(ids: Ids, before: &str, script: &str) -> Output {
         std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).unwrap();
     }
     std::fs::set_permissions(&*scratch, PermissionsExt::from_mode(0o755)).unwrap();
-    // The tests of this file run at the same time, and the namespace of each belongs to another user.
-    static NEXT: AtomicU32 = AtomicU32::new(54_300);
-    let user = NEXT.fetch_add(1, Ordering::Relaxed);
+    // Tests run at the same time, also those of several processes, and the namespace of each belongs to another user.
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let user = FIRST_USER + 32 * std::process::id() + NEXT.fetch_add(1, Ordering::Relaxed);
     let ranges = match ids {
         Ids::Ranges => "cowl-plain:300000:65536\\n",
         Ids::Own => "",
@@ -280,8 +283,8 @@ fn a_kernel_that_permits_no_namespace_is_named() {
     }
     let before = "
         printf '%s\\n' '#!/bin/bash' 'echo 0 > /proc/sys/user/max_user_namespaces; exec \"$@\"' > $D/limit
-        chmod 755 $D/limit; echo root:0:65536 > $D/ids
-        WRAP=\"unshare --user --map-users=0,0,65536 --map-groups=0,0,65536 $D/limit\"";
+        chmod 755 $D/limit; echo root:0:2000000000 > $D/ids
+        WRAP=\"unshare --user --map-users=0,0,2000000000 --map-groups=0,0,2000000000 $D/limit\"";
     let output = as_user(
         Ids::Own,
         before,

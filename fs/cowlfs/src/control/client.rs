@@ -182,7 +182,15 @@ impl Client {
         };
         // It waits for running requests, and finds every known object again.
         let timeout = Duration::from_secs(600);
-        match self.send_to(&request, timeout, Answerer::Successor)? {
+        let answer = match self.send_to(&request, timeout, Answerer::Successor) {
+            // A daemon whose keeper was killed replaces itself, to become the next keeper. The other one can be upgraded.
+            Err(ControlError::Io(error)) if is_end(&error) => {
+                self.reconnect(error, Instant::now() + REPLACEMENT_TIMEOUT)?;
+                self.send_to(&request, timeout, Answerer::Successor)
+            }
+            answer => answer,
+        };
+        match answer? {
             Response::Upgraded(upgraded) => {
                 self.pid = upgraded.pid;
                 Ok(upgraded)
@@ -210,15 +218,21 @@ impl Client {
                 Err(ControlError::Io(error)) if is_end(&error) => error,
                 other => return other,
             };
-            std::thread::sleep(REPLACEMENT_INTERVAL);
-            match open(&self.socket) {
-                Ok((stream, listener)) if Instant::now() < until => {
-                    (self.stream, self.listener) = (stream, listener);
-                    self.pid = sys::process::same_program_below(listener);
-                }
-                // Without a keeper, nothing listens any more.
-                _ => return Err(ended.into()),
+            self.reconnect(ended, until)?;
+        }
+    }
+
+    /// Connects to the daemon that has taken the place of the previous one. Returns `ended` if there is none.
+    fn reconnect(&mut self, ended: io::Error, until: Instant) -> io::Result<()> {
+        std::thread::sleep(REPLACEMENT_INTERVAL);
+        match open(&self.socket) {
+            Ok((stream, listener)) if Instant::now() < until => {
+                (self.stream, self.listener) = (stream, listener);
+                self.pid = sys::process::same_program_below(listener);
+                Ok(())
             }
+            // Without a keeper, nothing listens any more.
+            _ => Err(ended),
         }
     }
 
