@@ -15,7 +15,7 @@ fn privileged_archive(scratch: &Scratch) -> PathBuf {
     sh_in(
         scratch,
         "mkdir -p tree/dev tree/bin; echo x > tree/bin/program; mknod tree/dev/null c 1 3
-         ln tree/dev/null tree/dev/null2; chown 0:0 tree/bin/program; chmod 6755 tree/bin/program
+         ln tree/dev/null tree/dev/null2; chown 7:8 tree/bin/program; chmod 6755 tree/bin/program
          setfattr -n trusted.note -v t tree/bin/program; setfattr -n user.note -v u tree/bin/program
          tar --xattrs --xattrs-include='*' -cf a.tar -C tree .; chmod 755 .; chmod 644 a.tar",
     )
@@ -43,10 +43,8 @@ fn a_user_without_privileges_can_skip_what_only_root_can_store() {
         sh_in(&scratch, &line)
     };
     for source in ["a.tar", "tree"] {
-        as_user(&format!("create c --from {source}")).fails(
-            1,
-            &["cannot set the owner", "as root", "--skip-unsupported"],
-        );
+        as_user(&format!("create c --from {source}"))
+            .fails(1, &["error: cannot", "as root", "--skip-unsupported"]);
     }
     for (source, name) in [("a.tar", "one"), ("tree", "two")] {
         let made = as_user(&format!("create {name} --from {source} --skip-unsupported")).ok();
