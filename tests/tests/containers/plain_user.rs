@@ -49,6 +49,10 @@ set -eu
 # The processes that hold the namespace; with an argument, all processes of cowl.
 holders() { ps -u $U -o pid=,stat=,args= | awk -v all="${1-}" \
     '$2 !~ /Z/ && $3 ~ /cowl$/ && (all || / hold /) { print $1 }'; }
+# The processes that hold its lock. A new one is visible before it has the lock.
+locks() { stat -c ':%i 0 0$' "$HOME"/.local/state/cowl/namespace-* 2> /dev/null > inode || echo none > inode
+    grep -c -f inode /proc/locks || :; }
+ready() { for attempt in $(seq 100); do [ "$(holders | wc -l) $(locks)" != "2 2" ] || return 0; sleep 0.05; done; return 1; }
 settle() { for attempt in $(seq 100); do [ "$(holders | wc -l)" != "$1" ] || return 0; sleep 0.05; done; holders; return 1; }
 finish() { pids=$(holders all); [ -z "$pids" ] || kill -9 $pids || true; }
 trap finish EXIT
@@ -182,14 +186,14 @@ fn a_killed_holder_is_replaced() {
     let output = as_user(
         Ids::Ranges,
         "",
-        "cowl create web --from source; M=$(cowl -q mount web); settle 2
+        "cowl create web --from source; M=$(cowl -q mount web); ready
          for round in 1 2 3 4 5 6; do
-             kill -9 $(holders | head -1); cowl unshare cat $M/file; settle 2
-             kill -9 $(holders | tail -1); cowl unshare cat $M/file; settle 2
+             kill -9 $(holders | head -1); cowl unshare cat $M/file; ready
+             kill -9 $(holders | tail -1); cowl unshare cat $M/file; ready
          done | sort | uniq -c
          # SIGHUP, as at the end of a session, has no effect; SIGTERM ends both.
          kill -HUP $(holders); cowl unshare cat $M/file; cowl umount web
-         kill $(holders | head -1); settle 0; cowl list | wc -l; settle 2",
+         kill $(holders | head -1); settle 0; cowl list | wc -l; ready",
     )
     .ok();
     assert_eq!(output.out().trim(), "12 one\none\n2", "{}", output.report());
@@ -351,6 +355,31 @@ fn changed_ranges_are_reported() {
     assert_eq!(
         output.out(),
         "2\n2\ncowl unshare --stop\n1\n3",
+        "{}",
+        output.report()
+    );
+}
+
+/// LXC creates the container of a plain user in a namespace in which it could not reach the mount.
+#[test]
+fn lxc_containers_of_a_plain_user_are_refused() {
+    if !can(NEEDS) {
+        return;
+    }
+    let output = as_user(
+        Ids::Ranges,
+        "",
+        "mkdir -p lxc/c1; mv source lxc/c1/rootfs
+         printf 'lxc.rootfs.path = dir:%s/lxc/c1/rootfs\\nlxc.idmap = u 0 300000 65536\\n' $HOME > lxc/c1/config
+         cp lxc/c1/config before; cowl adopt c1 -P $HOME/lxc 2> error && exit 1
+         grep -o 'LXC could not start it' error; grep -o 'cowl create NAME --from' error; cmp before lxc/c1/config
+         cowl create web --from lxc/c1/rootfs; cowl lxc web --config-file before -P $HOME/lxc 2> error && exit 1
+         grep -o 'LXC could not start it' error; ls lxc; cowl exec web -- cat file",
+    )
+    .ok();
+    assert_eq!(
+        output.out(),
+        "LXC could not start it\ncowl create NAME --from\nLXC could not start it\nc1\none",
         "{}",
         output.report()
     );
