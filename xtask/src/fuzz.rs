@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::run::{Result, Run, failure, root, target, title};
 
 /// Each target, and the source files of its parsers.
-const TARGETS: [(&str, &[&str]); 7] = [
+const TARGETS: [(&str, &[&str]); 8] = [
     ("acl", &["snap-cli/src/archive/acl.rs"]),
     ("lxc_config", &["snap-cli/src/lxc/config.rs"]),
     ("manifests", &["snap-cli/src/store/record.rs"]),
@@ -45,6 +45,15 @@ const TARGETS: [(&str, &[&str]); 7] = [
             "snap-cli/src/archive/member.rs",
             "snap-cli/src/archive/sparse.rs",
             "snap-cli/src/archive/stream.rs",
+        ],
+    ),
+    (
+        "unpack",
+        &[
+            "snap-cli/src/archive/entry_path.rs",
+            "snap-cli/src/archive/unpack.rs",
+            "snap-cli/src/tree/dir_cursor.rs",
+            "snap-cli/src/tree/in_root.rs",
         ],
     ),
 ];
