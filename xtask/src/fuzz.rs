@@ -52,7 +52,6 @@ const TARGETS: [(&str, &[&str]); 8] = [
         &[
             "snap-cli/src/archive/entry_path.rs",
             "snap-cli/src/archive/unpack.rs",
-            "snap-cli/src/tree/dir_cursor.rs",
             "snap-cli/src/tree/in_root.rs",
         ],
     ),

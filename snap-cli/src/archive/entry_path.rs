@@ -81,7 +81,7 @@ pub(super) enum NewEntry {
     Other,
 }
 
-/// What remains of an object with the name of a new entry.
+/// The remainder of an object with the name of a new entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Existing {
     /// Nothing: the entry can be created.

@@ -31,14 +31,13 @@ pub fn tar(data: &[u8]) {
     }
 }
 
-/// Unpacks a tar archive into a directory in memory.
+/// Unpacks a tar archive into a directory in memory, and applies it as an image layer to the result.
 ///
 /// No entry changes the directory beside it, which each archive can reach by the path `../outside`.
 pub fn unpack(data: &[u8]) {
     let around = Path::new("/dev/shm").join(format!("cowl-fuzz-{}", std::process::id()));
-    if let Err(error) = unpack_in(&around, &repair(data)) {
-        panic!("the directory for the archive: {error}");
-    }
+    let done = unpack_in(&around, &repair(data));
+    assert!(done.is_ok(), "the directory for the archive: {done:?}");
 }
 
 fn unpack_in(around: &Path, archive: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
@@ -61,8 +60,9 @@ fn unpack_in(around: &Path, archive: &[u8]) -> Result<(), Box<dyn std::error::Er
     let before = state()?;
     let (space, skip) = (XattrSpace::detect(), Unsupported::Skip);
     let imported = import::from_stream(archive, &target, space, skip, &mut |_| {});
-    assert_eq!(before, state()?, "{imported:?}");
-    assert_eq!(std::fs::read_dir(around)?.count(), 2, "{imported:?}");
+    let applied = import::apply_changeset(archive, &target, space, skip, &mut |_| {});
+    assert_eq!(before, state()?, "{imported:?}, {applied:?}");
+    assert_eq!(std::fs::read_dir(around)?.count(), 2);
     let parent = dir::open_root(Path::new("/dev/shm"))?;
     let name = around.file_name().unwrap_or_default();
     Ok(remove::remove_tree(parent.as_fd(), name.as_bytes())?)

@@ -132,8 +132,9 @@ impl<'a> Unpacker<'a> {
         if self.skipped == 0 {
             return TreeError::new(ErrorKind::Empty, "the archive has no entries");
         }
-        let notes = self.omissions.notes.lines().join("; ");
-        let what = format!("no entry of the archive can be imported: {notes}");
+        let notes = self.omissions.notes.lines();
+        let first = notes.first().map(String::as_str).unwrap_or_default();
+        let what = format!("no entry of the archive can be imported: {first}");
         TreeError::new(ErrorKind::Refused, what)
     }
 

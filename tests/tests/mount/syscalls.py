@@ -663,13 +663,15 @@ class Run:
                 if self.as_user: os.seteuid(0), os.setegid(0)
 
     def finish(self):
-        """Closes all descriptors, and truncates huge files, which nothing could read for a comparison."""
+        """Closes all descriptors, truncates huge files, which nothing could read for a comparison, and sets the times
+        of FIFOs, which FUSE does not maintain (docs/semantics.md)."""
         for slot in range(SLOTS): self.close(slot)
         for side in self.sides:
             for path, _, files in os.walk(side.top):
                 for name in files:
                     full = path + b"/" + name
                     found = os.lstat(full)
+                    if stat.S_ISFIFO(found.st_mode): os.utime(full, ns=(0, 0))
                     if stat.S_ISREG(found.st_mode) and found.st_size > 8 * MIB:
                         times = found.st_atime_ns, found.st_mtime_ns
                         os.truncate(full, MIB), os.utime(full, ns=times)
