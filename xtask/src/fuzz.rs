@@ -73,6 +73,9 @@ pub(crate) struct Options {
     /// Number of executions of each target
     #[arg(long, value_name = "N", default_value_t = 10_000_000)]
     runs: u64,
+    /// End each run after this time
+    #[arg(long, value_name = "MINUTES")]
+    minutes: Option<u64>,
     /// Print the coverage of the committed corpus instead (needs the rustup component llvm-tools)
     #[arg(long)]
     coverage: bool,
@@ -105,7 +108,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         match options {
             Options { coverage: true, .. } => fuzzer.coverage(name, files)?,
             Options { minimize: true, .. } => fuzzer.minimize(name)?,
-            _ => fuzzer.run(name, options.runs)?,
+            _ => fuzzer.run(name, options)?,
         }
     }
     Ok(())
@@ -144,11 +147,16 @@ impl Fuzzer {
     }
 
     /// Runs a target. An input that fails is written to the directory of the found inputs, with the prefix `crash-`.
-    fn run(&self, target: &str, runs: u64) -> Result<()> {
+    fn run(&self, target: &str, options: &Options) -> Result<()> {
         let found = self.found.join(target);
         std::fs::create_dir_all(&found)?;
         self.start(target, Path::new("/dev/null"))
-            .arg(format!("-runs={runs}"))
+            .arg(format!("-runs={}", options.runs))
+            // 0 is no limit.
+            .arg(format!(
+                "-max_total_time={}",
+                options.minutes.unwrap_or_default() * 60
+            ))
             .arg(format!("-artifact_prefix={}/", found.display()))
             .args([
                 "-max_len=16384",
