@@ -271,7 +271,14 @@ class Run:
                     if fd is not None: os.close(fd)
             ours, theirs = (0 if ours[0] >= 0 else -1, *ours[1:]), (0 if theirs[0] >= 0 else -1, *theirs[1:])
         self.note(text, ours, theirs)
+        if theirs[1] == "EFBIG":
+            self.drop_capabilities("fremovexattr", *(argument for argument in arguments if isinstance(argument, Fd)))
         return theirs
+
+    def drop_capabilities(self, call, *files):
+        """Removes the capabilities of files after an EFBIG: FUSE has removed them already (docs/semantics.md)."""
+        for side in self.sides:
+            for file in files: side.perform(call, (file, b"security.capability"))
 
     def note(self, text, ours, theirs):
         brief = f"{text}{self.who} = {theirs if theirs[0] != -1 else theirs[1]}"
@@ -375,6 +382,7 @@ class Run:
             result = side.perform(name, [fd, vector, 1, offset, flags])
             content = bytes(buffer)[:max(result[0], 0)] if name == "preadv2" else b""
             results.append((result[0], result[1], content))
+        if results[1][1] == "EFBIG": self.drop_capabilities("fremovexattr", fd)
         self.calls[name] += 1
         self.note(f"{name}({fd}, {data!r}, {int(offset)}, flags={flags:#x}) [{fd}: {self.kind(fd)}]", *results)
 
@@ -396,6 +404,7 @@ class Run:
             if self.as_user: os.seteuid(1000)
             fresh = tuple(Out(a.size, a.read) if isinstance(a, Out) else a for a in rest)
             results.append(side.perform(name, (path, *fresh)))
+            if results[-1][1] == "EFBIG": side.perform("removexattr", (path, b"security.capability"))
         os.chdir("/")
         self.note(f"{name}({path!r}, {', '.join(str(int(a)) if isinstance(a, Number) else repr(a) for a in rest)})", *results)
 
