@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::run::{Result, Run, failure, root, target, title};
 
 /// Each target, and the source files of its parsers.
-const TARGETS: [(&str, &[&str]); 7] = [
+const TARGETS: [(&str, &[&str]); 8] = [
     ("acl", &["snap-cli/src/archive/acl.rs"]),
     ("lxc_config", &["snap-cli/src/lxc/config.rs"]),
     ("manifests", &["snap-cli/src/store/record.rs"]),
@@ -47,6 +47,14 @@ const TARGETS: [(&str, &[&str]); 7] = [
             "snap-cli/src/archive/stream.rs",
         ],
     ),
+    (
+        "unpack",
+        &[
+            "snap-cli/src/archive/entry_path.rs",
+            "snap-cli/src/archive/unpack.rs",
+            "snap-cli/src/tree/in_root.rs",
+        ],
+    ),
 ];
 
 /// Flags of the compiler: the instrumentation for libFuzzer, and that for coverage.
@@ -65,6 +73,9 @@ pub(crate) struct Options {
     /// Number of executions of each target
     #[arg(long, value_name = "N", default_value_t = 10_000_000)]
     runs: u64,
+    /// End each run after this time
+    #[arg(long, value_name = "MINUTES")]
+    minutes: Option<u64>,
     /// Print the coverage of the committed corpus instead (needs the rustup component llvm-tools)
     #[arg(long)]
     coverage: bool,
@@ -97,7 +108,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         match options {
             Options { coverage: true, .. } => fuzzer.coverage(name, files)?,
             Options { minimize: true, .. } => fuzzer.minimize(name)?,
-            _ => fuzzer.run(name, options.runs)?,
+            _ => fuzzer.run(name, options)?,
         }
     }
     Ok(())
@@ -136,11 +147,16 @@ impl Fuzzer {
     }
 
     /// Runs a target. An input that fails is written to the directory of the found inputs, with the prefix `crash-`.
-    fn run(&self, target: &str, runs: u64) -> Result<()> {
+    fn run(&self, target: &str, options: &Options) -> Result<()> {
         let found = self.found.join(target);
         std::fs::create_dir_all(&found)?;
         self.start(target, Path::new("/dev/null"))
-            .arg(format!("-runs={runs}"))
+            .arg(format!("-runs={}", options.runs))
+            // 0 is no limit.
+            .arg(format!(
+                "-max_total_time={}",
+                options.minutes.unwrap_or_default() * 60
+            ))
             .arg(format!("-artifact_prefix={}/", found.display()))
             .args([
                 "-max_len=16384",

@@ -7,7 +7,7 @@ use cowl_layers::name::Name;
 use cowl_layers::sys::stat::FileKind;
 use cowl_layers::sys::{node, stat};
 
-use crate::tree::error::{Context as _, ErrorKind, Result, TreeError};
+use crate::tree::error::{Context as _, Result};
 
 /// The use of a path in an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,11 +31,12 @@ pub(super) enum TreePath {
 
 /// Normalizes a path of an archive: no leading slashes, no empty or "." components. The path of the root is empty.
 ///
-/// Like GNU tar, ignores everything up to the last ".." in the target of a hard link, and refuses ".." in a name.
-pub(super) fn convert(path: &[u8], role: PathRole) -> Result<TreePath> {
+/// Like GNU tar, ignores everything up to the last ".." in the target of a hard link, and skips an entry with ".." in
+/// its name: without it, the name could be that of another entry.
+pub(super) fn convert(path: &[u8], role: PathRole) -> TreePath {
     let (mut normalized, mut change) = (Vec::with_capacity(path.len()), None);
     if path.is_empty() {
-        return Ok(TreePath::Unstorable("skipped an entry without a name"));
+        return TreePath::Unstorable("skipped an entry without a name");
     }
     if path.starts_with(b"/") {
         change = Some(match role {
@@ -50,10 +51,7 @@ pub(super) fn convert(path: &[u8], role: PathRole) -> Result<TreePath> {
                 change = Some("removed the part up to '..' from the target of the hard link");
                 normalized.clear();
             }
-            b".." => {
-                let what = "the archive has a path with '..'";
-                return Err(TreeError::new(ErrorKind::Refused, what).at(path));
-            }
+            b".." => return TreePath::Unstorable("skipped an entry with '..' in its name"),
             name => match Name::new(name) {
                 Ok(name) => {
                     if !normalized.is_empty() {
@@ -62,18 +60,18 @@ pub(super) fn convert(path: &[u8], role: PathRole) -> Result<TreePath> {
                     normalized.extend_from_slice(&name);
                 }
                 Err(error) => {
-                    return Ok(TreePath::Unstorable(match error.errno() {
+                    return TreePath::Unstorable(match error.errno() {
                         Errno::NAMETOOLONG => "skipped an entry with a name of more than 255 bytes",
                         _ => "skipped an entry with a NUL byte in its name",
-                    }));
+                    });
                 }
             },
         }
     }
-    Ok(match change {
+    match change {
         Some(change) => TreePath::Changed(normalized, change),
         None => TreePath::Same(normalized),
-    })
+    }
 }
 
 /// The kind of an entry that replaces an existing object.
@@ -83,38 +81,42 @@ pub(super) enum NewEntry {
     Other,
 }
 
+/// The remainder of an object with the name of a new entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Existing {
+    /// Nothing: the entry can be created.
+    None,
+    /// The directory, because the new entry is one, too.
+    Directory,
+    /// The directory, because it is not empty and the new entry is of another kind.
+    FullDirectory,
+}
+
 /// Removes an existing object with the name of a new entry, because a later entry of an archive replaces an earlier
-/// one.
-///
-/// An existing directory is retained if the new entry is a directory, too: then the result is `true`. A directory that
-/// is not empty is not replaced by another kind of entry: that is an error.
+/// one. Directories with content are retained, as by GNU tar.
 pub(super) fn remove_existing(
     parent: BorrowedFd<'_>,
     name: &[u8],
     new: NewEntry,
     path: &[u8],
-) -> Result<bool> {
+) -> Result<Existing> {
     let found = match stat::stat_at(parent, name) {
         Ok(found) => found,
-        Err(error) if error.errno() == Errno::NOENT => return Ok(false),
+        Err(error) if error.errno() == Errno::NOENT => return Ok(Existing::None),
         Err(error) => return Err(error).context("cannot read", path),
     };
     if found.kind() != FileKind::Directory {
         return node::unlink(parent, name)
             .context("cannot replace", path)
-            .map(|()| false);
+            .map(|()| Existing::None);
     }
     if new == NewEntry::Directory {
-        return Ok(true);
+        return Ok(Existing::Directory);
     }
     match node::rmdir(parent, name) {
-        Ok(()) => Ok(false),
+        Ok(()) => Ok(Existing::None),
         Err(error) if matches!(error.errno(), Errno::NOTEMPTY | Errno::EXIST) => {
-            Err(TreeError::new(
-                ErrorKind::Refused,
-                "the archive replaces a non-empty directory by another kind of file",
-            )
-            .at(path))
+            Ok(Existing::FullDirectory)
         }
         Err(error) => Err(error).context("cannot replace", path),
     }
@@ -135,7 +137,7 @@ mod tests {
             (b"\xff/\n", b"\xff/\n"),
         ] {
             for role in [PathRole::Name, PathRole::LinkTarget] {
-                let got = convert(path, role).unwrap();
+                let got = convert(path, role);
                 assert_eq!(got, TreePath::Same(want.to_vec()));
             }
         }
@@ -154,21 +156,22 @@ mod tests {
             (b"/../b", LinkTarget, Some("b"), "'..'"),
             (b"..", LinkTarget, Some(""), "'..'"),
             (b"", Name, None, "without a name"),
+            (b"a/../b", Name, None, "'..'"),
+            (b"..", Name, None, "'..'"),
+            (b"./..", Name, None, "'..'"),
+            (b"/..", Name, None, "'..'"),
+            (b"a/..", Name, None, "'..'"),
             (b"a\0b", Name, None, "NUL"),
             (&long, Name, None, "255"),
             (&long, LinkTarget, None, "255"),
         ] {
-            let (got, text) = match convert(path, role).unwrap() {
+            let (got, text) = match convert(path, role) {
                 TreePath::Changed(got, text) => (Some(String::from_utf8(got).unwrap()), text),
                 TreePath::Unstorable(text) => (None, text),
                 TreePath::Same(_) => panic!("{} was not changed", path.escape_ascii()),
             };
             assert_eq!(got.as_deref(), want);
             assert!(text.contains(note), "{text}");
-        }
-        for bad in [&b"a/../b"[..], b"..", b"./..", b"/..", b"a/.."] {
-            let error = convert(bad, Name).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Refused);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Tests with hostile archives: no entry leads outside of the target, and contradictions are refused.
+//! Tests with hostile archives: no entry leads outside of the target, and contradictions are skipped.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -7,33 +7,96 @@ use cowl_layers::format::XattrSpace;
 use tar::EntryType;
 
 use super::import;
-use super::import_tests::Tar;
+use super::import_tests::{Tar, import_tar};
 use crate::tree::error::ErrorKind;
 use crate::tree::omissions::Unsupported;
 use crate::tree::testing::describe;
 
 #[test]
-fn archives_that_contradict_themselves_are_refused_and_the_error_names_the_entry() {
+fn entries_that_contradict_the_archive_are_skipped_with_a_note() {
     let tar = Tar::default;
     let (link, hard) = (EntryType::Symlink, EntryType::Link);
-    for (bad, named) in [
-        (tar().file(b"a/../../b"), "a/../../b"),
-        (tar().file(b".."), ".."),
-        (tar().file(b"/../etc/passwd"), "/../etc/passwd"),
-        (tar().entry(link, b"l", b"l", b"").file(b"l/f"), "l/f"),
-        (tar().file(b"f").entry(hard, b"h", b"/etc/passwd", b""), "h"),
-        (tar().file(b"f").entry(hard, b"h", b"missing", b""), "h"),
-        (tar().file(b"f").entry(hard, b"h", b"no/missing", b""), "h"),
-        (tar().file(b"f").file(b"f/g"), "f"),
-        (tar().file(b"d/f").file(b"d"), "d"),
+    let missing = "skipped a hard link to a file that no earlier entry contains";
+    let over = "skipped a file with the name of a directory that is not empty";
+    let below = "skipped an entry below a file that is not a directory";
+    let dots = "skipped an entry with '..' in its name";
+    for (odd, want, note) in [
+        (tar().file(b"a/../../b"), "z", format!("a/../../b: {dots}")),
+        (tar().file(b".."), "z", format!("..: {dots}")),
+        (
+            tar().file(b"/../etc/passwd"),
+            "z",
+            format!("/../etc/passwd: {dots}"),
+        ),
+        (
+            tar().entry(link, b"l", b"l", b"").file(b"l/f"),
+            "l z",
+            "l/f: skipped an entry below too many symbolic links".to_owned(),
+        ),
+        (
+            tar().entry(hard, b"h", b"/etc/passwd", b""),
+            "z",
+            format!("h (/etc/passwd): {missing}"),
+        ),
+        (
+            tar().file(b"f").entry(hard, b"h", b"no/missing", b""),
+            "f z",
+            format!("h (no/missing): {missing}"),
+        ),
+        (
+            tar().file(b"f").entry(hard, b"h", b"f/g", b""),
+            "f z",
+            format!("h (f/g): {missing}"),
+        ),
+        (
+            tar()
+                .entry(hard, b"h", b"missing", b"")
+                .entry(hard, b"i", b"h", b""),
+            "z",
+            format!("h (missing), i (h): {missing}"),
+        ),
+        (
+            tar().file(b"f").file(b"f/g"),
+            "f z",
+            format!("f/g: {below}"),
+        ),
+        (
+            tar().file(b"d/f").file(b"d"),
+            "d d/f z",
+            format!("d: {over}"),
+        ),
+        (
+            tar().file(b"d/f").file(b"f").entry(hard, b"d", b"f", b""),
+            "d d/f f z",
+            format!("d: {over}"),
+        ),
     ] {
-        let error = bad.refused();
-        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
-        assert!(
-            error.to_string().contains(named),
-            "{error} does not name {named}"
-        );
+        let (target, got) = import_tar(&odd.file(b"z").end());
+        let notes = got.unwrap_or_else(|error| panic!("{note}: {error}")).notes;
+        assert!(notes.lines().contains(&note), "{note}: {notes:?}");
+        let names: Vec<_> = describe(target.path()).into_keys().collect();
+        assert_eq!(names.join(" ").trim(), want, "{note}");
     }
+}
+
+#[test]
+fn attributes_of_a_directory_that_a_file_does_not_replace_are_kept() {
+    let dir = EntryType::Directory;
+    let archive = Tar::default().entry(dir, b"d", b"", b"").file(b"d/f");
+    let (expected, got) = import_tar(&archive.clone().end());
+    got.unwrap();
+    let (target, got) = import_tar(&archive.file(b"d").end());
+    assert_eq!(got.unwrap().notes.lines().len(), 1);
+    assert_eq!(describe(target.path())["d"], describe(expected.path())["d"]);
+}
+
+#[test]
+fn archive_without_any_entry_that_can_be_imported_is_refused() {
+    let error = Tar::default().file(b"../a").file(b"../b").refused();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    let want = "no entry of the archive can be imported: \
+                ../a, ../b: skipped an entry with '..' in its name";
+    assert_eq!(error.to_string(), want);
 }
 
 /// Each archive tries to write, replace or link a file outside of the target.

@@ -36,6 +36,13 @@ impl<T> Field<T> {
             },
         }
     }
+
+    fn into_option(self) -> Option<T> {
+        match self {
+            Self::Set(value) => Some(value),
+            Self::Revoked | Self::Unset => None,
+        }
+    }
 }
 
 /// The contents of extended headers.
@@ -74,6 +81,15 @@ pub(super) struct Extended {
 /// A record that is omitted: the text of a note, and the name of the record.
 pub(super) type Omitted = (&'static str, Vec<u8>);
 
+/// The note on a number or a time that is none.
+pub(super) const NOT_A_NUMBER: &str = "ignored a field that is not a number";
+
+/// The note on an owner or a group that is not a number.
+pub(super) const NOT_AN_ID: &str = "changed an owner or group that is not a number to 65534";
+
+/// The id without privileges that the kernel reports for ids that it cannot represent (overflowuid).
+pub(super) const OVERFLOW_ID: u32 = 65534;
+
 /// The maximum number of omitted records of a header for which there are notes.
 const OMITTED: usize = 256;
 
@@ -95,13 +111,13 @@ impl Extended {
         match key {
             b"path" => self.path = text(value)?,
             b"linkpath" => self.link = text(value)?,
-            b"size" => self.size = number(value, "size")?,
-            b"uid" => self.uid = id(value, "uid")?,
-            b"gid" => self.gid = id(value, "gid")?,
-            b"mtime" => self.mtime = time(value, "mtime")?,
-            b"atime" => self.atime = time(value, "atime")?,
-            b"SCHILY.devmajor" => self.major = number(value, "SCHILY.devmajor")?,
-            b"SCHILY.devminor" => self.minor = number(value, "SCHILY.devminor")?,
+            b"size" => self.size = size(value)?,
+            b"uid" => self.uid = self.id(value, key),
+            b"gid" => self.gid = self.id(value, key),
+            b"mtime" => self.mtime = self.parsed(pax::parse_time, value, key),
+            b"atime" => self.atime = self.parsed(pax::parse_time, value, key),
+            b"SCHILY.devmajor" => self.major = self.parsed(decimal, value, key),
+            b"SCHILY.devminor" => self.minor = self.parsed(decimal, value, key),
             b"GNU.sparse.name" => {
                 self.sparse_name = match text(value)? {
                     Field::Set(name) => Some(name),
@@ -113,8 +129,12 @@ impl Extended {
                 self.add_xattr(b"security.selinux".to_vec(), value)?;
             }
             _ if key == pax::SOCKET.as_bytes() => self.is_socket = !value.is_empty(),
-            _ if key == pax::LAYER.as_bytes() => self.layer = cowl_number(value, pax::LAYER)?,
-            _ if key == pax::INO.as_bytes() => self.ino = cowl_number(value, pax::INO)?,
+            _ if key == pax::LAYER.as_bytes() => {
+                self.layer = self.parsed(decimal, value, key).into_option();
+            }
+            _ if key == pax::INO.as_bytes() => {
+                self.ino = self.parsed(decimal, value, key).into_option();
+            }
             _ => {
                 if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
                     self.sparse.record(key, value)?;
@@ -155,6 +175,37 @@ impl Extended {
             }
         }
         Ok(())
+    }
+
+    /// Parses a number or a time. Like GNU tar, ignores one that is invalid, so that the entry's own header applies.
+    fn parsed<T>(
+        &mut self,
+        parse: impl FnOnce(&[u8]) -> Option<T>,
+        value: &[u8],
+        key: &[u8],
+    ) -> Field<T> {
+        match value {
+            b"" => Field::Revoked,
+            value => parse(value).map_or_else(
+                || {
+                    self.omit(NOT_A_NUMBER, key);
+                    Field::Unset
+                },
+                Field::Set,
+            ),
+        }
+    }
+
+    /// Parses the id of a user or a group. An invalid one does not become that of the entry's own header, which may be
+    /// root.
+    fn id(&mut self, value: &[u8], key: &[u8]) -> Field<i128> {
+        match value {
+            b"" => Field::Revoked,
+            value => Field::Set(pax::id(value).unwrap_or_else(|| {
+                self.omit(NOT_AN_ID, key);
+                OVERFLOW_ID.into()
+            })),
+        }
     }
 
     fn omit(&mut self, reason: &'static str, record: &[u8]) {
@@ -237,33 +288,13 @@ fn text(value: &[u8]) -> Result<Field<Vec<u8>>> {
     })
 }
 
-fn number(value: &[u8], key: &str) -> Result<Field<u64>> {
+/// Parses the size of the data. Without it, the next entry cannot be found.
+fn size(value: &[u8]) -> Result<Field<u64>> {
     match value {
         b"" => Ok(Field::Revoked),
-        value => decimal(value).map(Field::Set).ok_or_else(|| damaged(key)),
-    }
-}
-
-fn id(value: &[u8], key: &str) -> Result<Field<i128>> {
-    match value {
-        b"" => Ok(Field::Revoked),
-        value => pax::id(value).map(Field::Set).ok_or_else(|| damaged(key)),
-    }
-}
-
-fn cowl_number(value: &[u8], key: &str) -> Result<Option<u64>> {
-    Ok(match number(value, key)? {
-        Field::Set(number) => Some(number),
-        Field::Unset | Field::Revoked => None,
-    })
-}
-
-fn time(value: &[u8], key: &str) -> Result<Field<Time>> {
-    match value {
-        b"" => Ok(Field::Revoked),
-        value => pax::parse_time(value)
+        value => decimal(value)
             .map(Field::Set)
-            .ok_or_else(|| damaged(key)),
+            .ok_or_else(|| damaged("its size is not a number")),
     }
 }
 

@@ -95,7 +95,7 @@ fn entries_that_linux_cannot_store_are_changed_or_skipped_with_a_note() {
                 .pax(&[(b"linkpath", &long)])
                 .entry(HARD, b"h", b"x", b""),
             &[],
-            "more than 255 bytes",
+            "skipped a hard link to a name that Linux cannot store",
         ),
         (
             "NUL in a name",
@@ -147,7 +147,7 @@ fn entries_that_linux_cannot_store_are_changed_or_skipped_with_a_note() {
                 .entry(EntryType::Block, b"c", b"", b"")
                 .entry(HARD, b"h", b"c", b""),
             &[],
-            "h: skipped a hard link to a skipped entry",
+            "h (c): skipped a hard link to a file that no earlier entry contains",
         ),
         (
             "xattr of macOS",
@@ -178,6 +178,37 @@ fn entries_that_linux_cannot_store_are_changed_or_skipped_with_a_note() {
             tar().pax(&[(b"SCHILY.acl.access", b"hello")]).file(b"f"),
             &["f"],
             "f (access): skipped an invalid ACL",
+        ),
+        (
+            "invalid ACL in binary form",
+            tar()
+                .pax(&[(b"SCHILY.xattr.system.posix_acl_access", b"garbage")])
+                .file(b"f"),
+            &["f"],
+            "f (system.posix_acl_access): skipped an invalid ACL",
+        ),
+        (
+            "invalid capabilities",
+            tar()
+                .pax(&[(b"SCHILY.xattr.security.capability", b"garbage")])
+                .file(b"f"),
+            &["f"],
+            "f (security.capability): skipped invalid capabilities",
+        ),
+        (
+            "hard link without a target",
+            tar().entry(HARD, b"h", b"", b""),
+            &[],
+            "h: skipped a hard link to a name that Linux cannot store",
+        ),
+        (
+            "sparse map of a directory",
+            tar()
+                .pax(&[(b"GNU.sparse.size", b"10"), (b"GNU.sparse.map", b"0,1")])
+                .entry(DIR, b"d", b"", b"")
+                .file(b"/f"),
+            &["d", "f"],
+            "leading slash",
         ),
         (
             "default ACL of a file",
@@ -218,6 +249,54 @@ fn many_odd_entries_cause_one_note_with_a_count() {
     let (_target, got) = import_tar(&archive.end());
     let want = ["/f0, /f1, /f2 and 47 more: removed the leading slash of the name"];
     assert_eq!(got.unwrap().notes.lines(), want);
+}
+
+#[test]
+fn fields_that_are_no_numbers_are_replaced_with_a_note() {
+    if !is_root() {
+        return;
+    }
+    let file = EntryType::Regular;
+    let ignored = "ignored a field that is not a number";
+    let owner = "changed an owner or group that is not a number to 65534";
+    let header = |edit: fn(&mut Header)| edited(tar(), file, edit);
+    let record = |key: &'static [u8]| {
+        let archive = tar().pax(&[(key, b"zz")]);
+        edited(archive, file, |header| header.set_uid(7))
+    };
+    for (archive, want, note) in [
+        (
+            header(|header| header.as_old_mut().mode = *b"zz00644\0"),
+            "100700 0:0 1.0",
+            "odd: changed a mode that is not a number to 0700".to_owned(),
+        ),
+        (
+            header(|header| header.as_old_mut().mtime = *b"zz0000000000"),
+            "100644 0:0 0.0",
+            format!("odd (mtime): {ignored}"),
+        ),
+        (
+            header(|header| header.as_old_mut().gid = *b"-0000001"),
+            "100644 0:65534 1.0",
+            format!("odd (gid): {owner}"),
+        ),
+        (
+            record(b"mtime"),
+            "100644 7:0 1.0",
+            format!("odd (mtime): {ignored}"),
+        ),
+        (
+            record(b"uid"),
+            "100644 65534:0 1.0",
+            format!("odd (uid): {owner}"),
+        ),
+    ] {
+        let (target, got) = import_tar(&archive.end());
+        let notes = got.unwrap_or_else(|error| panic!("{note}: {error}")).notes;
+        assert_eq!(notes.lines(), [note]);
+        let line = &describe(target.path())["odd"];
+        assert!(line.starts_with(want), "{line}");
+    }
 }
 
 #[test]

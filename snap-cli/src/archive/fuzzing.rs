@@ -1,12 +1,21 @@
 //! The fuzz targets for archives. See [`cowl_layers::fuzzing`].
 
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::Path;
+
 use super::acl::{self, AclValue};
 use super::entry_path::{self, PathRole, TreePath};
 use super::extended::Extended;
+use super::import;
 use super::member::{EntryKind, Member};
 use super::pax::{self, Records};
 use super::stream::Members;
+use crate::tree::omissions::Unsupported;
+use cowl_layers::format::XattrSpace;
 use cowl_layers::name::Name;
+use cowl_layers::sys::{dir, remove};
 
 /// Reads a tar archive.
 ///
@@ -20,6 +29,43 @@ pub fn tar(data: &[u8]) {
         assert!(count <= data.len() / 512);
         check_member(&member, data.len());
     }
+}
+
+/// Unpacks a tar archive into a directory in memory, and applies it as an image layer to the result.
+///
+/// No entry changes the directory beside it, which each archive can reach by the path `../outside`.
+pub fn unpack(data: &[u8]) {
+    let around = Path::new("/dev/shm").join(format!("cowl-fuzz-{}", std::process::id()));
+    let done = unpack_in(&around, &repair(data));
+    assert!(done.is_ok(), "the directory for the archive: {done:?}");
+}
+
+fn unpack_in(around: &Path, archive: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+    let (outside, target) = (around.join("outside"), around.join("target"));
+    let secret = outside.join("secret");
+    std::fs::DirBuilder::new().mode(0o700).create(around)?;
+    std::fs::create_dir(&outside)?;
+    std::fs::create_dir(&target)?;
+    std::fs::write(&secret, "unchanged")?;
+    let state = || -> std::io::Result<_> {
+        let (file, dir) = (secret.symlink_metadata()?, outside.symlink_metadata()?);
+        let times = (
+            file.ctime(),
+            file.ctime_nsec(),
+            dir.ctime(),
+            dir.ctime_nsec(),
+        );
+        Ok((times, file.nlink(), std::fs::read(&secret)?))
+    };
+    let before = state()?;
+    let (space, skip) = (XattrSpace::detect(), Unsupported::Skip);
+    let imported = import::from_stream(archive, &target, space, skip, &mut |_| {});
+    let applied = import::apply_changeset(archive, &target, space, skip, &mut |_| {});
+    assert_eq!(before, state()?, "{imported:?}, {applied:?}");
+    assert_eq!(std::fs::read_dir(around)?.count(), 2);
+    let parent = dir::open_root(Path::new("/dev/shm"))?;
+    let name = around.file_name().unwrap_or_default();
+    Ok(remove::remove_tree(parent.as_fd(), name.as_bytes())?)
 }
 
 /// Corrects the checksums of blocks that are headers, which a fuzzer cannot compute.
@@ -63,7 +109,7 @@ fn check_member(member: &Member, limit: usize) {
 }
 
 fn check_path(path: &[u8], role: PathRole) {
-    if let Ok(TreePath::Same(path) | TreePath::Changed(path, _)) = entry_path::convert(path, role) {
+    if let TreePath::Same(path) | TreePath::Changed(path, _) = entry_path::convert(path, role) {
         let is_name = |part: &[u8]| Name::new(part).is_ok();
         assert!(path.is_empty() || path.split(|&byte| byte == b'/').all(is_name));
     }
@@ -123,6 +169,7 @@ mod tests {
     #[test]
     fn corpora_are_replayed() {
         replay("tar", super::tar);
+        replay("unpack", super::unpack);
         replay("pax", super::pax);
         replay("acl", super::acl);
     }

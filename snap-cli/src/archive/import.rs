@@ -59,7 +59,7 @@ pub fn from_stream(
     unsupported: Unsupported,
     progress: OnProgress<'_>,
 ) -> Result<TransferReport> {
-    match input::open(input)? {
+    match input::open(input).map_err(with_hint)? {
         Input::Tree(tree) => from_archive(tree, target, space, unsupported, progress),
         Input::Container(_) => Err(TreeError::new(
             ErrorKind::WholeContainer,
@@ -80,8 +80,8 @@ pub fn from_archive(
     let TreeArchive { first, mut members } = tree;
     let mut next = first;
     while let Some(member) = next {
-        unpacker.unpack_entry(member, &mut members)?;
-        next = members.next()?;
+        (unpacker.unpack_entry(member, &mut members)).map_err(with_hint)?;
+        next = members.next().map_err(with_hint)?;
     }
     let mut imported = unpacker.finish()?.0;
     if let Some(end) = members.unusual_end() {
@@ -94,6 +94,17 @@ pub fn from_archive(
         imported.notes.add(why, b"archive");
     }
     Ok(imported)
+}
+
+/// Adds a hint to the error of a damaged archive of a tree.
+fn with_hint(error: TreeError) -> TreeError {
+    match error.kind() {
+        ErrorKind::Damaged => error.hint(
+            "download or create the archive again; for the entries that tar can read from it, \
+             unpack it with tar and pass the directory: --from DIR",
+        ),
+        _ => error,
+    }
 }
 
 /// Applies a layer of an image to the tree in `target`, which is a layer in a store with this xattr namespace.

@@ -160,7 +160,7 @@ fn old_gnu_format_is_unpacked_with_whole_seconds() {
 }
 
 /// A builder of handmade archives.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Tar(pub(super) Vec<u8>);
 
 impl Tar {

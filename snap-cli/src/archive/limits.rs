@@ -35,9 +35,6 @@ pub(super) const NAMED_ACLS: usize = 16 << 20;
 /// Bytes of `etc/passwd`, and of `etc/group`, that are searched for the names in ACLs.
 pub(super) const NAME_FILES: u64 = 1 << 20;
 
-/// Bytes of the paths of skipped entries, to which hard links may refer.
-pub(super) const SKIPPED_PATHS: usize = 4 << 20;
-
 /// XATTR_LIST_MAX of Linux: all names of one object, each with its NUL.
 pub(super) const XATTR_NAMES: usize = 64 << 10;
 

@@ -7,7 +7,7 @@ use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::stat::Time;
 use tar::{EntryType, Header};
 
-use super::extended::{Extended, Field, Omitted};
+use super::extended::{Extended, Field, NOT_A_NUMBER, NOT_AN_ID, OVERFLOW_ID, Omitted};
 use super::pax;
 use super::sparse::Sparse;
 use crate::tree::attrs::Attrs;
@@ -26,6 +26,8 @@ pub(super) enum EntryKind {
     Fifo,
     /// A socket, which only archives of whole containers can contain.
     Socket,
+    /// The rest of a file that began in another volume.
+    Continuation,
     /// An object that Linux cannot store; the text of a note.
     Unstorable(&'static str),
 }
@@ -104,6 +106,10 @@ pub(super) fn parse_number(field: &[u8]) -> Option<i128> {
     if digits.is_empty() {
         return Some(0);
     }
+    // A sign begins a number in base 64, which only old versions of GNU tar wrote.
+    if !digits.iter().all(|digit| (b'0'..=b'7').contains(digit)) {
+        return None;
+    }
     i128::from_str_radix(str::from_utf8(digits).ok()?, 8).ok()
 }
 
@@ -167,14 +173,11 @@ pub(super) fn assemble(
     if let Some(bad) = preceding.local.bad.take() {
         return Err(bad.at(path));
     }
-    if preceding.local.continues || global.continues {
-        return Err(continuation(&path));
-    }
     let stored = (preceding.local.size.over(&global.size).copied())
         .or_else(|| parse_number(&header.as_old().size).and_then(|size| u64::try_from(size).ok()))
         .ok_or_else(|| damaged(&path, "its size is not a number"))?;
     let mut omitted = std::mem::take(&mut preceding.local.omitted);
-    let kind = entry_kind(header, &preceding, global, &path, &mut omitted)?;
+    let kind = entry_kind(header, &preceding, global, &path, &mut omitted);
     let records = std::mem::take(&mut preceding.local.sparse);
     let sparse = match gnu_sparse {
         Some(sparse) => Some(sparse),
@@ -186,7 +189,7 @@ pub(super) fn assemble(
         ino: preceding.local.ino,
         layer: preceding.local.layer,
     };
-    let (attrs, named_acls) = attrs(header, preceding.local, global, &path, &mut omitted)?;
+    let (attrs, named_acls) = attrs(header, preceding.local, global, &mut omitted);
     Ok(Member {
         attrs,
         named_acls,
@@ -199,25 +202,23 @@ pub(super) fn assemble(
     })
 }
 
-fn continuation(path: &[u8]) -> TreeError {
-    let what = "the archive has an entry that continues a file of another volume";
-    TreeError::new(ErrorKind::Refused, what).at(path)
-}
-
 fn entry_kind(
     header: &Header,
     preceding: &PrecedingHeaders,
     global: &Extended,
     path: &[u8],
     omitted: &mut Vec<Omitted>,
-) -> Result<EntryKind> {
+) -> EntryKind {
     let device = |kind: fn(u64) -> EntryKind| {
         device(header, preceding, global).map_or(
             EntryKind::Unstorable("skipped a device with a number that Linux does not have"),
             kind,
         )
     };
-    Ok(match header.entry_type() {
+    if preceding.local.continues {
+        return EntryKind::Continuation;
+    }
+    match header.entry_type() {
         EntryType::Directory => EntryKind::Directory,
         EntryType::Link => EntryKind::HardLink(preceding.link(header, global)),
         EntryType::Symlink => symlink(preceding.link(header, global)),
@@ -226,8 +227,8 @@ fn entry_kind(
         EntryType::Fifo => EntryKind::Fifo,
         kind => {
             match kind.as_byte() {
-                b'D' => return Ok(EntryKind::Directory),
-                b'M' => return Err(continuation(path)),
+                b'D' => return EntryKind::Directory,
+                b'M' => return EntryKind::Continuation,
                 0 | b'0' | b'7' | b'S' => {}
                 // POSIX prescribes this.
                 other => omitted.push((
@@ -244,7 +245,7 @@ fn entry_kind(
                 EntryKind::File
             }
         }
-    })
+    }
 }
 
 /// PATH_MAX of Linux, which includes a final NUL.
@@ -282,8 +283,8 @@ fn device(header: &Header, preceding: &PrecedingHeaders, global: &Extended) -> O
     Some(rustix::fs::makedev(major, minor))
 }
 
-/// The id without privileges that the kernel reports for ids that it cannot represent (overflowuid).
-const OVERFLOW_ID: u32 = 65534;
+/// The mode of an object whose header has none that is a number: only the owner has access.
+const OWNER_ONLY: i128 = 0o700;
 
 type AttrsAndAcls = (Attrs, Vec<(&'static [u8], Vec<u8>)>);
 
@@ -291,23 +292,30 @@ fn attrs(
     header: &Header,
     local: Extended,
     global: &Extended,
-    path: &[u8],
     omitted: &mut Vec<Omitted>,
-) -> Result<AttrsAndAcls> {
+) -> AttrsAndAcls {
     let old = header.as_old();
-    let bad = |what| damaged(path, what);
-    let mut id = |key: &str, pax: Option<&i128>, field: &[u8]| -> Result<u32> {
-        let id = (pax.copied().or_else(|| parse_number(field)))
-            .ok_or_else(|| damaged(path, format!("its {key} is not a number")))?;
-        let valid = u32::try_from(id).ok().filter(|&id| id != u32::MAX);
-        Ok(valid.unwrap_or_else(|| {
+    let mut id = |key: &str, pax: Option<&i128>, field: &[u8]| -> u32 {
+        let id = pax.copied().or_else(|| parse_number(field));
+        let valid = id.and_then(|id| u32::try_from(id).ok());
+        valid.filter(|&id| id != u32::MAX).unwrap_or_else(|| {
             // The creator of the object, root, would be a dangerous owner.
             let why = "changed an owner or group that Linux cannot store to 65534";
-            omitted.push((why, format!("{key} {id}").into_bytes()));
+            omitted.push(match id {
+                Some(id) => (why, format!("{key} {id}").into_bytes()),
+                None => (NOT_AN_ID, key.into()),
+            });
             OVERFLOW_ID
-        }))
+        })
     };
-    let mode = parse_number(&old.mode).ok_or_else(|| bad("its mode is not a number"))?;
+    let (uid, gid) = (
+        id("uid", local.uid.over(&global.uid), &old.uid),
+        id("gid", local.gid.over(&global.gid), &old.gid),
+    );
+    let mode = parse_number(&old.mode).unwrap_or_else(|| {
+        omitted.push(("changed a mode that is not a number to 0700", Vec::new()));
+        OWNER_ONLY
+    });
     let time = |field: &Field<Time>, global: &Field<Time>| field.over(global).copied();
     let mtime = match time(&local.mtime, &global.mtime) {
         Some(time) => time,
@@ -317,14 +325,13 @@ fn attrs(
                 secs: i64::try_from(secs).unwrap_or(pax::FIRST_TIME.secs),
                 nanos: 0,
             },
-            None => return Err(bad("its mtime is not a number")),
+            None => {
+                omitted.push((NOT_A_NUMBER, b"mtime".to_vec()));
+                Time::default()
+            }
         },
     };
     let atime = time(&local.atime, &global.atime);
-    let (uid, gid) = (
-        id("uid", local.uid.over(&global.uid), &old.uid)?,
-        id("gid", local.gid.over(&global.gid), &old.gid)?,
-    );
     let (xattrs, named_acls) = local.into_xattrs(global);
     let attrs = Attrs {
         perm: u32::try_from(mode & 0o7777).unwrap_or_default(),
@@ -335,7 +342,7 @@ fn attrs(
         mtime: SetTime::At(mtime),
         xattrs,
     };
-    Ok((attrs, named_acls))
+    (attrs, named_acls)
 }
 
 #[cfg(test)]
@@ -353,6 +360,8 @@ mod tests {
         assert_eq!(parse_number(b" 644\0garbage"), Some(0o644));
         assert_eq!(parse_number(b"12a\0"), None);
         assert_eq!(parse_number(b"9\0"), None);
+        assert_eq!(parse_number(b"-1\0"), None);
+        assert_eq!(parse_number(b"+1\0"), None);
     }
 
     #[test]

@@ -18,10 +18,11 @@ use super::dir_attrs::DirAttrs;
 use super::limits;
 use crate::tree::attrs;
 use crate::tree::dir_cursor::DirCursor;
-use crate::tree::error::{Context as _, Result};
+use crate::tree::error::{Context as _, ErrorKind, Result, TreeError};
+use crate::tree::in_root::{self, Resolved};
 use crate::tree::omissions::Omissions;
+use crate::tree::path;
 use crate::tree::path_map::PathMap;
-use crate::tree::{in_root, path};
 
 /// ACLs in text form, by the names of their xattrs.
 type AclTexts = Vec<(&'static [u8], Vec<u8>)>;
@@ -150,7 +151,12 @@ fn read_within(dirs: &mut DirCursor, path: &[u8]) -> Result<Vec<u8>> {
 /// Opens a regular file of the tree, which may be reached through symbolic links within the tree.
 fn open_within(dirs: &mut DirCursor, path: &[u8]) -> Result<File> {
     // All components but the last one are resolved, so that the file itself is, too.
-    let resolved = in_root::resolve(dirs, &path::join(path, b"."))?;
+    let (Resolved::Path(resolved) | Resolved::NotADirectory(resolved)) =
+        in_root::resolve(dirs, &path::join(path, b"."))?
+    else {
+        let what = "the path has too many symbolic links";
+        return Err(TreeError::new(ErrorKind::Refused, what).at(path));
+    };
     let (parent, name) = path::split(path::split(&resolved).0);
     let file = content::open_nodev(dirs.open(parent)?, name, OFlags::RDONLY);
     Ok(File::from(file.context("cannot open", path)?))

@@ -85,12 +85,17 @@ impl<R: Read> Members<R> {
     /// At the end the stream has been read up to its last byte, so that the decoder has verified the checksum of a
     /// compressed stream.
     pub(super) fn next(&mut self) -> Result<Option<Member>> {
+        self.next_member().map_err(with_hint)
+    }
+
+    fn next_member(&mut self) -> Result<Option<Member>> {
         let mut preceding = PrecedingHeaders::default();
         loop {
             self.skip_rest()?;
             let Some(header) = self.read_header()? else {
                 if preceding.is_any() {
-                    return Err(self.truncated());
+                    let what = "the archive ends between an extended header and its entry, after";
+                    return Err(self.at_entry(TreeError::new(ErrorKind::Truncated, what)));
                 }
                 return Ok(None);
             };
@@ -109,8 +114,10 @@ impl<R: Read> Members<R> {
         }
     }
 
-    fn read_entry(&mut self, header: &Header, preceding: PrecedingHeaders) -> Result<Member> {
+    fn read_entry(&mut self, header: &Header, mut preceding: PrecedingHeaders) -> Result<Member> {
         self.path = preceding.path(header, &self.global);
+        // GNU tar writes this record in the global header of a volume, for the first entry only.
+        preceding.local.continues |= std::mem::take(&mut self.global.continues);
         let gnu_sparse = match header.entry_type() {
             EntryType::GNUSparse => Some(self.read_gnu_sparse(header)?),
             _ => None,
@@ -118,13 +125,19 @@ impl<R: Read> Members<R> {
         let mut member = member::assemble(header, preceding, &self.global, gnu_sparse)?;
         member.omitted.append(&mut self.global.omitted);
         // Directories in incremental archives have data, too: a list of names.
-        let has_data = matches!(member.kind, EntryKind::File | EntryKind::Socket)
-            || header.entry_type().as_byte() == b'D';
+        let has_data = match member.kind {
+            EntryKind::File | EntryKind::Socket | EntryKind::Continuation => true,
+            _ => header.entry_type().as_byte() == b'D',
+        };
         if has_data {
             self.begin(Some(member.stored.into()), &member.path)?;
         } else {
             self.begin_claimed(member.stored, &member.path)?;
             member.stored = 0;
+        }
+        // Only files have a map, and the rest of a file has none.
+        if member.kind != EntryKind::File {
+            member.sparse = None;
         }
         if let Some(sparse) = &mut member.sparse {
             if sparse.map_in_data {
@@ -197,6 +210,9 @@ impl<R: Read> Members<R> {
         if got == 0 && !first && self.end == StreamEnd::Marked {
             self.unusual_end = Some(UnusualEnd::Missing);
             return Ok(None);
+        }
+        if got == 0 && !first {
+            return Err(self.truncated().hint(NO_END_MARKER));
         }
         if got < BLOCK {
             return Err(if first { not_a_tar() } else { self.truncated() });
@@ -414,6 +430,17 @@ impl<R: Read> Members<R> {
         } else {
             error.at(self.path.as_slice())
         }
+    }
+}
+
+const NO_END_MARKER: &str = "download or create the archive again; if it is complete and its writer \
+                             writes no end marker, append one: truncate -s +1024 FILE";
+
+/// Adds a hint to the error of a damaged archive.
+fn with_hint(error: TreeError) -> TreeError {
+    match error.kind() {
+        ErrorKind::Damaged => error.hint("download or create the archive again"),
+        _ => error,
     }
 }
 

@@ -18,8 +18,7 @@ use cowl_layers::sys::{attr, copy, dir, remove, xattr};
 
 use super::dir_attrs::DirAttrs;
 use super::dir_map::DirMap;
-use super::entry_path::{self, NewEntry, PathRole, TreePath};
-use super::limits;
+use super::entry_path::{self, Existing, NewEntry, PathRole, TreePath};
 use super::marker_xattrs;
 use super::member::{EntryKind, Member};
 use super::named_acls::NamedAcls;
@@ -29,10 +28,10 @@ use super::unpack_mode::{UnpackMode, duplicate_entry};
 use crate::tree::attrs::{self, Attrs};
 use crate::tree::dir_cursor::DirCursor;
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
+use crate::tree::in_root::{self, Resolved};
 use crate::tree::omissions::{OBJECT_UNSUPPORTED, Omissions, Unsupported};
 use crate::tree::path_map::PathMap;
-use crate::tree::{create, in_root, path};
-use cowl_layers::shown::Show as _;
+use crate::tree::{create, path};
 
 /// The inode numbers of a layer to which marker xattrs refer, and the references in its own markers.
 #[derive(Debug, Default)]
@@ -61,10 +60,8 @@ pub(super) struct Unpacker<'a> {
     numbers: NumberReferences,
     named_acls: NamedAcls,
     omissions: Omissions,
-    /// The paths of skipped entries, to which later hard links may refer.
-    skipped: PathMap<()>,
-    /// The total length of these paths.
-    skipped_bytes: usize,
+    /// The number of entries that were skipped entirely.
+    skipped: u64,
     progress: OnProgress<'a>,
     out: TransferReport,
     buffer: Vec<u8>,
@@ -102,8 +99,7 @@ impl<'a> Unpacker<'a> {
                 UnpackMode::Raw(..) => Omissions::none(),
                 UnpackMode::Tree(_) | UnpackMode::Changeset(_) => Omissions::foreign(unsupported),
             },
-            skipped: PathMap::default(),
-            skipped_bytes: 0,
+            skipped: 0,
             progress,
             out: TransferReport::default(),
             buffer: vec![0; 256 << 10],
@@ -111,7 +107,12 @@ impl<'a> Unpacker<'a> {
     }
 
     /// Sets the attributes of the directories, and returns the results.
+    ///
+    /// An archive of which nothing can be imported is refused: an empty tree would look like a success.
     pub(super) fn finish(mut self) -> Result<(TransferReport, NumberReferences)> {
+        if let (UnpackMode::Tree(_), true) = (self.mode, self.skipped == self.out.done.entries) {
+            return Err(self.without_entries());
+        }
         let (dir_attrs, omissions) = (&mut self.dir_attrs, &mut self.omissions);
         self.named_acls
             .finish(&mut self.dirs, dir_attrs, omissions)?;
@@ -125,6 +126,16 @@ impl<'a> Unpacker<'a> {
         (self.progress)(self.out.done);
         self.out.notes.append(self.omissions.notes);
         Ok((self.out, self.numbers))
+    }
+
+    fn without_entries(&self) -> TreeError {
+        if self.skipped == 0 {
+            return TreeError::new(ErrorKind::Empty, "the archive has no entries");
+        }
+        let notes = self.omissions.notes.lines();
+        let first = notes.first().map(String::as_str).unwrap_or_default();
+        let what = format!("no entry of the archive can be imported: {first}");
+        TreeError::new(ErrorKind::Refused, what)
     }
 
     /// Creates the object of an entry, or skips it if it cannot be stored.
@@ -143,9 +154,22 @@ impl<'a> Unpacker<'a> {
             self.omissions.never_stored(error, reason, path, &part)?;
         }
         let Some(path) = self.entry_path(&member.path, PathRole::Name)? else {
+            self.skipped += 1;
             return Ok(());
         };
-        let path = self.resolve(path)?;
+        let path = match self.resolve(path)? {
+            Resolved::Path(path) => path,
+            Resolved::NotADirectory(path) => {
+                return self.skip(
+                    "skipped an entry below a file that is not a directory",
+                    &path,
+                );
+            }
+            Resolved::TooManyLinks => {
+                let reason = "skipped an entry below too many symbolic links";
+                return self.skip(reason, &member.path);
+            }
+        };
         if let Some(reason) = why_unstorable(&member, &path) {
             return self.skip(reason, &path);
         }
@@ -153,18 +177,20 @@ impl<'a> Unpacker<'a> {
             Err(error) if error.kind() == ErrorKind::Unsupported => {
                 self.omissions
                     .unsupported(error, OBJECT_UNSUPPORTED, &path, b"")?;
-                self.note_skipped(&path);
+                self.skipped += 1;
                 self.remove_partial(&path)
             }
             done => done,
         }
     }
 
-    /// Returns the normalized form of a path of the archive; `None` if the entry is skipped because of it.
+    /// Returns the normalized form of a path of the archive; `None` if the entry is skipped because of it. For a name
+    /// there is a note on that.
     fn entry_path(&mut self, path: &[u8], role: PathRole) -> Result<Option<Vec<u8>>> {
-        let (converted, reason) = match entry_path::convert(path, role)? {
+        let (converted, reason) = match entry_path::convert(path, role) {
             TreePath::Same(converted) => return Ok(Some(converted)),
             TreePath::Changed(converted, reason) => (Some(converted), reason),
+            TreePath::Unstorable(_) if role == PathRole::LinkTarget => return Ok(None),
             TreePath::Unstorable(reason) => (None, reason),
         };
         let error = inexact(reason, path);
@@ -173,28 +199,26 @@ impl<'a> Unpacker<'a> {
     }
 
     /// Resolves symbolic links in the directories of a path, which are not permitted in an exported layer.
-    fn resolve(&mut self, path: Vec<u8>) -> Result<Vec<u8>> {
+    fn resolve(&mut self, path: Vec<u8>) -> Result<Resolved> {
         match self.mode {
-            UnpackMode::Raw(..) => Ok(path),
+            UnpackMode::Raw(..) => Ok(Resolved::Path(path)),
             UnpackMode::Tree(_) | UnpackMode::Changeset(_) => {
                 in_root::resolve(&mut self.dirs, &path)
             }
         }
     }
 
-    /// Skips an entry that Linux cannot store.
+    /// Skips an entry that cannot be stored anywhere.
     fn skip(&mut self, reason: &'static str, path: &[u8]) -> Result<()> {
-        let error = inexact(reason, path);
-        self.omissions.never_stored(error, reason, path, b"")?;
-        self.note_skipped(path);
-        Ok(())
+        self.skip_part(reason, path, b"")
     }
 
-    fn note_skipped(&mut self, path: &[u8]) {
-        self.skipped_bytes += path.len();
-        if self.skipped_bytes <= limits::SKIPPED_PATHS {
-            self.skipped.insert(path, ());
-        }
+    /// Skips an entry because of a part of it.
+    fn skip_part(&mut self, reason: &'static str, path: &[u8], part: &[u8]) -> Result<()> {
+        let error = inexact(reason, path);
+        self.omissions.never_stored(error, reason, path, part)?;
+        self.skipped += 1;
+        Ok(())
     }
 
     /// Removes what was created of an object that is skipped.
@@ -237,24 +261,24 @@ impl<'a> Unpacker<'a> {
         if let EntryKind::HardLink(target) = &member.kind {
             return self.hard_link(path, target);
         }
-        let (parent, name) = path::split(path);
-        if member.kind != EntryKind::Directory {
-            self.forget(path)?;
-        }
-        let parent = self.dirs.open_or_create(parent)?;
         let is_dir = member.kind == EntryKind::Directory;
         let new = match is_dir {
             true => NewEntry::Directory,
             false => NewEntry::Other,
         };
-        self.mode.refuse_duplicate(parent, name, path)?;
-        if entry_path::remove_existing(parent, name, new, path)? {
-            let dir = dir::open_dir(parent, name).context("cannot open the directory", path)?;
-            if let UnpackMode::Changeset(_) = self.mode {
-                remove_other_xattrs(dir.as_fd(), &member.attrs, path)?;
+        match self.replace(path, new)? {
+            Existing::None => {}
+            Existing::FullDirectory => return self.skip(OVER_DIRECTORY, path),
+            Existing::Directory => {
+                let (parent, name) = path::split(path);
+                let parent = self.dirs.open(parent)?;
+                let dir = dir::open_dir(parent, name).context("cannot open the directory", path)?;
+                if let UnpackMode::Changeset(_) = self.mode {
+                    remove_other_xattrs(dir.as_fd(), &member.attrs, path)?;
+                }
+                self.named_acls.set(path, named_acls)?;
+                return (self.dir_attrs).set(dir.as_fd(), path, member.attrs, &mut self.omissions);
             }
-            self.named_acls.set(path, named_acls)?;
-            return (self.dir_attrs).set(dir.as_fd(), path, member.attrs, &mut self.omissions);
         }
         self.create(&member, path, members)?;
         self.named_acls.set(path, named_acls)?;
@@ -290,7 +314,9 @@ impl<'a> Unpacker<'a> {
             EntryKind::BlockDevice(rdev) => (FileKind::BlockDevice, *rdev),
             EntryKind::Fifo => (FileKind::Fifo, 0),
             EntryKind::Socket => (FileKind::Socket, 0),
-            EntryKind::HardLink(_) | EntryKind::Unstorable(_) => return Ok(()),
+            EntryKind::HardLink(_) | EntryKind::Continuation | EntryKind::Unstorable(_) => {
+                return Ok(());
+            }
             EntryKind::Directory => return create::dir(parent, name, path).map(drop),
             EntryKind::File => {
                 let fd = create::file(parent, name, path)?;
@@ -392,7 +418,8 @@ impl<'a> Unpacker<'a> {
 
     /// Removes the object at a path recursively, if it exists.
     fn remove(&mut self, path: &[u8]) -> Result<()> {
-        self.forget(path)?;
+        self.close(path)?;
+        self.forget_attrs(path);
         let (parent, name) = path::split(path);
         let parent = match self.dirs.open(parent) {
             Ok(parent) => parent,
@@ -407,13 +434,32 @@ impl<'a> Unpacker<'a> {
         }
     }
 
-    /// Discards cached descriptors and recorded attributes of a path that is about to be replaced.
-    fn forget(&mut self, path: &[u8]) -> Result<()> {
+    /// Prepares the creation of an object: creates its parent directory, and removes an existing object that the new
+    /// one replaces.
+    fn replace(&mut self, path: &[u8], new: NewEntry) -> Result<Existing> {
+        if new == NewEntry::Other {
+            self.close(path)?;
+        }
+        let (parent, name) = path::split(path);
+        let parent = self.dirs.open_or_create(parent)?;
+        self.mode.refuse_duplicate(parent, name, path)?;
+        let existing = entry_path::remove_existing(parent, name, new, path)?;
+        if existing == Existing::None {
+            self.forget_attrs(path);
+        }
+        Ok(existing)
+    }
+
+    /// Closes cached descriptors at or below a path that may be replaced.
+    fn close(&mut self, path: &[u8]) -> Result<()> {
         self.dirs.forget(path)?;
-        self.link_dirs.forget(path)?;
+        self.link_dirs.forget(path)
+    }
+
+    /// Discards the recorded attributes at or below a path that was replaced.
+    fn forget_attrs(&mut self, path: &[u8]) {
         self.dir_attrs.forget(path);
         self.named_acls.forget(path);
-        Ok(())
     }
 
     /// Writes an entry's data, either contiguously or into the segments of a sparse map.
@@ -451,10 +497,11 @@ impl<'a> Unpacker<'a> {
 
     fn hard_link(&mut self, path: &[u8], target: &[u8]) -> Result<()> {
         let Some(target_path) = self.entry_path(target, PathRole::LinkTarget)? else {
-            self.note_skipped(path);
-            return Ok(());
+            return self.skip_part(TO_UNSTORABLE, path, target);
         };
-        let target_path = self.resolve(target_path)?;
+        let Resolved::Path(target_path) = self.resolve(target_path)? else {
+            return self.skip_part(TO_MISSING, path, target);
+        };
         let to_directory = "skipped a hard link to a directory";
         if target_path.is_empty() {
             return self.skip(to_directory, path);
@@ -463,14 +510,14 @@ impl<'a> Unpacker<'a> {
         let source = match self.link_dirs.open(parent) {
             Ok(dir) => dir::open_path(dir, name),
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                return self.link_to_missing(path, &target_path);
+                return self.skip_part(TO_MISSING, path, target);
             }
             Err(error) => return Err(error),
         };
         let source = match source {
             Ok(source) => source,
             Err(error) if error.errno() == Errno::NOENT => {
-                return self.link_to_missing(path, &target_path);
+                return self.skip_part(TO_MISSING, path, target);
             }
             Err(error) => return Err(error).context("cannot open a hard link's target", path),
         };
@@ -482,35 +529,26 @@ impl<'a> Unpacker<'a> {
         if target_path == path {
             return Ok(());
         }
-        self.forget(path)?;
+        if self.replace(path, NewEntry::Other)? == Existing::FullDirectory {
+            return self.skip(OVER_DIRECTORY, path);
+        }
         let (parent, name) = path::split(path);
-        let parent = self.dirs.open_or_create(parent)?;
-        self.mode.refuse_duplicate(parent, name, path)?;
-        entry_path::remove_existing(parent, name, NewEntry::Other, path)?;
+        let parent = self.dirs.open(parent)?;
         self.mode.create_link(source.as_fd(), parent, name, path)
     }
-
-    /// Skips a hard link to a skipped entry, and refuses one to an entry that does not exist.
-    fn link_to_missing(&mut self, path: &[u8], target: &[u8]) -> Result<()> {
-        if self.skipped.has(target) {
-            self.omissions
-                .notes
-                .add("skipped a hard link to a skipped entry", path);
-            self.note_skipped(path);
-            return Ok(());
-        }
-        let what = format!(
-            "the archive has a hard link to a file that no earlier entry contains (to '{}')",
-            target.shown()
-        );
-        Err(TreeError::new(ErrorKind::Refused, what).at(path))
-    }
 }
+
+const OVER_DIRECTORY: &str = "skipped a file with the name of a directory that is not empty";
+
+const TO_UNSTORABLE: &str = "skipped a hard link to a name that Linux cannot store";
+
+const TO_MISSING: &str = "skipped a hard link to a file that no earlier entry contains";
 
 /// Returns why Linux cannot store an entry, if that is so.
 fn why_unstorable(member: &Member, path: &[u8]) -> Option<&'static str> {
     match member.kind {
         EntryKind::Unstorable(reason) => Some(reason),
+        EntryKind::Continuation => Some("skipped the rest of a file that began in another volume"),
         EntryKind::Directory => None,
         _ if path.is_empty() => Some("skipped a root that is not a directory"),
         _ => None,

@@ -54,6 +54,7 @@ pub struct TreeError {
     kind: ErrorKind,
     message: String,
     path: Option<PathBuf>,
+    hint: Option<&'static str>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -64,6 +65,7 @@ impl TreeError {
             kind,
             message: message.into(),
             path: None,
+            hint: None,
             source: None,
         }
     }
@@ -106,6 +108,13 @@ impl TreeError {
         self
     }
 
+    /// Sets the hint, where the caller knows better than the kind of the failure what to do.
+    #[must_use]
+    pub(crate) fn hint(mut self, hint: &'static str) -> Self {
+        self.hint = Some(hint);
+        self
+    }
+
     /// Sets the source.
     #[must_use]
     pub fn because(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
@@ -116,6 +125,11 @@ impl TreeError {
     /// Returns the kind.
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+
+    /// Returns the hint of the caller that detected the failure, if any.
+    pub(crate) fn own_hint(&self) -> Option<&'static str> {
+        self.hint
     }
 
     /// Returns the message.

@@ -40,7 +40,7 @@ impl From<TreeError> for Error {
             | ErrorKind::Overlap => None,
         };
         let new = Self::failed(error.to_string());
-        match hint {
+        match error.own_hint().or(hint) {
             Some(hint) => new.hint(hint),
             None => new,
         }

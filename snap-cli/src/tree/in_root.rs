@@ -5,7 +5,7 @@
 //! following any, so that a wrong result could not lead outside either.
 
 use super::dir_cursor::{DirCursor, Obstacle};
-use super::error::{ErrorKind, Result, TreeError};
+use super::error::Result;
 use super::path;
 
 /// The maximum number of symbolic links in a path, as for the kernel.
@@ -14,38 +14,54 @@ const MAX_LINKS: usize = 40;
 /// The maximum number of symbolic links in a path, and of `..` after other components in their targets.
 const MAX_STEPS: usize = 2 * MAX_LINKS;
 
+/// A path whose directories were resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Resolved {
+    /// The path without symbolic links.
+    Path(Vec<u8>),
+    /// Such a path, of which a directory is another kind of file.
+    NotADirectory(Vec<u8>),
+    /// The path has too many symbolic links.
+    TooManyLinks,
+}
+
 /// Resolves the directories of a normalized path. The last component is not followed.
 ///
 /// Directories that do not exist are retained in the result, because they may be created.
-pub(crate) fn resolve(dirs: &mut DirCursor, path: &[u8]) -> Result<Vec<u8>> {
+pub(crate) fn resolve(dirs: &mut DirCursor, path: &[u8]) -> Result<Resolved> {
     let (parent, name) = path::split(path);
     let mut resolved = parent.to_vec();
     // The components that follow `resolved`, not normalized.
     let mut rest = Vec::new();
-    let too_many = || {
-        let what = "the path has too many symbolic links";
-        TreeError::new(ErrorKind::Refused, what).at(path)
-    };
     let (mut links, mut steps) = (0, 0);
+    let mut blocked = false;
     loop {
-        if let Some(Obstacle::Link { start, end, target }) = dirs.reach(&resolved)? {
-            links += 1;
-            if links > MAX_LINKS {
-                return Err(too_many());
+        match dirs.reach(&resolved)? {
+            Some(Obstacle::Link { start, end, target }) => {
+                links += 1;
+                if links > MAX_LINKS {
+                    return Ok(Resolved::TooManyLinks);
+                }
+                let behind = resolved.get(end..).unwrap_or_default();
+                rest = [target.as_slice(), b"/", behind, b"/", &rest].concat();
+                resolved.truncate(match target.first() {
+                    Some(b'/') => 0,
+                    _ => start.saturating_sub(1),
+                });
             }
-            let behind = resolved.get(end..).unwrap_or_default();
-            rest = [target.as_slice(), b"/", behind, b"/", &rest].concat();
-            resolved.truncate(match target.first() {
-                Some(b'/') => 0,
-                _ => start.saturating_sub(1),
-            });
+            Some(Obstacle::NotADirectory) => blocked = true,
+            Some(Obstacle::Missing) | None => {}
         }
         if !append(&mut resolved, &mut rest) {
-            return Ok(path::join(&resolved, name));
+            let path = path::join(&resolved, name);
+            return Ok(match blocked {
+                true => Resolved::NotADirectory(path),
+                false => Resolved::Path(path),
+            });
         }
         steps += 1;
         if steps > MAX_STEPS {
-            return Err(too_many());
+            return Ok(Resolved::TooManyLinks);
         }
     }
 }
@@ -120,18 +136,27 @@ mod tests {
             ("a/missing/f", "a/b/f"),
             ("here/here/here/f", "f"),
             ("twice/f", "usr/bin/f"),
-            ("under-file/f", "file/x/f"),
             ("a/dotted/f", "a/b/c/f"),
             ("bin", "bin"),
             ("", ""),
         ] {
             let got = resolve(&mut dirs, path.as_bytes()).unwrap();
-            assert_eq!(got.escape_ascii().to_string(), want, "{path}");
+            assert_eq!(got, Resolved::Path(want.into()), "{path}");
         }
         for path in ["loop/f".to_owned(), format!("{}f", "here/".repeat(41))] {
-            let error = resolve(&mut dirs, path.as_bytes()).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Refused);
+            let got = resolve(&mut dirs, path.as_bytes()).unwrap();
+            assert_eq!(got, Resolved::TooManyLinks);
         }
-        assert!(resolve(&mut dirs, "here/".repeat(40).as_bytes()).is_ok());
+        let most = "here/".repeat(40);
+        let got = resolve(&mut dirs, most.as_bytes()).unwrap();
+        assert!(matches!(got, Resolved::Path(_)));
+        for (path, want) in [
+            ("under-file/f", "file/x/f"),
+            ("file/f", "file/f"),
+            ("file/d/f", "file/d/f"),
+        ] {
+            let got = resolve(&mut dirs, path.as_bytes()).unwrap();
+            assert_eq!(got, Resolved::NotADirectory(want.into()), "{path}");
+        }
     }
 }

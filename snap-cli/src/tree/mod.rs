@@ -25,6 +25,7 @@ pub(crate) mod position;
 pub(crate) mod testing;
 pub(crate) mod walk;
 pub(crate) mod writable;
+mod xattr_values;
 
 pub use digest::{TreeDigest, digest, digest_dir, digest_layer};
 pub use error::{ErrorKind, OnProgress, Progress, TreeError};

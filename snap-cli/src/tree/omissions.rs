@@ -11,6 +11,7 @@ use cowl_layers::sys::stat::{self, FileKind};
 
 use super::error::{ErrorKind, Result, TreeError};
 use super::notes::Notes;
+use super::xattr_values;
 
 /// The treatment of attributes and objects that this file system or user cannot store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -192,6 +193,9 @@ fn never_storable(kind: FileKind, name: &[u8], value: &[u8]) -> Option<&'static 
     if let Some(reason) = unstorable_xattr(name, value) {
         return Some(reason);
     }
+    if let Some(reason) = xattr_values::invalid(name, value) {
+        return Some(reason);
+    }
     match kind {
         FileKind::Regular | FileKind::Directory => {}
         _ if name.starts_with(b"user.") => {
@@ -227,9 +231,12 @@ mod tests {
             (link, b"user.x", b"", true),
             (link, b"trusted.x", b"", false),
             (FileKind::Fifo, b"user.x", b"", true),
-            (link, ACL_ACCESS, b"", true),
-            (file, ACL_DEFAULT, b"", true),
-            (dir, ACL_DEFAULT, b"", false),
+            (link, ACL_ACCESS, b"\x02\0\0\0", true),
+            (file, ACL_ACCESS, b"\x02\0\0\0", false),
+            (file, ACL_ACCESS, b"garbage", true),
+            (file, ACL_DEFAULT, b"\x02\0\0\0", true),
+            (dir, ACL_DEFAULT, b"\x02\0\0\0", false),
+            (file, b"security.capability", b"garbage", true),
             (dir, b"btrfs.compression", b"zstd", false),
             (file, b"system.nfs4_acl", b"", false),
         ] {

@@ -12,6 +12,7 @@ use super::archive_cases::{
     Expected::{Other, Refused, Same},
     all,
 };
+use super::archive_more;
 use super::archive_programs::{Unpacked, differences, imported, unpacked_by_gnu_tar};
 
 /// Returns the names in a tree, without the parents of the directory outside.
@@ -76,7 +77,7 @@ fn odd_archives_are_imported_as_documented() {
     let outside = outside.to_str().unwrap();
     let before = kept.metadata().unwrap();
     let mut failed = Vec::new();
-    for case in all(outside) {
+    for case in all(outside).into_iter().chain(archive_more::all()) {
         for problem in check(&scratch, outside, &case) {
             failed.push(format!("{}: {problem}", case.name));
         }

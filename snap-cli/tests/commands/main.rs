@@ -10,6 +10,7 @@
 mod archive_cases;
 mod archive_images;
 mod archive_limits;
+mod archive_more;
 mod archive_odd;
 mod archive_programs;
 mod archive_readers;

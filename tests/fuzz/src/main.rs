@@ -15,6 +15,7 @@ static TARGET: LazyLock<fn(&[u8])> = LazyLock::new(|| {
         "options" => cowlfs::cli::fuzzing::options,
         "pax" => cowl::archive::fuzzing::pax,
         "tar" => cowl::archive::fuzzing::tar,
+        "unpack" => cowl::archive::fuzzing::unpack,
         _ => panic!("COWL_FUZZ={name}: no such target"),
     }
 });

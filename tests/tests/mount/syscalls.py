@@ -2,7 +2,8 @@
 
 Arguments: the mount, the plain directory, a seed, the number of calls, "passthrough" or "daemon" for the way in
 which the mount writes files, and optionally how many differences of each kind to print. Without it, the first difference ends the run. A
-difference is one that EXPECTED does not list. Exits with 1 if there is one.
+difference is one that EXPECTED does not list. Exits with 1 if there is one. Prints how often each row of EXPECTED
+applied; with the argument "rows" alone, prints the rows.
 """
 import collections, ctypes, errno, fcntl, os, random, re, resource, signal, stat, struct, sys
 
@@ -102,21 +103,63 @@ def entries(data):
     return found
 
 
-# Differences that FUSE imposes: call (a regular expression), errors in the mount and in the plain directory (a regular
-# expression each; empty for success), the reason. docs/semantics.md describes those that a program can notice.
+class Difference:
+    """A difference that FUSE imposes: a call (a regular expression), the kinds of its descriptors (one each), the
+    results in the mount and in the plain directory (one each: an error, or the returned number), and the reason.
+    docs/semantics.md describes those that a program can notice. `rare` ones occur in long runs only.
+    """
+    def __init__(self, reason, call, kinds, mount, plain, rare=False):
+        self.call, self.kinds, self.mount, self.plain, self.reason, self.rare = call, kinds, mount, plain, reason, rare
+
+    def covers(self, text, results):
+        kinds = ",".join(re.findall(r"\[fd\d+: ([^\]]*)\]", text))
+        found = (re.match(self.call, text, re.S), re.fullmatch(self.kinds, kinds),
+                 re.fullmatch(self.mount, results[0]), re.fullmatch(self.plain, results[1]))
+        if not all(found): return False
+        numbers = [match["beyond"] for match in found if "beyond" in match.groupdict()]
+        return all(number is None or int(number) >= LARGEST for number in numbers)
+
+
+def one_of(*numbers): return "|".join(map(str, numbers))
+
+# Kinds of descriptors, with any flags.
+FILE, DIRECTORY = r"file 0x[0-9a-f]+", r"directory 0x[0-9a-f]+"
+ANY = r"(file|directory|fifo|special) 0x[0-9a-f]+"
+DIRECT = r"file 0x[0-9a-f]*[4567cdef][0-9a-f]{3}"  # O_DIRECT
+# A position or an offset at or beyond the size of the largest file in the plain directory.
+BEYOND, LARGEST = r"(?P<beyond>\d+)", MAX - PAGE
+# FS_IOC_GETFLAGS, FS_IOC_GETVERSION, FS_IOC_FSGETXATTR, FS_IOC_GETFSLABEL; FS_IOC_GETFSUUID; FS_IOC_FIEMAP.
+ATTRIBUTES, UUID, FIEMAP = one_of(0x80086601, 0x80087601, 0x801C581F, 0x81009431), 0x80111500, 0xC020660B
+# Requests that no file system knows, with the size of an argument in their number.
+UNKNOWN = one_of(0xDEADBEEF, 0xFFFFFFFF, 0x40046600, 0x41009430)
+
 EXPECTED = [
-    ("ioctl", "ENOTTY|ENOTSUP|EFAULT", ".*", "FUSE forwards no ioctls of files, or copies their arguments first"),
-    (r"preadv2\(.*flags=0x[^ )]*[89a-f].\)", "ENOTSUP", r"\d+|EINVAL", "FUSE has no RWF_DONTCACHE"),
-    (r"preadv2\(.*flags=0x[^ )]*[89a-f]\)", "ENOTSUP|EAGAIN", r"\d+|EAGAIN|EINVAL", "RWF_NOWAIT depends on caches"),
-    (r"fallocate", "ENOTSUP", r"EINVAL|EFBIG|ENODEV|0", "FUSE has no COLLAPSE_RANGE and INSERT_RANGE"),
-    (r"openat\(.*|syscall\(437, ", "ENOTSUP", ".*", "FUSE_TMPFILE is not implemented"),
-    (r"lseek64\(.*directory", ".*", ".*", "positions of directories differ between file systems"),
-    (r"lseek64\(.*: file", r"\d+", "EINVAL", "the maximum offset on FUSE is 8 EiB"),
-    (r"copy_file_range", "0|EINVAL", "EFBIG", "the maximum offset on FUSE is 8 EiB"),
-    (r"sendfile", "0|EPIPE|EINVAL|EISDIR", "EOVERFLOW", "the maximum offset on FUSE is 8 EiB"),
-    (r"splice", "0", "EFBIG|EINVAL", "the maximum offset on FUSE is 8 EiB"),
-    (r"mmap\(\d+, \d+, 0x80003", "ENOTSUP", "EACCES|EINVAL", "FUSE without DAX has no MAP_SYNC"),
-    (r"p?read(v2)?\(.*: file 0x[^ ]*[4567cdef]...\]", r"\d+", "EINVAL", "O_DIRECT needs no alignment"),
+    Difference("cowlfs has no ioctls of files",
+               rf"ioctl\(fd\d+, ({ATTRIBUTES}), ", f"{FILE}|{DIRECTORY}", "ENOTTY", "0|EFAULT"),
+    Difference("a mount has no UUID", rf"ioctl\(fd\d+, {UUID}, ", ANY, "ENOTTY", "0|EFAULT"),
+    Difference("FUSE has no FIEMAP", rf"ioctl\(fd\d+, {FIEMAP}, ", f"{FILE}|{DIRECTORY}", "ENOTSUP", "EINVAL|EFAULT"),
+    Difference("FUSE copies the argument of an ioctl first",
+               rf"ioctl\(fd\d+, ({UNKNOWN}), [01]\)", f"{FILE}|{DIRECTORY}", "EFAULT", "ENOTTY"),
+    Difference("FUSE has no RWF_DONTCACHE",
+               r"preadv2\(.*flags=0x[0-9a-f]*[89a-f][0-7]\) ", FILE, "ENOTSUP", r"\d+|EINVAL"),
+    Difference("FUSE has no RWF_NOWAIT",
+               r"preadv2\(.*flags=0x[0-9a-f]*[89a-f]\) ", FILE, "ENOTSUP", r"\d+|EAGAIN|EINVAL"),
+    Difference("FUSE rejects other modes of fallocate first",
+               r"fallocate\(fd\d+, \d+, .*OTHER_MODE", FILE, "ENOTSUP", "EFBIG", rare=True),
+    Difference("FUSE_TMPFILE is not implemented", r"(openat|syscall)\(.*O_TMPFILE", "|" + DIRECTORY, "ENOTSUP", "0"),
+    Difference("a directory on FUSE has no data and holes",
+               r"lseek64\(fd\d+, -?\d+, [34]\)", DIRECTORY, r"ENXIO|\d+", r"\d+"),
+    Difference("the last position of a directory differs",
+               r"lseek64\(fd\d+, -?\d+, 2\)", DIRECTORY, r"\d+|EINVAL", r"\d+|EINVAL"),
+    Difference("a position beyond 16 TiB", r"lseek64\(fd\d+, -?\d+, [012]\)", FILE, BEYOND, "EINVAL"),
+    Difference("a copy to beyond 16 TiB",
+               rf"copy_file_range\(fd\d+ at \S+ to fd\d+ at ({BEYOND}|None), ", f"{FILE},{FILE}", "0|EINVAL", "EFBIG",
+               rare=True),
+    Difference("sendfile from beyond 16 TiB",
+               r"sendfile\(", f"({ANY}|pipe),{ANY}", "0|EPIPE|EINVAL", "EOVERFLOW", rare=True),
+    Difference("FUSE without DAX has no MAP_SYNC",
+               r"mmap\(\d+, \d+, 0x80003, fd\d+, \d+\) ", FILE, "ENOTSUP", "EACCES"),
+    Difference("O_DIRECT needs no alignment", r"(read|pread|preadv2)\(", DIRECT, r"\d+", "EINVAL", rare=True),
 ]
 
 
@@ -202,11 +245,13 @@ class Run:
 
     # Calls.
 
-    def call(self, name, *arguments, opens=None, compare=True):
-        """Performs a call in both trees and compares. `opens` is a slot for the descriptor that it returns."""
+    def call(self, name, *arguments, opens=None, note=""):
+        """Performs a call in both trees and compares. `opens` is a slot for the descriptor that it returns; `note`
+        makes a property of the arguments visible for EXPECTED."""
         self.calls[name] += 1
         text = f"{name}({', '.join(str(int(a)) if isinstance(a, Number) else repr(a) for a in arguments)})"
         if opens is not None: text += f" as {Fd(opens)}"
+        text += note
         for argument in arguments:
             # Each slot refers to the same kind of object in both trees, or to none.
             if isinstance(argument, Fd): text += f" [{argument}: {self.kind(argument)}]"
@@ -226,16 +271,22 @@ class Run:
                     if fd is not None: os.close(fd)
             ours, theirs = (0 if ours[0] >= 0 else -1, *ours[1:]), (0 if theirs[0] >= 0 else -1, *theirs[1:])
         self.note(text, ours, theirs)
+        if theirs[1] == "EFBIG":
+            self.drop_capabilities("fremovexattr", *(argument for argument in arguments if isinstance(argument, Fd)))
         return theirs
+
+    def drop_capabilities(self, call, *files):
+        """Removes the capabilities of files after an EFBIG: FUSE has removed them already (docs/semantics.md)."""
+        for side in self.sides:
+            for file in files: side.perform(call, (file, b"security.capability"))
 
     def note(self, text, ours, theirs):
         brief = f"{text}{self.who} = {theirs if theirs[0] != -1 else theirs[1]}"
         self.log.append(brief[:400])
         if ours == theirs: return False
-        for call, mount, plain, reason in EXPECTED:
-            results = [result[1] or str(result[0]) for result in (ours, theirs)]
-            if re.match(call, text, re.S) and re.fullmatch(mount, results[0]) and re.fullmatch(plain, results[1]):
-                self.expected[reason] += 1
+        for difference in EXPECTED:
+            if difference.covers(text, [result[1] or str(result[0]) for result in (ours, theirs)]):
+                self.expected[difference.reason] += 1
                 # One of the trees may have moved the position: return to a common one.
                 for side in self.sides:
                     for slot in map(int, re.findall(r"\bfd(\d+)\b", text)): side.perform("lseek64", [Fd(slot), Number(0), 0])
@@ -280,11 +331,13 @@ class Run:
         # An unaligned direct write works in the mount only, so the trees would differ.
         if flags & 3 == 0 and self.chance(10): flags |= os.O_DIRECT
         slot = self.rng.randrange(SLOTS)
-        if self.chance(85): return self.call("openat", self.at(), self.path(), flags, self.mode() & 0o7777, opens=slot)
+        note = " O_TMPFILE" if flags & os.O_TMPFILE == os.O_TMPFILE else ""
+        if self.chance(85):
+            return self.call("openat", self.at(), self.path(), flags, self.mode() & 0o7777, opens=slot, note=note)
         if self.chance(50): flags |= self.pick(1 << 30, 1 << 40, 0)
         how = In(struct.pack("QQQ", flags, self.mode() if flags & (os.O_CREAT | os.O_TMPFILE) or self.chance(10) else 0,
                              self.bits(1, 2, 4, 8, 16, 64)))
-        self.call("syscall", OPENAT2, self.at(), self.path(), how, self.pick(24, 24, 24, 0, 8, 16), opens=slot)
+        self.call("syscall", OPENAT2, self.at(), self.path(), how, self.pick(24, 24, 24, 0, 8, 16), opens=slot, note=note)
 
     def close_one(self): self.close(self.fd().slot)
 
@@ -329,6 +382,7 @@ class Run:
             result = side.perform(name, [fd, vector, 1, offset, flags])
             content = bytes(buffer)[:max(result[0], 0)] if name == "preadv2" else b""
             results.append((result[0], result[1], content))
+        if results[1][1] == "EFBIG": self.drop_capabilities("fremovexattr", fd)
         self.calls[name] += 1
         self.note(f"{name}({fd}, {data!r}, {int(offset)}, flags={flags:#x}) [{fd}: {self.kind(fd)}]", *results)
 
@@ -350,6 +404,7 @@ class Run:
             if self.as_user: os.seteuid(1000)
             fresh = tuple(Out(a.size, a.read) if isinstance(a, Out) else a for a in rest)
             results.append(side.perform(name, (path, *fresh)))
+            if results[-1][1] == "EFBIG": side.perform("removexattr", (path, b"security.capability"))
         os.chdir("/")
         self.note(f"{name}({path!r}, {', '.join(str(int(a)) if isinstance(a, Number) else repr(a) for a in rest)})", *results)
 
@@ -362,7 +417,7 @@ class Run:
         if length > MIB and not (offset < 0 or offset + length > MAX - PAGE): length = self.small_offset()
         # An allocation up to the maximum size would not fit on the disk, and fail only after filling it.
         if 0 <= offset and 0 < length and offset + length > MIB * 8 and length > MIB and offset + length <= MAX: return
-        self.call("fallocate", self.file(), mode, offset, length)
+        self.call("fallocate", self.file(), mode, offset, length, note=" OTHER_MODE" if mode & ~19 else "")
 
     def copy(self):
         one, two = self.source(), self.source()
@@ -432,7 +487,7 @@ class Run:
         entry = lambda tag, bits, number=-1: struct.pack("<HHi", tag, bits, number)
         acl = struct.pack("<I", 2) + entry(1, 7) + entry(2, 5, 1000) + entry(4, 5) + entry(16, 7) + entry(32, 0)
         capability = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
-        value = self.pick(b"", b"y", b"n", b"x" * 100, b"x" * 2000, b"x" * 65536, b"x" * 65537, acl, capability, acl,
+        value = self.pick(b"", b"y", b"n", b"x" * 100, b"x" * 1000, b"x" * 65536, b"x" * 65537, acl, capability, acl,
                           capability, acl[:-8], acl[:-1], acl[:4], b"\x02\0\0\0", b"\x01\0\0\0", capability[:-1],
                           struct.pack("<IIIIII", 0x03000000, 1 << 10, 0, 0, 0, 1000))
         if value and len(value) < 100 and self.chance(15):
@@ -458,7 +513,10 @@ class Run:
 
     def rename(self):
         flags = self.pick(0, 0, 0, 1, 2, 2, 3, 4, 5, 6, 7, 8, self.rng.randrange(16), 2**31)
-        self.call("renameat2", self.at(), self.path(), self.at(), self.path(), flags)
+        arguments = self.at(), self.path(), self.at(), self.path()
+        # ext4 changes the time of the source's parent also if RENAME_WHITEOUT (4) of a directory fails with ENOTEMPTY.
+        if os.path.normpath(arguments[1]) in self.dirs: flags &= ~4
+        self.call("renameat2", *arguments, flags)
 
     def link(self):
         flags = self.bits(AT_EMPTY, AT_FOLLOW, 0x100, 0x200, 1, most=2)
@@ -500,9 +558,12 @@ class Run:
     def owner(self):
         flags = self.bits(AT_NOFOLLOW, AT_EMPTY, AT_FOLLOW, 1, most=1)
         kind = self.rng.randrange(6)
-        if kind == 0: self.call("fchownat", self.at(), self.path(), self.id(), self.id(), flags)
-        elif kind == 1: self.call("fchownat", self.file(), b"", self.id(), self.id(), flags | AT_EMPTY)
-        elif kind == 2: self.call("fchown", self.file(), self.id(), self.id())
+        user, group = self.id(), self.id()
+        # By a user that has a setuid file open for writing, a chown without changes is as a write (docs/semantics.md).
+        if self.as_user and user == group == -1: group = 1000
+        if kind == 0: self.call("fchownat", self.at(), self.path(), user, group, flags)
+        elif kind == 1: self.call("fchownat", self.file(), b"", user, group, flags | AT_EMPTY)
+        elif kind == 2: self.call("fchown", self.file(), user, group)
         elif kind == 3: self.call("fchmod", self.file(), self.mode())
         elif kind == 4: self.call("syscall", FCHMODAT2, self.at(), self.path(), self.mode(), flags)
         else: self.call("faccessat", self.at(), self.path(), self.pick(0, 1, 2, 4, 7, 8, -1), self.bits(AT_NOFOLLOW, AT_EMPTY, 0x200))
@@ -612,13 +673,15 @@ class Run:
                 if self.as_user: os.seteuid(0), os.setegid(0)
 
     def finish(self):
-        """Closes all descriptors, and truncates huge files, which nothing could read for a comparison."""
+        """Closes all descriptors, truncates huge files, which nothing could read for a comparison, and sets the times
+        of FIFOs, which FUSE does not maintain (docs/semantics.md)."""
         for slot in range(SLOTS): self.close(slot)
         for side in self.sides:
             for path, _, files in os.walk(side.top):
                 for name in files:
                     full = path + b"/" + name
                     found = os.lstat(full)
+                    if stat.S_ISFIFO(found.st_mode): os.utime(full, ns=(0, 0))
                     if stat.S_ISREG(found.st_mode) and found.st_size > 8 * MIB:
                         times = found.st_atime_ns, found.st_mtime_ns
                         os.truncate(full, MIB), os.utime(full, ns=times)
@@ -626,6 +689,9 @@ class Run:
 
 if __name__ == "__main__":
     import time
+    if sys.argv[1] == "rows":
+        for row in EXPECTED: print("rare:" if row.rare else "common:", row.reason)
+        sys.exit(0)
     START = time.time()
     mount, plain, seed, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     PASSTHROUGH, CONTINUE = sys.argv[5] == "passthrough", len(sys.argv) > 6
@@ -639,7 +705,7 @@ if __name__ == "__main__":
     os.chdir("/")
     run.run(count)
     run.finish()
-    for reason, times in sorted(run.expected.items()): print(f"{times} x {reason}")
+    for reason, times in sorted(run.expected.items()): print(f"expected: {times} x {reason}")
     if CONTINUE:
         for key, times in run.found.most_common(): print(times, *key)
         print(dict(run.calls))

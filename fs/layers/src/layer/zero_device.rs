@@ -60,7 +60,7 @@ pub fn mark_dir(dir: BorrowedFd<'_>, space: XattrSpace) -> Result<()> {
 
 /// Records that a directory's escaped opaque xattr belongs to a user from now on, and is visible.
 ///
-/// To be called before the user's value is set.
+/// To be called after the user's value was set: if that fails, the value that cowl set must stay hidden.
 pub fn give_opaque_to_user(dir: BorrowedFd<'_>, space: XattrSpace) -> Result<()> {
     let nodes = space.nodes().as_bytes();
     match sys::xattr::get(dir, nodes)? {

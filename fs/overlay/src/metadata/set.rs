@@ -215,6 +215,14 @@ fn drop_privileges(target: &OwnedFd, bits: u32) -> Result<()> {
     if stat.perm() & bits != 0 {
         sys::attr::chmod(target.as_fd(), stat.perm() & !bits)?;
     }
+    let capabilities = match sys::xattr::get(target.as_fd(), CAPABILITY) {
+        Err(error) if error.errno() == Errno::OPNOTSUPP => None,
+        found => found?,
+    };
+    // Like the kernel, retain an empty value, which setxattr(2) accepts and which grants nothing.
+    if capabilities.is_none_or(|value| value.is_empty()) {
+        return Ok(());
+    }
     match sys::xattr::remove(target.as_fd(), CAPABILITY) {
         Err(error) if !matches!(error.errno(), Errno::NODATA | Errno::OPNOTSUPP) => Err(error),
         _ => Ok(()),

@@ -201,11 +201,12 @@ impl Xattrs<'_> {
             }
             flags &= !XATTR_CREATE;
         }
-        if disk == self.cx.stack.space().escaped_opaque().as_bytes() && inode.is_dir() {
-            zero_device::give_opaque_to_user(target.as_fd(), self.cx.stack.space())?;
-        }
         if !is_acl(name) {
-            return sys::xattr::set_with(target.as_fd(), disk, value, flags);
+            sys::xattr::set_with(target.as_fd(), disk, value, flags)?;
+            if disk == self.cx.stack.space().escaped_opaque().as_bytes() && inode.is_dir() {
+                zero_device::give_opaque_to_user(target.as_fd(), self.cx.stack.space())?;
+            }
+            return Ok(());
         }
         // Set the ACL with the caller's ids: the file system drops setgid for a caller outside the file's group. It
         // also checks the supplementary groups, which are not set here; so for a member, use the file's group as the

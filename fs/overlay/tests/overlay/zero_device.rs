@@ -107,6 +107,24 @@ fn zero_device_persists_and_hides_nothing() {
 }
 
 #[test]
+fn failed_change_of_an_xattr_leaves_the_markers_of_a_zero_device_hidden() {
+    for &space in spaces() {
+        let lab = lab(space);
+        let fs = lab.open();
+        fs.zero_device("d/dev", 0o600).unwrap();
+        let opaque = [space.prefix(), "opaque"].concat();
+        // More than XATTR_SIZE_MAX.
+        let value = vec![b'x'; 65537];
+        let failed = fs.set_xattr("d", &opaque, &value);
+        assert!(failed.is_err(), "{failed:?}");
+        assert_zero_device(&fs, space, "d/dev");
+        assert_eq!(fs.get_xattr("d", &opaque), Err(Errno::NODATA));
+        fs.set_xattr("d", &opaque, b"x").unwrap();
+        assert_eq!(fs.get_xattr("d", &opaque), Ok(b"x".to_vec()));
+    }
+}
+
+#[test]
 fn zero_device_survives_push_and_copy_up() {
     for &space in spaces() {
         let lab = lab(space);
