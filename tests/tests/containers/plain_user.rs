@@ -47,7 +47,8 @@ set -eu
 holders() { ps -u $U -o pid=,stat=,args= | awk -v all="${1-}" \
     '$2 !~ /Z/ && $3 ~ /cowl$/ && (all || / hold /) { print $1 }'; }
 settle() { for attempt in $(seq 100); do [ "$(holders | wc -l)" != "$1" ] || return 0; sleep 0.05; done; holders; return 1; }
-finish() { pids=$(holders all); [ -z "$pids" ] || kill -9 $pids || true; }
+# A holder that is killed may have been replaced before.
+finish() { for attempt in $(seq 20); do pids=$(holders all); [ -n "$pids" ] || return 0; kill -9 $pids || true; sleep 0.05; done; }
 trap finish EXIT
 mkdir source source/bin source/etc source/proc source/dev
 cp "$(command -v busybox)" source/bin/busybox
