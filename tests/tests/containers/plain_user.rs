@@ -54,7 +54,8 @@ locks() { stat -c ':%i 0 0$' "$HOME"/.local/state/cowl/namespace-* 2> /dev/null 
     grep -c -f inode /proc/locks || :; }
 ready() { for attempt in $(seq 100); do [ "$(holders | wc -l) $(locks)" != "2 2" ] || return 0; sleep 0.05; done; return 1; }
 settle() { for attempt in $(seq 100); do [ "$(holders | wc -l)" != "$1" ] || return 0; sleep 0.05; done; holders; return 1; }
-finish() { pids=$(holders all); [ -z "$pids" ] || kill -9 $pids || true; }
+# A holder that is killed may have been replaced before.
+finish() { for attempt in $(seq 20); do pids=$(holders all); [ -n "$pids" ] || return 0; kill -9 $pids || true; sleep 0.05; done; }
 trap finish EXIT
 mkdir source source/bin source/etc source/proc source/dev
 cp "$(command -v busybox)" source/bin/busybox

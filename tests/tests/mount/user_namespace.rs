@@ -33,7 +33,7 @@ fn as_nobody(scratch: &Scratch, script: &str) -> String {
     let outer = format!(
         "set -e; mknod {path}/fuse c 10 229; chmod 666 {path}/fuse; \
          mount --bind {path}/fuse /dev/fuse; cd {path}; \
-         exec setpriv --reuid=65534 --regid=65534 --clear-groups \
+         export HOME={path}; exec setpriv --reuid=65534 --regid=65534 --clear-groups \
          unshare -Urm sh -euc '{script}'"
     );
     let output = command::run("unshare", ["-m", "sh", "-c", &outer]).ok();
