@@ -36,6 +36,8 @@ impl CliCommand for ExecArgs {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let store = context.store_for(&name)?;
+        // Fail before the snapshot.
+        let map = exec::id_map(&recover::open(&store, &name)?)?;
         if self.snapshot {
             take_with_hooks(
                 context,
@@ -51,7 +53,7 @@ impl CliCommand for ExecArgs {
             )?;
         }
         context.limit_depth(&mut recover::open(&store, &name)?, MergeScope::Unmounted);
-        exec::exec(&store, &name, &self.command)
+        exec::exec(&store, &name, &self.command, map.as_ref())
     }
 
     fn exit_code(&self, _kind: Kind) -> u8 {

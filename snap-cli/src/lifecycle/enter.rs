@@ -21,6 +21,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, StatxAttributes,
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use cowl_layers::shown::Show as _;
+use cowl_layers::sys::private;
 
 use super::mapping;
 use crate::error::{Error, Result};
@@ -80,10 +81,14 @@ fn change_root(mountpoint: &Path, map: &IdMap) -> Result<()> {
         .map_err(|e| failed("cannot make the namespace's mounts private", e.into()))?;
     let mut root = open_root(mountpoint)?;
     require_mounted(&root, mountpoint)?;
-    honor_privileges(&root).map_err(|e| failed("cannot enable set-user-ID programs", e.into()))?;
-    if *map != IdMap::default() {
+    let is_mapped = !map.is_empty();
+    honor_privileges(&root, map)
+        .map_err(|e| failed("cannot enable set-user-ID programs", e.into()))?;
+    if is_mapped {
         mapping::enter_namespace(map)?;
-        // The namespace has copies of the mounts. The descriptor refers to the original.
+        // The namespace has copies of the mounts, which cannot be moved. The descriptor refers to the original.
+        rustix::mount::mount_bind_recursive(mountpoint, mountpoint)
+            .map_err(|e| failed("cannot mount the container in its namespace", e.into()))?;
         root = open_root(mountpoint)?;
         mapping::become_root()?;
     }
@@ -103,6 +108,11 @@ fn change_root(mountpoint: &Path, map: &IdMap) -> Result<()> {
             // A user namespace may bind /sys only together with the mounts below it.
             Err(rustix::io::Errno::INVAL) => {
                 rustix::mount::mount_bind_recursive("/sys", &at.path).map_err(failed)?;
+                if let Some(mounted) = open_dir(&root, "sys")? {
+                    let restricted = private::restrict_tree(mounted.fd.as_fd());
+                    let message = "cannot make /sys read-only";
+                    restricted.map_err(|e| Error::failed(message).because(e))?;
+                }
             }
             Err(error) => return Err(failed(error)),
         }
@@ -123,7 +133,7 @@ fn change_root(mountpoint: &Path, map: &IdMap) -> Result<()> {
         Ok(()) => rustix::mount::unmount(".", UnmountFlags::DETACH)
             .map_err(|e| failed("cannot unmount the old root", e.into()))?,
         // The initial ramfs cannot be moved by pivot_root.
-        Err(rustix::io::Errno::INVAL) => rustix::process::chroot(".")
+        Err(rustix::io::Errno::INVAL) if !is_mapped => rustix::process::chroot(".")
             .map_err(|e| failed("cannot make the container the root", e.into()))?,
         Err(e) => return Err(failed("cannot make the container the root", e.into())),
     }
@@ -158,14 +168,16 @@ fn require_mounted(root: &OwnedFd, mountpoint: &Path) -> Result<()> {
 
 /// Enables set-user-ID programs such as sudo, and device nodes, in this namespace's copy of the mount.
 ///
-/// Mounts that other users can reach disable them; no other user can reach this copy.
-fn honor_privileges(root: &OwnedFd) -> rustix::io::Result<()> {
+/// Mounts that other users can reach disable them; no other user can reach this copy. With an id map, device nodes remain
+/// disabled: the root of such a container cannot create any, and must not open those of an image.
+fn honor_privileges(root: &OwnedFd, map: &IdMap) -> rustix::io::Result<()> {
     let now = rustix::fs::fstatvfs(root)?.f_flag;
     let without = StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV;
-    if !rustix::process::geteuid().is_root() || !now.intersects(without) {
+    if !rustix::process::geteuid().is_root() || (map.is_empty() && !now.intersects(without)) {
         return Ok(());
     }
     let mut flags = MountFlags::BIND;
+    flags.set(MountFlags::NODEV, !map.is_empty());
     for (has, flag) in [
         (StatVfsMountFlags::RDONLY, MountFlags::RDONLY),
         (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
@@ -205,7 +217,7 @@ fn unshare_namespace() -> Result<()> {
 /// A directory to mount on.
 struct MountTarget {
     path: PathBuf,
-    _fd: OwnedFd,
+    fd: OwnedFd,
 }
 
 /// Opens the directory `name` of the container.
@@ -216,7 +228,7 @@ fn open_dir(root: &OwnedFd, name: &str) -> Result<Option<MountTarget>> {
     match rustix::fs::openat(root.as_fd(), name, flags, Mode::empty()) {
         Ok(fd) => Ok(Some(MountTarget {
             path: PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd())),
-            _fd: fd,
+            fd,
         })),
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
             log::info!("the container has no directory /{name}: it is not mounted");

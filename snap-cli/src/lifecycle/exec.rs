@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 
+use cowl_layers::shown::Show as _;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
@@ -22,10 +23,15 @@ use crate::store::Store;
 use crate::store::lock::{Lock, Mode};
 use crate::store::name::ContainerName;
 
-/// Runs a command in the container.
+/// Runs a command in the container, with the ids of `map` (see [`id_map`]).
 ///
 /// Returns its exit code, or 128 plus the number of the signal that killed it.
-pub fn exec(store: &Store, name: &ContainerName, command: &[OsString]) -> Result<u8> {
+pub fn exec(
+    store: &Store,
+    name: &ContainerName,
+    command: &[OsString],
+    map: Option<&IdMap>,
+) -> Result<u8> {
     let mut container = recover::open(store, name)?;
     state::ensure_run_dir(store, container.id())?;
     let session = store.session();
@@ -36,22 +42,38 @@ pub fn exec(store: &Store, name: &ContainerName, command: &[OsString]) -> Result
         &session.command,
         session.patience,
     )?;
-    let map = id_map(&container)?;
     let mountpoint = container.mount(None, Lifetime::OfCommand)?;
     drop(container);
-    let code = run(&mountpoint, command, map.as_ref());
+    let code = run(&mountpoint, command, map);
     drop(running);
     unmount_if_last(store, name)?;
     code
 }
 
-/// Returns the id map of an LXC container whose root is not that of the host. The command gets the same one.
-fn id_map(container: &Container<'_>) -> Result<Option<IdMap>> {
+/// Returns the id map of an LXC container, if it has one. A command in it must not have more power.
+pub fn id_map(container: &Container<'_>) -> Result<Option<IdMap>> {
     let Some(link) = &container.manifest().lxc else {
         return Ok(None);
     };
-    let map = binding::id_map(&link.config(), &binding::read_config(link)?)?;
-    Ok(map.root().is_some().then_some(map))
+    let config = link.config();
+    let text = binding::read_config(link).map_err(|error| {
+        let name = container.name();
+        error.hint(format!(
+            "the ids of a command are those of LXC's config; write it again: cowl restore {name} SNAP --with-config"
+        ))
+    })?;
+    let map = binding::id_map(&config, &text)?;
+    if map.is_empty() {
+        return Ok(None);
+    }
+    if !map.maps_root() {
+        return Err(Error::failed(format!(
+            "lxc.idmap in {} does not map user 0 and group 0",
+            config.shown()
+        ))
+        .hint("add both: lxc.idmap = u 0 100000 65536, and the same with g"));
+    }
+    Ok(Some(map))
 }
 
 /// Unmounts a mount that was created for exec, after the last command.

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::process::{Command, Stdio};
 
+use cowl_layers::sys::confine;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
@@ -87,11 +88,17 @@ pub fn hold_namespace() -> Result<()> {
     Ok(())
 }
 
-/// Becomes the root of the user namespace.
+/// Becomes the root of the user namespace, without the host's keys and without power over the host's terminal: the root of
+/// the container is not trusted by the user of this process, which is mostly root of the machine.
 pub(super) fn become_root() -> Result<()> {
+    let failed =
+        |error| Error::failed("cannot confine the command to the container").because(error);
+    confine::deny_input_to_terminals().map_err(failed)?;
     let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
     setgroups(&[])
         .and_then(|()| setresgid(group, group, group))
         .and_then(|()| setresuid(user, user, user))
-        .map_err(|error| Error::failed("cannot become root in the container").because(error))
+        .map_err(|error| Error::failed("cannot become root in the container").because(error))?;
+    // The new keyring belongs to the new user.
+    confine::leave_session_keyring().map_err(failed)
 }

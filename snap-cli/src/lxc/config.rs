@@ -110,6 +110,17 @@ impl IdMap {
         Self::from_values(values)
     }
 
+    /// Returns whether there is no range.
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty() && self.groups.is_empty()
+    }
+
+    /// Returns whether the container has a root user and a root group.
+    pub fn maps_root(&self) -> bool {
+        let has_root = |ranges: &[[u32; 3]]| ranges.iter().any(|[inside, ..]| *inside == 0);
+        has_root(&self.users) && has_root(&self.groups)
+    }
+
     /// Returns the host's user and group that are root in the container, if that is not root itself.
     pub fn root(&self) -> Option<(u32, u32)> {
         let root_of = |ranges: &[[u32; 3]]| {

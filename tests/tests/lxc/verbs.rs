@@ -233,6 +233,9 @@ fn an_unprivileged_container_runs_on_an_adopted_root() {
     std::fs::write(lxc.dir("c1").join("config"), &config).unwrap();
     let rootfs = lxc.dir("c1").join("rootfs");
     cowl_tests::command::run("chown", ["-R", "100000:100000", rootfs.to_str().unwrap()]).ok();
+    let node = rootfs.join("etc/node");
+    cowl_tests::command::run("mknod", [node.to_str().unwrap(), "c", "1", "3"]).ok();
+    cowl_tests::command::run("chown", ["100000", node.to_str().unwrap()]).ok();
     lxc.adopt("c1").ok();
     let line = "id -u; echo mine > /etc/written; stat -c %u /etc/written; cat /proc/self/uid_map";
     let out = lxc.run_mapped("c1", line);
@@ -241,7 +244,12 @@ fn an_unprivileged_container_runs_on_an_adopted_root() {
     // A command that cowl runs has the same ids, and no power over the host's.
     let line = "id -u; id -G; stat -c %u /etc/written; cat /proc/self/uid_map; echo x > /etc/by-exec
         chown 7 /etc/by-exec; mount -t tmpfs none /mnt; test -c /dev/null
-        if echo 0 > /proc/sys/kernel/sysrq; then echo host; fi 2> /dev/null; sleep 0 < /dev/null; kill -0 1 || echo safe";
+        if echo 0 > /proc/sys/kernel/sysrq; then echo host; fi 2> /dev/null; sleep 0 < /dev/null; kill -0 1 || echo safe
+        # The host's mounts are not reachable, /sys is read-only, devices of an image are disabled, and no input can be
+        # inserted into the terminal.
+        awk '{ print $5 }' /proc/self/mountinfo | grep -v -e '^/$' -e '^/proc' -e '^/sys' -e '^/dev' -e '^/mnt$'
+        awk '$5 ~ \"^/sys\" && $6 !~ /^ro,nosuid,nodev,noexec/' /proc/self/mountinfo
+        if cat /etc/node; then echo node; fi 2> /dev/null; grep Seccomp: /proc/self/status";
     let out = lxc
         .store()
         .cowl(["exec", "c1", "--", "sh", "-c", line])
@@ -250,7 +258,9 @@ fn an_unprivileged_container_runs_on_an_adopted_root() {
     let words: Vec<_> = out.split_whitespace().collect();
     assert_eq!(
         words,
-        ["0", "0", "0", "0", "100000", "65536", "safe"],
+        [
+            "0", "0", "0", "0", "100000", "65536", "safe", "Seccomp:", "2"
+        ],
         "{out}"
     );
     let bad = ["exec", "c1", "--", "sh", "-c", "exit 7"];

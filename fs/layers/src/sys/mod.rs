@@ -5,6 +5,7 @@
 
 pub mod attr;
 pub mod child;
+pub mod confine;
 pub mod content;
 pub mod copy;
 pub mod crash;

@@ -132,8 +132,21 @@ impl AtimeUpdates {
     }
 }
 
+/// Makes a mount, and those below it, read-only and without effect of set-user-ID bits, devices and programs.
+pub fn restrict_tree(mount: BorrowedFd<'_>) -> Result<()> {
+    let attributes = libc::MOUNT_ATTR_RDONLY
+        | libc::MOUNT_ATTR_NOSUID
+        | libc::MOUNT_ATTR_NODEV
+        | libc::MOUNT_ATTR_NOEXEC;
+    set_with(mount, attributes, libc::AT_EMPTY_PATH | libc::AT_RECURSIVE)
+}
+
 /// Sets attributes of a mount, and makes it private, so that mounts elsewhere do not propagate to it.
 fn set(mount: BorrowedFd<'_>, attributes: u64) -> Result<()> {
+    set_with(mount, attributes, libc::AT_EMPTY_PATH)
+}
+
+fn set_with(mount: BorrowedFd<'_>, attributes: u64, flags: libc::c_int) -> Result<()> {
     let has_mode = attributes & libc::MOUNT_ATTR__ATIME != 0;
     let wanted = libc::mount_attr {
         attr_set: attributes,
@@ -149,7 +162,7 @@ fn set(mount: BorrowedFd<'_>, attributes: u64) -> Result<()> {
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            flags,
             &raw const wanted,
             size_of::<libc::mount_attr>(),
         )
