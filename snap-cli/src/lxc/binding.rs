@@ -32,7 +32,7 @@ pub fn require_root(name: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::failed(format!(
-        "cowl cannot keep the LXC container {name} of a plain user: LXC could not start it"
+        "cowl cannot manage the LXC container {name} of a plain user: LXC could not start it"
     ))
     .hint(
         "run the command as root, or copy the files and use cowl exec: cowl create NAME --from DIR",
