@@ -361,6 +361,26 @@ fn a_namespace_is_not_ended_from_inside() {
     assert_eq!(output.out(), "4 0\n4 1\n1\none", "{}", output.report());
 }
 
+/// The command mounts between the check of the mounts and the end of the holders.
+#[test]
+fn a_mount_during_the_end_of_the_namespace_is_retained() {
+    if !can(NEEDS) || !can(&[Need::Program("strace")]) {
+        return;
+    }
+    let output = as_user(
+        Ids::Ranges,
+        "",
+        "cowl create web --from source; before=$(cowl unshare readlink /proc/self/ns/mnt)
+         cowl unshare sh -c 'until grep -q SIGTERM trace; do sleep 0.05; done; cowl -q mount web > at' &
+         strace -qq -o trace -e trace=kill -e inject=kill:delay_enter=3000000:when=1 cowl unshare --stop 2> error && exit 1
+         grep -c 'mounted in the namespace' error; wait; ready; cowl unshare cat $(cat at)/file
+         [ \"$(cowl unshare readlink /proc/self/ns/mnt)\" = \"$before\" ]
+         cowl umount web; cowl unshare --stop; settle 0",
+    )
+    .ok();
+    assert_eq!(output.out(), "1\none", "{}", output.report());
+}
+
 /// Mounts a file system of cowl's type, as the user's system might have one of root.
 const MOUNT_AS_ROOT: &str = r#"
 import ctypes, os, sys
