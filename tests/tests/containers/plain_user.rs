@@ -249,7 +249,7 @@ fn no_other_namespace_is_entered() {
     let before = format!(
         "
         mkdir -m 700 $D/user/run; export XDG_RUNTIME_DIR=$D/user/run FORGE='{FORGE}'
-        export BOOT=$(cat /proc/sys/kernel/random/boot_id)
+        export BOOT=$(cat /proc/sys/kernel/random/boot_id)-$(stat -Lc %i /proc/self/ns/pid)
         LAST='mkdir -p -m 755 $HOME/.local/state/cowl; touch $HOME/.local/state/cowl/namespace-'$BOOT'
             chmod 600 $HOME/.local/state/cowl/*; chown -R $U $HOME/.local; chown -R 54399 $HOME/.local/state/cowl
             mkfifo $D/done; chmod 666 $D/done
@@ -279,6 +279,204 @@ fn no_other_namespace_is_entered() {
         "{}",
         output.report()
     );
+}
+
+/// Runs the script `inside` as the user in a pid namespace, like a container that has the home directory of the user.
+const CONTAINER: &str = r#"
+printf 'set -eu\n%s\ntouch here\nuntil [ -e left ]; do sleep 0.05; done' "$inside" > $D/user/inside
+export FORGED=$HOME/.local/state/cowl/namespace-$(cat /proc/sys/kernel/random/boot_id)-$(stat -Lc %i /proc/self/ns/pid)
+LAST='cd $HOME; unshare -pfm --mount-proc setpriv --reuid $U --regid $U --clear-groups timeout 60 bash $D/user/inside &
+    for attempt in $(seq 200); do [ ! -e here ] || break; sleep 0.05; done; [ -e here ]'
+"#;
+
+#[test]
+fn a_holder_in_a_container_with_the_same_home_is_not_entered() {
+    if !can(NEEDS) {
+        return;
+    }
+    let output = as_user(
+        Ids::Ranges,
+        &format!(
+            "inside='cowl unshare readlink /proc/self/ns/user > theirs; cowl unshare sh -c \"touch alive\"'\n{CONTAINER}"
+        ),
+        "[ -e alive ]; cowl create web --from source; M=$(cowl -q mount web); settle 4
+         cowl unshare readlink /proc/self/ns/user > own; cmp -s theirs own || echo different
+         cowl unshare cat $M/file; ls .local/state/cowl | wc -l; holders | wc -l
+         cowl umount web; cowl unshare --stop; settle 2; holders | wc -l; touch left; settle 0",
+    )
+    .ok();
+    assert_eq!(
+        output.out(),
+        "different\none\n2\n4\n2",
+        "{}",
+        output.report()
+    );
+}
+
+#[test]
+fn a_lock_that_a_container_has_forged_is_refused() {
+    if !can(NEEDS) {
+        return;
+    }
+    let output = as_user(
+        Ids::Ranges,
+        &format!(
+            "export FORGE='{FORGE}'
+             inside='mkdir -p -m 700 $HOME/.local/state/cowl; touch $FORGED; chmod 600 $FORGED
+             unshare -Ur python3 -c \"$FORGE\" $FORGED > locked & until grep -q locked locked; do sleep 0.05; done'
+             {CONTAINER}"
+        ),
+        "for command in 'unshare id' 'create web --from source' 'unshare --stop'; do
+             cowl $command 2> error && exit 1; grep -o 'which is in a container' error; grep -c kill error || :
+         done
+         export XDG_STATE_HOME=$HOME/other; cowl unshare id -u; cowl unshare --stop; touch left; settle 0",
+    )
+    .ok();
+    let refused = "which is in a container\n0\n";
+    assert_eq!(
+        output.out(),
+        format!("{refused}{refused}{refused}0"),
+        "{}",
+        output.report()
+    );
+}
+
+#[test]
+fn a_namespace_is_not_ended_from_inside() {
+    if !can(NEEDS) {
+        return;
+    }
+    let output = as_user(
+        Ids::Ranges,
+        "",
+        "cowl create web --from source; M=$(cowl -q mount web); ready
+         for inside in '' 'env HOME=/none' 'unshare -Ur' 'unshare -m'; do
+             cowl unshare $inside cowl unshare --stop 2> error && exit 1
+             grep -c '^hint: leave the namespace first: exit' error; grep -c kill error || :
+         done | sort | uniq -c | awk '{ print $1, $2 }'
+         unshare -Ur cowl unshare --stop 2> error && exit 1; grep -c 'exit$' error
+         ready; cowl unshare cat $M/file; cowl umount web; cowl unshare --stop; settle 0",
+    )
+    .ok();
+    assert_eq!(output.out(), "4 0\n4 1\n1\none", "{}", output.report());
+}
+
+/// The command mounts between the check of the mounts and the end of the holders.
+#[test]
+fn a_mount_during_the_end_of_the_namespace_is_retained() {
+    if !can(NEEDS) || !can(&[Need::Program("strace")]) {
+        return;
+    }
+    let output = as_user(
+        Ids::Ranges,
+        "",
+        "cowl create web --from source; before=$(cowl unshare readlink /proc/self/ns/mnt)
+         cowl unshare sh -c 'until grep -q SIGTERM trace; do sleep 0.05; done; cowl -q mount web > at' &
+         strace -qq -o trace -e trace=kill -e inject=kill:delay_enter=3000000:when=1 cowl unshare --stop 2> error && exit 1
+         grep -c 'mounted in the namespace' error; wait; ready; cowl unshare cat $(cat at)/file
+         [ \"$(cowl unshare readlink /proc/self/ns/mnt)\" = \"$before\" ]
+         cowl umount web; cowl unshare --stop; settle 0",
+    )
+    .ok();
+    assert_eq!(output.out(), "1\none", "{}", output.report());
+}
+
+/// Mounts a file system of cowl's type, as the user's system might have one of root.
+const MOUNT_AS_ROOT: &str = r#"
+import ctypes, os, sys
+file = os.open("/dev/fuse", os.O_RDWR)
+options = b"fd=%d,rootmode=40000,user_id=0,group_id=0" % file
+if ctypes.CDLL(None, use_errno=True).mount(b"cowl", sys.argv[1].encode(), b"fuse.cowlfs", 0, options):
+    sys.exit(os.strerror(ctypes.get_errno()))"#;
+
+#[test]
+fn later_mounts_of_root_do_not_prevent_the_end_of_the_namespace() {
+    if !can(NEEDS) {
+        return;
+    }
+    let before = format!(
+        "mount --make-rshared /; mkdir $D/roots
+         (for attempt in $(seq 400); do [ ! -e $D/user/home/begin ] || break; sleep 0.05; done
+          python3 -c '{MOUNT_AS_ROOT}' $D/roots && touch $D/user/home/mounted) &"
+    );
+    let output = as_user(
+        Ids::Ranges,
+        &before,
+        "cowl create web --from source; M=$(cowl -q mount web); touch begin
+         for attempt in $(seq 200); do [ ! -e mounted ] || break; sleep 0.05; done
+         cowl unshare grep -c \"$D/roots .* master:.*fuse.cowlfs\" /proc/self/mountinfo
+         cowl unshare --stop 2> error && exit 1; grep -c \"namespace: $M$\" error
+         cowl umount web; cowl unshare --stop; settle 0",
+    )
+    .ok();
+    assert_eq!(output.out(), "1\n1", "{}", output.report());
+}
+
+#[test]
+fn a_linked_state_directory_is_used_and_a_file_in_its_place_is_skipped() {
+    if !can(NEEDS) {
+        return;
+    }
+    let output = as_user(
+        Ids::Ranges,
+        "mkdir -m 700 $D/user/run; export XDG_RUNTIME_DIR=$D/user/run",
+        "mkdir -p .local/state linked; ln -s $HOME/linked .local/state/cowl
+         cowl unshare id -u; ls linked | wc -l; cowl unshare --stop
+         rm .local/state/cowl; touch .local/state/cowl
+         cowl unshare id -u; ls $XDG_RUNTIME_DIR/cowl | wc -l; cowl unshare --stop; settle 0",
+    )
+    .ok();
+    assert_eq!(output.out(), "0\n1\n0\n1", "{}", output.report());
+}
+
+/// Before Linux 6.5, the kernel does not identify a daemon safely, so its namespace is not entered.
+#[test]
+fn a_kernel_without_handles_of_daemons_gets_another_namespace() {
+    if !can(NEEDS) || !can(&[Need::Program("strace")]) {
+        return;
+    }
+    let output = as_user(
+        Ids::Ranges,
+        "",
+        "cowl create web --from source; M=$(cowl -q mount web); settle 2
+         before=$(cowl unshare readlink /proc/self/ns/user)
+         cowl unshare sh -c \"cd $M; exec sleep 100\" & sleep 0.5
+         kill -9 $(holders); settle 0
+         strace -qq -o trace -e trace=getsockopt -e inject=getsockopt:error=ENOPROTOOPT:when=1 cowl unshare true
+         grep -c 'ENOPROTOOPT.*INJECTED' trace; settle 2
+         [ \"$(cowl unshare readlink /proc/self/ns/user)\" != \"$before\" ]
+         cowl status web 2> note | grep -o 'mounted elsewhere'; cowl umount web 2> error || grep -o 'web is in use' error
+         kill %1; wait || true
+         for attempt in $(seq 100); do [ -n \"$(holders all | tail -n +3)\" ] || break; sleep 0.05; done
+         cowl status web | grep -o 'not mounted'; cowl -q mount web > note; cowl unshare cat $M/file",
+    )
+    .ok();
+    assert_eq!(
+        output.out(),
+        "1\nmounted elsewhere\nweb is in use\nnot mounted\none",
+        "{}",
+        output.report()
+    );
+}
+
+/// A second holder that cannot take the lock ends itself. The first one starts another one later.
+#[test]
+fn a_second_holder_without_the_lock_ends() {
+    if !can(NEEDS) || !can(&[Need::Program("strace")]) {
+        return;
+    }
+    let output = as_user(
+        Ids::Ranges,
+        "",
+        "cowl unshare true; ready; first=$(holders | head -1)
+         strace -qq -f -o trace -e trace=fcntl -e inject=fcntl:error=ENOLCK -p $first & sleep 0.5
+         kill -9 $(holders | tail -1)
+         for attempt in $(seq 100); do ! grep -q ENOLCK trace || break; sleep 0.05; done; sleep 0.5
+         holders | wc -l; kill %1; wait || true
+         cowl unshare true; ready || ready; cowl unshare --stop; settle 0",
+    )
+    .ok();
+    assert_eq!(output.out(), "1", "{}", output.report());
 }
 
 #[test]

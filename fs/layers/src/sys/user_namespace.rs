@@ -2,13 +2,14 @@
 //! process.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::ffi::c_void;
+use std::os::fd::{AsFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::{CWD, Mode, OFlags, fstat};
-use rustix::ioctl::{Getter, Opcode};
+use rustix::ioctl::{Getter, Ioctl, IoctlOutput, Opcode};
 use rustix::mount::MountPropagationFlags;
 use rustix::thread::{CapabilitySet, capabilities};
 
@@ -16,6 +17,32 @@ use crate::error::Result;
 
 /// The ioctl NS_GET_OWNER_UID.
 const GET_OWNER: Opcode = rustix::ioctl::opcode::none(0xb7, 4);
+
+/// The ioctl NS_GET_PARENT, which returns a descriptor.
+struct GetParent;
+
+// SAFETY: the request has no argument, so the kernel accesses no memory, and its result is a new descriptor.
+unsafe impl Ioctl for GetParent {
+    type Output = OwnedFd;
+
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        rustix::ioctl::opcode::none(0xb7, 2)
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::null_mut()
+    }
+
+    unsafe fn output_from_ptr(
+        output: IoctlOutput,
+        _argument: *mut c_void,
+    ) -> rustix::io::Result<OwnedFd> {
+        // SAFETY: the kernel has just opened the descriptor for this process, and nothing else knows its number.
+        Ok(unsafe { OwnedFd::from_raw_fd(RawFd::from(output)) })
+    }
+}
 
 /// Returns whether this process is root of the system, or of a container with a root filesystem of its own.
 ///
@@ -35,6 +62,7 @@ pub fn is_system_root() -> bool {
 pub struct UserNamespace {
     user: OwnedFd,
     mounts: OwnedFd,
+    processes: OwnedFd,
 }
 
 impl UserNamespace {
@@ -47,6 +75,7 @@ impl UserNamespace {
         Ok(Self {
             user: open("user")?,
             mounts: open("mnt")?,
+            processes: open("pid")?,
         })
     }
 
@@ -58,11 +87,21 @@ impl UserNamespace {
         Ok(unsafe { rustix::ioctl::ioctl(&self.user, request) }?)
     }
 
-    /// Returns whether this process is in the user namespace.
-    pub fn is_own(&self) -> Result<bool> {
-        let own = rustix::fs::stat("/proc/self/ns/user")?;
-        let found = fstat(&self.user)?;
-        Ok((own.st_dev, own.st_ino) == (found.st_dev, found.st_ino))
+    /// Returns whether the user namespace was created in the one of this process, which is not the case for that
+    /// namespace itself.
+    pub fn is_child(&self) -> Result<bool> {
+        // SAFETY: the descriptor is open, and the request accesses no memory.
+        match unsafe { rustix::ioctl::ioctl(&self.user, GetParent) } {
+            Ok(parent) => Ok(is_same(&parent, "user")?),
+            // The parent is outside of the namespaces that this process may know.
+            Err(rustix::io::Errno::PERM) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Returns whether the process was in the same pid namespace as this process, and not in that of a container.
+    pub fn shares_processes(&self) -> Result<bool> {
+        Ok(is_same(&self.processes, "pid")?)
     }
 
     /// Enters both namespaces. The process must have a single thread; its working directory becomes `/`.
@@ -70,6 +109,11 @@ impl UserNamespace {
     /// The kernel permits it to the user that created the namespace.
     pub fn enter(&self) -> Result<()> {
         setns(self.user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
+        self.enter_mounts()
+    }
+
+    /// Enters the mount namespace. The process must be in the user namespace, and its working directory becomes `/`.
+    pub fn enter_mounts(&self) -> Result<()> {
         setns(self.mounts.as_fd(), CloneFlags::CLONE_NEWNS)?;
         Ok(())
     }
@@ -80,6 +124,13 @@ impl UserNamespace {
         unshare(CloneFlags::CLONE_NEWNS)?;
         Ok(())
     }
+}
+
+/// Returns whether the descriptor is that of a namespace of this process.
+fn is_same(namespace: &OwnedFd, name: &str) -> rustix::io::Result<bool> {
+    let own = rustix::fs::stat(format!("/proc/self/ns/{name}"))?;
+    let found = fstat(namespace)?;
+    Ok((own.st_dev, own.st_ino) == (found.st_dev, found.st_ino))
 }
 
 /// Creates a user namespace and a mount namespace that belongs to it, and enters both. The process must have a single

@@ -4,13 +4,13 @@
 //! user's file, so there is no moment without a holder. They do nothing else, and have no terminal, no descriptors of
 //! their creator, and no working directory but `/`.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cowl_layers::sys::child::{self, BlockedSignals, Forked};
+use cowl_layers::sys::child::{self, BlockedSignals, Ended, Forked};
 use cowl_layers::sys::socket;
 use cowl_layers::sys::user_namespace::{self, UserNamespace};
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
@@ -32,6 +32,10 @@ const READY: &str = "ready";
 
 /// The pause before a killed holder is replaced, so that a program that kills both in turn does not use a CPU.
 const PAUSE: Duration = Duration::from_millis(20);
+/// The longest time in which the holder reports the next step; less than that in which other commands wait for it.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The longest line that it reports.
+const LONGEST_LINE: usize = 64;
 /// The pause before another attempt to start the second holder.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -84,18 +88,41 @@ pub(super) fn start(file: &NamespaceFile, store: &Path, origin: Origin<'_>) -> R
 /// Creates the ids of the namespace when the holder has created it, and waits until the holder is ready.
 fn converse(holder: &mut Child, origin: Origin<'_>) -> Result<()> {
     let failed = |error| Error::failed("cannot create your namespace").because(error);
-    let (Some(mut input), Some(output)) = (holder.stdin.take(), holder.stdout.take()) else {
+    let (Some(mut input), Some(mut output)) = (holder.stdin.take(), holder.stdout.take()) else {
         return Err(Error::failed("the holder of the namespace has no pipes"));
     };
-    // It reports one line for each step.
-    let mut lines = BufReader::new(output.take(4096)).lines();
-    let mut next = || lines.next().transpose().map(Option::unwrap_or_default);
+    let mut next = || read_line(&mut output).map_err(failed);
     if let Origin::New(ids) = origin {
-        expect(&next().map_err(failed)?, UNSHARED)?;
+        expect(&next()?, UNSHARED)?;
         ids.apply(holder.id())?;
         writeln!(input, "{MAPPED}").map_err(failed)?;
     }
-    expect(&next().map_err(failed)?, READY)
+    expect(&next()?, READY)
+}
+
+/// Reads the line that reports the next step. The holder writes another one only after it was answered.
+fn read_line(output: &mut ChildStdout) -> std::io::Result<String> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut line = Vec::new();
+    while line.len() < LONGEST_LINE && line.last() != Some(&b'\n') {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = left.try_into().map_err(std::io::Error::other)?;
+        let mut polled = [PollFd::new(&*output, PollFlags::IN)];
+        match poll(&mut polled, Some(&left)) {
+            Ok(0) => return Err(std::io::ErrorKind::TimedOut.into()),
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        let mut part = [0; LONGEST_LINE];
+        let count = output.read(&mut part)?;
+        if count == 0 {
+            break;
+        }
+        line.extend(part.iter().take(count));
+    }
+    let line = String::from_utf8(line).map_err(std::io::Error::other)?;
+    Ok(line.trim_end().to_owned())
 }
 
 fn expect(line: &str, wanted: &str) -> Result<()> {
@@ -200,17 +227,26 @@ fn hold_with_partner(file: &NamespaceFile, signals: &BlockedSignals) -> Result<(
         .map_err(|error| failed(error.into()))?;
     match child::fork_daemon().map_err(failed)? {
         Forked::Child => {
-            file.hold()?;
-            wait_for_end(&own, signals)
+            // The parent still holds the namespace. It starts another process later.
+            let ended = file.hold().and_then(|()| wait_for_end(&own, signals));
+            ended.or_else(|_| std::process::exit(1))
         }
         Forked::Parent(child) => {
-            wait_for_end(&child, signals)?;
-            child.wait().map(drop).map_err(failed)
+            let waited = wait_for_end(&child, signals);
+            if waited.is_err() {
+                child.signal(Signal::SIGKILL as i32);
+            }
+            let ended = child.wait().map_err(failed)?;
+            waited?;
+            match ended {
+                Ended::Killed(_) => Ok(()),
+                Ended::Exited(_) => Err(failed(std::io::Error::other("it ended itself"))),
+            }
         }
     }
 }
 
-/// Waits until the other process has ended. SIGTERM and SIGINT end both.
+/// Waits until the other process has ended. SIGTERM, SIGINT and SIGQUIT end both.
 fn wait_for_end(other: impl std::os::fd::AsFd, signals: &BlockedSignals) -> Result<()> {
     let failed = |error: std::io::Error| Error::failed("cannot wait").because(error);
     loop {
@@ -285,7 +321,11 @@ fn enter_namespace_of(dir: &Path) -> std::io::Result<bool> {
     let has_ended = poll(&mut polled, Some(&now))? != 0;
     let own = rustix::process::geteuid().as_raw();
     let io_error = |error: cowl_layers::Error| std::io::Error::from(error.errno());
-    if has_ended || found.owner().map_err(io_error)? != own || found.is_own().map_err(io_error)? {
+    let is_usable = !has_ended
+        && found.shares_processes().map_err(io_error)?
+        && found.owner().map_err(io_error)? == own
+        && found.is_child().map_err(io_error)?;
+    if !is_usable {
         return Ok(false);
     }
     found.enter_with_own_mounts().map_err(io_error)?;

@@ -19,7 +19,7 @@ use cowl_layers::sys::user_namespace::{self, UserNamespace};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::error::{Error, Kind, Result};
-use crate::host::mountinfo::{self, Mount};
+use crate::host::mountinfo::Mount;
 use crate::shell::quoted;
 use holder::Origin;
 use ids::IdMap;
@@ -33,6 +33,9 @@ pub struct Caller {
     /// The group id.
     pub gid: u32,
 }
+
+/// The hint to a command that cannot use the namespace, because it is in that or another one.
+const LEAVE: &str = "leave the namespace first: exit";
 
 /// Set once this process has entered the user's namespace.
 static ENTERED: OnceLock<Caller> = OnceLock::new();
@@ -93,40 +96,85 @@ pub fn describe_ids() -> Result<String> {
 /// Ends the namespace of the user, if there is one. Fails if containers are mounted in it.
 pub fn stop() -> Result<()> {
     let caller = Caller::get();
+    // Such a process sees the holders, and would end what it uses itself.
+    if caller.uid == 0 && !is_system_root() {
+        let error = Error::busy("this command runs in a namespace of your user");
+        return Err(error.hint(LEAVE));
+    }
     for dir in lock::dirs(caller.uid) {
         let Some(file) = NamespaceFile::open(&dir)? else {
             continue;
         };
-        let Some(found) = find(&file, caller)? else {
+        if file.holder()?.is_none() {
             continue;
-        };
-        enter_found(&found)?;
-        let at = own_mounts()?;
-        if at.is_empty() {
-            return holder::stop(&file);
         }
-        return Err(Error::busy(format!(
-            "containers are mounted in the namespace: {}",
-            at.join(", ")
-        ))
-        .hint("list them, and unmount each: cowl status; cowl umount NAME"));
+        file.lock_creation()?;
+        if let Some(found) = find(&file, caller)? {
+            return stop_found(&file, &found);
+        }
     }
     Ok(())
 }
 
+/// Ends the holders of a namespace. The caller has locked its creation.
+fn stop_found(file: &NamespaceFile, found: &UserNamespace) -> Result<()> {
+    enter_found(found)?;
+    check_unused(&own_mounts()?)?;
+    holder::stop(file)?;
+    // The namespace exists as long as this process has it open. A command that has entered it before may have mounted a
+    // container meanwhile.
+    let enter = || found.enter_mounts().map_err(inspection_failed);
+    enter()?;
+    let unused = check_unused(&own_mounts()?);
+    if unused.is_err() {
+        enter()?;
+        // A holder opens no store.
+        holder::start(file, Path::new("/"), Origin::Existing)?;
+    }
+    unused
+}
+
+fn check_unused(at: &[String]) -> Result<()> {
+    if at.is_empty() {
+        return Ok(());
+    }
+    Err(Error::busy(format!(
+        "containers are mounted in the namespace: {}",
+        at.join(", ")
+    ))
+    .hint("list them, and unmount each: cowl status; cowl umount NAME"))
+}
+
 /// Returns the mount points of the containers that were mounted in the namespace. This process gets another one.
 ///
-/// The kernel does not permit to unmount what was mounted before the namespace was created. So the mounts of a copy
-/// that can be unmounted are those that were made inside.
+/// The kernel does not permit to unmount what was mounted before the namespace was created, and mounts that have
+/// appeared since then belong to those elsewhere. So the remaining mounts of a copy that can be unmounted are those that
+/// were made inside.
 fn own_mounts() -> Result<Vec<String>> {
-    let failed = |error| Error::failed("cannot inspect your namespace").because(error);
-    user_namespace::copy_mounts().map_err(failed)?;
-    let mounts = mountinfo::read()?;
+    let path = Path::new("/proc/self/mountinfo");
+    let table = std::fs::read(path).map_err(|error| Error::at("read", path, error))?;
+    let mounts = mounts_without_master(&table);
+    user_namespace::copy_mounts().map_err(inspection_failed)?;
     let is_own = |mount: &&Mount| {
         mount.kind == b"fuse.cowlfs" && sys::mount::unmount_lazily(&mount.at).is_ok()
     };
     let own = mounts.iter().filter(is_own);
     Ok(own.map(|mount| quoted(&mount.at)).collect())
+}
+
+/// Parses the mounts of mountinfo that did not appear because of a mount in another namespace.
+fn mounts_without_master(table: &[u8]) -> Vec<Mount> {
+    let is_apart = |line: &&[u8]| {
+        // The optional fields end with a hyphen.
+        let mut optional = line.split(|&b| b == b' ').skip(6).take_while(|f| f != b"-");
+        !optional.any(|field| field.starts_with(b"master:"))
+    };
+    let lines: Vec<_> = table.split(|&b| b == b'\n').filter(is_apart).collect();
+    sys::mountinfo::parse(&lines.join(&b'\n'))
+}
+
+fn inspection_failed(error: cowl_layers::Error) -> Error {
+    Error::failed("cannot inspect your namespace").because(error)
 }
 
 /// Returns whether the store belongs to the user, or does not exist. No namespace gives access to one of another user.
@@ -194,20 +242,31 @@ fn create_file(dirs: &[PathBuf]) -> Result<NamespaceFile> {
 
 /// Opens the namespace of the process that holds it; `None` if there is none.
 fn find(file: &NamespaceFile, caller: Caller) -> Result<Option<UserNamespace>> {
-    let failed = |error| Error::failed("cannot inspect your namespace").because(error);
     while let Some(pid) = file.holder()? {
         let found = UserNamespace::of(pid);
         // If it has ended, its id may be that of another process.
         if file.holder()? != Some(pid) {
             continue;
         }
-        let found = found.map_err(failed)?;
-        let owner = found.owner().map_err(failed)?;
-        if owner != caller.uid || found.is_own().map_err(failed)? {
+        let found = found.map_err(inspection_failed)?;
+        // A container's root controls the namespace of a process there, also one that the user owns.
+        if !found.shares_processes().map_err(inspection_failed)? {
+            return Err(Error::failed(format!(
+                "the process {pid}, which is in a container, holds a namespace of your user"
+            ))
+            .hint("set XDG_STATE_HOME to a directory that the container does not have"));
+        }
+        if found.owner().map_err(inspection_failed)? != caller.uid {
             return Err(Error::failed(format!(
                 "the process {pid} holds no namespace of your user"
             ))
             .hint(format!("end it: kill {pid}")));
+        }
+        if !found.is_child().map_err(inspection_failed)? {
+            return Err(Error::failed(
+                "your namespace was not created in the namespace of this command",
+            )
+            .hint(LEAVE));
         }
         return Ok(Some(found));
     }
@@ -255,5 +314,22 @@ impl WorkingDir {
         if !matches!(entered, Some(Ok(()))) {
             log::info!("the working directory does not exist in the namespace of this user");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_that_appeared_from_elsewhere_are_skipped() {
+        let table = b"30 1 0:40 / /own rw,nosuid - fuse.cowlfs cowl rw\n\
+            31 1 0:41 / /shared rw shared:7 - fuse.cowlfs cowl rw\n\
+            32 1 0:42 / /other rw master:3 - fuse.cowlfs cowl rw\n\
+            33 1 0:43 / /both rw shared:8 master:3 propagate_from:2 - fuse.cowlfs cowl rw\n\
+            34 1 0:44 / /name rw - fuse.cowlfs master:3 rw\n";
+        let at = mounts_without_master(table).into_iter().map(|m| m.at);
+        let at: Vec<_> = at.collect();
+        assert_eq!(at, ["/own", "/shared", "/name"].map(PathBuf::from));
     }
 }
