@@ -4,7 +4,7 @@
 //! user's file, so there is no moment without a holder. They do nothing else, and have no terminal, no descriptors of
 //! their creator, and no working directory but `/`.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -91,7 +91,15 @@ fn converse(holder: &mut Child, origin: Origin<'_>) -> Result<()> {
     let (Some(mut input), Some(mut output)) = (holder.stdin.take(), holder.stdout.take()) else {
         return Err(Error::failed("the holder of the namespace has no pipes"));
     };
-    let mut next = || read_line(&mut output).map_err(failed);
+    let mut next = || {
+        read_line(&mut output).map_err(|error| match error.kind() {
+            ErrorKind::TimedOut => {
+                Error::busy("the process that holds your namespace does not answer")
+                    .hint("try again when the machine has less load")
+            }
+            _ => failed(error),
+        })
+    };
     if let Origin::New(ids) = origin {
         expect(&next()?, UNSHARED)?;
         ids.apply(holder.id())?;
@@ -109,7 +117,7 @@ fn read_line(output: &mut ChildStdout) -> std::io::Result<String> {
         let left = left.try_into().map_err(std::io::Error::other)?;
         let mut polled = [PollFd::new(&*output, PollFlags::IN)];
         match poll(&mut polled, Some(&left)) {
-            Ok(0) => return Err(std::io::ErrorKind::TimedOut.into()),
+            Ok(0) => return Err(ErrorKind::TimedOut.into()),
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
@@ -159,13 +167,8 @@ pub fn run(dir: &Path, place: Place) -> Result<()> {
     if report_failure(user_namespace::receive_mounts(), report)? {
         return Ok(());
     }
-    let file = NamespaceFile::open(dir)?.ok_or_else(|| {
-        Error::at(
-            "open",
-            dir,
-            std::io::Error::from(std::io::ErrorKind::NotFound),
-        )
-    })?;
+    let file = NamespaceFile::open(dir)?
+        .ok_or_else(|| Error::at("open", dir, std::io::Error::from(ErrorKind::NotFound)))?;
     file.hold()?;
     let signals = receive_signals()
         .map_err(|error| Error::failed("cannot receive signals").because(error))?;

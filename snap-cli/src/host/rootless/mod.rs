@@ -209,7 +209,7 @@ fn enter_or_create(caller: Caller, wanted: &IdMap, store: &Path) -> Result<IdMap
     }
     if wanted.has_ranges() {
         match holder::start(&file, store, Origin::New(wanted)) {
-            Err(error) if error.kind == Kind::Usage => return Err(error),
+            Err(error) if matches!(error.kind, Kind::Usage | Kind::Busy) => return Err(error),
             Err(error) => log::warn!("your namespace has one user id only: {error}"),
             Ok(()) => return enter_held(&file, caller),
         }
