@@ -156,7 +156,7 @@ fn find_obstacle(
 
 /// Returns the error that names other mounts of the same file system.
 fn mounted_elsewhere(container: &Container<'_>, binds: &[Bind]) -> Option<Error> {
-    let own = std::fs::read_link("/proc/container/ns/mnt").ok();
+    let own = std::fs::read_link("/proc/self/ns/mnt").ok();
     let first = binds.first()?;
     let is_here = |bind: &Bind| {
         let namespace = std::fs::read_link(format!("/proc/{}/ns/mnt", bind.pid)).ok();
