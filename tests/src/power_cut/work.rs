@@ -132,6 +132,7 @@ pub fn run(
             id,
             synced: rng.chance(30),
             both_names: base.kind == "btrfs",
+            owner_first: base.kind == "ext4",
         })
         .collect();
     for name in ["upper", "work", "lower"] {
