@@ -116,6 +116,7 @@ impl CliCommand for NamespaceArgs {
     fn reads_config(&self) -> bool {
         false
     }
+
     fn namespace(&self) -> Namespace {
         Namespace::Unused
     }

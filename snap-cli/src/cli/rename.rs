@@ -38,8 +38,10 @@ impl CliCommand for Args {
                 let new = ContainerName::parse(&self.new)?;
                 let store = context.store_for(&old.container)?;
                 rename(&store, &old.container, &new)?;
-                // A comment in LXC's config names the container.
-                adopt::update_config(&store, &new)?;
+                // A comment in LXC's config names the container. The container has its new name in any case.
+                if let Err(error) = adopt::update_config(&store, &new) {
+                    log::warn!("LXC's config still has the name {}: {error}", old.container);
+                }
                 let (_, record) = store.find(&new)?;
                 if let Some(link) = &record.body.lxc {
                     output::print_note(&format!(

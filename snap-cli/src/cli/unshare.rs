@@ -10,6 +10,7 @@ use cowl_layers::shown::Show as _;
 
 use super::{CliCommand, Context, Namespace, output};
 use crate::error::{Error, Kind, Result};
+use crate::host::rootless::holder::FirstStep;
 use crate::host::rootless::{self, holder};
 use crate::lifecycle::enter;
 use crate::lifecycle::serve::detach_from_shell;
@@ -81,11 +82,11 @@ pub(super) struct HoldArgs {
 impl CliCommand for HoldArgs {
     fn run(&self, _context: &Context) -> Result<u8> {
         detach_from_shell()?;
-        let origin = match self.existing {
-            true => holder::Place::Own,
-            false => holder::Place::New,
+        let first = match self.existing {
+            true => FirstStep::Remain,
+            false => FirstStep::Create,
         };
-        holder::run(&self.dir, origin)?;
+        holder::run(&self.dir, first)?;
         Ok(0)
     }
 

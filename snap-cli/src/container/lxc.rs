@@ -114,8 +114,6 @@ impl Container<'_> {
 /// The directory of LXC containers in which a copy is created.
 #[derive(Clone, Debug)]
 pub enum CopyTarget {
-    /// That of the original.
-    Beside,
     /// This one.
     In(PathBuf),
     /// This one, where lxc-create has just created a container without files.
@@ -137,13 +135,14 @@ pub struct LxcCopy {
 }
 
 impl LxcCopy {
-    /// Prepares a copy of a container; `None` if it is not an LXC container.
+    /// Prepares a copy of a container; `None` if it is not an LXC container. Without a target, the copy is created beside
+    /// the original.
     ///
     /// `saved` is the config of the copied state; without it the copy gets the current one.
     pub fn for_container(
         manifest: &ContainerManifest,
         saved: Option<&Blob>,
-        (name, target): (&ContainerName, &CopyTarget),
+        (name, target): (&ContainerName, Option<&CopyTarget>),
     ) -> Result<Option<Self>> {
         let Some(from) = &manifest.lxc else {
             return Ok(None);
@@ -155,11 +154,7 @@ impl LxcCopy {
         let dir = from.dir();
         let (files, notes) = own_files::collect(&text, &dir)?;
         let beside = CopyTarget::In(from.lxcpath.clone());
-        let target = match target {
-            CopyTarget::Beside => &beside,
-            other => other,
-        };
-        let copy = Self::new(text, Some(dir), target, name)?;
+        let copy = Self::new(text, Some(dir), target.unwrap_or(&beside), name)?;
         Ok(Some(Self {
             files,
             notes,
@@ -167,7 +162,7 @@ impl LxcCopy {
         }))
     }
 
-    /// Prepares an LXC container `name` in `lxcpath` with the config of any other LXC container.
+    /// Prepares an LXC container `name` with the config of any other LXC container.
     pub fn from_config(path: &Path, target: &CopyTarget, name: &ContainerName) -> Result<Self> {
         let path = std::path::absolute(path).map_err(|e| Error::at("read", path, e))?;
         let text = files::read(&path)?;
@@ -203,7 +198,6 @@ impl LxcCopy {
         name: &ContainerName,
     ) -> Result<Self> {
         let lxcpath = match target {
-            CopyTarget::Beside => return Err(Error::usage("no directory of LXC containers")),
             CopyTarget::In(lxcpath) => {
                 check_free(lxcpath, name)?;
                 lxcpath.clone()

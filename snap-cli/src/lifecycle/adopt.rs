@@ -34,9 +34,6 @@ use crate::store::{Store, disk};
 use crate::tree::walk::{self, Item};
 use cowl_layers::shown::Show as _;
 
-/// The key of a table of mounts.
-const FSTAB: &str = "lxc.mount.fstab";
-
 /// The source of an adoption.
 #[derive(Clone, Debug)]
 pub enum AdoptSource {
@@ -232,15 +229,17 @@ fn inspect_mounts(
     let config = container.config();
     if config::get(text, config::INCLUDE).is_some() {
         let own = mounts::entries(text);
-        let all = config_value(&config, "lxc.mount.entry")?.unwrap_or_default();
+        let all = config_value(&config, mounts::ENTRY)?.unwrap_or_default();
         let found = mounts::absolute_targets(&all, &roots);
         if let Some((entry, relative)) = found.iter().find(|(entry, _)| !own.contains(entry)) {
             return refuse("an included file", entry, relative);
         }
     }
-    let table = match config::get(text, FSTAB) {
+    let table = match config::get(text, mounts::FSTAB) {
         Some(path) => Some(path.to_vec()),
-        None if config::get(text, config::INCLUDE).is_some() => config_value(&config, FSTAB)?,
+        None if config::get(text, config::INCLUDE).is_some() => {
+            config_value(&config, mounts::FSTAB)?
+        }
         None => None,
     };
     let Some(table) = table.map(|path| PathBuf::from(std::ffi::OsString::from_vec(path))) else {

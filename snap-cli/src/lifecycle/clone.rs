@@ -24,7 +24,7 @@ use crate::tree::error::{OnProgress, Progress};
 /// If the source is the current state, it is frozen first. The clone of an LXC container is another LXC
 /// container, with a name and addresses of its own.
 pub fn clone(store: &Store, source: &Address, new: &ContainerName) -> Result<Vec<String>> {
-    clone_or_copy(store, source, (new, &CopyTarget::Beside), CloneKind::Clone)
+    clone_or_copy(store, source, (new, None), CloneKind::Clone)
 }
 
 /// Like [`clone`], for a container that lxc-create has created in the directory `lxcpath`. A clone of a container that is
@@ -36,7 +36,7 @@ pub fn clone_into_created(
     lxcpath: PathBuf,
 ) -> Result<Vec<String>> {
     let target = CopyTarget::Created(lxcpath);
-    clone_or_copy(store, source, (new, &target), CloneKind::Clone)
+    clone_or_copy(store, source, (new, Some(&target)), CloneKind::Clone)
 }
 
 /// Creates a clone for a single mount: when that ends, the new container is destroyed without a way back.
@@ -50,13 +50,7 @@ pub fn clone_for_one_mount(store: &Store, source: &Address, new: &ContainerName)
         ))
         .hint("clone it without --ephemeral, and destroy it later: cowl destroy NEW --now"));
     }
-    clone_or_copy(
-        store,
-        source,
-        (new, &CopyTarget::Beside),
-        CloneKind::Ephemeral,
-    )
-    .map(drop)
+    clone_or_copy(store, source, (new, None), CloneKind::Ephemeral).map(drop)
 }
 
 /// The way in which a state becomes a container.
@@ -78,18 +72,13 @@ pub fn copy(
     new: &ContainerName,
     progress: OnProgress<'_>,
 ) -> Result<Vec<String>> {
-    clone_or_copy(
-        store,
-        source,
-        (new, &CopyTarget::Beside),
-        CloneKind::Copy(progress),
-    )
+    clone_or_copy(store, source, (new, None), CloneKind::Copy(progress))
 }
 
 fn clone_or_copy(
     store: &Store,
     source: &Address,
-    (new, target): (&ContainerName, &CopyTarget),
+    (new, target): (&ContainerName, Option<&CopyTarget>),
     kind: CloneKind<'_>,
 ) -> Result<Vec<String>> {
     // Report errors of the source before errors of the new name.
@@ -103,7 +92,7 @@ fn clone_or_copy(
 fn clone_claimed(
     store: &Store,
     source: &Address,
-    (new, target): (&ContainerName, &CopyTarget),
+    (new, target): (&ContainerName, Option<&CopyTarget>),
     kind: CloneKind<'_>,
 ) -> Result<Vec<String>> {
     let (mut stack, mut creation, manifest, mut lxc, mut settling, _lock);
@@ -133,9 +122,9 @@ fn clone_claimed(
         settling = inherit_settling(marker.as_ref(), &source.container, None);
         _lock = Some(container);
     }
-    if let (None, CopyTarget::Created(lxcpath)) = (&lxc, target) {
+    if let (None, Some(created @ CopyTarget::Created(lxcpath))) = (&lxc, target) {
         let config = lxcpath.join(new.as_str()).join("config");
-        lxc = Some(LxcCopy::from_config(&config, target, new)?);
+        lxc = Some(LxcCopy::from_config(&config, created, new)?);
     }
     let ephemeral = matches!(kind, CloneKind::Ephemeral).then_some(Ephemeral::Waiting);
     if let CloneKind::Copy(progress) = kind {

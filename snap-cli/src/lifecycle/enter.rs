@@ -47,8 +47,7 @@ const LINKS: [(&str, &str); 5] = [
     ("stderr", "/proc/self/fd/2"),
 ];
 
-/// Executes `command` inside the mount at `mountpoint`. If the map has ranges, this is done in a
-/// user namespace with this map.
+/// Executes `command` inside the mount at `mountpoint`, in a user namespace with this map unless it is empty.
 ///
 /// Returns only on failure, with the exit code and the error.
 pub fn enter(mountpoint: &Path, map: &IdMap, command: &[OsString]) -> (u8, Error) {

@@ -66,12 +66,12 @@ pub fn id_map(container: &Container<'_>) -> Result<Option<IdMap>> {
     if map.is_empty() {
         return Ok(None);
     }
-    if !map.maps_root() {
+    if !map.is_usable() {
         return Err(Error::failed(format!(
-            "lxc.idmap in {} does not map user 0 and group 0",
+            "lxc.idmap in {} is invalid, or does not map user 0 and group 0",
             config.shown()
         ))
-        .hint("add both: lxc.idmap = u 0 100000 65536, and the same with g"));
+        .hint("write both as follows: lxc.idmap = u 0 100000 65536, and the same with g"));
     }
     Ok(Some(map))
 }

@@ -3,34 +3,28 @@
 //! Only a process outside of a namespace can map the ids of others in it. So a child creates the namespace, and this
 //! process maps its ids and enters it.
 
-use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::process::{Command, Stdio};
 
 use cowl_layers::sys::confine;
-use nix::sched::{CloneFlags, setns, unshare};
+use cowl_layers::sys::user_namespace::{self, UserNamespace};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
 use crate::error::{Error, Result};
 use crate::lxc::config::IdMap;
 
-/// The child's message that the namespace exists.
-const DONE: [u8; 1] = *b".";
-
 /// Moves this process into a new user namespace, with copies of the mounts. Until [`become_root`], it has the user and
 /// group of before, which the namespace may not map.
 pub(super) fn enter_namespace(map: &IdMap) -> Result<()> {
-    let failed = |error: nix::Error| {
+    let failed = |error| {
         Error::failed("cannot enter a user namespace with the id map of the container")
             .because(error)
     };
-    let namespace = create(map)?;
-    setns(namespace, CloneFlags::CLONE_NEWUSER).map_err(failed)?;
-    unshare(CloneFlags::CLONE_NEWNS).map_err(failed)
+    create(map)?.enter_with_own_mounts().map_err(failed)
 }
 
-/// Creates a user namespace. Returns a descriptor of it.
-fn create(map: &IdMap) -> Result<File> {
+/// Creates a user namespace with the map.
+fn create(map: &IdMap) -> Result<UserNamespace> {
     let program = std::env::current_exe()
         .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
     let mut child = Command::new(&program)
@@ -53,7 +47,7 @@ fn create(map: &IdMap) -> Result<File> {
 }
 
 /// Maps the ids in the user namespace of the process `pid`, and opens the namespace.
-fn open_mapped(pid: u32, map: &IdMap) -> Result<File> {
+fn open_mapped(pid: u32, map: &IdMap) -> Result<UserNamespace> {
     for (file, ranges) in [("gid_map", &map.groups), ("uid_map", &map.users)] {
         let lines = ranges
             .iter()
@@ -69,19 +63,20 @@ fn open_mapped(pid: u32, map: &IdMap) -> Result<File> {
                 .hint(hint)
         })?;
     }
-    let path = format!("/proc/{pid}/ns/user");
-    File::open(&path).map_err(|error| Error::at("open", path.as_ref(), error))
+    UserNamespace::of(pid)
+        .map_err(|error| Error::failed("cannot open the new user namespace").because(error))
 }
 
-/// Creates a user namespace, says so on the standard output, and waits until the standard input ends.
+/// Creates a user namespace, reports it by a byte on the standard output, and waits until the standard input ends.
 pub fn hold_namespace() -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWUSER).map_err(|error| {
+    user_namespace::create().map_err(|error| {
         Error::failed("cannot create a user namespace")
             .because(error)
             .hint("allow more user namespaces: sysctl user.max_user_namespaces")
     })?;
     let mut out = std::io::stdout();
-    out.write_all(&DONE)
+    // The byte has no meaning.
+    out.write_all(b".")
         .and_then(|()| out.flush())
         .and_then(|()| std::io::stdin().read_to_end(&mut Vec::new()))
         .map_err(|error| Error::failed("the parent of this process has ended").because(error))?;

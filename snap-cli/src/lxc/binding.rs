@@ -45,7 +45,9 @@ pub fn id_map(file: &Path, text: &[u8]) -> Result<IdMap> {
     if own.root().is_some() || config::get(text, config::INCLUDE).is_none() {
         return Ok(own);
     }
-    let found = config_value(file, "lxc.idmap")?.unwrap_or_default();
+    let Some(found) = config_value(file, "lxc.idmap")? else {
+        return Ok(own);
+    };
     Ok(IdMap::from_values(found.split(|&byte| byte == b'\n')))
 }
 

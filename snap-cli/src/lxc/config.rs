@@ -56,16 +56,20 @@ pub fn get<'t>(text: &'t [u8], key: &str) -> Option<&'t [u8]> {
 }
 
 /// The ranges of ids of a container: the first id inside, the first id on the host, the count.
+///
+/// LXC does not start a container with a range that it cannot parse. Its other ranges are here, but they are not complete.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdMap {
     /// The ranges of users.
     pub users: Vec<[u32; 3]>,
     /// The ranges of groups.
     pub groups: Vec<[u32; 3]>,
+    /// Whether a range is missing because it could not be parsed.
+    is_incomplete: bool,
 }
 
 impl IdMap {
-    /// Parses values of `lxc.idmap`: kind, first id inside, first id outside, count. Ignores those that LXC rejects.
+    /// Parses values of `lxc.idmap`: kind, first id inside, first id outside, count.
     pub fn from_values<'v>(values: impl IntoIterator<Item = &'v [u8]>) -> Self {
         let mut map = Self::default();
         for value in values {
@@ -76,12 +80,13 @@ impl IdMap {
             let mut number = || words.next()?.parse::<u32>().ok();
             let (Some(inside), Some(outside), Some(count @ 1..)) = (number(), number(), number())
             else {
+                map.is_incomplete = true;
                 continue;
             };
             match kind {
                 Some("u") => map.users.push([inside, outside, count]),
                 Some("g") => map.groups.push([inside, outside, count]),
-                _ => {}
+                _ => map.is_incomplete = true,
             }
         }
         map
@@ -110,15 +115,15 @@ impl IdMap {
         Self::from_values(values)
     }
 
-    /// Returns whether there is no range.
+    /// Returns whether the container has no map: its ids are those of the host.
     pub fn is_empty(&self) -> bool {
-        self.users.is_empty() && self.groups.is_empty()
+        *self == Self::default()
     }
 
-    /// Returns whether the container has a root user and a root group.
-    pub fn maps_root(&self) -> bool {
+    /// Returns whether every range was parsed, and the container has a root user and a root group.
+    pub fn is_usable(&self) -> bool {
         let has_root = |ranges: &[[u32; 3]]| ranges.iter().any(|[inside, ..]| *inside == 0);
-        has_root(&self.users) && has_root(&self.groups)
+        !self.is_incomplete && has_root(&self.users) && has_root(&self.groups)
     }
 
     /// Returns the host's user and group that are root in the container, if that is not root itself.
@@ -519,6 +524,29 @@ mod tests {
             b"lxc.idmap = u 0 x 2\nlxc.idmap = g 0 -1 2\nlxc.idmap = \xff 0 1\n",
         ] {
             assert_eq!(IdMap::of(none).root(), None, "{}", none.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn only_a_config_without_ranges_has_no_map() {
+        let whole = &b"lxc.idmap = u 0 1 2\nlxc.idmap = g 0 1 2\n"[..];
+        for (text, is_empty, is_usable) in [
+            (&b"lxc.uts.name = c1\n"[..], true, false),
+            (b"lxc.idmap = u 0 1 2\nlxc.idmap =\n", true, false),
+            (whole, false, true),
+            (b"lxc.idmap = u 0 1 2\n", false, false),
+            (b"lxc.idmap = u 1 1 2\nlxc.idmap = g 0 1 2\n", false, false),
+            (b"lxc.idmap = nonsense\n", false, false),
+            (&[whole, b"lxc.idmap = x 5 5 5\n"].concat(), false, false),
+            (&[whole, b"lxc.idmap = u 5 5\n"].concat(), false, false),
+        ] {
+            let map = IdMap::of(text);
+            let shown = text.escape_ascii();
+            assert_eq!(
+                (map.is_empty(), map.is_usable()),
+                (is_empty, is_usable),
+                "{shown}"
+            );
         }
     }
 }

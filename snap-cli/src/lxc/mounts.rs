@@ -11,7 +11,9 @@ use super::config;
 use super::layout::{Rootfs, rootfs};
 
 /// The key of an entry.
-const ENTRY: &[u8] = b"lxc.mount.entry";
+pub const ENTRY: &str = "lxc.mount.entry";
+/// The key of a table of mounts.
+pub const FSTAB: &str = "lxc.mount.fstab";
 
 /// The paths of a root filesystem, as a table of mounts writes them.
 #[derive(Clone, Debug, Default)]
@@ -80,7 +82,7 @@ pub fn with_relative_targets(text: &[u8], roots: &RootPaths) -> (Vec<u8>, usize)
     let mut changed = 0;
     for line in text.split_inclusive(|&byte| byte == b'\n') {
         let target = config::parse_entry(line)
-            .filter(|(key, _)| *key == ENTRY)
+            .filter(|(key, _)| *key == ENTRY.as_bytes())
             .and_then(|_| second_word(line, line.iter().position(|&byte| byte == b'=')? + 1));
         let replaced = target.and_then(|at| {
             let relative = roots.relative(line.get(at.clone())?)?;
@@ -113,7 +115,7 @@ pub fn absolute_targets<'t>(table: &'t [u8], roots: &RootPaths) -> Vec<(&'t [u8]
 pub fn entries(text: &[u8]) -> Vec<&[u8]> {
     let lines = text.split(|&byte| byte == b'\n');
     let entries = lines.filter_map(config::parse_entry);
-    let values = entries.filter(|(key, _)| *key == ENTRY);
+    let values = entries.filter(|(key, _)| *key == ENTRY.as_bytes());
     values.map(|(_, value)| value).collect()
 }
 

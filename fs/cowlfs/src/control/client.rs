@@ -108,7 +108,7 @@ impl Client {
             pid: sys::process::same_program_below(listener),
             listener,
         };
-        match client.send(&Request::Ping, PING_TIMEOUT)? {
+        match client.send(&Request::Ping, PING_TIMEOUT, Answerer::Daemon)? {
             // A daemon that does not know the request works as well.
             Response::Done | Response::Failed { .. } => Ok(client),
             other => Err(into_error(other)),
@@ -123,7 +123,7 @@ impl Client {
     /// Queries the layers of the mount, and the number of open files.
     pub fn status(&mut self) -> Result<Status, ControlError> {
         // A push of a layer delays the response by up to ten seconds.
-        match self.send(&Request::Status, Duration::from_secs(12))? {
+        match self.send(&Request::Status, Duration::from_secs(12), Answerer::Daemon)? {
             Response::Status(status) => Ok(*status),
             other => Err(into_error(other)),
         }
@@ -131,7 +131,7 @@ impl Client {
 
     /// Queries the statistics since the start of the daemon.
     pub fn stats(&mut self) -> Result<Stats, ControlError> {
-        match self.send(&Request::Stats, TIMEOUT)? {
+        match self.send(&Request::Stats, TIMEOUT, Answerer::Daemon)? {
             Response::Stats(stats) => Ok(stats),
             other => Err(into_error(other)),
         }
@@ -153,7 +153,7 @@ impl Client {
             lowers: lowers.iter().map(bytes).collect(),
         };
         // It looks up every known object of the removed layers.
-        match self.send(&request, Duration::from_secs(600))? {
+        match self.send(&request, Duration::from_secs(600), Answerer::Daemon)? {
             Response::Replaced(replaced) => Ok(replaced),
             other => Err(into_error(other)),
         }
@@ -182,15 +182,7 @@ impl Client {
         };
         // It waits for running requests, and finds every known object again.
         let timeout = Duration::from_secs(600);
-        let answer = match self.send_to(&request, timeout, Answerer::Successor) {
-            // A daemon whose keeper was killed replaces itself, to become the next keeper. The other one can be upgraded.
-            Err(ControlError::Io(error)) if is_end(&error) => {
-                self.reconnect(error, Instant::now() + REPLACEMENT_TIMEOUT)?;
-                self.send_to(&request, timeout, Answerer::Successor)
-            }
-            answer => answer,
-        };
-        match answer? {
+        match self.send(&request, timeout, Answerer::Successor)? {
             Response::Upgraded(upgraded) => {
                 self.pid = upgraded.pid;
                 Ok(upgraded)
@@ -201,7 +193,7 @@ impl Client {
 
     /// Sends a request that has no result.
     fn run(&mut self, request: &Request, timeout: Duration) -> Result<(), ControlError> {
-        match self.send(request, timeout)? {
+        match self.send(request, timeout, Answerer::Daemon)? {
             Response::Done => Ok(()),
             other => Err(into_error(other)),
         }
@@ -209,30 +201,29 @@ impl Client {
 
     /// Sends a request and waits for the response.
     ///
-    /// If the daemon is killed meanwhile and another one takes its place, sends the request to that one. Every request
-    /// can be executed twice: a layer that is on top already is not pushed again.
-    fn send(&mut self, request: &Request, timeout: Duration) -> Result<Response, ControlError> {
+    /// If the daemon is killed meanwhile, or replaces itself because its keeper was killed, sends the request to the one
+    /// that has taken its place. Every request can be executed twice: a layer that is on top already is not pushed again.
+    fn send(
+        &mut self,
+        request: &Request,
+        timeout: Duration,
+        answerer: Answerer,
+    ) -> Result<Response, ControlError> {
         let until = Instant::now() + REPLACEMENT_TIMEOUT;
         loop {
-            let ended = match self.send_to(request, timeout, Answerer::Daemon) {
+            let ended = match self.send_to(request, timeout, answerer) {
                 Err(ControlError::Io(error)) if is_end(&error) => error,
                 other => return other,
             };
-            self.reconnect(ended, until)?;
-        }
-    }
-
-    /// Connects to the daemon that has taken the place of the previous one. Returns `ended` if there is none.
-    fn reconnect(&mut self, ended: io::Error, until: Instant) -> io::Result<()> {
-        std::thread::sleep(REPLACEMENT_INTERVAL);
-        match open(&self.socket) {
-            Ok((stream, listener)) if Instant::now() < until => {
-                (self.stream, self.listener) = (stream, listener);
-                self.pid = sys::process::same_program_below(listener);
-                Ok(())
+            std::thread::sleep(REPLACEMENT_INTERVAL);
+            match open(&self.socket) {
+                Ok((stream, listener)) if Instant::now() < until => {
+                    (self.stream, self.listener) = (stream, listener);
+                    self.pid = sys::process::same_program_below(listener);
+                }
+                // Without a keeper, nothing listens any more.
+                _ => return Err(ended.into()),
             }
-            // Without a keeper, nothing listens any more.
-            _ => Err(ended),
         }
     }
 

@@ -39,11 +39,9 @@ impl CliCommand for Args {
             (Some(like), _) => {
                 let like = ContainerName::parse(like)?;
                 let (_, record) = context.store_for(&like)?.find(&like)?;
-                let target = match &self.lxcpath {
-                    Some(path) => CopyTarget::In(lxcpath(Some(path))?),
-                    None => CopyTarget::Beside,
-                };
-                let copy = LxcCopy::for_container(&record.body, None, (&name, &target))?;
+                let target = self.lxcpath.as_deref().map(|path| lxcpath(Some(path)));
+                let target = target.transpose()?.map(CopyTarget::In);
+                let copy = LxcCopy::for_container(&record.body, None, (&name, target.as_ref()))?;
                 copy.ok_or_else(|| {
                     Error::usage(format!("{like} is not an LXC container"))
                         .hint("specify a config with --config-file")

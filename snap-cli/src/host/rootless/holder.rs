@@ -48,13 +48,13 @@ pub(super) enum Origin<'a> {
     Existing,
 }
 
-/// The namespace in which a holder is.
+/// The first step of a holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// It creates one.
-    New,
-    /// That of its creator.
-    Own,
+pub enum FirstStep {
+    /// It creates a namespace.
+    Create,
+    /// It remains in the namespace of its creator.
+    Remain,
 }
 
 /// Starts the holders, and waits until they hold the namespace. The caller must have locked its creation.
@@ -147,11 +147,11 @@ fn expect(line: &str, wanted: &str) -> Result<()> {
 /// Holds a namespace until this process is killed: the command that [`start`] runs.
 ///
 /// Reports on standard output, and reads the answers from standard input.
-pub fn run(dir: &Path, place: Place) -> Result<()> {
+pub fn run(dir: &Path, first: FirstStep) -> Result<()> {
     let failed =
         |error| Error::failed("cannot talk to the creator of the namespace").because(error);
     let report = |line: &str| writeln!(std::io::stdout(), "{line}").map_err(failed);
-    if place == Place::New {
+    if first == FirstStep::Create {
         let created = user_namespace::create();
         if report_failure(created, report)? {
             return Ok(());

@@ -296,6 +296,7 @@ mod tests {
         NamespaceFile::open(&own).unwrap_err();
         NamespaceFile::open_or_create(&own).unwrap_err();
     }
+
     #[test]
     fn a_directory_that_cannot_be_opened_is_skipped() {
         let dir = tempfile::tempdir().unwrap();
