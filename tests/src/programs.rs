@@ -1,6 +1,7 @@
 //! Locates the programs under test: the paths in `COWL_BIN` and `COWLFS_BIN`, or the directory of the test itself in
 //! Cargo's target directory.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// Returns the path of `cowl`, the snapshot manager.
@@ -13,6 +14,24 @@ pub fn cowl() -> PathBuf {
 #[must_use]
 pub fn cowlfs() -> PathBuf {
     find("cowlfs", "COWLFS_BIN")
+}
+
+/// Copies both programs into a directory, which every user can enter afterwards. Users other than root may be unable to
+/// enter the directory of the programs under test.
+///
+/// # Panics
+/// If that fails.
+pub fn copy_for_all_users(dir: &Path) {
+    let open = |path: &Path| {
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(path, mode).expect("setting the mode");
+    };
+    for program in [cowl(), cowlfs()] {
+        let copy = dir.join(program.file_name().expect("a name"));
+        std::fs::copy(program, &copy).expect("a copy of the program");
+        open(&copy);
+    }
+    open(dir);
 }
 
 /// Returns whether the overlay under test is cowlfs, not another program that `COWLFS_BIN` names.

@@ -1,6 +1,5 @@
 //! A plain user without any privilege: commands enter a namespace of that user, which two processes hold.
 
-use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -74,12 +73,7 @@ exec ${WRAP-} setpriv --reuid $U --regid $U --clear-groups bash "$D/user/script"
 
 fn as_user(ids: Ids, before: &str, script: &str) -> Output {
     let scratch = Scratch::for_test();
-    for program in [programs::cowl(), programs::cowlfs()] {
-        let copy = scratch.join(program.file_name().unwrap());
-        std::fs::copy(program, &copy).unwrap();
-        std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).unwrap();
-    }
-    std::fs::set_permissions(&*scratch, PermissionsExt::from_mode(0o755)).unwrap();
+    programs::copy_for_all_users(&scratch);
     // Tests run at the same time, also those of several processes, and the namespace of each belongs to another user.
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let user = FIRST_USER + 32 * std::process::id() + NEXT.fetch_add(1, Ordering::Relaxed);

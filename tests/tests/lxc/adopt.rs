@@ -381,6 +381,15 @@ fn mounts_with_an_absolute_target_remain() {
     lxc.start("c1");
     lxc.kill("c1");
     lxc.unmounted("c2");
-    store.cowl(["release", "c2"]).ok();
+    let (text, path) = (lxc.config("c1"), lxc.dir("c1").join("config"));
+    std::fs::remove_file(&path).unwrap();
+    let output = store.cowl(["rename", "c2", "c3"]).ok();
+    assert!(
+        output.err().contains("still has the name c2"),
+        "{}",
+        output.report()
+    );
+    std::fs::write(&path, text).unwrap();
+    store.cowl(["release", "c3"]).ok();
     assert_eq!(lxc.config("c1"), config);
 }

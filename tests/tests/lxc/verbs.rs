@@ -265,6 +265,17 @@ fn an_unprivileged_container_runs_on_an_adopted_root() {
     );
     let bad = ["exec", "c1", "--", "sh", "-c", "exit 7"];
     assert_eq!(lxc.store().cowl(bad).code, 7);
+    // It never runs with other ids than those of the container.
+    let (path, text) = (lxc.dir("c1").join("config"), lxc.config("c1"));
+    std::fs::write(&path, format!("{text}lxc.idmap = nonsense\n")).unwrap();
+    lxc.store()
+        .cowl(bad)
+        .fails(125, &["lxc.idmap", "is invalid"]);
+    std::fs::remove_file(&path).unwrap();
+    lxc.store()
+        .cowl(bad)
+        .fails(125, &["config", "--with-config"]);
+    std::fs::write(&path, text).unwrap();
     lxc.store().cowl(["release", "c1"]).ok();
     assert_eq!(lxc.config("c1"), config);
     use std::os::unix::fs::MetadataExt;

@@ -1,6 +1,5 @@
 //! Both programs without privilege: in a user namespace of one id, with user.overlay.* marks.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use cowl_tests::conditions::{Need, can};
@@ -17,12 +16,7 @@ const NEEDS: &[Need] = &[
 /// Creates a directory that the user `nobody` owns, with both programs in it.
 fn mount_point() -> Scratch {
     let scratch = Scratch::for_test();
-    for program in [programs::cowl(), programs::cowlfs()] {
-        let copy = scratch.join(program.file_name().unwrap());
-        std::fs::copy(program, &copy).unwrap();
-        std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).unwrap();
-    }
-    std::fs::set_permissions(&*scratch, PermissionsExt::from_mode(0o755)).unwrap();
+    programs::copy_for_all_users(&scratch);
     command::run("chown", [Path::new("65534:65534"), &scratch]).ok();
     scratch
 }
