@@ -5,7 +5,12 @@ use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 use cowl_tests::programs;
 
-const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Program("mount.fuse")];
+const NEEDS: &[Need] = &[
+    Need::Root,
+    Need::Fuse,
+    Need::Program("mount.fuse"),
+    Need::Program("mount.fuse3"),
+];
 
 fn store() -> Store {
     let store = Store::for_test();
@@ -24,8 +29,10 @@ fn run_installed(store: &Store, script: &str) -> Output {
         "set -e; mkdir -p {scratch}/sbin/u {scratch}/sbin/w
          mount -t overlay -o lowerdir=/usr/sbin,upperdir={scratch}/sbin/u,workdir={scratch}/sbin/w none /usr/sbin
          ln -sf {cowl} /usr/sbin/mount.cowl; ln -sf {cowl} /usr/sbin/cowl
+         ln -sf {cowlfs} /usr/sbin/cowlfs
          export COWL_KEEPER=off S={root} D={scratch}/dir; {script}",
         cowl = programs::cowl().display(),
+        cowlfs = programs::cowlfs().display(),
         root = store.path().display()
     );
     run("unshare", ["-m", "sh", "-c", &prepared])
@@ -51,6 +58,21 @@ fn containers_and_snapshots_are_mounted_from_fstab() {
         output,
         "one\nweb fuse.cowlfs\none\nRead-only\nnosuid,nodev\none\ntwo\none\ntwo"
     );
+}
+
+/// containerd runs the second command for the type fuse3.cowlfs.
+#[test]
+fn directories_are_mounted_with_the_type_of_the_overlay() {
+    if !can(NEEDS) {
+        return;
+    }
+    let store = Store::for_test();
+    std::fs::create_dir(store.scratch().join("dir")).unwrap();
+    let script = "
+        cd $D/..; mkdir l u w; echo one > l/file; o=lowerdir=$PWD/l,upperdir=$PWD/u,workdir=$PWD/w
+        mount -t fuse.cowlfs overlay $D -o $o; echo two >> $D/file; umount $D
+        mount.fuse3 overlay $D -o $o -t cowlfs; cat $D/file; umount $D";
+    assert_eq!(run_installed(&store, script).ok().out(), "one\ntwo");
 }
 
 #[test]
