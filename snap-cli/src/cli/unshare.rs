@@ -24,7 +24,7 @@ use crate::lifecycle::serve::detach_from_shell;
 #[derive(Debug, clap::Args)]
 pub(super) struct UnshareArgs {
     /// End the namespace, for example because /etc/subuid was changed: the next command creates another one. Refused
-    /// while containers are mounted
+    /// while containers are mounted or programs run in it
     #[arg(long, conflicts_with = "command")]
     stop: bool,
     /// The command and its arguments [default: $SHELL]

@@ -20,7 +20,7 @@ use super::{Container, daemon, detach, mount, state};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::host::files;
-use crate::host::{mountinfo, users};
+use crate::host::{mountinfo, rootless, users};
 use crate::shell::quoted;
 use crate::store::disk::remove_tree;
 use crate::store::lock::{Lock, Mode};
@@ -219,7 +219,8 @@ pub fn open(
     if started.is_err() {
         tidy(store, id)?;
     }
-    started.map(|()| mount_point)
+    started?;
+    rootless::hold_again().map(|()| mount_point)
 }
 
 /// Unmounts the snapshots that `selected` returns true for. Returns their number.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::state::{self, Lifetime, Mounted, RunState};
 use super::{Container, Swap, daemon, detach};
 use crate::error::{Error, Kind, Result};
-use crate::host::reach;
+use crate::host::{reach, rootless};
 use crate::lxc::binding;
 use crate::shell::quoted;
 use crate::store::Store;
@@ -198,6 +198,11 @@ impl Container<'_> {
                 command.arg("--nosuid");
             }
             command.arg(self.id.to_string()).arg(mount_point);
+        })?;
+        rootless::hold_again().or_else(|error| {
+            // No other command would see the mount.
+            self.unmount(AfterUnmount::StayUnmounted)?;
+            Err(error)
         })
     }
 

@@ -36,6 +36,7 @@ mod namespaces;
 mod output;
 mod plain_text;
 mod plain_user;
+mod plain_user_end;
 mod prune;
 mod reach;
 mod run_files;

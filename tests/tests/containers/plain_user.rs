@@ -8,7 +8,7 @@ use cowl_tests::conditions::{Need, can};
 use cowl_tests::programs;
 use cowl_tests::scratch::Scratch;
 
-const NEEDS: &[Need] = &[
+pub(crate) const NEEDS: &[Need] = &[
     Need::Root,
     Need::Fuse,
     Need::Program("setpriv"),
@@ -23,7 +23,7 @@ const FIRST_USER: u32 = 1_000_000_000;
 
 /// Whether the user has ranges of subordinate ids.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Ids {
+pub(crate) enum Ids {
     Ranges,
     Own,
 }
@@ -71,7 +71,7 @@ cd "$HOME"
 exec ${WRAP-} setpriv --reuid $U --regid $U --clear-groups bash "$D/user/script"
 "#;
 
-fn as_user(ids: Ids, before: &str, script: &str) -> Output {
+pub(crate) fn as_user(ids: Ids, before: &str, script: &str) -> Output {
     let scratch = Scratch::for_test();
     programs::copy_for_all_users(&scratch);
     // Tests run at the same time, also those of several processes, and the namespace of each belongs to another user.
@@ -333,77 +333,6 @@ fn a_lock_that_a_container_has_forged_is_refused() {
         "{}",
         output.report()
     );
-}
-
-#[test]
-fn a_namespace_is_not_ended_from_inside() {
-    if !can(NEEDS) {
-        return;
-    }
-    let output = as_user(
-        Ids::Ranges,
-        "",
-        "cowl create web --from source; M=$(cowl -q mount web); ready
-         for inside in '' 'env HOME=/none' 'unshare -Ur' 'unshare -m'; do
-             cowl unshare $inside cowl unshare --stop 2> error && exit 1
-             grep -c '^hint: leave the namespace first: exit' error; grep -c kill error || :
-         done | sort | uniq -c | awk '{ print $1, $2 }'
-         unshare -Ur cowl unshare --stop 2> error && exit 1; grep -c 'exit$' error
-         ready; cowl unshare cat $M/file; cowl umount web; cowl unshare --stop; settle 0",
-    )
-    .ok();
-    assert_eq!(output.out(), "4 0\n4 1\n1\none", "{}", output.report());
-}
-
-/// The command mounts between the check of the mounts and the end of the holders.
-#[test]
-fn a_mount_during_the_end_of_the_namespace_is_retained() {
-    if !can(NEEDS) || !can(&[Need::Program("strace")]) {
-        return;
-    }
-    let output = as_user(
-        Ids::Ranges,
-        "",
-        "cowl create web --from source; before=$(cowl unshare readlink /proc/self/ns/mnt)
-         cowl unshare sh -c 'until grep -q SIGTERM trace; do sleep 0.05; done; cowl -q mount web > at' &
-         strace -qq -o trace -e trace=kill -e inject=kill:delay_enter=3000000:when=1 cowl unshare --stop 2> error && exit 1
-         grep -c 'mounted in the namespace' error; wait; ready; cowl unshare cat $(cat at)/file
-         [ \"$(cowl unshare readlink /proc/self/ns/mnt)\" = \"$before\" ]
-         cowl umount web; cowl unshare --stop; settle 0",
-    )
-    .ok();
-    assert_eq!(output.out(), "1\none", "{}", output.report());
-}
-
-/// Mounts a file system of cowl's type, as the user's system might have one of root.
-const MOUNT_AS_ROOT: &str = r#"
-import ctypes, os, sys
-file = os.open("/dev/fuse", os.O_RDWR)
-options = b"fd=%d,rootmode=40000,user_id=0,group_id=0" % file
-if ctypes.CDLL(None, use_errno=True).mount(b"cowl", sys.argv[1].encode(), b"fuse.cowlfs", 0, options):
-    sys.exit(os.strerror(ctypes.get_errno()))"#;
-
-#[test]
-fn later_mounts_of_root_do_not_prevent_the_end_of_the_namespace() {
-    if !can(NEEDS) {
-        return;
-    }
-    let before = format!(
-        "mount --make-rshared /; mkdir $D/roots
-         (for attempt in $(seq 400); do [ ! -e $D/user/home/begin ] || break; sleep 0.05; done
-          python3 -c '{MOUNT_AS_ROOT}' $D/roots && touch $D/user/home/mounted) &"
-    );
-    let output = as_user(
-        Ids::Ranges,
-        &before,
-        "cowl create web --from source; M=$(cowl -q mount web); touch begin
-         for attempt in $(seq 200); do [ ! -e mounted ] || break; sleep 0.05; done
-         cowl unshare grep -c \"$D/roots .* master:.*fuse.cowlfs\" /proc/self/mountinfo
-         cowl unshare --stop 2> error && exit 1; grep -c \"namespace: $M$\" error
-         cowl umount web; cowl unshare --stop; settle 0",
-    )
-    .ok();
-    assert_eq!(output.out(), "1\n1", "{}", output.report());
 }
 
 #[test]

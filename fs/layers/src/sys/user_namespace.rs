@@ -99,6 +99,11 @@ impl UserNamespace {
         }
     }
 
+    /// Returns whether this process is in both the user namespace and the mount namespace.
+    pub fn is_current(&self) -> Result<bool> {
+        Ok(is_same(&self.user, "user")? && is_same(&self.mounts, "mnt")?)
+    }
+
     /// Returns whether the process was in the same pid namespace as this process, and not in that of a container.
     pub fn shares_processes(&self) -> Result<bool> {
         Ok(is_same(&self.processes, "pid")?)

@@ -275,6 +275,22 @@ fn wait_for_end(other: impl std::os::fd::AsFd, signals: &BlockedSignals) -> Resu
     }
 }
 
+/// Returns the processes that hold a namespace.
+pub(super) fn group(file: &NamespaceFile) -> Result<Vec<u32>> {
+    let failed = |error| Error::failed("cannot inspect the holders").because(error);
+    let Some(holder) = file.holder()? else {
+        return Ok(Vec::new());
+    };
+    let group_of = |pid: u32| {
+        let pid = i32::try_from(pid).ok()?;
+        nix::unistd::getpgid(Some(Pid::from_raw(pid))).ok()
+    };
+    let group = group_of(holder);
+    let pids = cowl_layers::sys::users::pids().map_err(failed)?;
+    let is_holder = |pid: &u32| group.is_some() && group_of(*pid) == group;
+    Ok(pids.into_iter().filter(is_holder).collect())
+}
+
 /// Ends the holders of a namespace.
 pub(super) fn stop(file: &NamespaceFile) -> Result<()> {
     let failed = |error| Error::failed("cannot end the namespace").because(error);

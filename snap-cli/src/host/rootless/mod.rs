@@ -3,6 +3,7 @@
 //! There is one for each user. The first command creates it, a small process holds it (see [`holder`]), and every later
 //! command enters it before it opens a store (docs/decisions/0036).
 
+mod end;
 pub mod holder;
 mod ids;
 mod limits;
@@ -13,14 +14,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use cowl_layers::sys;
 pub use cowl_layers::sys::user_namespace::is_system_root;
 use cowl_layers::sys::user_namespace::{self, UserNamespace};
+pub use end::{hold_again, stop};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::error::{Error, Kind, Result};
-use crate::host::mountinfo::Mount;
-use crate::shell::quoted;
 use holder::Origin;
 use ids::IdMap;
 use lock::NamespaceFile;
@@ -37,16 +36,25 @@ pub struct Caller {
 /// The hint to a command that cannot use the namespace, because it is in that or another one.
 const LEAVE: &str = "leave the namespace first: exit";
 
+/// The namespace that this process has entered.
+#[derive(Debug)]
+struct Entered {
+    caller: Caller,
+    /// The directory of the user's lock file.
+    dir: PathBuf,
+}
+
 /// Set once this process has entered the user's namespace.
-static ENTERED: OnceLock<Caller> = OnceLock::new();
+static ENTERED: OnceLock<Entered> = OnceLock::new();
 
 impl Caller {
     /// Returns the user that called this process.
     pub fn get() -> Self {
-        ENTERED.get().copied().unwrap_or_else(|| Self {
+        let own = || Self {
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
-        })
+        };
+        ENTERED.get().map_or_else(own, |entered| entered.caller)
     }
 
     /// Returns the name of the user; `None` if it has none.
@@ -73,9 +81,9 @@ pub fn enter(store: &Path) -> Result<()> {
     }
     let wanted = IdMap::of(&caller);
     let from = WorkingDir::open();
-    let ids = enter_or_create(caller, &wanted, store)?;
+    let (ids, dir) = enter_or_create(caller, &wanted, store)?;
     from.restore();
-    ENTERED.get_or_init(|| caller);
+    ENTERED.get_or_init(|| Entered { caller, dir });
     log::info!("in the namespace of this user, with {}", ids.describe());
     if ids != wanted && wanted.has_ranges() {
         log::warn!(
@@ -93,86 +101,6 @@ pub fn describe_ids() -> Result<String> {
     IdMap::current().map(|ids| ids.describe())
 }
 
-/// Ends the namespace of the user, if there is one. Fails if containers are mounted in it.
-pub fn stop() -> Result<()> {
-    let caller = Caller::get();
-    // Such a process sees the holders, and would end what it uses itself.
-    if caller.uid == 0 && !is_system_root() {
-        let error = Error::busy("this command runs in a namespace of your user");
-        return Err(error.hint(LEAVE));
-    }
-    for dir in lock::dirs(caller.uid) {
-        let Some(file) = NamespaceFile::open(&dir)? else {
-            continue;
-        };
-        if file.holder()?.is_none() {
-            continue;
-        }
-        file.lock_creation()?;
-        if let Some(found) = find(&file, caller)? {
-            return stop_found(&file, &found);
-        }
-    }
-    Ok(())
-}
-
-/// Ends the holders of a namespace. The caller has locked its creation.
-fn stop_found(file: &NamespaceFile, found: &UserNamespace) -> Result<()> {
-    enter_found(found)?;
-    check_unused(&own_mounts()?)?;
-    holder::stop(file)?;
-    // The namespace exists as long as this process has it open. A command that has entered it before may have mounted a
-    // container meanwhile.
-    let enter = || found.enter_mounts().map_err(inspection_failed);
-    enter()?;
-    let unused = check_unused(&own_mounts()?);
-    if unused.is_err() {
-        enter()?;
-        // A holder opens no store.
-        holder::start(file, Path::new("/"), Origin::Existing)?;
-    }
-    unused
-}
-
-fn check_unused(at: &[String]) -> Result<()> {
-    if at.is_empty() {
-        return Ok(());
-    }
-    Err(Error::busy(format!(
-        "containers are mounted in the namespace: {}",
-        at.join(", ")
-    ))
-    .hint("list them, and unmount each: cowl status; cowl umount NAME"))
-}
-
-/// Returns the mount points of the containers that were mounted in the namespace. This process gets another one.
-///
-/// The kernel does not permit to unmount what was mounted before the namespace was created, and mounts that have
-/// appeared since then belong to those elsewhere. So the remaining mounts of a copy that can be unmounted are those that
-/// were made inside.
-fn own_mounts() -> Result<Vec<String>> {
-    let path = Path::new("/proc/self/mountinfo");
-    let table = std::fs::read(path).map_err(|error| Error::at("read", path, error))?;
-    let mounts = mounts_without_master(&table);
-    user_namespace::copy_mounts().map_err(inspection_failed)?;
-    let is_own = |mount: &&Mount| {
-        mount.kind == b"fuse.cowlfs" && sys::mount::unmount_lazily(&mount.at).is_ok()
-    };
-    let own = mounts.iter().filter(is_own);
-    Ok(own.map(|mount| quoted(&mount.at)).collect())
-}
-
-/// Parses the mounts of mountinfo that did not appear because of a mount in another namespace.
-fn mounts_without_master(table: &[u8]) -> Vec<Mount> {
-    let is_apart = |line: &&[u8]| {
-        // The optional fields end with a hyphen.
-        let mut optional = line.split(|&b| b == b' ').skip(6).take_while(|f| f != b"-");
-        !optional.any(|field| field.starts_with(b"master:"))
-    };
-    let lines: Vec<_> = table.split(|&b| b == b'\n').filter(is_apart).collect();
-    sys::mountinfo::parse(&lines.join(&b'\n'))
-}
-
 fn inspection_failed(error: cowl_layers::Error) -> Error {
     Error::failed("cannot inspect your namespace").because(error)
 }
@@ -186,36 +114,46 @@ fn is_owner(caller: Caller, store: &Path) -> bool {
     )
 }
 
-/// Enters the namespace. Returns the ids that it has.
-fn enter_or_create(caller: Caller, wanted: &IdMap, store: &Path) -> Result<IdMap> {
+/// Enters the namespace. Returns the ids that it has, and the directory of the lock file.
+fn enter_or_create(caller: Caller, wanted: &IdMap, store: &Path) -> Result<(IdMap, PathBuf)> {
     let dirs = lock::dirs(caller.uid);
     for dir in &dirs {
         if let Some(file) = NamespaceFile::open(dir)?
             && let Some(found) = find(&file, caller)?
         {
-            return enter_found(&found);
+            return Ok((enter_found(&found)?, dir.clone()));
         }
     }
     let file = create_file(&dirs)?;
     file.lock_creation()?;
+    let ids = enter_locked(&file, caller, (wanted, store))?;
+    Ok((ids, file.dir().to_owned()))
+}
+
+/// Enters the namespace. This process has locked its creation.
+fn enter_locked(
+    file: &NamespaceFile,
+    caller: Caller,
+    (wanted, store): (&IdMap, &Path),
+) -> Result<IdMap> {
     // A race: another command has created it.
-    if let Some(found) = find(&file, caller)? {
+    if let Some(found) = find(file, caller)? {
         return enter_found(&found);
     }
     if holder::enter_daemons_namespace(store) {
-        holder::start(&file, store, Origin::Existing)?;
+        holder::start(file, store, Origin::Existing)?;
         log::warn!("the process that held your namespace was killed: another one holds it now");
         return IdMap::current();
     }
     if wanted.has_ranges() {
-        match holder::start(&file, store, Origin::New(wanted)) {
+        match holder::start(file, store, Origin::New(wanted)) {
             Err(error) if matches!(error.kind, Kind::Usage | Kind::Busy) => return Err(error),
             Err(error) => log::warn!("your namespace has one user id only: {error}"),
-            Ok(()) => return enter_held(&file, caller),
+            Ok(()) => return enter_held(file, caller),
         }
     }
-    holder::start(&file, store, Origin::New(&wanted.own_only()))?;
-    enter_held(&file, caller)
+    holder::start(file, store, Origin::New(&wanted.own_only()))?;
+    enter_held(file, caller)
 }
 
 /// Opens the file in the first directory in which it can be created.
@@ -314,22 +252,5 @@ impl WorkingDir {
         if !matches!(entered, Some(Ok(()))) {
             log::info!("the working directory does not exist in the namespace of this user");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mounts_that_appeared_from_elsewhere_are_skipped() {
-        let table = b"30 1 0:40 / /own rw,nosuid - fuse.cowlfs cowl rw\n\
-            31 1 0:41 / /shared rw shared:7 - fuse.cowlfs cowl rw\n\
-            32 1 0:42 / /other rw master:3 - fuse.cowlfs cowl rw\n\
-            33 1 0:43 / /both rw shared:8 master:3 propagate_from:2 - fuse.cowlfs cowl rw\n\
-            34 1 0:44 / /name rw - fuse.cowlfs master:3 rw\n";
-        let at = mounts_without_master(table).into_iter().map(|m| m.at);
-        let at: Vec<_> = at.collect();
-        assert_eq!(at, ["/own", "/shared", "/name"].map(PathBuf::from));
     }
 }
