@@ -29,8 +29,11 @@ impl Passthrough {
 /// The content that a descriptor of a lower file shows if it was opened before the file was copied up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Coherence {
-    /// The new content, as on a plain directory. Descriptors of programs and libraries show the old one.
+    /// Like [`Coherence::Posix`], but descriptors of files that package managers install (in /usr, for example) show the
+    /// old content too. Passthrough is used for these files.
     #[default]
+    Packages,
+    /// The new content, as on a plain directory. Descriptors of programs and libraries show the old one.
     Posix,
     /// The old content, as on kernel overlayfs. Passthrough is used for all lower files.
     Overlay,
@@ -38,7 +41,11 @@ pub enum Coherence {
 
 impl Coherence {
     /// All variants with their names.
-    pub const NAMES: [(&str, Self); 2] = [("posix", Self::Posix), ("overlay", Self::Overlay)];
+    pub const NAMES: [(&str, Self); 3] = [
+        ("packages", Self::Packages),
+        ("posix", Self::Posix),
+        ("overlay", Self::Overlay),
+    ];
 }
 
 /// Whether idle CPUs are kept awake during a burst of requests.

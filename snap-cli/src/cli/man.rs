@@ -88,8 +88,8 @@ const CONFIGURATION: Section = (
             "Which files of a container the kernel reads and writes without the daemon. `read`, which is what `auto` selects: programs and libraries in lower layers, for reading. `all`: files in the top layer as well; no snapshot can be taken while such a file is open for writing. `off`: none. Takes effect at the next mount.",
         ),
         (
-            "coherence = \"posix\"",
-            "With `overlay`, the kernel reads all files in lower layers without the daemon; a descriptor that was opened before a write to such a file continues to read the old content.",
+            "coherence = \"packages\"",
+            "The files in lower layers that the kernel reads without the daemon. A descriptor that was opened before a write to such a file continues to read the old content. `posix`: programs and libraries; `packages`: also the other files in /usr (except /usr/local) and similar directories, which package managers replace instead of writing to them; `overlay`: all.",
         ),
         (
             "keeper = \"on\"",

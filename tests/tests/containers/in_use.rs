@@ -114,6 +114,35 @@ print(open("mapped", "rb").read(3).decode(), flush=True)
 }
 
 /// A head to which nothing was written but through a mapping is not untouched.
+/// Also in a directory of package managers: what was frozen while it was mounted is read by the daemon.
+#[test]
+fn a_program_that_follows_a_file_sees_what_is_written_after_snapshots() {
+    if !can(NEEDS) {
+        return;
+    }
+    let store = Store::for_test();
+    let mount = mounted(&store);
+    let out = store.scratch().join("out");
+    let script = r#"
+mkdir -p var/log usr/share; echo one > var/log/log; echo one > usr/share/log
+tail -q -n +1 -f var/log/log usr/share/log > "$OUT" &
+for line in two three; do
+    "$COWL" --store "$STORE" snapshot web; cat usr/share/log > /dev/null
+    echo $line | tee -a var/log/log >> usr/share/log
+done
+for attempt in $(seq 100); do [ $(wc -l < "$OUT") -lt 6 ] || break; sleep 0.05; done
+kill $!; sort "$OUT" | uniq -c | awk '{ printf "%s %s ", $1, $2 }'"#;
+    let mut shell = std::process::Command::new("sh");
+    shell
+        .args(["-ec", script])
+        .current_dir(&mount)
+        .env("OUT", &out)
+        .env("COWL", cowl_tests::programs::cowl())
+        .env("STORE", store.path());
+    let output = command::run_command(shell, b"").ok().out();
+    assert!(output.ends_with("2 one 2 three 2 two"), "{output}");
+}
+
 #[test]
 fn data_written_through_a_mapping_is_in_the_snapshot() {
     if !can(NEEDS) {

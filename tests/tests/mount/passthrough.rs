@@ -13,7 +13,7 @@ use cowl_tests::mount::{Overlay, Stack, wait_until};
 use cowl_tests::scratch::Scratch;
 use rustix::fs::XattrFlags;
 
-/// A mount over a lower with a text, a program and a library.
+/// A mount over a lower with texts in several directories, a program and a library.
 struct Mounted {
     scratch: Scratch,
     overlay: Option<Overlay>,
@@ -27,6 +27,10 @@ impl Mounted {
         let scratch = Scratch::for_test();
         let lower = scratch.make("lower");
         fs::write(lower.join("text"), "what is below\n").unwrap();
+        for dir in ["usr/share", "usr/local/share", "var/usr"] {
+            fs::create_dir_all(lower.join(dir)).unwrap();
+            fs::write(lower.join(dir).join("text"), "what is below\n").unwrap();
+        }
         fs::write(lower.join("script"), "#!/bin/sh\n").unwrap();
         fs::set_permissions(lower.join("script"), PermissionsExt::from_mode(0o755)).unwrap();
         fs::copy("/bin/true", lower.join("program")).unwrap();
@@ -99,6 +103,7 @@ fn passthrough_io_sends_no_requests() {
         file.write_all(b"y").unwrap();
         assert_eq!(fs::read(mounted.at("new")).unwrap().len(), 10_001);
         assert_eq!(fs::read(mounted.at("lib.so.1")).unwrap(), b"a library\n");
+        assert_eq!(text(&open(&mounted.at("usr/share/text"))).len(), 15);
         sh_in(&mounted.at(""), "./program").ok();
         drop(file);
         assert_eq!(mounted.asked("READ").min(1), asked, "{options}: reads");
@@ -233,6 +238,11 @@ fn old_descriptors_of_a_lower_text_file_see_later_writes() {
 #[test]
 fn old_passthrough_descriptors_keep_the_old_content() {
     for (options, name, keeps) in [
+        ("", "usr/share/text", true),
+        ("", "usr/local/share/text", false),
+        ("", "var/usr/text", false),
+        ("", "text", false),
+        ("coherence=posix", "usr/share/text", false),
         ("coherence=posix", "program", true),
         ("coherence=posix", "lib.so.1", true),
         ("coherence=overlay", "text", true),
@@ -282,6 +292,68 @@ fn old_passthrough_descriptors_keep_the_old_content() {
         drop(old);
         mounted.unmount();
     }
+}
+
+/// Nothing can be written, so no descriptor is ever old.
+#[test]
+fn reads_on_a_mount_without_an_upper_layer_send_no_requests() {
+    if !can(&[Need::Root, Need::Fuse]) {
+        return;
+    }
+    for (options, asked) in [("coherence=posix", 0), ("passthrough=off", 1)] {
+        let scratch = Scratch::for_test();
+        let lower = scratch.make("lower");
+        fs::write(lower.join("text"), "x".repeat(10_000)).unwrap();
+        let stack = Stack {
+            lowers: vec![lower],
+            upper: None,
+        };
+        let log = scratch.join("log");
+        let overlay = Overlay::cowlfs_logging(&stack, &scratch.make("m"), options, &log);
+        let mounted = Mounted {
+            scratch,
+            overlay: Some(overlay),
+        };
+        assert_eq!(text(&open(&mounted.at("text"))).len(), 10_000);
+        assert_eq!(mounted.asked("READ").min(1), asked, "{options}");
+        mounted.unmount();
+    }
+}
+
+/// The old descriptor has the old inode number of FUSE, which the kernel uses for locks.
+#[test]
+fn an_old_passthrough_descriptor_is_apart_from_new_ones() {
+    let Some(mounted) = Mounted::new("") else {
+        return;
+    };
+    let script = "
+import errno, fcntl, os, sys
+old = open(sys.argv[1])
+fcntl.flock(old, fcntl.LOCK_EX)
+new = open(sys.argv[1], 'r+')
+new.write('What')
+new.flush()
+fcntl.flock(new, fcntl.LOCK_EX | fcntl.LOCK_NB)
+for kind in fcntl.LOCK_EX, fcntl.LOCK_SH:
+    try:
+        fcntl.flock(open(sys.argv[1]), kind | fcntl.LOCK_NB)
+        sys.exit('locked twice')
+    except BlockingIOError:
+        pass
+assert open(f'/proc/self/fd/{new.fileno()}').read() == 'What is below\\n'
+try:
+    open(f'/proc/self/fd/{old.fileno()}')
+    sys.exit('opened')
+except OSError as error:
+    assert error.errno == errno.ESTALE, error
+assert old.read() == 'what is below\\n'";
+    let path = mounted.at("usr/share/text");
+    run(
+        "python3",
+        ["-c".as_ref(), script.as_ref(), path.as_os_str()],
+    )
+    .ok();
+    mounted.unmount();
 }
 
 #[test]

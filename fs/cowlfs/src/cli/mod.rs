@@ -55,9 +55,10 @@ pub struct Args {
     /// upper layer, programs and libraries; read: programs and libraries; off: none; auto: all, unless snapshots of the
     /// mount can be taken.
     ///
-    /// coherence=posix|overlay: content that a descriptor of a lower file reads after the file was written to. posix:
-    /// the new content, except for programs and libraries; overlay: the old content, and the kernel reads all lower
-    /// files without the daemon.
+    /// coherence=packages|posix|overlay: content that a descriptor of a lower file reads after the file was written to.
+    /// posix: the new content, except for programs and libraries; packages: the same, except for all files in /usr
+    /// (without /usr/local) and other directories of package managers; overlay: the old content. The kernel reads the
+    /// files with old content without the daemon.
     ///
     /// keeper=on|off: whether a second process starts another daemon if the daemon is killed, so that programs in the
     /// mount continue (on by default; Linux 6.9 or later).

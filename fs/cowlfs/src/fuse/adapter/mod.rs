@@ -29,7 +29,7 @@ use self::handles::{Handles, OpenFile};
 pub(crate) use self::recovered::RecoveredValues;
 pub(crate) use self::state::Negotiated;
 pub(super) use self::state::{AdapterRecord, AdapterState, Origin};
-use super::passthrough::{BackingDevice, BackingFiles, Policy};
+use super::passthrough::{BackingDevice, BackingFiles, Contents, Policy};
 use super::settings::SessionSettings;
 use super::workers::{BusyPoll, Gate, RequestSpan, WorkerPool};
 use crate::requests::{Opcode, Requests};
@@ -96,7 +96,12 @@ impl Adapter {
         origin: Origin,
     ) -> Self {
         let policy = if settings.may_use_passthrough {
-            Policy::new(settings.passthrough, settings.coherence, settings.stack)
+            let contents = match overlay.layers() {
+                (Some(_), _) => Contents::Writable,
+                (None, _) => Contents::ReadOnly,
+            };
+            let stack = (settings.stack, contents);
+            Policy::new(settings.passthrough, settings.coherence, stack)
         } else {
             Policy::OFF
         };

@@ -1,6 +1,6 @@
 //! The requests that open, create and close files.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use fuser::{FileHandle as Fh, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyOpen, Request};
@@ -9,7 +9,7 @@ use super::convert::{
     caller, can_map_writable, is_synchronous, parse_name, to_errno, to_file_attr, to_open_options,
 };
 use super::{Adapter, GENERATION, blame};
-use crate::fuse::passthrough::{Backing, CachedAttr, OpenMode, OpenParams, OpenTraits};
+use crate::fuse::passthrough::{Backing, CachedAttr, OpenMode, OpenParams, OpenTraits, Policy};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
@@ -216,7 +216,7 @@ impl Adapter {
         let mut traits = OpenTraits {
             upper: false,
             write,
-            program: false,
+            replaced: false,
             privileged: false,
             direct: requested.direct,
         };
@@ -227,15 +227,15 @@ impl Adapter {
             let is_candidate = policy.upper && traits.upper;
             // Reading the content would change its access time. For the upper layer the decision does not depend on
             // it, so it is not read there.
-            traits.program = !write && !traits.upper && policy.programs && handle.is_program(fd)?;
+            traits.replaced = !write && !traits.upper && is_replaced(policy, handle, fd)?;
             traits.privileged = write && is_candidate && handle.is_privileged(fd)?;
-            let is_plain = !traits.upper && !traits.program && !policy.lowers;
+            let is_plain = !traits.upper && !traits.replaced && !policy.lowers;
             if !write && is_plain && !self.live_layers {
                 inode.facts().note_plain_data(before);
             }
         } else {
             // The content was not opened: it is either registered for passthrough, or was found to be plain data.
-            traits.program = requested.is_registered;
+            traits.replaced = requested.is_registered;
         }
         Ok(traits)
     }
@@ -290,6 +290,15 @@ impl Adapter {
         self.overlay.inodes().replace_node_id(inode, old.0);
         self.invalidate_attr(old.0);
     }
+}
+
+/// Whether a file is usually replaced, not written in place, so that the policy permits passthrough. `fd` is a descriptor
+/// of its content.
+fn is_replaced(policy: Policy, handle: &FileHandle, fd: &OwnedFd) -> Result<bool> {
+    if policy.packages && handle.is_in_package_tree() {
+        return Ok(true);
+    }
+    Ok(policy.programs && handle.is_program(fd)?)
 }
 
 /// Whether a file that was opened for writing may have setuid or setgid bits.

@@ -26,8 +26,8 @@ use cowl_layers::error::Errno;
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
 use cowl_overlay::{Kind, Ledger};
+pub(super) use policy::{Contents, OpenTraits, Policy};
 use policy::{InodeMode, Verdict, decide};
-pub(super) use policy::{OpenTraits, Policy};
 pub(super) use record::BackingRecord;
 
 /// The number of backing files that remain registered although they are not open.

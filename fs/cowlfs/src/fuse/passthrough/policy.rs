@@ -6,6 +6,15 @@
 use crate::choices::{Coherence, Passthrough};
 use crate::fuse::settings::StackMode;
 
+/// Whether the content of a mount can change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fuse) enum Contents {
+    /// There is an upper layer.
+    Writable,
+    /// There is none.
+    ReadOnly,
+}
+
 /// The files of a mount for which passthrough is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse) struct Policy {
@@ -13,6 +22,8 @@ pub(in crate::fuse) struct Policy {
     pub(in crate::fuse) upper: bool,
     /// Programs and libraries in lower layers, for reading.
     pub(in crate::fuse) programs: bool,
+    /// Files in the trees of package managers, in lower layers, for reading.
+    pub(in crate::fuse) packages: bool,
     /// All files in lower layers, for reading.
     pub(in crate::fuse) lowers: bool,
 }
@@ -22,17 +33,18 @@ impl Policy {
     pub(in crate::fuse) const OFF: Self = Self {
         upper: false,
         programs: false,
+        packages: false,
         lowers: false,
     };
 
     /// Returns the policy for the options of a mount.
     ///
     /// By default, the upper layer is excluded if layers can be pushed: the daemon cannot pause a program that writes
-    /// by passthrough.
+    /// by passthrough. Without an upper layer, an old descriptor of a lower file and a new one never differ.
     pub(in crate::fuse) fn new(
         option: Passthrough,
         coherence: Coherence,
-        stack: StackMode,
+        (stack, contents): (StackMode, Contents),
     ) -> Self {
         let upper = match option {
             Passthrough::Off => return Self::OFF,
@@ -43,8 +55,14 @@ impl Policy {
         Self {
             upper,
             programs: true,
-            lowers: coherence == Coherence::Overlay,
+            packages: coherence != Coherence::Posix,
+            lowers: coherence == Coherence::Overlay || contents == Contents::ReadOnly,
         }
+    }
+
+    /// Whether passthrough is used for files that are replaced rather than written in place.
+    fn has_replaced(self) -> bool {
+        self.programs || self.packages
     }
 
     /// Whether passthrough is used for any file.
@@ -60,8 +78,9 @@ pub(in crate::fuse) struct OpenTraits {
     pub(in crate::fuse) upper: bool,
     /// It is for writing.
     pub(in crate::fuse) write: bool,
-    /// The file is a program or a library.
-    pub(in crate::fuse) program: bool,
+    /// The file is usually replaced, not written in place: it is one of those in [`Policy::programs`] or
+    /// [`Policy::packages`].
+    pub(in crate::fuse) replaced: bool,
     /// The file has setuid, setgid or capabilities. Whether a write clears them depends on the writing process, which
     /// the file system below cannot determine.
     pub(in crate::fuse) privileged: bool,
@@ -105,7 +124,7 @@ pub(in crate::fuse) fn decide(policy: Policy, open: OpenTraits, current: InodeMo
     // A file in the upper layer can be opened for writing at any time, without a copy-up. If its readers used
     // passthrough, every such open would have to renew the inode number.
     let reads_lower =
-        !open.write && !open.upper && (policy.lowers || policy.programs && open.program);
+        !open.write && !open.upper && (policy.lowers || policy.has_replaced() && open.replaced);
     let preferred = if policy.upper && open.upper {
         if open.direct || (open.write && open.privileged) {
             // The daemon accepts O_DIRECT at any offset, but the file system below may require alignment.
@@ -142,7 +161,7 @@ mod tests {
     const READ: OpenTraits = OpenTraits {
         upper: false,
         write: false,
-        program: false,
+        replaced: false,
         privileged: false,
         direct: false,
     };
@@ -152,7 +171,7 @@ mod tests {
         use Verdict::{Cached, Direct, Passthrough as Pass, PassthroughMappings as PassMappings};
         let lower = READ;
         let program = OpenTraits {
-            program: true,
+            replaced: true,
             ..READ
         };
         let upper = OpenTraits {
@@ -177,50 +196,77 @@ mod tests {
         };
         let opens = [lower, program, upper, write, setuid, direct, upper_program];
         use Coherence::{Overlay, Posix};
+        use Contents::{ReadOnly, Writable};
         use Passthrough::{All, Auto, Off, Read};
         use StackMode::{Fixed, Pushable};
-        for (option, coherence, stack, verdicts) in [
+        for (option, coherence, (stack, contents), verdicts) in [
             (
                 Auto,
                 Posix,
-                Fixed,
+                (Fixed, Writable),
                 [Cached, Pass, Pass, Pass, PassMappings, Direct, Pass],
             ),
             (
                 Auto,
                 Posix,
-                Pushable,
+                (Pushable, Writable),
                 [Cached, Pass, Cached, Cached, Cached, Direct, Cached],
             ),
             (
                 Auto,
                 Overlay,
-                Pushable,
+                (Pushable, Writable),
                 [Pass, Pass, Cached, Cached, Cached, PassMappings, Cached],
             ),
             (
                 Read,
                 Posix,
-                Fixed,
+                (Fixed, Writable),
                 [Cached, Pass, Cached, Cached, Cached, Direct, Cached],
             ),
             (
                 All,
                 Overlay,
-                Pushable,
+                (Pushable, Writable),
                 [Pass, Pass, Pass, Pass, PassMappings, PassMappings, Pass],
+            ),
+            // Nothing is in the upper layer, and the kernel permits no write.
+            (
+                Read,
+                Posix,
+                (Fixed, ReadOnly),
+                [Pass, Pass, Cached, Cached, Cached, PassMappings, Cached],
             ),
             (
                 Off,
                 Overlay,
-                Fixed,
+                (Fixed, Writable),
                 [Cached, Cached, Cached, Cached, Cached, Direct, Cached],
             ),
         ] {
-            let policy = Policy::new(option, coherence, stack);
+            let policy = Policy::new(option, coherence, (stack, contents));
             let got = opens.map(|open| decide(policy, open, InodeMode::Closed));
             assert_eq!(got, verdicts, "{option:?} {coherence:?} {stack:?}");
         }
+    }
+
+    #[test]
+    fn only_coherence_posix_excludes_packages() {
+        for (coherence, packages) in [
+            (Coherence::Packages, true),
+            (Coherence::Posix, false),
+            (Coherence::Overlay, true),
+        ] {
+            for contents in [Contents::Writable, Contents::ReadOnly] {
+                let stack = (StackMode::Pushable, contents);
+                let policy = Policy::new(Passthrough::Auto, coherence, stack);
+                assert_eq!(policy.packages, packages);
+                assert!(policy.programs);
+            }
+        }
+        let fixed = (StackMode::Fixed, Contents::Writable);
+        let off = Policy::new(Passthrough::Off, Coherence::Packages, fixed);
+        assert_eq!(off, Policy::OFF);
     }
 
     /// The kernel refuses a mode that conflicts with the other opens of the inode.
@@ -229,15 +275,27 @@ mod tests {
         let all = (0..32).map(|bits: u8| OpenTraits {
             upper: bits & 1 != 0,
             write: bits & 2 != 0,
-            program: bits & 4 != 0,
+            replaced: bits & 4 != 0,
             privileged: bits & 8 != 0,
             direct: bits & 16 != 0,
         });
         for open in all {
             for policy in [
-                Policy::new(Passthrough::Auto, Coherence::Posix, StackMode::Fixed),
-                Policy::new(Passthrough::Auto, Coherence::Overlay, StackMode::Pushable),
-                Policy::new(Passthrough::All, Coherence::Overlay, StackMode::Fixed),
+                Policy::new(
+                    Passthrough::Auto,
+                    Coherence::Posix,
+                    (StackMode::Fixed, Contents::Writable),
+                ),
+                Policy::new(
+                    Passthrough::Auto,
+                    Coherence::Overlay,
+                    (StackMode::Pushable, Contents::Writable),
+                ),
+                Policy::new(
+                    Passthrough::All,
+                    Coherence::Overlay,
+                    (StackMode::Fixed, Contents::Writable),
+                ),
             ] {
                 let by_daemon = decide(policy, open, InodeMode::Daemon);
                 assert!(matches!(by_daemon, Verdict::Cached | Verdict::Direct));
