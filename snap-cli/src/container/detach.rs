@@ -185,8 +185,9 @@ fn mounted_elsewhere(container: &Container<'_>, binds: &[Bind]) -> Option<Error>
     let hint = match lxc::stop_hint(container, command) {
         Some(how) => how,
         None if is_here(first) => format!("unmount it there ({unmount}), then type: {command}"),
+        // Root must not run a program there: the processes of the namespace decide what it is.
         None => format!(
-            "unmount it there (nsenter -t {} -m {unmount}), then type: {command}",
+            "end the program there (kill {}), then type: {command}",
             first.pid
         ),
     };

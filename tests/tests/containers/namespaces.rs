@@ -318,7 +318,7 @@ fn a_bind_mount_in_another_namespace_is_refused_and_named() {
     let pid = format!("pid {}", holder.id());
     store
         .cowl(["restore", "web", "snap0"])
-        .fails(4, &["mounted at", at, &pid, "nsenter"]);
+        .fails(4, &["mounted at", at, &pid, "kill"]);
     assert_eq!(
         std::fs::read(mount_point.join("file")).unwrap(),
         b"changed\n"
@@ -331,7 +331,7 @@ fn a_bind_mount_in_another_namespace_is_refused_and_named() {
         let output = store.cowl(["umount", "web"]);
         let error = output.err();
         output.fails(4, &["mounted at", at, "umount"]);
-        !error.contains("nsenter") && !error.contains("in the mount namespace of")
+        !error.contains("kill") && !error.contains("in the mount namespace of")
     });
     run("umount", [at]).ok();
     // The namespace of another test may hold a copy of the bind mount for a moment.
@@ -364,6 +364,38 @@ fn an_overlay_of_the_kernel_on_a_mount_is_refused_and_named() {
     wait_until("the container is restored", || {
         store.cowl(["restore", "web", "snap0"]).code == 0
     });
+}
+
+/// Any user can mount an overlay whose layers have the paths that mountinfo shows, in a namespace of that user.
+#[test]
+fn an_overlay_on_a_directory_of_the_same_name_prevents_no_unmount() {
+    let needs = [NEEDS, &[Need::KernelOverlay, Need::Program("setpriv")]].concat();
+    if !can(&needs) {
+        return;
+    }
+    let store = Store::for_test();
+    let mount_point = changed(&store);
+    let path = mount_point.display();
+    let top = mount_point.components().nth(1).unwrap();
+    let top = Path::new("/").join(top).display().to_string();
+    let line = format!(
+        "mount -t tmpfs none {top}; mkdir -p {path} {top}/other {top}/merged
+         mount -t overlay -o lowerdir={path}:{top}/other none {top}/merged
+         echo ready; read line || true"
+    );
+    let user = [
+        "setpriv",
+        "--reuid=4242",
+        "--regid=4242",
+        "--clear-groups",
+        "unshare",
+    ];
+    let words = [&user[..], USER, &["sh", "-euc", &line]].concat();
+    let mut holder = Holder::start(&words);
+    store.restore("web", "snap0");
+    assert_eq!(std::fs::read(mount_point.join("file")).unwrap(), b"one\n");
+    holder.lives();
+    store.cowl(["umount", "web"]).ok();
 }
 
 /// A mount that is covered by another file system is not mistaken for it.

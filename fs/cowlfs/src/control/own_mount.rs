@@ -2,6 +2,7 @@
 //! contain the mount.
 
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -141,6 +142,18 @@ impl OwnMount {
         Some(namespaces.iter().any(|one| one.ino == origin.namespace))
     }
 
+    /// Whether processes of a namespace may have used the mount as a layer of an overlay.
+    ///
+    /// mountinfo shows the path as the overlay's creator wrote it. A user may have written it for another directory, to
+    /// prevent the unmount. So a namespace that a user has created counts only if users can reach the mount point.
+    fn has_access(&self, namespace: &MountNamespace) -> bool {
+        let grants_search = |dir: &Path| {
+            let meta = std::fs::symlink_metadata(dir);
+            meta.map_or(true, |meta| meta.mode() & 0o001 != 0)
+        };
+        namespace.is_trusted() || self.path.ancestors().skip(1).all(grants_search)
+    }
+
     /// Finds all mounts of the file system, and overlays on it, in the mount namespaces of all visible processes.
     /// Later mounts come first.
     pub(super) fn find_all(&self) -> Result<Vec<FoundMount>> {
@@ -159,7 +172,8 @@ impl OwnMount {
             let mut origin = self.origin.as_ref();
             origin = origin.filter(|origin| origin.namespace == namespace.ino);
             for mount in table.iter().rev() {
-                let role = if mount.layers().iter().any(|dir| dir.starts_with(&self.path)) {
+                let is_layer = |dir: &PathBuf| dir.starts_with(&self.path);
+                let role = if mount.layers().iter().any(is_layer) && self.has_access(&namespace) {
                     Role::Overlay
                 } else if mount.device != self.device {
                     continue;

@@ -17,6 +17,7 @@ use rustix::mount::{
 };
 
 use super::mountinfo::{self, Mount};
+use super::user_namespace;
 use super::users::{self, Device};
 use crate::error::{Errno, Result};
 use crate::shown::Show as _;
@@ -71,6 +72,12 @@ impl MountNamespace {
             }
         }
         Ok(found)
+    }
+
+    /// Returns whether it belongs to the user namespace of this process. Root of another one may have created it, and
+    /// mounted in it what it likes.
+    pub fn is_trusted(&self) -> bool {
+        user_namespace::is_owned(&self.fd).unwrap_or(false)
     }
 
     /// Runs `work` in a thread that has entered the namespace, and waits for it for up to `patience`.

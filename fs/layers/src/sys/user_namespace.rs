@@ -18,17 +18,27 @@ use crate::error::Result;
 /// The ioctl NS_GET_OWNER_UID.
 const GET_OWNER: Opcode = rustix::ioctl::opcode::none(0xb7, 4);
 
-/// The ioctl NS_GET_PARENT, which returns a descriptor.
-struct GetParent;
+/// An ioctl on a namespace without an argument, which returns a descriptor of a user namespace.
+#[derive(Clone, Copy)]
+enum GetUsers {
+    /// NS_GET_USERNS: the user namespace that owns it.
+    Owner,
+    /// NS_GET_PARENT: the parent of a user namespace.
+    Parent,
+}
 
-// SAFETY: the request has no argument, so the kernel accesses no memory, and its result is a new descriptor.
-unsafe impl Ioctl for GetParent {
+// SAFETY: the requests have no argument, so the kernel accesses no memory, and their result is a new descriptor.
+unsafe impl Ioctl for GetUsers {
     type Output = OwnedFd;
 
     const IS_MUTATING: bool = false;
 
     fn opcode(&self) -> Opcode {
-        rustix::ioctl::opcode::none(0xb7, 2)
+        let number = match self {
+            Self::Owner => 1,
+            Self::Parent => 2,
+        };
+        rustix::ioctl::opcode::none(0xb7, number)
     }
 
     fn as_ptr(&mut self) -> *mut c_void {
@@ -91,7 +101,7 @@ impl UserNamespace {
     /// namespace itself.
     pub fn is_child(&self) -> Result<bool> {
         // SAFETY: the descriptor is open, and the request accesses no memory.
-        match unsafe { rustix::ioctl::ioctl(&self.user, GetParent) } {
+        match unsafe { rustix::ioctl::ioctl(&self.user, GetUsers::Parent) } {
             Ok(parent) => Ok(is_same(&parent, "user")?),
             // The parent is outside of the namespaces that this process may know.
             Err(rustix::io::Errno::PERM) => Ok(false),
@@ -128,6 +138,17 @@ impl UserNamespace {
         setns(self.user.as_fd(), CloneFlags::CLONE_NEWUSER)?;
         unshare(CloneFlags::CLONE_NEWNS)?;
         Ok(())
+    }
+}
+
+/// Returns whether a namespace belongs to the user namespace of this process, not to one that was created in it.
+pub fn is_owned(namespace: impl AsFd) -> Result<bool> {
+    // SAFETY: the descriptor is open, and the request accesses no memory.
+    match unsafe { rustix::ioctl::ioctl(namespace, GetUsers::Owner) } {
+        Ok(owner) => Ok(is_same(&owner, "user")?),
+        // The owner is outside of the namespaces that this process may know.
+        Err(rustix::io::Errno::PERM) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
