@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::host::mountinfo;
 use crate::host::users::{self, Device};
+use crate::shell::quoted;
 use crate::store::lock::Lock;
 use crate::store::manifest::ContainerId;
 use crate::store::run::STATE;
@@ -178,6 +179,7 @@ pub fn probe(store: &Store, id: ContainerId) -> Result<Mounted> {
     // No lock outlives a boot. Some container managers give each container its own boot id, so that a different boot id
     // alone proves nothing.
     if (is_of_copy || is_of_other_boot) && !Lock::is_held(&path)? {
+        refuse_network(store, id)?;
         remove(store, id)?;
         return Ok(Mounted::No);
     }
@@ -192,6 +194,40 @@ pub fn probe(store: &Store, id: ContainerId) -> Result<Mounted> {
     }
     disk::remove_if_exists(&path)?;
     Ok(Mounted::Dead(state))
+}
+
+/// Fails if the file system of a state may be that of several machines: a lock of another machine may be invisible here.
+fn refuse_network(store: &Store, id: ContainerId) -> Result<()> {
+    let path = state_file(store, id);
+    let found = rustix::fs::statfs(&path)
+        .map_err(|error| Error::at("inspect", &path, std::io::Error::from(error)))?;
+    let Some(kind) = u32::try_from(found.f_type).ok().and_then(network_name) else {
+        return Ok(());
+    };
+    Err(Error::busy(format!(
+        "the container was mounted on another machine or before this machine was started, and the store is on a network \
+         file system ({kind}), which may not show the locks of other machines"
+    ))
+    .hint(format!(
+        "unmount it on the other machine; if it is mounted nowhere: rm {}",
+        quoted(&path)
+    )))
+}
+
+/// Returns the name of a file system with this type in statfs(2), if a lock on it proves nothing.
+fn network_name(kind: u32) -> Option<&'static str> {
+    Some(match kind {
+        0x6969 => "nfs",
+        0xff53_4d42 => "cifs",
+        0xfe53_4d42 => "smb3",
+        0x517b => "smb",
+        0x6573_5546 => "fuse",
+        0x0102_1997 => "9p",
+        0x00c3_6400 => "ceph",
+        0x5346_414f => "afs",
+        0x0bd0_0bd0 => "lustre",
+        _ => return None,
+    })
 }
 
 /// Reads the state. A state that cannot be parsed was left by a crash: it is removed.

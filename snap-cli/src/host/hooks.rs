@@ -17,6 +17,7 @@ use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
+use super::reach;
 use crate::error::{Error, Result};
 use cowl_layers::shown::Show as _;
 
@@ -159,11 +160,39 @@ fn list_scripts(dir: &Path) -> Result<Vec<PathBuf>> {
         if !meta.is_file() || meta.permissions().mode() & 0o111 == 0 {
             continue;
         }
-        check_owner(&path, &meta)?;
-        found.push(path);
+        found.push(name);
     }
     found.sort();
-    Ok(found)
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    let dir = dir.canonicalize().map_err(at)?;
+    let resolved = found.into_iter().map(|name| resolve(&dir.join(name)));
+    resolved.collect()
+}
+
+/// Returns the script to which an entry of a directory leads, if no other user can modify or replace any of both.
+fn resolve(entry: &Path) -> Result<PathBuf> {
+    let at = |error| Error::at("inspect", entry, error);
+    check_dirs(entry)?;
+    let script = entry.canonicalize().map_err(at)?;
+    check_dirs(&script)?;
+    check_owner(&script, &std::fs::metadata(&script).map_err(at)?)?;
+    Ok(script)
+}
+
+/// Refuses a script in a directory in which another user can replace it.
+fn check_dirs(path: &Path) -> Result<()> {
+    let Some(dir) = reach::replaceable(path)? else {
+        return Ok(());
+    };
+    let (path, dir) = (path.shown(), dir.shown());
+    Err(Error::failed(format!(
+        "refusing to run the hook {path}: other users can replace files in {dir}"
+    ))
+    .hint(format!(
+        "change the owner and the mode of the directory: chown root {dir}; chmod 755 {dir}"
+    )))
 }
 
 /// Refuses a script that another user can modify, because it runs with the privileges of cowl.
@@ -448,6 +477,28 @@ mod tests {
         );
         assert!(error.hint.unwrap().contains("chmod 755"));
         assert_eq!(log, "");
+        // The same for a directory in which others can replace the script, or the target of a link.
+        let set = |path: &Path, mode| {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        };
+        set(&path, 0o755);
+        let scripts = path.parent().unwrap();
+        let elsewhere = dir.path().join("elsewhere");
+        for open in [scripts, dir.path(), &elsewhere] {
+            if open == elsewhere {
+                std::fs::create_dir(open).unwrap();
+                std::fs::rename(&path, open.join("target")).unwrap();
+                std::os::unix::fs::symlink(open.join("target"), &path).unwrap();
+            }
+            let before = std::fs::metadata(open).unwrap().permissions();
+            set(open, 0o777);
+            let (done, log) = run_with_log(dir.path(), Ok(()));
+            let error = done.unwrap_err().to_string();
+            assert!(error.contains("can replace files in"), "{error}");
+            assert_eq!(log, "");
+            std::fs::set_permissions(open, before).unwrap();
+        }
+        std::fs::remove_file(&path).unwrap();
         // A script that cannot be executed is a failure, too.
         std::fs::write(&path, "#!/no/such/interpreter\n").unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();

@@ -193,7 +193,8 @@ impl LxcContainer {
     }
 }
 
-/// Returns a value of a config, including included files.
+/// Returns a value of a config, including included files. `None` if there is none, or if LXC is not installed. Fails if
+/// LXC cannot read the config or an included file.
 ///
 /// The container is not named: lxc-info asks the monitor of a container that runs or starts, and while a hook of the
 /// start runs, the monitor waits for the hook and does not answer. No container is in the directory of the config.
@@ -213,6 +214,18 @@ pub fn config_value(config: &Path, key: &str) -> Result<Option<Vec<u8>>> {
         Err(Missing::Program) => return Ok(None),
         Err(Missing::Other(error)) => return Err(error),
     };
+    if !output.status.success() {
+        let message = output.stderr.trim_ascii().shown().to_string();
+        return Err(Error::failed(format!(
+            "LXC cannot read {}, or a file that it includes",
+            config.shown()
+        ))
+        .because(message.replace("\\n", "; "))
+        .hint(format!(
+            "correct it; this command shows the error: lxc-info -n CONTAINER --rcfile {} -c {key}",
+            quoted(config)
+        )));
+    }
     let text = output.stdout.trim_ascii();
     let at = text.iter().position(|&byte| byte == b'=');
     let value = at.and_then(|at| text.get(at + 1..)).unwrap_or(text);

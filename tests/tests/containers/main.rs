@@ -34,6 +34,7 @@ mod many_snapshots;
 mod mount_helper;
 mod namespaces;
 mod output;
+mod overlays_above;
 mod plain_text;
 mod plain_user;
 mod plain_user_end;

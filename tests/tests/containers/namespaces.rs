@@ -12,10 +12,10 @@ use cowl_tests::mount::{self, Overlay, Stack, wait_until};
 use cowl_tests::programs;
 use cowl_tests::scratch::Scratch;
 
-const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Program("unshare")];
+pub(crate) const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Program("unshare")];
 
 /// Returns a mounted container whose only file was changed after its only snapshot.
-fn changed(store: &Store) -> PathBuf {
+pub(crate) fn changed(store: &Store) -> PathBuf {
     let source = store.scratch().make("source");
     std::fs::write(source.join("file"), "one\n").unwrap();
     store.create("web", &source);
@@ -26,11 +26,11 @@ fn changed(store: &Store) -> PathBuf {
 }
 
 /// A process that reports when it is ready, and is killed when dropped.
-struct Holder(Child);
+pub(crate) struct Holder(Child);
 
 impl Holder {
     #[track_caller]
-    fn start(words: &[&str]) -> Holder {
+    pub(crate) fn start(words: &[&str]) -> Holder {
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).stdin(Stdio::piped());
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
@@ -54,7 +54,7 @@ impl Holder {
     }
 
     #[track_caller]
-    fn lives(&mut self) {
+    pub(crate) fn lives(&mut self) {
         assert!(self.0.try_wait().unwrap().is_none(), "it was killed");
     }
 }
@@ -71,7 +71,7 @@ const PRIVATE: &[&str] = &["-m", "--propagation", "private"];
 /// The options that a service manager uses for a service with private mounts.
 const SERVICE: &[&str] = &["-m", "--propagation", "slave"];
 /// Mounts in this namespace are locked: they cannot be unmounted individually.
-const USER: &[&str] = &["-Urm", "--propagation", "private"];
+pub(crate) const USER: &[&str] = &["-Urm", "--propagation", "private"];
 
 #[track_caller]
 fn wait_for_end(pid: u32) {
@@ -339,63 +339,6 @@ fn a_bind_mount_in_another_namespace_is_refused_and_named() {
         store.cowl(["restore", "web", "snap0"]).code == 0
     });
     assert_eq!(std::fs::read(mount_point.join("file")).unwrap(), b"one\n");
-}
-
-/// A kernel overlayfs holds the file system although no process or descriptor does.
-#[test]
-fn an_overlay_of_the_kernel_on_a_mount_is_refused_and_named() {
-    let needs = [NEEDS, &[Need::KernelOverlay]].concat();
-    if !can(&needs) {
-        return;
-    }
-    let store = Store::for_test();
-    let mount_point = changed(&store);
-    let (other, merged) = (
-        store.scratch().make("other"),
-        store.scratch().make("merged"),
-    );
-    let overlay = Overlay::kernel(&Stack::of(&[&other, &mount_point]), &merged);
-    store
-        .cowl(["restore", "web", "snap0"])
-        .fails(4, &["overlay at", merged.to_str().unwrap()]);
-    assert_eq!(std::fs::read(merged.join("file")).unwrap(), b"changed\n");
-    overlay.unmount();
-    // The namespace of another test may hold a copy of the overlay for a moment.
-    wait_until("the container is restored", || {
-        store.cowl(["restore", "web", "snap0"]).code == 0
-    });
-}
-
-/// Any user can mount an overlay whose layers have the paths that mountinfo shows, in a namespace of that user.
-#[test]
-fn an_overlay_on_a_directory_of_the_same_name_prevents_no_unmount() {
-    let needs = [NEEDS, &[Need::KernelOverlay, Need::Program("setpriv")]].concat();
-    if !can(&needs) {
-        return;
-    }
-    let store = Store::for_test();
-    let mount_point = changed(&store);
-    let path = mount_point.display();
-    let top = mount_point.components().nth(1).unwrap();
-    let top = Path::new("/").join(top).display().to_string();
-    let line = format!(
-        "mount -t tmpfs none {top}; mkdir -p {path} {top}/other {top}/merged
-         mount -t overlay -o lowerdir={path}:{top}/other none {top}/merged
-         echo ready; read line || true"
-    );
-    let user = [
-        "setpriv",
-        "--reuid=4242",
-        "--regid=4242",
-        "--clear-groups",
-        "unshare",
-    ];
-    let words = [&user[..], USER, &["sh", "-euc", &line]].concat();
-    let mut holder = Holder::start(&words);
-    store.restore("web", "snap0");
-    assert_eq!(std::fs::read(mount_point.join("file")).unwrap(), b"one\n");
-    holder.lives();
-    store.cowl(["umount", "web"]).ok();
 }
 
 /// A mount that is covered by another file system is not mistaken for it.
