@@ -54,7 +54,11 @@ pub fn enter(mountpoint: &Path, map: &IdMap, command: &[OsString]) -> (u8, Error
     let Some((program, args)) = command.split_first() else {
         return (FAILED, Error::usage("no command to run"));
     };
-    if let Err(error) = change_root(mountpoint, map) {
+    let confined = match map.is_empty() {
+        true => Ok(()),
+        false => mapping::leave_session(),
+    };
+    if let Err(error) = confined.and_then(|()| change_root(mountpoint, map)) {
         return (FAILED, error);
     }
     // `exec` blocks signals in its own process, and a child inherits the mask.
@@ -62,7 +66,11 @@ pub fn enter(mountpoint: &Path, map: &IdMap, command: &[OsString]) -> (u8, Error
         let message = "cannot unblock signals for the command";
         return (FAILED, Error::failed(message).because(error));
     }
-    let error = Command::new(program).args(args).exec();
+    let mut command = Command::new(program);
+    if !map.is_empty() {
+        command.env_clear().envs(mapping::environment());
+    }
+    let error = command.args(args).exec();
     let code = match error.kind() {
         ErrorKind::NotFound => NOT_FOUND,
         _ => NOT_EXECUTABLE,
@@ -122,7 +130,7 @@ fn change_root(mountpoint: &Path, map: &IdMap) -> Result<()> {
         rustix::mount::mount("tmpfs", &at.path, "tmpfs", flags, size)
             .map_err(|e| failed("cannot mount /dev", e.into()))?;
         if let Some(mounted) = open_dir(&root, "dev")? {
-            populate_dev(&mounted.path).map_err(|e| failed("cannot populate /dev", e))?;
+            populate_dev(&mounted.path, map).map_err(|e| failed("cannot populate /dev", e))?;
         }
     }
     rustix::process::fchdir(&root)
@@ -249,8 +257,9 @@ fn remount_read_only(at: &Path) -> rustix::io::Result<()> {
     rustix::mount::mount_remount(at, flags, "")
 }
 
-/// Populates a small /dev: the device nodes that programs expect, terminals, and shared memory.
-fn populate_dev(dev: &Path) -> std::io::Result<()> {
+/// Populates a small /dev: the device nodes that programs expect, terminals, and shared memory. With an id map, the last
+/// two are not those of the host.
+fn populate_dev(dev: &Path, map: &IdMap) -> std::io::Result<()> {
     for node in NODES {
         let (host, here) = (Path::new("/dev").join(node), dev.join(node));
         if host.symlink_metadata().is_ok() {
@@ -260,6 +269,9 @@ fn populate_dev(dev: &Path) -> std::io::Result<()> {
     }
     for (name, target) in LINKS {
         symlink(target, dev.join(name))?;
+    }
+    if !map.is_empty() {
+        return mapping::populate_dev(dev);
     }
     for name in ["pts", "shm"] {
         let (host, here) = (Path::new("/dev").join(name), dev.join(name));

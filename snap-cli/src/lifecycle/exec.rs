@@ -4,13 +4,20 @@
 //! mounts are not visible outside.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::os::fd::AsFd as _;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 
 use cowl_layers::shown::Show as _;
+use cowl_layers::sys::child::BlockedSignals;
+use nix::libc;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{PidfdFlags, pidfd_open};
 
+use super::terminal::Terminal;
 use crate::container::Container;
 use crate::container::mount::AfterUnmount;
 use crate::container::state::Lifetime;
@@ -105,46 +112,96 @@ fn unmount_if_last(store: &Store, name: &ContainerName) -> Result<()> {
 fn run(mountpoint: &std::path::Path, command: &[OsString], map: Option<&IdMap>) -> Result<u8> {
     let failed =
         |message: &str, error: std::io::Error| Error::failed(message.to_owned()).because(error);
-    // The terminal sends these signals to the command as well. A signal that is sent to this process alone is
-    // meant for the command, and this process must survive it to clean up.
-    let mut signals = SigSet::empty();
+    // A signal that is sent to this process is meant for the command, and this process must survive it to clean up.
+    let mut blocked = SigSet::empty();
     for signal in [
         Signal::SIGINT,
         Signal::SIGQUIT,
         Signal::SIGTERM,
         Signal::SIGHUP,
+        Signal::SIGWINCH,
     ] {
-        signals.add(signal);
+        blocked.add(signal);
     }
-    signals
+    let signals = blocked
         .thread_block()
-        .map_err(|e| failed("cannot block signals", e.into()))?;
+        .map_err(std::io::Error::from)
+        .and_then(|()| BlockedSignals::receive())
+        .map_err(|e| failed("cannot block signals", e))?;
+    // The root of the container is not trusted with the terminal.
+    let owner = map.map(|map| map.root().unwrap_or_default());
+    let terminal = match owner {
+        Some(owner) => Terminal::open(owner).map_err(|e| failed("cannot open a terminal", e))?,
+        None => None,
+    };
     let program =
         std::env::current_exe().map_err(|e| failed("cannot find the cowl program itself", e))?;
-    let map = map.iter().flat_map(|map| map.values());
-    let mut child = Command::new(&program)
+    let ranges = map.iter().flat_map(|map| map.values());
+    let mut enter = Command::new(&program);
+    enter
         .arg("enter")
-        .args(map.flat_map(|range| ["--id-map".to_owned(), range]))
+        .args(ranges.flat_map(|range| ["--id-map".to_owned(), range]))
         .arg(mountpoint)
         .arg("--")
-        .args(command)
+        .args(command);
+    if let Some(terminal) = &terminal {
+        let streams = terminal.stdio();
+        let [input, output, error] = streams.map_err(|e| failed("cannot use a terminal", e))?;
+        enter.stdin(input).stdout(output).stderr(error);
+    }
+    let mut child = enter
         .spawn()
         .map_err(|error| Error::at("start", &program, error))?;
     let pid =
         i32::try_from(child.id()).map_err(|e| Error::failed("invalid process id").because(e))?;
-    std::thread::spawn(move || {
-        while let Ok(signal) = signals.wait() {
-            if matches!(signal, Signal::SIGTERM | Signal::SIGHUP)
-                && let Err(error) = kill(Pid::from_raw(pid), signal)
-            {
-                log::warn!("cannot forward {signal}: {error}");
-            }
+    // It holds the other side of the terminal.
+    drop(enter);
+    let forward = |signal: i32| {
+        // The terminal sends some signals to a command without a map as well.
+        let is_meant = map.is_some() || [libc::SIGTERM, libc::SIGHUP].contains(&signal);
+        if is_meant && let Err(error) = kill(Pid::from_raw(pid), Signal::try_from(signal).ok()) {
+            log::warn!("cannot forward the signal {signal}: {error}");
         }
-    });
+    };
+    let attended = attend(pid, terminal, &signals, forward);
     let status = child
         .wait()
         .map_err(|e| failed("cannot wait for the command", e))?;
+    attended.map_err(|e| failed("cannot relay between the terminal and the command", e))?;
     Ok(exit_code(status))
+}
+
+/// Relays signals, and what a terminal reads and shows, until the command has ended.
+fn attend(
+    pid: i32,
+    terminal: Option<Terminal>,
+    signals: &BlockedSignals,
+    forward: impl Fn(i32),
+) -> std::io::Result<()> {
+    let pid = rustix::process::Pid::from_raw(pid).ok_or(ErrorKind::InvalidInput)?;
+    let ended = pidfd_open(pid, PidfdFlags::empty())?;
+    if let Some(terminal) = terminal {
+        return terminal.relay(ended.as_fd(), signals, forward);
+    }
+    loop {
+        let mut polled = [
+            PollFd::new(&ended, PollFlags::IN),
+            PollFd::new(signals, PollFlags::IN),
+        ];
+        match poll(&mut polled, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let [ended, _] = polled.map(|one| one.revents());
+        while let Some(signal) = signals.next()? {
+            if signal != libc::SIGWINCH {
+                forward(signal);
+            }
+        }
+        if ended.contains(PollFlags::IN) {
+            return Ok(());
+        }
+    }
 }
 
 /// Returns the exit code that a shell would report.

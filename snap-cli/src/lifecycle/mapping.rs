@@ -3,13 +3,19 @@
 //! Only a process outside of a namespace can map the ids of others in it. So a child creates the namespace, and this
 //! process maps its ids and enters it.
 
+use std::ffi::{OsStr, OsString};
 use std::io::{ErrorKind, Read, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use cowl_layers::sys::confine;
 use cowl_layers::sys::user_namespace::{self, UserNamespace};
+use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
+use rustix::mount::{MountFlags, mount};
+
+use super::terminal::standard_terminal;
 use crate::error::{Error, Result};
 use crate::lxc::config::IdMap;
 
@@ -20,7 +26,9 @@ pub(super) fn enter_namespace(map: &IdMap) -> Result<()> {
         Error::failed("cannot enter a user namespace with the id map of the container")
             .because(error)
     };
-    create(map)?.enter_with_own_mounts().map_err(failed)
+    create(map)?.enter_with_own_mounts().map_err(failed)?;
+    // Shared memory and message queues of the host.
+    unshare(CloneFlags::CLONE_NEWIPC).map_err(|error| failed(error.into()))
 }
 
 /// Creates a user namespace with the map.
@@ -80,6 +88,70 @@ pub fn hold_namespace() -> Result<()> {
         .and_then(|()| out.flush())
         .and_then(|()| std::io::stdin().read_to_end(&mut Vec::new()))
         .map_err(|error| Error::failed("the parent of this process has ended").because(error))?;
+    Ok(())
+}
+
+/// Leaves the session and the terminal of the caller, and everything that it has open but the standard streams. If one of
+/// these is a terminal, which is not the caller's, it becomes that of the new session.
+pub(super) fn leave_session() -> Result<()> {
+    let failed = |error: std::io::Error| {
+        Error::failed("cannot leave the session of the caller").because(error)
+    };
+    confine::close_on_exec_from(3).map_err(|error| failed(error.errno().into()))?;
+    rustix::process::setsid().map_err(|error| failed(error.into()))?;
+    if let Some(terminal) = standard_terminal() {
+        rustix::process::ioctl_tiocsctty(terminal).map_err(|error| failed(error.into()))?;
+    }
+    Ok(())
+}
+
+/// Returns the environment of a command: nothing of the caller's but the terminal and the language.
+pub(super) fn environment() -> Vec<(OsString, OsString)> {
+    let is_kept = |name: &OsStr| {
+        let name = name.as_encoded_bytes();
+        [&b"TERM"[..], b"COLORTERM", b"LANG", b"LANGUAGE", b"TZ"].contains(&name)
+            || name.starts_with(b"LC_")
+    };
+    let fixed = [
+        ("HOME", "/root"),
+        (
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        ),
+        ("USER", "root"),
+    ];
+    let fixed = fixed.map(|(name, value)| (name.into(), value.into()));
+    let kept = std::env::vars_os().filter(|(name, _)| is_kept(name));
+    kept.chain(fixed).collect()
+}
+
+/// Adds terminals and shared memory of its own to a /dev, and the terminal of the command as its console.
+pub(super) fn populate_dev(dev: &Path) -> std::io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    let (pts, shm) = (dev.join("pts"), dev.join("shm"));
+    std::fs::create_dir(&pts)?;
+    // The group of terminals in Debian; root's, if the container has no such group.
+    let options = [
+        c"newinstance,ptmxmode=0666,mode=0620,gid=5",
+        c"newinstance,ptmxmode=0666,mode=0620",
+    ];
+    let [first, second] = options.map(|options| mount("devpts", &pts, "devpts", flags, options));
+    first.or(second)?;
+    std::fs::create_dir(&shm)?;
+    let nodev = flags | MountFlags::NODEV;
+    mount("tmpfs", &shm, "tmpfs", nodev, c"mode=1777,size=50%")?;
+    let console = dev.join("console");
+    let terminal = (0..3).find_map(|number| {
+        let link = std::fs::read_link(format!("/proc/self/fd/{number}")).ok()?;
+        link.starts_with("/dev/pts").then_some(link)
+    });
+    if let Some(terminal) = terminal {
+        std::fs::write(&console, b"")?;
+        if let Err(error) = rustix::mount::mount_bind(&terminal, &console) {
+            // Programs that look for the name of their terminal do not find it.
+            log::info!("the command has no /dev/console: {error}");
+        }
+    }
     Ok(())
 }
 

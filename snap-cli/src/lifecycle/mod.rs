@@ -14,5 +14,6 @@ pub mod mapping;
 pub mod release;
 pub mod rename;
 pub mod serve;
+mod terminal;
 pub mod undelete;
 pub mod whole;

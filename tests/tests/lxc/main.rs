@@ -9,6 +9,7 @@
 
 mod adopt;
 mod backup;
+mod confined;
 mod example;
 mod front;
 mod stock;

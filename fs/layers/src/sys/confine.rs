@@ -2,7 +2,7 @@
 //! that started it: its terminal and its keys.
 #![allow(unsafe_code)]
 
-use crate::error::Result;
+use crate::error::{Errno, Result};
 
 /// Architectures of system calls (linux/audit.h), each with the numbers of ioctl(2).
 const IOCTLS: [(u32, &[u32]); 5] = [
@@ -87,6 +87,28 @@ pub fn deny_input_to_terminals() -> Result<()> {
         0 => Ok(()),
         _ => Err(nix::errno::Errno::last().into()),
     }
+}
+
+/// Makes the descriptors from this number on invisible to the programs that this process executes.
+pub fn close_on_exec_from(first: u32) -> Result<()> {
+    let (last, flags) = (libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    // SAFETY: the call accesses no memory, and only changes a flag of descriptors that takes effect at execve(2).
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+    if done == 0 {
+        return Ok(());
+    }
+    // Before Linux 5.11.
+    let io_error = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    for entry in std::fs::read_dir("/proc/self/fd").map_err(io_error)? {
+        let name = entry.map_err(io_error)?.file_name();
+        let number = name.to_str().and_then(|name| name.parse::<u32>().ok());
+        let Some(number) = number.filter(|number| *number >= first) else {
+            continue;
+        };
+        // SAFETY: the call accesses no memory. A number that was closed meanwhile is an error, which has no effect.
+        unsafe { libc::fcntl(number.cast_signed(), libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+    Ok(())
 }
 
 /// Leaves the session keyring of the user that started this process, for a new one. A kernel without keyrings has none.
