@@ -47,6 +47,10 @@ pub(super) fn convert(
             }
             continue;
         }
+        if name == from.recorded().as_bytes() {
+            // An export contains the recorded attributes themselves.
+            continue;
+        }
         if !is_valid(mark, &value, member) {
             return Err(invalid(member, mark));
         }

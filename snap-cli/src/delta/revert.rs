@@ -19,7 +19,7 @@ use crate::tree::error::{Context as _, OnProgress, Result, TreeError};
 use crate::tree::find::{Finder, find, topmost};
 use crate::tree::path::{is_within, split};
 use crate::tree::path_map::PathMap;
-use crate::tree::walk::{self, Item, Visitor};
+use crate::tree::walk::{self, Item, ItemAttributes, Visitor};
 use crate::tree::writable::WritableTree;
 
 /// The action that reverts a path.
@@ -87,7 +87,7 @@ impl Survey {
     fn new(view: &View, scope: &Scope) -> Result<Self> {
         let mut survey = Self::default();
         if scope.is_all() {
-            walk::visit_state(view, &mut survey)?;
+            walk::visit_state(view, ItemAttributes::Stored, &mut survey)?;
         }
         for top in topmost(scope.0.clone()) {
             walk::visit_below(view, &top, &find(view, &top)?, &mut survey)?;
