@@ -38,6 +38,7 @@ mod plain_text;
 mod plain_user;
 mod prune;
 mod reach;
+mod recorded;
 mod run_files;
 mod trash;
 mod upgrade;
