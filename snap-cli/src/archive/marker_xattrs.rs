@@ -161,6 +161,14 @@ mod tests {
                 ("trusted.overlay.origin", ""),
                 None,
             ),
+            // An export contains the recorded attributes, so an archive with a record is not one of cowl.
+            (
+                Trusted,
+                User,
+                EntryKind::File,
+                ("trusted.overlay.cowl.recorded", ""),
+                None,
+            ),
             // An xattr of a nested overlay looks the same inside the container afterwards.
             (
                 Trusted,

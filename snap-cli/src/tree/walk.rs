@@ -117,6 +117,19 @@ impl<'p> Item<'p> {
         Ok(self)
     }
 
+    /// Returns the record of the entry's original attributes, if the entry belongs to a state.
+    pub(crate) fn record(&self) -> Result<Option<Vec<u8>>> {
+        let Some(space) = self.space else {
+            return Ok(None);
+        };
+        let marker = space.recorded().as_bytes();
+        let xattrs = self.xattrs_on_disk()?.into_iter();
+        let value = xattrs.into_iter().find(|(name, _)| name == marker);
+        Ok(value
+            .map(|(_, value)| value)
+            .filter(|value| recording::parse(value, self.path).is_some()))
+    }
+
     /// Returns whether [`Self::with_original_attributes`] has applied a record.
     pub(crate) fn has_record(&self) -> bool {
         self.has_record

@@ -31,6 +31,8 @@ def build(path):
         add("dev/pipe", tarfile.FIFOTYPE, 0o600)
         add("etc/shadow", mode=0o640, owner=(0, 42), data=b"shadow", **{"xattr__trusted__note": "t", "xattr__user__note": "u"})
         add("etc/acl", mode=0o770, owner=(3000000, 7), data=b"acl", **{"acl__access": acl})
+        record = struct.pack("<BIIIQqIIIIQ", 1, 0o100644, 0, 0, 0, 0, 0, 0o060666, 0, 0, 0x800)
+        add("etc/hostile", **{"xattr__user__overlay__cowl__recorded": bytes_(record)})
         add("etc/passwd", data=b"root:x:0:0::/:/bin/sh\n")
         add("etc/shadow-", tarfile.LNKTYPE, link="./etc/shadow")
         add("var/mail", tarfile.DIRTYPE, 0o2775, (0, 8), **{"acl__default": acl, "xattr__trusted__x": "y"})
@@ -95,6 +97,10 @@ fn every_export_of_a_plain_user_equals_the_imported_archive() {
              cowl export again again.tar; same full.tar again.tar
              cowl create third --from again.tar 2> /dev/null; cowl export third third.tar; same full.tar third.tar
              cowl export web --dir plain 2> notes; cat notes >&2; [ ! -e plain/dev/null ]
+             cowl export web --oci image > /dev/null
+             for blob in image/blobs/sha256/*; do ! gzip -t $blob 2> /dev/null || describe $blob; done > all
+             for line in \"dev/null b'3' 666 0:0\" \"etc/shadow b'0' 640 0:42\" 'trusted.note'; do
+                 grep -q \"$line\" all || echo \"no $line\"; done
              cowl check; echo end",
         )
         .ok();
@@ -163,7 +169,7 @@ fn changes_in_a_container_take_precedence_over_the_record() {
     for line in expected {
         assert!(out.contains(line), "no {line:?}: {}", output.report());
     }
-    let unexpected = ["bin/su", "> bin/at SCHILY", "> etc/shadow SCHILY", "b'4'"];
+    let unexpected = ["bin/su", "> bin/at SCHILY", "> etc/shadow SCHILY", "> dev/sda b'4'"];
     for line in unexpected {
         assert!(!out.contains(line), "{line:?}: {}", output.report());
     }
@@ -187,4 +193,21 @@ fn a_changed_owner_takes_precedence_over_the_record() {
         assert!(out.contains(line), "no {line:?}: {}", output.report());
     }
     assert_eq!(out.lines().count(), 2, "{}", output.report());
+}
+
+#[test]
+fn restored_files_have_their_record_again() {
+    if !can(&[NEEDS, &[Need::Program("python3")]].concat()) {
+        return;
+    }
+    let output = run(
+        Ids::Own,
+        "cowl create web --from full.tar 2> /dev/null; cowl -q snapshot web > /dev/null; M=$(cowl -q mount web)
+         destroy() { cowl unshare sh -euc \"cd $M; rm -r dev etc/acl var/www; : > bin/at; chmod 0 var/mail\"; }
+         destroy; cowl -q restore web snap0 -- / > /dev/null; cowl export web mounted.tar; same full.tar mounted.tar
+         destroy; cowl umount web; cowl -q restore web snap0 -- / > /dev/null
+         cowl export web unmounted.tar; same full.tar unmounted.tar",
+    )
+    .ok();
+    assert_eq!(output.out(), "", "{}", output.report());
 }
