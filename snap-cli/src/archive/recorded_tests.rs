@@ -4,8 +4,8 @@ use std::fs;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use cowl_layers::format::{RecordedAttributes, XattrSpace};
-use cowl_layers::layer::Layer;
+use cowl_layers::format::XattrSpace;
+use cowl_layers::layer::{Layer, RecordedAttributes};
 use cowl_layers::sys::stat::{self, FileKind};
 use cowl_layers::view::View;
 
@@ -54,7 +54,9 @@ fn trees(real: &Path, stored: &Path) {
     record(&stored.join("null"), |record| {
         (record.mode, record.rdev) = (0o020_666, null);
     });
-    record(&stored.join("dir"), |record| (record.uid, record.gid) = (5, 6));
+    record(&stored.join("dir"), |record| {
+        (record.uid, record.gid) = (5, 6)
+    });
 }
 
 #[test]
@@ -109,7 +111,11 @@ fn hostile_records_are_ignored() {
     ];
     for (index, change) in hostile.iter().enumerate() {
         record(&file, |record| change(record));
-        assert_eq!(digest(&view(&stored), &mut |_| {}).unwrap(), want, "{index}");
+        assert_eq!(
+            digest(&view(&stored), &mut |_| {}).unwrap(),
+            want,
+            "{index}"
+        );
     }
     for value in [&b""[..], b"\x01", &[1; 60], &[0; 53]] {
         set_xattr(&file, XattrSpace::User.recorded(), value);

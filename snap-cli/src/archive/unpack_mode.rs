@@ -28,9 +28,7 @@ impl UnpackMode {
     pub(super) fn omissions(self, unsupported: Unsupported) -> Omissions {
         let (omissions, space) = match self {
             Self::Raw(_, to) => (Omissions::none(), to),
-            Self::Tree(space) | Self::Changeset(space) => {
-                (Omissions::foreign(unsupported), space)
-            }
+            Self::Tree(space) | Self::Changeset(space) => (Omissions::foreign(unsupported), space),
         };
         omissions.with_records(space, SourceOwners::Exact)
     }

@@ -241,11 +241,7 @@ impl Work<'_> {
     }
 
     /// Sets the attributes of the object at the path `at`; `path` is for messages.
-    pub(super) fn set_attrs(
-        &self,
-        (at, path): (&[u8], &[u8]),
-        object: &OldObject,
-    ) -> Result<()> {
+    pub(super) fn set_attrs(&self, (at, path): (&[u8], &[u8]), object: &OldObject) -> Result<()> {
         self.target
             .set_attrs(at, object.kind, &object.attrs)
             .context("cannot set the attributes", path)?;

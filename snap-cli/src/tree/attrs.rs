@@ -7,7 +7,8 @@
 use std::os::fd::BorrowedFd;
 
 use cowl_layers::error::Errno;
-use cowl_layers::format::{ACL_ACCESS, ACL_DEFAULT, RecordedAttributes, XattrSpace};
+use cowl_layers::format::{ACL_ACCESS, ACL_DEFAULT, XattrSpace};
+use cowl_layers::layer::RecordedAttributes;
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys::attr::{self, SetTime};
 use cowl_layers::sys::stat::{self, FileKind, Stat};
@@ -258,7 +259,10 @@ pub(crate) fn device_record(
         (record.uid, record.gid) = (attrs.uid, attrs.gid);
     }
     for (name, value) in &attrs.xattrs {
-        let Some(visible) = omissions.record_space().and_then(|space| space.to_mount(name)) else {
+        let Some(visible) = omissions
+            .record_space()
+            .and_then(|space| space.to_mount(name))
+        else {
             continue;
         };
         if let Some(reason) = omissions::never_storable(kind, &visible, value) {

@@ -97,12 +97,7 @@ fn placeholder(
     let fd = dir::open_path(parent, name).context(message, path)?;
     let fd = fd.as_fd();
     match attr::chown(fd, Some(attrs.uid), Some(attrs.gid)) {
-        Err(error)
-            if !matches!(
-                error.errno(),
-                Errno::PERM | Errno::INVAL | Errno::OVERFLOW
-            ) =>
-        {
+        Err(error) if !matches!(error.errno(), Errno::PERM | Errno::INVAL | Errno::OVERFLOW) => {
             return Err(error).context("cannot set the owner", path);
         }
         Ok(()) | Err(_) => {}

@@ -241,11 +241,7 @@ pub(crate) fn unstorable_xattr(name: &[u8], value: &[u8]) -> Option<&'static str
 }
 
 /// Returns why no file system of Linux stores such an xattr on this kind of file, if that is so.
-pub(crate) fn never_storable(
-    kind: FileKind,
-    name: &[u8],
-    value: &[u8],
-) -> Option<&'static str> {
+pub(crate) fn never_storable(kind: FileKind, name: &[u8], value: &[u8]) -> Option<&'static str> {
     let is_acl = name == ACL_ACCESS || name == ACL_DEFAULT;
     if let Some(reason) = unstorable_xattr(name, value) {
         return Some(reason);

@@ -2,7 +2,8 @@
 
 use std::os::fd::BorrowedFd;
 
-use cowl_layers::format::{RecordedAttributes, XattrSpace, recorded::StoredAttributes};
+use cowl_layers::format::XattrSpace;
+use cowl_layers::layer::{RecordedAttributes, StoredAttributes};
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys::{stat, xattr};
 
@@ -111,13 +112,19 @@ pub(crate) fn parse(value: &[u8], path: &[u8]) -> Option<RecordedAttributes> {
     let record = match RecordedAttributes::parse(value) {
         Ok(record) => record,
         Err(why) => {
-            log::debug!("the recorded attributes of {} are ignored: {why}", path.shown());
+            log::debug!(
+                "the recorded attributes of {} are ignored: {why}",
+                path.shown()
+            );
             return None;
         }
     };
     let invalid = |(name, value): &(Vec<u8>, Vec<u8>)| xattr_values::invalid(name, value).is_some();
     if record.xattrs.iter().any(invalid) {
-        log::debug!("the recorded attributes of {} have an invalid xattr", path.shown());
+        log::debug!(
+            "the recorded attributes of {} have an invalid xattr",
+            path.shown()
+        );
         return None;
     }
     Some(record)

@@ -116,7 +116,10 @@ mod tests {
         let (user, group, other) = ((0x01, 7), (0x04, 6), (0x20, 1));
         let (named, mask) = ((0x02, 7), (0x10, 5));
         assert_eq!(perms(&[user, group, other]), Some((0o761, 0o761)));
-        assert_eq!(perms(&[user, named, group, mask, other]), Some((0o751, 0o741)));
+        assert_eq!(
+            perms(&[user, named, group, mask, other]),
+            Some((0o751, 0o741))
+        );
         assert_eq!(perms(&[]), None);
         assert_eq!(acl_perms(b""), None);
     }

@@ -169,7 +169,12 @@ fn changes_in_a_container_take_precedence_over_the_record() {
     for line in expected {
         assert!(out.contains(line), "no {line:?}: {}", output.report());
     }
-    let unexpected = ["bin/su", "> bin/at SCHILY", "> etc/shadow SCHILY", "> dev/sda b'4'"];
+    let unexpected = [
+        "bin/su",
+        "> bin/at SCHILY",
+        "> etc/shadow SCHILY",
+        "> dev/sda b'4'",
+    ];
     for line in unexpected {
         assert!(!out.contains(line), "{line:?}: {}", output.report());
     }

@@ -6,15 +6,11 @@
 pub mod foreign;
 pub mod number;
 pub mod origin;
-pub mod recorded;
-#[cfg(test)]
-mod recorded_tests;
 pub mod redirect;
 pub mod xattr_names;
 pub mod zero_device;
 
 pub use number::InodeNumberXattr;
-pub use recorded::RecordedAttributes;
 pub use redirect::Redirect;
 pub use xattr_names::{ACL_ACCESS, ACL_DEFAULT, CAPABILITY, XattrSpace};
 

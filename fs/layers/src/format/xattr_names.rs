@@ -54,7 +54,7 @@ names! {
     node = "cowl.node";
     /// Returns the name of the xattr of a directory that contains such devices.
     nodes = "cowl.nodes";
-    /// Returns the name of the xattr of attributes that could not be stored (see [`crate::format::RecordedAttributes`]).
+    /// Returns the name of the xattr of attributes that could not be stored.
     recorded = "cowl.recorded";
     /// Returns the name of the whiteout xattr of an overlay that is stacked on this one.
     escaped_whiteout = "overlay.whiteout";

@@ -8,10 +8,8 @@ use crate::inode::FileState;
 use crate::reach::{Caller, Context};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::foreign::is_marker_xattr;
-use cowl_layers::format::{
-    ACL_DEFAULT, InodeNumberXattr, OPAQUE, OPAQUE_XATTR_WHITEOUTS, RecordedAttributes,
-};
-use cowl_layers::layer::{Layer, LayerDir, Staged, zero_device};
+use cowl_layers::format::{ACL_DEFAULT, InodeNumberXattr, OPAQUE, OPAQUE_XATTR_WHITEOUTS};
+use cowl_layers::layer::{Layer, LayerDir, RecordedAttributes, Staged, zero_device};
 use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::stat::{FileKind, Stat};

@@ -8,8 +8,11 @@
 
 use std::fmt;
 
-use super::{ACL_ACCESS, ACL_DEFAULT, CAPABILITY};
+use crate::format::{ACL_ACCESS, ACL_DEFAULT, CAPABILITY};
 use crate::sys::stat::{FileKind, Stat, Time};
+
+/// Xattrs with their values.
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// The original attributes of an object, and the attributes that were stored in their stead.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +28,7 @@ pub struct RecordedAttributes {
     /// The original device number; 0 for other types.
     pub rdev: u64,
     /// The xattrs that could not be stored, with the names that are visible on a mount, sorted.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Xattrs,
 }
 
 /// The attributes on which a record depends.
@@ -59,7 +62,7 @@ pub struct OriginalAttributes {
     /// The stat fields, of which type, mode, owner and device number may be the original ones.
     pub stat: Stat,
     /// The xattrs of the record that apply.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Xattrs,
 }
 
 const VERSION: u8 = 1;
@@ -104,7 +107,10 @@ impl RecordedAttributes {
 
     /// Adds an xattr, or replaces its value.
     pub fn set_xattr(&mut self, name: &[u8], value: &[u8]) {
-        match self.xattrs.binary_search_by(|(other, _)| (**other).cmp(name)) {
+        match self
+            .xattrs
+            .binary_search_by(|(other, _)| (**other).cmp(name))
+        {
             Ok(at) => {
                 if let Some((_, old)) = self.xattrs.get_mut(at) {
                     *old = value.to_vec();
@@ -260,8 +266,8 @@ fn number(rest: &mut &[u8]) -> Result<u32, InvalidRecord> {
 
 const TRUNCATED: InvalidRecord = InvalidRecord("it is truncated");
 
-fn parse_xattrs(mut rest: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, InvalidRecord> {
-    let mut xattrs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+fn parse_xattrs(mut rest: &[u8]) -> Result<Xattrs, InvalidRecord> {
+    let mut xattrs: Xattrs = Vec::new();
     while !rest.is_empty() {
         let name_length = usize::from(u16::from_le_bytes(take(&mut rest)?));
         let length = usize::from(u16::from_le_bytes(take(&mut rest)?));

@@ -1,7 +1,7 @@
 //! Tests of records: their encoding, when they apply, and hostile values.
 
 use super::recorded::{RecordedAttributes, StoredAttributes};
-use super::{ACL_ACCESS, CAPABILITY};
+use crate::format::{ACL_ACCESS, CAPABILITY};
 use crate::sys::stat::{Stat, Time};
 
 fn file() -> Stat {
@@ -84,18 +84,30 @@ fn each_attribute_applies_until_it_is_changed() {
     let same = now(&record);
     assert_eq!(get(&same), (0o104_755, 33, 34));
     assert_eq!(names(&same), [CAPABILITY, ACL_ACCESS, b"trusted.x"]);
-    let changed_mode = Stat { mode: 0o100_700, ..same };
+    let changed_mode = Stat {
+        mode: 0o100_700,
+        ..same
+    };
     assert_eq!(get(&changed_mode), (0o100_700, 33, 34));
     assert_eq!(names(&changed_mode), [CAPABILITY, b"trusted.x"]);
     // Setuid and capabilities would apply to another owner or another content.
     let owned = Stat { gid: 5, ..same };
     assert_eq!(get(&owned), (0o100_755, 0, 5));
     assert_eq!(names(&owned), [ACL_ACCESS, b"trusted.x"]);
-    for written in [Stat { size: 6, ..same }, Stat { mtime: Time::default(), ..same }] {
+    for written in [
+        Stat { size: 6, ..same },
+        Stat {
+            mtime: Time::default(),
+            ..same
+        },
+    ] {
         assert_eq!(get(&written), (0o100_755, 33, 34));
         assert_eq!(names(&written), [ACL_ACCESS, b"trusted.x"]);
     }
-    let of_other_type = Stat { mode: 0o040_755, ..same };
+    let of_other_type = Stat {
+        mode: 0o040_755,
+        ..same
+    };
     assert_eq!(get(&of_other_type), (0o040_755, 0, 0));
     assert!(names(&of_other_type).is_empty());
 }
@@ -109,9 +121,15 @@ fn device_remains_one_while_it_is_empty() {
     };
     let (same, null) = (now(&record), rustix::fs::makedev(1, 3));
     assert_eq!(get(&same), (0o020_666, 7, null));
-    let touched = Stat { mtime: Time::default(), ..same };
+    let touched = Stat {
+        mtime: Time::default(),
+        ..same
+    };
     assert_eq!(get(&touched), (0o020_666, 7, null));
-    let changed_mode = Stat { mode: 0o100_640, ..same };
+    let changed_mode = Stat {
+        mode: 0o100_640,
+        ..same
+    };
     assert_eq!(get(&changed_mode), (0o020_640, 7, null));
     let owned = Stat { uid: 9, ..same };
     assert_eq!(get(&owned), (0o020_666, 9, null));
@@ -156,11 +174,18 @@ fn hostile_values_are_invalid() {
     for (index, hostile) in changes.iter().enumerate() {
         assert!(change(hostile).is_err(), "{index}");
     }
-    for name in [&b"user.\0"[..], &[b"user.", &[b'n'; 251][..]].concat(), b"system.x"] {
+    for name in [
+        &b"user.\0"[..],
+        &[b"user.", &[b'n'; 251][..]].concat(),
+        b"system.x",
+    ] {
         assert!(change(&|record| record.set_xattr(name, b"")).is_err());
     }
     let unsorted = |record: &mut RecordedAttributes| {
-        record.xattrs = vec![(b"user.b".into(), b"".into()), (b"user.b".into(), b"".into())];
+        record.xattrs = vec![
+            (b"user.b".into(), b"".into()),
+            (b"user.b".into(), b"".into()),
+        ];
     };
     assert!(change(&unsorted).is_err());
     assert!(RecordedAttributes::parse(&[&value[..], &vec![0; 1 << 16]].concat()).is_err());
