@@ -153,7 +153,7 @@ fn omit_owner(
         set_perm(record, attrs.perm);
     })?;
     match recorded {
-        Recorded::Yes => omissions.notes.add(OWNER_RECORDED, path),
+        Recorded::Yes | Recorded::Partly => omissions.notes.add(OWNER_RECORDED, path),
         Recorded::No => omissions.unsupported(error, OWNER_UNSUPPORTED, path, b"")?,
     }
     Ok(())
@@ -231,10 +231,7 @@ fn store_xattr(
     let error = failed(error, kind, &message, path);
     match problem {
         XattrProblem::Never(reason) => omissions.never_stored(error, reason, path, name),
-        XattrProblem::Here if record_xattr(fd, (name, value), perm, path, omissions)? => {
-            omissions.notes.add_part(XATTR_RECORDED, path, name);
-            Ok(())
-        }
+        XattrProblem::Here if record_xattr(fd, (name, value), perm, path, omissions)? => Ok(()),
         XattrProblem::Here | XattrProblem::Other => {
             omissions.unsupported(error, XATTR_UNSUPPORTED, path, name)
         }
@@ -279,7 +276,8 @@ pub(crate) fn device_record(
     Ok(record)
 }
 
-/// Records an xattr that cannot be stored, and returns whether that was possible.
+/// Records an xattr that cannot be stored, or omits it if it is too large, with a note. Returns whether the object can have
+/// a record.
 ///
 /// Without its access ACL, the object gets the rights of the owning group in the ACL, not the mask, which would grant more.
 fn record_xattr(
@@ -309,11 +307,17 @@ fn record_xattr(
             set_perm(record, (record.mode & 0o7000) | acl.with_mask);
         }
     })?;
-    if let (Recorded::Yes, Some(acl)) = (recorded, acl) {
+    if recorded == Recorded::No {
+        return Ok(false);
+    }
+    if recorded == Recorded::Yes {
+        omissions.notes.add_part(XATTR_RECORDED, path, name);
+    }
+    if let Some(acl) = acl {
         let special = stat::stat_fd(fd).context("cannot read", path)?.perm() & 0o7000;
         attr::chmod(fd, special | acl.without_acl).context("cannot set the mode", path)?;
     }
-    Ok(recorded == Recorded::Yes)
+    Ok(true)
 }
 
 /// Escapes xattr names that a layer would interpret as markers, as a mount does.

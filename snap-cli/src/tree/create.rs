@@ -106,7 +106,7 @@ fn placeholder(
     attr::utimens(fd, attrs.atime, attrs.mtime).context("cannot set the times", path)?;
     let record = attrs::device_record(fd, (kind, rdev), attrs, path, omissions)?;
     match recording::write(fd, record, path, omissions)? {
-        Recorded::Yes => {
+        Recorded::Yes | Recorded::Partly => {
             omissions.notes.add(DEVICE_RECORDED, path);
             Ok(())
         }

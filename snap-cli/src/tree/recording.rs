@@ -2,6 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
+use cowl_layers::error::Errno;
 use cowl_layers::format::XattrSpace;
 use cowl_layers::layer::{RecordedAttributes, StoredAttributes};
 use cowl_layers::shown::Show as _;
@@ -18,6 +19,8 @@ const XATTR_TOO_LARGE: &str = "skipped an xattr that is too large to be recorded
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Recorded {
     Yes,
+    /// Without xattrs for which the file system has no space; there is a note on each.
+    Partly,
     /// The object cannot have a record, or the import writes none.
     No,
 }
@@ -54,7 +57,7 @@ pub(crate) fn write(
         return Ok(Recorded::No);
     };
     record.stored = StoredAttributes::from(&stat::stat_fd(fd).context(MESSAGE, path)?);
-    let name = space.recorded().as_bytes();
+    let (name, mut recorded) = (space.recorded().as_bytes(), Recorded::Yes);
     loop {
         let value = record.to_value();
         if let Some(value) = &value {
@@ -63,16 +66,21 @@ pub(crate) fn write(
             }
             let Err(error) = xattr::set(fd, name, value) else {
                 omissions.note_record();
-                return Ok(Recorded::Yes);
+                return Ok(recorded);
             };
-            if omissions::xattr_problem(fd, name, value, error.errno()) == XattrProblem::Other {
-                return Err(error).context(MESSAGE, path);
+            let errno = error.errno();
+            match omissions::xattr_problem(fd, name, value, errno) {
+                XattrProblem::Other => return Err(error).context(MESSAGE, path),
+                _ if matches!(errno, Errno::NOSPC | Errno::TOOBIG | Errno::RANGE) => {}
+                // Only files and directories have user xattrs, and not on every file system.
+                XattrProblem::Never(_) | XattrProblem::Here => return Ok(Recorded::No),
             }
         }
         let sizes = record.xattrs.iter().enumerate();
         let Some((largest, _)) = sizes.max_by_key(|(_, (_, value))| value.len()) else {
             return Ok(Recorded::No);
         };
+        recorded = Recorded::Partly;
         let (omitted, _) = record.xattrs.remove(largest);
         omissions.notes.add_part(XATTR_TOO_LARGE, path, &omitted);
     }

@@ -2,6 +2,7 @@
 
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::plain_user::{Ids, NEEDS, as_user};
+use cowl_tests::rootfs;
 
 /// Writes the archive `full.tar`, and describes archives: one line for each entry and attribute.
 const ARCHIVES: &str = r#"
@@ -118,6 +119,49 @@ fn every_export_of_a_plain_user_equals_the_imported_archive() {
             "{notes}"
         );
     }
+}
+
+/// The archive of another store, in which everything could be stored.
+#[test]
+fn a_whole_container_of_root_is_imported_by_a_plain_user() {
+    if !can(&[NEEDS, &[Need::Program("python3")]].concat()) {
+        return;
+    }
+    let before = format!(
+        "ARCHIVES='{}'\n{BEFORE}
+         cowl --store $D/root create web --from $D/user/home/full.tar; cowl --store $D/root -q snapshot web
+         cowl --store $D/root export web --with-snapshots $D/user/home/whole.tar",
+        ARCHIVES.replace('\'', r"'\''")
+    );
+    let output = as_user(
+        Ids::Own,
+        &before,
+        "cowl import whole.tar 2> notes; grep -c 'recorded a device' notes; cowl export web out.tar; same full.tar out.tar
+         cowl export web@snap0 snap.tar; same full.tar snap.tar",
+    )
+    .ok();
+    assert_eq!(output.out(), "snap0\n1", "{}", output.report());
+}
+
+#[test]
+fn debian_is_imported_with_a_single_id_and_exported_unchanged() {
+    if !can(&[NEEDS, &[Need::Program("python3")]].concat()) {
+        return;
+    }
+    let tar = rootfs::debian_tar().expect("the Debian tar");
+    let before = format!(
+        "ARCHIVES='{}'\n{BEFORE}\ncp {} $D/user/home/debian.tar",
+        ARCHIVES.replace('\'', r"'\''"),
+        tar.display()
+    );
+    let output = as_user(
+        Ids::Own,
+        &before,
+        "cowl create web --from debian.tar 2> notes; cat notes >&2
+         cowl export web out.tar; same debian.tar out.tar; grep -c 'recorded an owner' notes",
+    )
+    .ok();
+    assert_eq!(output.out(), "1", "{}", output.report());
 }
 
 /// Changes through a mount, and the lines of the archive that differ: `<` is the original.
