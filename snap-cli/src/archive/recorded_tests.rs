@@ -9,7 +9,9 @@ use cowl_layers::layer::{Layer, RecordedAttributes};
 use cowl_layers::sys::stat::{self, FileKind};
 use cowl_layers::view::View;
 
-use super::export_dir;
+use super::bundle::{self, BundleLayer};
+use super::input::{self, Input};
+use super::{Compression, export_dir};
 use crate::delta::flatten;
 use crate::tree::testing::{chmod, chown, describe, is_root, mknod, set_times, set_xattr};
 use crate::tree::{digest, digest_dir};
@@ -85,6 +87,34 @@ fn digests_and_exports_have_the_original_attributes() {
     assert_ne!(found, describe(&real));
     let null = stat::stat_fd(fs::File::open(other.join("null")).unwrap().as_fd()).unwrap();
     assert_eq!(null.mode, 0o100_000, "{found:?}");
+}
+
+/// A bundle of a plain user contains the original attributes, which root can store.
+#[test]
+fn bundles_have_the_original_attributes() {
+    if !is_root() {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let [real, stored, imported] =
+        ["real", "stored", "imported"].map(|name| scratch.path().join(name));
+    trees(&real, &stored);
+    fs::create_dir(&imported).unwrap();
+    let layer = BundleLayer {
+        name: "one".to_owned(),
+        layer: Layer::open(&stored, XattrSpace::User).unwrap(),
+    };
+    let mut data = Vec::new();
+    bundle::write(b"m", &[layer], &mut data, Compression::None, &mut |_| {}).unwrap();
+    let Input::Container(mut bundle) = input::open(data.as_slice()).unwrap() else {
+        panic!("not a bundle");
+    };
+    let spaces = (XattrSpace::User, XattrSpace::Trusted);
+    bundle
+        .read_layer("one", &imported, spaces, &mut |_| {})
+        .unwrap();
+    assert!(bundle.finish().unwrap().notes.is_empty());
+    assert_eq!(describe(&imported), describe(&real));
 }
 
 #[test]
