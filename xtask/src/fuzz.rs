@@ -20,6 +20,7 @@ const TARGETS: [(&str, &[&str]); 8] = [
             "fs/layers/src/format/redirect.rs",
             "fs/layers/src/format/xattr_names.rs",
             "fs/layers/src/format/zero_device.rs",
+            "fs/layers/src/layer/recorded.rs",
             "fs/layers/src/view/resolve.rs",
         ],
     ),

@@ -6,9 +6,10 @@
 use std::path::Path;
 
 use crate::format::{InodeNumberXattr, Redirect, XattrSpace, foreign, origin};
-use crate::layer::LayerObject;
+use crate::layer::{LayerObject, RecordedAttributes};
 use crate::name::Name;
 use crate::shown::Show as _;
+use crate::sys::stat::Stat;
 use crate::view::resolve::{Fold, NextPath};
 
 /// Runs a target on each file of its corpus, and panics if there is none.
@@ -35,6 +36,10 @@ pub fn markers(data: &[u8]) {
     names(data);
     if let Ok(Some(number)) = InodeNumberXattr::parse(data) {
         assert_eq!(number.to_value(), data);
+    }
+    if let Ok(record) = RecordedAttributes::parse(data) {
+        assert_eq!(record.to_value().as_deref(), Some(data));
+        assert!(!record.apply(&Stat::default()).stat.is_whiteout_device());
     }
     let Ok(name) = Name::new(b"name") else {
         return;

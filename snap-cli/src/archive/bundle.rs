@@ -82,7 +82,9 @@ pub fn write(
             lent: lent.remove(&layer.id()).unwrap_or_default(),
         };
         writer.begin_layer(dir_path(name), raw);
-        walk::visit_dir(layer.path(), &mut |item: &Item<'_>| writer.write_item(item))?;
+        walk::visit_dir(layer.path(), &mut |item: &Item<'_>| {
+            writer.write_item(&item.clone().with_original_attributes(layer.space())?)
+        })?;
         let sum = format!("sha256:{}\n", writer.checksum());
         writer.write_own_file(&checksum_path(name), 0o600, sum.as_bytes())?;
     }
@@ -136,7 +138,7 @@ pub struct BundleReader<'a> {
     members: Members<ChecksumReader<'a>>,
     /// The imported layers.
     layers: Vec<(PathBuf, XattrSpace, NumberReferences)>,
-    done: Progress,
+    report: TransferReport,
 }
 
 impl std::fmt::Debug for BundleReader<'_> {
@@ -153,7 +155,7 @@ impl<'a> BundleReader<'a> {
             manifest,
             members,
             layers: Vec::new(),
-            done: Progress::default(),
+            report: TransferReport::default(),
         })
     }
 
@@ -173,7 +175,7 @@ impl<'a> BundleReader<'a> {
         progress: OnProgress<'_>,
     ) -> Result<()> {
         let (prefix, checksum_file) = (dir_path(name), checksum_path(name));
-        let before = self.done;
+        let before = self.report.done;
         let mut progress = |done: Progress| {
             progress(Progress {
                 entries: before.entries + done.entries,
@@ -207,14 +209,15 @@ impl<'a> BundleReader<'a> {
             unpacker.unpack_entry(member, &mut self.members)?;
         }
         let (imported, numbers) = unpacker.finish()?;
-        self.done.entries += imported.done.entries;
-        self.done.bytes += imported.done.bytes;
+        self.report.done.entries += imported.done.entries;
+        self.report.done.bytes += imported.done.bytes;
+        self.report.notes.append(imported.notes);
         self.layers.push((target.to_owned(), to, numbers));
         Ok(())
     }
 
     /// Completes the import: verifies that the archive ends here, and sets the marker xattrs of borrowed inode numbers.
-    pub fn finish(mut self) -> Result<Progress> {
+    pub fn finish(mut self) -> Result<TransferReport> {
         if let Some(member) = self.members.next()? {
             let what = "the archive has an entry that its manifest does not list";
             return Err(TreeError::new(ErrorKind::Refused, what).at(member.path));
@@ -239,7 +242,7 @@ impl<'a> BundleReader<'a> {
         for (target, space, numbers) in self.layers {
             set_borrowed_numbers(&target, space, numbers.borrowed, &lent)?;
         }
-        Ok(self.done)
+        Ok(self.report)
     }
 }
 

@@ -235,7 +235,7 @@ impl Delta<'_> {
         for level in self.levels.iter().skip(self.written) {
             let path = self.path.get(..level.path_length).unwrap_or_default();
             let dir = Found::Dir(level.new.clone());
-            if let Some(item) = Item::from_found(path, &dir, marker_space(self.new))? {
+            if let Some(item) = self.item(path, &dir)? {
                 writer.write_item(&item)?;
             }
         }
@@ -259,9 +259,18 @@ impl Delta<'_> {
             return Ok(());
         };
         self.write_pending_dirs(writer)?;
-        match Item::from_found(&self.path, found, marker_space(self.new))? {
+        match self.item(&self.path, found)? {
             Some(item) => writer.write_item(&item),
             None => Ok(()),
+        }
+    }
+
+    /// Returns an entry of the new state, with its original attributes.
+    fn item<'p>(&self, path: &'p [u8], found: &Found) -> Result<Option<Item<'p>>> {
+        let space = marker_space(self.new);
+        match (Item::from_found(path, found, space)?, space) {
+            (Some(item), Some(space)) => item.with_original_attributes(space).map(Some),
+            (item, _) => Ok(item),
         }
     }
 
@@ -279,10 +288,10 @@ impl Delta<'_> {
         let plain = |dir: &DirNode| (dir.stat.mode, dir.stat.uid, dir.stat.gid, dir.stat.mtime);
         let what = "cannot read the xattrs";
         Ok(plain(old) != plain(new)
-            || attrs::visible_xattrs(
+            || attrs::compared_xattrs(
                 self.old.and_then(marker_space),
                 old.xattrs().context(what, path)?,
-            ) != attrs::visible_xattrs(
+            ) != attrs::compared_xattrs(
                 marker_space(self.new),
                 new.xattrs().context(what, path)?,
             ))
@@ -309,10 +318,10 @@ impl Delta<'_> {
             return Ok(false);
         }
         let what = "cannot read the xattrs";
-        if attrs::visible_xattrs(
+        if attrs::compared_xattrs(
             self.old.and_then(marker_space),
             old.loc.xattrs().context(what, path)?,
-        ) != attrs::visible_xattrs(
+        ) != attrs::compared_xattrs(
             marker_space(self.new),
             new.loc.xattrs().context(what, path)?,
         ) {

@@ -11,7 +11,7 @@ use super::compress::{Compression, Encoder};
 use super::report::TransferReport;
 use super::writer::{Holes, Writer, cannot_write};
 use crate::tree::error::{OnProgress, Result};
-use crate::tree::walk::{self, Item};
+use crate::tree::walk::{self, Item, ItemAttributes};
 
 /// Writes a state as a tar archive, with an optional comment.
 ///
@@ -26,7 +26,9 @@ pub fn write_tar(
 ) -> Result<TransferReport> {
     write_entries(output, compression, holes, progress, |writer| {
         comment.map_or(Ok(()), |comment| writer.write_comment(comment))?;
-        walk::visit_state(view, &mut |item: &Item<'_>| writer.write_item(item))
+        walk::visit_state(view, ItemAttributes::Original, &mut |item: &Item<'_>| {
+            writer.write_item(item)
+        })
     })
 }
 

@@ -17,7 +17,7 @@ use super::stream::UnusualEnd;
 use super::unpack::Unpacker;
 use super::unpack_mode::UnpackMode;
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
-use crate::tree::omissions::{Omissions, Unsupported};
+use crate::tree::omissions::{Omissions, SourceOwners, Unsupported};
 
 /// Fills `target` from `source`: copies a directory, and unpacks anything else as a tar archive.
 pub fn from_path(
@@ -34,7 +34,7 @@ pub fn from_path(
         .context("cannot read the source", name)?
         .file_type();
     if kind.is_dir() {
-        let omissions = Omissions::foreign(unsupported);
+        let omissions = Omissions::foreign(unsupported).with_records(space, SourceOwners::Mapped);
         return copy_dir::copy(source, target, Some(space), omissions, progress);
     }
     from_stream(file, target, space, unsupported, progress)

@@ -47,6 +47,10 @@ pub(super) fn convert(
             }
             continue;
         }
+        if name == from.recorded().as_bytes() {
+            // An export contains the recorded attributes themselves.
+            continue;
+        }
         if !is_valid(mark, &value, member) {
             return Err(invalid(member, mark));
         }
@@ -155,6 +159,14 @@ mod tests {
                 User,
                 EntryKind::Fifo,
                 ("trusted.overlay.origin", ""),
+                None,
+            ),
+            // An export contains the recorded attributes, so an archive with a record is not one of cowl.
+            (
+                Trusted,
+                User,
+                EntryKind::File,
+                ("trusted.overlay.cowl.recorded", ""),
                 None,
             ),
             // An xattr of a nested overlay looks the same inside the container afterwards.

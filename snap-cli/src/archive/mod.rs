@@ -51,3 +51,5 @@ mod foreign_tests;
 mod import_tests;
 #[cfg(test)]
 mod odd_tests;
+#[cfg(test)]
+mod recorded_tests;

@@ -95,10 +95,7 @@ impl<'a> Unpacker<'a> {
             cleared: PathMap::default(),
             numbers: NumberReferences::default(),
             named_acls: NamedAcls::default(),
-            omissions: match mode {
-                UnpackMode::Raw(..) => Omissions::none(),
-                UnpackMode::Tree(_) | UnpackMode::Changeset(_) => Omissions::foreign(unsupported),
-            },
+            omissions: mode.omissions(unsupported),
             skipped: 0,
             progress,
             out: TransferReport::default(),

@@ -10,7 +10,7 @@ use cowl_layers::sys::stat::{self, FileKind};
 use crate::tree::attrs::Attrs;
 use crate::tree::create;
 use crate::tree::error::{Context as _, ErrorKind, Result, TreeError};
-use crate::tree::omissions::Omissions;
+use crate::tree::omissions::{Omissions, SourceOwners, Unsupported};
 
 /// The interpretation of the entries of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,15 @@ pub(super) enum UnpackMode {
 }
 
 impl UnpackMode {
+    /// Returns the omissions that an import permits.
+    pub(super) fn omissions(self, unsupported: Unsupported) -> Omissions {
+        let (omissions, space) = match self {
+            Self::Raw(_, to) => (Omissions::none(), to),
+            Self::Tree(space) | Self::Changeset(space) => (Omissions::foreign(unsupported), space),
+        };
+        omissions.with_records(space, SourceOwners::Exact)
+    }
+
     /// Creates a device, a fifo or a socket.
     pub(super) fn create_node(
         self,

@@ -91,6 +91,7 @@ impl Args {
                 let mut bar = output::Bar::new("importing");
                 let done = whole::import(&store, name, archive, &mut |done| bar.update(done))?;
                 drop(bar);
+                done.notes.iter().for_each(|note| output::print_note(note));
                 self.write_config(&done, lxc.is_some())?;
                 let snapshots = match done.snapshots {
                     0 => "no snapshots".to_owned(),

@@ -78,8 +78,8 @@ impl Pair<'_> {
         }
         let message = "cannot read the xattrs";
         let (old, new) = (a.xattrs(), b.xattrs());
-        let old = attrs::visible_xattrs(marker_space(self.a), old.context_at(message, path)?);
-        let new = attrs::visible_xattrs(marker_space(self.b), new.context_at(message, path)?);
+        let old = attrs::compared_xattrs(marker_space(self.a), old.context_at(message, path)?);
+        let new = attrs::compared_xattrs(marker_space(self.b), new.context_at(message, path)?);
         differences.xattrs = old != new;
         Ok(differences)
     }
@@ -104,8 +104,8 @@ impl Pair<'_> {
         }
         let message = "cannot read the xattrs";
         let (old, new) = (a.loc.xattrs(), b.loc.xattrs());
-        let old = attrs::visible_xattrs(marker_space(self.a), old.context_at(message, path)?);
-        let new = attrs::visible_xattrs(marker_space(self.b), new.context_at(message, path)?);
+        let old = attrs::compared_xattrs(marker_space(self.a), old.context_at(message, path)?);
+        let new = attrs::compared_xattrs(marker_space(self.b), new.context_at(message, path)?);
         differences.xattrs = old != new;
         if !differences.xattrs || self.thorough {
             differences.content |=

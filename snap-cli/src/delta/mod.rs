@@ -8,12 +8,14 @@ pub mod diff;
 pub mod flatten;
 pub mod patch;
 pub mod revert;
+mod revert_records;
 mod revert_work;
 pub mod scope;
 
 pub use compare::Differences;
 pub use diff::{Change, DiffOptions, Status, diff, diff_with};
 pub use flatten::flatten;
+pub use revert_records::TargetLayer;
 
 #[cfg(test)]
 mod compare_tests;

@@ -13,13 +13,14 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{Found, View};
 
 use super::diff::{Change, Status, diff};
+use super::revert_records::TargetLayer;
 use super::revert_work::Work;
 pub use super::scope::Scope;
 use crate::tree::error::{Context as _, OnProgress, Result, TreeError};
 use crate::tree::find::{Finder, find, topmost};
 use crate::tree::path::{is_within, split};
 use crate::tree::path_map::PathMap;
-use crate::tree::walk::{self, Item, Visitor};
+use crate::tree::walk::{self, Item, ItemAttributes, Visitor};
 use crate::tree::writable::WritableTree;
 
 /// The action that reverts a path.
@@ -87,7 +88,7 @@ impl Survey {
     fn new(view: &View, scope: &Scope) -> Result<Self> {
         let mut survey = Self::default();
         if scope.is_all() {
-            walk::visit_state(view, &mut survey)?;
+            walk::visit_state(view, ItemAttributes::Stored, &mut survey)?;
         }
         for top in topmost(scope.0.clone()) {
             walk::visit_below(view, &top, &find(view, &top)?, &mut survey)?;
@@ -349,14 +350,14 @@ impl RevertPlan {
         Ok(has_renamed)
     }
 
-    /// Executes the plan through `target`, with the objects of the old state.
+    /// Executes the plan through `target`, which writes to `layer`, with the objects of the old state.
     pub(crate) fn execute(
         &self,
         old: &View,
-        target: &dyn WritableTree,
+        (target, layer): (&dyn WritableTree, &TargetLayer),
         progress: OnProgress<'_>,
     ) -> Result<()> {
-        let mut work = Work::new(old, target, progress);
+        let mut work = Work::new(old, (target, layer), progress);
         let mut parents = PathMap::default();
         for paths in [&self.recreate, &self.remove] {
             each(paths, |path, ()| {
@@ -379,9 +380,9 @@ impl RevertPlan {
         })?;
         self.attrs_only.each(|path, ()| {
             if !self.is_recreated(path)
-                && let Some((kind, attrs)) = work.old_attrs(path)?
+                && let Some(object) = work.old_attrs(path)?
             {
-                work.set_attrs((path, path), kind, &attrs)?;
+                work.set_attrs((path, path), &object)?;
             }
             Ok::<_, TreeError>(())
         })?;

@@ -9,6 +9,7 @@ use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::{Found, LayerPath, View};
 use uuid::Uuid;
 
+use super::revert_records::TargetLayer;
 use crate::tree::attrs::{Attrs, marker_space};
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Progress, Result, TreeError};
 use crate::tree::find::Finder;
@@ -19,10 +20,29 @@ use crate::tree::writable::WritableTree;
 /// The prefix of the names of staged objects.
 const STAGED: &[u8] = b".cowl-";
 
+/// The type and the attributes of an object of the old state.
+pub(super) struct OldObject {
+    kind: FileKind,
+    attrs: Attrs,
+    /// The record of attributes that could not be stored.
+    record: Option<Vec<u8>>,
+}
+
+impl OldObject {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        Ok(Self {
+            kind: item.kind(),
+            attrs: Attrs::from_stat(&item.stat, item.xattrs()?),
+            record: item.record()?,
+        })
+    }
+}
+
 /// The state of an execution: the objects that were created, and the one that is being created.
 pub(super) struct Work<'a> {
     old: Finder<'a>,
     target: &'a dyn WritableTree,
+    layer: &'a TargetLayer,
     /// The paths at which files with several names were created, by their device and inode number in the old state.
     created: HashMap<(u64, u64), LayerPath>,
     /// The path that is being created, and its staging path.
@@ -34,12 +54,13 @@ pub(super) struct Work<'a> {
 impl<'a> Work<'a> {
     pub(super) fn new(
         old: &'a View,
-        target: &'a dyn WritableTree,
+        (target, layer): (&'a dyn WritableTree, &'a TargetLayer),
         progress: OnProgress<'a>,
     ) -> Self {
         Self {
             old: Finder::new(old),
             target,
+            layer,
             created: HashMap::new(),
             staging: None,
             done: Progress::default(),
@@ -50,16 +71,13 @@ impl<'a> Work<'a> {
 
 impl Work<'_> {
     /// Returns the type and attributes of a path in the old state.
-    pub(super) fn old_attrs(&mut self, path: &[u8]) -> Result<Option<(FileKind, Attrs)>> {
+    pub(super) fn old_attrs(&mut self, path: &[u8]) -> Result<Option<OldObject>> {
         let space = marker_space(self.old.view());
         let found = self.old.find(path)?;
         let Some(item) = Item::from_found(path, &found, space)? else {
             return Ok(None);
         };
-        Ok(Some((
-            item.kind(),
-            Attrs::from_stat(&item.stat, item.xattrs()?),
-        )))
+        OldObject::read(&item).map(Some)
     }
 
     /// Returns a staging path next to a path.
@@ -115,7 +133,7 @@ impl Work<'_> {
             parent = split(parent).0;
         }
         while let Some(parent) = missing.pop() {
-            let Some((kind, attrs)) = self.old_attrs(parent)? else {
+            let Some(object) = self.old_attrs(parent)? else {
                 return Ok(());
             };
             self.stage(parent, |work| {
@@ -123,7 +141,7 @@ impl Work<'_> {
                 work.target
                     .mkdir(&at)
                     .context("cannot create the directory", parent)?;
-                work.set_attrs((&at, parent), kind, &attrs)
+                work.set_attrs((&at, parent), &object)
             })?;
         }
         Ok(())
@@ -214,8 +232,7 @@ impl Work<'_> {
                 .mknod(&at, kind, item.stat.rdev)
                 .context("cannot create", path)?,
         }
-        let attrs = Attrs::from_stat(&item.stat, item.xattrs()?);
-        self.set_attrs((&at, path), kind, &attrs)?;
+        self.set_attrs((&at, path), &OldObject::read(item)?)?;
         if item.stat.nlink > 1 {
             self.created.insert(key, layer_path);
         }
@@ -224,15 +241,11 @@ impl Work<'_> {
     }
 
     /// Sets the attributes of the object at the path `at`; `path` is for messages.
-    pub(super) fn set_attrs(
-        &self,
-        (at, path): (&[u8], &[u8]),
-        kind: FileKind,
-        attrs: &Attrs,
-    ) -> Result<()> {
+    pub(super) fn set_attrs(&self, (at, path): (&[u8], &[u8]), object: &OldObject) -> Result<()> {
         self.target
-            .set_attrs(at, kind, attrs)
-            .context("cannot set the attributes", path)
+            .set_attrs(at, object.kind, &object.attrs)
+            .context("cannot set the attributes", path)?;
+        self.layer.set_record(at, object.record.as_deref())
     }
 
     /// Removes a path. A directory is renamed to a staging path first, so that it disappears in one step.
@@ -290,7 +303,7 @@ struct Creator<'w, 'a> {
     /// The path at which the walk begins.
     top: LayerPath,
     /// The directories above the current one, and the attributes that they get at the end.
-    levels: Vec<(LayerPath, Attrs)>,
+    levels: Vec<(LayerPath, OldObject)>,
 }
 
 impl Visitor for Creator<'_, '_> {
@@ -301,18 +314,16 @@ impl Visitor for Creator<'_, '_> {
         };
         self.work.create_item(item, layer_path.clone())?;
         if item.kind() == FileKind::Directory {
-            let attrs = Attrs::from_stat(&item.stat, item.xattrs()?);
-            self.levels.push((layer_path, attrs));
+            self.levels.push((layer_path, OldObject::read(item)?));
         }
         Ok(())
     }
 
     fn leave(&mut self, path: &[u8]) -> Result<()> {
-        let Some((_, attrs)) = self.levels.pop() else {
+        let Some((_, object)) = self.levels.pop() else {
             return Ok(());
         };
         let at = self.work.current_path(path);
-        self.work
-            .set_attrs((&at, path), FileKind::Directory, &attrs)
+        self.work.set_attrs((&at, path), &object)
     }
 }

@@ -1,7 +1,7 @@
 //! The inner process of exec.
 //!
 //! It makes the mounted container the root of a private mount namespace, with the host's /proc, /sys and /dev, and
-//! executes the command.
+//! executes the command. With an id map, the command also has a pid namespace and a /proc of its own.
 //!
 //! The old root is detached, so that the namespace has no copy of any other mount: a command that runs here
 //! keeps no other mount busy. Mount points in the container are opened without following symbolic links,
@@ -21,6 +21,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, StatxAttributes,
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use cowl_layers::shown::Show as _;
+use cowl_layers::sys::pid_namespace::{self, Init};
 use cowl_layers::sys::private;
 
 use super::mapping;
@@ -54,11 +55,16 @@ pub fn enter(mountpoint: &Path, map: &IdMap, command: &[OsString]) -> (u8, Error
     let Some((program, args)) = command.split_first() else {
         return (FAILED, Error::usage("no command to run"));
     };
-    let confined = match map.is_empty() {
-        true => Ok(()),
-        false => mapping::leave_session(),
-    };
-    if let Err(error) = confined.and_then(|()| change_root(mountpoint, map)) {
+    let started = change_root(mountpoint, map).and_then(|init| match init {
+        None => Ok(()),
+        Some(init) => {
+            init.start_command().map_err(|error| {
+                Error::failed("cannot start a process for the command").because(error)
+            })?;
+            mapping::leave_session()
+        }
+    });
+    if let Err(error) = started {
         return (FAILED, error);
     }
     // `exec` blocks signals in its own process, and a child inherits the mask.
@@ -79,60 +85,35 @@ pub fn enter(mountpoint: &Path, map: &IdMap, command: &[OsString]) -> (u8, Error
     (code, Error::failed(message).because(error))
 }
 
-fn change_root(mountpoint: &Path, map: &IdMap) -> Result<()> {
+/// Makes the mounted container the root directory. With an id map, continues in the init of a new pid namespace.
+fn change_root(mountpoint: &Path, map: &IdMap) -> Result<Option<Init>> {
     let failed =
         |message: &str, error: std::io::Error| Error::failed(message.to_owned()).because(error);
     unshare_namespace()?;
     let recursive = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", recursive)
         .map_err(|e| failed("cannot make the namespace's mounts private", e.into()))?;
-    let mut root = open_root(mountpoint)?;
+    let (mut root, mut init) = (open_root(mountpoint)?, None);
     require_mounted(&root, mountpoint)?;
     let is_mapped = !map.is_empty();
     honor_privileges(&root, map)
         .map_err(|e| failed("cannot enable set-user-ID programs", e.into()))?;
     if is_mapped {
+        mapping::hide_descriptors()?;
         mapping::enter_namespace(map)?;
         // The namespace has copies of the mounts, which cannot be moved. The descriptor refers to the original.
         rustix::mount::mount_bind_recursive(mountpoint, mountpoint)
             .map_err(|e| failed("cannot mount the container in its namespace", e.into()))?;
         root = open_root(mountpoint)?;
         mapping::become_root()?;
+        let created = pid_namespace::enter();
+        init = Some(created.map_err(|e| failed("cannot create a pid namespace", e))?);
     }
-    if let Some(at) = open_dir(&root, "proc")? {
-        rustix::mount::mount_bind_recursive("/proc", &at.path)
-            .map_err(|e| failed("cannot mount /proc", e.into()))?;
-    }
-    if let Some(at) = open_dir(&root, "sys")? {
-        let failed = |e: rustix::io::Errno| failed("cannot mount /sys", e.into());
-        match rustix::mount::mount_bind("/sys", &at.path) {
-            Ok(()) => {
-                // The descriptor refers to the directory below the new mount, so open it again.
-                if let Some(mounted) = open_dir(&root, "sys")? {
-                    remount_read_only(&mounted.path).map_err(failed)?;
-                }
-            }
-            // A user namespace may bind /sys only together with the mounts below it.
-            Err(rustix::io::Errno::INVAL) => {
-                rustix::mount::mount_bind_recursive("/sys", &at.path).map_err(failed)?;
-                if let Some(mounted) = open_dir(&root, "sys")? {
-                    let restricted = private::restrict_tree(mounted.fd.as_fd());
-                    let message = "cannot make /sys read-only";
-                    restricted.map_err(|e| Error::failed(message).because(e))?;
-                }
-            }
-            Err(error) => return Err(failed(error)),
-        }
-    }
-    if let Some(at) = open_dir(&root, "dev")? {
-        let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
-        let size = c"mode=755,size=64k";
-        rustix::mount::mount("tmpfs", &at.path, "tmpfs", flags, size)
-            .map_err(|e| failed("cannot mount /dev", e.into()))?;
-        if let Some(mounted) = open_dir(&root, "dev")? {
-            populate_dev(&mounted.path, map).map_err(|e| failed("cannot populate /dev", e))?;
-        }
-    }
+    match &init {
+        None => bind_proc(&root),
+        Some(_) => mount_own_proc(&root),
+    }?;
+    mount_sys_and_dev(&root, map)?;
     rustix::process::fchdir(&root)
         .map_err(|e| Error::at("enter", mountpoint, std::io::Error::from(e)))?;
     drop(root);
@@ -144,7 +125,98 @@ fn change_root(mountpoint: &Path, map: &IdMap) -> Result<()> {
             .map_err(|e| failed("cannot make the container the root", e.into()))?,
         Err(e) => return Err(failed("cannot make the container the root", e.into())),
     }
-    std::env::set_current_dir("/").map_err(|e| failed("cannot enter the new root", e))
+    std::env::set_current_dir("/").map_err(|e| failed("cannot enter the new root", e))?;
+    Ok(init)
+}
+
+fn proc_error(error: rustix::io::Errno) -> Error {
+    Error::failed("cannot mount /proc").because(std::io::Error::from(error))
+}
+
+/// Mounts the host's /proc.
+fn bind_proc(root: &OwnedFd) -> Result<()> {
+    if let Some(at) = open_dir(root, "proc")? {
+        rustix::mount::mount_bind_recursive("/proc", &at.path).map_err(proc_error)?;
+    }
+    Ok(())
+}
+
+/// The parts of /proc by which the whole machine is changed.
+const READ_ONLY_IN_PROC: [&str; 2] = ["sys", "sysrq-trigger"];
+
+/// Mounts a /proc of the pid namespace, whose /proc/sys and /proc/sysrq-trigger are read-only.
+fn mount_own_proc(root: &OwnedFd) -> Result<()> {
+    let Some(at) = open_dir(root, "proc")? else {
+        return Ok(());
+    };
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    match rustix::mount::mount("proc", &at.path, "proc", flags, c"") {
+        // A user namespace may not mount a /proc that shows more than the one it has, of which a container hides parts.
+        Err(rustix::io::Errno::PERM) => {
+            log::warn!("/proc shows the processes of the machine: a part of it is hidden here");
+            return bind_proc(root);
+        }
+        other => other.map_err(proc_error)?,
+    }
+    // The descriptor refers to the directory below the new mount, so open it again.
+    let Some(mounted) = open_dir(root, "proc")? else {
+        return Ok(());
+    };
+    for name in READ_ONLY_IN_PROC {
+        let open = || {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(mounted.fd.as_fd(), name, flags, Mode::empty())
+        };
+        let path = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+        match open() {
+            Ok(below) => {
+                rustix::mount::mount_bind(path(&below), path(&below)).map_err(proc_error)?;
+            }
+            // A kernel without SysRq.
+            Err(rustix::io::Errno::NOENT) => continue,
+            Err(error) => return Err(proc_error(error)),
+        }
+        let mounted = open().map_err(proc_error)?;
+        remount_read_only(Path::new(&path(&mounted))).map_err(proc_error)?;
+    }
+    Ok(())
+}
+
+/// Mounts /sys read-only, and a small /dev.
+fn mount_sys_and_dev(root: &OwnedFd, map: &IdMap) -> Result<()> {
+    let failed =
+        |message: &str, error: std::io::Error| Error::failed(message.to_owned()).because(error);
+    if let Some(at) = open_dir(root, "sys")? {
+        let failed = |e: rustix::io::Errno| failed("cannot mount /sys", e.into());
+        match rustix::mount::mount_bind("/sys", &at.path) {
+            Ok(()) => {
+                // The descriptor refers to the directory below the new mount, so open it again.
+                if let Some(mounted) = open_dir(root, "sys")? {
+                    remount_read_only(&mounted.path).map_err(failed)?;
+                }
+            }
+            // A user namespace may bind /sys only together with the mounts below it.
+            Err(rustix::io::Errno::INVAL) => {
+                rustix::mount::mount_bind_recursive("/sys", &at.path).map_err(failed)?;
+                if let Some(mounted) = open_dir(root, "sys")? {
+                    let restricted = private::restrict_tree(mounted.fd.as_fd());
+                    let message = "cannot make /sys read-only";
+                    restricted.map_err(|e| Error::failed(message).because(e))?;
+                }
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    if let Some(at) = open_dir(root, "dev")? {
+        let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+        let size = c"mode=755,size=64k";
+        rustix::mount::mount("tmpfs", &at.path, "tmpfs", flags, size)
+            .map_err(|e| failed("cannot mount /dev", e.into()))?;
+        if let Some(mounted) = open_dir(root, "dev")? {
+            populate_dev(&mounted.path, map).map_err(|e| failed("cannot populate /dev", e))?;
+        }
+    }
+    Ok(())
 }
 
 /// Opens the root directory of the mounted container.

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::fd::AsFd as _;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt};
 use std::process::{Command, ExitStatus};
 
 use cowl_layers::shown::Show as _;
@@ -144,6 +144,10 @@ fn run(mountpoint: &std::path::Path, command: &[OsString], map: Option<&IdMap>) 
         .arg(mountpoint)
         .arg("--")
         .args(command);
+    if map.is_some() {
+        // The caller's terminal must not send signals to it: they are forwarded.
+        enter.process_group(0);
+    }
     if let Some(terminal) = &terminal {
         let streams = terminal.stdio();
         let [input, output, error] = streams.map_err(|e| failed("cannot use a terminal", e))?;

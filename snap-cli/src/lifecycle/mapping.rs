@@ -91,13 +91,18 @@ pub fn hold_namespace() -> Result<()> {
     Ok(())
 }
 
-/// Leaves the session and the terminal of the caller, and everything that it has open but the standard streams. If one of
-/// these is a terminal, which is not the caller's, it becomes that of the new session.
+/// Withholds everything that the caller has open, except for the standard streams, from the command.
+pub(super) fn hide_descriptors() -> Result<()> {
+    confine::close_on_exec_from(3)
+        .map_err(|error| Error::failed("cannot close the files of the caller").because(error))
+}
+
+/// Leaves the session and the terminal of the caller. If a standard stream is a terminal, which is not the caller's, it
+/// becomes that of the new session.
 pub(super) fn leave_session() -> Result<()> {
     let failed = |error: std::io::Error| {
         Error::failed("cannot leave the session of the caller").because(error)
     };
-    confine::close_on_exec_from(3).map_err(|error| failed(error.errno().into()))?;
     rustix::process::setsid().map_err(|error| failed(error.into()))?;
     if let Some(terminal) = standard_terminal() {
         rustix::process::ioctl_tiocsctty(terminal).map_err(|error| failed(error.into()))?;

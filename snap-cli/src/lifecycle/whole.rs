@@ -239,6 +239,8 @@ pub struct Incoming {
     pub config: Option<Blob>,
     /// The files in its directory to which the config refers.
     pub files: Vec<OwnFile>,
+    /// Notes on attributes that the user cannot store.
+    pub notes: Vec<String>,
 }
 
 /// Describes the container in an archive.
@@ -249,6 +251,7 @@ pub fn describe(archive: &BundleReader<'_>) -> Result<Incoming> {
         snapshots: manifest.container.snapshots.len(),
         config: manifest.config,
         files: manifest.files,
+        notes: Vec::new(),
     })
 }
 
@@ -269,12 +272,12 @@ pub fn import(
     })?;
     let made = import_claimed(store, &name, manifest, archive, progress);
     claim.remove()?;
-    made?;
     Ok(Incoming {
         name,
         snapshots,
         config,
         files,
+        notes: made?,
     })
 }
 
@@ -302,7 +305,7 @@ fn import_claimed(
     manifest: WholeManifest,
     mut archive: BundleReader<'_>,
     progress: OnProgress<'_>,
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let from = match manifest.marks {
         MarkerSpace::Trusted => XattrSpace::Trusted,
         MarkerSpace::User => XattrSpace::User,
@@ -326,7 +329,7 @@ fn import_claimed(
         let tree = store.paths().layer_tree(made);
         archive.read_layer(&id.to_string(), &tree, (from, store.space()), &mut progress)?;
     }
-    archive.finish()?;
+    let notes = archive.finish()?.notes.lines();
     let old = manifest.container;
     let below = map_ids(old.below_head(), &new);
     // Check that each state has at least a readable root before a manifest references it.
@@ -368,7 +371,7 @@ fn import_claimed(
     container.stack = [&[container.head], below.as_slice()].concat();
     creation.sync()?;
     match disk::replace(&store.paths().container_file(id), &Record::first(container)) {
-        Ok(()) => creation.finish(),
+        Ok(()) => creation.finish().map(|()| notes),
         Err(error) => {
             // The file may already exist, with a name that is not durable.
             creation.abandon();

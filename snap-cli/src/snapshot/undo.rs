@@ -18,6 +18,7 @@ use super::take::{drop_if_unnamed, write_file};
 use crate::container::Container;
 use crate::container::Swap;
 use crate::container::state::{Mounted, RunState};
+use crate::delta::TargetLayer;
 use crate::delta::revert::{RevertPlan, RevertStep, Scope};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
@@ -212,6 +213,7 @@ fn undo_unmounted(
         creation.request_sweep();
     }
     let tree = store.paths().layer_tree(head);
+    let layer = TargetLayer::open(&tree, store.space())?;
     let open = || -> Result<OverlayTree> {
         let upper = Upper::open(&tree, &store.paths().layer_work(head), store.space())?;
         let lowers = store.open_layers(&frozen.state)?;
@@ -231,9 +233,9 @@ fn undo_unmounted(
         true => {
             let scope = plan.scope();
             let rest = RevertPlan::new(old, &store.view(&stack)?, scope)?;
-            rest.execute(old, &open()?, progress)?;
+            rest.execute(old, (&open()?, &layer), progress)?;
         }
-        false => plan.execute(old, &open()?, progress)?,
+        false => plan.execute(old, (&open()?, &layer), progress)?,
     }
     creation.sync_content()?;
     next.head = head;
@@ -265,7 +267,9 @@ fn undo_mounted(
             &request.scope,
         )?;
     }
-    Ok(plan.execute(old, &target, progress)?)
+    let head = store.paths().layer_tree(container.manifest().head);
+    let layer = TargetLayer::open(&head, store.space())?;
+    Ok(plan.execute(old, (&target, &layer), progress)?)
 }
 
 /// Adds a hint on how to revert a partial undo.

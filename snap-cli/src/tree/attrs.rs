@@ -8,14 +8,17 @@ use std::os::fd::BorrowedFd;
 
 use cowl_layers::error::Errno;
 use cowl_layers::format::{ACL_ACCESS, ACL_DEFAULT, XattrSpace};
+use cowl_layers::layer::RecordedAttributes;
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys::attr::{self, SetTime};
-use cowl_layers::sys::stat::{FileKind, Stat};
+use cowl_layers::sys::stat::{self, FileKind, Stat};
 use cowl_layers::sys::xattr;
 use cowl_layers::view::{View, user_xattrs};
 
 use super::error::{Context as _, ErrorKind, Result, TreeError};
 use super::omissions::{self, Omissions, XATTR_UNSUPPORTED, XattrProblem};
+use super::recording::{self, Recorded};
+use super::xattr_values;
 
 pub(crate) use cowl_layers::view::Xattrs;
 
@@ -106,6 +109,7 @@ pub(crate) fn apply_first(
     path: &[u8],
     omissions: &mut Omissions,
 ) -> Result<u32> {
+    recording::clear(fd, path, omissions)?;
     let mut perm = attrs.perm;
     if let Err(error) = attr::chown(fd, Some(attrs.uid), Some(attrs.gid)) {
         // EINVAL and EOVERFLOW: the user namespace does not map the id.
@@ -114,18 +118,51 @@ pub(crate) fn apply_first(
             _ => None,
         };
         let error = failed(error, kind, "cannot set the owner", path);
-        omissions.unsupported(error, OWNER_UNSUPPORTED, path, b"")?;
         perm &= !SET_IDS;
+        omit_owner(fd, attrs, path, omissions, error)?;
     }
     for (name, value) in &attrs.xattrs {
         if acl_name(name).is_none() {
-            set_xattr(fd, name, value, path, omissions)?;
+            store_xattr(fd, (name, value), Some(attrs.perm), path, omissions)?;
         }
     }
     Ok(perm)
 }
 
 const OWNER_UNSUPPORTED: &str = "skipped an owner that this user cannot set";
+const OWNER_UNKNOWN: &str = "skipped an owner without an id in this user namespace";
+const OWNER_RECORDED: &str = "recorded an owner that this user cannot set";
+const XATTR_RECORDED: &str = "recorded an xattr that this user cannot set";
+
+/// Records the owner of an object instead of setting it, or omits it.
+fn omit_owner(
+    fd: BorrowedFd<'_>,
+    attrs: &Attrs,
+    path: &[u8],
+    omissions: &mut Omissions,
+    error: TreeError,
+) -> Result<()> {
+    if error.kind() != ErrorKind::Unsupported || omissions.record_space().is_none() {
+        return omissions.unsupported(error, OWNER_UNSUPPORTED, path, b"");
+    }
+    if !(omissions.is_known(attrs.uid) && omissions.is_known(attrs.gid)) {
+        return omissions.unsupported(error, OWNER_UNKNOWN, path, b"");
+    }
+    let recorded = recording::update(fd, path, omissions, |record| {
+        (record.uid, record.gid) = (attrs.uid, attrs.gid);
+        set_perm(record, attrs.perm);
+    })?;
+    match recorded {
+        Recorded::Yes | Recorded::Partly => omissions.notes.add(OWNER_RECORDED, path),
+        Recorded::No => omissions.unsupported(error, OWNER_UNSUPPORTED, path, b"")?,
+    }
+    Ok(())
+}
+
+/// Sets the permission bits of a record.
+fn set_perm(record: &mut RecordedAttributes, perm: u32) {
+    record.mode = (record.mode & !0o7777) | perm;
+}
 
 /// Returns the error of a system call, with another kind than that of its errno if `kind` is given.
 fn failed(
@@ -156,16 +193,29 @@ pub(crate) fn apply_last<'a>(
         attr::chmod(fd, perm).context("cannot set the mode", path)?;
     }
     for (name, value) in acls {
-        set_xattr(fd, name, value, path, omissions)?;
+        store_xattr(fd, (name, value), None, path, omissions)?;
     }
-    attr::utimens(fd, last.atime, last.mtime).context("cannot set the times", path)
+    attr::utimens(fd, last.atime, last.mtime).context("cannot set the times", path)?;
+    recording::refresh(fd, path, omissions)
 }
 
-/// Sets one xattr, or omits it.
+/// Sets one xattr of a complete object, or omits it.
 pub(crate) fn set_xattr(
     fd: BorrowedFd<'_>,
     name: &[u8],
     value: &[u8],
+    path: &[u8],
+    omissions: &mut Omissions,
+) -> Result<()> {
+    store_xattr(fd, (name, value), None, path, omissions)?;
+    recording::refresh(fd, path, omissions)
+}
+
+/// Sets one xattr, records it, or omits it. `perm` are the original permissions, if the object does not have them yet.
+fn store_xattr(
+    fd: BorrowedFd<'_>,
+    (name, value): (&[u8], &[u8]),
+    perm: Option<u32>,
     path: &[u8],
     omissions: &mut Omissions,
 ) -> Result<()> {
@@ -181,10 +231,93 @@ pub(crate) fn set_xattr(
     let error = failed(error, kind, &message, path);
     match problem {
         XattrProblem::Never(reason) => omissions.never_stored(error, reason, path, name),
+        XattrProblem::Here if record_xattr(fd, (name, value), perm, path, omissions)? => Ok(()),
         XattrProblem::Here | XattrProblem::Other => {
             omissions.unsupported(error, XATTR_UNSUPPORTED, path, name)
         }
     }
+}
+
+/// Returns the record of a device with these attributes, whose placeholder is behind `fd`.
+pub(crate) fn device_record(
+    fd: BorrowedFd<'_>,
+    (kind, rdev): (FileKind, u64),
+    attrs: &Attrs,
+    path: &[u8],
+    omissions: &mut Omissions,
+) -> Result<RecordedAttributes> {
+    let stat = stat::stat_fd(fd).context("cannot read", path)?;
+    let mut record = RecordedAttributes {
+        mode: kind.mode_bits() | attrs.perm,
+        rdev,
+        ..RecordedAttributes::of(&stat)
+    };
+    if omissions.is_known(attrs.uid) && omissions.is_known(attrs.gid) {
+        (record.uid, record.gid) = (attrs.uid, attrs.gid);
+    }
+    for (name, value) in &attrs.xattrs {
+        let Some(visible) = omissions
+            .record_space()
+            .and_then(|space| space.to_mount(name))
+        else {
+            continue;
+        };
+        if let Some(reason) = omissions::never_storable(kind, &visible, value) {
+            omissions.notes.add_part(reason, path, name);
+            continue;
+        }
+        record.set_xattr(&visible, value);
+        if &*visible == ACL_ACCESS
+            && let Some(acl) = xattr_values::acl_perms(value)
+        {
+            set_perm(&mut record, (attrs.perm & 0o7000) | acl.with_mask);
+        }
+    }
+    Ok(record)
+}
+
+/// Records an xattr that cannot be stored, or omits it if it is too large, with a note. Returns whether the object can have
+/// a record.
+///
+/// Without its access ACL, the object gets the rights of the owning group in the ACL, not the mask, which would grant more.
+fn record_xattr(
+    fd: BorrowedFd<'_>,
+    (name, value): (&[u8], &[u8]),
+    perm: Option<u32>,
+    path: &[u8],
+    omissions: &mut Omissions,
+) -> Result<bool> {
+    let Some(space) = omissions.record_space() else {
+        return Ok(false);
+    };
+    // A marker of the layer, which is not an xattr of the object, must be stored.
+    let Some(visible) = space.to_mount(name) else {
+        return Ok(false);
+    };
+    let acl = match name {
+        ACL_ACCESS => xattr_values::acl_perms(value),
+        _ => None,
+    };
+    let recorded = recording::update(fd, path, omissions, |record| {
+        record.set_xattr(&visible, value);
+        if let Some(perm) = perm {
+            set_perm(record, perm);
+        }
+        if let Some(acl) = acl {
+            set_perm(record, (record.mode & 0o7000) | acl.with_mask);
+        }
+    })?;
+    if recorded == Recorded::No {
+        return Ok(false);
+    }
+    if recorded == Recorded::Yes {
+        omissions.notes.add_part(XATTR_RECORDED, path, name);
+    }
+    if let Some(acl) = acl {
+        let special = stat::stat_fd(fd).context("cannot read", path)?.perm() & 0o7000;
+        attr::chmod(fd, special | acl.without_acl).context("cannot set the mode", path)?;
+    }
+    Ok(true)
 }
 
 /// Escapes xattr names that a layer would interpret as markers, as a mount does.
@@ -205,6 +338,16 @@ pub(crate) fn visible_xattrs(space: Option<XattrSpace>, on_disk: Xattrs) -> Xatt
     };
     visible.sort_unstable();
     visible
+}
+
+/// Returns the xattrs in which two objects of states must be equal: the visible ones, and the record of attributes that
+/// could not be stored.
+pub(crate) fn compared_xattrs(space: Option<XattrSpace>, on_disk: Xattrs) -> Xattrs {
+    let is_record = |name: &[u8]| space.is_some_and(|space| name == space.recorded().as_bytes());
+    let record = on_disk.iter().find(|(name, _)| is_record(name)).cloned();
+    let mut compared = visible_xattrs(space, on_disk);
+    compared.extend(record);
+    compared
 }
 
 /// Returns the namespace of the marker xattrs of a state; `None` if the state has no layers.

@@ -6,12 +6,13 @@ use cowl_layers::error::Errno;
 use cowl_layers::format::{ACL_DEFAULT, XattrSpace};
 use cowl_layers::layer::zero_device;
 use cowl_layers::sys::stat::FileKind;
-use cowl_layers::sys::{dir, node, xattr};
+use cowl_layers::sys::{attr, dir, node, xattr};
 use rustix::fs::OFlags;
 
 use super::attrs::{self, Attrs};
 use super::error::{Context as _, ErrorKind, Result, TreeError};
 use super::omissions::Omissions;
+use super::recording::{self, Recorded};
 
 /// The mode of directories that an archive has no entry for.
 pub(crate) const IMPLIED_PERM: u32 = 0o755;
@@ -37,10 +38,9 @@ pub(crate) fn special(
         )?;
         let fd = dir::open_path(parent, name).context(message, path)?;
         zero_device::mark_file(fd.as_fd(), space).context(message, path)?;
-    } else {
-        created(node::mknod(parent, name, kind, 0o600, rdev), message, path)?;
+        return apply_at(parent, name, kind, (attrs, omissions), path);
     }
-    apply_at(parent, name, kind, (attrs, omissions), path)
+    node(parent, name, (kind, rdev), (attrs, omissions), path)
 }
 
 /// Creates a device, a FIFO or a socket in a plain directory, with its attributes.
@@ -52,7 +52,16 @@ pub(crate) fn node(
     path: &[u8],
 ) -> Result<()> {
     let made = node::mknod(parent, name, kind, 0o600, rdev);
-    created(made, "cannot create", path)?;
+    match created(made, "cannot create", path) {
+        Err(error)
+            if error.kind() == ErrorKind::Unsupported
+                && matches!(kind, FileKind::CharDevice | FileKind::BlockDevice)
+                && omissions.record_space().is_some() =>
+        {
+            return placeholder(parent, name, (kind, rdev), (attrs, omissions), path, error);
+        }
+        other => other?,
+    }
     apply_at(parent, name, kind, (attrs, omissions), path)
 }
 
@@ -67,6 +76,45 @@ pub(crate) fn symlink(
     let made = node::symlink(parent, name, target);
     created(made, "cannot create the symbolic link", path)?;
     apply_at(parent, name, FileKind::Symlink, (attrs, omissions), path)
+}
+
+const DEVICE_RECORDED: &str =
+    "recorded a device that this user cannot create; it is an empty file in the container";
+const DEVICE_UNSUPPORTED: &str = "skipped a device that this user cannot create";
+
+/// Creates an empty file that only root can access in the place of a device, and records the device.
+fn placeholder(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    (kind, rdev): (FileKind, u64),
+    (attrs, omissions): (&Attrs, &mut Omissions),
+    path: &[u8],
+    error: TreeError,
+) -> Result<()> {
+    let message = "cannot create";
+    let made = node::mknod(parent, name, FileKind::Regular, 0o600, 0);
+    created(made, message, path)?;
+    let fd = dir::open_path(parent, name).context(message, path)?;
+    let fd = fd.as_fd();
+    match attr::chown(fd, Some(attrs.uid), Some(attrs.gid)) {
+        Err(error) if !matches!(error.errno(), Errno::PERM | Errno::INVAL | Errno::OVERFLOW) => {
+            return Err(error).context("cannot set the owner", path);
+        }
+        Ok(()) | Err(_) => {}
+    }
+    attr::chmod(fd, 0).context("cannot set the mode", path)?;
+    attr::utimens(fd, attrs.atime, attrs.mtime).context("cannot set the times", path)?;
+    let record = attrs::device_record(fd, (kind, rdev), attrs, path, omissions)?;
+    match recording::write(fd, record, path, omissions)? {
+        Recorded::Yes | Recorded::Partly => {
+            omissions.notes.add(DEVICE_RECORDED, path);
+            Ok(())
+        }
+        Recorded::No => {
+            remove_partial(parent, name, path)?;
+            omissions.unsupported(error, DEVICE_UNSUPPORTED, path, b"")
+        }
+    }
 }
 
 /// Sets the attributes of a new object.

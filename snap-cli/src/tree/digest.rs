@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use super::content::Blocks;
 use super::digest_form::Form;
 use super::error::{Context as _, OnProgress, Progress, Result};
-use super::walk::{self, Item, LinkMap};
+use super::walk::{self, Item, ItemAttributes, LinkMap};
 
 /// A SHA-256 digest of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,7 +30,9 @@ impl fmt::Display for TreeDigest {
 /// Returns the digest of a state.
 pub fn digest(view: &View, progress: OnProgress<'_>) -> Result<TreeDigest> {
     let mut hasher = Hasher::new(Form::Names, progress);
-    walk::visit_state(view, &mut |item: &Item<'_>| hasher.add_item(item))?;
+    walk::visit_state(view, ItemAttributes::Original, &mut |item: &Item<'_>| {
+        hasher.add_item(item)
+    })?;
     Ok(hasher.finish())
 }
 

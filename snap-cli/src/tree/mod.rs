@@ -21,6 +21,7 @@ pub mod omissions;
 pub(crate) mod path;
 pub(crate) mod path_map;
 pub(crate) mod position;
+pub(crate) mod recording;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod walk;

@@ -6,7 +6,7 @@
 use std::os::fd::BorrowedFd;
 
 use cowl_layers::error::Errno;
-use cowl_layers::format::{ACL_ACCESS, ACL_DEFAULT};
+use cowl_layers::format::{ACL_ACCESS, ACL_DEFAULT, XattrSpace};
 use cowl_layers::sys::stat::{self, FileKind};
 
 use super::error::{ErrorKind, Result, TreeError};
@@ -27,7 +27,22 @@ pub enum Unsupported {
 #[derive(Debug)]
 pub(crate) struct Omissions {
     permitted: Permitted,
+    /// Where attributes are recorded that the user cannot store.
+    records: Option<XattrSpace>,
+    /// Whether an object has a record.
+    has_records: bool,
+    owners: SourceOwners,
     pub(crate) notes: Notes,
+}
+
+/// The owners that a source reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum SourceOwners {
+    /// Numbers, as in an archive.
+    #[default]
+    Exact,
+    /// Those of a directory, in which the kernel reports 65534 for an id that the user namespace does not map.
+    Mapped,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +67,43 @@ impl Omissions {
     fn new(permitted: Permitted) -> Self {
         Self {
             permitted,
+            records: None,
+            has_records: false,
+            owners: SourceOwners::default(),
             notes: Notes::default(),
         }
+    }
+
+    /// Records attributes that the user cannot store, if the target is a layer of a user without privileges.
+    ///
+    /// Attributes and devices that cannot be recorded either are omitted.
+    #[must_use]
+    pub(crate) fn with_records(self, space: XattrSpace, owners: SourceOwners) -> Self {
+        Self {
+            records: Some(space).filter(|space| *space == XattrSpace::User),
+            owners,
+            ..self
+        }
+    }
+
+    /// Returns the namespace of the records, if attributes are recorded.
+    pub(crate) fn record_space(&self) -> Option<XattrSpace> {
+        self.records
+    }
+
+    /// Returns whether an object has a record.
+    pub(crate) fn has_records(&self) -> bool {
+        self.has_records
+    }
+
+    /// Notes that an object has a record.
+    pub(crate) fn note_record(&mut self) {
+        self.has_records = true;
+    }
+
+    /// Returns whether an id of the source is known.
+    pub(crate) fn is_known(&self, id: u32) -> bool {
+        self.owners == SourceOwners::Exact || id != OVERFLOW_ID
     }
 
     /// Omits a part of the object at a path that no Linux system can store, or returns the error.
@@ -80,9 +130,9 @@ impl Omissions {
         path: &[u8],
         part: &[u8],
     ) -> Result<()> {
-        if error.kind() != ErrorKind::Unsupported
-            || self.permitted != Permitted::Foreign(Unsupported::Skip)
-        {
+        let is_permitted = self.permitted == Permitted::Foreign(Unsupported::Skip)
+            || self.records.is_some() && reason != OBJECT_UNSUPPORTED;
+        if error.kind() != ErrorKind::Unsupported || !is_permitted {
             return Err(error);
         }
         self.note(reason, path, part);
@@ -96,6 +146,9 @@ impl Omissions {
         }
     }
 }
+
+/// The id that the kernel reports for ids that it cannot represent (overflowuid).
+const OVERFLOW_ID: u32 = 65534;
 
 /// The reason why an xattr cannot be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,7 +241,7 @@ pub(crate) fn unstorable_xattr(name: &[u8], value: &[u8]) -> Option<&'static str
 }
 
 /// Returns why no file system of Linux stores such an xattr on this kind of file, if that is so.
-fn never_storable(kind: FileKind, name: &[u8], value: &[u8]) -> Option<&'static str> {
+pub(crate) fn never_storable(kind: FileKind, name: &[u8], value: &[u8]) -> Option<&'static str> {
     let is_acl = name == ACL_ACCESS || name == ACL_DEFAULT;
     if let Some(reason) = unstorable_xattr(name, value) {
         return Some(reason);

@@ -20,8 +20,10 @@ use rustix::fs::OFlags;
 use super::attrs::{self, Xattrs, marker_space};
 use super::error::{Context as _, ErrorKind, Result, TreeError};
 use super::path::{join, split};
+use super::recording;
 
 /// An entry of a walk.
+#[derive(Clone)]
 pub(crate) struct Item<'p> {
     /// The path, without a leading slash; empty for the root.
     pub(crate) path: &'p [u8],
@@ -31,6 +33,19 @@ pub(crate) struct Item<'p> {
     location: ObjectLocation,
     /// Set for an entry of a state, where markers are hidden.
     space: Option<XattrSpace>,
+    /// The visible xattrs, once they were read.
+    xattrs: Option<Xattrs>,
+    /// Whether attributes of a record were applied.
+    has_record: bool,
+}
+
+/// The attributes of the objects that a walk visits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ItemAttributes {
+    /// Those in the layers, which programs see.
+    Stored,
+    /// Those that were recorded because they could not be stored.
+    Original,
 }
 
 /// The location of an object in the layers.
@@ -69,7 +84,55 @@ impl<'p> Item<'p> {
             stat,
             location,
             space,
+            xattrs: None,
+            has_record: false,
         }))
+    }
+
+    /// Applies the record of the entry's original attributes, if it has one in the namespace `space`.
+    pub(crate) fn with_original_attributes(mut self, space: XattrSpace) -> Result<Self> {
+        let mut xattrs = self.xattrs_on_disk()?;
+        let marker = space.recorded().as_bytes();
+        let found = xattrs.iter().position(|(name, _)| name == marker);
+        let record = found.map(|at| xattrs.swap_remove(at).1);
+        let record = record.and_then(|value| recording::parse(&value, self.path));
+        let mut visible = attrs::visible_xattrs(self.space, xattrs);
+        if let Some(record) = record {
+            let original = record.apply(&self.stat);
+            self.stat = original.stat;
+            for (name, value) in original.xattrs {
+                // In a layer as it is on disk, the name of a user's xattr may be escaped.
+                let name = match self.space {
+                    Some(_) => name,
+                    None => space.to_disk(&name).into_owned(),
+                };
+                if visible.iter().all(|(other, _)| *other != name) {
+                    visible.push((name, value));
+                }
+            }
+            visible.sort_unstable();
+            self.has_record = true;
+        }
+        self.xattrs = Some(visible);
+        Ok(self)
+    }
+
+    /// Returns the record of the entry's original attributes, if the entry belongs to a state.
+    pub(crate) fn record(&self) -> Result<Option<Vec<u8>>> {
+        let Some(space) = self.space else {
+            return Ok(None);
+        };
+        let marker = space.recorded().as_bytes();
+        let xattrs = self.xattrs_on_disk()?.into_iter();
+        let value = xattrs.into_iter().find(|(name, _)| name == marker);
+        Ok(value
+            .map(|(_, value)| value)
+            .filter(|value| recording::parse(value, self.path).is_some()))
+    }
+
+    /// Returns whether [`Self::with_original_attributes`] has applied a record.
+    pub(crate) fn has_record(&self) -> bool {
+        self.has_record
     }
 
     /// Returns the name; empty for the root.
@@ -84,12 +147,18 @@ impl<'p> Item<'p> {
 
     /// Returns all visible xattrs, sorted by name.
     pub(crate) fn xattrs(&self) -> Result<Xattrs> {
+        match &self.xattrs {
+            Some(xattrs) => Ok(xattrs.clone()),
+            None => Ok(attrs::visible_xattrs(self.space, self.xattrs_on_disk()?)),
+        }
+    }
+
+    fn xattrs_on_disk(&self) -> Result<Xattrs> {
         let on_disk = match &self.location {
             ObjectLocation::Dir(dir) => dir.fd().and_then(|fd| sys::xattr::all((*fd).as_fd())),
             ObjectLocation::File(loc, _) => loc.xattrs(),
         };
-        let on_disk = on_disk.context("cannot read the xattrs", self.path)?;
-        Ok(attrs::visible_xattrs(self.space, on_disk))
+        on_disk.context("cannot read the xattrs", self.path)
     }
 
     /// Returns the target of a symbolic link.
@@ -357,11 +426,15 @@ impl<F: FnMut(&Item<'_>) -> Result<()>> Visitor for F {
 }
 
 /// Visits everything in a state.
-pub(crate) fn visit_state(view: &View, visitor: &mut dyn Visitor) -> Result<()> {
+pub(crate) fn visit_state(
+    view: &View,
+    attributes: ItemAttributes,
+    visitor: &mut dyn Visitor,
+) -> Result<()> {
     let root = view
         .root()
         .context("cannot read the root directory", b".")?;
-    visit_below(view, b"", &Found::Dir(root), visitor)
+    visit_from(view, b"", &Found::Dir(root), attributes, visitor)
 }
 
 /// Visits the object at a path of a state, and everything below it.
@@ -371,11 +444,21 @@ pub(crate) fn visit_below(
     found: &Found,
     visitor: &mut dyn Visitor,
 ) -> Result<()> {
+    visit_from(view, path, found, ItemAttributes::Stored, visitor)
+}
+
+fn visit_from(
+    view: &View,
+    path: &[u8],
+    found: &Found,
+    attributes: ItemAttributes,
+    visitor: &mut dyn Visitor,
+) -> Result<()> {
     let mut walk = Walk::new(view, path);
-    visit_found(&mut walk, found, visitor)?;
+    visit_found(&mut walk, found, attributes, visitor)?;
     while let Some(step) = walk.next()? {
         match step {
-            WalkStep::Entry(found) => visit_found(&mut walk, &found, visitor)?,
+            WalkStep::Entry(found) => visit_found(&mut walk, &found, attributes, visitor)?,
             WalkStep::Leave(_) => visitor.leave(walk.path())?,
         }
     }
@@ -383,9 +466,18 @@ pub(crate) fn visit_below(
 }
 
 /// Visits an object of a state, and enters it if it is a directory.
-fn visit_found(walk: &mut Walk<&View>, found: &Found, visitor: &mut dyn Visitor) -> Result<()> {
+fn visit_found(
+    walk: &mut Walk<&View>,
+    found: &Found,
+    attributes: ItemAttributes,
+    visitor: &mut dyn Visitor,
+) -> Result<()> {
     let space = marker_space(walk.tree);
     if let Some(item) = Item::from_found(walk.path(), found, space)? {
+        let item = match (attributes, space) {
+            (ItemAttributes::Original, Some(space)) => item.with_original_attributes(space)?,
+            _ => item,
+        };
         let depth = walk.depth();
         visitor.visit(&Item { depth, ..item })?;
     }
@@ -445,6 +537,8 @@ fn visit_plain(
         stat,
         location: location.clone(),
         space: None,
+        xattrs: None,
+        has_record: false,
     })?;
     match location {
         ObjectLocation::Dir(dir) => walk.enter(dir),

@@ -45,6 +45,32 @@ fn is_acl_value(value: &[u8]) -> bool {
             && 3 + named + masks == tags.len()
 }
 
+/// The permission bits of an object with an access ACL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AclPerms {
+    /// The mode with the ACL, whose group bits are the mask.
+    pub(crate) with_mask: u32,
+    /// The mode that grants no more without the ACL: the group bits are the effective rights of the owning group.
+    pub(crate) without_acl: u32,
+}
+
+/// Returns the permission bits that a valid access ACL implies; `None` for an empty one.
+pub(crate) fn acl_perms(value: &[u8]) -> Option<AclPerms> {
+    let (_, entries) = value.split_first_chunk::<4>()?;
+    let (entries, _) = entries.as_chunks::<8>();
+    let bits = |tag: u8| {
+        let mut found = entries.iter().filter(|&&[low, ..]| low == tag);
+        found.next().map(|&[_, _, bits, ..]| u32::from(bits & 7))
+    };
+    let (owner, group, other) = (bits(0x01)?, bits(0x04)?, bits(0x20)?);
+    let mask = bits(0x10);
+    let mode = |group: u32| (owner << 6) | (group << 3) | other;
+    Some(AclPerms {
+        with_mask: mode(mask.unwrap_or(group)),
+        without_acl: mode(group & mask.unwrap_or(group)),
+    })
+}
+
 /// Returns whether cap_convert_nscap() of the kernel accepts capabilities: version 2, or version 3 with the id of a
 /// user namespace's root.
 fn is_capability_value(value: &[u8]) -> bool {
@@ -80,6 +106,22 @@ mod tests {
             value.extend(id.to_le_bytes());
         }
         value
+    }
+
+    #[test]
+    fn mode_follows_from_the_acl() {
+        let perms = |entries: &[_]| {
+            acl_perms(&acl(entries)).map(|perms| (perms.with_mask, perms.without_acl))
+        };
+        let (user, group, other) = ((0x01, 7), (0x04, 6), (0x20, 1));
+        let (named, mask) = ((0x02, 7), (0x10, 5));
+        assert_eq!(perms(&[user, group, other]), Some((0o761, 0o761)));
+        assert_eq!(
+            perms(&[user, named, group, mask, other]),
+            Some((0o751, 0o741))
+        );
+        assert_eq!(perms(&[]), None);
+        assert_eq!(acl_perms(b""), None);
     }
 
     /// Where the file system stores ACLs, the kernel accepts the same values.

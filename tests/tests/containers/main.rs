@@ -40,6 +40,7 @@ mod plain_user;
 mod plain_user_end;
 mod prune;
 mod reach;
+mod recorded;
 mod run_files;
 mod trash;
 mod upgrade;

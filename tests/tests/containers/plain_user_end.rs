@@ -1,8 +1,7 @@
 //! The end of a plain user's namespace, also while other commands enter it.
 
 use cowl_tests::conditions::{Need, can};
-
-use crate::plain_user::{Ids, NEEDS, as_user};
+use cowl_tests::plain_user::{Ids, NEEDS, as_user};
 
 #[test]
 fn a_namespace_is_not_ended_from_inside() {

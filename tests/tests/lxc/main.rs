@@ -12,6 +12,7 @@ mod backup;
 mod confined;
 mod example;
 mod front;
+mod mapped_exec;
 mod stock;
 mod systemd;
 mod under_fire;

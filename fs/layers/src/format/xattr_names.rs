@@ -54,6 +54,8 @@ names! {
     node = "cowl.node";
     /// Returns the name of the xattr of a directory that contains such devices.
     nodes = "cowl.nodes";
+    /// Returns the name of the xattr of attributes that could not be stored.
+    recorded = "cowl.recorded";
     /// Returns the name of the whiteout xattr of an overlay that is stacked on this one.
     escaped_whiteout = "overlay.whiteout";
     /// Returns the name of the opaque xattr of an overlay that is stacked on this one.
@@ -92,6 +94,7 @@ mod tests {
                 space.opaque(),
                 space.redirect(),
                 space.ino(),
+                space.recorded(),
                 space.prefix(),
             ] {
                 assert_eq!(space.to_mount(marker.as_bytes()), None);

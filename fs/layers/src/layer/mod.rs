@@ -10,6 +10,9 @@ mod list;
 pub mod lock;
 mod private;
 mod probe;
+mod recorded;
+#[cfg(test)]
+mod recorded_tests;
 mod upper;
 mod upper_dirs;
 mod whiteout;
@@ -27,6 +30,7 @@ pub use handed_over::{LayerRecord, UpperRecord};
 pub use inherit::{InheritedLayer, LayerTraits};
 pub use list::{LayerEntry, list, number_at};
 pub use probe::{LayerObject, Markers, Probe, probe};
+pub use recorded::{InvalidRecord, OriginalAttributes, RecordedAttributes, StoredAttributes};
 pub use upper::Upper;
 pub use whiteout::WhiteoutForm;
 pub use work::{Staged, WorkDir};

@@ -302,6 +302,8 @@ impl FileNode {
 }
 
 /// Removes the marker xattrs from a list. The remaining ones have their names on disk.
+///
+/// The record of attributes that could not be stored remains: it belongs to the object, not to the layer.
 pub fn without_markers(space: XattrSpace, mut on_disk: Xattrs) -> Xattrs {
     let value = |xattr: &str| {
         let found = on_disk.iter().find(|(name, _)| name == xattr.as_bytes());
@@ -309,7 +311,9 @@ pub fn without_markers(space: XattrSpace, mut on_disk: Xattrs) -> Xattrs {
     };
     let Ok(hidden) = space.internal_xattr(value);
     on_disk.retain(|(name, _)| {
-        space.to_mount(name).is_some() && hidden.is_none_or(|hidden| name != hidden.as_bytes())
+        name == space.recorded().as_bytes()
+            || space.to_mount(name).is_some()
+                && hidden.is_none_or(|hidden| name != hidden.as_bytes())
     });
     on_disk
 }

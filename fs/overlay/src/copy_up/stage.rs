@@ -9,7 +9,7 @@ use crate::reach::{Caller, Context};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::format::foreign::is_marker_xattr;
 use cowl_layers::format::{ACL_DEFAULT, InodeNumberXattr, OPAQUE, OPAQUE_XATTR_WHITEOUTS};
-use cowl_layers::layer::{Layer, LayerDir, Staged, zero_device};
+use cowl_layers::layer::{Layer, LayerDir, RecordedAttributes, Staged, zero_device};
 use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::stat::{FileKind, Stat};
@@ -255,6 +255,14 @@ fn copy_xattrs(
             continue;
         }
         if layer.is_foreign() && is_marker_xattr(name) {
+            continue;
+        }
+        if name == layer.space().recorded().as_bytes() {
+            // The copy gets the attributes on which the record depends, so the record continues to apply.
+            match RecordedAttributes::parse(value) {
+                Ok(_) => sys::xattr::set(target, name, value)?,
+                Err(why) => log::debug!("a record of attributes is ignored: {why}"),
+            }
             continue;
         }
         // The other markers apply only to the source's layer. Escaped ones belong to the user and are copied.
