@@ -229,6 +229,7 @@ fn inspect(container: &Container<'_>) -> Result<Value> {
     }
     let name = match state.is_here()? {
         true => "mounted",
+        false if state.in_lxc => "mounted-in-lxc",
         // In another mount namespace, or in none that exists.
         false => "mounted-elsewhere",
     };

@@ -93,6 +93,17 @@ pub fn describe_ids() -> Result<String> {
     IdMap::current().map(|ids| ids.describe())
 }
 
+/// Whether this process is root of a namespace of a plain user.
+pub fn is_inside() -> bool {
+    rustix::process::geteuid().is_root() && !is_system_root()
+}
+
+/// Translates ranges of user ids and of group ids, each with a first id in a container, a first id outside of the
+/// namespace that this process is in, and a count, to ids of the namespace; `None` if it lacks one of them.
+pub fn translate(users: &[[u32; 3]], groups: &[[u32; 3]]) -> Result<Option<[Vec<[u32; 3]>; 2]>> {
+    Ok(IdMap::current()?.translate(users, groups))
+}
+
 /// Ends the namespace of the user, if there is one. Fails if containers are mounted in it.
 pub fn stop() -> Result<()> {
     let caller = Caller::get();
