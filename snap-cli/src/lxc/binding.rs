@@ -2,7 +2,7 @@
 
 use std::fs::Permissions;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use cowl_layers::shown::Show as _;
@@ -148,8 +148,9 @@ pub fn read_config(link: &Lxc) -> Result<Vec<u8>> {
     files::read(&link.config())
 }
 
-/// Creates the directory of a new LXC container with the mode that LXC's tools use.
-pub fn ensure_dir(link: &Lxc) -> Result<()> {
+/// Creates the directory of a new LXC container with the mode that LXC's tools use, and for a plain user with the owner
+/// that they give it: root of the container, whose config is `text`.
+pub fn ensure_dir(link: &Lxc, text: &[u8]) -> Result<()> {
     let dir = link.dir();
     if disk::exists(&dir)? {
         return Ok(());
@@ -157,5 +158,10 @@ pub fn ensure_dir(link: &Lxc) -> Result<()> {
     disk::ensure_dir(&dir)?;
     std::fs::set_permissions(&dir, Permissions::from_mode(0o770))
         .map_err(|e| Error::at("set the mode of", &dir, e))?;
+    if rootless::is_inside()
+        && let Some((user, _)) = mapped_root(&link.config(), text)?
+    {
+        chown(&dir, Some(user), None).map_err(|e| Error::at("set the owner of", &dir, e))?;
+    }
     disk::sync_parent(&dir)
 }

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use super::config;
 use crate::error::{Error, Result};
-use crate::host::{files, rootless};
+use crate::host::files;
+use crate::host::rootless::{self, outside};
 use crate::shell::quoted;
 use cowl_layers::shown::Show as _;
 
@@ -86,9 +87,12 @@ fn run<'a>(
     program: &str,
     args: impl IntoIterator<Item = &'a OsStr>,
 ) -> std::result::Result<Output, Missing> {
-    let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::null());
-    command.output().map_err(|error| match error.kind() {
+    let args: Vec<&OsStr> = args.into_iter().collect();
+    let output = outside::run(program, args.iter().copied()).unwrap_or_else(|| {
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::null()).output()
+    });
+    output.map_err(|error| match error.kind() {
         ErrorKind::NotFound => Missing::Program,
         _ => Missing::Other(Error::failed(format!("cannot run {program}")).because(error)),
     })

@@ -7,6 +7,7 @@ pub mod holder;
 mod ids;
 mod limits;
 mod lock;
+pub mod outside;
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
@@ -61,15 +62,27 @@ pub fn has_entered() -> bool {
     ENTERED.get().is_some()
 }
 
+/// The programs that a command runs outside of the namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunsOutside {
+    /// Those that start and stop LXC containers.
+    LxcTools,
+    /// None.
+    Nothing,
+}
+
 /// Enters the namespace of the user, and creates it if necessary. The process must have a single thread.
 ///
 /// Does nothing for a process that may mount, and if the store at `store` belongs to another user.
-pub fn enter(store: &Path) -> Result<()> {
+pub fn enter(store: &Path, outside: RunsOutside) -> Result<()> {
     let may_mount = user_namespace::may_mount()
         .map_err(|error| Error::failed("cannot read the capabilities").because(error))?;
     let caller = Caller::get();
     if may_mount || caller.uid == 0 || !is_owner(caller, store) {
         return Ok(());
+    }
+    if outside == RunsOutside::LxcTools {
+        outside::start()?;
     }
     let wanted = IdMap::of(&caller);
     let from = WorkingDir::open();
