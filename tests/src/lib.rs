@@ -27,6 +27,7 @@ pub mod lxc;
 pub mod mount;
 pub mod noise;
 pub mod pair;
+pub mod plain_user;
 pub mod podman;
 pub mod power_cut;
 pub mod process;

@@ -11,6 +11,7 @@ mod adopt;
 mod backup;
 mod example;
 mod front;
+mod rootless;
 mod stock;
 mod systemd;
 mod under_fire;
