@@ -82,3 +82,112 @@ fn a_container_of_a_plain_user_is_adopted_snapshotted_restored_and_released() {
     );
     assert_eq!(out, expected);
 }
+
+#[test]
+fn a_container_of_a_plain_user_survives_killed_daemons_and_failed_starts() {
+    if !is_possible() {
+        return;
+    }
+    let out = with_container(
+        r#"
+        pid() { cowl status t1 --json 2> /dev/null | grep '"pid"' | tr -dc 0-9; }
+        fails() { lxc-start -n t1 -l DEBUG -o failed 2> /dev/null && exit 1; grep -c "$1" failed; rm failed; state t1
+            cowl status 2> /dev/null | grep -o 'not mounted'; }
+        cowl adopt t1 2> /dev/null; start t1
+        for round in 1 2 3; do
+            D=$(pid); l t1 sh -c "echo $round > /etc/round"; kill -9 $D; l t1 cat /etc/round
+            [ $(pid) != $D ]; cowl snapshot t1
+        done
+        cowl flatten t1 2> /dev/null; l t1 cat /etc/round; cowl prune t1 --keep-last 1 > /dev/null 2>&1
+        cowl flatten t1 2> /dev/null; l t1 sh -c 'cat /etc/round; echo x > /etc/x'; stop t1
+        COWL_KEEPER=off lxc-start -n t1; kill -9 $(pid); l t1 cat /etc/round 2> /dev/null && exit 1
+        cowl snapshot t1 2> note; grep -o 'restart its LXC container' note; stop t1; start t1; l t1 cat /etc/x; stop t1
+        cp $LXC/t1/config ours; sed -i 's,pre-mount = .*,pre-mount = /bin/false,' $LXC/t1/config
+        fails 'Failed to run.*pre-mount'; cp ours $LXC/t1/config; start t1; stop t1
+        sed -i 's/u 0 300000 65536/u 0 299999 65537/' $LXC/t1/config
+        fails 'ids that your namespace does not have'; cp ours $LXC/t1/config
+        chmod o-x $STORE; fails 'cannot search'; chmod o+x $STORE
+        cowl -q mount t1 > /dev/null 2>&1; lxc-start -n t1 -l DEBUG -o failed 2> /dev/null && exit 1
+        grep -c 'in the namespace of your user' failed; cowl umount t1
+        start t1; l t1 cat /etc/x; stop t1; cowl check > /dev/null 2>&1; ls $STORE/mapped"#,
+    );
+    let fails = |count: u32| format!("{count}\nSTOPPED\nnot mounted\n");
+    let expected = format!(
+        "1\nsnap0\n2\nsnap1\n3\nsnap2\n3\n3\nsnap3\nrestart its LXC container\nx\n{}{}{}1\nx",
+        fails(1),
+        fails(1),
+        fails(1)
+    );
+    assert_eq!(out, expected);
+}
+
+/// The peers of a daemon that waits for the mount of a container.
+const PEER: &str = r#"
+import array, os, socket, sys
+kind, path = sys.argv[1:]
+s = socket.socket(socket.AF_UNIX)
+try:
+    # An address has at most 107 bytes.
+    os.chdir(os.path.dirname(path))
+    s.connect(os.path.basename(path))
+except OSError as e:
+    print(e.strerror)
+    sys.exit()
+def send(data, *files):
+    fds = array.array("i", [os.open(f, os.O_RDWR) for f in files])
+    s.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+reply = b""
+try:
+    if kind == "null": send(b"d" + bytes(8), "/dev/null")
+    if kind == "two": send(b"d" + bytes(8), "/dev/fuse", "/dev/fuse")
+    if kind == "many": send(b"d" + bytes(8), *["/dev/null"] * 200)
+    if kind == "unmounted": send(b"d" + bytes(8), "/dev/fuse")
+    if kind == "short": send(b"d" + bytes(7), "/dev/fuse")
+    if kind == "text": s.sendall(b"d" * 100000)
+    if kind == "cancel": s.sendall(b"c")
+    s.shutdown(socket.SHUT_WR)
+    s.settimeout(20)
+    reply = s.recv(100)
+except ConnectionError:
+    pass
+print(kind, reply)
+"#;
+
+/// The test calls the hooks itself, so that peers can connect between them.
+#[test]
+fn the_daemon_of_a_container_of_a_plain_user_accepts_only_a_mount_of_its_root() {
+    if !is_possible() {
+        return;
+    }
+    let script = r#"
+        cowl adopt t1 2> /dev/null; ID=$(ls $STORE/containers); export LXC_NAME=t1 LXC_CONFIG_FILE=$LXC/t1/config
+        hook() { cowl --store $STORE hook $1 $ID; }
+        peer() { lxc-usernsexec -m u:0:$1:1 -m g:0:$2:1 -- python3 peer $3 $STORE/mapped/$ID/socket; }
+        hook pre-start
+        stat -c '%a' $STORE/mapped/$ID $STORE/mapped/$ID/socket | tr '\n' ' '
+        peer 300001 300001 text; peer 300001 300000 text; peer 300000 300001 text
+        for kind in silent null two many short text cancel; do peer 300000 300000 $kind; done
+        cowl --wait 0 snapshot t1 2> error && exit 1; grep -c 'hook pre-start.* is still at work' error
+        # The mount of its root, which ends with its namespaces.
+        mkfifo go; exec 3<> go
+        lxc-usernsexec -m u:0:300000:65536 -m g:0:300000:65536 -- unshare -m sh -c "
+            cowl --store $STORE hook pre-mount $ID; cd $STORE/mapped/$ID/rootfs; stat -c '%u %g %a' root
+            touch new; stat -c '%u %g' new; echo served; read line" < go > mounted 2>&1 3>&- & M=$!
+        until grep -q served mounted; do sleep 0.05; done; cat mounted
+        cowl status 2> /dev/null | grep -o 'mounted in lxc'; ls $STORE/mapped/$ID; peer 300000 300000 text
+        ls $STORE/mapped/$ID/rootfs | wc -l; cowl umount t1 2>&1 | grep -o 'is mounted in its LXC container'; cowl snapshot t1
+        echo >&3; wait $M
+        hook post-stop; cowl status 2> /dev/null | grep -o 'not mounted'; ls $STORE/mapped
+        # A device that is not mounted ends the daemon, and so does the user.
+        hook pre-start; peer 300000 300000 unmounted; cowl snapshot t1
+        hook post-stop; hook pre-start; hook post-stop; cowl snapshot t1; cowl status 2> /dev/null | grep -o 'not mounted'"#;
+    let out = with_container(&format!("cat > peer <<'PEER'\n{PEER}\nPEER\n{script}"));
+    let denied = "Permission denied\n".repeat(3);
+    let kinds = ["silent", "null", "two", "many", "short", "text", "cancel"];
+    let refused: String = kinds.map(|kind| format!("{kind} b''\n")).concat();
+    let expected = format!(
+        "710 600 {denied}{refused}1\n0 0 755\n0 0\nserved\nmounted in lxc\nrootfs\nNo such file or directory\n0\n\
+         is mounted in its LXC container\nsnap0\nnot mounted\nunmounted b''\nsnap1\nsnap2\nnot mounted"
+    );
+    assert_eq!(out, expected);
+}
