@@ -55,7 +55,7 @@ pub(super) fn is_running(container: &Container<'_>) -> Result<bool> {
 }
 
 /// Returns the error for a command that needs the mount which LXC has made in the namespaces of a container.
-pub(super) fn runs_in_lxc(container: &Container<'_>) -> Error {
+pub(crate) fn runs_in_lxc(container: &Container<'_>) -> Error {
     let name = container.name();
     let command = &container.store.session().command;
     let hint = stop_hint(container, command)

@@ -56,10 +56,10 @@ fn a_container_of_a_plain_user_is_adopted_snapshotted_restored_and_released() {
         cowl status | grep -o 'mounted in lxc'
         cowl snapshot t1 -m 'while it runs'; l t1 sh -c 'rm -r /root/s /bin/ls; echo more > /etc/more'
         cowl diff t1@snap0 t1
-        for command in 'umount t1' 'restore t1 snap0' 'mount t1' 'exec t1 -- /bin/ls' 'destroy t1 --yes' 'release t1 --yes'; do
-            cowl $command 2> error && exit 1; grep -c 'hint: stop it: lxc-stop' error
+        for command in 'umount t1' 'restore t1 snap0' 'mount t1' 'exec t1 -- /bin/ls' 'undo t1' 'destroy t1 --yes' 'release t1 --yes'; do
+            cowl $command 2> error && exit 1; grep -c 'hint: stop it: lxc-stop\|hint: run the command in it: lxc-attach' error
         done
-        cowl upgrade t1 > /dev/null; l t1 cat /etc/more
+        cowl list t1 --format '{name}'; cowl upgrade t1 > /dev/null; l t1 cat /etc/more
         stop t1; cowl restore t1 snap0 2> /dev/null; start t1; l t1 ls /root; able /root/w/grep
         l t1 touch /root/late; cowl restore t1 snap0 --stop --start 2> /dev/null; state t1; l t1 ls /root | grep -c late || true
         cowl clone t1 t2; stat -c '%u %a' $LXC/t2; start t2; l t2 sh -c 'hostname; stat -c "%u %g %a" /root/f; touch /root/two'
@@ -72,11 +72,11 @@ fn a_container_of_a_plain_user_is_adopted_snapshotted_restored_and_released() {
         stat -c '%u %g %a' $LXC/t1 | sed s/$U/U/; inside stat -c '%u %g %a' $LXC/t1/rootfs/root/f
         start t1; able /root/w/grep; stop t1; cowl status | wc -l"#,
     );
-    let refused = "1\n".repeat(6);
+    let refused = "1\n".repeat(7);
     let capable = "2000";
     let expected = format!(
         "0\nf 1000 1001 6755\ns 0 0 1777\n{capable}\n{capable}\nfuse.cowlfs t1\nmounted in lxc\nsnap0\n\
-         D /bin/ls\nA /etc/more\nD /root/s\n{refused}more\nf\ng\ngrep\ns\nw\n{capable}\nRUNNING\n0\n\
+         D /bin/ls\nA /etc/more\nD /root/s\n{refused}snap0\nmore\nf\ng\ngrep\ns\nw\n{capable}\nRUNNING\n0\n\
          300000 770\nt2\n1000 1001 6755\n0\nt1\n/root/two\nt1\n0\n1000 1001\nt3\n300000 U 770\n1000 1001 6755\n\
          {capable}\n1"
     );

@@ -228,7 +228,7 @@ mod tests {
         bytes[MAGIC.len()] += 1;
         assert_eq!(
             Bundle::decode(&bytes).unwrap_err().to_string(),
-            "the state of the running daemon has version 3; this program reads version 2"
+            "the state of the running daemon has version 4; this program reads version 3"
         );
     }
 }
