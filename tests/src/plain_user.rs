@@ -1,4 +1,4 @@
-//! A plain user without any privilege, in a mount namespace with its own /etc/passwd.
+//! A plain user without any privilege, who runs a script in a mount namespace of the test.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,7 +8,7 @@ use crate::conditions::Need;
 use crate::programs;
 use crate::scratch::Scratch;
 
-/// The needs of [`as_user`].
+/// Requirements of a test with a plain user.
 pub const NEEDS: &[Need] = &[
     Need::Root,
     Need::Fuse,
@@ -25,9 +25,9 @@ const FIRST_USER: u32 = 1_000_000_000;
 /// Whether the user has ranges of subordinate ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ids {
-    /// 65,536 ids.
+    /// 65,536 ids from 300,000 on.
     Ranges,
-    /// None: its namespace has one id.
+    /// No range.
     Own,
 }
 
@@ -74,7 +74,10 @@ cd "$HOME"
 exec ${WRAP-} setpriv --reuid $U --regid $U --clear-groups bash "$D/user/script"
 "#;
 
-/// Executes `script` as a new user, after the lines `before`, which root executes.
+/// Runs a script of bash as a plain user, in a directory of that user, after the lines `before`, which root executes.
+///
+/// The script can use the functions `holders`, `locks`, `ready` and `settle`. All processes of cowl end with it.
+#[track_caller]
 pub fn as_user(ids: Ids, before: &str, script: &str) -> Output {
     let scratch = Scratch::for_test();
     programs::copy_for_all_users(&scratch);

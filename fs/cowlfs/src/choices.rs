@@ -48,6 +48,20 @@ impl Coherence {
     ];
 }
 
+/// The process that mounts the file system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mounter {
+    /// The daemon.
+    #[default]
+    Daemon,
+    /// A process in other namespaces, which passes the daemon the descriptor of its mount
+    /// ([`crate::serve_passed`]).
+    ///
+    /// The daemon can neither find nor unmount the mount, and the process ids in requests are those of another
+    /// namespace.
+    Other,
+}
+
 /// Whether idle CPUs are kept awake during a burst of requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Awake {

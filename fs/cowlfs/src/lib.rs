@@ -23,5 +23,5 @@ mod start;
 mod takeover;
 
 pub use keeper::GiveUp;
-pub use serve::{Takeover, remount, serve};
+pub use serve::{PassedMount, Takeover, remount, serve, serve_passed};
 pub use start::Event;

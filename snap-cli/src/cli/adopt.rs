@@ -18,9 +18,9 @@ use cowl_layers::shown::Show as _;
 /// Adopt an LXC container or a directory with a root filesystem, in place
 ///
 /// Copies nothing: the directory becomes a layer of a store on the same file system. In LXC's config,
-/// one line is changed and four are appended; lxc-start, lxc-stop and similar tools work as before.
-/// `cowl release` reverts all of it. Refused while the container runs. If the container is already
-/// adopted, cowl's lines in LXC's config are repaired.
+/// one line is changed and five are appended (six for a plain user); lxc-start, lxc-stop and similar
+/// tools work as before. `cowl release` reverts all of it. Refused while the container runs. If the
+/// container is already adopted, cowl's lines in LXC's config are repaired.
 #[derive(Debug, clap::Args)]
 pub(super) struct AdoptArgs {
     /// The name of an LXC container, or a directory (anything with a '/')

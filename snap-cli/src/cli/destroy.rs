@@ -8,6 +8,7 @@ use super::{CliCommand, Context, confirm, output, text};
 use crate::container::{dead, destroy};
 use crate::error::Result;
 use crate::host::hooks::Event;
+use crate::host::rootless::RunsOutside;
 use crate::lxc::binding;
 use crate::recover;
 use crate::store::Store;
@@ -45,6 +46,13 @@ pub(super) struct Args {
 }
 
 impl CliCommand for Args {
+    fn runs_outside(&self) -> RunsOutside {
+        match self.stop {
+            true => RunsOutside::LxcTools,
+            false => RunsOutside::Nothing,
+        }
+    }
+
     fn frees_space(&self) -> bool {
         true
     }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{CliCommand, Context, Namespace, output};
 use crate::doctor::{self, Finding, Verdict};
 use crate::error::{Kind, Result};
-use crate::host::rootless;
+use crate::host::rootless::{self, RunsOutside};
 
 /// Report what works on this host, and what to do about the rest
 ///
@@ -23,7 +23,7 @@ pub(super) struct Args {
 
 impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
-        let entered = rootless::enter(&context.root);
+        let entered = rootless::enter(&context.root, RunsOutside::Nothing);
         let found = doctor::examine(&context.root, &entered);
         match self.json {
             true => {

@@ -5,8 +5,9 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use super::{CliCommand, Context, Namespace};
+use crate::container::in_lxc;
 use crate::error::{Error, Result};
-use crate::lifecycle::hook::{Caller, destroy, post_stop, pre_start};
+use crate::lifecycle::hook::{Caller, destroy, post_stop, pre_mount, pre_start};
 use crate::recover::complete_all;
 use crate::store::Store;
 use crate::store::manifest::ContainerId;
@@ -28,6 +29,7 @@ pub(super) struct Args {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum HookEvent {
     PreStart,
+    PreMount,
     PostStop,
     Destroy,
 }
@@ -36,9 +38,16 @@ impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let id = ContainerId::parse(&self.id)
             .ok_or_else(|| Error::usage(format!("invalid container id: {:?}", self.id)))?;
+        if self.event == HookEvent::PreMount {
+            // In the namespaces of the container, this process has no access to the store.
+            return pre_mount(&context.root, id, &self.caller()?).map(|()| 0);
+        }
         let store = Store::open(&context.root, context.session.clone())?;
         if let Err(error) = complete_all(&store) {
             log::warn!("{error}");
+        }
+        if self.event == HookEvent::PostStop {
+            in_lxc::cancel(&store, id);
         }
         let done = self.act(&store, id, context.config.depth_limit);
         if let Err(error) = &done {
@@ -59,8 +68,15 @@ impl CliCommand for Args {
         true
     }
 
+    fn reads_config(&self) -> bool {
+        self.event != HookEvent::PreMount
+    }
+
     fn namespace(&self) -> Namespace {
-        Namespace::Unused
+        match self.event {
+            HookEvent::PreMount => Namespace::Unused,
+            HookEvent::PreStart | HookEvent::PostStop | HookEvent::Destroy => Namespace::Required,
+        }
     }
 }
 
@@ -69,6 +85,7 @@ impl Args {
         let caller = self.caller()?;
         match self.event {
             HookEvent::PreStart => pre_start(store, id, &caller, limit),
+            HookEvent::PreMount => pre_mount(store.root(), id, &caller),
             HookEvent::PostStop => post_stop(store, id, &caller),
             HookEvent::Destroy => destroy(store, id, &caller),
         }

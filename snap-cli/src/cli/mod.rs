@@ -62,7 +62,7 @@ use crate::config::{ColorChoice, Config, Overrides};
 use crate::container::Container;
 use crate::container::durability;
 use crate::error::{Error, Kind, Result};
-use crate::host::rootless;
+use crate::host::rootless::{self, RunsOutside};
 use crate::recover::{self, complete_all};
 use crate::shell::quoted;
 use crate::snapshot::depth::MergeScope;
@@ -137,6 +137,11 @@ trait CliCommand {
     /// Returns whether the command needs the namespace of a plain user.
     fn namespace(&self) -> Namespace {
         Namespace::Required
+    }
+
+    /// Returns the programs that the command of a plain user runs outside of the namespace.
+    fn runs_outside(&self) -> RunsOutside {
+        RunsOutside::Nothing
     }
 
     /// Returns whether the command frees space or is needed to free space, so that it has to work on a full disk.
@@ -253,6 +258,8 @@ commands! {
     UserNamespace(exec::NamespaceArgs),
     #[command(hide = true)]
     Hold(unshare::HoldArgs),
+    #[command(hide = true)]
+    Outside(unshare::OutsideArgs),
 }
 
 /// The environment of a command: the home store's path, the session and the settings.
@@ -470,7 +477,7 @@ fn run(
         },
         config,
     };
-    enter(namespace, &context.root)?;
+    enter((namespace, command.runs_outside()), &context.root)?;
     match command.run(&context) {
         Err(error)
             if error.is_no_space() && command.frees_space() && context.release_reserves()? =>
@@ -488,12 +495,12 @@ fn run(
 }
 
 /// Enters the namespace of a plain user, if the command needs it.
-fn enter(need: Namespace, store: &Path) -> Result<()> {
+fn enter((need, outside): (Namespace, RunsOutside), store: &Path) -> Result<()> {
     let is_absent = || store.symlink_metadata().is_err();
     if need == Namespace::Unused || (need == Namespace::Preferred && is_absent()) {
         return Ok(());
     }
-    match rootless::enter(store) {
+    match rootless::enter(store, outside) {
         Err(error) if need == Namespace::Preferred => {
             log::info!("{error}");
             Ok(())

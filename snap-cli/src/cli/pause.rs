@@ -1,6 +1,7 @@
 //! The options `--stop` and `--start`, which stop an LXC container during a change of its layers.
 
 use crate::error::{Error, Result};
+use crate::host::rootless::RunsOutside;
 use crate::lxc::binding;
 use crate::store::Store;
 use crate::store::name::ContainerName;
@@ -17,6 +18,14 @@ pub(super) struct Pause {
 }
 
 impl Pause {
+    /// Returns the programs that the options run outside of the namespace of a plain user.
+    pub(super) fn runs_outside(&self) -> RunsOutside {
+        match self.stop {
+            true => RunsOutside::LxcTools,
+            false => RunsOutside::Nothing,
+        }
+    }
+
     /// Runs `act` with the container stopped, if `--stop` is given. With `--start`, a container that ran is started
     /// again, even if `act` fails.
     pub(super) fn around<T>(

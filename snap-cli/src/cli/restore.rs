@@ -11,6 +11,7 @@ use super::undo::{Selection, revert};
 use super::{CliCommand, Context, RunMode, output};
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
+use crate::host::rootless::RunsOutside;
 use crate::lifecycle::clone::{clone, clone_for_one_mount, copy};
 use crate::recover;
 use crate::snapshot::paths::AllowedPaths;
@@ -70,6 +71,10 @@ pub(super) struct RestoreArgs {
 }
 
 impl CliCommand for RestoreArgs {
+    fn runs_outside(&self) -> RunsOutside {
+        self.pause.runs_outside()
+    }
+
     fn run(&self, context: &Context) -> Result<u8> {
         let name = ContainerName::parse(&self.name)?;
         let snapshot = match &self.snapshot {

@@ -31,6 +31,9 @@ pub(super) struct Args {
     /// Disable set-user-ID programs and device nodes
     #[arg(long)]
     nosuid: bool,
+    /// Serve the mount that LXC's pre-mount hook makes at the mount point, in the namespaces of the container
+    #[arg(long, conflicts_with_all = ["transient", "nosuid", "snapshot"])]
+    in_lxc: bool,
     /// Mount the snapshot with this id instead, read-only
     #[arg(long, requires = "mount")]
     snapshot: Option<String>,
@@ -79,6 +82,7 @@ impl Args {
             let options = ServeOptions {
                 transient: self.transient,
                 nosuid: self.nosuid,
+                in_lxc: self.in_lxc,
             };
             return serve(&store, id, mountpoint, options);
         };

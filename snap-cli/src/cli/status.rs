@@ -24,7 +24,8 @@ use crate::store::name::ContainerName;
 
 /// Show the containers' mounts, and the processes that use them
 ///
-/// STATE is "mounted", "not mounted", "mounted elsewhere" (in another mount namespace), or "silent" (the
+/// STATE is "mounted", "not mounted", "mounted elsewhere" (in another mount namespace), "mounted in lxc"
+/// (in the namespaces of a plain user's LXC container, whose processes are not listed), or "silent" (the
 /// daemon runs but does not respond; a note gives the reason). Processes on the mount of a dead daemon are
 /// listed as such until they end.
 #[derive(Debug, clap::Args)]
@@ -229,6 +230,7 @@ fn inspect(container: &Container<'_>) -> Result<Value> {
     }
     let name = match state.is_here()? {
         true => "mounted",
+        false if state.in_lxc => "mounted-in-lxc",
         // In another mount namespace, or in none that exists.
         false => "mounted-elsewhere",
     };

@@ -11,7 +11,7 @@ use cowl_layers::shown::Show as _;
 use super::{CliCommand, Context, Namespace, output};
 use crate::error::{Error, Kind, Result};
 use crate::host::rootless::holder::FirstStep;
-use crate::host::rootless::{self, holder};
+use crate::host::rootless::{self, holder, outside};
 use crate::lifecycle::enter;
 use crate::lifecycle::serve::detach_from_shell;
 
@@ -87,6 +87,25 @@ impl CliCommand for HoldArgs {
             false => FirstStep::Create,
         };
         holder::run(&self.dir, first)?;
+        Ok(0)
+    }
+
+    fn reads_config(&self) -> bool {
+        false
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::Unused
+    }
+}
+
+/// Run programs outside of the namespace of a plain user (internal: started by commands that enter it)
+#[derive(Debug, clap::Args)]
+pub(super) struct OutsideArgs {}
+
+impl CliCommand for OutsideArgs {
+    fn run(&self, _context: &Context) -> Result<u8> {
+        outside::serve()?;
         Ok(0)
     }
 

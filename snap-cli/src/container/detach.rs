@@ -10,7 +10,7 @@ use cowlfs::control::{Bind, Client, ControlError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::state::{self, Mounted};
+use super::state::{self, Mounted, RunState};
 use super::{Container, daemon, lxc};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
@@ -99,6 +99,20 @@ pub(super) fn unmount(container: &Container<'_>, target: &UnmountTarget<'_>) -> 
             container.store().session().command
         )),
     )
+}
+
+/// Waits until the daemon of a mount in the namespaces of an LXC container has ended. Returns whether it has.
+///
+/// These namespaces end some time after the container's last process.
+pub(super) fn await_end(
+    container: &Container<'_>,
+    state: &RunState,
+    patience: Duration,
+) -> Result<bool> {
+    let lock = state::daemon_lock(container.store, container.id(), state.daemon);
+    wait_until(Instant::now() + patience, daemon::PAUSE, || {
+        Ok(!Lock::is_held(&lock)?)
+    })
 }
 
 /// Whether the file system is mounted at its mount point.

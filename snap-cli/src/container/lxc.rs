@@ -45,6 +45,24 @@ pub(crate) fn stop_hint(container: &Container<'_>, command: &str) -> Option<Stri
     ))
 }
 
+/// Returns whether LXC reports the container as running.
+pub(super) fn is_running(container: &Container<'_>) -> Result<bool> {
+    let Some(link) = &container.manifest().lxc else {
+        return Ok(false);
+    };
+    let state = binding::from_link(link).state()?;
+    Ok(state != tools::LxcState::Stopped)
+}
+
+/// Returns the error for a command that needs the mount which LXC has made in the namespaces of a container.
+pub(crate) fn runs_in_lxc(container: &Container<'_>) -> Error {
+    let name = container.name();
+    let command = &container.store.session().command;
+    let hint = stop_hint(container, command)
+        .unwrap_or_else(|| format!("wait until the LXC container has ended, then type: {command}"));
+    Error::busy(format!("{name} is mounted in its LXC container")).hint(hint)
+}
+
 /// Reads the LXC config for a snapshot. `None`, with a warning, if it cannot be read.
 pub fn read_config_copy(container: &Container<'_>) -> Option<Blob> {
     let link = container.manifest().lxc.as_ref()?;
@@ -260,7 +278,6 @@ impl LxcCopy {
         id: ContainerId,
         manifest: &mut ContainerManifest,
     ) -> Result<()> {
-        binding::require_root(self.name.as_str())?;
         let mut link = Lxc {
             lxcpath: self.lxcpath.clone(),
             name: self.name.to_string(),
@@ -331,6 +348,7 @@ fn own_lines(
     let dir = tempfile::tempdir().map_err(at)?;
     let file = dir.path().join("config");
     std::fs::write(&file, text).map_err(at)?;
+    binding::require_startable(name.as_str(), &file, text)?;
     binding::own_lines(store, id, name, (&file, text))
 }
 

@@ -14,6 +14,7 @@ pub mod destroy;
 pub mod detach;
 pub mod durability;
 pub mod external;
+pub mod in_lxc;
 pub mod lxc;
 pub mod mount;
 pub mod query;

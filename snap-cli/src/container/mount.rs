@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::state::{self, Lifetime, Mounted, RunState};
-use super::{Container, Swap, daemon, detach};
+use super::{Container, Swap, daemon, detach, lxc};
 use crate::error::{Error, Kind, Result};
 use crate::host::{reach, rootless};
 use crate::lxc::binding;
@@ -92,6 +92,9 @@ impl Container<'_> {
         lifetime: Lifetime,
     ) -> Result<PathBuf> {
         if let Mounted::Alive(state) = self.mounted()? {
+            if state.in_lxc {
+                return Err(lxc::runs_in_lxc(self));
+            }
             if let Some(mount_point) =
                 self.existing_mount(&state, at.map(|(at, _)| at), lifetime)?
             {
@@ -126,7 +129,7 @@ impl Container<'_> {
     }
 
     /// Creates the default mount point and returns its path.
-    fn create_mount_point(&self) -> Result<PathBuf> {
+    pub(super) fn create_mount_point(&self) -> Result<PathBuf> {
         // LXC cannot start a container without its config, so any mount point will do.
         let mount_point = self.mount_point().unwrap_or_else(|error| {
             log::info!("{error}");
@@ -214,6 +217,9 @@ impl Container<'_> {
         let Mounted::Alive(state) = self.mounted()? else {
             return Ok(None);
         };
+        if state.in_lxc {
+            return self.await_end_in_lxc(&state).map(|()| None);
+        }
         if then == AfterUnmount::Remount {
             let replacing = RunState {
                 replacing: true,
@@ -244,10 +250,20 @@ impl Container<'_> {
         }
     }
 
+    /// Waits for the end of a mount in the namespaces of an LXC container. Fails if the container runs.
+    fn await_end_in_lxc(&self, state: &RunState) -> Result<()> {
+        if lxc::is_running(self)? || !detach::await_end(self, state, self.store.session().patience)?
+        {
+            return Err(lxc::runs_in_lxc(self));
+        }
+        self.remove_mount_point();
+        Ok(())
+    }
+
     /// Removes the mount point of an LXC container.
     ///
     /// LXC's tools would otherwise use the empty directory as the root filesystem, and snapshot it.
-    fn remove_mount_point(&self) {
+    pub(super) fn remove_mount_point(&self) {
         if self.manifest().lxc.is_some()
             && let Err(error) = mount_points::remove(self.store.paths(), self.id)
         {

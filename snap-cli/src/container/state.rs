@@ -81,6 +81,10 @@ pub struct RunState {
     /// The mount's file system. Daemons of earlier versions did not record it.
     #[serde(default)]
     pub device: Option<Device>,
+    /// Whether LXC has mounted it in the namespaces of its container, where no command can find or unmount it. It ends
+    /// with these namespaces.
+    #[serde(default)]
+    pub in_lxc: bool,
     /// The store of the container, as [`RunDirs::key`](crate::store::run::RunDirs::key) names it. Daemons of earlier
     /// versions did not record it.
     #[serde(default)]
@@ -120,15 +124,23 @@ impl RunState {
             Ok(_) => {}
             Err(error) => return Err(super::daemon::to_error(&error)),
         }
-        // This starts the writeback of all files at once; the daemon then waits for each file.
+        if !self.in_lxc {
+            self.start_writeback()?;
+        }
+        client
+            .flush()
+            .map_err(|error| super::daemon::to_error(&error))
+    }
+}
+
+impl RunState {
+    /// Starts the writeback of all files at once; the daemon then waits for each file.
+    fn start_writeback(&self) -> Result<()> {
         let at = |error: std::io::Error| Error::at("flush", &self.mountpoint, error);
         // Another object may have replaced the mount; only a directory is opened.
         let root = dir::open_root(&self.mountpoint).and_then(|root| dir::reopen_dir(root.as_fd()));
         let root = root.map_err(|error| at(error.errno().into()))?;
-        rustix::fs::syncfs(root).map_err(|error| at(error.into()))?;
-        client
-            .flush()
-            .map_err(|error| super::daemon::to_error(&error))
+        rustix::fs::syncfs(root).map_err(|error| at(error.into()))
     }
 }
 
@@ -333,6 +345,7 @@ mod tests {
             nosuid: false,
             replacing: false,
             device: None,
+            in_lxc: false,
             store: None,
         }
     }

@@ -155,7 +155,7 @@ fn inspect_lxc(
             )));
         }
     };
-    binding::require_root(&container.name)?;
+    binding::require_startable(&container.name, &path, &text)?;
     refuse_adopted(home, container)?;
     if let tools::LxcState::Running { word, pid } = container.state()? {
         let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();

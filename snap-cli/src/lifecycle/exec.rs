@@ -40,6 +40,7 @@ pub fn exec(
     map: Option<&IdMap>,
 ) -> Result<u8> {
     let mut container = recover::open(store, name)?;
+    refuse_in_lxc(&container)?;
     state::ensure_run_dir(store, container.id())?;
     let session = store.session();
     // This lock shows other exec commands that the mount is in use, even before it exists.
@@ -55,6 +56,24 @@ pub fn exec(
     drop(running);
     unmount_if_last(store, name)?;
     code
+}
+
+/// Fails if LXC has mounted the container in its own namespaces, where only LXC can run a command.
+fn refuse_in_lxc(container: &Container<'_>) -> Result<()> {
+    let Some(link) = &container.manifest().lxc else {
+        return Ok(());
+    };
+    match container.mounted()? {
+        Mounted::Alive(state) if state.in_lxc => Err(Error::busy(format!(
+            "{} is mounted in its LXC container",
+            container.name()
+        ))
+        .hint(format!(
+            "run the command in it: lxc-attach {} -- CMD",
+            binding::from_link(link).options()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Returns the id map of an LXC container, if it has one. A command in it must not have more power.

@@ -12,8 +12,10 @@ use crate::error::{Error, Kind, Result};
 use crate::host::files;
 use crate::host::process;
 use crate::host::reach;
+use crate::host::rootless;
 use crate::lxc::binding;
 use crate::lxc::config;
+use crate::lxc::passing;
 use crate::recover;
 use crate::shell::quoted;
 use crate::snapshot::depth::{self, MergeScope};
@@ -22,6 +24,7 @@ use crate::store::bytes::Blob;
 use crate::store::manifest::{ContainerId, ContainerManifest};
 use crate::store::mount_points::{self, ClosedTo};
 use crate::store::outside::Lxc;
+use crate::store::paths::Paths;
 use cowl_layers::shown::Show as _;
 
 /// The LXC container that calls the hook, from LXC's environment.
@@ -137,6 +140,10 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
             )));
         }
     }
+    if rootless::is_inside() {
+        depth::enforce_limit(&mut container, limit, MergeScope::Unmounted, &mut |_| ());
+        return container.start_in_lxc();
+    }
     if let Mounted::Alive(state) = container.mounted()?
         && state.mountpoint != container.mount_point()?
     {
@@ -151,6 +158,17 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
     depth::enforce_limit(&mut container, limit, MergeScope::Unmounted, &mut |_| ());
     container.mount(None, Lifetime::UntilUnmounted)?;
     grant_access(container)
+}
+
+/// The pre-mount hook of a container of a plain user, in the namespaces of the container: mounts the container in the store
+/// at `store`, and passes the mount to the daemon that the pre-start hook has started.
+pub fn pre_mount(store: &Path, id: ContainerId, caller: &Caller) -> Result<()> {
+    let paths = Paths::new(store);
+    passing::pass_mount(
+        &paths.mapped_socket(id),
+        &paths.mapped_dir(id),
+        &caller.name,
+    )
 }
 
 /// Grants the container's root access to its files: LXC resolves their path with its permissions.
@@ -196,6 +214,9 @@ pub fn post_stop(store: &Store, id: ContainerId, caller: &Caller) -> Result<()> 
     match identify_caller(container.manifest(), id, caller)? {
         CallerKind::Itself | CallerKind::Moved(_) => {
             mount_points::close_mnt(store.paths(), ClosedTo::MappedRoots)?;
+            if rootless::is_inside() {
+                return container.end_in_lxc();
+            }
             container.unmount(AfterUnmount::StayUnmounted).map(drop)
         }
         CallerKind::Copy => Ok(()),

@@ -1,6 +1,9 @@
 //! The daemon: `cowl serve`, in the process that [`crate::container::mount`] starts.
 
+use std::cell::RefCell;
+use std::io::Write as _;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 
@@ -8,19 +11,23 @@ use cowlfs::config::{Config, Successor};
 use cowlfs::{Event, Takeover};
 use uuid::Uuid;
 
+use crate::container::in_lxc::{Arrived, Waiting};
 use crate::container::mount::{release_output, report_ready};
 use crate::container::served::{Owner, ServedMount};
 use crate::container::state::{self, RunState};
 use crate::container::{browse, daemon, dead, durability};
 use crate::error::{Error, Result};
 use crate::host;
+use crate::lxc::{binding, passing};
 use crate::recover;
 use crate::store::Store;
 use crate::store::disk::Filesystem;
 use crate::store::lock::{Lock, Mode};
-use crate::store::manifest::ContainerId;
+use crate::store::manifest::{ContainerId, ContainerManifest};
+use cowl_layers::setup::{SetupError, SetupKind};
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys::users::Device;
+use cowl_overlay::idmap::{IdMap, IdRange};
 
 /// Detaches the process from the shell that started it: inherited descriptors, session, working directory,
 /// cgroup.
@@ -58,6 +65,8 @@ pub struct ServeOptions {
     pub transient: bool,
     /// Whether set-user-ID programs and device nodes are disabled.
     pub nosuid: bool,
+    /// Whether LXC mounts, in the namespaces of its container.
+    pub in_lxc: bool,
 }
 
 /// Mounts the container at `mountpoint` and serves it until it is unmounted.
@@ -222,25 +231,13 @@ fn serve_locked(
         return Err(Error::not_found(format!("container {id} does not exist")));
     };
     let manifest = record.body;
-    let lowers = store.layer_trees(manifest.below_head())?;
-    store.layer_trees(&[manifest.head])?;
-    let upper = (
-        store.paths().layer_tree(manifest.head),
-        store.paths().layer_work(manifest.head),
-    );
-    let mut config = Config::new(lowers, Some(upper), mountpoint.to_path_buf());
-    config.space = Some(store.space());
-    config.control = Some(daemon::socket(store, id));
-    config.snapshots = true;
+    let mut config = configure(store, id, &manifest, mountpoint)?;
     let (settle, requests) = channel();
     config.settle = Some(settle);
     config.successor = Some(held.successor(store, id, daemon)?);
     let filesystem = held.filesystem.try_clone()?;
-    store.session().mounts.apply(&mut config);
-    config.mount.source = manifest.name.to_string();
     config.mount.nosuid = options.nosuid;
     config.mount.nodev = options.nosuid;
-    config.reach = vec![store.root().to_path_buf(), store.run().dir(id)];
     let mut state = RunState {
         pid: std::process::id(),
         mountpoint: mountpoint.to_path_buf(),
@@ -250,11 +247,17 @@ fn serve_locked(
         nosuid: options.nosuid,
         replacing: false,
         device: None,
+        in_lxc: options.in_lxc,
         store: Some(store.run().key().to_owned()),
     };
     log::info!("mounting {} at {}", manifest.name, mountpoint.shown());
     let mut sync = Some((filesystem, requests));
-    cowlfs::serve(config, |event| {
+    let waiting = match options.in_lxc {
+        true => Some(prepare_in_lxc(store, id, &manifest, &mut config)?),
+        false => None,
+    };
+    let hook = RefCell::new(None);
+    let on = |event| {
         let mut spawn_sync = || match sync.take() {
             Some((filesystem, requests)) => spawn_sync_thread(store, id, filesystem, requests),
             None => Ok(()),
@@ -267,12 +270,18 @@ fn serve_locked(
                 vec![
                     state::write(store, id, &state),
                     release_lock(),
-                    report_ready(),
+                    match hook.take() {
+                        Some(hook) => report_serving(hook),
+                        None => report_ready(),
+                    },
                     spawn_sync(),
                 ]
             }
             Event::TakenOver(_) | Event::Continued(_) => vec![spawn_sync()],
-            Event::Kept => vec![release_lock(), release_output()],
+            Event::Kept => {
+                drop(hook.take());
+                vec![release_lock(), release_output()]
+            }
             Event::GivenUp(reason) => {
                 log_commands(store, id);
                 vec![state::record_end(store, id, daemon, reason.to_string())]
@@ -281,10 +290,91 @@ fn serve_locked(
         for error in steps.into_iter().filter_map(Result::err) {
             log::error!("{error}");
         }
-    })?;
+    };
+    match waiting {
+        None => cowlfs::serve(config, on)?,
+        Some(waiting) => {
+            // From here on, the start of the container continues, to the hook that mounts.
+            let receive = || {
+                let arrived = report_ready().and_then(|()| waiting.receive());
+                let Arrived { mount, hook: from } =
+                    arrived.map_err(|error| failed_mount(&error))?;
+                hook.replace(Some(from));
+                Ok(mount)
+            };
+            cowlfs::serve_passed(config, receive, on)?;
+        }
+    }
     remove_state(store, id, daemon)?;
     log::info!("{} was unmounted", manifest.name);
     Ok(())
+}
+
+/// Returns the configuration of a mount of the container, without the means by which it ends.
+fn configure(
+    store: &Store,
+    id: ContainerId,
+    manifest: &ContainerManifest,
+    mountpoint: &Path,
+) -> Result<Config> {
+    let lowers = store.layer_trees(manifest.below_head())?;
+    store.layer_trees(&[manifest.head])?;
+    let upper = (
+        store.paths().layer_tree(manifest.head),
+        store.paths().layer_work(manifest.head),
+    );
+    let mut config = Config::new(lowers, Some(upper), mountpoint.to_path_buf());
+    config.space = Some(store.space());
+    config.control = Some(daemon::socket(store, id));
+    config.snapshots = true;
+    store.session().mounts.apply(&mut config);
+    config.mount.source = manifest.name.to_string();
+    config.reach = vec![store.root().to_path_buf(), store.run().dir(id)];
+    Ok(config)
+}
+
+/// Sets the id map of the container, whose ids the requests of its processes have, and listens for its mount.
+fn prepare_in_lxc(
+    store: &Store,
+    id: ContainerId,
+    manifest: &ContainerManifest,
+    config: &mut Config,
+) -> Result<Waiting> {
+    let Some(link) = &manifest.lxc else {
+        return Err(Error::usage(format!(
+            "{} is not an LXC container",
+            manifest.name
+        )));
+    };
+    let (file, text) = (link.config(), binding::read_config(link)?);
+    let map = binding::id_map(&file, &text)?;
+    let Some(root) = map.root_ids() else {
+        return Err(Error::failed(format!(
+            "lxc.idmap in {} does not map user 0 and group 0",
+            file.shown()
+        )));
+    };
+    let ranges = |ranges: &[[u32; 3]]| {
+        let ranges = ranges.iter().map(|[mount, disk, count]| IdRange {
+            mount: *mount,
+            disk: *disk,
+            count: *count,
+        });
+        IdMap::new(ranges.collect(), None)
+    };
+    config.overlay.uids = ranges(&map.users);
+    config.overlay.gids = ranges(&map.groups);
+    Waiting::listen(store, id, root)
+}
+
+fn failed_mount(error: &Error) -> SetupError {
+    SetupError::new(SetupKind::Host, error.to_string(), "")
+}
+
+/// Reports to LXC's pre-mount hook that the mount is served.
+fn report_serving(mut hook: UnixStream) -> Result<()> {
+    hook.write_all(passing::SERVING)
+        .map_err(|error| Error::failed("cannot report to LXC's hook").because(error))
 }
 
 /// Starts the thread that syncs the container's states.

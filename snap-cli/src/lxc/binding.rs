@@ -2,7 +2,7 @@
 
 use std::fs::Permissions;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use cowl_layers::shown::Show as _;
@@ -25,22 +25,39 @@ pub fn from_link(link: &Lxc) -> LxcContainer {
     }
 }
 
-/// Fails unless LXC could start the container with a mount of this process: LXC creates the container of a plain user in
-/// a namespace to which the kernel denies access to FUSE mounts of another one.
-pub fn require_root(name: &str) -> Result<()> {
-    if rootless::is_system_root() {
+/// Fails unless LXC could start the container: that of a plain user needs an id map within the ranges of the user. Its
+/// config is in `file`, and has the content `text`.
+pub fn require_startable(name: &str, file: &Path, text: &[u8]) -> Result<()> {
+    if !rootless::is_inside() || id_map(file, text)?.is_usable() {
         return Ok(());
     }
     Err(Error::failed(format!(
-        "cowl cannot manage the LXC container {name} of a plain user: LXC could not start it"
+        "the LXC container {name} of a plain user has no valid id map"
     ))
-    .hint(
-        "run the command as root, or copy the files and use cowl exec: cowl create NAME --from DIR",
-    ))
+    .hint("map users and groups to your ranges in /etc/subuid: lxc.idmap = u 0 100000 65536, and the same with g"))
 }
 
-/// Returns the id map of an LXC container. Its config is in `file`, and has the content `text`.
+/// Returns the id map of an LXC container, with ids of the user namespace of this process. Its config is in `file`, and
+/// has the content `text`.
+///
+/// Fails if the namespace lacks an id of the map.
 pub fn id_map(file: &Path, text: &[u8]) -> Result<IdMap> {
+    let map = configured_id_map(file, text)?;
+    if !rootless::is_inside() {
+        return Ok(map);
+    }
+    let found = rootless::translate(&map.users, &map.groups)?;
+    found.map(|ranges| map.with_ranges(ranges)).ok_or_else(|| {
+        Error::failed(format!(
+            "lxc.idmap in {} maps ids that your namespace does not have",
+            file.shown()
+        ))
+        .hint("use your ranges in /etc/subuid and /etc/subgid; if they were changed: cowl unshare --stop")
+    })
+}
+
+/// Returns the id map that the config contains, with ids of the host.
+fn configured_id_map(file: &Path, text: &[u8]) -> Result<IdMap> {
     let own = IdMap::of(text);
     if own.root().is_some() || config::get(text, config::INCLUDE).is_none() {
         return Ok(own);
@@ -51,11 +68,15 @@ pub fn id_map(file: &Path, text: &[u8]) -> Result<IdMap> {
     Ok(IdMap::from_values(found.split(|&byte| byte == b'\n')))
 }
 
-/// Returns the host's user and group that are root in an LXC container, if that is not root itself.
+/// Returns the user and the group outside of an LXC container that are root in it, if that is not root of the machine.
 ///
 /// Its config is in `file`, and has the content `text`.
 pub fn mapped_root(file: &Path, text: &[u8]) -> Result<Option<(u32, u32)>> {
-    Ok(id_map(file, text)?.root())
+    let map = id_map(file, text)?;
+    Ok(match rootless::is_inside() {
+        true => map.root_ids(),
+        false => map.root(),
+    })
 }
 
 /// Returns where a container is mounted for LXC: whichever of its two mount points its config names.
@@ -103,6 +124,7 @@ pub fn own_lines(
         id: id.to_string(),
         rootfs: rootfs.into_os_string().into_encoded_bytes(),
         pre_start: hook("pre-start"),
+        pre_mount: rootless::is_inside().then(|| hook("pre-mount")),
         post_stop: hook("post-stop"),
         destroy: hook("destroy"),
         note: format!("to get them back, and these lines out: cowl release {name}"),
@@ -126,8 +148,9 @@ pub fn read_config(link: &Lxc) -> Result<Vec<u8>> {
     files::read(&link.config())
 }
 
-/// Creates the directory of a new LXC container with the mode that LXC's tools use.
-pub fn ensure_dir(link: &Lxc) -> Result<()> {
+/// Creates the directory of a new LXC container with the mode that LXC's tools use, and for a plain user with the owner
+/// that they give it: root of the container, whose config is `text`.
+pub fn ensure_dir(link: &Lxc, text: &[u8]) -> Result<()> {
     let dir = link.dir();
     if disk::exists(&dir)? {
         return Ok(());
@@ -135,5 +158,10 @@ pub fn ensure_dir(link: &Lxc) -> Result<()> {
     disk::ensure_dir(&dir)?;
     std::fs::set_permissions(&dir, Permissions::from_mode(0o770))
         .map_err(|e| Error::at("set the mode of", &dir, e))?;
+    if rootless::is_inside()
+        && let Some((user, _)) = mapped_root(&link.config(), text)?
+    {
+        chown(&dir, Some(user), None).map_err(|e| Error::at("set the owner of", &dir, e))?;
+    }
     disk::sync_parent(&dir)
 }

@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use super::config;
 use crate::error::{Error, Result};
+use crate::host::files;
+use crate::host::rootless::{self, outside};
 use crate::shell::quoted;
 use cowl_layers::shown::Show as _;
 
@@ -44,6 +47,10 @@ pub fn lxcpath(requested: Option<&Path>) -> Result<PathBuf> {
     if let Some(path) = requested {
         return std::path::absolute(path).map_err(|e| Error::at("use", path, e));
     }
+    // In the namespace of a plain user, LXC's tools take this process for root.
+    if rootless::is_inside() {
+        return own_lxcpath();
+    }
     let configured = match run("lxc-config", [OsStr::new("lxc.lxcpath")]) {
         Ok(output) => output.stdout.trim_ascii().to_vec(),
         Err(Missing::Program) => Vec::new(),
@@ -53,6 +60,20 @@ pub fn lxcpath(requested: Option<&Path>) -> Result<PathBuf> {
         PathBuf::from(DEFAULT)
     } else {
         PathBuf::from(OsString::from_vec(configured))
+    })
+}
+
+/// Returns the directory of the containers of a plain user.
+fn own_lxcpath() -> Result<PathBuf> {
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+    let home = home.map(PathBuf::from).ok_or_else(|| {
+        Error::failed("the directory of LXC's containers is unknown: HOME is not set")
+            .hint("specify it: -P DIR")
+    })?;
+    let text = files::read_opt(&home.join(".config/lxc/lxc.conf"))?.unwrap_or_default();
+    Ok(match config::get(&text, "lxc.lxcpath") {
+        Some(path) => PathBuf::from(OsStr::from_bytes(path)),
+        None => home.join(".local/share/lxc"),
     })
 }
 
@@ -66,9 +87,12 @@ fn run<'a>(
     program: &str,
     args: impl IntoIterator<Item = &'a OsStr>,
 ) -> std::result::Result<Output, Missing> {
-    let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::null());
-    command.output().map_err(|error| match error.kind() {
+    let args: Vec<&OsStr> = args.into_iter().collect();
+    let output = outside::run(program, args.iter().copied()).unwrap_or_else(|| {
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::null()).output()
+    });
+    output.map_err(|error| match error.kind() {
         ErrorKind::NotFound => Missing::Program,
         _ => Missing::Other(Error::failed(format!("cannot run {program}")).because(error)),
     })

@@ -17,6 +17,7 @@ pub const INCLUDE: &str = "lxc.include";
 const MANAGED: &str = "lxc.rootfs.managed";
 /// The hooks, in the order in which cowl adds them.
 const PRE_START: &str = "lxc.hook.pre-start";
+const PRE_MOUNT: &str = "lxc.hook.pre-mount";
 const POST_STOP: &str = "lxc.hook.post-stop";
 const DESTROY: &str = "lxc.hook.destroy";
 
@@ -115,6 +116,15 @@ impl IdMap {
         Self::from_values(values)
     }
 
+    /// Returns the map with other ranges of ids outside.
+    pub fn with_ranges(&self, [users, groups]: [Vec<[u32; 3]>; 2]) -> Self {
+        Self {
+            users,
+            groups,
+            is_incomplete: self.is_incomplete,
+        }
+    }
+
     /// Returns whether the container has no map: its ids are those of the host.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -128,13 +138,16 @@ impl IdMap {
 
     /// Returns the host's user and group that are root in the container, if that is not root itself.
     pub fn root(&self) -> Option<(u32, u32)> {
+        self.root_ids().filter(|(user, _)| *user != 0)
+    }
+
+    /// Returns the ids outside that are root in the container.
+    pub fn root_ids(&self) -> Option<(u32, u32)> {
         let root_of = |ranges: &[[u32; 3]]| {
             let found = ranges.iter().rev().find(|[inside, ..]| *inside == 0);
             found.map(|[_, outside, _]| *outside)
         };
-        root_of(&self.users)
-            .zip(root_of(&self.groups))
-            .filter(|(user, _)| *user != 0)
+        root_of(&self.users).zip(root_of(&self.groups))
     }
 }
 
@@ -149,6 +162,8 @@ pub struct OwnLines {
     pub rootfs: Vec<u8>,
     /// The commands of the hooks.
     pub pre_start: Vec<u8>,
+    /// The command of the hook that mounts in the container's namespaces; only for a container of a plain user.
+    pub pre_mount: Option<Vec<u8>>,
     /// See `pre_start`.
     pub post_stop: Vec<u8>,
     /// See `pre_start`.
@@ -160,7 +175,7 @@ pub struct OwnLines {
 /// Returns whether cowl wrote a line for the container `id`.
 fn is_ours(line: &[u8], id: &str) -> bool {
     parse_entry(line).is_some_and(|(key, value)| {
-        [ROOTFS, PRE_START, POST_STOP, DESTROY]
+        [ROOTFS, PRE_START, PRE_MOUNT, POST_STOP, DESTROY]
             .iter()
             .any(|ours| ours.as_bytes() == key)
             && value.windows(id.len()).any(|part| part == id.as_bytes())
@@ -178,25 +193,22 @@ fn format_line(key: impl AsRef<[u8]>, value: &[u8]) -> Vec<u8> {
 
 /// Adds cowl's lines: the root filesystem replaces the previous line, the others follow at the end.
 ///
-/// The hook that mounts precedes all other hooks, which may access the root filesystem.
+/// The hooks that mount precede all other hooks, which may access the root filesystem.
 pub fn attach(text: &[u8], ours: &OwnLines) -> Vec<u8> {
     let plain = detach(&detach_all(text, None), None, &ours.id);
     let all: Vec<&[u8]> = split_lines(&plain).collect();
     let at = all.iter().rposition(|line| has_key(line, ROOTFS));
-    let cleared = |line: &&[u8]| {
-        parse_entry(line)
-            .is_some_and(|(key, value)| key == PRE_START.as_bytes() && value.is_empty())
-    };
-    let after = all.iter().rposition(cleared).map_or(0, |at| at + 1);
-    let first = all
-        .iter()
-        .skip(after)
-        .position(|line| has_key(line, PRE_START));
-    let first = first.map(|at| at + after);
+    let mounting = [
+        (PRE_START, Some(&ours.pre_start)),
+        (PRE_MOUNT, ours.pre_mount.as_ref()),
+    ];
+    let mounting = mounting.map(|(key, hook)| (key, hook, first_hook(&all, key)));
     let mut out = Vec::with_capacity(plain.len() + 512);
     for (number, line) in all.iter().enumerate() {
-        if first == Some(number) {
-            out.extend(format_line(PRE_START, &ours.pre_start));
+        for (key, hook, first) in mounting {
+            if let (Some(hook), true) = (hook, first == Some(number)) {
+                out.extend(format_line(key, hook));
+            }
         }
         if at == Some(number) {
             out.extend(format_line(
@@ -218,12 +230,25 @@ pub fn attach(text: &[u8], ours: &OwnLines) -> Vec<u8> {
             &[b"dir:", ours.rootfs.as_slice()].concat(),
         ));
     }
-    if first.is_none() {
-        out.extend(format_line(PRE_START, &ours.pre_start));
+    for (key, hook, first) in mounting {
+        if let (Some(hook), None) = (hook, first) {
+            out.extend(format_line(key, hook));
+        }
     }
     out.extend(format_line(POST_STOP, &ours.post_stop));
     out.extend(format_line(DESTROY, &ours.destroy));
     out
+}
+
+/// Returns the line of the first hook of a kind that has an effect: an empty value clears those before it.
+fn first_hook(all: &[&[u8]], key: &str) -> Option<usize> {
+    let cleared = |line: &&[u8]| {
+        parse_entry(line).is_some_and(|(found, value)| found == key.as_bytes() && value.is_empty())
+    };
+    let after = all.iter().rposition(cleared).map_or(0, |at| at + 1);
+    let mut rest = all.iter().skip(after);
+    let first = rest.position(|line| has_key(line, key));
+    first.map(|at| at + after)
 }
 
 /// Removes cowl's lines.
@@ -268,7 +293,7 @@ pub fn detach(text: &[u8], original: Option<&[u8]>, id: &str) -> Vec<u8> {
 pub fn own_ids(text: &[u8]) -> Vec<String> {
     let mut ids = Vec::new();
     for (key, value) in split_lines(text).filter_map(parse_entry) {
-        let Some(kind) = [PRE_START, POST_STOP, DESTROY]
+        let Some(kind) = [PRE_START, PRE_MOUNT, POST_STOP, DESTROY]
             .iter()
             .find(|ours| ours.as_bytes() == key)
             .and_then(|key| key.strip_prefix("lxc.hook."))
@@ -386,6 +411,7 @@ mod tests {
             id: "ID-1".to_owned(),
             rootfs: b"/s/mnt/ID-1".to_vec(),
             pre_start: hook("pre-start"),
+            pre_mount: None,
             post_stop: hook("post-stop"),
             destroy: hook("destroy"),
             note: "to get them back: cowl release c1".to_owned(),
@@ -472,6 +498,7 @@ mod tests {
             id: id.to_owned(),
             rootfs: format!("/t/mnt/{id}").into_bytes(),
             pre_start: hook("pre-start"),
+            pre_mount: None,
             post_stop: hook("post-stop"),
             destroy: hook("destroy"),
             ..ours()

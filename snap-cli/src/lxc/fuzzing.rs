@@ -13,6 +13,7 @@ pub fn lxc_config(text: &[u8]) {
         id: ID.to_owned(),
         rootfs: path("rootfs"),
         pre_start: path("pre"),
+        pre_mount: Some(path("mount")),
         post_stop: path("post"),
         destroy: path("destroy"),
         note: "run cowl release".to_owned(),

@@ -51,6 +51,11 @@ pub(super) fn remount(container: &Container<'_>) -> Result<()> {
         true => format!("a command was killed before it mounted {name} again"),
         false => dead::describe_end(name, state.pid, reason.as_deref()),
     };
+    if state.in_lxc {
+        state::remove(store, id)?;
+        log::warn!("{died}; restart its LXC container, which has lost its files");
+        return Ok(());
+    }
     if state.transient {
         state::remove(store, id)?;
         log::warn!("{died}; its mount was removed");

@@ -294,7 +294,7 @@ fn finish_writing(
                 .layer_tree(container.manifest().head),
         )?;
     }
-    binding::ensure_dir(link)?;
+    binding::ensure_dir(link, &config.0)?;
     if let Some(adopted) = &next.adopted {
         write_readme(&adopted.rootfs, container.name())?;
     }

@@ -17,6 +17,7 @@ use super::restore::find_by_stack;
 use super::take::{drop_if_unnamed, write_file};
 use crate::container::Container;
 use crate::container::Swap;
+use crate::container::lxc::runs_in_lxc;
 use crate::container::state::{Mounted, RunState};
 use crate::delta::TargetLayer;
 use crate::delta::revert::{RevertPlan, RevertStep, Scope};
@@ -128,6 +129,12 @@ pub fn undo(
     progress: OnProgress<'_>,
 ) -> Result<Undone> {
     let store = container.store();
+    // Files are changed through the mount.
+    if let Mounted::Alive(state) = container.mounted()?
+        && state.in_lxc
+    {
+        return Err(runs_in_lxc(container));
+    }
     let mut creation = Creation::begin(store)?;
     let (stack, snapshot) = find_target(container, request)?;
     let old = store.view(&stack)?;

@@ -132,6 +132,11 @@ impl Paths {
         self.root.join(MAPPED).join(id.to_string())
     }
 
+    /// Returns the path of the socket through which LXC passes the mount of a container of a plain user to the daemon.
+    pub fn mapped_socket(&self, id: ContainerId) -> PathBuf {
+        self.mapped_parent(id).join("socket")
+    }
+
     /// Returns the path of the mount point of a container with an id map, for LXC.
     pub fn mapped_dir(&self, id: ContainerId) -> PathBuf {
         self.mapped_parent(id).join(ROOTFS)

@@ -396,9 +396,9 @@ fn changed_ranges_are_reported() {
     );
 }
 
-/// LXC creates the container of a plain user in a namespace in which it could not reach the mount.
+/// LXC could not start them.
 #[test]
-fn lxc_containers_of_a_plain_user_are_refused() {
+fn lxc_containers_with_ids_of_others_are_refused() {
     if !can(NEEDS) {
         return;
     }
@@ -406,16 +406,21 @@ fn lxc_containers_of_a_plain_user_are_refused() {
         Ids::Ranges,
         "",
         "mkdir -p lxc/c1; mv source lxc/c1/rootfs
-         printf 'lxc.rootfs.path = dir:%s/lxc/c1/rootfs\\nlxc.idmap = u 0 300000 65536\\n' $HOME > lxc/c1/config
-         cp lxc/c1/config before; cowl adopt c1 -P $HOME/lxc 2> error && exit 1
-         grep -o 'LXC could not start it' error; grep -o 'cowl create NAME --from' error; cmp before lxc/c1/config
-         cowl create web --from lxc/c1/rootfs; cowl lxc web --config-file before -P $HOME/lxc 2> error && exit 1
-         grep -o 'LXC could not start it' error; ls lxc; cowl exec web -- cat file",
+         printf 'lxc.rootfs.path = dir:%s/lxc/c1/rootfs\\n' $HOME > plain
+         (cat plain; echo lxc.idmap = u 0 300000 65536; echo lxc.idmap = g 0 299999 10) > outside
+         (cat plain; echo lxc.idmap = u 0 300000 65536) > users
+         for name in plain users outside; do
+             cp $name lxc/c1/config; cowl adopt c1 -P $HOME/lxc 2> error && exit 1
+             grep -o -e 'no valid id map' -e 'ids that your namespace does not have' error; cmp $name lxc/c1/config
+         done
+         cowl create web --from lxc/c1/rootfs; cowl lxc web --config-file outside -P $HOME/lxc 2> error && exit 1
+         grep -o 'ids that your namespace does not have' error; ls lxc; cowl exec web -- cat file",
     )
     .ok();
+    let outside = "ids that your namespace does not have";
     assert_eq!(
         output.out(),
-        "LXC could not start it\ncowl create NAME --from\nLXC could not start it\nc1\none",
+        format!("no valid id map\nno valid id map\n{outside}\n{outside}\nc1\none"),
         "{}",
         output.report()
     );

@@ -13,6 +13,7 @@ mod confined;
 mod example;
 mod front;
 mod mapped_exec;
+mod rootless;
 mod stock;
 mod systemd;
 mod under_fire;

@@ -143,7 +143,7 @@ fn a_state_of_another_version_is_refused() {
             b"cowltake\x63\0\0\0body".as_slice(),
             "has version 99; this program reads version",
         ),
-        (b"cowltake\x02\0\0\0body", "its fields cannot be decoded"),
+        (b"cowltake\x03\0\0\0body", "its fields cannot be decoded"),
         (b"?", "does not begin with the magic number"),
     ] {
         let (mut ours, theirs) = UnixStream::pair().unwrap();

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::own_mount::{self, FoundMount, OwnMount, Role};
 use super::{Bind, Response};
+use crate::config::Mounter;
 use cowl_layers::error::Errno;
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
@@ -129,6 +130,14 @@ pub(super) fn detach(overlay: &Overlay, mount: &OwnMount) -> Result<Detached, Re
         },
         _ => failed("unmount")(error),
     };
+    if mount.mounter == Mounter::Other {
+        return Err(Response::Failed {
+            message: format!(
+                "{} is mounted in a namespace that admits no other process, and ends with that",
+                mount.path.shown()
+            ),
+        });
+    }
     let found = mount.find_all().map_err(failed("find"))?;
     refuse_users(mount, &found)?;
     let own = found.iter().find(|one| one.role == Role::Own);

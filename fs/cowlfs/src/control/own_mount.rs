@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Mounter;
 use cowl_layers::error::{Errno, Result};
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys::mountinfo::{self, Mount};
@@ -25,6 +26,8 @@ pub(crate) struct OwnMount {
     pub(crate) path: PathBuf,
     /// The device number of its file system.
     pub(crate) device: Device,
+    /// The process that mounted it.
+    pub(crate) mounter: Mounter,
     origin: Option<Origin>,
 }
 
@@ -80,7 +83,7 @@ struct OriginRecord {
 
 impl OwnMountRecord {
     /// Returns the mount, as the recording process recognizes it.
-    pub(crate) fn into_mount(self) -> OwnMount {
+    pub(crate) fn into_mount(self, mounter: Mounter) -> OwnMount {
         let origin = self.origin.map(|origin| Origin {
             namespace: origin.namespace,
             at: origin.at.into(),
@@ -89,6 +92,7 @@ impl OwnMountRecord {
         OwnMount {
             path: self.path.into(),
             device: self.device,
+            mounter,
             origin,
         }
     }
@@ -100,6 +104,7 @@ impl OwnMount {
         let Self {
             path,
             device,
+            mounter: _,
             origin,
         } = self;
         let origin = origin.as_ref().map(|origin| {
@@ -122,15 +127,19 @@ impl OwnMount {
         }
     }
 
-    /// Records the properties of a mount that was just attached in the mount namespace of this thread.
-    pub(crate) fn record(path: PathBuf, device: Device) -> Self {
-        let origin = find_origin(&path, device).unwrap_or_else(|error| {
-            log::warn!("cannot read mountinfo: {error}");
-            None
-        });
+    /// Records the properties of a mount that was just attached, by this thread or in other namespaces.
+    pub(crate) fn record(path: PathBuf, device: Device, mounter: Mounter) -> Self {
+        let origin = match mounter {
+            Mounter::Daemon => find_origin(&path, device).unwrap_or_else(|error| {
+                log::warn!("cannot read mountinfo: {error}");
+                None
+            }),
+            Mounter::Other => None,
+        };
         Self {
             path,
             device,
+            mounter,
             origin,
         }
     }
@@ -156,8 +165,13 @@ impl OwnMount {
 
     /// Finds all mounts of the file system, and overlays on it, in the mount namespaces of all visible processes.
     /// Later mounts come first.
+    ///
+    /// A mount of another process is not among them: the namespace in which it is does not admit the daemon.
     pub(super) fn find_all(&self) -> Result<Vec<FoundMount>> {
         let mut found = Vec::new();
+        if self.mounter == Mounter::Other {
+            return Ok(found);
+        }
         for namespace in MountNamespace::all()? {
             let namespace = Arc::new(namespace);
             let table = match namespace.inside(PATIENT, Inside::mounts) {

@@ -427,6 +427,7 @@ mod tests {
     use cowl_overlay::OverlayOptions;
     use std::time::Instant;
 
+    use crate::config::Mounter;
     use crate::requests::Requests;
 
     #[test]
@@ -468,7 +469,7 @@ mod tests {
             ),
             overlay,
             config,
-            mount: OwnMount::record(top.join("mount"), (0, 0).into()),
+            mount: OwnMount::record(top.join("mount"), (0, 0).into(), Mounter::Daemon),
             flush: Arc::new(Box::new(|_| Ok(()))),
             connection: FuseConnection::default(),
             lacking: Vec::new(),

@@ -10,6 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::server::Flush;
 use super::{FuseConnection, OwnMount, StatsSource, detach, own_mount};
+use crate::config::Mounter;
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys::namespace::{HASTY, Inside};
 use cowl_layers::sys::process::CHECK;
@@ -95,6 +96,9 @@ impl Signals {
 impl SignalTarget {
     /// Ends the session if the mount was unmounted and only unused copies in other mount namespaces remain.
     fn check(&self) {
+        if self.mount.mounter == Mounter::Other {
+            return;
+        }
         let found = match self.mount.find_all() {
             Ok(found) => found,
             Err(error) => return log::warn!("cannot find the mount: {error}"),
@@ -140,6 +144,10 @@ impl SignalTarget {
             return;
         }
         let unused = || {
+            // The processes that use the mount of another process are invisible.
+            if self.mount.mounter == Mounter::Other {
+                return false;
+            }
             let found = self.mount.find_all().unwrap_or_default();
             self.overlay.open_files() == (0, 0) && detach::refuse_users(&self.mount, &found).is_ok()
         };

@@ -15,7 +15,7 @@ mod workers;
 pub(crate) use adapter::{Negotiated, RecoveredValues};
 pub(crate) use handover::{SessionRecord, SessionSource};
 pub(crate) use session::{
-    Attached, Predecessor, SessionError, WORKER_NAME, open_device, prepare, resume,
+    Attached, Predecessor, SessionError, WORKER_NAME, begin, open_device, prepare, resume,
 };
 pub(crate) use settings::{SessionSettings, StackMode};
 pub(crate) use workers::ClosedGate;

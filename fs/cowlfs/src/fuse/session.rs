@@ -63,12 +63,23 @@ pub(crate) fn prepare(
     options: &MountOptions,
     settings: &SessionSettings,
 ) -> Result<Prepared, SessionError> {
+    let mount = PreparedMount::new(device.as_fd(), options).map_err(SessionError::Mount)?;
+    let attached = begin(device, overlay, options, settings)?;
+    Ok(Prepared { attached, mount })
+}
+
+/// Performs the protocol handshake for a file system that was mounted with this device.
+pub(crate) fn begin(
+    device: OwnedFd,
+    overlay: Arc<Overlay>,
+    options: &MountOptions,
+    settings: &SessionSettings,
+) -> Result<Attached, SessionError> {
     let duplicate = || device.try_clone().map_err(SessionError::Handshake);
     let (polled, monitored, registered) = (duplicate()?, duplicate()?, duplicate()?);
     let handed_over = duplicate()?;
     let busy_poll = BusyPoll::new(polled, settings.busy_poll);
     let pool = Arc::new(WorkerPool::new(settings.threads));
-    let mount = PreparedMount::new(device.as_fd(), options).map_err(SessionError::Mount)?;
     let config = session_config(options, settings);
     let acl = config.acl;
     // `from_fd` leaves mounting and unmounting to this process. fuser unmounts by path: if another process had
@@ -80,14 +91,13 @@ pub(crate) fn prepare(
     let session =
         Session::from_fd(adapter, device, acl, config).map_err(SessionError::Handshake)?;
     notifier.get_or_init(|| session.notifier());
-    let attached = Attached {
+    Ok(Attached {
         session,
         pool,
         monitored,
         awake: settings.awake,
         source: SessionSource::new(handed_over, state),
-    };
-    Ok(Prepared { attached, mount })
+    })
 }
 
 /// Returns the configuration of the protocol library.

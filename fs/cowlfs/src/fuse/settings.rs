@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::choices::{Awake, Coherence, Passthrough};
+use crate::choices::{Awake, Coherence, Mounter, Passthrough};
 use crate::requests::Requests;
 
 /// The settings of a session with the kernel.
@@ -24,6 +24,8 @@ pub(crate) struct SessionSettings {
     pub(crate) passthrough: Passthrough,
     /// The content that old descriptors of lower files show.
     pub(crate) coherence: Coherence,
+    /// The process that mounts, in whose pid namespace callers are identified.
+    pub(crate) mounter: Mounter,
     /// Whether another process may change the layers.
     pub(crate) live_layers: bool,
     /// Whether this process has the privilege for passthrough.

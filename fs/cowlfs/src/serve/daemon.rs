@@ -152,6 +152,7 @@ pub(super) fn session_settings(config: &Config, requests: &Arc<Requests>) -> Ses
         busy_poll: config.busy_poll,
         awake: config.awake,
         requests: requests.clone(),
+        mounter: config.mounter,
         live_layers: config.overlay.live_layers,
         passthrough: match config.passthrough {
             // By passthrough, the kernel syncs a write only if the file was opened with O_SYNC.

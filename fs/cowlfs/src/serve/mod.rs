@@ -9,6 +9,7 @@ mod successor;
 
 pub use successor::Takeover;
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,9 +17,9 @@ use std::time::{Duration, Instant};
 
 use self::daemon::{Daemon, session_settings};
 use self::layers::LowerLayers;
-use crate::config::{Config, ControlSocket};
+use crate::config::{Config, ControlSocket, Mounter};
 use crate::control::{self, OwnMount, Signals};
-use crate::fuse::{self, SessionError};
+use crate::fuse::{self, Attached, SessionError, SessionSettings};
 use crate::limits;
 use crate::requests::Requests;
 use crate::start::{Event, Start};
@@ -26,6 +27,7 @@ use cowl_layers::error::Errno;
 use cowl_layers::setup::{SetupError, SetupKind, shown};
 use cowl_layers::sys;
 use cowl_layers::sys::users::Device;
+use cowl_overlay::Overlay;
 
 /// The readahead of the kernel in KiB, which is the maximum size of a request.
 const READ_AHEAD: u32 = 1024;
@@ -37,38 +39,108 @@ const READ_AHEAD: u32 = 1024;
 ///
 /// With a keeper (docs/decisions/0035), this returns in the process of a daemon, which can be another one than the
 /// caller's. The caller's process then exits with the code of that process.
-pub fn serve(mut config: Config, mut on: impl FnMut(Event)) -> Result<(), SetupError> {
+pub fn serve(mut config: Config, on: impl FnMut(Event)) -> Result<(), SetupError> {
     check_proc()?;
+    config.mountpoint = check_mountpoint(&config.mountpoint)?;
+    serve_from(config, MountSource::Own, on)
+}
+
+/// Serves a mount that another process makes in its namespaces, as [`serve`] does for one of its own.
+///
+/// `receive` runs when the layers are open, in the only thread of this process. It waits for the mount. The mount
+/// ends with the namespace in which it is: this process can neither find nor unmount it.
+pub fn serve_passed(
+    config: Config,
+    receive: impl FnOnce() -> Result<PassedMount, SetupError>,
+    on: impl FnMut(Event),
+) -> Result<(), SetupError> {
+    check_proc()?;
+    let config = Config {
+        mounter: Mounter::Other,
+        ..config
+    };
+    serve_from(config, MountSource::Passed(Box::new(receive)), on)
+}
+
+/// A mount that another process has made.
+#[derive(Debug)]
+pub struct PassedMount {
+    /// The descriptor of /dev/fuse with which it was mounted. No process has read from it.
+    pub device: OwnedFd,
+    /// The device number of its file system.
+    pub number: Device,
+}
+
+/// Waits for a mount of another process.
+type Receive<'a> = Box<dyn FnOnce() -> Result<PassedMount, SetupError> + 'a>;
+
+/// The origin of a mount.
+enum MountSource<'a> {
+    /// This process mounts.
+    Own,
+    /// Another process mounts, and passes the mount.
+    Passed(Receive<'a>),
+}
+
+/// A [`MountSource`] whose own device is open.
+enum OpenSource<'a> {
+    Device(OwnedFd),
+    Passed(Receive<'a>),
+}
+
+/// A mount whose handshake is complete.
+struct Begun {
+    attached: Attached,
+    /// A descriptor of the device for the keeper.
+    kept_device: OwnedFd,
+    number: Device,
+    listener: Option<UnixListener>,
+}
+
+fn serve_from(
+    mut config: Config,
+    source: MountSource<'_>,
+    mut on: impl FnMut(Event),
+) -> Result<(), SetupError> {
     let lacking = limits::set_up();
     if !lacking.is_empty() {
         log::info!("the daemon may not change: {}", lacking.join(", "));
     }
-    config.mountpoint = check_mountpoint(&config.mountpoint)?;
     check_layers_apart(&config)?;
     let layers = LowerLayers::open(&mut config)?;
-    let device = fuse::open_device().map_err(|error| explain(error, &config.mountpoint))?;
+    let source = match source {
+        MountSource::Own => OpenSource::Device(
+            fuse::open_device().map_err(|error| explain(error, &config.mountpoint))?,
+        ),
+        MountSource::Passed(receive) => OpenSource::Passed(receive),
+    };
     let (overlay, locks) = layers.into_overlay(&config)?;
+    let (device, number) = match source {
+        OpenSource::Device(device) => (device, None),
+        OpenSource::Passed(receive) => {
+            let PassedMount { device, number } = receive()?;
+            (device, Some(number))
+        }
+    };
     let signals = Signals::block();
     let (requests, started) = (create_requests()?, Instant::now());
     let settings = session_settings(&config, &requests);
-    let kept_device = device
-        .try_clone()
-        .map_err(|error| failed(format!("cannot duplicate a descriptor: {error}")))?;
-    let prepared = fuse::prepare(device, overlay.clone(), &config.mount, &settings)
-        .map_err(|error| explain(error, &config.mountpoint))?;
-    let listener = listen(&config)?;
-    let device = prepared
-        .device()
-        .map_err(|error| SetupError::at("cannot stat the mount for", &config.mountpoint, error))?;
-    let attached = prepared
-        .attach(&config.mountpoint)
-        .map_err(|error| SetupError::at("cannot mount at", &config.mountpoint, error))?;
-    if let Err(error) = sys::mount::read_ahead(device, READ_AHEAD) {
+    let begun = match number {
+        None => mount(device, &overlay, &config, &settings)?,
+        Some(number) => begin_passed((device, number), &overlay, &config, &settings)?,
+    };
+    let Begun {
+        attached,
+        kept_device,
+        number,
+        listener,
+    } = begun;
+    if let Err(error) = sys::mount::read_ahead(number, READ_AHEAD) {
         // Without the privilege or /sys, reads are only slower.
         log::debug!("cannot set the readahead: {error}");
     }
-    let mount = OwnMount::record(config.mountpoint.clone(), device);
-    leave_namespace(&config, device);
+    let mount = OwnMount::record(config.mountpoint.clone(), number, config.mounter);
+    leave_namespace(&config, number);
     // Held until the process exits.
     overlay.hold_locks(locks);
     let start = Start {
@@ -89,6 +161,55 @@ pub fn serve(mut config: Config, mut on: impl FnMut(Event)) -> Result<(), SetupE
         lacking,
     };
     daemon.run(signals, on)
+}
+
+/// Mounts at the mount point.
+fn mount(
+    device: OwnedFd,
+    overlay: &Arc<Overlay>,
+    config: &Config,
+    settings: &SessionSettings,
+) -> Result<Begun, SetupError> {
+    let kept_device = duplicate(&device)?;
+    let prepared = fuse::prepare(device, overlay.clone(), &config.mount, settings)
+        .map_err(|error| explain(error, &config.mountpoint))?;
+    let listener = listen(config)?;
+    let number = prepared
+        .device()
+        .map_err(|error| SetupError::at("cannot stat the mount for", &config.mountpoint, error))?;
+    let attached = prepared
+        .attach(&config.mountpoint)
+        .map_err(|error| SetupError::at("cannot mount at", &config.mountpoint, error))?;
+    Ok(Begun {
+        attached,
+        kept_device,
+        number,
+        listener,
+    })
+}
+
+/// Performs the handshake of a mount that another process has made.
+fn begin_passed(
+    (device, number): (OwnedFd, Device),
+    overlay: &Arc<Overlay>,
+    config: &Config,
+    settings: &SessionSettings,
+) -> Result<Begun, SetupError> {
+    let kept_device = duplicate(&device)?;
+    let listener = listen(config)?;
+    let attached = fuse::begin(device, overlay.clone(), &config.mount, settings)
+        .map_err(|error| explain(error, &config.mountpoint))?;
+    Ok(Begun {
+        attached,
+        kept_device,
+        number,
+        listener,
+    })
+}
+
+fn duplicate(device: &OwnedFd) -> Result<OwnedFd, SetupError> {
+    let copy = device.try_clone();
+    copy.map_err(|error| failed(format!("cannot duplicate a descriptor: {error}")))
 }
 
 /// Creates the control socket, if the configuration has one.

@@ -179,6 +179,8 @@ impl Takeover {
             points::arm();
             point("with a received state");
         }
+        let config = config.into_config();
+        let mounter = config.mounter;
         // Limits and flags of a process are inherited. This process may lack the privilege to set them again.
         let mut lacking = lacking;
         lacking.retain(|name| inherited.contains(name));
@@ -186,7 +188,7 @@ impl Takeover {
             connection,
             signals,
             lacking,
-            config: config.into_config(),
+            config,
             state,
             successor_descriptors: divided.successor,
             device: divided.device,
@@ -195,7 +197,7 @@ impl Takeover {
             supervisor: divided.supervisor.map(UnixStream::from),
             overlay: (overlay, divided.overlay),
             session,
-            mount: mount.into_mount(),
+            mount: mount.into_mount(mounter),
             stats: Counted {
                 requests,
                 uptime,

@@ -16,7 +16,7 @@ const MAGIC: &[u8; 8] = b"cowltake";
 ///
 /// Must be incremented with each change of the fields, their types or their meaning, here and in the records of other
 /// modules that have no version of their own.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 /// The state of a daemon.
 #[derive(Debug, Serialize, Deserialize)]
@@ -136,7 +136,7 @@ impl Bundle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Config, Mounter};
     use crate::control::OwnMount;
     use crate::fuse::SessionRecord;
 
@@ -162,7 +162,7 @@ mod tests {
             overlay,
             session: SessionRecord::for_test(),
             config: ConfigRecord::new(&config),
-            mount: OwnMount::record("/m".into(), (0, 9).into()).to_record(),
+            mount: OwnMount::record("/m".into(), (0, 9).into(), Mounter::Daemon).to_record(),
             requests: vec![("lookup".to_owned(), 7)],
             uptime: Duration::from_secs(60),
             panics: 1,
@@ -228,7 +228,7 @@ mod tests {
         bytes[MAGIC.len()] += 1;
         assert_eq!(
             Bundle::decode(&bytes).unwrap_err().to_string(),
-            "the state of the running daemon has version 3; this program reads version 2"
+            "the state of the running daemon has version 4; this program reads version 3"
         );
     }
 }

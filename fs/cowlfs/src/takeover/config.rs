@@ -10,7 +10,7 @@ use cowl_overlay::OverlayOptions;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{
-    Awake, Coherence, Config, ControlSocket, Keeper, LiveLayers, Passthrough, Supervision,
+    Awake, Coherence, Config, ControlSocket, Keeper, LiveLayers, Mounter, Passthrough, Supervision,
 };
 
 /// A [`Config`]. Paths are byte strings, because serde encodes a path as UTF-8.
@@ -20,6 +20,7 @@ pub(crate) struct ConfigRecord {
     data_only: Vec<OsString>,
     upper: Option<(OsString, OsString)>,
     mountpoint: OsString,
+    mounter: Mounter,
     mount: MountOptions,
     overlay: OverlayOptions,
     space: Option<XattrSpace>,
@@ -46,6 +47,7 @@ impl ConfigRecord {
             data_only,
             upper,
             mountpoint,
+            mounter,
             mount,
             overlay,
             space,
@@ -74,6 +76,7 @@ impl ConfigRecord {
             data_only: all(data_only),
             upper: upper.map(|(upper, work)| (upper.into_os_string(), work.into_os_string())),
             mountpoint: mountpoint.into_os_string(),
+            mounter,
             mount,
             overlay,
             space,
@@ -101,6 +104,7 @@ impl ConfigRecord {
             data_only: all(self.data_only),
             upper: self.upper.map(|(upper, work)| (upper.into(), work.into())),
             mountpoint: self.mountpoint.into(),
+            mounter: self.mounter,
             mount: self.mount,
             overlay: self.overlay,
             space: self.space,

@@ -165,7 +165,7 @@ mod tests {
             }
             .refusal()
             .unwrap(),
-            "version 9.0 reads the state of other versions only ([7, 8], not 2)"
+            "version 9.0 reads the state of other versions only ([7, 8], not 3)"
         );
     }
 }

@@ -19,6 +19,19 @@ pub fn substitute(number: BorrowedFd<'_>, of: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Whether a descriptor is one of /dev/fuse.
+pub fn is_device(device: impl AsFd) -> io::Result<bool> {
+    /// The device number of /dev/fuse, which is the same on all machines.
+    const NUMBER: (u32, u32) = (10, 229);
+    let stat = rustix::fs::fstat(device)?;
+    let number = (
+        rustix::fs::major(stat.st_rdev),
+        rustix::fs::minor(stat.st_rdev),
+    );
+    let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+    Ok(kind == rustix::fs::FileType::CharacterDevice && number == NUMBER)
+}
+
 /// The ioctl FUSE_DEV_IOC_BACKING_CLOSE.
 const BACKING_CLOSE: libc::Ioctl = rustix::ioctl::opcode::write::<u32>(229, 2) as libc::Ioctl;
 

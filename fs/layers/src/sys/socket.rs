@@ -33,6 +33,11 @@ pub fn peer_may_command(stream: &UnixStream) -> io::Result<bool> {
     Ok(peer.uid.is_root() || peer.uid == rustix::process::geteuid())
 }
 
+/// Returns the user of the process at the other end, as an id of this process's user namespace.
+pub fn peer_user(stream: &UnixStream) -> io::Result<u32> {
+    Ok(rustix::net::sockopt::socket_peercred(stream)?.uid.as_raw())
+}
+
 /// Returns the id of the process that listens at the other end; 0 if it is in an invisible pid namespace.
 pub fn peer_process(stream: &UnixStream) -> io::Result<u32> {
     let mut peer = libc::ucred {

@@ -1,6 +1,7 @@
 //! Owner, mode, size, times and xattrs of objects.
 
 mod acl;
+mod capability;
 mod read;
 mod set;
 mod xattr;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustix::thread::CapabilitySet;
 
 use super::acl::{is_acl, map_acl};
+use super::capability;
 use crate::copy_up::CopyUp;
 use crate::idmap::IdMap;
 use crate::inode::{Inode, NO_CAPABILITIES};
@@ -64,6 +65,9 @@ impl Xattrs<'_> {
                 &ids.uids,
                 &ids.gids,
             );
+        }
+        if name == CAPABILITY {
+            return Ok(capability::to_mount(value, &ids.uids));
         }
         Ok(value)
     }
@@ -221,9 +225,13 @@ impl Xattrs<'_> {
         })
     }
 
-    /// Returns the value to store: an ACL with the ids on disk; EINVAL if it has an id that is not mapped.
+    /// Returns the value to store: an ACL or file capabilities with the ids on disk; EINVAL or EPERM if it has an id that
+    /// is not mapped.
     fn value_to_disk<'v>(&self, name: &[u8], value: &'v [u8]) -> Result<Cow<'v, [u8]>> {
         let ids = self.cx.options;
+        if name == CAPABILITY {
+            return capability::to_disk(value, &ids.uids);
+        }
         if !is_acl(name) || (ids.uids.is_identity() && ids.gids.is_identity()) {
             return Ok(Cow::Borrowed(value));
         }

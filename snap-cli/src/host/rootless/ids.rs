@@ -22,6 +22,9 @@ struct IdRange {
     count: u32,
 }
 
+/// A first id in a container, the first id outside of it, and the number of ids.
+pub(super) type Range = [u32; 3];
+
 /// The user ids or the group ids of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct IdRanges(Vec<IdRange>);
@@ -80,6 +83,23 @@ impl IdRanges {
         Ok(Self(text.lines().filter_map(range).collect()))
     }
 
+    /// Returns the ids inside for `count` ids outside from `first` on, as ranges of the first id inside and a count;
+    /// `None` if one of them is not in the namespace.
+    fn inside(&self, mut first: u32, mut count: u32) -> Option<Vec<(u32, u32)>> {
+        let mut found = Vec::new();
+        while count > 0 {
+            let (inside, part) = self.0.iter().find_map(|range| {
+                let offset = first.checked_sub(range.outside)?;
+                let left = range.count.checked_sub(offset).filter(|left| *left > 0)?;
+                Some((range.inside.checked_add(offset)?, left.min(count)))
+            })?;
+            found.push((inside, part));
+            count -= part;
+            first = first.checked_add(part).or((count == 0).then_some(0))?;
+        }
+        Some(found)
+    }
+
     fn has_more_than_one(&self) -> bool {
         self.0.len() > 1
     }
@@ -135,6 +155,22 @@ impl IdMap {
             uids: IdRanges::read(Path::new("/proc/self/uid_map"))?,
             gids: IdRanges::read(Path::new("/proc/self/gid_map"))?,
         })
+    }
+
+    /// Translates ranges of user ids and of group ids, each with a first id in a container, a first id outside of the
+    /// namespace, and a count, to ids of the namespace; `None` if it lacks one of them.
+    pub(super) fn translate(&self, users: &[Range], groups: &[Range]) -> Option<[Vec<Range>; 2]> {
+        let all = |own: &IdRanges, ranges: &[Range]| -> Option<Vec<Range>> {
+            let mut all = Vec::new();
+            for [mut first, outside, count] in ranges.iter().copied() {
+                for (inside, part) in own.inside(outside, count)? {
+                    all.push([first, inside, part]);
+                    first = first.checked_add(part).unwrap_or_default();
+                }
+            }
+            Some(all)
+        };
+        Some([all(&self.uids, users)?, all(&self.gids, groups)?])
     }
 
     /// Returns whether the map has ranges of user ids and of group ids.
@@ -221,5 +257,25 @@ mod tests {
             "0 7 1",
             "no range"
         );
+    }
+
+    #[test]
+    fn ids_of_a_container_are_translated_only_if_the_namespace_has_all() {
+        let owners = ["me".to_owned()];
+        let ids = IdRanges::new(1000, "me:100000:10\nme:100010:10\nme:5000:5\n", &owners);
+        assert_eq!(ids.inside(100_000, 20), Some(vec![(1, 10), (11, 10)]));
+        assert_eq!(ids.inside(100_015, 5), Some(vec![(16, 5)]));
+        assert_eq!(ids.inside(1000, 1), Some(vec![(0, 1)]));
+        for (first, count) in [(100_015, 6), (0, 1), (u32::MAX, 2), (1001, 1), (99_999, 2)] {
+            assert_eq!(ids.inside(first, count), None, "{first} {count}");
+        }
+        let map = IdMap {
+            uids: ids.clone(),
+            gids: ids,
+        };
+        let [users, groups] = map.translate(&[[0, 100_005, 10]], &[[0, 5000, 5]]).unwrap();
+        assert_eq!(users, [[0, 6, 5], [5, 11, 5]]);
+        assert_eq!(groups, [[0, 21, 5]]);
+        assert_eq!(map.translate(&[[0, 100_005, 10]], &[[0, 0, 1]]), None);
     }
 }

@@ -8,6 +8,7 @@ pub mod holder;
 mod ids;
 mod limits;
 mod lock;
+pub mod outside;
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
@@ -69,15 +70,27 @@ pub fn has_entered() -> bool {
     ENTERED.get().is_some()
 }
 
+/// The programs that a command runs outside of the namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunsOutside {
+    /// Those that start and stop LXC containers.
+    LxcTools,
+    /// None.
+    Nothing,
+}
+
 /// Enters the namespace of the user, and creates it if necessary. The process must have a single thread.
 ///
 /// Does nothing for a process that may mount, and if the store at `store` belongs to another user.
-pub fn enter(store: &Path) -> Result<()> {
+pub fn enter(store: &Path, outside: RunsOutside) -> Result<()> {
     let may_mount = user_namespace::may_mount()
         .map_err(|error| Error::failed("cannot read the capabilities").because(error))?;
     let caller = Caller::get();
     if may_mount || caller.uid == 0 || !is_owner(caller, store) {
         return Ok(());
+    }
+    if outside == RunsOutside::LxcTools {
+        outside::start()?;
     }
     let wanted = IdMap::of(&caller);
     let from = WorkingDir::open();
@@ -99,6 +112,17 @@ pub fn enter(store: &Path) -> Result<()> {
 /// Describes the ids of the namespace that this process is in.
 pub fn describe_ids() -> Result<String> {
     IdMap::current().map(|ids| ids.describe())
+}
+
+/// Whether this process is root of a namespace of a plain user.
+pub fn is_inside() -> bool {
+    rustix::process::geteuid().is_root() && !is_system_root()
+}
+
+/// Translates ranges of user ids and of group ids, each with a first id in a container, a first id outside of the
+/// namespace that this process is in, and a count, to ids of the namespace; `None` if it lacks one of them.
+pub fn translate(users: &[[u32; 3]], groups: &[[u32; 3]]) -> Result<Option<[Vec<[u32; 3]>; 2]>> {
+    Ok(IdMap::current()?.translate(users, groups))
 }
 
 fn inspection_failed(error: cowl_layers::Error) -> Error {

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, Request, TimeOrNow, WriteFlags};
 
+use crate::choices::Mounter;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::name::Name;
 use cowl_layers::sys::attr::SetTime;
@@ -22,12 +23,17 @@ pub(super) fn to_errno(error: cowl_layers::Error) -> fuser::Errno {
 }
 
 /// Returns the process that sent a request, with its umask.
-pub(super) fn caller(request: &Request, umask: u32) -> Caller {
+pub(super) fn caller(request: &Request, umask: u32, mounter: Mounter) -> Caller {
+    let pid = match mounter {
+        Mounter::Daemon => request.pid(),
+        // In the pid namespace of this process, another process may have this id.
+        Mounter::Other => 0,
+    };
     Caller {
         uid: request.uid(),
         gid: request.gid(),
         umask,
-        pid: request.pid(),
+        pid,
     }
 }
 
@@ -134,11 +140,11 @@ pub(super) fn to_rename_flags(flags: fuser::RenameFlags) -> Result<RenameFlags> 
 }
 
 /// Returns the origin of a WRITE request: a mapping, or a process with or without CAP_FSETID.
-pub(super) fn writer(request: &Request, flags: WriteFlags) -> Writer {
+pub(super) fn writer(caller: Caller, flags: WriteFlags) -> Writer {
     if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
         Writer::Mapping
     } else if flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
-        Writer::Unprivileged(caller(request, 0))
+        Writer::Unprivileged(caller)
     } else {
         Writer::Privileged
     }

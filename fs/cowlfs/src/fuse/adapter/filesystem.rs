@@ -16,7 +16,7 @@ use fuser::{
 use super::admission::admit_mode;
 use super::attributes::Accepted;
 use super::convert::{
-    caller, device_from_protocol, parse_name, to_errno, to_rename_flags, to_set_time, writer,
+    device_from_protocol, parse_name, to_errno, to_rename_flags, to_set_time, writer,
 };
 use super::reply::{reply_empty, reply_statfs, reply_xattr, with_attr};
 use super::{Adapter, Negotiated};
@@ -148,7 +148,7 @@ impl Filesystem for Adapter {
             let handle = fh.map(|fh| self.files.get(fh.0)).transpose()?;
             let inode = op.inode(ino.0)?;
             admit_mode(&inode, mode)?;
-            let found = op.set_attr(caller(req, 0), &inode, &set, handle.as_deref())?;
+            let found = op.set_attr(self.caller(req, 0), &inode, &set, handle.as_deref())?;
             Ok((inode, found))
         });
         self.reply_attr(ino, done, Accepted::Always, reply);
@@ -176,7 +176,13 @@ impl Filesystem for Adapter {
         let rdev = device_from_protocol(rdev);
         let done = self.run("mknod", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
-            let inode = op.mknod(caller(req, umask), &parent, &parse_name(name)?, mode, rdev)?;
+            let inode = op.mknod(
+                self.caller(req, umask),
+                &parent,
+                &parse_name(name)?,
+                mode,
+                rdev,
+            )?;
             with_attr(op, inode)
         });
         self.reply_entry(done, Accepted::Always, reply);
@@ -194,7 +200,7 @@ impl Filesystem for Adapter {
         let _span = self.begin_change(Opcode::Mkdir, req);
         let done = self.run("mkdir", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
-            let inode = op.mkdir(caller(req, umask), &parent, &parse_name(name)?, mode)?;
+            let inode = op.mkdir(self.caller(req, umask), &parent, &parse_name(name)?, mode)?;
             with_attr(op, inode)
         });
         self.reply_entry(done, Accepted::Always, reply);
@@ -212,7 +218,7 @@ impl Filesystem for Adapter {
         let done = self.run("symlink", parent, Some(name), |op| {
             let parent = op.inode(parent.0)?;
             let target = target.as_os_str().as_bytes();
-            let inode = op.symlink(caller(req, 0), &parent, &parse_name(name)?, target)?;
+            let inode = op.symlink(self.caller(req, 0), &parent, &parse_name(name)?, target)?;
             with_attr(op, inode)
         });
         self.reply_entry(done, Accepted::Always, reply);
@@ -262,7 +268,7 @@ impl Filesystem for Adapter {
             let (from, to) = (op.inode(parent.0)?, op.inode(new_parent.0)?);
             let (name, new_name) = (parse_name(name)?, parse_name(new_name)?);
             let flags = to_rename_flags(flags)?;
-            op.rename(caller(req, 0), &from, &name, &to, &new_name, flags)?;
+            op.rename(self.caller(req, 0), &from, &name, &to, &new_name, flags)?;
             self.after_rename(op, (&from, &name), (&to, &new_name), flags);
             Ok(())
         });
@@ -330,7 +336,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let _span = self.begin_request(Opcode::Write, req);
-        let writer = writer(req, write_flags);
+        let writer = writer(self.caller(req, 0), write_flags);
         let done = self.run("write", ino, None, |op| {
             op.write(&*self.files.get(fh.0)?, offset, data, writer)
         });
@@ -427,7 +433,7 @@ impl Filesystem for Adapter {
         let done = self.run("setxattr", ino, Some(name), |op| {
             let inode = op.inode(ino.0)?;
             let flags = flags.cast_unsigned();
-            op.set_xattr(caller(req, 0), &inode, name.as_bytes(), value, flags)
+            op.set_xattr(self.caller(req, 0), &inode, name.as_bytes(), value, flags)
         });
         reply_empty(done, reply);
     }
@@ -443,7 +449,7 @@ impl Filesystem for Adapter {
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let _span = self.begin_request(Opcode::Listxattr, req);
         let done = self.run("listxattr", ino, None, |op| {
-            op.list_xattr(caller(req, 0), &op.inode(ino.0)?)
+            op.list_xattr(self.caller(req, 0), &op.inode(ino.0)?)
         });
         reply_xattr(done, size, reply);
     }

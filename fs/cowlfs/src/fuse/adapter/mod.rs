@@ -32,12 +32,13 @@ pub(super) use self::state::{AdapterRecord, AdapterState, Origin};
 use super::passthrough::{BackingDevice, BackingFiles, Contents, Policy};
 use super::settings::SessionSettings;
 use super::workers::{BusyPoll, Gate, RequestSpan, WorkerPool};
+use crate::choices::Mounter;
 use crate::requests::{Opcode, Requests};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::panics;
 use cowl_layers::points::point;
 use cowl_overlay::inode::Inode;
-use cowl_overlay::{Ledger, Op, Overlay, RequestSlot};
+use cowl_overlay::{Caller, Ledger, Op, Overlay, RequestSlot};
 
 /// The number of requests after which another one proves that no request ends the process at once.
 const PROOF: u32 = 2;
@@ -57,6 +58,7 @@ pub(crate) struct Adapter {
     gate: Arc<Gate>,
     negotiated: Arc<OnceLock<Negotiated>>,
     max_stack_depth: u32,
+    mounter: Mounter,
     /// Whether another process may change the layers, so that the kernel must cache nothing that does not expire.
     live_layers: bool,
     /// The notifier of the session, set once the session exists.
@@ -140,6 +142,7 @@ impl Adapter {
             gate: Arc::default(),
             negotiated: Arc::default(),
             max_stack_depth,
+            mounter: settings.mounter,
             live_layers: settings.live_layers,
             files: Arc::new(files),
             cache_timeout: settings.cache_timeout,
@@ -150,6 +153,11 @@ impl Adapter {
             busy_poll,
             begun: AtomicU32::new(0),
         }
+    }
+
+    /// Returns the process that sent a request, with its umask.
+    fn caller(&self, request: &Request, umask: u32) -> Caller {
+        convert::caller(request, umask, self.mounter)
     }
 
     fn ledger(&self) -> Option<&Arc<Ledger>> {

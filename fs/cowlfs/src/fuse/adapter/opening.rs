@@ -6,7 +6,7 @@ use std::sync::Arc;
 use fuser::{FileHandle as Fh, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyOpen, Request};
 
 use super::convert::{
-    caller, can_map_writable, is_synchronous, parse_name, to_errno, to_file_attr, to_open_options,
+    can_map_writable, is_synchronous, parse_name, to_errno, to_file_attr, to_open_options,
 };
 use super::{Adapter, GENERATION, blame};
 use crate::fuse::passthrough::{Backing, CachedAttr, OpenMode, OpenParams, OpenTraits, Policy};
@@ -60,7 +60,7 @@ impl Adapter {
                 // Before the truncation: a refused open must not change the file.
                 self.refused.admit(op, &inode, options, req.pid())?;
             }
-            let content = op.open_lazily(caller(req, 0), &inode, options, is_known)?;
+            let content = op.open_lazily(self.caller(req, 0), &inode, options, is_known)?;
             let close = |_: &Error| self.overlay.close(&content.handle);
             let admitted = self.refused.admit(op, &inode, options, req.pid());
             admitted.inspect_err(close)?;
@@ -96,7 +96,7 @@ impl Adapter {
         let (options, direct) = to_open_options(flags);
         self.release_resumed();
         let done = self.run("create", parent, Some(name), |op| {
-            let caller = caller(req, umask);
+            let caller = self.caller(req, umask);
             let parent = op.inode(parent.0)?;
             let name = parse_name(name)?;
             let (inode, content, attr) = op.create_attr(caller, &parent, &name, mode, options)?;

@@ -20,6 +20,7 @@ use clap::{CommandFactory as _, Parser as _};
 use crate::cli::{Context, output};
 use crate::config::{Config, Overrides};
 use crate::error::{Error, Result};
+use crate::host::rootless::{self, RunsOutside};
 use crate::shell::quoted;
 use crate::store::{Session, Store};
 use args::{Args, Task};
@@ -93,6 +94,7 @@ fn run(words: &[OsString], args: &Args, messages: &mut Messages) -> Result<()> {
         messages.note(&format!("ignored, as by LXC's lxc-snapshot: {words}"));
     }
     let context = context(words)?;
+    rootless::enter(&context.root, RunsOutside::Nothing)?;
     let lxcpath = args.lxcpath.as_deref();
     let front = Front::new(&context, &name, lxcpath, messages)?;
     match request.task {
