@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::snapshot::{Sync, take_with_hooks};
 use super::{CliCommand, Context, Namespace, output};
 use crate::error::{Kind, Result};
+use crate::lifecycle::exec::Ids;
 use crate::lifecycle::{enter, exec, mapping};
 use crate::lxc::config::IdMap;
 use crate::recover;
@@ -27,6 +28,9 @@ pub(super) struct ExecArgs {
     /// Take a snapshot first, with the command as its comment; `cowl prune` may remove it
     #[arg(long)]
     snapshot: bool,
+    /// Run the command as root of this machine, even if the container has an id map (`lxc.idmap`)
+    #[arg(long)]
+    host_ids: bool,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -37,7 +41,11 @@ impl CliCommand for ExecArgs {
         let name = ContainerName::parse(&self.name)?;
         let store = context.store_for(&name)?;
         // Fail before the snapshot.
-        let map = exec::id_map(&recover::open(&store, &name)?)?;
+        let ids = match self.host_ids {
+            true => Ids::OfHost,
+            false => Ids::OfContainer,
+        };
+        let map = exec::id_map(&mut recover::open(&store, &name)?, ids)?;
         if self.snapshot {
             take_with_hooks(
                 context,

@@ -10,7 +10,7 @@ use super::{Container, Swap, external};
 use crate::error::{Error, Result};
 use crate::host::files;
 use crate::lxc::config::{
-    CopyRewrite, OwnLines, attach, detach, detach_all, own_ids, rewrite_for_copy,
+    CopyRewrite, IdMap, OwnLines, attach, detach, detach_all, own_ids, rewrite_for_copy,
 };
 use crate::lxc::layout::{Rootfs, rootfs};
 use crate::lxc::mounts::{RootPaths, with_relative_targets};
@@ -295,6 +295,10 @@ impl LxcCopy {
         let roots = RootPaths::new(from.unwrap_or(&to), &self.text, &to.join("rootfs"));
         let (text, _) = with_relative_targets(&self.text, &roots);
         let plain = detach_all(&text, Some(&rootfs_line(&to)));
+        let map = IdMap::of(&plain);
+        if !map.is_empty() {
+            manifest.id_map = map.values().collect();
+        }
         let (plain, notes) = rewrite_for_copy(&plain, &how, tools::random_address);
         self.notes.extend(notes);
         let files = own_files::rewritten(std::mem::take(&mut self.files), &how);

@@ -19,8 +19,9 @@ use crate::host::files;
 use crate::host::{dir_users, mountinfo, users};
 use crate::lxc::binding;
 use crate::lxc::command::config_value;
+use crate::lxc::config::IdMap;
 use crate::lxc::mounts::{self, RootPaths};
-use crate::lxc::{self as tools, LxcContainer, config, snapshots};
+use crate::lxc::{self as tools, LxcContainer, config, snapshots, trust};
 use crate::recover::{self, moving};
 use crate::shell::quoted;
 use crate::store::bytes::Blob;
@@ -155,6 +156,7 @@ fn inspect_lxc(
             )));
         }
     };
+    trust::check(&path, &text)?;
     binding::require_startable(&container.name, &path, &text)?;
     refuse_adopted(home, container)?;
     if let tools::LxcState::Running { word, pid } = container.state()? {
@@ -512,6 +514,10 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     let base = creation.create_layer(LayerKind::Base, &[], &[])?;
     let head = creation.create_head(&[base], rootfs)?;
     let id = creation.create_container()?;
+    let id_map = match &candidate.lxc {
+        Some(link) => binding::configured_id_map(&link.config(), &link.written.0)?,
+        None => IdMap::default(),
+    };
     let manifest = ContainerManifest {
         adopted: Some(Adopted {
             rootfs: rootfs.clone(),
@@ -519,6 +525,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
             extra: Map::new(),
         }),
         lxc: candidate.lxc.clone(),
+        id_map: id_map.values().collect(),
         moving: Some(Moving::Adopting),
         ..ContainerManifest::new(name.clone(), head, &[base])
     };

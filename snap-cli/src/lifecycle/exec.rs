@@ -18,16 +18,17 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::terminal::Terminal;
-use crate::container::Container;
 use crate::container::mount::AfterUnmount;
 use crate::container::state::Lifetime;
 use crate::container::state::{self, Mounted};
+use crate::container::{Container, Swap};
 use crate::error::{Error, Result};
-use crate::lxc::binding;
 use crate::lxc::config::IdMap;
+use crate::lxc::{binding, command, trust};
 use crate::recover;
 use crate::store::Store;
 use crate::store::lock::{Lock, Mode};
+use crate::store::manifest::ContainerManifest;
 use crate::store::name::ContainerName;
 
 /// Runs a command in the container, with the ids of `map` (see [`id_map`]).
@@ -76,30 +77,72 @@ fn refuse_in_lxc(container: &Container<'_>) -> Result<()> {
     }
 }
 
-/// Returns the id map of an LXC container, if it has one. A command in it must not have more power.
-pub fn id_map(container: &Container<'_>) -> Result<Option<IdMap>> {
-    let Some(link) = &container.manifest().lxc else {
+/// The ids of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ids {
+    /// Those of the container, if it has an id map.
+    OfContainer,
+    /// Those of the caller.
+    OfHost,
+}
+
+/// Returns the id map of a container, if it has one. A command in it must not have more power.
+///
+/// Records the map, so that it is not lost together with LXC's config.
+pub fn id_map(container: &mut Container<'_>, ids: Ids) -> Result<Option<IdMap>> {
+    if ids == Ids::OfHost {
         return Ok(None);
+    }
+    let recorded = &container.manifest().id_map;
+    let recorded = IdMap::from_values(recorded.iter().map(String::as_bytes));
+    let name = container.name().clone();
+    let Some(link) = container.manifest().lxc.clone() else {
+        return match recorded.is_empty() {
+            true => Ok(None),
+            false => binding::to_own_ids(recorded, &name).map(Some),
+        };
     };
     let config = link.config();
-    let text = binding::read_config(link).map_err(|error| {
-        let name = container.name();
+    let text = binding::read_config(&link).map_err(|error| {
         error.hint(format!(
             "the ids of a command are those of LXC's config; write it again: cowl restore {name} SNAP --with-config"
         ))
     })?;
-    let map = binding::id_map(&config, &text)?;
-    if map.is_empty() {
-        return Ok(None);
+    trust::check(&config, &text)?;
+    let found = binding::configured_id_map(&config, &text)?;
+    if found.is_empty() {
+        return match recorded.is_empty() {
+            true if binding::has_included_files(&text) && !command::is_installed() => {
+                Err(Error::failed(format!(
+                    "cannot find out whether a file that {} includes has an id map: lxc-info is not in PATH",
+                    config.shown()
+                ))
+                .hint("install it (apt install lxc), or add its directory to PATH"))
+            }
+            true => Ok(None),
+            false => Err(Error::failed(format!(
+                "{} has no lxc.idmap any more, but the files of {name} have its ids: {}",
+                config.shown(),
+                recorded.values().collect::<Vec<_>>().join(", ")
+            ))
+            .hint("write the lines again; to run a command as root of this machine: cowl exec --host-ids")),
+        };
     }
-    if !map.is_usable() {
+    if !found.is_usable() {
         return Err(Error::failed(format!(
             "lxc.idmap in {} is invalid, or does not map user 0 and group 0",
             config.shown()
         ))
         .hint("write both as follows: lxc.idmap = u 0 100000 65536, and the same with g"));
     }
-    Ok(Some(map))
+    if found != recorded {
+        let next = ContainerManifest {
+            id_map: found.values().collect(),
+            ..container.manifest().clone()
+        };
+        container.commit(next, None, |_| Ok(Swap::Done))?;
+    }
+    binding::to_own_ids(found, config.shown()).map(Some)
 }
 
 /// Unmounts a mount that was created for exec, after the last command.

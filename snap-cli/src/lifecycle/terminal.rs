@@ -50,7 +50,7 @@ impl Terminal {
     /// Opens a terminal for a command whose user and group are `owner`. `None` if no standard stream of this process is a
     /// terminal.
     pub(super) fn open(owner: (u32, u32)) -> io::Result<Option<Self>> {
-        let is_terminal = streams().map(|stream| isatty(stream));
+        let is_terminal = streams().map(isatty);
         let Some(caller) = standard_terminal() else {
             return Ok(None);
         };

@@ -16,6 +16,7 @@ use crate::archive::Compression;
 use crate::archive::bundle::{self, BundleLayer, BundleReader};
 use crate::container::{durability, lxc};
 use crate::error::{Error, Kind, Result};
+use crate::lxc::config::IdMap;
 use crate::lxc::own_files;
 use crate::recover;
 use crate::snapshot::freeze;
@@ -346,6 +347,10 @@ fn import_claimed(
         ..old
     };
     container.clear_machine_fields();
+    if let (true, Some(Blob(text))) = (container.id_map.is_empty(), &manifest.config) {
+        // An older version has exported it.
+        container.id_map = IdMap::of(text).values().collect();
+    }
     mark_losses(&mut container);
     for snapshot in &mut container.snapshots {
         let Some(state) = manifest.states.get(&snapshot.id) else {

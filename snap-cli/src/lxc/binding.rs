@@ -1,5 +1,6 @@
 //! The LXC container to which a container of a store is bound, by the link in its manifest.
 
+use std::fmt::Display;
 use std::fs::Permissions;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -42,24 +43,34 @@ pub fn require_startable(name: &str, file: &Path, text: &[u8]) -> Result<()> {
 ///
 /// Fails if the namespace lacks an id of the map.
 pub fn id_map(file: &Path, text: &[u8]) -> Result<IdMap> {
-    let map = configured_id_map(file, text)?;
+    to_own_ids(configured_id_map(file, text)?, file.shown())
+}
+
+/// Returns a map with ids of the user namespace of this process, for one with ids of the host. It is that of the container
+/// or the config `of`.
+pub fn to_own_ids(map: IdMap, of: impl Display) -> Result<IdMap> {
     if !rootless::is_inside() {
         return Ok(map);
     }
     let found = rootless::translate(&map.users, &map.groups)?;
     found.map(|ranges| map.with_ranges(ranges)).ok_or_else(|| {
         Error::failed(format!(
-            "lxc.idmap in {} maps ids that your namespace does not have",
-            file.shown()
+            "the id map of {} has ids that your namespace does not have",
+            of
         ))
         .hint("use your ranges in /etc/subuid and /etc/subgid; if they were changed: cowl unshare --stop")
     })
 }
 
+/// Whether the id map may be in a file that only LXC's tools can find.
+pub fn has_included_files(text: &[u8]) -> bool {
+    config::has(text, config::INCLUDE)
+}
+
 /// Returns the id map that the config contains, with ids of the host.
-fn configured_id_map(file: &Path, text: &[u8]) -> Result<IdMap> {
+pub fn configured_id_map(file: &Path, text: &[u8]) -> Result<IdMap> {
     let own = IdMap::of(text);
-    if own.root().is_some() || config::get(text, config::INCLUDE).is_none() {
+    if own.root().is_some() || !has_included_files(text) {
         return Ok(own);
     }
     let Some(found) = config_value(file, "lxc.idmap")? else {

@@ -256,6 +256,14 @@ pub fn config_value(config: &Path, key: &str) -> Result<Option<Vec<u8>>> {
     Ok(Some(value.trim_ascii().to_vec()).filter(|value| !value.is_empty()))
 }
 
+/// Returns whether LXC's tools can be run.
+pub fn is_installed() -> bool {
+    !matches!(
+        run("lxc-info", [OsStr::new("--version")]),
+        Err(Missing::Program)
+    )
+}
+
 /// Returns three random bytes for the second half of a hardware address.
 pub fn random_address() -> [u8; 3] {
     let (high, ..) = uuid::Uuid::new_v4().as_fields();

@@ -56,6 +56,12 @@ pub fn get<'t>(text: &'t [u8], key: &str) -> Option<&'t [u8]> {
         .filter(|value| !value.is_empty())
 }
 
+/// Returns whether a config has a line with this key, also one with an empty value.
+pub fn has(text: &[u8], key: &str) -> bool {
+    let mut entries = split_lines(text).filter_map(parse_entry);
+    entries.any(|(found, _)| found == key.as_bytes())
+}
+
 /// The ranges of ids of a container: the first id inside, the first id on the host, the count.
 ///
 /// LXC does not start a container with a range that it cannot parse. Its other ranges are here, but they are not complete.

@@ -2,8 +2,9 @@
 //!
 //! From the bottom up: [`config`] and [`layout`] read and write the text of files; [`command`] runs LXC's
 //! tools; [`mounts`] makes targets of mounts relative; [`own_files`] finds the files of a config; [`binding`] connects a
-//! container of a store to LXC's; [`passing`] passes a mount from LXC's namespaces to its daemon; [`snapshots`] lists LXC's snapshots; [`locked`] and `restore` change them. Operations on
-//! an open container are in `container::lxc` and `snapshot::lxc_import`.
+//! container of a store to LXC's; [`trust`] checks who can change a config; [`passing`] passes a mount from LXC's
+//! namespaces to its daemon; [`snapshots`] lists LXC's snapshots; [`locked`] and `restore` change them. Operations on an
+//! open container are in `container::lxc` and `snapshot::lxc_import`.
 
 pub mod binding;
 pub mod command;
@@ -19,5 +20,6 @@ pub mod passing;
 mod restore;
 pub mod snapshots;
 mod staging;
+pub mod trust;
 
 pub use command::{LxcContainer, LxcState, lxcpath, random_address};

@@ -116,6 +116,9 @@ pub struct ContainerManifest {
     /// The LXC container that uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lxc: Option<Lxc>,
+    /// The id map of its LXC container when it was last known, as values of `lxc.idmap`: its files have these ids.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub id_map: Vec<String>,
     /// A pending change of files outside the store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moving: Option<Moving>,
@@ -166,6 +169,7 @@ impl ContainerManifest {
             settings: Map::new(),
             adopted: None,
             lxc: None,
+            id_map: Vec::new(),
             moving: None,
             ephemeral: None,
             settling: None,

@@ -174,10 +174,42 @@ fn a_map_that_cannot_be_determined_is_an_error() {
     for broken in [
         "lxc.idmap = u 0 nonsense\n",
         "lxc.idmap = u 0 100000 65536\n",
+        "",
     ] {
         std::fs::write(&map, broken).unwrap();
         fails(broken);
     }
     std::fs::write(&map, &map_text).unwrap();
+    let mut words = line.to_vec();
+    words.insert(1, "--host-ids");
+    assert_eq!(lxc.store().cowl(words.clone()).ok().out(), "0");
+    let archive = lxc.scratch().join("archive.tar");
+    let archive = archive.to_str().unwrap();
+    lxc.store()
+        .cowl(["export", "c1", "--with-snapshots", archive])
+        .ok();
+    lxc.store().cowl(["import", archive, "c2"]).ok();
+    words.remove(1);
+    words[1] = "c2";
+    assert_eq!(lxc.store().cowl(words).ok().out(), "100000");
+    lxc.store().cowl(["release", "c1"]).ok();
+    // It was not recorded yet: LXC's tools have to find it.
+    lxc.adopt("c1").ok();
+    let mut without_lxc = lxc.store().command(line);
+    without_lxc.env("PATH", lxc.scratch().join("none"));
+    run_command(without_lxc, b"").fails(125, &["the files of c1 have its ids"]);
+    lxc.store().cowl(["release", "c1"]).ok();
+    // Users that can change the config decide what root executes.
+    let dir = lxc.dir("c1");
+    for (path, owner) in [(&path, "4242:4242"), (&dir, "4242:0")] {
+        cowl_tests::command::run("chown", [owner, path.to_str().unwrap()]).ok();
+        lxc.adopt("c1")
+            .fails(1, &["another user than root can change"]);
+        cowl_tests::command::run("chown", ["0:0", path.to_str().unwrap()]).ok();
+    }
+    lxc.adopt("c1").ok();
+    cowl_tests::command::run("chown", ["4242", path.to_str().unwrap()]).ok();
+    fails("a config of another user");
+    cowl_tests::command::run("chown", ["0", path.to_str().unwrap()]).ok();
     lxc.store().cowl(["release", "c1"]).ok();
 }
