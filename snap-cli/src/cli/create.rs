@@ -29,7 +29,7 @@ pub(super) struct Args {
     /// Import a container image (OCI, docker save) as plain files instead of refusing it
     #[arg(long)]
     force: bool,
-    /// Skip files and attributes that the store's file system, or the user, cannot store
+    /// Skip files and attributes that the store's file system cannot store
     #[arg(long)]
     skip_unsupported: bool,
 }

@@ -18,9 +18,11 @@ use crate::store::name::ContainerName;
 /// Run a command in a container
 ///
 /// The container is the root directory, with /proc, /dev and (read-only) /sys of this machine, in a
-/// mount namespace of its own. If the container is not mounted, it is mounted for this command. The
-/// exit code is the command's; 128 plus the number of the signal that ended it; 125 if cowl failed,
-/// 126 if the command cannot be executed, 127 if it does not exist.
+/// mount namespace of its own. In an LXC container with an id map, the command also has the ids of
+/// the container and a pid namespace: it sees no other processes, and those that it starts end with
+/// it. If the container is not mounted, it is mounted for this command. The exit code is the
+/// command's; 128 plus the number of the signal that ended it; 125 if cowl failed, 126 if the command
+/// cannot be executed, 127 if it does not exist.
 #[derive(Debug, clap::Args)]
 pub(super) struct ExecArgs {
     /// The container

@@ -47,8 +47,8 @@ pub(super) struct Args {
     /// Import a container image (OCI, docker save) as plain files instead of refusing it
     #[arg(long)]
     force: bool,
-    /// Skip files and attributes that the store's file system, or the user, cannot store; for plain
-    /// archives and directories
+    /// Skip files and attributes that the store's file system cannot store; for plain archives and
+    /// directories
     #[arg(long)]
     skip_unsupported: bool,
 }

@@ -117,14 +117,14 @@ impl<'p> Item<'p> {
         Ok(self)
     }
 
-    /// Returns the record of the entry's original attributes, if the entry belongs to a state.
+    /// Returns the record of the entry's original attributes, if the entry belongs to a state of a plain user.
     pub(crate) fn record(&self) -> Result<Option<Vec<u8>>> {
-        let Some(space) = self.space else {
+        let Some(space) = self.space.filter(|space| *space == XattrSpace::User) else {
             return Ok(None);
         };
         let marker = space.recorded().as_bytes();
-        let xattrs = self.xattrs_on_disk()?.into_iter();
-        let value = xattrs.into_iter().find(|(name, _)| name == marker);
+        let mut xattrs = self.xattrs_on_disk()?.into_iter();
+        let value = xattrs.find(|(name, _)| name == marker);
         Ok(value
             .map(|(_, value)| value)
             .filter(|value| recording::parse(value, self.path).is_some()))
