@@ -390,12 +390,12 @@ fn a_daemon_that_cannot_be_replaced_continues() {
         ),
         (
             "dies",
-            format!("{}; exit 1", hello("002")),
+            format!("{}; exit 1", hello("003")),
             "ended before it was ready",
         ),
         (
             "hangs",
-            format!("{}; exec sleep 60", hello("002")),
+            format!("{}; exec sleep 60", hello("003")),
             "did not answer in time before it was ready",
         ),
     ] {

@@ -103,3 +103,25 @@ fn an_owner_that_is_not_mapped_is_refused() {
         sh_in(&scratch, &script).ok();
     }
 }
+
+#[test]
+fn the_root_of_file_capabilities_is_mapped() {
+    if !can_mount(&[Need::Program("setcap")]) {
+        return;
+    }
+    let scratch = Scratch::for_test();
+    let script = format!(
+        "mkdir l u w m; touch l/lower l/copied; setcap -n 1000 cap_net_raw=ep l/lower; setcap -n 1005 cap_kill=ep l/copied
+         '{}' -o lowerdir=l,upperdir=u,workdir=w,uidmapping=1000:0:10,gidmapping=1000:0:10 m
+         touch m/root m/other m/refused; setcap cap_kill=ep m/root; setcap -n 7 cap_kill=ep m/other
+         setcap -n 10 cap_kill=ep m/refused 2> message && exit 1; chmod 711 m/copied
+         getcap -n m/lower m/copied m/root m/other m/refused; umount m; getcap -n u/copied u/root u/other u/refused",
+        cowl_tests::programs::cowlfs().display()
+    );
+    let output = sh_in(&scratch, &script).ok();
+    assert_eq!(
+        output.out(),
+        "m/lower cap_net_raw=ep\nm/copied cap_kill=ep [rootid=5]\nm/root cap_kill=ep\nm/other cap_kill=ep [rootid=7]\n\
+         u/copied cap_kill=ep [rootid=1005]\nu/root cap_kill=ep [rootid=1000]\nu/other cap_kill=ep [rootid=1007]"
+    );
+}
