@@ -24,6 +24,7 @@ pub mod namespace;
 pub mod node;
 pub mod open;
 pub mod order;
+pub mod overlay;
 pub mod private;
 pub mod process;
 pub mod remove;
