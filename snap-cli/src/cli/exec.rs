@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use super::mount::DriverChoice;
 use super::snapshot::{Sync, take_with_hooks};
 use super::{CliCommand, Context, Namespace, output};
 use crate::error::{Kind, Result};
@@ -27,6 +28,9 @@ pub(super) struct ExecArgs {
     /// Take a snapshot first, with the command as its comment; `cowl prune` may remove it
     #[arg(long)]
     snapshot: bool,
+    /// Mount it with this driver [default: the setting `driver`]
+    #[arg(long, value_enum, value_name = "DRIVER")]
+    driver: Option<DriverChoice>,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -53,7 +57,11 @@ impl CliCommand for ExecArgs {
             )?;
         }
         context.limit_depth(&mut recover::open(&store, &name)?, MergeScope::Unmounted);
-        exec::exec(&store, &name, &self.command, map.as_ref())
+        let options = exec::ExecOptions {
+            map: map.as_ref(),
+            driver: self.driver.map(DriverChoice::driver),
+        };
+        exec::exec(&store, &name, &self.command, options)
     }
 
     fn exit_code(&self, _kind: Kind) -> u8 {

@@ -19,13 +19,15 @@ use crate::host::rootless;
 use crate::host::users::{Hold, User};
 use crate::recover;
 use crate::snapshot::describe_loss;
+use crate::store::kernel::Driver;
 use crate::store::manifest::Durability;
 use crate::store::name::ContainerName;
 
 /// Show the containers' mounts, and the processes that use them
 ///
 /// STATE is "mounted", "not mounted", "mounted elsewhere" (in another mount namespace), or "silent" (the
-/// daemon runs but does not respond; a note gives the reason). Processes on the mount of a dead daemon are
+/// daemon runs but does not respond; a note gives the reason). DAEMON is "kernel" for a mount of kernel
+/// overlayfs. Processes on the mount of a dead daemon are
 /// listed as such until they end.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -125,7 +127,10 @@ impl Args {
                 field("name"),
                 field("state").replace('-', " "),
                 field("mounted_at"),
-                field("pid"),
+                match field("driver").as_str() {
+                    "kernel" => "kernel".to_owned(),
+                    _ => field("pid"),
+                },
                 field("layers"),
                 used_by,
             ];
@@ -195,7 +200,10 @@ fn inspect(container: &Container<'_>) -> Result<Value> {
     let mountpoint = state.mountpoint.as_os_str().as_bytes();
     object.insert("mountpoint".to_owned(), output::json_path(mountpoint));
     object.insert("mounted_at".to_owned(), output::shown(mountpoint).into());
-    object.insert("pid".to_owned(), state.pid.into());
+    object.insert("driver".to_owned(), state.driver().name().into());
+    if state.driver() == Driver::Fuse {
+        object.insert("pid".to_owned(), state.pid.into());
+    }
     let log = container.store().run().dir(container.id()).join("log");
     object.insert(
         "log".to_owned(),

@@ -7,12 +7,13 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::state::{self, Lifetime, Mounted, RunState};
-use super::{Container, Swap, daemon, detach};
+use super::{Container, Swap, daemon, detach, kernel, kernel_layers};
 use crate::error::{Error, Kind, Result};
 use crate::host::reach;
 use crate::lxc::binding;
 use crate::shell::quoted;
 use crate::store::Store;
+use crate::store::kernel::Driver;
 use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerManifest, Ephemeral};
 use crate::store::mount_points;
@@ -39,6 +40,37 @@ pub enum Privileges {
     Denied,
 }
 
+/// The request to mount a container.
+#[derive(Clone, Copy, Debug)]
+pub struct MountRequest<'a> {
+    /// The mount point; `None`: the container's own in the store.
+    pub at: Option<(&'a Path, Privileges)>,
+    /// The lifetime of the mount.
+    pub lifetime: Lifetime,
+    /// The driver; `None`: any if the container is already mounted, otherwise that of the settings.
+    pub driver: Option<Driver>,
+}
+
+impl MountRequest<'_> {
+    /// Returns a request for a mount at the container's own mount point, with the driver of the settings.
+    pub fn of(lifetime: Lifetime) -> Self {
+        Self {
+            at: None,
+            lifetime,
+            driver: None,
+        }
+    }
+}
+
+/// The properties of a new mount.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StartOptions {
+    pub(super) lifetime: Lifetime,
+    /// Whether set-user-ID programs and device nodes have no effect.
+    pub(super) nosuid: bool,
+    pub(super) driver: Driver,
+}
+
 /// The caller's intention after an unmount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterUnmount {
@@ -57,16 +89,12 @@ enum UnseenDaemon {
 }
 
 impl Container<'_> {
-    /// Mounts the container at `at`, or at its own mount point in the store. Returns the mount point.
+    /// Mounts the container. Returns the mount point.
     ///
     /// A container that is already mounted there stays mounted.
-    pub fn mount(
-        &mut self,
-        at: Option<(&Path, Privileges)>,
-        lifetime: Lifetime,
-    ) -> Result<PathBuf> {
+    pub fn mount(&mut self, request: MountRequest<'_>) -> Result<PathBuf> {
         self.record_mount(Ephemeral::Mounted)?;
-        let mounted = self.mount_unrecorded(at, lifetime);
+        let mounted = self.mount_unrecorded(request);
         if mounted.is_err() && self.mounted()? == Mounted::No {
             self.record_mount(Ephemeral::Waiting)?;
         }
@@ -86,21 +114,20 @@ impl Container<'_> {
     }
 
     /// Like [`Container::mount`], but does not record the mount of an ephemeral container.
-    pub(crate) fn mount_unrecorded(
-        &self,
-        at: Option<(&Path, Privileges)>,
-        lifetime: Lifetime,
-    ) -> Result<PathBuf> {
+    pub(crate) fn mount_unrecorded(&self, request: MountRequest<'_>) -> Result<PathBuf> {
+        let MountRequest { at, lifetime, .. } = request;
         if let Mounted::Alive(state) = self.mounted()? {
-            if let Some(mount_point) =
-                self.existing_mount(&state, at.map(|(at, _)| at), lifetime)?
-            {
+            if let Some(mount_point) = self.existing_mount(&state, request)? {
                 return Ok(mount_point);
             }
             // Another program unmounted it, and its daemon is about to exit.
-            self.wait_for_exit(&state)?;
+            match state.driver() {
+                Driver::Fuse => self.wait_for_exit(&state)?,
+                Driver::Kernel => kernel::wait_for_end(self, &state)?,
+            }
             state::remove(self.store, self.id)?;
         }
+        kernel_layers::ensure_settled(self)?;
         let (mount_point, nosuid) = match at {
             Some((at, privileges)) => {
                 let mount_point = check_mount_point(at, self.store.root())?;
@@ -113,7 +140,12 @@ impl Container<'_> {
             }
             None => (self.create_mount_point()?, false),
         };
-        self.start(&mount_point, lifetime, nosuid)?;
+        let options = StartOptions {
+            lifetime,
+            nosuid,
+            driver: request.driver.unwrap_or(self.store.session().mounts.driver),
+        };
+        self.start(&mount_point, options)?;
         Ok(mount_point)
     }
 
@@ -150,16 +182,27 @@ impl Container<'_> {
     fn existing_mount(
         &self,
         state: &RunState,
-        at: Option<&Path>,
-        lifetime: Lifetime,
+        request: MountRequest<'_>,
     ) -> Result<Option<PathBuf>> {
+        let MountRequest { at, lifetime, .. } = request;
         let name = self.name();
         if !state.is_here()? {
             return Ok(None);
         }
-        // Fails if the daemon is stopped: every program that accesses the mount would hang.
-        daemon::connect(self.store, self.id)?;
-        if let Some(at) = at {
+        if let Some(driver) = request.driver
+            && driver != state.driver()
+        {
+            return Err(Error::busy(format!(
+                "{name} is mounted with the driver {} already",
+                state.driver().name()
+            ))
+            .hint(format!("unmount it first: cowl umount {name}")));
+        }
+        if state.driver() == Driver::Fuse {
+            // Fails if the daemon is stopped: every program that accesses the mount would hang.
+            daemon::connect(self.store, self.id)?;
+        }
+        if let Some((at, _)) = at {
             let requested = at
                 .canonicalize()
                 .map_err(|e| Error::at("mount at", at, e))?;
@@ -181,10 +224,16 @@ impl Container<'_> {
         Ok(Some(state.mountpoint.clone()))
     }
 
-    /// Starts a daemon and waits until its mount is ready.
-    fn start(&self, mount_point: &Path, lifetime: Lifetime, nosuid: bool) -> Result<()> {
+    /// Mounts with kernel overlayfs, or starts a daemon and waits until its mount is ready.
+    fn start(&self, mount_point: &Path, options: StartOptions) -> Result<()> {
+        let StartOptions {
+            lifetime, nosuid, ..
+        } = options;
         reserve::release_if_full(self.store)?;
         let log = state::ensure_run_dir(self.store, self.id)?.join("log");
+        if options.driver == Driver::Kernel {
+            return kernel::mount(self, mount_point, options);
+        }
         // The daemon holds the container's lock until it has written its state. Otherwise, if this process were
         // killed before that, another command would consider the container unmounted and freeze the layer that the
         // daemon is about to write to.
@@ -217,12 +266,17 @@ impl Container<'_> {
             state::write(self.store, self.id, &replacing)?;
         }
         let target = detach::UnmountTarget {
-            socket: daemon::socket(self.store, self.id),
+            server: match kernel::find_mount(&state)? {
+                Some(mount) => detach::Server::Kernel(mount),
+                None => detach::Server::Daemon(daemon::socket(self.store, self.id)),
+            },
             pid: state.pid,
             mountpoint: &state.mountpoint,
             device: state.device()?,
         };
-        match detach::unmount(self, &target) {
+        let unmounted =
+            detach::unmount(self, &target).and_then(|()| kernel::finish_unmount(self, &state));
+        match unmounted {
             Ok(()) => {
                 if then == AfterUnmount::StayUnmounted {
                     state::remove(self.store, self.id)?;
@@ -294,7 +348,12 @@ impl Container<'_> {
     ///
     /// The state is removed only if that fails: if this command is killed before that, the next one retries.
     pub fn remount(&self, was: &RunState) -> Result<()> {
-        let started = self.start(&was.mountpoint, was.lifetime(), was.nosuid);
+        let options = StartOptions {
+            lifetime: was.lifetime(),
+            nosuid: was.nosuid,
+            driver: was.driver(),
+        };
+        let started = self.start(&was.mountpoint, options);
         if started.is_err() {
             state::remove(self.store, self.id)?;
         }

@@ -251,6 +251,7 @@ fn serve_locked(
         replacing: false,
         device: None,
         store: Some(store.run().key().to_owned()),
+        kernel: None,
     };
     log::info!("mounting {} at {}", manifest.name, mountpoint.shown());
     let mut sync = Some((filesystem, requests));

@@ -38,6 +38,15 @@ pub struct OverlayLayers<'a> {
     pub markers: MarkerNames,
 }
 
+/// Whether set-user-ID programs and device nodes have an effect in a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privileges {
+    /// They have.
+    Honored,
+    /// They have not.
+    Denied,
+}
+
 /// The reason why a mount failed.
 #[derive(Debug)]
 pub struct Refusal {
@@ -81,7 +90,13 @@ pub struct PreparedOverlay {
 
 impl PreparedOverlay {
     /// Creates the file system. From now on, the kernel considers the upper layer to be in use.
-    pub fn new(layers: OverlayLayers<'_>, attributes: MountAttrFlags) -> Result<Self, Refusal> {
+    pub fn new(layers: OverlayLayers<'_>, privileges: Privileges) -> Result<Self, Refusal> {
+        let attributes = match privileges {
+            Privileges::Honored => MountAttrFlags::empty(),
+            Privileges::Denied => {
+                MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV
+            }
+        };
         for form in [LayerForm::Descriptors, LayerForm::Paths] {
             match Self::with_form(layers, attributes, form) {
                 Err((stage, refusal)) if is_unknown(form, stage, &refusal.error) => {}
@@ -126,11 +141,6 @@ impl PreparedOverlay {
     pub fn attach(&self, at: &Path) -> Result<()> {
         attach(&self.mount, at)
     }
-}
-
-/// Returns the attributes of a mount in which set-user-ID programs and device nodes have no effect.
-pub fn without_privileges() -> MountAttrFlags {
-    MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV
 }
 
 /// Whether a kernel overlayfs in any mount namespace writes to `upper`, including one that is unmounted but still in
