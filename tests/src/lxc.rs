@@ -47,6 +47,12 @@ impl Lxc {
         Lxc::with_store(Store::for_test().with_keepers())
     }
 
+    /// Creates an empty directory and a store that mounts with kernel overlayfs.
+    #[must_use]
+    pub fn with_kernel_driver() -> Lxc {
+        Lxc::with_store(Store::for_test().with_kernel_driver())
+    }
+
     fn with_store(store: Store) -> Lxc {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let path = store.scratch().make("lxc");

@@ -87,6 +87,8 @@ pub(super) fn mount(container: &Container<'_>, at: &Path, options: StartOptions)
         lowers: manifest.below_head().to_vec(),
     };
     kernel::write(store, manifest.head, &record)?;
+    // Until the mount is attached, the next command would have to make it again.
+    let replacing = state::read(store, id)?.is_some_and(|before| before.replacing);
     let mut run = RunState {
         pid: 0,
         mountpoint: at.to_path_buf(),
@@ -94,7 +96,7 @@ pub(super) fn mount(container: &Container<'_>, at: &Path, options: StartOptions)
         boot: host::boot_id()?,
         transient: options.lifetime == Lifetime::OfCommand,
         nosuid: options.nosuid,
-        replacing: false,
+        replacing,
         device: Some(device),
         store: Some(store.run().key().to_owned()),
         kernel: Some(KernelState {
@@ -115,6 +117,7 @@ pub(super) fn mount(container: &Container<'_>, at: &Path, options: StartOptions)
         kernel::write(store, manifest.head, &record)?;
         return Err(error);
     }
+    run.replacing = false;
     run.kernel = Some(KernelState {
         head: manifest.head,
         mount: Some(KernelMount::record(at.to_path_buf(), device)),

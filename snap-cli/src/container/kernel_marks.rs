@@ -1,6 +1,6 @@
 //! The markers in layers that kernel overlayfs cannot read, and its own that do not fit the layers any more.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -9,6 +9,8 @@ use cowl_layers::format::{OPAQUE_XATTR_WHITEOUTS, XattrSpace};
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
 use cowl_layers::sys::stat::FileKind;
+use cowl_layers::sys::within::{self, OpenedObject, SymlinkPolicy};
+use rustix::fs::OFlags;
 
 use crate::error::{Error, Result};
 use crate::tree::error::{ErrorKind, TreeError};
@@ -104,17 +106,19 @@ impl Visitor for Search {
 /// With other lower layers than before, the kernel would refuse the mount, or access to such a file, with ESTALE. The
 /// handles of other objects provide only an inode number.
 pub(super) fn remove_origins(tree: &Path, space: XattrSpace) -> Result<()> {
-    visit_dir(tree, &mut OriginRemoval { space })
-        .map_err(|error| Error::at("prepare the layer", tree, error))?;
     let root = sys::dir::open_root(tree).map_err(|error| Error::at("open", tree, error))?;
+    let mut removal = OriginRemoval { space, root: &root };
+    visit_dir(tree, &mut removal).map_err(|error| Error::at("prepare the layer", tree, error))?;
     remove_origin(root.as_fd(), space).map_err(|error| Error::at("prepare the layer", tree, error))
 }
 
-struct OriginRemoval {
+struct OriginRemoval<'a> {
     space: XattrSpace,
+    /// The root of the layer. The walk itself reads through a mount that is read-only.
+    root: &'a OwnedFd,
 }
 
-impl Visitor for OriginRemoval {
+impl Visitor for OriginRemoval<'_> {
     fn visit(&mut self, item: &Item<'_>) -> Result<(), TreeError> {
         if item.kind() != FileKind::Regular || item.stat.size == 0 {
             return Ok(());
@@ -124,7 +128,15 @@ impl Visitor for OriginRemoval {
         if !has(self.space.metacopy()) || !has(self.space.kernel_origin()) {
             return Ok(());
         }
-        remove_origin(item.open()?.as_fd(), self.space).map_err(|error| {
+        let refused = SymlinkPolicy::Refused;
+        let removed =
+            within::open(self.root.as_fd(), item.path, refused, OFlags::RDONLY).and_then(|found| {
+                match found {
+                    OpenedObject::File(file) => remove_origin(file.as_fd(), self.space),
+                    OpenedObject::Nothing | OpenedObject::Other(_) => Err(Errno::STALE.into()),
+                }
+            });
+        removed.map_err(|error| {
             TreeError::new(ErrorKind::Io, "cannot remove the kernel's origin")
                 .at(item.path)
                 .because(error)
@@ -132,7 +144,7 @@ impl Visitor for OriginRemoval {
     }
 }
 
-fn remove_origin(fd: std::os::fd::BorrowedFd<'_>, space: XattrSpace) -> cowl_layers::Result<()> {
+fn remove_origin(fd: BorrowedFd<'_>, space: XattrSpace) -> cowl_layers::Result<()> {
     match sys::xattr::remove(fd, space.kernel_origin().as_bytes()) {
         Err(error) if !matches!(error.errno(), Errno::NODATA | Errno::OPNOTSUPP) => Err(error),
         _ => Ok(()),

@@ -28,6 +28,8 @@ mod hostile_tree;
 mod hosts;
 mod in_use;
 mod keepers;
+mod kernel_driver;
+mod kernel_switching;
 mod live_flatten;
 mod main_job;
 mod many_snapshots;
