@@ -21,6 +21,8 @@ use super::state::{self, KernelState, Lifetime, Mounted, RunState};
 use super::{Container, kernel_layers};
 use crate::error::{Error, Result};
 use crate::host;
+use crate::host::users::Device;
+use crate::host::{files, mountinfo};
 use crate::store::Store;
 use crate::store::kernel::{self, Driver, KernelPhase, KernelUse};
 use crate::store::manifest::{ContainerManifest, LayerId};
@@ -122,7 +124,28 @@ pub(super) fn mount(container: &Container<'_>, at: &Path, options: StartOptions)
         head: manifest.head,
         mount: Some(KernelMount::record(at.to_path_buf(), device)),
     });
-    state::write(store, id, &run)
+    state::write(store, id, &run)?;
+    if run.lifetime() == Lifetime::UntilUnmounted && !has_index(device)? {
+        log::warn!(
+            "the kernel mounts {} without an index, as always in a user namespace: the names of a file with several \
+             become separate files when one of them is changed",
+            manifest.name
+        );
+    }
+    Ok(())
+}
+
+/// Whether a mount of overlayfs in this namespace has an index. The mount table omits the default of the module.
+fn has_index(device: Device) -> Result<bool> {
+    let mounts = mountinfo::read()?;
+    let options = mounts.iter().find(|mount| mount.device == device);
+    let options = options.map_or(&[][..], |mount| mount.options.as_slice());
+    let has = |option: &[u8]| options.split(|byte| *byte == b',').any(|it| it == option);
+    if has(b"index=on") || has(b"index=off") {
+        return Ok(has(b"index=on"));
+    }
+    let default = files::read_opt(Path::new("/sys/module/overlay/parameters/index"))?;
+    Ok(default.is_some_and(|value| value.starts_with(b"Y")))
 }
 
 /// Returns the error for a mount that the kernel refused.

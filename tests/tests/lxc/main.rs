@@ -11,6 +11,7 @@ mod adopt;
 mod backup;
 mod example;
 mod front;
+mod kernel_driver;
 mod stock;
 mod systemd;
 mod under_fire;
