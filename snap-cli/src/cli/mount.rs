@@ -10,7 +10,7 @@ use crate::container::durability::{make_durable, open_filesystem};
 use crate::container::mount::{AfterUnmount, MountRequest, Privileges};
 use crate::container::state::Lifetime;
 use crate::container::state::{self, Mounted};
-use crate::container::{browse, detach, find_snapshot_ref};
+use crate::container::{Container, browse, detach, find_snapshot_ref};
 use crate::error::{Error, Result};
 use crate::host::rootless;
 use crate::recover::{self, DeadMount};
@@ -125,39 +125,7 @@ impl CliCommand for MountArgs {
             }
             None => {
                 context.limit_depth(&mut container, MergeScope::Unmounted);
-                let privileges = match (self.suid, self.nosuid) {
-                    (true, _) => Privileges::Honored,
-                    (false, true) => Privileges::Denied,
-                    (false, false) => Privileges::WherePrivate,
-                };
-                let mountpoint = container.mount(MountRequest {
-                    at: at.map(|at| (at, privileges)),
-                    lifetime: Lifetime::UntilUnmounted,
-                    driver: self.driver.map(DriverChoice::driver),
-                })?;
-                let nosuid = matches!(container.mounted()?, Mounted::Alive(state) if state.nosuid);
-                if self.nosuid && !nosuid {
-                    return Err(Error::busy(format!(
-                        "{name} is already mounted at {} with set-user-ID programs",
-                        quoted(&mountpoint)
-                    ))
-                    .hint(format!("unmount it first: cowl umount {name}")));
-                }
-                if nosuid && self.suid {
-                    return Err(Error::busy(format!(
-                        "{name} is already mounted at {} without set-user-ID programs",
-                        quoted(&mountpoint)
-                    ))
-                    .hint(format!("unmount it first: cowl umount {name}")));
-                }
-                if nosuid && !self.nosuid {
-                    output::print_note(&format!(
-                        "other users can reach {}: set-user-ID programs and device nodes have no effect \
-                         there (--suid enables them)",
-                        quoted(&mountpoint)
-                    ));
-                }
-                mountpoint
+                self.mount_container(&mut container, at)?
             }
         };
         if !self.silent {
@@ -175,6 +143,46 @@ impl CliCommand for MountArgs {
     /// A mount is needed to remove files in a container.
     fn frees_space(&self) -> bool {
         true
+    }
+}
+
+impl MountArgs {
+    /// Mounts a container, not a snapshot. Returns the mount point.
+    fn mount_container(&self, container: &mut Container<'_>, at: Option<&Path>) -> Result<PathBuf> {
+        let name = container.name().clone();
+        let privileges = match (self.suid, self.nosuid) {
+            (true, _) => Privileges::Honored,
+            (false, true) => Privileges::Denied,
+            (false, false) => Privileges::WherePrivate,
+        };
+        let mountpoint = container.mount(MountRequest {
+            at: at.map(|at| (at, privileges)),
+            lifetime: Lifetime::UntilUnmounted,
+            driver: self.driver.map(DriverChoice::driver),
+        })?;
+        let nosuid = matches!(container.mounted()?, Mounted::Alive(state) if state.nosuid);
+        if self.nosuid && !nosuid {
+            return Err(Error::busy(format!(
+                "{name} is already mounted at {} with set-user-ID programs",
+                quoted(&mountpoint)
+            ))
+            .hint(format!("unmount it first: cowl umount {name}")));
+        }
+        if nosuid && self.suid {
+            return Err(Error::busy(format!(
+                "{name} is already mounted at {} without set-user-ID programs",
+                quoted(&mountpoint)
+            ))
+            .hint(format!("unmount it first: cowl umount {name}")));
+        }
+        if nosuid && !self.nosuid {
+            output::print_note(&format!(
+                "other users can reach {}: set-user-ID programs and device nodes have no effect \
+                 there (--suid enables them)",
+                quoted(&mountpoint)
+            ));
+        }
+        Ok(mountpoint)
     }
 }
 

@@ -201,9 +201,8 @@ fn inspect(container: &Container<'_>) -> Result<Value> {
     object.insert("mountpoint".to_owned(), output::json_path(mountpoint));
     object.insert("mounted_at".to_owned(), output::shown(mountpoint).into());
     object.insert("driver".to_owned(), state.driver().name().into());
-    if state.driver() == Driver::Fuse {
-        object.insert("pid".to_owned(), state.pid.into());
-    }
+    let pid = Some(state.pid).filter(|_| state.driver() == Driver::Fuse);
+    object.insert("pid".to_owned(), pid.into());
     let log = container.store().run().dir(container.id()).join("log");
     object.insert(
         "log".to_owned(),

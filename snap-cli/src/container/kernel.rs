@@ -16,7 +16,6 @@ use cowl_layers::sys::overlay::{self, MarkerNames, OverlayLayers, PreparedOverla
 use cowlfs::control::KernelMount;
 use uuid::Uuid;
 
-use super::mount::StartOptions;
 use super::state::{self, KernelState, Lifetime, Mounted, RunState};
 use super::{Container, kernel_layers};
 use crate::error::{Error, Result};
@@ -32,6 +31,15 @@ use crate::wait::wait_until;
 const PAUSE: Duration = Duration::from_millis(10);
 /// The time in which an unmounted file system may end.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The properties of a new mount.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StartOptions {
+    pub(super) lifetime: Lifetime,
+    /// Whether set-user-ID programs and device nodes have no effect.
+    pub(super) nosuid: bool,
+    pub(super) driver: Driver,
+}
 
 /// The layers of a stack, open for reading.
 struct OpenedStack {

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::kernel::{self, StartOptions};
 use super::state::{self, Lifetime, Mounted, RunState};
-use super::{Container, Swap, daemon, detach, kernel, kernel_layers};
+use super::{Container, Swap, daemon, detach, kernel_layers};
 use crate::error::{Error, Kind, Result};
 use crate::host::reach;
 use crate::lxc::binding;
@@ -60,15 +61,6 @@ impl MountRequest<'_> {
             driver: None,
         }
     }
-}
-
-/// The properties of a new mount.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct StartOptions {
-    pub(super) lifetime: Lifetime,
-    /// Whether set-user-ID programs and device nodes have no effect.
-    pub(super) nosuid: bool,
-    pub(super) driver: Driver,
 }
 
 /// The caller's intention after an unmount.

@@ -30,6 +30,7 @@ mod in_use;
 mod keepers;
 mod kernel_driver;
 mod kernel_switching;
+mod kernel_user;
 mod live_flatten;
 mod main_job;
 mod many_snapshots;

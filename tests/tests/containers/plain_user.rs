@@ -8,7 +8,7 @@ use cowl_tests::conditions::{Need, can};
 use cowl_tests::programs;
 use cowl_tests::scratch::Scratch;
 
-const NEEDS: &[Need] = &[
+pub(crate) const NEEDS: &[Need] = &[
     Need::Root,
     Need::Fuse,
     Need::Program("setpriv"),
@@ -23,7 +23,7 @@ const FIRST_USER: u32 = 1_000_000_000;
 
 /// Whether the user has ranges of subordinate ids.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Ids {
+pub(crate) enum Ids {
     Ranges,
     Own,
 }
@@ -71,7 +71,7 @@ cd "$HOME"
 exec ${WRAP-} setpriv --reuid $U --regid $U --clear-groups bash "$D/user/script"
 "#;
 
-fn as_user(ids: Ids, before: &str, script: &str) -> Output {
+pub(crate) fn as_user(ids: Ids, before: &str, script: &str) -> Output {
     let scratch = Scratch::for_test();
     programs::copy_for_all_users(&scratch);
     // Tests run at the same time, also those of several processes, and the namespace of each belongs to another user.
@@ -573,38 +573,6 @@ fn lxc_containers_of_a_plain_user_are_refused() {
     assert_eq!(
         output.out(),
         "LXC could not start it\ncowl create NAME --from\nLXC could not start it\nc1\none",
-        "{}",
-        output.report()
-    );
-}
-
-#[test]
-fn a_plain_user_mounts_with_the_kernel_driver() {
-    if !can(NEEDS) || !can(&[Need::KernelOverlay]) {
-        return;
-    }
-    let output = as_user(
-        Ids::Ranges,
-        "",
-        "ln source/file source/linked; mkdir source/dir
-         cowl create web --from source; M=$(cowl mount --driver kernel web 2> error)
-         grep -o 'without an index' error
-         cowl unshare grep \" $M \" /proc/mounts | grep -o 'overlay.*userxattr' | cut -d' ' -f1
-         cowl unshare sh -c \"echo two > $M/file; cat $M/linked; chown 7:8 $M/linked; rm -r $M/etc\"
-         cowl snapshot web 2> error || grep -o 'with the driver kernel' error
-         cowl umount web; cowl snapshot web; cowl exec web -- /bin/sh -c 'cat /linked; stat -c %h:%u:%g /file'
-         cowl exec --driver kernel web -- /bin/sh -c 'cat /linked; cat /file; ls /etc' 2> /dev/null || :
-         # The kernel follows no renamed directories in a user namespace.
-         cowl exec web -- /bin/busybox mv /dir /moved
-         cowl mount --driver kernel web 2> error || grep -o 'moved is a renamed directory' error
-         cowl flatten web --base 2> /dev/null; cowl snapshot web > /dev/null; cowl flatten web --base 2> /dev/null
-         cowl mount --driver kernel web > /dev/null 2>&1; cowl status web | grep -c ' kernel '; cowl umount web
-         cowl check > /dev/null; cowl destroy web --yes 2> /dev/null; cowl unshare --stop; settle 0",
-    )
-    .ok();
-    assert_eq!(
-        output.out(),
-        "without an index\noverlay\none\nwith the driver kernel\nsnap0\none\n1:0:0\none\ntwo\nmoved is a renamed directory\n1",
         "{}",
         output.report()
     );
