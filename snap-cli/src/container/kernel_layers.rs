@@ -48,7 +48,7 @@ pub(super) fn settle(container: &Container<'_>) -> Result<()> {
 }
 
 /// Returns an error if the head is in use by the kernel, or cannot be settled.
-pub(super) fn ensure_settled(container: &Container<'_>) -> Result<()> {
+pub(crate) fn ensure_settled(container: &Container<'_>) -> Result<()> {
     settle(container)?;
     refuse_in_use(container)
 }

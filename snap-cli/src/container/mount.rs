@@ -248,6 +248,8 @@ impl Container<'_> {
     /// more.
     pub fn unmount(&self, then: AfterUnmount) -> Result<Option<RunState>> {
         let Mounted::Alive(state) = self.mounted()? else {
+            // Its run-time files may be missing.
+            kernel_layers::refuse_in_use(self)?;
             return Ok(None);
         };
         if then == AfterUnmount::Remount {

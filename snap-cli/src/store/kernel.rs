@@ -6,13 +6,14 @@
 //! are replaced.
 
 use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::manifest::LayerId;
 use super::{Store, disk};
 use crate::error::{Error, Result};
+use cowl_layers::error::Errno;
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys::{dir, overlay};
 
@@ -104,22 +105,22 @@ pub fn index(store: &Store, head: LayerId) -> PathBuf {
 
 /// Whether kernel overlayfs writes to the head: it is mounted in any mount namespace, or unmounted but still in use.
 ///
-/// The kernel is asked only if the head is not settled.
+/// The kernel is asked only if the head is not settled. Without the privilege to ask, the head counts as in use.
 pub fn is_in_use(store: &Store, head: LayerId) -> Result<bool> {
     if !is_unsettled(store, head)? {
         return Ok(false);
     }
     let tree = store.paths().layer_tree(head);
-    dir::open_root(&tree)
-        .and_then(|root| overlay::is_in_use(root.as_fd()))
-        .map_err(|error| cannot_ask(&tree, error))
-}
-
-fn cannot_ask(tree: &Path, error: cowl_layers::Error) -> Error {
-    Error::failed(format!(
-        "cannot determine whether kernel overlayfs uses {}",
-        tree.shown()
-    ))
-    .because(error)
-    .hint("this needs the privilege to mount kernel overlayfs: run the command where the container was mounted")
+    match dir::open_root(&tree).and_then(|root| overlay::is_in_use(root.as_fd())) {
+        Err(error) if matches!(error.errno(), Errno::PERM | Errno::ACCESS) => {
+            log::info!(
+                "cannot ask the kernel whether {} is in use: {error}",
+                tree.shown()
+            );
+            Ok(true)
+        }
+        asked => {
+            asked.map_err(|error| Error::at("ask the kernel whether overlayfs uses", &tree, error))
+        }
+    }
 }

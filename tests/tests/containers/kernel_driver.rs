@@ -244,6 +244,8 @@ fn a_mount_without_its_records_is_not_mistaken_for_none() {
         &["mount", "web"],
         &["mount", "--driver", "kernel", "web"],
         &["mount", "--driver", "fuse", "web"],
+        &["destroy", "web", "--yes"],
+        &["umount", "web"],
     ] {
         let output = store.cowl(args);
         assert_ne!(output.code, 0, "{args:?}: {}", output.report());

@@ -9,9 +9,9 @@
 
 mod adopt;
 mod backup;
+mod driver;
 mod example;
 mod front;
-mod kernel_driver;
 mod stock;
 mod systemd;
 mod under_fire;
