@@ -241,8 +241,11 @@ impl Lxc {
             ids = ids.display(),
             path = self.path().display(),
         );
-        let args = ["-m", "--propagation", "slave", "sh", "-euc", &script];
-        let output = crate::command::run("unshare", args).ok().out();
+        let mut command = Command::new("unshare");
+        command
+            .args(["-m", "--propagation", "slave", "sh", "-euc", &script])
+            .envs(self.store.settings());
+        let output = crate::command::run_command(command, b"").ok().out();
         self.unmounted(name);
         output
     }

@@ -95,6 +95,7 @@ pub(super) fn mount(container: &Container<'_>, at: &Path, options: StartOptions)
     let mut record = KernelUse {
         phase: KernelPhase::Mounted,
         lowers: manifest.below_head().to_vec(),
+        release: kernel::release(),
     };
     kernel::write(store, manifest.head, &record)?;
     // Until the mount is attached, the next command would have to make it again.

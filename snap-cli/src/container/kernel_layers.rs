@@ -5,13 +5,15 @@
 //! mount: the copies are linked at all names, and the index is emptied. Commands do this when they unmount or open the
 //! container, so also after a kill, umount(8) or a reboot.
 
+use std::collections::HashSet;
+
 use cowl_layers::layer::Upper;
 use cowl_overlay::{Overlay, OverlayOptions};
 
 use super::{Container, kernel_marks, state};
 use crate::error::{Error, Result};
 use crate::store::kernel::{self, KernelPhase, KernelUse};
-use crate::store::manifest::ContainerManifest;
+use crate::store::manifest::{ContainerManifest, LayerId};
 use crate::store::{Store, disk};
 use cowl_layers::shown::Show as _;
 
@@ -37,9 +39,16 @@ pub(super) fn settle(container: &Container<'_>) -> Result<()> {
         return Ok(());
     }
     adopt_index(store, manifest)?;
-    let lowers = kernel::read(store, head)?.map_or_else(Vec::new, |record| record.lowers);
     let phase = KernelPhase::Settled;
-    kernel::write(store, head, &KernelUse { phase, lowers })?;
+    let record = match kernel::read(store, head)? {
+        Some(record) => KernelUse { phase, ..record },
+        None => KernelUse {
+            phase,
+            lowers: Vec::new(),
+            release: String::new(),
+        },
+    };
+    kernel::write(store, head, &record)?;
     let stale = state::read(store, id)?;
     if stale.is_some_and(|state| state.kernel.is_some() && !state.replacing) {
         state::remove(store, id)?;
@@ -82,7 +91,10 @@ pub(super) fn prepare(store: &Store, manifest: &ContainerManifest) -> Result<()>
     }
     // The kernel would remove an unfinished journal.
     adopt_index(store, manifest)?;
-    for tree in store.layer_trees(&manifest.stack)? {
+    let known = known_layers(store, manifest)?;
+    let unknown = manifest.stack.iter().copied();
+    let unknown: Vec<_> = unknown.filter(|id| !known.contains(id)).collect();
+    for tree in store.layer_trees(&unknown)? {
         kernel_marks::refuse_unreadable(&tree, store.space())?;
     }
     let before = kernel::read(store, head)?;
@@ -100,6 +112,17 @@ pub(super) fn prepare(store: &Store, manifest: &ContainerManifest) -> Result<()>
         // The record of this mount is synced on its own, and must not be durable before.
         Ok(()) | Err(_) => disk::sync_all(&tree),
     }
+}
+
+/// Returns frozen layers that this kernel has mounted before, below this head or the previous one.
+fn known_layers(store: &Store, manifest: &ContainerManifest) -> Result<HashSet<LayerId>> {
+    let mut known = HashSet::new();
+    for head in manifest.stack.iter().take(2) {
+        let record = kernel::read(store, *head)?;
+        let record = record.filter(|record| record.release == kernel::release());
+        known.extend(record.into_iter().flat_map(|record| record.lowers));
+    }
+    Ok(known)
 }
 
 /// Completes the journal of the head, and replaces the entries of the kernel's index by hard links.

@@ -13,6 +13,7 @@ use cowl_layers::sys::within::{self, OpenedObject, SymlinkPolicy};
 use rustix::fs::OFlags;
 
 use crate::error::{Error, Result};
+use crate::store::kernel;
 use crate::tree::error::{ErrorKind, TreeError};
 use crate::tree::walk::{Item, Visitor, visit_dir};
 
@@ -153,8 +154,7 @@ fn remove_origin(fd: BorrowedFd<'_>, space: XattrSpace) -> cowl_layers::Result<(
 
 /// Returns the first two numbers of the running kernel's release.
 fn kernel_version() -> Option<(u32, u32)> {
-    let name = rustix::system::uname();
-    let release = name.release().to_str().ok()?;
+    let release = kernel::release();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }

@@ -54,6 +54,9 @@ pub struct KernelUse {
     pub phase: KernelPhase,
     /// The lower layers of the last mount, topmost first. The kernel's origin xattrs in the head refer to them.
     pub lowers: Vec<LayerId>,
+    /// The release of the kernel that has mounted them, and so can read all their markers.
+    #[serde(default)]
+    pub release: String,
 }
 
 fn path(store: &Store, head: LayerId) -> PathBuf {
@@ -76,9 +79,16 @@ pub fn read(store: &Store, head: LayerId) -> Result<Option<KernelUse>> {
             KernelUse {
                 phase: KernelPhase::Mounted,
                 lowers: Vec::new(),
+                release: String::new(),
             }
         },
     )))
+}
+
+/// Returns the release of the running kernel.
+pub fn release() -> String {
+    let name = rustix::system::uname();
+    name.release().to_bytes().escape_ascii().to_string()
 }
 
 /// Replaces the record of a head, durably.
