@@ -12,6 +12,8 @@ use cowl_overlay::{Overlay, OverlayOptions};
 
 use super::{Container, kernel_marks, state};
 use crate::error::{Error, Result};
+use crate::host::mountinfo;
+use crate::shell::quoted;
 use crate::store::kernel::{self, KernelPhase, KernelUse};
 use crate::store::manifest::{ContainerManifest, LayerId};
 use crate::store::{Store, disk};
@@ -67,13 +69,22 @@ pub(super) fn refuse_in_use(container: &Container<'_>) -> Result<()> {
     if !kernel::is_in_use(container.store(), container.manifest().head)? {
         return Ok(());
     }
-    let name = container.name();
+    let (name, head) = (container.name(), container.manifest().head);
+    let tree = container.store().paths().layer_tree(head);
+    let mounts = mountinfo::read()?;
+    let here = mounts.iter().find(|mount| mount.layers().contains(&tree));
+    let (at, path) = match here {
+        Some(mount) => (format!("at {}", mount.at.shown()), quoted(&mount.at)),
+        None => (
+            format!("that is not visible here (layer {head})"),
+            "PATH".to_owned(),
+        ),
+    };
     Err(Error::busy(format!(
-        "{name} is in use by a mount of kernel overlayfs (layer {})",
-        container.manifest().head
+        "{name} is in use by a mount of kernel overlayfs {at}, which has no record in the run directory"
     ))
     .hint(format!(
-        "unmount it: cowl umount {name}; if it is not mounted here, unmount it where it was mounted (umount PATH), then type: {}",
+        "unmount it where it was mounted (umount {path}), then type: {}",
         container.store().session().command
     )))
 }
@@ -104,14 +115,9 @@ pub(super) fn prepare(store: &Store, manifest: &ContainerManifest) -> Result<()>
     let tree = store.paths().layer_tree(head);
     kernel_marks::remove_origins(&tree, store.space())?;
     // The index directory has the handle of the upper layer, which differs in a copy of the store.
-    let index = kernel::index(store, head);
-    match std::fs::remove_dir(&index) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::at("remove", &index, error))
-        }
-        // The record of this mount is synced on its own, and must not be durable before.
-        Ok(()) | Err(_) => disk::sync_all(&tree),
-    }
+    disk::remove_tree(&kernel::index(store, head))?;
+    // The record of this mount is synced on its own, and must not be durable before.
+    disk::sync_all(&tree)
 }
 
 /// Returns frozen layers that this kernel has mounted before, below this head or the previous one.
@@ -136,5 +142,10 @@ fn adopt_index(store: &Store, manifest: &ContainerManifest) -> Result<()> {
     if overlay.adopt_kernel_index().map_err(at)? {
         log::info!("linked the files in the kernel's index of {}", tree.shown());
     }
-    Ok(())
+    let index = kernel::index(store, manifest.head);
+    match disk::names(&index)?.is_empty() {
+        true => Ok(()),
+        // Entries that only NFS exports need.
+        false => disk::remove_tree(&index),
+    }
 }

@@ -97,10 +97,13 @@ fn commands_that_need_the_daemon_are_refused() {
         return;
     }
     let store = store();
+    store.ok(["snapshot", "web"]);
     let root = mount_kernel(&store);
     fs::write(root.join("new"), "text").unwrap();
     for args in [
         &["snapshot", "web"][..],
+        &["restore", "web", "snap0", "--", "new"],
+        &["undo", "web", "snap0"],
         &["flatten", "web"],
         &["flatten", "web", "--base"],
         &["clone", "web", "copy"],
@@ -122,7 +125,7 @@ fn commands_that_need_the_daemon_are_refused() {
     // Without an explicit driver, any is accepted.
     assert_eq!(store.mount("web"), root);
     assert_eq!(kind(&root), "overlay");
-    store.ok(["umount", "web"]);
+    store.ok(["umount", "--force", "web"]);
     store.ok(["snapshot", "web"]);
     store.refused(
         ["mount", "--driver", "kernel", "web@snap0"],
@@ -250,6 +253,12 @@ fn a_mount_without_its_records_is_not_mistaken_for_none() {
         let output = store.cowl(args);
         assert_ne!(output.code, 0, "{args:?}: {}", output.report());
     }
+    let named = format!("umount {}", root.display());
+    store.refused(
+        ["umount", "web"],
+        4,
+        &["in use by a mount of kernel overlayfs", &named],
+    );
     // Not even if it is unmounted and only a process still uses it.
     let user = Running::in_dir(&root);
     mount::detach(&root).unwrap();
@@ -329,6 +338,32 @@ fn layers_that_the_kernel_cannot_read_are_refused() {
     sh_in(&root, "rm dir/zero; rmdir dir 2> /dev/null || rm -r dir").ok();
     store.ok(["umount", "web"]);
     mount_kernel(&store);
+}
+
+#[test]
+fn a_file_system_that_the_kernel_cannot_use_is_named() {
+    if !can(NEEDS) {
+        return;
+    }
+    let scratch = cowl_tests::scratch::Scratch::for_test();
+    let below = mount::Stack {
+        lowers: vec![scratch.make("lower")],
+        upper: Some((scratch.make("upper"), scratch.make("work"))),
+    };
+    let overlay = mount::Overlay::kernel(&below, &scratch.make("own"));
+    let store = filled(Store::in_scratch(cowl_tests::scratch::Scratch::new_in(
+        overlay.path(),
+        "store",
+    )));
+    let named = store.path().to_str().unwrap().to_owned();
+    store.refused(
+        ["mount", "--driver", "kernel", "web"],
+        1,
+        &["the kernel refuses to mount web", &named, "--driver fuse"],
+    );
+    assert_eq!(state(&store), "not-mounted");
+    drop(store);
+    overlay.unmount();
 }
 
 #[test]

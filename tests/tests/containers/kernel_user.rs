@@ -18,6 +18,7 @@ fn a_plain_user_mounts_with_the_kernel_driver() {
          cowl unshare grep \" $M \" /proc/mounts | grep -o 'overlay.*userxattr' | cut -d' ' -f1
          cowl unshare sh -c \"echo two > $M/file; cat $M/linked; chown 7:8 $M/linked; rm -r $M/etc\"
          cowl snapshot web 2> error || grep -o 'with the driver kernel' error
+         cowl unshare --stop 2> error || grep -o 'containers are mounted' error
          cowl umount web; cowl snapshot web; cowl exec web -- /bin/sh -c 'cat /linked; stat -c %h:%u:%g /file'
          cowl exec --driver kernel web -- /bin/sh -c 'cat /linked; cat /file; ls /etc' 2> /dev/null || :
          # The kernel follows no renamed directories in a user namespace.
@@ -30,7 +31,7 @@ fn a_plain_user_mounts_with_the_kernel_driver() {
     .ok();
     assert_eq!(
         output.out(),
-        "without an index\noverlay\none\nwith the driver kernel\nsnap0\none\n1:0:0\none\ntwo\nmoved is a renamed directory\n1",
+        "without an index\noverlay\none\nwith the driver kernel\ncontainers are mounted\nsnap0\none\n1:0:0\none\ntwo\nmoved is a renamed directory\n1",
         "{}",
         output.report()
     );

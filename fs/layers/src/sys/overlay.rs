@@ -77,9 +77,18 @@ enum Stage {
 }
 
 /// Whether an error shows that the kernel does not know a form. Before Linux 6.5, it examined the names of options only
-/// when it created the file system.
-fn is_unknown(form: LayerForm, stage: Stage, error: &Error) -> bool {
-    error.errno() == Errno::INVAL && (stage == Stage::Options || form == LayerForm::Paths)
+/// when it created the file system, and sent no message.
+fn is_unknown(form: LayerForm, stage: Stage, refusal: &Refusal) -> bool {
+    const MESSAGES: [&[u8]; 3] = [b"Bad value", b"Unknown parameter", b"Parameter type"];
+    let has = |words: &&[u8]| {
+        let mut parts = refusal.message.windows(words.len());
+        parts.any(|part| part == *words)
+    };
+    refusal.error.errno() == Errno::INVAL
+        && match stage {
+            Stage::Options => refusal.message.is_empty() || MESSAGES.iter().any(has),
+            Stage::Creation => form == LayerForm::Paths && refusal.message.is_empty(),
+        }
 }
 
 /// A mount of kernel overlayfs that is not attached to the tree yet.
@@ -99,7 +108,7 @@ impl PreparedOverlay {
         };
         for form in [LayerForm::Descriptors, LayerForm::Paths] {
             match Self::with_form(layers, attributes, form) {
-                Err((stage, refusal)) if is_unknown(form, stage, &refusal.error) => {}
+                Err((stage, refusal)) if is_unknown(form, stage, &refusal) => {}
                 done => return done.map_err(|(_, refusal)| refusal),
             }
         }
@@ -290,6 +299,35 @@ mod tests {
             assert!(mount.device().unwrap().minor > 0);
             drop(mount);
             assert!(!is_in_use(layers.upper).unwrap(), "{form:?}");
+        }
+    }
+
+    #[test]
+    fn messages_about_options_lead_to_the_next_form() {
+        let refused = |error: Errno, message: &[u8]| Refusal {
+            error: error.into(),
+            message: message.to_vec(),
+        };
+        let (descriptors, paths) = (LayerForm::Descriptors, LayerForm::Paths);
+        let (options, creation) = (Stage::Options, Stage::Creation);
+        let bad = b"overlay: Bad value for 'upperdir'";
+        let unknown = b"overlay: Unknown parameter 'lowerdir+'";
+        let unsuitable = b"overlay: filesystem on /a not supported as upperdir";
+        for (form, stage, refusal, expected) in [
+            (descriptors, options, refused(Errno::INVAL, bad), true),
+            (
+                descriptors,
+                options,
+                refused(Errno::INVAL, unsuitable),
+                false,
+            ),
+            (descriptors, creation, refused(Errno::INVAL, b""), false),
+            (descriptors, options, refused(Errno::PERM, b""), false),
+            (paths, options, refused(Errno::INVAL, unknown), true),
+            (paths, creation, refused(Errno::INVAL, b""), true),
+            (paths, creation, refused(Errno::BUSY, b""), false),
+        ] {
+            assert_eq!(is_unknown(form, stage, &refusal), expected, "{refusal:?}");
         }
     }
 
