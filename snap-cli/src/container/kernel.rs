@@ -87,8 +87,15 @@ pub(super) fn mount(container: &Container<'_>, at: &Path, options: StartOptions)
         true => overlay::Privileges::Denied,
         false => overlay::Privileges::Honored,
     };
-    let prepared =
-        PreparedOverlay::new(layers, privileges).map_err(|refusal| describe(manifest, refusal))?;
+    let prepared = match PreparedOverlay::new(layers, privileges) {
+        // The store is a copy, or was restored from a backup.
+        Err(refusal) if refusal.error.errno() == Errno::STALE => {
+            kernel_layers::forget_handles(store, manifest.head)?;
+            PreparedOverlay::new(layers, privileges)
+        }
+        done => done,
+    };
+    let prepared = prepared.map_err(|refusal| describe(manifest, refusal))?;
     let device = prepared
         .device()
         .map_err(|error| Error::at("inspect the mount for", at, error))?;

@@ -112,9 +112,15 @@ pub(super) fn prepare(store: &Store, manifest: &ContainerManifest) -> Result<()>
     if before.is_some_and(|record| record.lowers == lowers) {
         return Ok(());
     }
+    forget_handles(store, head)
+}
+
+/// Removes the file handles that the kernel has recorded in a head. They do not fit other lower layers, nor a copy of the
+/// store.
+pub(super) fn forget_handles(store: &Store, head: LayerId) -> Result<()> {
     let tree = store.paths().layer_tree(head);
     kernel_marks::remove_origins(&tree, store.space())?;
-    // The index directory has the handle of the upper layer, which differs in a copy of the store.
+    // The index directory has the handle of the upper layer.
     disk::remove_tree(&kernel::index(store, head))?;
     // The record of this mount is synced on its own, and must not be durable before.
     disk::sync_all(&tree)

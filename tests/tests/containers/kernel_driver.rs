@@ -99,11 +99,11 @@ fn commands_that_need_the_daemon_are_refused() {
     let store = store();
     store.ok(["snapshot", "web"]);
     let root = mount_kernel(&store);
-    fs::write(root.join("new"), "text").unwrap();
+    fs::write(root.join("dir/x"), "text").unwrap();
     for args in [
         &["snapshot", "web"][..],
-        &["restore", "web", "snap0", "--", "new"],
-        &["undo", "web", "snap0"],
+        &["restore", "web", "snap0", "--", "dir/x"],
+        &["undo", "web", "--", "dir/x"],
         &["flatten", "web"],
         &["flatten", "web", "--base"],
         &["clone", "web", "copy"],

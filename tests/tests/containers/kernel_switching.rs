@@ -137,6 +137,27 @@ fn files_whose_content_is_in_a_lower_layer_remain_readable_after_a_merge() {
 }
 
 #[test]
+fn a_copy_of_a_store_is_mounted_by_the_kernel() {
+    if !can(NEEDS) {
+        return;
+    }
+    let store = Store::for_test();
+    let source = store.scratch().make("source");
+    sh_in(&source, "seq 30000 > big; echo a > a; ln a b; mkdir dir").ok();
+    store.create("web", &source);
+    let (_, expected) = with(&store, "kernel", |root| {
+        sh_in(root, "chmod 600 big; echo more >> a; mv dir moved").ok();
+    });
+    let copy = Store::for_test();
+    let paths = [store.path().as_os_str(), copy.path().as_os_str()];
+    cowl_tests::command::run("cp", ["-aT".as_ref(), paths[0], paths[1]]).ok();
+    for driver in ["kernel", "fuse", "kernel"] {
+        let (now, _) = with(&copy, driver, |_| ());
+        tree::assert_same(driver, &now, &expected, Compare::SAME);
+    }
+}
+
+#[test]
 fn numbers_of_inodes_last_while_the_driver_is_the_same() {
     if !can(NEEDS) {
         return;
