@@ -1,5 +1,5 @@
 //! Switching between cowlfs and kernel overlayfs, with changes of the stack in between, loses nothing.
-//! `COWL_SWITCHING=N` runs N seeds.
+//! `COWL_SWITCHING=N` runs N seeds, `COWL_SEED=N` one of them.
 
 use std::fs;
 use std::path::Path;
@@ -43,7 +43,9 @@ fn random_changes_by_both_drivers_are_seen_by_the_other() {
         return;
     }
     let seeds = std::env::var("COWL_SWITCHING").map_or(1, |text| text.parse().unwrap());
-    for seed in 0..seeds {
+    let only = std::env::var("COWL_SEED").map(|text| text.parse().unwrap());
+    let range = only.map_or(0..seeds, |seed| seed..seed + 1);
+    for seed in range {
         let store = Store::for_test();
         let source = store.scratch().make("source");
         perform(&source, seed, 200);
@@ -70,10 +72,15 @@ fn random_changes_by_both_drivers_are_seen_by_the_other() {
                 );
             });
             tree::assert_same(&label, &before, &expected, Compare::SAME);
-            expected = after;
-            // The same driver again.
+            // The same driver again. After some copy-ups, the kernel reports different inode numbers for the names of one
+            // file until it has forgotten them.
             let (again, _) = with(&store, driver, |_| ());
-            tree::assert_same(&format!("{label}, again"), &again, &expected, Compare::SAME);
+            let compare = Compare {
+                groups: driver == "fuse",
+                ..Compare::SAME
+            };
+            tree::assert_same(&format!("{label}, again"), &again, &after, compare);
+            expected = again;
             match phase % 4 {
                 1 => {
                     store.ok(["snapshot", "--no-sync", "web"]);
