@@ -18,6 +18,8 @@ pub struct Store {
     path: PathBuf,
     /// Whether the mounts get a keeper.
     keeper: bool,
+    /// Whether containers are mounted with kernel overlayfs.
+    kernel: bool,
 }
 
 impl Store {
@@ -35,6 +37,7 @@ impl Store {
             scratch,
             path,
             keeper: false,
+            kernel: false,
         }
     }
 
@@ -47,6 +50,7 @@ impl Store {
             scratch,
             path,
             keeper: false,
+            kernel: false,
         }
     }
 
@@ -54,6 +58,13 @@ impl Store {
     #[must_use]
     pub fn with_keepers(mut self) -> Store {
         self.keeper = true;
+        self
+    }
+
+    /// Mounts containers with kernel overlayfs by default.
+    #[must_use]
+    pub fn with_kernel_driver(mut self) -> Store {
+        self.kernel = true;
         self
     }
 
@@ -133,7 +144,9 @@ impl Store {
 
     /// Returns the environment of the commands, and of programs that start some.
     pub fn settings(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        self.keeper.then_some(("COWL_KEEPER", "on")).into_iter()
+        let keeper = self.keeper.then_some(("COWL_KEEPER", "on"));
+        let driver = self.kernel.then_some(("COWL_DRIVER", "kernel"));
+        keeper.into_iter().chain(driver)
     }
 
     /// Returns the path of another file of the test, beside the store.

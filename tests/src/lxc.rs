@@ -47,6 +47,12 @@ impl Lxc {
         Lxc::with_store(Store::for_test().with_keepers())
     }
 
+    /// Creates an empty directory and a store that mounts with kernel overlayfs.
+    #[must_use]
+    pub fn with_kernel_driver() -> Lxc {
+        Lxc::with_store(Store::for_test().with_kernel_driver())
+    }
+
     fn with_store(store: Store) -> Lxc {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let path = store.scratch().make("lxc");
@@ -235,8 +241,11 @@ impl Lxc {
             ids = ids.display(),
             path = self.path().display(),
         );
-        let args = ["-m", "--propagation", "slave", "sh", "-euc", &script];
-        let output = crate::command::run("unshare", args).ok().out();
+        let mut command = Command::new("unshare");
+        command
+            .args(["-m", "--propagation", "slave", "sh", "-euc", &script])
+            .envs(self.store.settings());
+        let output = crate::command::run_command(command, b"").ok().out();
         self.unmounted(name);
         output
     }

@@ -14,7 +14,7 @@ use crate::inode::Alias;
 use crate::names::Links;
 use crate::overlay::Overlay;
 use crate::reach::Context;
-use cowl_layers::error::Result;
+use cowl_layers::error::{Errno, Result};
 use cowl_layers::format::origin::handle_of_entry;
 use cowl_layers::layer::{Layer, LayerDir};
 use cowl_layers::name::Name;
@@ -58,6 +58,15 @@ impl Overlay {
         for (entry, handle) in &entries {
             if let Some((layer, stat)) = lowers.get(handle) {
                 adoption.link_from_index(index.as_fd(), entry, layer, stat)?;
+            }
+            // Without its entry, the kernel would add the recorded difference to a link count that is complete.
+            let file = sys::dir::open_path(index.as_fd(), entry)?;
+            let nlink = upper.layer.space().kernel_nlink().as_bytes();
+            match sys::xattr::remove(file.as_fd(), nlink) {
+                Err(error) if !matches!(error.errno(), Errno::NODATA | Errno::OPNOTSUPP) => {
+                    return Err(error);
+                }
+                _ => {}
             }
             // All names are linked, so the link of the index entry is surplus.
             sys::node::unlink(index.as_fd(), entry)?;

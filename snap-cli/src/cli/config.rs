@@ -78,6 +78,7 @@ fn settings(context: &Context) -> Vec<(String, Value)> {
             "keeper",
             choice_name(&Keeper::NAMES, &config.mounts.keeper).into(),
         ),
+        ("driver", config.mounts.driver.name().into()),
         ("color", json!(config.color)),
         ("lxcpath", json_path(&config.lxcpath)),
         ("hooks.dir", json_path(&config.hooks.dir)),

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use super::mount::DriverChoice;
 use super::snapshot::{Sync, take_with_hooks};
 use super::{CliCommand, Context, Namespace, output};
 use crate::error::{Kind, Result};
@@ -33,6 +34,9 @@ pub(super) struct ExecArgs {
     /// Run the command as root of this machine, even if the container has an id map (`lxc.idmap`)
     #[arg(long)]
     host_ids: bool,
+    /// Mount it with this driver [default: the setting `driver`]
+    #[arg(long, value_enum, value_name = "DRIVER")]
+    driver: Option<DriverChoice>,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -63,7 +67,11 @@ impl CliCommand for ExecArgs {
             )?;
         }
         context.limit_depth(&mut recover::open(&store, &name)?, MergeScope::Unmounted);
-        exec::exec(&store, &name, &self.command, map.as_ref())
+        let options = exec::ExecOptions {
+            map: map.as_ref(),
+            driver: self.driver.map(DriverChoice::driver),
+        };
+        exec::exec(&store, &name, &self.command, options)
     }
 
     fn exit_code(&self, _kind: Kind) -> u8 {

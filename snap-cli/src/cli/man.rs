@@ -53,7 +53,7 @@ const ENVIRONMENT: Section = (
             "As --store, --wait and --color. An option takes precedence over its variable, and a variable over the configuration file.",
         ),
         (
-            "COWL_TRASH_DAYS, COWL_DEPTH_LIMIT, COWL_PASSTHROUGH, COWL_COHERENCE, COWL_AWAKE, COWL_KEEPER, COWL_LXCPATH, COWL_HOOKS_DIR, COWL_HOOKS_TIMEOUT",
+            "COWL_TRASH_DAYS, COWL_DEPTH_LIMIT, COWL_PASSTHROUGH, COWL_COHERENCE, COWL_AWAKE, COWL_KEEPER, COWL_DRIVER, COWL_LXCPATH, COWL_HOOKS_DIR, COWL_HOOKS_TIMEOUT",
             "The corresponding settings in the configuration file.",
         ),
         (
@@ -98,6 +98,10 @@ const CONFIGURATION: Section = (
         (
             "awake = \"auto\"",
             "Whether to keep idle CPUs awake while a mount handles many requests. `auto`: on virtual machines with at most 8 CPUs on which idle CPUs halt; `on`; `off`.",
+        ),
+        (
+            "driver = \"fuse\"",
+            "The program that merges the layers of a mount. `fuse`: a daemon of cowl. `kernel`: kernel overlayfs, which is faster, but no snapshot can be taken while the container is mounted. Snapshots are always mounted with `fuse`. Takes effect at the next mount.",
         ),
         (
             "lxcpath = \"/var/lib/lxc\"",

@@ -7,16 +7,17 @@ use std::path::{Path, PathBuf};
 use super::{CliCommand, Context, output};
 use crate::container::detach::Ending;
 use crate::container::durability::{make_durable, open_filesystem};
-use crate::container::mount::{AfterUnmount, Privileges};
+use crate::container::mount::{AfterUnmount, MountRequest, Privileges};
 use crate::container::state::Lifetime;
 use crate::container::state::{self, Mounted};
-use crate::container::{browse, detach, find_snapshot_ref};
+use crate::container::{Container, browse, detach, find_snapshot_ref};
 use crate::error::{Error, Result};
 use crate::host::rootless;
 use crate::recover::{self, DeadMount};
 use crate::shell::quoted;
 use crate::snapshot::depth::MergeScope;
 use crate::snapshot::resolve;
+use crate::store::kernel::Driver;
 use crate::store::name::{Address, ContainerName};
 
 /// Mount a container or a snapshot, and print the mount point
@@ -32,6 +33,11 @@ use crate::store::name::{Address, ContainerName};
 /// Set-user-ID programs and device nodes have no effect in a snapshot, nor in a container at a DIR that
 /// other users can reach, unless --suid is given: the container's root could leave such programs for users
 /// of this machine. They always work in `cowl exec`.
+///
+/// With `--driver kernel`, kernel overlayfs merges the layers: file accesses are as fast as in a plain
+/// overlay, and no daemon runs. While the container is mounted so, no snapshot can be taken, and its
+/// layers cannot be merged; `cowl diff` and other commands that read may show the previous content of a
+/// file with several hard links.
 #[derive(Debug, clap::Args)]
 pub(super) struct MountArgs {
     /// The container or the snapshot
@@ -49,12 +55,34 @@ pub(super) struct MountArgs {
     /// Disable set-user-ID programs and device nodes at DIR, also if no other user can reach it
     #[arg(long, conflicts_with = "suid")]
     nosuid: bool,
+    /// Mount a container with this driver [default: the setting `driver`]
+    #[arg(long, value_enum, value_name = "DRIVER")]
+    driver: Option<DriverChoice>,
     /// Do not print the mount point
     #[arg(long, hide = true)]
     silent: bool,
     /// Mount read-only; always the case for a snapshot
     #[arg(long, visible_alias = "read-only")]
     ro: bool,
+}
+
+/// The program that merges the layers
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum DriverChoice {
+    /// A daemon of cowl
+    Fuse,
+    /// Kernel overlayfs
+    Kernel,
+}
+
+impl DriverChoice {
+    /// Returns the driver.
+    pub(super) fn driver(self) -> Driver {
+        match self {
+            Self::Fuse => Driver::Fuse,
+            Self::Kernel => Driver::Kernel,
+        }
+    }
 }
 
 impl CliCommand for MountArgs {
@@ -70,6 +98,12 @@ impl CliCommand for MountArgs {
                     "cannot enable set-user-ID programs in a mounted snapshot",
                 )
                 .hint("omit --suid"));
+            }
+            Some(_) if self.driver == Some(DriverChoice::Kernel) => {
+                return Err(
+                    Error::usage("snapshots are always mounted with the driver fuse")
+                        .hint("omit --driver"),
+                );
             }
             Some(snapshot) => {
                 if let Some(why) = resolve(&store, &address)?.describe_loss(&store)? {
@@ -91,36 +125,7 @@ impl CliCommand for MountArgs {
             }
             None => {
                 context.limit_depth(&mut container, MergeScope::Unmounted);
-                let privileges = match (self.suid, self.nosuid) {
-                    (true, _) => Privileges::Honored,
-                    (false, true) => Privileges::Denied,
-                    (false, false) => Privileges::WherePrivate,
-                };
-                let mountpoint =
-                    container.mount(at.map(|at| (at, privileges)), Lifetime::UntilUnmounted)?;
-                let nosuid = matches!(container.mounted()?, Mounted::Alive(state) if state.nosuid);
-                if self.nosuid && !nosuid {
-                    return Err(Error::busy(format!(
-                        "{name} is already mounted at {} with set-user-ID programs",
-                        quoted(&mountpoint)
-                    ))
-                    .hint(format!("unmount it first: cowl umount {name}")));
-                }
-                if nosuid && self.suid {
-                    return Err(Error::busy(format!(
-                        "{name} is already mounted at {} without set-user-ID programs",
-                        quoted(&mountpoint)
-                    ))
-                    .hint(format!("unmount it first: cowl umount {name}")));
-                }
-                if nosuid && !self.nosuid {
-                    output::print_note(&format!(
-                        "other users can reach {}: set-user-ID programs and device nodes have no effect \
-                         there (--suid enables them)",
-                        quoted(&mountpoint)
-                    ));
-                }
-                mountpoint
+                self.mount_container(&mut container, at)?
             }
         };
         if !self.silent {
@@ -138,6 +143,46 @@ impl CliCommand for MountArgs {
     /// A mount is needed to remove files in a container.
     fn frees_space(&self) -> bool {
         true
+    }
+}
+
+impl MountArgs {
+    /// Mounts a container, not a snapshot. Returns the mount point.
+    fn mount_container(&self, container: &mut Container<'_>, at: Option<&Path>) -> Result<PathBuf> {
+        let name = container.name().clone();
+        let privileges = match (self.suid, self.nosuid) {
+            (true, _) => Privileges::Honored,
+            (false, true) => Privileges::Denied,
+            (false, false) => Privileges::WherePrivate,
+        };
+        let mountpoint = container.mount(MountRequest {
+            at: at.map(|at| (at, privileges)),
+            lifetime: Lifetime::UntilUnmounted,
+            driver: self.driver.map(DriverChoice::driver),
+        })?;
+        let nosuid = matches!(container.mounted()?, Mounted::Alive(state) if state.nosuid);
+        if self.nosuid && !nosuid {
+            return Err(Error::busy(format!(
+                "{name} is already mounted at {} with set-user-ID programs",
+                quoted(&mountpoint)
+            ))
+            .hint(format!("unmount it first: cowl umount {name}")));
+        }
+        if nosuid && self.suid {
+            return Err(Error::busy(format!(
+                "{name} is already mounted at {} without set-user-ID programs",
+                quoted(&mountpoint)
+            ))
+            .hint(format!("unmount it first: cowl umount {name}")));
+        }
+        if nosuid && !self.nosuid {
+            output::print_note(&format!(
+                "other users can reach {}: set-user-ID programs and device nodes have no effect \
+                 there (--suid enables them)",
+                quoted(&mountpoint)
+            ));
+        }
+        Ok(mountpoint)
     }
 }
 

@@ -64,7 +64,7 @@ struct Args {
     /// Print informational messages
     #[arg(short = 'v')]
     is_verbose: bool,
-    /// Options, separated by commas: ro, suid, dev, nosuid, nodev, store=DIR, config=FILE
+    /// Options, separated by commas: ro, suid, dev, nosuid, nodev, store=DIR, config=FILE, driver=fuse|kernel
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<OsString>,
     /// The type of the file system
@@ -142,6 +142,9 @@ impl Args {
                 b"nosuid" | b"nodev" => is_denied = true,
                 _ if WITHOUT_EFFECT.contains(&option) || is_of_the_caller(option) => {}
                 _ => match setting(option) {
+                    Some(("--driver", value)) => {
+                        flags.extend(["--driver".into(), value.to_owned()]);
+                    }
                     Some((name, value)) => global.extend([name.into(), value.to_owned()]),
                     None if self.is_sloppy => {}
                     None => {
@@ -182,9 +185,13 @@ fn is_of_the_caller(option: &[u8]) -> bool {
 
 /// Returns the option of cowl that a mount option stands for, with its value.
 fn setting(option: &[u8]) -> Option<(&'static str, &OsStr)> {
-    [("--store", &b"store="[..]), ("--config", b"config=")]
-        .into_iter()
-        .find_map(|(name, start)| Some((name, OsStr::from_bytes(option.strip_prefix(start)?))))
+    [
+        ("--store", &b"store="[..]),
+        ("--config", b"config="),
+        ("--driver", b"driver="),
+    ]
+    .into_iter()
+    .find_map(|(name, start)| Some((name, OsStr::from_bytes(option.strip_prefix(start)?))))
 }
 
 #[cfg(test)]
@@ -213,6 +220,10 @@ mod tests {
         assert_eq!(
             call("mount.cowl web /mnt -o rw,suid -t cowl").unwrap(),
             "cowl mount --silent --suid -- web /mnt"
+        );
+        assert_eq!(
+            call("mount.cowl web /mnt -o rw,driver=kernel").unwrap(),
+            "cowl mount --silent --driver kernel -- web /mnt"
         );
         assert_eq!(call("mount.cowl web /mnt -f").unwrap(), "nothing");
         let refused = call("mount.cowl web /mnt -o rw,noexec").unwrap();

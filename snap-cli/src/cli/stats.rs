@@ -6,7 +6,7 @@ use cowlfs::control::Stats;
 use serde_json::json;
 
 use super::{CliCommand, Context, Namespace, output};
-use crate::container::query;
+use crate::container::{kernel, query};
 use crate::error::{Error, Result};
 use crate::recover;
 use crate::store::name::ContainerName;
@@ -29,6 +29,7 @@ impl CliCommand for Args {
         let name = ContainerName::parse(&self.name)?;
         let store = context.store_for(&name)?;
         let container = recover::open(&store, &name)?;
+        kernel::refuse(&container, "show the statistics of")?;
         let Some(stats) = query::stats(&store, container.id())? else {
             return Err(Error::failed(format!("{name} is not mounted"))
                 .hint(format!("mount it with: cowl mount {name}")));

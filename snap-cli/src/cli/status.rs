@@ -12,13 +12,14 @@ use cowlfs::control::KeeperState;
 use super::{CliCommand, Context, Namespace, output};
 use crate::container::browse::{self, SnapshotMount};
 use crate::container::durability::epoch;
-use crate::container::state::Mounted;
+use crate::container::state::{Mounted, RunState};
 use crate::container::{Container, dead, detach, query};
 use crate::error::{Kind, Result};
 use crate::host::rootless;
 use crate::host::users::{Hold, User};
 use crate::recover;
 use crate::snapshot::describe_loss;
+use crate::store::kernel::Driver;
 use crate::store::manifest::Durability;
 use crate::store::name::ContainerName;
 
@@ -26,7 +27,8 @@ use crate::store::name::ContainerName;
 ///
 /// STATE is "mounted", "not mounted", "mounted elsewhere" (in another mount namespace), "mounted in lxc"
 /// (in the namespaces of a plain user's LXC container, whose processes are not listed), or "silent" (the
-/// daemon runs but does not respond; a note gives the reason). Processes on the mount of a dead daemon are
+/// daemon runs but does not respond; a note gives the reason). DAEMON is "kernel" for a mount of kernel
+/// overlayfs. Processes on the mount of a dead daemon are
 /// listed as such until they end.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -126,7 +128,10 @@ impl Args {
                 field("name"),
                 field("state").replace('-', " "),
                 field("mounted_at"),
-                field("pid"),
+                match field("driver").as_str() {
+                    "kernel" => "kernel".to_owned(),
+                    _ => field("pid"),
+                },
                 field("layers"),
                 used_by,
             ];
@@ -190,13 +195,24 @@ fn inspect(container: &Container<'_>) -> Result<Value> {
         });
         object.insert("dead_mounts".to_owned(), dead.collect());
     }
-    let Mounted::Alive(state) = container.mounted()? else {
-        return Ok(value);
-    };
+    if let Mounted::Alive(state) = container.mounted()? {
+        describe_mount(container, &state, object)?;
+    }
+    Ok(value)
+}
+
+/// Adds the details of a mount.
+fn describe_mount(
+    container: &Container<'_>,
+    state: &RunState,
+    object: &mut Map<String, Value>,
+) -> Result<()> {
     let mountpoint = state.mountpoint.as_os_str().as_bytes();
     object.insert("mountpoint".to_owned(), output::json_path(mountpoint));
     object.insert("mounted_at".to_owned(), output::shown(mountpoint).into());
-    object.insert("pid".to_owned(), state.pid.into());
+    object.insert("driver".to_owned(), state.driver().name().into());
+    let pid = Some(state.pid).filter(|_| state.driver() == Driver::Fuse);
+    object.insert("pid".to_owned(), pid.into());
     let log = container.store().run().dir(container.id()).join("log");
     object.insert(
         "log".to_owned(),
@@ -213,7 +229,7 @@ fn inspect(container: &Container<'_>) -> Result<Value> {
                 output::print_note(&format!("hint: {hint}"));
             }
             object.insert("state".to_owned(), "silent".into());
-            return Ok(value);
+            return Ok(());
         }
         Err(error) => return Err(error),
     };
@@ -235,7 +251,7 @@ fn inspect(container: &Container<'_>) -> Result<Value> {
         false => "mounted-elsewhere",
     };
     object.insert("state".to_owned(), name.into());
-    Ok(value)
+    Ok(())
 }
 
 fn describe_lost_keeper(name: &ContainerName, log: &Path) -> String {

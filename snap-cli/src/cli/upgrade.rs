@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{CliCommand, Context, output};
+use crate::container::kernel;
 use crate::container::upgrade::{Replaced, upgrade};
 use crate::error::{Error, Kind, Result};
 use crate::recover;
@@ -18,7 +19,8 @@ use crate::store::name::ContainerName;
 /// for some milliseconds. The daemons of mounted snapshots of the containers are replaced as well.
 ///
 /// A daemon that cannot be replaced continues to serve its mount; the reason is printed, and the exit code is 1.
-/// Containers that are not mounted are skipped.
+/// Containers that are not mounted are skipped. A mount of kernel overlayfs has no daemon: it is refused, or
+/// skipped with --all.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The containers
@@ -53,11 +55,11 @@ impl CliCommand for Args {
         };
         for name in &self.names {
             let name = ContainerName::parse(name)?;
-            let done = context.store_for(&name);
-            add(
-                &name,
-                done.and_then(|store| replace(&store, &name, &program)),
-            );
+            let done = context.store_for(&name).and_then(|store| {
+                kernel::refuse(&recover::open(&store, &name)?, "replace the daemon of")?;
+                replace(&store, &name, &program)
+            });
+            add(&name, done);
         }
         if self.all {
             for store in context.stores()? {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::ColorChoice;
 use crate::error::{Error, Result};
+use crate::store::kernel::Driver;
 use crate::store::name::nearest;
 use crate::store::retention::{Counts, Rules};
 use cowl_layers::shown::Show as _;
@@ -22,9 +23,10 @@ pub(super) const PASSTHROUGH: &str = "it must be auto, all, read or off";
 pub(super) const COHERENCE: &str = "it must be posix or overlay";
 pub(super) const AWAKE: &str = "it must be auto, on or off";
 pub(super) const KEEPER: &str = "it must be on or off";
+pub(super) const DRIVER: &str = "it must be fuse or kernel";
 
 /// The keys outside tables, and the names of the tables.
-const TOP: [&str; 12] = [
+const TOP: [&str; 13] = [
     "store",
     "wait",
     "trash_days",
@@ -33,6 +35,7 @@ const TOP: [&str; 12] = [
     "coherence",
     "awake",
     "keeper",
+    "driver",
     "color",
     "lxcpath",
     "hooks",
@@ -73,6 +76,8 @@ pub(super) struct Settings {
     pub(super) awake: Option<Awake>,
     #[serde(default, deserialize_with = "keeper")]
     pub(super) keeper: Option<Keeper>,
+    #[serde(default, deserialize_with = "driver")]
+    pub(super) driver: Option<Driver>,
     pub(super) color: Option<ColorChoice>,
     #[serde(default, deserialize_with = "absolute")]
     pub(super) lxcpath: Option<PathBuf>,
@@ -180,6 +185,11 @@ fn awake<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Awake>, D::Error> 
 fn keeper<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Keeper>, D::Error> {
     let found = find_choice(&Keeper::NAMES, &String::deserialize(from)?);
     found.map(Some).ok_or(de::Error::custom(KEEPER))
+}
+
+fn driver<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Driver>, D::Error> {
+    let found = find_choice(&Driver::NAMES, &String::deserialize(from)?);
+    found.map(Some).ok_or(de::Error::custom(DRIVER))
 }
 
 /// Whether a configuration file must exist.
@@ -384,6 +394,7 @@ mod tests {
                     "coherence" => "\"overlay\"",
                     "awake" => "\"off\"",
                     "keeper" => "\"on\"",
+                    "driver" => "\"kernel\"",
                     "keep_within" => "\"2w\"",
                     "keep_tag" => "[\"release\"]",
                     _ => "9",
@@ -397,6 +408,7 @@ mod tests {
         assert_eq!(settings.coherence, Some(Coherence::Overlay));
         assert_eq!(settings.awake, Some(Awake::Off));
         assert_eq!(settings.keeper, Some(Keeper::On));
+        assert_eq!(settings.driver, Some(Driver::Kernel));
         assert_eq!(settings.hooks.timeout, Some(9));
         assert_eq!(settings.prune.rules.counts.yearly, Some(9));
     }

@@ -19,6 +19,7 @@ use self::file::Presence;
 use crate::error::{Error, Result};
 use crate::host::rootless;
 use crate::store::Mounts;
+use crate::store::kernel::Driver;
 use crate::store::retention::Rules;
 use cowl_layers::shown::Show as _;
 
@@ -272,11 +273,14 @@ impl Sources<'_> {
         let awake = self.pick("awake", "COWL_AWAKE", None, set, parse_awake)?;
         let set = file.keeper.take();
         let keeper = self.pick("keeper", "COWL_KEEPER", None, set, parse_keeper)?;
+        let set = file.driver.take();
+        let driver = self.pick("driver", "COWL_DRIVER", None, set, parse_driver)?;
         Ok(Mounts {
             passthrough: passthrough.unwrap_or_default(),
             coherence: coherence.unwrap_or_default(),
             awake: awake.unwrap_or_default(),
             keeper: keeper.unwrap_or_default(),
+            driver: driver.unwrap_or_default(),
         })
     }
 
@@ -388,6 +392,13 @@ fn parse_keeper(value: OsString) -> Result<Keeper, &'static str> {
         .to_str()
         .and_then(|text| find_choice(&Keeper::NAMES, text));
     found.ok_or(file::KEEPER)
+}
+
+fn parse_driver(value: OsString) -> Result<Driver, &'static str> {
+    let found = value
+        .to_str()
+        .and_then(|text| find_choice(&Driver::NAMES, text));
+    found.ok_or(file::DRIVER)
 }
 
 fn parse_color(value: OsString) -> Result<ColorChoice, &'static str> {

@@ -23,6 +23,7 @@ use crate::host::files;
 use crate::host::{mountinfo, rootless, users};
 use crate::shell::quoted;
 use crate::store::disk::remove_tree;
+use crate::store::kernel::Driver;
 use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::{ContainerId, SnapshotId};
 use crate::store::name::SnapshotName;
@@ -266,7 +267,7 @@ fn unmount_one(
         detach::unmount(
             container,
             &detach::UnmountTarget {
-                socket,
+                server: detach::Server::Daemon(socket),
                 pid: browse.pid,
                 mountpoint: mount_point,
                 device: browse.device,
@@ -298,7 +299,7 @@ fn unmount_one(
 fn is_mounted(browse: &SnapshotMount) -> Result<bool> {
     let mounts = mountinfo::read()?;
     Ok(mountinfo::topmost(&mounts, &browse.mountpoint)
-        .is_some_and(|mount| state::is_mount_of(mount, browse.device)))
+        .is_some_and(|mount| state::is_mount_of(mount, Driver::Fuse, browse.device)))
 }
 
 /// Runs the daemon: mounts the snapshot at `mount_point` and serves it until it is unmounted.

@@ -26,7 +26,7 @@ pub fn socket(store: &Store, id: ContainerId) -> PathBuf {
     store.run().dir(id).join(SOCKET)
 }
 
-/// Connects to the daemon of a container.
+/// Connects to the daemon of a container. A mount of kernel overlayfs has none.
 pub fn connect(store: &Store, id: ContainerId) -> Result<Client> {
     connect_at(&socket(store, id))
 }

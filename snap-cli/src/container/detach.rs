@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cowlfs::control::{Bind, Client, ControlError};
+use cowlfs::control::{Bind, Client, ControlError, KernelMount};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -33,14 +33,49 @@ const LONGEST: Duration = Duration::from_millis(400);
 
 /// A mount to be unmounted.
 pub(super) struct UnmountTarget<'a> {
-    /// The daemon's socket.
-    pub(super) socket: PathBuf,
-    /// The daemon's process id.
+    /// The mount's server.
+    pub(super) server: Server,
+    /// The daemon's process id; 0 if there is none.
     pub(super) pid: u32,
     /// The mount point.
     pub(super) mountpoint: &'a Path,
     /// The mount's file system, if known.
     pub(super) device: Option<Device>,
+}
+
+/// The server of a mount.
+pub(super) enum Server {
+    /// A daemon, with its socket.
+    Daemon(PathBuf),
+    /// Kernel overlayfs.
+    Kernel(KernelMount),
+}
+
+/// A connection to the server of a mount.
+enum Connection<'a> {
+    Daemon(Box<Client>),
+    Kernel(&'a KernelMount),
+}
+
+impl Connection<'_> {
+    /// Unmounts, unless a process uses the mount.
+    fn detach(&mut self) -> Result<(), ControlError> {
+        match self {
+            Self::Daemon(client) => client.detach(),
+            Self::Kernel(mount) => mount.detach(),
+        }
+    }
+
+    fn to_error(&self, target: &UnmountTarget<'_>, error: &ControlError) -> Error {
+        match self {
+            Self::Daemon(_) => daemon::to_error(error),
+            Self::Kernel(_) => Error::failed(format!(
+                "the mount at {} was not unmounted",
+                target.mountpoint.shown()
+            ))
+            .because(error.to_string()),
+        }
+    }
 }
 
 /// The reason why a mount cannot be unmounted.
@@ -50,9 +85,12 @@ struct Obstacle {
     transient: bool,
 }
 
-/// Asks the daemon to unmount. After this succeeds, the daemon writes to no layer any more.
+/// Asks the daemon to unmount, or unmounts kernel overlayfs. After this succeeds, a daemon writes to no layer any more.
 pub(super) fn unmount(container: &Container<'_>, target: &UnmountTarget<'_>) -> Result<()> {
-    let mut client = daemon::connect_at(&target.socket)?;
+    let mut client = match &target.server {
+        Server::Daemon(socket) => Connection::Daemon(Box::new(daemon::connect_at(socket)?)),
+        Server::Kernel(mount) => Connection::Kernel(mount),
+    };
     let mut pause = PAUSE;
     let patience = Instant::now() + container.store().session().patience;
     let mut tried = 1;
@@ -76,7 +114,7 @@ pub(super) fn unmount(container: &Container<'_>, target: &UnmountTarget<'_>) -> 
             }
             // The daemon was killed after it had unmounted, and could not answer.
             Err(ControlError::Io(_)) if !is_mounted(target)? => return Ok(()),
-            Err(error) => return Err(daemon::to_error(&error)),
+            Err(error) => return Err(client.to_error(target, &error)),
         };
         match obstacle {
             Some(Obstacle { error, transient })

@@ -23,6 +23,7 @@ use super::{Container, Swap, daemon};
 use crate::error::{Error, Kind, Result};
 use crate::host;
 use crate::store::disk::Filesystem;
+use crate::store::kernel::Driver;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, Settling, SnapshotId};
 use crate::store::measure;
 use crate::store::name::ContainerName;
@@ -242,7 +243,9 @@ pub fn make_all_durable(store: &Store, only: Option<&ContainerName>) -> Result<(
 ///
 /// The daemon does so if the container is mounted, otherwise a detached process.
 pub fn start(store: &Store, id: ContainerId) -> Result<()> {
-    if let Mounted::Alive(_) = state::probe(store, id)? {
+    if let Mounted::Alive(state) = state::probe(store, id)?
+        && state.driver() == Driver::Fuse
+    {
         match daemon::connect(store, id)?.settle() {
             Ok(()) => return Ok(()),
             // The daemon is of an older version.

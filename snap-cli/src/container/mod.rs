@@ -15,6 +15,9 @@ pub mod detach;
 pub mod durability;
 pub mod external;
 pub mod in_lxc;
+pub(crate) mod kernel;
+pub(crate) mod kernel_layers;
+mod kernel_marks;
 pub mod lxc;
 pub mod mount;
 pub mod query;
@@ -198,6 +201,9 @@ impl<'s> Container<'s> {
         creation: Option<Creation<'_>>,
         between: impl FnOnce(&Self) -> Result<Swap>,
     ) -> Result<()> {
+        if body.stack != self.record.body.stack {
+            kernel_layers::ensure_settled(self)?;
+        }
         self.refuse_unseen_daemon(&body)?;
         let path = self.store.paths().pending_file(self.id);
         disk::remove_if_exists(&path)?;

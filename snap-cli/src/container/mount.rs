@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::kernel::{self, StartOptions};
 use super::state::{self, Lifetime, Mounted, RunState};
-use super::{Container, Swap, daemon, detach, lxc};
+use super::{Container, Swap, daemon, detach, kernel_layers, lxc};
 use crate::error::{Error, Kind, Result};
 use crate::host::{reach, rootless};
 use crate::lxc::binding;
 use crate::shell::quoted;
 use crate::store::Store;
+use crate::store::kernel::Driver;
 use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerManifest, Ephemeral};
 use crate::store::mount_points;
@@ -39,6 +41,28 @@ pub enum Privileges {
     Denied,
 }
 
+/// The request to mount a container.
+#[derive(Clone, Copy, Debug)]
+pub struct MountRequest<'a> {
+    /// The mount point; `None`: the container's own in the store.
+    pub at: Option<(&'a Path, Privileges)>,
+    /// The lifetime of the mount.
+    pub lifetime: Lifetime,
+    /// The driver; `None`: any if the container is already mounted, otherwise that of the settings.
+    pub driver: Option<Driver>,
+}
+
+impl MountRequest<'_> {
+    /// Returns a request for a mount at the container's own mount point, with the driver of the settings.
+    pub fn of(lifetime: Lifetime) -> Self {
+        Self {
+            at: None,
+            lifetime,
+            driver: None,
+        }
+    }
+}
+
 /// The caller's intention after an unmount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterUnmount {
@@ -57,16 +81,12 @@ enum UnseenDaemon {
 }
 
 impl Container<'_> {
-    /// Mounts the container at `at`, or at its own mount point in the store. Returns the mount point.
+    /// Mounts the container. Returns the mount point.
     ///
     /// A container that is already mounted there stays mounted.
-    pub fn mount(
-        &mut self,
-        at: Option<(&Path, Privileges)>,
-        lifetime: Lifetime,
-    ) -> Result<PathBuf> {
+    pub fn mount(&mut self, request: MountRequest<'_>) -> Result<PathBuf> {
         self.record_mount(Ephemeral::Mounted)?;
-        let mounted = self.mount_unrecorded(at, lifetime);
+        let mounted = self.mount_unrecorded(request);
         if mounted.is_err() && self.mounted()? == Mounted::No {
             self.record_mount(Ephemeral::Waiting)?;
         }
@@ -86,24 +106,23 @@ impl Container<'_> {
     }
 
     /// Like [`Container::mount`], but does not record the mount of an ephemeral container.
-    pub(crate) fn mount_unrecorded(
-        &self,
-        at: Option<(&Path, Privileges)>,
-        lifetime: Lifetime,
-    ) -> Result<PathBuf> {
+    pub(crate) fn mount_unrecorded(&self, request: MountRequest<'_>) -> Result<PathBuf> {
+        let MountRequest { at, lifetime, .. } = request;
         if let Mounted::Alive(state) = self.mounted()? {
             if state.in_lxc {
                 return Err(lxc::runs_in_lxc(self));
             }
-            if let Some(mount_point) =
-                self.existing_mount(&state, at.map(|(at, _)| at), lifetime)?
-            {
+            if let Some(mount_point) = self.existing_mount(&state, request)? {
                 return Ok(mount_point);
             }
             // Another program unmounted it, and its daemon is about to exit.
-            self.wait_for_exit(&state)?;
+            match state.driver() {
+                Driver::Fuse => self.wait_for_exit(&state)?,
+                Driver::Kernel => kernel::wait_for_end(self, &state)?,
+            }
             state::remove(self.store, self.id)?;
         }
+        kernel_layers::ensure_settled(self)?;
         let (mount_point, nosuid) = match at {
             Some((at, privileges)) => {
                 let mount_point = check_mount_point(at, self.store.root())?;
@@ -116,7 +135,12 @@ impl Container<'_> {
             }
             None => (self.create_mount_point()?, false),
         };
-        self.start(&mount_point, lifetime, nosuid)?;
+        let options = StartOptions {
+            lifetime,
+            nosuid,
+            driver: request.driver.unwrap_or(self.store.session().mounts.driver),
+        };
+        self.start(&mount_point, options)?;
         Ok(mount_point)
     }
 
@@ -153,16 +177,27 @@ impl Container<'_> {
     fn existing_mount(
         &self,
         state: &RunState,
-        at: Option<&Path>,
-        lifetime: Lifetime,
+        request: MountRequest<'_>,
     ) -> Result<Option<PathBuf>> {
+        let MountRequest { at, lifetime, .. } = request;
         let name = self.name();
         if !state.is_here()? {
             return Ok(None);
         }
-        // Fails if the daemon is stopped: every program that accesses the mount would hang.
-        daemon::connect(self.store, self.id)?;
-        if let Some(at) = at {
+        if let Some(driver) = request.driver
+            && driver != state.driver()
+        {
+            return Err(Error::busy(format!(
+                "{name} is mounted with the driver {} already",
+                state.driver().name()
+            ))
+            .hint(format!("unmount it first: cowl umount {name}")));
+        }
+        if state.driver() == Driver::Fuse {
+            // Fails if the daemon is stopped: every program that accesses the mount would hang.
+            daemon::connect(self.store, self.id)?;
+        }
+        if let Some((at, _)) = at {
             let requested = at
                 .canonicalize()
                 .map_err(|e| Error::at("mount at", at, e))?;
@@ -184,28 +219,35 @@ impl Container<'_> {
         Ok(Some(state.mountpoint.clone()))
     }
 
-    /// Starts a daemon and waits until its mount is ready.
-    fn start(&self, mount_point: &Path, lifetime: Lifetime, nosuid: bool) -> Result<()> {
+    /// Starts a daemon, or mounts by the kernel, and waits until the mount is ready.
+    fn start(&self, mount_point: &Path, options: StartOptions) -> Result<()> {
         reserve::release_if_full(self.store)?;
         let log = state::ensure_run_dir(self.store, self.id)?.join("log");
-        // The daemon holds the container's lock until it has written its state. Otherwise, if this process were
-        // killed before that, another command would consider the container unmounted and freeze the layer that the
-        // daemon is about to write to.
-        let lock = self.lock.for_child()?;
-        launch(self.store, &log, |command| {
-            command.stdin(lock);
-            if lifetime == Lifetime::OfCommand {
-                command.arg("--transient");
-            }
-            if nosuid {
-                command.arg("--nosuid");
-            }
-            command.arg(self.id.to_string()).arg(mount_point);
-        })?;
+        match options.driver {
+            Driver::Fuse => self.start_daemon(mount_point, &log, options),
+            Driver::Kernel => kernel::mount(self, mount_point, options),
+        }?;
         rootless::hold_again().or_else(|error| {
             // No other command would see the mount.
             self.unmount(AfterUnmount::StayUnmounted)?;
             Err(error)
+        })
+    }
+
+    fn start_daemon(&self, mount_point: &Path, log: &Path, options: StartOptions) -> Result<()> {
+        // The daemon holds the container's lock until it has written its state. Otherwise, if this process were
+        // killed before that, another command would consider the container unmounted and freeze the layer that the
+        // daemon is about to write to.
+        let lock = self.lock.for_child()?;
+        launch(self.store, log, |command| {
+            command.stdin(lock);
+            if options.lifetime == Lifetime::OfCommand {
+                command.arg("--transient");
+            }
+            if options.nosuid {
+                command.arg("--nosuid");
+            }
+            command.arg(self.id.to_string()).arg(mount_point);
         })
     }
 
@@ -215,6 +257,8 @@ impl Container<'_> {
     /// more.
     pub fn unmount(&self, then: AfterUnmount) -> Result<Option<RunState>> {
         let Mounted::Alive(state) = self.mounted()? else {
+            // Its run-time files may be missing.
+            kernel_layers::refuse_in_use(self)?;
             return Ok(None);
         };
         if state.in_lxc {
@@ -228,12 +272,17 @@ impl Container<'_> {
             state::write(self.store, self.id, &replacing)?;
         }
         let target = detach::UnmountTarget {
-            socket: daemon::socket(self.store, self.id),
+            server: match kernel::find_mount(&state)? {
+                Some(mount) => detach::Server::Kernel(mount),
+                None => detach::Server::Daemon(daemon::socket(self.store, self.id)),
+            },
             pid: state.pid,
             mountpoint: &state.mountpoint,
             device: state.device()?,
         };
-        match detach::unmount(self, &target) {
+        let unmounted =
+            detach::unmount(self, &target).and_then(|()| kernel::finish_unmount(self, &state));
+        match unmounted {
             Ok(()) => {
                 if then == AfterUnmount::StayUnmounted {
                     state::remove(self.store, self.id)?;
@@ -315,7 +364,12 @@ impl Container<'_> {
     ///
     /// The state is removed only if that fails: if this command is killed before that, the next one retries.
     pub fn remount(&self, was: &RunState) -> Result<()> {
-        let started = self.start(&was.mountpoint, was.lifetime(), was.nosuid);
+        let options = StartOptions {
+            lifetime: was.lifetime(),
+            nosuid: was.nosuid,
+            driver: was.driver(),
+        };
+        let started = self.start(&was.mountpoint, options);
         if started.is_err() {
             state::remove(self.store, self.id)?;
         }

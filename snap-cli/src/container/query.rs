@@ -11,6 +11,7 @@ use super::daemon::{ENDING, PAUSE, connect, socket, to_error};
 use super::state::{self, Mounted, RunState};
 use crate::error::{Error, Result};
 use crate::store::Store;
+use crate::store::kernel::Driver;
 use crate::store::manifest::{ContainerId, LayerId};
 use crate::wait::poll_until;
 use cowl_layers::shown::Show as _;
@@ -32,6 +33,9 @@ pub fn query_status(store: &Store, id: ContainerId) -> Result<Option<(RunState, 
         let Mounted::Alive(state) = state::probe(store, id)? else {
             return Ok(Some(None));
         };
+        if state.driver() == Driver::Kernel {
+            return Ok(Some(None));
+        }
         match Client::connect(&socket(store, id)).and_then(|mut client| client.status()) {
             Ok(status) => Ok(Some(Some((state, status)))),
             Err(error @ ControlError::Silent { .. }) => Err(to_error(&error)),

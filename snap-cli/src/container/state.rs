@@ -4,11 +4,15 @@
 //! The daemon writes the state when the mount is ready, and the command or daemon that ends the mount regularly
 //! removes it. So a state without a daemon means that the daemon died. Each daemon has its own lock, because an
 //! unmounted daemon may still be dropping its caches while the next one already serves.
+//!
+//! A mount of kernel overlayfs has no daemon. The kernel itself reports whether it still exists
+//! ([`crate::store::kernel`]).
 
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use cowlfs::control::KernelMount;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -18,8 +22,9 @@ use crate::host;
 use crate::host::mountinfo;
 use crate::host::users::{self, Device};
 use crate::shell::quoted;
+use crate::store::kernel::{self, Driver};
 use crate::store::lock::Lock;
-use crate::store::manifest::ContainerId;
+use crate::store::manifest::{ContainerId, LayerId};
 use crate::store::run::STATE;
 use crate::store::{Store, disk};
 use cowl_layers::shown::Show as _;
@@ -59,10 +64,19 @@ pub enum Lifetime {
     OfCommand,
 }
 
-/// The state that a daemon records.
+/// A mount of kernel overlayfs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelState {
+    /// The layer that it writes to.
+    pub head: LayerId,
+    /// The mount. Recorded once it is attached.
+    pub mount: Option<KernelMount>,
+}
+
+/// The state that a daemon records, or the command that mounts with kernel overlayfs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunState {
-    /// The daemon's process id.
+    /// The daemon's process id; 0 if there is no daemon.
     pub pid: u32,
     /// The mount point.
     #[serde(serialize_with = "to_json", deserialize_with = "from_json")]
@@ -89,6 +103,9 @@ pub struct RunState {
     /// versions did not record it.
     #[serde(default)]
     pub store: Option<String>,
+    /// Set for a mount of kernel overlayfs.
+    #[serde(default)]
+    pub kernel: Option<KernelState>,
 }
 
 impl RunState {
@@ -96,7 +113,15 @@ impl RunState {
     pub fn is_here(&self) -> Result<bool> {
         let mounts = mountinfo::read()?;
         Ok(mountinfo::topmost(&mounts, &self.mountpoint)
-            .is_some_and(|mount| is_mount_of(mount, self.device)))
+            .is_some_and(|mount| is_mount_of(mount, self.driver(), self.device)))
+    }
+
+    /// Returns the driver of the mount.
+    pub fn driver(&self) -> Driver {
+        match self.kernel {
+            Some(_) => Driver::Kernel,
+            None => Driver::Fuse,
+        }
     }
 
     /// Returns the lifetime of the mount.
@@ -116,7 +141,12 @@ impl RunState {
     }
 
     /// Writes dirty pages that the kernel caches for the mount back to the daemon, and so to the layers.
+    ///
+    /// Kernel overlayfs has no pages of its own.
     pub fn flush(&self, store: &Store, id: ContainerId) -> Result<()> {
+        if self.driver() == Driver::Kernel {
+            return Ok(());
+        }
         let mut client = super::daemon::connect(store, id)?;
         match client.status() {
             // Only files that are open for writing have dirty pages.
@@ -144,9 +174,17 @@ impl RunState {
     }
 }
 
-/// Returns whether a mount belongs to a cowlfs daemon and, if `device` is known, has that device number.
-pub(super) fn is_mount_of(mount: &mountinfo::Mount, device: Option<Device>) -> bool {
-    mount.kind == b"fuse.cowlfs" && device.is_none_or(|device| device == mount.device)
+/// Returns whether a mount belongs to a driver and, if `device` is known, has that device number.
+pub(super) fn is_mount_of(
+    mount: &mountinfo::Mount,
+    driver: Driver,
+    device: Option<Device>,
+) -> bool {
+    let kind: &[u8] = match driver {
+        Driver::Fuse => b"fuse.cowlfs",
+        Driver::Kernel => b"overlay",
+    };
+    mount.kind == kind && device.is_none_or(|device| device == mount.device)
 }
 
 /// The mount state of a container.
@@ -154,9 +192,9 @@ pub(super) fn is_mount_of(mount: &mountinfo::Mount, device: Option<Device>) -> b
 pub enum Mounted {
     /// The container is not mounted.
     No,
-    /// The container is mounted, and its daemon is alive.
+    /// The container is mounted, and its daemon is alive; or kernel overlayfs uses its head.
     Alive(RunState),
-    /// The container was mounted, and its daemon died.
+    /// The container was mounted, and its daemon died; or a command was killed before it mounted it again.
     Dead(RunState),
 }
 
@@ -187,6 +225,12 @@ pub fn probe(store: &Store, id: ContainerId) -> Result<Mounted> {
         .store
         .as_ref()
         .is_some_and(|of| of != store.run().key());
+    if let Some(kernel) = &state.kernel {
+        return match is_of_copy {
+            true => Ok(Mounted::No),
+            false => probe_kernel(store, id, &state, kernel.head),
+        };
+    }
     let is_of_other_boot = state.boot != host::boot_id()?;
     // No lock outlives a boot. Some container managers give each container its own boot id, so that a different boot id
     // alone proves nothing.
@@ -240,6 +284,25 @@ fn network_name(kind: u32) -> Option<&'static str> {
         0x0bd0_0bd0 => "lustre",
         _ => return None,
     })
+}
+
+/// Determines whether a mount of kernel overlayfs exists.
+///
+/// Never removes the state: the next mount may have just written its own.
+fn probe_kernel(
+    store: &Store,
+    id: ContainerId,
+    state: &RunState,
+    head: LayerId,
+) -> Result<Mounted> {
+    if kernel::is_in_use(store, head)? {
+        return Ok(Mounted::Alive(state.clone()));
+    }
+    match read(store, id)? {
+        Some(again) if again.daemon != state.daemon => probe(store, id),
+        Some(again) if again.replacing => Ok(Mounted::Dead(again)),
+        Some(_) | None => Ok(Mounted::No),
+    }
 }
 
 /// Reads the state. A state that cannot be parsed was left by a crash: it is removed.
@@ -347,6 +410,7 @@ mod tests {
             device: None,
             in_lxc: false,
             store: None,
+            kernel: None,
         }
     }
 

@@ -7,6 +7,7 @@ use cowlfs::control::{Client, Upgraded};
 use super::state::{self, Mounted};
 use super::{Container, browse, daemon};
 use crate::error::Result;
+use crate::store::kernel::Driver;
 use crate::store::manifest::SnapshotId;
 
 /// A mount whose daemon was replaced, or could not be.
@@ -26,7 +27,9 @@ pub struct Replaced {
 pub fn upgrade(container: &Container<'_>, program: &Path) -> Result<Vec<Replaced>> {
     let (store, id) = (container.store, container.id());
     let mut replaced = Vec::new();
-    if let Mounted::Alive(state) = state::probe(store, id)? {
+    if let Mounted::Alive(state) = state::probe(store, id)?
+        && state.driver() == Driver::Fuse
+    {
         replaced.push(Replaced {
             snapshot: None,
             mountpoint: state.mountpoint,

@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::terminal::Terminal;
-use crate::container::mount::AfterUnmount;
+use crate::container::mount::{AfterUnmount, MountRequest};
 use crate::container::state::Lifetime;
 use crate::container::state::{self, Mounted};
 use crate::container::{Container, Swap};
@@ -27,18 +27,28 @@ use crate::lxc::config::IdMap;
 use crate::lxc::{binding, command, trust};
 use crate::recover;
 use crate::store::Store;
+use crate::store::kernel::Driver;
 use crate::store::lock::{Lock, Mode};
 use crate::store::manifest::ContainerManifest;
 use crate::store::name::ContainerName;
 
-/// Runs a command in the container, with the ids of `map` (see [`id_map`]).
+/// The options of [`exec`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ExecOptions<'a> {
+    /// The ids of the command (see [`id_map`]).
+    pub map: Option<&'a IdMap>,
+    /// The driver of the mount; `None`: that of the existing mount, or of the settings.
+    pub driver: Option<Driver>,
+}
+
+/// Runs a command in the container.
 ///
 /// Returns its exit code, or 128 plus the number of the signal that killed it.
 pub fn exec(
     store: &Store,
     name: &ContainerName,
     command: &[OsString],
-    map: Option<&IdMap>,
+    options: ExecOptions<'_>,
 ) -> Result<u8> {
     let mut container = recover::open(store, name)?;
     refuse_in_lxc(&container)?;
@@ -51,9 +61,12 @@ pub fn exec(
         &session.command,
         session.patience,
     )?;
-    let mountpoint = container.mount(None, Lifetime::OfCommand)?;
+    let mountpoint = container.mount(MountRequest {
+        driver: options.driver,
+        ..MountRequest::of(Lifetime::OfCommand)
+    })?;
     drop(container);
-    let code = run(&mountpoint, command, map);
+    let code = run(&mountpoint, command, options.map);
     drop(running);
     unmount_if_last(store, name)?;
     code

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::container::mount::AfterUnmount;
+use crate::container::mount::{AfterUnmount, MountRequest};
 use crate::container::state::Lifetime;
 use crate::container::state::Mounted;
 use crate::container::{Container, Swap, destroy, external};
@@ -156,7 +156,7 @@ pub fn pre_start(store: &Store, id: ContainerId, caller: &Caller, limit: usize) 
     }
     // A container that is only started by LXC is not mounted otherwise.
     depth::enforce_limit(&mut container, limit, MergeScope::Unmounted, &mut |_| ());
-    container.mount(None, Lifetime::UntilUnmounted)?;
+    container.mount(MountRequest::of(Lifetime::UntilUnmounted))?;
     grant_access(container)
 }
 

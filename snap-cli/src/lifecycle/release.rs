@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use crate::archive::export_dir;
 use crate::container::external::{self, Leftover};
 use crate::container::mount::AfterUnmount;
-use crate::container::{Container, Swap, dead};
+use crate::container::{Container, Swap, dead, kernel_layers};
 use crate::error::{Error, Result};
 use crate::lxc as tools;
 use crate::lxc::binding;
@@ -121,6 +121,7 @@ pub fn release(
     plan(&container, snapshots)?;
     dead::refuse_stranded(&container)?;
     container.unmount(AfterUnmount::StayUnmounted)?;
+    kernel_layers::ensure_settled(&container)?;
     let store = container.store();
     // The exclusive lock prevents other commands from reading the layer that is moved, and from using it as a
     // base.

@@ -249,6 +249,7 @@ fn serve_locked(
         device: None,
         in_lxc: options.in_lxc,
         store: Some(store.run().key().to_owned()),
+        kernel: None,
     };
     log::info!("mounting {} at {}", manifest.name, mountpoint.shown());
     let mut sync = Some((filesystem, requests));

@@ -11,10 +11,11 @@ use cowl_layers::view::Found;
 use rustix::fs::OFlags;
 
 use crate::container::Container;
-use crate::container::mount::AfterUnmount;
+use crate::container::mount::{AfterUnmount, MountRequest};
 use crate::container::state::Lifetime;
 use crate::container::state::Mounted;
 use crate::error::{Error, Result};
+use crate::store::kernel::Driver;
 
 /// Returns whether the container may have a file etc/hostname. If not, it need not be mounted.
 fn has_hostname(container: &Container<'_>) -> Result<bool> {
@@ -46,7 +47,12 @@ pub(super) fn write_hostname(container: &Container<'_>, name: &str) -> Result<()
         return Ok(());
     }
     let before = matches!(container.mounted()?, Mounted::Alive(_));
-    let mount_point = container.mount_unrecorded(None, Lifetime::OfCommand)?;
+    let request = MountRequest {
+        // The kernel may refuse to mount these layers.
+        driver: (!before).then_some(Driver::Fuse),
+        ..MountRequest::of(Lifetime::OfCommand)
+    };
+    let mount_point = container.mount_unrecorded(request)?;
     let written = write_hostname_at(&mount_point, name);
     if !before {
         container.unmount(AfterUnmount::StayUnmounted)?;

@@ -4,11 +4,12 @@
 //! operations, and returns the [`Container`]. The order of recovery:
 //!
 //! 1. Mounts of snapshots whose daemons died (`browse::tidy`).
-//! 2. A change that was interrupted before its commit, in `container.json.next` (`Container::resolve_pending`).
-//! 3. A change of files outside the store (`moving`).
-//! 4. An ephemeral container whose mount has ended (`ephemeral`).
-//! 5. A merge of layers that the snapshots' manifests do not contain yet (`finish_merge`).
-//! 6. The mount of a daemon that died, or that a killed command was about to replace (`mounts`).
+//! 2. A head whose mount by kernel overlayfs has ended (`kernel_layers`).
+//! 3. A change that was interrupted before its commit, in `container.json.next` (`Container::resolve_pending`).
+//! 4. A change of files outside the store (`moving`).
+//! 5. An ephemeral container whose mount has ended (`ephemeral`).
+//! 6. A merge of layers that the snapshots' manifests do not contain yet (`finish_merge`).
+//! 7. The mount of a daemon that died, or that a killed command was about to replace (`mounts`).
 //!
 //! Snapshots that are not durable yet need no recovery: a later sync makes them durable (`container::durability`).
 //! Garbage collection removes layers and snapshots that no manifest references.
@@ -18,7 +19,7 @@ mod hostname;
 mod mounts;
 pub(crate) mod moving;
 
-use crate::container::{Container, browse};
+use crate::container::{Container, browse, kernel_layers};
 use crate::error::{Error, Result};
 use crate::snapshot::flatten::finish_merge;
 use crate::store::Store;
@@ -65,6 +66,7 @@ pub fn complete_outside(container: Container<'_>) -> Result<()> {
 fn open_unmounted<'s>(store: &'s Store, name: &ContainerName) -> Result<Container<'s>> {
     let container = Container::lock(store, name)?;
     browse::tidy(store, container.id())?;
+    kernel_layers::settle_or_warn(&container);
     let container = moving::complete(container)?.ok_or_else(|| {
         Error::not_found(format!(
             "there is no container named {name}: an interrupted adopt was rolled back, or an interrupted release completed"

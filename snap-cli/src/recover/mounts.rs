@@ -3,6 +3,7 @@
 use crate::container::state::{self, Mounted, RunState};
 use crate::container::{Container, dead, query};
 use crate::error::{Error, Result};
+use crate::store::kernel::Driver;
 use cowl_layers::shown::Show as _;
 
 /// Removes the mount that a dead daemon or a killed command left, and its state. Returns the state.
@@ -28,6 +29,8 @@ fn unmount_dead(container: &Container<'_>) -> Result<Option<RunState>> {
             return Ok(None);
         }
         Mounted::Alive(state) => state,
+        // The command had unmounted it. Another file system may have its device number by now.
+        Mounted::Dead(state) if state.driver() == Driver::Kernel => return Ok(Some(state)),
         Mounted::Dead(state) => {
             dead::record(store, id, &state)?;
             state

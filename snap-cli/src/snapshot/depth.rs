@@ -8,10 +8,11 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use super::flatten::{find_base, merge_run};
-use crate::container::Container;
 use crate::container::state::Mounted;
+use crate::container::{Container, kernel};
 use crate::error::{Error, Result};
 use crate::store::Store;
+use crate::store::kernel::Driver;
 use crate::store::manifest::{ContainerManifest, LayerId};
 use crate::store::measure;
 use crate::tree::error::OnProgress;
@@ -51,6 +52,7 @@ pub fn enforce_limit(
     }
     let done = container.mounted().and_then(|mounted| match mounted {
         Mounted::Alive(_) if scope == MergeScope::Unmounted => Ok(0),
+        Mounted::Alive(state) if state.driver() == Driver::Kernel => Ok(0),
         Mounted::Alive(_) => shrink_with(container, limit.max(MIN_LIMIT), has_room, progress),
         Mounted::No => shrink(container, limit.max(MIN_LIMIT), progress),
         Mounted::Dead(_) => Ok(0),
@@ -74,6 +76,7 @@ pub fn shrink(
                 .hint("cowl flatten --base merges everything"),
         );
     }
+    kernel::refuse(container, "merge layers of")?;
     shrink_with(container, limit, |_, _| Ok(true), progress)
 }
 

@@ -9,10 +9,11 @@ use std::os::unix::ffi::OsStrExt as _;
 use cowl_layers::view::View;
 
 use crate::container::state::Mounted;
-use crate::container::{Container, Swap, daemon};
+use crate::container::{Container, Swap, daemon, kernel};
 use crate::error::{Error, Result};
 use crate::store::collect;
 use crate::store::creation::Creation;
+use crate::store::kernel::Driver;
 use crate::store::manifest::{
     ContainerManifest, LayerId, LayerKind, LayerManifest, Merged, SnapshotManifest,
 };
@@ -107,6 +108,7 @@ pub fn flatten(
     request: &FlattenRequest,
     progress: OnProgress<'_>,
 ) -> Result<Flattened> {
+    kernel::refuse(container, "merge layers of")?;
     let planned = plan(container, request)?;
     if planned.merged < 2 {
         // After an earlier merge, the daemon may have been too busy.
@@ -197,9 +199,10 @@ fn uses_layers_of_manifest(container: &Container<'_>) -> Result<bool> {
 }
 
 fn switch_daemon(container: &Container<'_>) -> Result<()> {
-    let Mounted::Alive(_) = container.mounted()? else {
-        return Ok(());
-    };
+    match container.mounted()? {
+        Mounted::Alive(state) if state.driver() == Driver::Fuse => {}
+        Mounted::Alive(_) | Mounted::No | Mounted::Dead(_) => return Ok(()),
+    }
     let store = container.store();
     let lowers = store.layer_trees(container.manifest().below_head())?;
     let replaced = daemon::connect(store, container.id())?

@@ -3,7 +3,7 @@
 use cowlfs::control::ControlError;
 
 use crate::container::state::Mounted;
-use crate::container::{Container, Swap, daemon};
+use crate::container::{Container, Swap, daemon, kernel};
 use crate::error::Result;
 use crate::store::creation::Creation;
 use crate::store::manifest::{ContainerManifest, LayerId};
@@ -24,6 +24,7 @@ pub struct Frozen {
 ///
 /// A head without changes stays the head, and its lower layers are the frozen state.
 pub fn plan(container: &Container<'_>, creation: &mut Creation<'_>) -> Result<Frozen> {
+    kernel::refuse(container, "take a snapshot of")?;
     flush_mappings(container)?;
     let manifest = container.manifest();
     let below = manifest.below_head();

@@ -13,6 +13,7 @@ use cowl_layers::sys::{flocks, process};
 use crate::container::state::{self, Mounted};
 use crate::error::{Error, Result};
 use crate::store::Store;
+use crate::store::kernel::Driver;
 use crate::store::layers;
 use crate::store::manifest::LayerId;
 use crate::wait::wait_until;
@@ -36,7 +37,9 @@ impl LayerLocks {
     fn read(store: &Store) -> Result<Self> {
         let mut locks = Self::default();
         for (id, record) in store.containers()? {
-            if let Mounted::Alive(state) = state::probe(store, id)? {
+            if let Mounted::Alive(state) = state::probe(store, id)?
+                && state.driver() == Driver::Fuse
+            {
                 locks.daemons.insert(state.pid);
                 locks.daemons.insert(process::same_program_below(state.pid));
                 // An unreadable manifest accounts for no locks.

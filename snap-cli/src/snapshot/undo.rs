@@ -18,6 +18,7 @@ use super::take::{drop_if_unnamed, write_file};
 use crate::container::Container;
 use crate::container::Swap;
 use crate::container::lxc::runs_in_lxc;
+use crate::container::mount::MountRequest;
 use crate::container::state::{Mounted, RunState};
 use crate::delta::TargetLayer;
 use crate::delta::revert::{RevertPlan, RevertStep, Scope};
@@ -262,7 +263,7 @@ fn undo_mounted(
     let store = container.store();
     // The frozen state does not change, whatever processes write meanwhile.
     let mut plan = RevertPlan::new(old, &store.view(&frozen.state)?, &request.scope)?;
-    let mountpoint = container.mount(None, run.lifetime())?;
+    let mountpoint = container.mount(MountRequest::of(run.lifetime()))?;
     let open_error = |error| Error::at("open", &mountpoint, error);
     let root = dir::open_root(&mountpoint).map_err(open_error)?;
     let target = DirTree::new(root).map_err(open_error)?;

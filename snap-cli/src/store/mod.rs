@@ -29,6 +29,7 @@ pub mod disk;
 pub mod family;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+pub mod kernel;
 pub mod layers;
 pub mod leftovers;
 pub mod lock;
@@ -65,6 +66,7 @@ use crate::error::{Error, Kind, Result};
 use crate::host::rootless;
 use cowl_layers::shown::Show as _;
 use cowlfs::config::{Awake, Coherence, Keeper, Passthrough};
+use kernel::Driver;
 use lock::{Lock, Mode};
 use manifest::{ContainerId, MarkerSpace, StoreManifest};
 use paths::Paths;
@@ -80,7 +82,7 @@ pub struct Session {
     pub command: String,
     /// The time to wait for a lock.
     pub patience: Duration,
-    /// The options of mounts.
+    /// The options of mounts. All but the driver concern mounts of cowlfs.
     pub mounts: Mounts,
 }
 
@@ -95,6 +97,8 @@ pub struct Mounts {
     pub awake: Awake,
     /// Whether a mount outlives its daemon.
     pub keeper: Keeper,
+    /// The program that merges the layers.
+    pub driver: Driver,
 }
 
 impl Mounts {

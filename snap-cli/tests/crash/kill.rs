@@ -11,7 +11,8 @@ use cowl_tests::conditions;
 /// Calls that change state visible to other processes or to a later run.
 const CALLS: &str = "mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,fsync,syncfs,\
                      write,fchmodat,?fchmodat2,chmod,fchmod,fchown,utimensat,fchownat,setxattr,flock,\
-                     connect,sendto,symlinkat,linkat,mknodat,umount2,copy_file_range,ioctl";
+                     connect,sendto,symlinkat,linkat,mknodat,umount2,copy_file_range,ioctl,?fsconfig,?fsmount,\
+                     ?move_mount";
 
 /// getxattrat(2) and listxattrat(2) as an strace older than these calls shows them: it shows calls that it does
 /// not know whatever it was asked for.

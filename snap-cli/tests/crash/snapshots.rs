@@ -1,7 +1,9 @@
 //! Killed at any system call that changes something, a command leaves the container as it was before or as it is
 //! afterwards, and the next command removes the leftovers (`web.rs`).
 
-use crate::web::{at_every_call, can};
+use cowl_tests::conditions::{self, Need};
+
+use crate::web::{at_every_call, can, mount_by_the_kernel_at_every_call};
 
 #[test]
 fn snapshot_survives_a_kill() {
@@ -57,6 +59,13 @@ fn mounted_snapshot_survives_a_kill() {
 fn mounted_restore_survives_a_kill() {
     if can(true) {
         at_every_call(true, &["restore", "web", "snap1"], &["web"]);
+    }
+}
+
+#[test]
+fn mounts_by_the_kernel_survive_a_kill() {
+    if can(true) && conditions::can(&[Need::KernelOverlay]) {
+        mount_by_the_kernel_at_every_call();
     }
 }
 

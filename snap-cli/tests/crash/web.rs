@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cowl::store::Store;
+use cowl::store::kernel::Driver;
 use cowl::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use cowl::store::name::ContainerName;
 use cowl::tree::digest;
@@ -25,6 +26,7 @@ pub(crate) fn can(mounts: bool) -> bool {
 
 struct World {
     cli: cowl_tests::cowl::Store,
+    driver: Driver,
 }
 
 /// The states of a container: the current one, and each snapshot.
@@ -42,14 +44,18 @@ impl States {
 }
 
 impl World {
-    fn empty() -> Self {
+    fn empty(driver: Driver) -> Self {
         let cli = cowl_tests::cowl::Store::for_test();
-        Self { cli }
+        let cli = match driver {
+            Driver::Fuse => cli,
+            Driver::Kernel => cli.with_kernel_driver(),
+        };
+        Self { cli, driver }
     }
 
     /// Copies the store, with all its time stamps.
     fn copy(&self) -> Self {
-        let world = Self::empty();
+        let world = Self::empty(self.driver);
         let copied = Command::new("cp")
             .arg("-a")
             .args([self.cli.path(), world.cli.path()])
@@ -59,8 +65,8 @@ impl World {
     }
 
     /// Creates the container with three snapshots, and a file written since.
-    fn new() -> Self {
-        let world = Self::empty();
+    fn new(driver: Driver) -> Self {
+        let world = Self::empty(driver);
         let base = world.cli.beside("base");
         std::fs::create_dir_all(base.join("etc/deep")).unwrap();
         std::fs::write(base.join("etc/file"), "one").unwrap();
@@ -129,6 +135,37 @@ impl World {
     }
 }
 
+/// The mount of web before a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    Unmounted,
+    Mounted,
+}
+
+/// The mount of web after a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    Mounted,
+    Any,
+}
+
+/// Kills commands that change the mount of web by kernel overlayfs at every call. Then the mount works, or can be made.
+///
+/// `COWL_KERNEL_KILLS=1` adds a mount and an unmount.
+pub(crate) fn mount_by_the_kernel_at_every_call() {
+    let first = World::new(Driver::Kernel);
+    let restored = (Before::Mounted, After::Mounted);
+    kill_at_every_call(&first, restored, &["restore", "web", "snap1"], &["web"]);
+    if std::env::var_os("COWL_KERNEL_KILLS").is_none() {
+        // A restore contains both of the following.
+        return;
+    }
+    let unmounted = (Before::Unmounted, After::Any);
+    kill_at_every_call(&first, unmounted, &["mount", "web"], &["web"]);
+    let mounted = (Before::Mounted, After::Any);
+    kill_at_every_call(&first, mounted, &["umount", "web"], &["web"]);
+}
+
 /// Kills `args` at every call; `names` are the containers that the command changes.
 pub(crate) fn at_every_call(mounted: bool, args: &[&str], names: &[&str]) {
     at_every_call_after(&[], mounted, args, names);
@@ -141,13 +178,22 @@ pub(crate) fn at_every_call_after(
     args: &[&str],
     names: &[&str],
 ) {
-    let first = World::new();
+    let first = World::new(Driver::Fuse);
     for command in prepare {
         first.cli.ok(*command);
     }
+    let ends = match mounted {
+        true => (Before::Mounted, After::Mounted),
+        false => (Before::Unmounted, After::Any),
+    };
+    kill_at_every_call(&first, ends, args, names);
+}
+
+fn kill_at_every_call(first: &World, ends: (Before, After), args: &[&str], names: &[&str]) {
+    let (start, end) = ends;
     let world = || {
         let world = first.copy();
-        if mounted {
+        if start == Before::Mounted {
             world.cli.ok(["mount", "web"]);
         }
         world
@@ -157,9 +203,14 @@ pub(crate) fn at_every_call_after(
     let (calls, after) = {
         let world = world();
         let calls = calls(&world.cli.command(args), &world.log());
-        (calls, states(&world))
+        let after = states(&world);
+        if first.driver == Driver::Kernel {
+            // No daemon ends with the process.
+            world.cli.cowl(["umount", "web"]);
+        }
+        (calls, after)
     };
-    at_each(&format!("{args:?}, mounted: {mounted}"), &calls, |call| {
+    at_each(&format!("{args:?}, {ends:?}"), &calls, |call| {
         let mut label = format!("{args:?} killed at {call:?}");
         let world = world();
         let before = states(&world);
@@ -185,8 +236,14 @@ pub(crate) fn at_every_call_after(
             }
         }
         remains::assert_none(world.cli.path(), &label);
-        if mounted && let Some((id, _)) = world.find("web") {
-            assert_mount_works(&world, id, &label);
+        if let Some((id, _)) = world.find("web") {
+            if first.driver == Driver::Kernel && end == After::Any {
+                // Whether it is mounted or not.
+                world.cli.ok(["mount", "web"]);
+                assert_mount_works(&world, id, &label);
+            } else if end == After::Mounted {
+                assert_mount_works(&world, id, &label);
+            }
         }
         killed
     });
@@ -229,7 +286,7 @@ fn is_mounted(mount_point: &Path) -> bool {
 /// Kills `args`, which changes a mounted web path by path after it has saved its state. However far the command came,
 /// that state is saved, no snapshot has changed, and the repeated command has the same result.
 pub(crate) fn at_every_call_path_by_path(args: &[&str]) {
-    let first = World::new();
+    let first = World::new(Driver::Fuse);
     let world = || {
         let world = first.copy();
         world.cli.ok(["mount", "web"]);

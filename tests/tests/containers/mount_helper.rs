@@ -52,11 +52,13 @@ fn containers_and_snapshots_are_mounted_from_fstab() {
         mount -T $S/../fstab $D; cat $D/file; ! touch $D/new 2>&1 | grep -o Read-only; umount $D
         mount -t cowl -o store=$S,nosuid web $D; grep -o \"$D [^ ]* [^ ]*\" /proc/self/mounts | grep -o nosuid,nodev
         umount $D; mount -t cowl -o store=$S web $D; cat $D/file; umount $D
-        COWL_STORE=$S mount -t fuse.cowl web $D; cat $D/file; umount $D";
+        COWL_STORE=$S mount -t fuse.cowl web $D; cat $D/file; umount $D
+        mount -t cowl -o store=$S,driver=kernel web $D; cat $D/file
+        awk -v dir=$D '$2 == dir { print $1, $3 }' /proc/self/mounts; umount $D";
     let output = run_installed(&store, script).ok().out();
     assert_eq!(
         output,
-        "one\nweb fuse.cowlfs\none\nRead-only\nnosuid,nodev\none\ntwo\none\ntwo"
+        "one\nweb fuse.cowlfs\none\nRead-only\nnosuid,nodev\none\ntwo\none\ntwo\none\ntwo\nweb overlay"
     );
 }
 

@@ -10,6 +10,7 @@
 mod adopt;
 mod backup;
 mod confined;
+mod driver;
 mod example;
 mod front;
 mod mapped_exec;

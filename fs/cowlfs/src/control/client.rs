@@ -295,7 +295,7 @@ fn is_end(error: &io::Error) -> bool {
 }
 
 /// Returns the error for a response that is not the expected one.
-fn into_error(response: Response) -> ControlError {
+pub(super) fn into_error(response: Response) -> ControlError {
     match response {
         Response::Busy { writers, readers } => ControlError::Busy { writers, readers },
         Response::InUse { pids, binds } => ControlError::InUse { pids, binds },

@@ -115,6 +115,14 @@ impl FuseConnection {
 
 /// Unmounts the file system, or returns the response that refuses it.
 pub(super) fn detach(overlay: &Overlay, mount: &OwnMount) -> Result<Detached, Response> {
+    detach_own(mount, || detach_copies(overlay, mount))
+}
+
+/// Unmounts the mount itself and then, with `copies`, its copies. If that is refused, the mount is attached again.
+fn detach_own(
+    mount: &OwnMount,
+    copies: impl FnOnce() -> Result<bool, Response>,
+) -> Result<Detached, Response> {
     let failed = |step: &'static str| {
         move |error: cowl_layers::Error| Response::Failed {
             message: format!("cannot {step} {}: {error}", mount.path.shown()),
@@ -165,7 +173,7 @@ pub(super) fn detach(overlay: &Overlay, mount: &OwnMount) -> Result<Detached, Re
             .and_then(|one| one.run_inside(HASTY, Inside::clone_mount).ok()),
     };
     // Copies to which the unmount propagates are unmounted already.
-    match detach_copies(overlay, mount) {
+    match copies() {
         Ok(has_copies) => Ok(Detached { alive, has_copies }),
         Err(response) => {
             if let (Some(own), Some(alive)) = (own, alive) {
@@ -179,14 +187,32 @@ pub(super) fn detach(overlay: &Overlay, mount: &OwnMount) -> Result<Detached, Re
     }
 }
 
+/// Unmounts a file system without a daemon, or returns the response that refuses it.
+///
+/// Such a file system cannot be aborted, so a copy that cannot be detached prevents the unmount.
+pub(super) fn detach_without_daemon(mount: &OwnMount) -> Result<(), Response> {
+    detach_own(mount, || match detach_unused(mount)? {
+        0 => Ok(false),
+        _ => {
+            let found = mount.find_all().unwrap_or_default();
+            let pids = found.iter().map(|one| one.namespace.pid).collect();
+            Err(Response::InUse {
+                pids,
+                binds: Vec::new(),
+            })
+        }
+    })
+    .map(drop)
+}
+
 /// Detaches the remaining copies after the mount itself was unmounted, or returns the response that refuses it.
 pub(super) fn end_copies(overlay: &Overlay, mount: &OwnMount) -> Result<Detached, Response> {
     let alive = None;
     detach_copies(overlay, mount).map(|has_copies| Detached { alive, has_copies })
 }
 
-/// Detaches the copies of the mount and releases the upper layer. Returns whether copies remain.
-fn detach_copies(overlay: &Overlay, mount: &OwnMount) -> Result<bool, Response> {
+/// Detaches the copies of the mount, which no process may use. Returns how many remain.
+fn detach_unused(mount: &OwnMount) -> Result<usize, Response> {
     let failed = |error: cowl_layers::Error| Response::Failed {
         message: format!("cannot find the copies of {}: {error}", mount.path.shown()),
     };
@@ -205,6 +231,12 @@ fn detach_copies(overlay: &Overlay, mount: &OwnMount) -> Result<bool, Response> 
         }
     }
     refuse_users(mount, &[])?;
+    Ok(remaining)
+}
+
+/// Detaches the copies of the mount and releases the upper layer. Returns whether copies remain.
+fn detach_copies(overlay: &Overlay, mount: &OwnMount) -> Result<bool, Response> {
+    let remaining = detach_unused(mount)?;
     let until = Instant::now() + RELEASE_TIMEOUT;
     loop {
         let (readers, writers) = overlay.open_files();

@@ -12,6 +12,7 @@ mod own_mount;
 mod server;
 mod signals;
 mod stats;
+mod without_daemon;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -28,6 +29,7 @@ pub(crate) use server::{
 pub(crate) use signals::{SignalTarget, Signals};
 pub use stats::Stats;
 pub(crate) use stats::StatsSource;
+pub use without_daemon::KernelMount;
 
 /// The start of the error message for an unknown request. Clients recognize it.
 const NOT_UNDERSTOOD: &str = "not understood";

@@ -56,6 +56,10 @@ names! {
     nodes = "cowl.nodes";
     /// Returns the name of the xattr of attributes that could not be stored.
     recorded = "cowl.recorded";
+    /// Returns the name of the xattr with the kernel's handle of the lower object that an object was copied up from.
+    kernel_origin = "origin";
+    /// Returns the name of the xattr with the difference between two link counts, which the kernel's index needs.
+    kernel_nlink = "nlink";
     /// Returns the name of the whiteout xattr of an overlay that is stacked on this one.
     escaped_whiteout = "overlay.whiteout";
     /// Returns the name of the opaque xattr of an overlay that is stacked on this one.

@@ -24,6 +24,7 @@ pub mod namespace;
 pub mod node;
 pub mod open;
 pub mod order;
+pub mod overlay;
 pub mod pid_namespace;
 pub mod private;
 pub mod process;

@@ -133,9 +133,10 @@ fn own_mounts() -> Result<Vec<String>> {
     let table = std::fs::read(path).map_err(|error| Error::at("read", path, error))?;
     let mounts = mounts_without_master(&table);
     user_namespace::copy_mounts().map_err(inspection_failed)?;
-    let is_own = |mount: &&Mount| {
-        mount.kind == b"fuse.cowlfs" && sys::mount::unmount_lazily(&mount.at).is_ok()
-    };
+    // With the driver kernel, a container is an overlay.
+    let is_container = |mount: &Mount| [&b"fuse.cowlfs"[..], b"overlay"].contains(&&*mount.kind);
+    let is_own =
+        |mount: &&Mount| is_container(mount) && sys::mount::unmount_lazily(&mount.at).is_ok();
     let own = mounts.iter().filter(is_own);
     Ok(own.map(|mount| quoted(&mount.at)).collect())
 }
