@@ -60,6 +60,7 @@ fn a_container_of_a_plain_user_is_adopted_snapshotted_restored_and_released() {
             cowl $command 2> error && exit 1; grep -c 'hint: stop it: lxc-stop\|hint: run the command in it: lxc-attach' error
         done
         cowl list t1 --format '{name}'; cowl upgrade t1 > /dev/null; l t1 cat /etc/more
+        ln -s "$(command -v cowl)" lxc-snapshot; ./lxc-snapshot -n t1; ./lxc-snapshot -n t1 -L | awk '{ print $1 }'
         stop t1; cowl restore t1 snap0 2> /dev/null; start t1; l t1 ls /root; able /root/w/grep
         l t1 touch /root/late; cowl restore t1 snap0 --stop --start 2> /dev/null; state t1; l t1 ls /root | grep -c late || true
         cowl clone t1 t2; stat -c '%u %a' $LXC/t2; start t2; l t2 sh -c 'hostname; stat -c "%u %g %a" /root/f; touch /root/two'
@@ -76,7 +77,7 @@ fn a_container_of_a_plain_user_is_adopted_snapshotted_restored_and_released() {
     let capable = "2000";
     let expected = format!(
         "0\nf 1000 1001 6755\ns 0 0 1777\n{capable}\n{capable}\nfuse.cowlfs t1\nmounted in lxc\nsnap0\n\
-         D /bin/ls\nA /etc/more\nD /root/s\n{refused}snap0\nmore\nf\ng\ngrep\ns\nw\n{capable}\nRUNNING\n0\n\
+         D /bin/ls\nA /etc/more\nD /root/s\n{refused}snap0\nmore\nsnap0\nsnap1\nf\ng\ngrep\ns\nw\n{capable}\nRUNNING\n0\n\
          300000 770\nt2\n1000 1001 6755\n0\nt1\n/root/two\nt1\n0\n1000 1001\nt3\n300000 U 770\n1000 1001 6755\n\
          {capable}\n1"
     );
