@@ -89,7 +89,7 @@ const CONFIGURATION: Section = (
         ),
         (
             "coherence = \"packages\"",
-            "The files in lower layers that the kernel reads without the daemon. A descriptor that was opened before a write to such a file continues to read the old content. `posix`: programs and libraries; `packages`: also the other files in /usr (except /usr/local) and similar directories, which package managers replace instead of writing to them; `overlay`: all.",
+            "The files in lower layers that the kernel reads without the daemon. A descriptor that was opened before a write to such a file continues to read the old content. `posix`: programs and libraries; `packages`: also files of 256 KiB or more in /usr (except /usr/local) and similar directories, which package managers replace instead of writing to them; `overlay`: all.",
         ),
         (
             "keeper = \"on\"",

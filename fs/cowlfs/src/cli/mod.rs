@@ -56,8 +56,8 @@ pub struct Args {
     /// mount can be taken.
     ///
     /// coherence=packages|posix|overlay: content that a descriptor of a lower file reads after the file was written to.
-    /// posix: the new content, except for programs and libraries; packages: the same, except for all files in /usr
-    /// (without /usr/local) and other directories of package managers; overlay: the old content. The kernel reads the
+    /// posix: the new content, except for programs and libraries; packages: the same, except for large files in
+    /// /usr (without /usr/local) and other directories of package managers; overlay: the old content. The kernel reads the
     /// files with old content without the daemon.
     ///
     /// keeper=on|off: whether a second process starts another daemon if the daemon is killed, so that programs in the

@@ -9,7 +9,9 @@ use super::convert::{
     can_map_writable, is_synchronous, parse_name, to_errno, to_file_attr, to_open_options,
 };
 use super::{Adapter, GENERATION, blame};
-use crate::fuse::passthrough::{Backing, CachedAttr, OpenMode, OpenParams, OpenTraits, Policy};
+use crate::fuse::passthrough::{
+    Backing, CachedAttr, LARGE, LargeFiles, OpenMode, OpenParams, OpenTraits, Policy,
+};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
@@ -295,7 +297,12 @@ impl Adapter {
 /// Whether a file is usually replaced, not written in place, so that the policy permits passthrough. `fd` is a descriptor
 /// of its content.
 fn is_replaced(policy: Policy, handle: &FileHandle, fd: &OwnedFd) -> Result<bool> {
-    if policy.packages && handle.is_in_package_tree() {
+    let is_selected = match policy.large {
+        LargeFiles::None => false,
+        LargeFiles::OfPackages => handle.is_in_package_tree(),
+        LargeFiles::All => true,
+    };
+    if is_selected && sys::stat::stat_fd(fd)?.size >= LARGE {
         return Ok(true);
     }
     Ok(policy.programs && handle.is_program(fd)?)

@@ -26,7 +26,7 @@ use cowl_layers::error::Errno;
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
 use cowl_overlay::{Kind, Ledger};
-pub(super) use policy::{Contents, OpenTraits, Policy};
+pub(super) use policy::{Contents, LARGE, LargeFiles, OpenTraits, Policy};
 use policy::{InodeMode, Verdict, decide};
 pub(super) use record::BackingRecord;
 

@@ -15,6 +15,23 @@ pub(in crate::fuse) enum Contents {
     ReadOnly,
 }
 
+/// The files of at least [`LARGE`] for which passthrough is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fuse) enum LargeFiles {
+    /// No file because of its size.
+    None,
+    /// Those in the trees of package managers.
+    OfPackages,
+    /// All of them.
+    All,
+}
+
+/// The size in bytes from which passthrough saves more than its registration costs.
+///
+/// A smaller file is one request, after which the kernel has it in its cache. After a read by passthrough, each stat(2)
+/// is a request.
+pub(in crate::fuse) const LARGE: u64 = 256 << 10;
+
 /// The files of a mount for which passthrough is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::fuse) struct Policy {
@@ -22,8 +39,8 @@ pub(in crate::fuse) struct Policy {
     pub(in crate::fuse) upper: bool,
     /// Programs and libraries in lower layers, for reading.
     pub(in crate::fuse) programs: bool,
-    /// Files in the trees of package managers, in lower layers, for reading.
-    pub(in crate::fuse) packages: bool,
+    /// Large files in lower layers, for reading.
+    pub(in crate::fuse) large: LargeFiles,
     /// All files in lower layers, for reading.
     pub(in crate::fuse) lowers: bool,
 }
@@ -33,7 +50,7 @@ impl Policy {
     pub(in crate::fuse) const OFF: Self = Self {
         upper: false,
         programs: false,
-        packages: false,
+        large: LargeFiles::None,
         lowers: false,
     };
 
@@ -55,14 +72,18 @@ impl Policy {
         Self {
             upper,
             programs: true,
-            packages: coherence != Coherence::Posix,
-            lowers: coherence == Coherence::Overlay || contents == Contents::ReadOnly,
+            large: match (contents, coherence) {
+                (Contents::ReadOnly, _) => LargeFiles::All,
+                (Contents::Writable, Coherence::Posix) => LargeFiles::None,
+                (Contents::Writable, _) => LargeFiles::OfPackages,
+            },
+            lowers: coherence == Coherence::Overlay,
         }
     }
 
     /// Whether passthrough is used for files that are replaced rather than written in place.
     fn has_replaced(self) -> bool {
-        self.programs || self.packages
+        self.programs || self.large != LargeFiles::None
     }
 
     /// Whether passthrough is used for any file.
@@ -79,7 +100,7 @@ pub(in crate::fuse) struct OpenTraits {
     /// It is for writing.
     pub(in crate::fuse) write: bool,
     /// The file is usually replaced, not written in place: it is one of those in [`Policy::programs`] or
-    /// [`Policy::packages`].
+    /// [`Policy::large`].
     pub(in crate::fuse) replaced: bool,
     /// The file has setuid, setgid or capabilities. Whether a write clears them depends on the writing process, which
     /// the file system below cannot determine.
@@ -196,7 +217,7 @@ mod tests {
         };
         let opens = [lower, program, upper, write, setuid, direct, upper_program];
         use Coherence::{Overlay, Posix};
-        use Contents::{ReadOnly, Writable};
+        use Contents::Writable;
         use Passthrough::{All, Auto, Off, Read};
         use StackMode::{Fixed, Pushable};
         for (option, coherence, (stack, contents), verdicts) in [
@@ -230,13 +251,6 @@ mod tests {
                 (Pushable, Writable),
                 [Pass, Pass, Pass, Pass, PassMappings, PassMappings, Pass],
             ),
-            // Nothing is in the upper layer, and the kernel permits no write.
-            (
-                Read,
-                Posix,
-                (Fixed, ReadOnly),
-                [Pass, Pass, Cached, Cached, Cached, PassMappings, Cached],
-            ),
             (
                 Off,
                 Overlay,
@@ -251,21 +265,24 @@ mod tests {
     }
 
     #[test]
-    fn only_coherence_posix_excludes_packages() {
-        for (coherence, packages) in [
-            (Coherence::Packages, true),
-            (Coherence::Posix, false),
-            (Coherence::Overlay, true),
+    fn large_files_are_selected_where_their_content_is_not_written_in_place() {
+        use Coherence::{Overlay, Packages, Posix};
+        use Contents::{ReadOnly, Writable};
+        for (coherence, contents, large) in [
+            (Packages, Writable, LargeFiles::OfPackages),
+            (Posix, Writable, LargeFiles::None),
+            (Overlay, Writable, LargeFiles::OfPackages),
+            (Packages, ReadOnly, LargeFiles::All),
+            (Posix, ReadOnly, LargeFiles::All),
+            (Overlay, ReadOnly, LargeFiles::All),
         ] {
-            for contents in [Contents::Writable, Contents::ReadOnly] {
-                let stack = (StackMode::Pushable, contents);
-                let policy = Policy::new(Passthrough::Auto, coherence, stack);
-                assert_eq!(policy.packages, packages);
-                assert!(policy.programs);
-            }
+            let stack = (StackMode::Pushable, contents);
+            let policy = Policy::new(Passthrough::Auto, coherence, stack);
+            assert_eq!(policy.large, large, "{coherence:?} {contents:?}");
+            assert!(policy.programs);
         }
-        let fixed = (StackMode::Fixed, Contents::Writable);
-        let off = Policy::new(Passthrough::Off, Coherence::Packages, fixed);
+        let fixed = (StackMode::Fixed, Writable);
+        let off = Policy::new(Passthrough::Off, Packages, fixed);
         assert_eq!(off, Policy::OFF);
     }
 
