@@ -32,7 +32,7 @@ pub(crate) fn stop_hint(container: &Container<'_>, command: &str) -> Option<Stri
         return None;
     }
     let takes = |verbs: &[&str]| command.split(' ').any(|word| verbs.contains(&word));
-    let or = if takes(&["restore", "flatten"]) {
+    let or = if takes(&["restore"]) {
         format!("; or have cowl do all of it: {command} --stop --start")
     } else if takes(&["destroy"]) {
         format!("; or have cowl do both: {command} --stop")

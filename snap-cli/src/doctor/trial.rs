@@ -83,7 +83,20 @@ impl Trial {
             keeper(&stats),
             passthrough(&stats),
             limits(&status),
+            self.kernel_driver()?,
         ])
+    }
+
+    fn kernel_driver(&self) -> Result<Finding, String> {
+        let name = "kernel-driver";
+        if let Err(reason) = self.cowl(&["mount", "--driver", "kernel", "trial"].map(OsStr::new)) {
+            return Ok(Finding::absent(name, reason));
+        }
+        self.cowl(&["umount", "trial"].map(OsStr::new))?;
+        Ok(Finding::works(
+            name,
+            "kernel overlayfs can mount containers (cowl mount --driver kernel)",
+        ))
     }
 
     fn json(&self, args: &[&str]) -> Result<Value, String> {

@@ -38,6 +38,7 @@ fn a_working_host_is_reported_and_nothing_is_left() {
         "reflinks",
         "keeper",
         "passthrough",
+        "kernel-driver",
         "id-ranges",
         "lxc",
     ] {
