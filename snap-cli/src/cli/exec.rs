@@ -34,7 +34,7 @@ pub(super) struct ExecArgs {
     /// Run the command as root of this machine, even if the container has an id map (`lxc.idmap`)
     #[arg(long)]
     host_ids: bool,
-    /// Mount it with this driver [default: the setting `driver`]
+    /// Mount the container with this driver [default: the setting `driver`]
     #[arg(long, value_enum, value_name = "DRIVER")]
     driver: Option<DriverChoice>,
     /// The command and its arguments

@@ -89,7 +89,7 @@ const CONFIGURATION: Section = (
         ),
         (
             "coherence = \"packages\"",
-            "The files in lower layers that the kernel reads without the daemon. A descriptor that was opened before a write to such a file continues to read the old content. `posix`: programs and libraries; `packages`: also files of 256 KiB or more in /usr (except /usr/local) and similar directories, which package managers replace instead of writing to them; `overlay`: all.",
+            "The files in lower layers that the kernel reads without the daemon. A descriptor that was opened before a write to such a file continues to read the old content. `posix`: programs and libraries; `packages`: also files of 256 KiB or more in /usr (except /usr/local) and similar directories, where package managers replace files instead of writing to them; `overlay`: all.",
         ),
         (
             "keeper = \"on\"",
@@ -101,7 +101,7 @@ const CONFIGURATION: Section = (
         ),
         (
             "driver = \"fuse\"",
-            "The program that merges the layers of a mount. `fuse`: a daemon of cowl. `kernel`: kernel overlayfs, which is faster, but no snapshot can be taken while the container is mounted. Snapshots are always mounted with `fuse`. Takes effect at the next mount.",
+            "The driver of a container's mount. `fuse`: a daemon of cowl. `kernel`: kernel overlayfs, which is faster, but no snapshot can be taken while the container is mounted. Snapshots are always mounted with `fuse`. Takes effect at the next mount.",
         ),
         (
             "lxcpath = \"/var/lib/lxc\"",

@@ -34,10 +34,10 @@ use crate::store::name::{Address, ContainerName};
 /// other users can reach, unless --suid is given: the container's root could leave such programs for users
 /// of this machine. They always work in `cowl exec`.
 ///
-/// With `--driver kernel`, kernel overlayfs merges the layers: file accesses are as fast as in a plain
-/// overlay, and no daemon runs. While the container is mounted so, no snapshot can be taken, and its
-/// layers cannot be merged; `cowl diff` and other commands that read may show the previous content of a
-/// file with several hard links.
+/// With `--driver kernel`, the container is mounted with kernel overlayfs, which is faster than a daemon.
+/// While it is mounted this way, no snapshot can be taken, and its layers cannot be merged; `cowl diff`
+/// and other commands that read the layers may show the previous content of a file with several hard
+/// links.
 #[derive(Debug, clap::Args)]
 pub(super) struct MountArgs {
     /// The container or the snapshot

@@ -28,8 +28,7 @@ use crate::store::name::ContainerName;
 /// STATE is "mounted", "not mounted", "mounted elsewhere" (in another mount namespace), "mounted in lxc"
 /// (in the namespaces of a plain user's LXC container, whose processes are not listed), or "silent" (the
 /// daemon runs but does not respond; a note gives the reason). DAEMON is "kernel" for a mount of kernel
-/// overlayfs. Processes on the mount of a dead daemon are
-/// listed as such until they end.
+/// overlayfs. Processes on the mount of a dead daemon are listed as such until they end.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Show only this container

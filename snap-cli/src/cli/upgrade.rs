@@ -19,8 +19,8 @@ use crate::store::name::ContainerName;
 /// for some milliseconds. The daemons of mounted snapshots of the containers are replaced as well.
 ///
 /// A daemon that cannot be replaced continues to serve its mount; the reason is printed, and the exit code is 1.
-/// Containers that are not mounted are skipped. A mount of kernel overlayfs has no daemon: it is refused, or
-/// skipped with --all.
+/// Containers that are not mounted are skipped. A container that kernel overlayfs has mounted has no daemon: if it is
+/// named, the command fails; with --all, it is skipped.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The containers

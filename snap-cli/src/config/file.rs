@@ -20,7 +20,7 @@ pub(super) const DEPTHS: RangeInclusive<usize> = 2..=500;
 
 /// The messages for invalid values.
 pub(super) const PASSTHROUGH: &str = "it must be auto, all, read or off";
-pub(super) const COHERENCE: &str = "it must be posix or overlay";
+pub(super) const COHERENCE: &str = "it must be packages, posix or overlay";
 pub(super) const AWAKE: &str = "it must be auto, on or off";
 pub(super) const KEEPER: &str = "it must be on or off";
 pub(super) const DRIVER: &str = "it must be fuse or kernel";

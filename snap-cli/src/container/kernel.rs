@@ -144,8 +144,8 @@ pub(super) fn mount(container: &Container<'_>, at: &Path, options: StartOptions)
     state::write(store, id, &run)?;
     if run.lifetime() == Lifetime::UntilUnmounted && !has_index(device)? {
         log::warn!(
-            "the kernel mounts {} without an index, as always in a user namespace: the names of a file with several \
-             become separate files when one of them is changed",
+            "the kernel mounts {} without an index, as always in a user namespace: if a file with several hard links is \
+             changed under one name, that name becomes a separate file",
             manifest.name
         );
     }

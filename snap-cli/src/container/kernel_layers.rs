@@ -28,7 +28,7 @@ pub(crate) fn settle_or_warn(container: &Container<'_>) {
     if let Err(error) = settle(container) {
         let name = container.name();
         log::warn!(
-            "{error}; {name} was mounted with kernel overlayfs, and cannot be prepared for other mounts"
+            "{error}; {name} was mounted with kernel overlayfs, and cannot be prepared for the next mount"
         );
     }
 }
@@ -98,7 +98,10 @@ pub(super) fn prepare(store: &Store, manifest: &ContainerManifest) -> Result<()>
             "kernel overlayfs cannot mount {name}: it has {} lower layers, and the kernel mounts 1 to {MOST_LOWERS}",
             lowers.len()
         ))
-        .hint(format!("merge layers: cowl flatten {name}")));
+        .hint(match lowers.is_empty() {
+            true => format!("take a snapshot, which makes the layer a lower one: cowl snapshot {name}"),
+            false => format!("merge layers: cowl flatten {name}"),
+        }));
     }
     // The kernel would remove an unfinished journal.
     adopt_index(store, manifest)?;

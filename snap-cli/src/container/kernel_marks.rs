@@ -70,10 +70,10 @@ impl Search {
                 Some("contains whiteouts that are regular files (Linux 6.7 or later reads them)")
             }
             (FileKind::Directory, XattrSpace::User) if value(space.redirect()).is_some() => {
-                Some("is a renamed directory, which the kernel does not follow in a user namespace")
+                Some("is a renamed directory, which the kernel cannot resolve in a user namespace")
             }
             (FileKind::Regular, XattrSpace::User) if value(space.metacopy()).is_some() => Some(
-                "has its content in a lower layer, which the kernel does not follow in a user namespace",
+                "has its content in a lower layer, where the kernel does not find it in a user namespace",
             ),
             _ => None,
         }

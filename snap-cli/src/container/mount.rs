@@ -188,7 +188,7 @@ impl Container<'_> {
             && driver != state.driver()
         {
             return Err(Error::busy(format!(
-                "{name} is mounted with the driver {} already",
+                "{name} is already mounted with the driver {}",
                 state.driver().name()
             ))
             .hint(format!("unmount it first: cowl umount {name}")));

@@ -265,7 +265,7 @@ fn refuse_network(store: &Store, id: ContainerId) -> Result<()> {
          file system ({kind}), which may not show the locks of other machines"
     ))
     .hint(format!(
-        "unmount it on the other machine; if it is mounted nowhere: rm {}",
+        "unmount it on the other machine; if no machine has it mounted: rm {}",
         quoted(&path)
     )))
 }

@@ -153,7 +153,10 @@ fn mount_own_proc(root: &OwnedFd) -> Result<()> {
     match rustix::mount::mount("proc", &at.path, "proc", flags, c"") {
         // A user namespace may not mount a /proc that shows more than the one it has, of which a container hides parts.
         Err(rustix::io::Errno::PERM) => {
-            log::warn!("/proc shows the processes of the machine: a part of it is hidden here");
+            log::warn!(
+                "the command sees the processes of the machine in /proc: a part of /proc is hidden here, so the kernel \
+                 permits no new one"
+            );
             return bind_proc(root);
         }
         other => other.map_err(proc_error)?,

@@ -127,18 +127,18 @@ pub fn id_map(container: &mut Container<'_>, ids: Ids) -> Result<Option<IdMap>> 
         return match recorded.is_empty() {
             true if binding::has_included_files(&text) && !command::is_installed() => {
                 Err(Error::failed(format!(
-                    "cannot find out whether a file that {} includes has an id map: lxc-info is not in PATH",
+                    "cannot determine whether a file that {} includes has an id map: lxc-info is not in PATH",
                     config.shown()
                 ))
                 .hint("install it (apt install lxc), or add its directory to PATH"))
             }
             true => Ok(None),
             false => Err(Error::failed(format!(
-                "{} has no lxc.idmap any more, but the files of {name} have its ids: {}",
+                "{} no longer has an lxc.idmap, but the files of {name} have its ids: {}",
                 config.shown(),
                 recorded.values().collect::<Vec<_>>().join(", ")
             ))
-            .hint("write the lines again; to run a command as root of this machine: cowl exec --host-ids")),
+            .hint("restore the lxc.idmap lines; to run the command as root of this machine: cowl exec --host-ids")),
         };
     }
     if !found.is_usable() {

@@ -35,7 +35,7 @@ pub fn require_startable(name: &str, file: &Path, text: &[u8]) -> Result<()> {
     Err(Error::failed(format!(
         "the LXC container {name} of a plain user has no valid id map"
     ))
-    .hint("map users and groups to your ranges in /etc/subuid: lxc.idmap = u 0 100000 65536, and the same with g"))
+    .hint("map users and groups to your ranges in /etc/subuid and /etc/subgid: lxc.idmap = u 0 100000 65536, and the same with g"))
 }
 
 /// Returns the id map of an LXC container, with ids of the user namespace of this process. Its config is in `file`, and

@@ -67,7 +67,7 @@ pub fn receive(mut stream: &UnixStream) -> io::Result<Option<(OwnedFd, Device)>>
 pub fn pass_mount(socket: &Path, mount_point: &Path, source: &str) -> Result<()> {
     let mut stream = connect(socket).map_err(|error| {
         Error::at("connect to the daemon at", socket, error)
-            .hint("start the container with lxc-start, which runs the pre-start hook before")
+            .hint("start the container with lxc-start, which runs the pre-start hook first")
     })?;
     let device = mount::open_device().map_err(|error| {
         Error::failed("cannot open /dev/fuse in the user namespace of the container")

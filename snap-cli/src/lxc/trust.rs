@@ -30,7 +30,7 @@ pub fn check(file: &Path, text: &[u8]) -> Result<()> {
     let refuse = |path: &Path| {
         let dir = file.parent().unwrap_or(&file);
         Err(Error::failed(format!(
-            "another user than root can change {}: LXC would run programs for that user as root",
+            "a user other than root can change {}: LXC would run programs for that user as root",
             path.shown()
         ))
         .hint(format!(

@@ -56,7 +56,7 @@ pub(super) fn remount(container: &Container<'_>) -> Result<()> {
     };
     if state.in_lxc {
         state::remove(store, id)?;
-        log::warn!("{died}; restart its LXC container, which has lost its files");
+        log::warn!("{died}; restart its LXC container, whose files are inaccessible");
         return Ok(());
     }
     if state.transient {

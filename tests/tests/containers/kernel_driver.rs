@@ -120,7 +120,7 @@ fn commands_that_need_the_daemon_are_refused() {
     store.refused(
         ["mount", "--driver", "fuse", "web"],
         4,
-        &["mounted with the driver kernel already", "cowl umount web"],
+        &["already mounted with the driver kernel", "cowl umount web"],
     );
     // Without an explicit driver, any is accepted.
     assert_eq!(store.mount("web"), root);

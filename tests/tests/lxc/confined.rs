@@ -204,7 +204,7 @@ fn a_map_that_cannot_be_determined_is_an_error() {
     for (path, owner) in [(&path, "4242:4242"), (&dir, "4242:0")] {
         cowl_tests::command::run("chown", [owner, path.to_str().unwrap()]).ok();
         lxc.adopt("c1")
-            .fails(1, &["another user than root can change"]);
+            .fails(1, &["a user other than root can change"]);
         cowl_tests::command::run("chown", ["0:0", path.to_str().unwrap()]).ok();
     }
     lxc.adopt("c1").ok();

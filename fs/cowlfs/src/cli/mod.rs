@@ -56,9 +56,9 @@ pub struct Args {
     /// mount can be taken.
     ///
     /// coherence=packages|posix|overlay: content that a descriptor of a lower file reads after the file was written to.
-    /// posix: the new content, except for programs and libraries; packages: the same, except for large files in
-    /// /usr (without /usr/local) and other directories of package managers; overlay: the old content. The kernel reads the
-    /// files with old content without the daemon.
+    /// posix: the new content, except for programs and libraries; packages (the default): the new content, except for
+    /// programs, libraries, and files of 256 KiB or more in /usr (except /usr/local) and other directories of package
+    /// managers; overlay: the old content. The kernel reads the excepted files without the daemon.
     ///
     /// keeper=on|off: whether a second process starts another daemon if the daemon is killed, so that programs in the
     /// mount continue (on by default; Linux 6.9 or later).

@@ -141,7 +141,7 @@ fn detach_own(
     if mount.mounter == Mounter::Other {
         return Err(Response::Failed {
             message: format!(
-                "{} is mounted in a namespace that admits no other process, and ends with that",
+                "{} is mounted in another namespace, and cannot be unmounted before this namespace ends",
                 mount.path.shown()
             ),
         });
