@@ -62,6 +62,16 @@ pub enum Mounter {
     Other,
 }
 
+/// The use of a path as a mount point.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MountPath {
+    /// Symbolic links in it are followed.
+    #[default]
+    Resolved,
+    /// The caller has checked it. It must not contain symbolic links, which another user may have put there since.
+    Exact,
+}
+
 /// Whether idle CPUs are kept awake during a burst of requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Awake {

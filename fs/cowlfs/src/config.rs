@@ -8,8 +8,8 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 pub use crate::choices::{
-    Awake, Coherence, ControlSocket, Keeper, LiveLayers, Mounter, Passthrough, Supervision,
-    choice_name, find_choice,
+    Awake, Coherence, ControlSocket, Keeper, LiveLayers, MountPath, Mounter, Passthrough,
+    Supervision, choice_name, find_choice,
 };
 use cowl_layers::format::XattrSpace;
 use cowl_layers::sys::mount::MountOptions;
@@ -40,6 +40,8 @@ pub struct Config {
     pub upper: Option<(PathBuf, PathBuf)>,
     /// The mount point.
     pub mountpoint: PathBuf,
+    /// The use of its path.
+    pub path: MountPath,
     /// The process that mounts.
     pub mounter: Mounter,
     /// Flags and names of the mount.
@@ -106,6 +108,7 @@ impl Config {
             data_only: Vec::new(),
             upper,
             mountpoint,
+            path: MountPath::default(),
             mounter: Mounter::default(),
             mount: MountOptions {
                 source: "cowlfs".into(),

@@ -96,6 +96,9 @@ impl ExecArgs {
 pub(super) struct EnterArgs {
     /// The container's mount point
     mountpoint: PathBuf,
+    /// The file system that must be mounted there
+    #[arg(long, value_name = "MAJOR:MINOR")]
+    device: Option<String>,
     /// Enter a new user namespace with this range of ids; may be given several times
     #[arg(long, value_name = "u|g INSIDE OUTSIDE COUNT")]
     id_map: Vec<String>,
@@ -107,7 +110,8 @@ pub(super) struct EnterArgs {
 impl CliCommand for EnterArgs {
     fn run(&self, _context: &Context) -> Result<u8> {
         let map = IdMap::from_values(self.id_map.iter().map(String::as_bytes));
-        let (code, error) = enter::enter(&self.mountpoint, &map, &self.command);
+        let target = (self.mountpoint.as_path(), self.device.as_deref());
+        let (code, error) = enter::enter(target, &map, &self.command);
         output::print_error(&error, output::Format::Text);
         Ok(code)
     }

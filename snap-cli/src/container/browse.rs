@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cowl_layers::error::Errno;
-use cowlfs::config::Config;
+use cowlfs::config::{Config, MountPath};
 use cowlfs::{Event, GiveUp, Takeover};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -206,7 +206,7 @@ pub fn open(
         None => {
             disk::ensure_dir(&mount_point)?;
             mount::check_empty(&mount_point)?;
-            mount_point
+            mount::canonical(&mount_point)?
         }
     };
     let own = Uuid::new_v4();
@@ -331,6 +331,7 @@ pub fn serve(
     let stack = store.snapshot(id, snapshot)?.stack;
     let lowers = store.layer_trees(&stack)?;
     let mut config = Config::new(lowers, None, mount_point.to_owned());
+    config.path = MountPath::Exact;
     store.session().mounts.apply(&mut config);
     config.space = Some(store.space());
     config.control = Some(dir.join(SOCKET));

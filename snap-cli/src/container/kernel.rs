@@ -25,6 +25,7 @@ use crate::host::{files, mountinfo};
 use crate::store::Store;
 use crate::store::kernel::{self, Driver, KernelPhase, KernelUse};
 use crate::store::manifest::{ContainerManifest, LayerId};
+use crate::store::reserve;
 use crate::wait::wait_until;
 
 /// The interval between questions to the kernel whether a file system has ended.
@@ -209,6 +210,8 @@ pub(super) fn finish_unmount(container: &Container<'_>, state: &RunState) -> Res
     if state.driver() != Driver::Kernel {
         return Ok(());
     }
+    // The unmounted head must be settled also on a full disk.
+    reserve::release_if_full(container.store())?;
     wait_for_end(container, state)
 }
 

@@ -72,6 +72,9 @@ impl Search {
             (FileKind::Directory, XattrSpace::User) if value(space.redirect()).is_some() => {
                 Some("is a renamed directory, which the kernel cannot resolve in a user namespace")
             }
+            (_, XattrSpace::User) if value(space.recorded()).is_some() => Some(
+                "has recorded attributes, which the kernel would discard (docs/decisions/0039)",
+            ),
             (FileKind::Regular, XattrSpace::User) if value(space.metacopy()).is_some() => Some(
                 "has its content in a lower layer, where the kernel does not find it in a user namespace",
             ),

@@ -133,7 +133,7 @@ impl Container<'_> {
                 };
                 (mount_point, nosuid)
             }
-            None => (self.create_mount_point()?, false),
+            None => (canonical(&self.create_mount_point()?)?, false),
         };
         let options = StartOptions {
             lifetime,
@@ -369,12 +369,20 @@ impl Container<'_> {
             nosuid: was.nosuid,
             driver: was.driver(),
         };
-        let started = self.start(&was.mountpoint, options);
+        // Another user may have replaced a directory in its path. The mount fails if there is a symbolic link.
+        let started =
+            check_empty(&was.mountpoint).and_then(|()| self.start(&was.mountpoint, options));
         if started.is_err() {
             state::remove(self.store, self.id)?;
         }
         started
     }
+}
+
+/// Resolves the symbolic links in the path of a mount point.
+pub(super) fn canonical(mount_point: &Path) -> Result<PathBuf> {
+    let resolved = mount_point.canonicalize();
+    resolved.map_err(|error| Error::at("mount at", mount_point, error))
 }
 
 /// Starts a daemon and waits until its mount is ready. `fill` adds arguments to its command.

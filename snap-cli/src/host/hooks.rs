@@ -139,6 +139,9 @@ fn run_all(hooks: &Hooks, when: &str, env: &HookEnv, started: &mut usize) -> Res
     Ok(())
 }
 
+/// The number of links that the kernel follows.
+const MOST_LINKS: usize = 40;
+
 /// Lists the executables in a directory, sorted by name. Other files are ignored: backup copies of an editor, a README.
 fn list_scripts(dir: &Path) -> Result<Vec<PathBuf>> {
     let at = |error| Error::at("read the hooks in", dir, error);
@@ -166,19 +169,28 @@ fn list_scripts(dir: &Path) -> Result<Vec<PathBuf>> {
     if found.is_empty() {
         return Ok(Vec::new());
     }
-    let dir = dir.canonicalize().map_err(at)?;
-    let resolved = found.into_iter().map(|name| resolve(&dir.join(name)));
-    resolved.collect()
+    let scripts: Vec<_> = found.into_iter().map(|name| dir.join(name)).collect();
+    for script in &scripts {
+        check(script)?;
+    }
+    Ok(scripts)
 }
 
-/// Returns the script to which an entry of a directory leads, if no other user can modify or replace any of both.
-fn resolve(entry: &Path) -> Result<PathBuf> {
+/// Refuses an entry of a directory if another user can modify or replace the script to which it leads.
+fn check(entry: &Path) -> Result<()> {
     let at = |error| Error::at("inspect", entry, error);
-    check_dirs(entry)?;
+    // Each link on the way, and then the script.
+    let mut link = entry.to_owned();
+    for _ in 0..MOST_LINKS {
+        check_dirs(&link)?;
+        match std::fs::read_link(&link) {
+            Ok(target) => link = link.parent().unwrap_or(&link).join(target),
+            Err(_) => break,
+        }
+    }
     let script = entry.canonicalize().map_err(at)?;
     check_dirs(&script)?;
-    check_owner(&script, &std::fs::metadata(&script).map_err(at)?)?;
-    Ok(script)
+    check_owner(&script, &std::fs::metadata(&script).map_err(at)?)
 }
 
 /// Refuses a script in a directory in which another user can replace it.

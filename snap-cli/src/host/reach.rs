@@ -42,11 +42,16 @@ pub fn is_private(path: &Path) -> Result<bool> {
 }
 
 /// Returns the directory in which other users than root and this one can rename what leads to `path`, and so replace
-/// it; `None` if there is none. `path` must not contain symbolic links.
+/// it; `None` if there is none. If a component is a symbolic link, its target has to be checked as well.
 pub fn replaceable(path: &Path) -> Result<Option<PathBuf>> {
     let mut child = inspect(path)?;
     for dir in path.ancestors().skip(1) {
         let meta = inspect(dir)?;
+        if meta.is_symlink() {
+            // What it leads to is determined by the directory that contains it.
+            child = meta;
+            continue;
+        }
         let is_sticky = meta.mode() & STICKY != 0 && is_trusted(&child);
         if !is_trusted(&meta) || meta.mode() & WRITE != 0 && !is_sticky {
             return Ok(Some(dir.to_owned()));
@@ -83,9 +88,9 @@ pub fn blocked_for(path: &Path, uid: u32, gid: u32) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Returns whether a directory has an access ACL, or may have one.
-fn has_acl(dir: &Path) -> Result<bool> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+/// Returns whether a directory or a regular file has an access ACL, or may have one.
+pub fn has_acl(dir: &Path) -> Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let opened = rustix::fs::openat(CWD, dir, flags, rustix::fs::Mode::empty());
     let found = opened.and_then(|dir| rustix::fs::fgetxattr(&dir, ACL_ACCESS, &mut [0_u8; 0][..]));
     match found {

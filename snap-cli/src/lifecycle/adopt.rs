@@ -141,6 +141,7 @@ fn inspect_lxc(
     notes: &mut Vec<String>,
 ) -> Result<(PathBuf, Lxc)> {
     let path = container.config();
+    trust::check(&path)?;
     let text = match files::read_opt(&path)? {
         Some(text) => text,
         None => {
@@ -156,7 +157,6 @@ fn inspect_lxc(
             )));
         }
     };
-    trust::check(&path, &text)?;
     binding::require_startable(&container.name, &path, &text)?;
     refuse_adopted(home, container)?;
     if let tools::LxcState::Running { word, pid } = container.state()? {
@@ -515,7 +515,7 @@ fn adopt_claimed(store: &Store, candidate: &Candidate, name: &ContainerName) -> 
     let head = creation.create_head(&[base], rootfs)?;
     let id = creation.create_container()?;
     let id_map = match &candidate.lxc {
-        Some(link) => binding::configured_id_map(&link.config(), &link.written.0)?,
+        Some(link) => binding::readable_id_map(&link.config(), &link.written.0),
         None => IdMap::default(),
     };
     let manifest = ContainerManifest {

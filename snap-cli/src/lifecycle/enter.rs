@@ -17,12 +17,13 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::SigSet;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags, StatxAttributes, StatxFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys::pid_namespace::{self, Init};
-use cowl_layers::sys::private;
+use cowl_layers::sys::users::Device;
+use cowl_layers::sys::{open, private};
 
 use super::mapping;
 use crate::error::{Error, Result};
@@ -48,14 +49,19 @@ const LINKS: [(&str, &str); 5] = [
     ("stderr", "/proc/self/fd/2"),
 ];
 
-/// Executes `command` inside the mount at `mountpoint`, in a user namespace with this map unless it is empty.
+/// Executes `command` inside the mount at `mountpoint`, in a user namespace with this map unless it is empty. `device` is
+/// the file system that must be mounted there: major and minor number, separated by a colon.
 ///
 /// Returns only on failure, with the exit code and the error.
-pub fn enter(mountpoint: &Path, map: &IdMap, command: &[OsString]) -> (u8, Error) {
+pub fn enter(
+    (mountpoint, device): (&Path, Option<&str>),
+    map: &IdMap,
+    command: &[OsString],
+) -> (u8, Error) {
     let Some((program, args)) = command.split_first() else {
         return (FAILED, Error::usage("no command to run"));
     };
-    let started = change_root(mountpoint, map).and_then(|init| match init {
+    let started = change_root((mountpoint, device), map).and_then(|init| match init {
         None => Ok(()),
         Some(init) => {
             init.start_command().map_err(|error| {
@@ -86,7 +92,7 @@ pub fn enter(mountpoint: &Path, map: &IdMap, command: &[OsString]) -> (u8, Error
 }
 
 /// Makes the mounted container the root directory. With an id map, continues in the init of a new pid namespace.
-fn change_root(mountpoint: &Path, map: &IdMap) -> Result<Option<Init>> {
+fn change_root((mountpoint, device): (&Path, Option<&str>), map: &IdMap) -> Result<Option<Init>> {
     let failed =
         |message: &str, error: std::io::Error| Error::failed(message.to_owned()).because(error);
     unshare_namespace()?;
@@ -94,7 +100,7 @@ fn change_root(mountpoint: &Path, map: &IdMap) -> Result<Option<Init>> {
     rustix::mount::mount_change("/", recursive)
         .map_err(|e| failed("cannot make the namespace's mounts private", e.into()))?;
     let (mut root, mut init) = (open_root(mountpoint)?, None);
-    require_mounted(&root, mountpoint)?;
+    require_mounted(&root, mountpoint, device)?;
     let is_mapped = !map.is_empty();
     honor_privileges(&root, map)
         .map_err(|e| failed("cannot enable set-user-ID programs", e.into()))?;
@@ -105,6 +111,7 @@ fn change_root(mountpoint: &Path, map: &IdMap) -> Result<Option<Init>> {
         rustix::mount::mount_bind_recursive(mountpoint, mountpoint)
             .map_err(|e| failed("cannot mount the container in its namespace", e.into()))?;
         root = open_root(mountpoint)?;
+        require_mounted(&root, mountpoint, device)?;
         mapping::become_root()?;
         let created = pid_namespace::enter();
         init = Some(created.map_err(|e| failed("cannot create a pid namespace", e))?);
@@ -222,18 +229,26 @@ fn mount_sys_and_dev(root: &OwnedFd, map: &IdMap) -> Result<()> {
     Ok(())
 }
 
-/// Opens the root directory of the mounted container.
+/// Opens the root directory of the mounted container. The path has no symbolic links.
 fn open_root(mountpoint: &Path) -> Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(CWD, mountpoint, flags, Mode::empty())
-        .map_err(|e| Error::at("enter", mountpoint, std::io::Error::from(e)))
+    open::exact_dir(mountpoint).map_err(|error| {
+        let error = std::io::Error::from_raw_os_error(error.errno().raw_os_error());
+        Error::at("enter", mountpoint, error)
+    })
 }
 
-/// Fails if nothing is mounted at the mount point.
+/// Fails if the container is not mounted at the mount point.
 ///
 /// Race: another command may have unmounted the container since `exec` has mounted it. Then the command would run in the
-/// empty directory below.
-fn require_mounted(root: &OwnedFd, mountpoint: &Path) -> Result<()> {
+/// empty directory below. Or another user may have replaced a directory in the path, by one with programs of that user.
+fn require_mounted(root: &OwnedFd, mountpoint: &Path, device: Option<&str>) -> Result<()> {
+    let found = Device::from_fd(root).map_err(|error| {
+        let error = std::io::Error::from_raw_os_error(error.errno().raw_os_error());
+        Error::at("inspect", mountpoint, error)
+    })?;
+    if device.is_some_and(|device| device != format!("{}:{}", found.major, found.minor)) {
+        return Err(unmounted(mountpoint));
+    }
     let stat = rustix::fs::statx(root, "", AtFlags::EMPTY_PATH, StatxFlags::empty())
         .map_err(|e| Error::at("stat", mountpoint, std::io::Error::from(e)))?;
     let attribute = StatxAttributes::MOUNT_ROOT;
@@ -241,11 +256,15 @@ fn require_mounted(root: &OwnedFd, mountpoint: &Path) -> Result<()> {
     if stat.stx_attributes.contains(attribute) || !stat.stx_attributes_mask.contains(attribute) {
         return Ok(());
     }
+    Err(unmounted(mountpoint))
+}
+
+fn unmounted(mountpoint: &Path) -> Error {
     let message = format!(
         "the container is busy: another command has unmounted it from {}",
         mountpoint.shown()
     );
-    Err(Error::failed(message).hint("run the command again"))
+    Error::failed(message).hint("run the command again")
 }
 
 /// Enables set-user-ID programs such as sudo, and device nodes, in this namespace's copy of the mount.
@@ -366,9 +385,10 @@ mod tests {
     fn command_does_not_run_below_an_unmounted_mount_point() {
         let open = |path: &Path| OwnedFd::from(std::fs::File::open(path).unwrap());
         let dir = tempfile::tempdir().unwrap();
-        let error = require_mounted(&open(dir.path()), dir.path()).unwrap_err();
+        let error = require_mounted(&open(dir.path()), dir.path(), None).unwrap_err();
         assert!(error.to_string().contains("busy"), "{error}");
         let proc = Path::new("/proc");
-        require_mounted(&open(proc), proc).unwrap();
+        require_mounted(&open(proc), proc, None).unwrap();
+        require_mounted(&open(proc), proc, Some("1:1")).unwrap_err();
     }
 }

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::fd::AsFd as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt};
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 
 use cowl_layers::shown::Show as _;
@@ -23,6 +24,7 @@ use crate::container::state::Lifetime;
 use crate::container::state::{self, Mounted};
 use crate::container::{Container, Swap};
 use crate::error::{Error, Result};
+use crate::host::users::Device;
 use crate::lxc::config::IdMap;
 use crate::lxc::{binding, command, trust};
 use crate::recover;
@@ -65,8 +67,14 @@ pub fn exec(
         driver: options.driver,
         ..MountRequest::of(Lifetime::OfCommand)
     })?;
+    let device = match container.mounted()? {
+        Mounted::Alive(state) => state.device()?,
+        Mounted::No | Mounted::Dead(_) => None,
+    };
     drop(container);
-    let code = run(&mountpoint, command, options.map);
+    let at = mountpoint.canonicalize();
+    let at = at.map_err(|error| Error::at("enter", &mountpoint, error))?;
+    let code = run((&at, device), command, options.map);
     drop(running);
     unmount_if_last(store, name)?;
     code
@@ -116,12 +124,12 @@ pub fn id_map(container: &mut Container<'_>, ids: Ids) -> Result<Option<IdMap>> 
         };
     };
     let config = link.config();
+    trust::check(&config)?;
     let text = binding::read_config(&link).map_err(|error| {
         error.hint(format!(
             "the ids of a command are those of LXC's config; write it again: cowl restore {name} SNAP --with-config"
         ))
     })?;
-    trust::check(&config, &text)?;
     let found = binding::configured_id_map(&config, &text)?;
     if found.is_empty() {
         return match recorded.is_empty() {
@@ -184,7 +192,11 @@ fn unmount_if_last(store: &Store, name: &ContainerName) -> Result<()> {
     }
 }
 
-fn run(mountpoint: &std::path::Path, command: &[OsString], map: Option<&IdMap>) -> Result<u8> {
+fn run(
+    (mountpoint, device): (&Path, Option<Device>),
+    command: &[OsString],
+    map: Option<&IdMap>,
+) -> Result<u8> {
     let failed =
         |message: &str, error: std::io::Error| Error::failed(message.to_owned()).because(error);
     // A signal that is sent to this process is meant for the command, and this process must survive it to clean up.
@@ -213,8 +225,10 @@ fn run(mountpoint: &std::path::Path, command: &[OsString], map: Option<&IdMap>) 
         std::env::current_exe().map_err(|e| failed("cannot find the cowl program itself", e))?;
     let ranges = map.iter().flat_map(|map| map.values());
     let mut enter = Command::new(&program);
+    let device = device.map(|device| format!("--device={}:{}", device.major, device.minor));
     enter
         .arg("enter")
+        .args(device)
         .args(ranges.flat_map(|range| ["--id-map".to_owned(), range]))
         .arg(mountpoint)
         .arg("--")

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 
-use cowlfs::config::{Config, Successor};
+use cowlfs::config::{Config, MountPath, Successor};
 use cowlfs::{Event, Takeover};
 use uuid::Uuid;
 
@@ -325,6 +325,7 @@ fn configure(
         store.paths().layer_work(manifest.head),
     );
     let mut config = Config::new(lowers, Some(upper), mountpoint.to_path_buf());
+    config.path = MountPath::Exact;
     config.space = Some(store.space());
     config.control = Some(daemon::socket(store, id));
     config.snapshots = true;

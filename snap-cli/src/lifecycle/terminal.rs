@@ -118,21 +118,28 @@ impl Terminal {
                 true => PollFlags::IN,
                 false => PollFlags::IN | PollFlags::OUT,
             };
-            let input = match is_open && typed.is_empty() {
-                true => PollFlags::IN,
-                false => PollFlags::empty(),
-            };
-            let mut polled = [
+            let mut polled = vec![
                 PollFd::from_borrowed_fd(ended, PollFlags::IN),
                 PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
                 PollFd::new(&self.own, wanted),
-                PollFd::from_borrowed_fd(rustix::stdio::stdin(), input),
             ];
+            // A terminal that has hung up is always ready.
+            if is_open && typed.is_empty() {
+                polled.push(PollFd::from_borrowed_fd(
+                    rustix::stdio::stdin(),
+                    PollFlags::IN,
+                ));
+            }
             match poll(&mut polled, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            let [end, signal, own, input] = polled.map(|one| one.revents());
+            let found = |index: usize| {
+                polled
+                    .get(index)
+                    .map_or(PollFlags::empty(), PollFd::revents)
+            };
+            let [end, signal, own, input] = [0, 1, 2, 3].map(found);
             if signal.contains(PollFlags::IN) {
                 self.handle_signals(signals, &forward)?;
             }
@@ -142,7 +149,7 @@ impl Terminal {
             if own.contains(PollFlags::OUT) {
                 self.pass(&mut typed)?;
             }
-            if is_open && typed.is_empty() && !input.is_empty() {
+            if !input.is_empty() {
                 is_open = read_into(&mut typed)?;
             }
             if end.contains(PollFlags::IN) {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use cowl_layers::shown::Show as _;
 
-use super::command::{LxcContainer, config_value};
+use super::command::{LxcContainer, read_config_value};
 use super::config::{self, IdMap, OwnLines};
 use crate::error::{Error, Result};
 use crate::host::{files, rootless};
@@ -43,7 +43,7 @@ pub fn require_startable(name: &str, file: &Path, text: &[u8]) -> Result<()> {
 ///
 /// Fails if the namespace lacks an id of the map.
 pub fn id_map(file: &Path, text: &[u8]) -> Result<IdMap> {
-    to_own_ids(configured_id_map(file, text)?, file.shown())
+    to_own_ids(readable_id_map(file, text), file.shown())
 }
 
 /// Returns a map with ids of the user namespace of this process, for one with ids of the host. It is that of the container
@@ -67,13 +67,22 @@ pub fn has_included_files(text: &[u8]) -> bool {
     config::has(text, config::INCLUDE)
 }
 
+/// Returns the id map that the config contains, with ids of the host. If LXC cannot read an included file, so that it
+/// cannot start the container either, this is the map in the config itself.
+pub fn readable_id_map(file: &Path, text: &[u8]) -> IdMap {
+    configured_id_map(file, text).unwrap_or_else(|error| {
+        log::info!("{error}");
+        IdMap::of(text)
+    })
+}
+
 /// Returns the id map that the config contains, with ids of the host.
 pub fn configured_id_map(file: &Path, text: &[u8]) -> Result<IdMap> {
     let own = IdMap::of(text);
     if own.root().is_some() || !has_included_files(text) {
         return Ok(own);
     }
-    let Some(found) = config_value(file, "lxc.idmap")? else {
+    let Some(found) = read_config_value(file, "lxc.idmap")? else {
         return Ok(own);
     };
     Ok(IdMap::from_values(found.split(|&byte| byte == b'\n')))

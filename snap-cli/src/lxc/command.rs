@@ -217,12 +217,20 @@ impl LxcContainer {
     }
 }
 
+/// Returns a value of a config, including included files. `None` if there is none, or if LXC cannot read it.
+pub fn config_value(config: &Path, key: &str) -> Result<Option<Vec<u8>>> {
+    read_config_value(config, key).or_else(|error| {
+        log::info!("{error}");
+        Ok(None)
+    })
+}
+
 /// Returns a value of a config, including included files. `None` if there is none, or if LXC is not installed. Fails if
 /// LXC cannot read the config or an included file.
 ///
 /// The container is not named: lxc-info asks the monitor of a container that runs or starts, and while a hook of the
 /// start runs, the monitor waits for the hook and does not answer. No container is in the directory of the config.
-pub fn config_value(config: &Path, key: &str) -> Result<Option<Vec<u8>>> {
+pub fn read_config_value(config: &Path, key: &str) -> Result<Option<Vec<u8>>> {
     let dir = config.parent().unwrap_or(config);
     let file = [
         "-P".as_ref(),

@@ -89,7 +89,10 @@ pub fn pass_mount(socket: &Path, mount_point: &Path, source: &str) -> Result<()>
     };
     let mount = PreparedMount::new(device.as_fd(), &options).map_err(at)?;
     let number = mount.device().map_err(at)?;
-    mount.attach(mount_point).map_err(at)?;
+    let exact = mount_point
+        .canonicalize()
+        .map_err(|error| Error::at("mount at", mount_point, error))?;
+    mount.attach(&exact).map_err(at)?;
     let failed = |error| Error::failed("cannot pass the mount to its daemon").because(error);
     socket::send_descriptors(&stream, &[device.as_fd()]).map_err(failed)?;
     let bytes = [number.major.to_le_bytes(), number.minor.to_le_bytes()].concat();

@@ -12,6 +12,7 @@ use cowl_layers::sys::{flocks, process};
 
 use crate::container::state::{self, Mounted};
 use crate::error::{Error, Result};
+use crate::host::mountinfo;
 use crate::store::Store;
 use crate::store::kernel::Driver;
 use crate::store::layers;
@@ -50,7 +51,9 @@ impl LayerLocks {
         }
         let all =
             flocks::read().map_err(|error| Error::at("read", Path::new("/proc/locks"), error))?;
-        for lock in all {
+        // Another file system may have the same inode numbers.
+        let device = mountinfo::find_containing(store.root())?.device;
+        for lock in all.into_iter().filter(|lock| lock.device == device) {
             locks.inodes.entry(lock.pid).or_default().insert(lock.ino);
         }
         Ok(locks)

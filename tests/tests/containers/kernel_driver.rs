@@ -50,6 +50,30 @@ fn state(store: &Store) -> String {
     json["state"].as_str().unwrap().to_owned()
 }
 
+/// The kernel cannot be asked about a directory on such a mount.
+#[test]
+fn a_mount_is_in_use_also_if_the_kernel_cannot_be_asked() {
+    if !can(NEEDS) {
+        return;
+    }
+    let store = store();
+    let script = r#"S=${STORE%/*}; mount --bind "$S" "$S"; "$COWL" mount --driver kernel web > at
+        mount --make-unbindable "$S"; "$COWL" snapshot web 2>&1 && exit 1
+        mount --make-private "$S"; mount -o remount,ro,bind "$S"; "$COWL" list 2>&1
+        "$COWL" snapshot web 2>&1 && exit 1
+        mount -o remount,rw,bind "$S"; "$COWL" umount web; "$COWL" snapshot web"#;
+    let mut shell = Command::new("unshare");
+    shell
+        .args(["-m", "--propagation", "private", "sh", "-ec", script])
+        .current_dir(&**store.scratch())
+        .env("STORE", store.path())
+        .env("COWL_STORE", store.path())
+        .env("COWL", cowl_tests::programs::cowl());
+    let output = run_command(shell, b"").ok().out();
+    assert!(output.contains("with the driver kernel"), "{output}");
+    assert!(output.ends_with("snap0"), "{output}");
+}
+
 struct Running(Child);
 
 impl Running {

@@ -4,6 +4,28 @@ use cowl_tests::conditions::{Need, can};
 
 use cowl_tests::plain_user::{Ids, NEEDS, as_user};
 
+/// The kernel would discard them when it copies the files up.
+#[test]
+fn layers_with_recorded_attributes_are_not_mounted_by_the_kernel() {
+    if !can(NEEDS) || !can(&[Need::KernelOverlay]) {
+        return;
+    }
+    let output = as_user(
+        Ids::Own,
+        "",
+        "tar -C source --owner 1000 --group 1000 -cf tar.tar .; cowl create web --from tar.tar 2> /dev/null
+         cowl mount --driver kernel web 2> error && exit 1; grep -o 'has recorded attributes' error
+         cowl mount web > /dev/null; cowl umount web; cowl unshare --stop; settle 0",
+    )
+    .ok();
+    assert_eq!(
+        output.out(),
+        "has recorded attributes",
+        "{}",
+        output.report()
+    );
+}
+
 #[test]
 fn a_plain_user_mounts_with_the_kernel_driver() {
     if !can(NEEDS) || !can(&[Need::KernelOverlay]) {

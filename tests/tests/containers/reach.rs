@@ -8,6 +8,7 @@ use cowl_tests::command::{self, Output};
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 use cowl_tests::lxc::{self, Lxc};
+use cowl_tests::mount::wait_until;
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Program("setpriv")];
 
@@ -265,6 +266,45 @@ fn only_the_mapped_root_can_access_a_container_with_an_id_map() {
     lxc.store().cowl(["umount", "c1"]).ok();
     lxc.store().cowl(["destroy", "c1", "--yes"]).ok();
     assert_eq!(std::fs::read_dir(&mapped).unwrap().count(), 0);
+}
+
+/// The user who owns a directory above the mount point replaces it while nothing is mounted, or while a command enters it.
+#[test]
+fn a_replaced_directory_leads_to_no_other_mount_point() {
+    if !can(NEEDS) {
+        return;
+    }
+    let store = Store::for_test();
+    let base = store.scratch().make("base");
+    std::fs::write(base.join("file"), "").unwrap();
+    store.create("web", &base);
+    let (above, victim) = (
+        store.scratch().make("above"),
+        store.scratch().make("victim"),
+    );
+    std::fs::create_dir(victim.join("at")).unwrap();
+    std::fs::create_dir_all(above.join("dir/at")).unwrap();
+    let at = above.join("dir/at");
+    let mut mount = store.command(["mount", "web", at.to_str().unwrap()]);
+    mount.env("COWL_KEEPER", "off");
+    command::run_command(mount, b"").ok();
+    store.ok(["snapshot", "web"]);
+    command::run("kill", ["-9", &store.pid("web").to_string()]).ok();
+    wait_until("the daemon ends", || {
+        std::fs::metadata(at.join("file")).is_err()
+    });
+    command::run("umount", ["-l", at.to_str().unwrap()]);
+    std::fs::rename(above.join("dir"), above.join("moved")).unwrap();
+    std::os::unix::fs::symlink(&victim, above.join("dir")).unwrap();
+    let output = store.cowl(["snapshot", "web"]);
+    assert!(
+        !output.err().contains("mounted again"),
+        "{}",
+        output.report()
+    );
+    assert_eq!(std::fs::read_dir(victim.join("at")).unwrap().count(), 0);
+    store.ok(["mount", "web"]);
+    store.ok(["umount", "web"]);
 }
 
 /// Root would open, lock and write files in it that the other user can replace at any time.

@@ -199,7 +199,8 @@ fn remounted(mount_point: &Path, options: &str) -> i32 {
 
 #[track_caller]
 fn remount(mount_point: &Path, options: &str) {
-    assert_eq!(remounted(mount_point, options), 0, "{options}");
+    // A child of another test that has forked but not yet exec'd holds copies of the descriptors of this process.
+    mount::wait_until(options, || remounted(mount_point, options) == 0);
 }
 
 /// mount(8) has a helper program do it, which calls the file system's own program.

@@ -28,6 +28,8 @@ pub(crate) struct OwnMount {
     pub(crate) device: Device,
     /// The process that mounted it.
     pub(crate) mounter: Mounter,
+    /// Whether the modes of all directories above the mount point permit every user to enter them.
+    is_public: bool,
     origin: Option<Origin>,
 }
 
@@ -71,6 +73,7 @@ pub(super) struct FoundMount {
 pub(crate) struct OwnMountRecord {
     path: OsString,
     device: Device,
+    is_public: bool,
     origin: Option<OriginRecord>,
 }
 
@@ -93,6 +96,7 @@ impl OwnMountRecord {
             path: self.path.into(),
             device: self.device,
             mounter,
+            is_public: self.is_public,
             origin,
         }
     }
@@ -105,6 +109,7 @@ impl OwnMount {
             path,
             device,
             mounter: _,
+            is_public,
             origin,
         } = self;
         let origin = origin.as_ref().map(|origin| {
@@ -123,6 +128,7 @@ impl OwnMount {
         OwnMountRecord {
             path: path.clone().into_os_string(),
             device: *device,
+            is_public: *is_public,
             origin,
         }
     }
@@ -137,6 +143,7 @@ impl OwnMount {
             Mounter::Other => None,
         };
         Self {
+            is_public: is_public(&path),
             path,
             device,
             mounter,
@@ -156,11 +163,7 @@ impl OwnMount {
     /// mountinfo shows the path as the overlay's creator wrote it. A user may have written it for another directory, to
     /// prevent the unmount. So a namespace that a user has created counts only if users can reach the mount point.
     fn has_access(&self, namespace: &MountNamespace) -> bool {
-        let grants_search = |dir: &Path| {
-            let meta = std::fs::symlink_metadata(dir);
-            meta.map_or(true, |meta| meta.mode() & 0o001 != 0)
-        };
-        namespace.is_trusted() || self.path.ancestors().skip(1).all(grants_search)
+        namespace.is_trusted() || self.is_public
     }
 
     /// Finds all mounts of the file system, and overlays on it, in the mount namespaces of all visible processes.
@@ -211,6 +214,16 @@ impl OwnMount {
         }
         Ok(found)
     }
+}
+
+/// Whether the modes of all directories above a path permit every user to enter them.
+///
+/// To be called in the mount namespace in which the mount was attached.
+fn is_public(path: &Path) -> bool {
+    path.ancestors().skip(1).all(|dir| {
+        let meta = std::fs::symlink_metadata(dir);
+        meta.map_or(true, |meta| meta.mode() & 0o001 != 0)
+    })
 }
 
 impl FoundMount {

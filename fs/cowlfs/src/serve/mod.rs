@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use self::daemon::{Daemon, session_settings};
 use self::layers::LowerLayers;
-use crate::config::{Config, ControlSocket, Mounter};
+use crate::config::{Config, ControlSocket, MountPath, Mounter};
 use crate::control::{self, OwnMount, Signals};
 use crate::fuse::{self, Attached, SessionError, SessionSettings};
 use crate::limits;
@@ -41,7 +41,11 @@ const READ_AHEAD: u32 = 1024;
 /// caller's. The caller's process then exits with the code of that process.
 pub fn serve(mut config: Config, on: impl FnMut(Event)) -> Result<(), SetupError> {
     check_proc()?;
-    config.mountpoint = check_mountpoint(&config.mountpoint)?;
+    config.mountpoint = match config.path {
+        MountPath::Resolved => check_mountpoint(&config.mountpoint)?,
+        // Attaching the mount fails if there is a symbolic link.
+        MountPath::Exact => config.mountpoint,
+    };
     serve_from(config, MountSource::Own, on)
 }
 

@@ -10,7 +10,8 @@ use cowl_overlay::OverlayOptions;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{
-    Awake, Coherence, Config, ControlSocket, Keeper, LiveLayers, Mounter, Passthrough, Supervision,
+    Awake, Coherence, Config, ControlSocket, Keeper, LiveLayers, MountPath, Mounter, Passthrough,
+    Supervision,
 };
 
 /// A [`Config`]. Paths are byte strings, because serde encodes a path as UTF-8.
@@ -47,6 +48,7 @@ impl ConfigRecord {
             data_only,
             upper,
             mountpoint,
+            path: _,
             mounter,
             mount,
             overlay,
@@ -104,6 +106,8 @@ impl ConfigRecord {
             data_only: all(self.data_only),
             upper: self.upper.map(|(upper, work)| (upper.into(), work.into())),
             mountpoint: self.mountpoint.into(),
+            // It is mounted already.
+            path: MountPath::Exact,
             mounter: self.mounter,
             mount: self.mount,
             overlay: self.overlay,

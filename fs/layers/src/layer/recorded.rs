@@ -206,7 +206,8 @@ impl RecordedAttributes {
             }
         }
         let applies = |name: &[u8]| match name {
-            CAPABILITY => has_owner && has_content,
+            // Another owner could write other content, and restore the size and the time.
+            CAPABILITY => has_owner && has_content && stored.uid == 0,
             ACL_ACCESS | ACL_DEFAULT => has_mode,
             _ => !is_changed_device,
         };

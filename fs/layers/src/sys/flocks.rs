@@ -4,6 +4,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use super::users::Device;
 use crate::error::{Errno, Result};
 
 /// A held lock.
@@ -11,7 +12,9 @@ use crate::error::{Errno, Result};
 pub struct Flock {
     /// The process that took the lock.
     pub pid: u32,
-    /// The inode number. The device is omitted, because for some file systems it differs from that of stat(2).
+    /// The file system, as in mountinfo. For some, the number that stat(2) returns is another one.
+    pub device: Device,
+    /// The inode number.
     pub ino: u64,
     /// Whether it is exclusive.
     pub is_exclusive: bool,
@@ -29,9 +32,13 @@ fn line(line: &str) -> Option<Flock> {
     }
     let is_exclusive = fields.nth(1)? == "WRITE";
     let pid = fields.next()?.parse().ok()?;
-    let ino = fields.next()?.rsplit(':').next()?.parse().ok()?;
+    let mut numbers = fields.next()?.split(':');
+    let mut hexadecimal = || u32::from_str_radix(numbers.next()?, 16).ok();
+    let device = Device::from((hexadecimal()?, hexadecimal()?));
+    let ino = numbers.next()?.parse().ok()?;
     Some(Flock {
         pid,
+        device,
         ino,
         is_exclusive,
     })
@@ -101,12 +108,14 @@ mod tests {
 4: FLOCK  ADVISORY
 ";
         let found = parse(text);
-        let expected =
-            [(4711, 131, false), (4712, 99, true)].map(|(pid, ino, is_exclusive)| Flock {
+        let expected = [(4711, (8, 1), 131, false), (4712, (0, 42), 99, true)].map(
+            |(pid, device, ino, is_exclusive)| Flock {
                 pid,
+                device: device.into(),
                 ino,
                 is_exclusive,
-            });
+            },
+        );
         assert_eq!(found, expected);
     }
 
@@ -115,8 +124,10 @@ mod tests {
         use std::os::unix::fs::MetadataExt;
         let file = tempfile::tempfile().unwrap();
         rustix::fs::flock(&file, rustix::fs::FlockOperation::LockShared).unwrap();
+        let device = Device::from_fd(&file).unwrap();
         let ours = Flock {
             pid: std::process::id(),
+            device,
             ino: file.metadata().unwrap().ino(),
             is_exclusive: false,
         };

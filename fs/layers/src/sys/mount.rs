@@ -145,10 +145,12 @@ pub fn read_ahead(device: Device, kib: u32) -> std::io::Result<()> {
     std::fs::write(path, kib.to_string())
 }
 
-/// Attaches a detached mount at a path.
+/// Attaches a detached mount at a path without symbolic links. Fails with ELOOP if there is one: another user may have
+/// put it there since the path was checked.
 pub fn attach(mount: impl AsFd, at: &Path) -> Result<()> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    Ok(rustix::mount::move_mount(mount, "", CWD, at, flags)?)
+    let target = super::open::exact_dir(at)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(mount, "", target, "", flags)?)
 }
 
 /// Unmounts the mount at a path; fails with EBUSY if it is in use.

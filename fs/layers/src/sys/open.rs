@@ -1,9 +1,10 @@
 //! openat(2) that closes cached descriptors if the process has none left.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::path::Arg;
 
 use crate::error::Errno;
@@ -62,6 +63,17 @@ pub(crate) fn openat2<P: Arg + Copy>(
     resolve: ResolveFlags,
 ) -> Result<OwnedFd, Errno> {
     retry(|| rustix::fs::openat2(&dir, path, flags, mode, resolve))
+}
+
+/// Opens a directory, as a location only (O_PATH), at a path without symbolic links. Fails with ELOOP if there is one.
+pub fn exact_dir(path: &Path) -> crate::error::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    match openat2(CWD, path, flags, Mode::empty(), resolve) {
+        // A seccomp filter rejects openat2(2).
+        Err(Errno::NOSYS) => Ok(openat(CWD, path, flags, Mode::empty())?),
+        opened => Ok(opened?),
+    }
 }
 
 #[cfg(test)]

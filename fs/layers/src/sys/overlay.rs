@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 
 use super::mount::attach;
 use super::proc_path;
@@ -158,7 +158,20 @@ impl PreparedOverlay {
 /// This asks the kernel to mount the directory as the upper layer and the work directory at once. It rejects that in any
 /// case: with EBUSY if the directory is in use, and only then with EINVAL. Nothing is created. A kernel without
 /// overlayfs has no such mount.
+///
+/// Returns `true` as well if the kernel would fail with EINVAL before it looks: if the mount of `upper` is read-only,
+/// unbindable or in another mount namespace, so that the kernel cannot clone it.
 pub fn is_in_use(upper: BorrowedFd<'_>) -> Result<bool> {
+    if super::stat::is_read_only(upper) {
+        return Ok(true);
+    }
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    match rustix::mount::open_tree(upper, "", flags) {
+        Err(Errno::INVAL) => return Ok(true),
+        other => drop(other?),
+    }
     let context = match open_context() {
         Ok(context) => context,
         Err(error) if error.errno() == Errno::NODEV => return Ok(false),
