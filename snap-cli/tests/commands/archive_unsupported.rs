@@ -50,7 +50,8 @@ fn what_only_root_can_store_is_recorded_for_a_user_without_privileges() {
                 "tree" => "skipped an owner without an id in this user namespace",
                 _ => "recorded an owner that this user cannot set",
             },
-            "dev/null: recorded a device that this user cannot create",
+            // Its two names are in any order in the archive.
+            ": recorded a device that this user cannot create",
         ] {
             assert!(notes.contains(note), "no {note:?} in {notes}");
         }
