@@ -103,6 +103,7 @@ pub(super) fn leave_session() -> Result<()> {
     let failed = |error: std::io::Error| {
         Error::failed("cannot leave the session of the caller").because(error)
     };
+    confine::reset_terminal_signals().map_err(|error| failed(error.errno().into()))?;
     rustix::process::setsid().map_err(|error| failed(error.into()))?;
     if let Some(terminal) = standard_terminal() {
         rustix::process::ioctl_tiocsctty(terminal).map_err(|error| failed(error.into()))?;

@@ -2,6 +2,8 @@
 //! that started it: its terminal and its keys.
 #![allow(unsafe_code)]
 
+use nix::sys::signal::{SigHandler, Signal, signal};
+
 use crate::error::{Errno, Result};
 
 /// Architectures of system calls (linux/audit.h), each with the numbers of ioctl(2).
@@ -107,6 +109,16 @@ pub fn close_on_exec_from(first: u32) -> Result<()> {
         };
         // SAFETY: the call accesses no memory. A number that was closed meanwhile is an error, which has no effect.
         unsafe { libc::fcntl(number.cast_signed(), libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+    Ok(())
+}
+
+/// Gives the signals of a terminal their default actions: a shell starts programs in the background with both ignored, and
+/// then a program in a session of its own could not be interrupted.
+pub fn reset_terminal_signals() -> Result<()> {
+    for number in [Signal::SIGINT, Signal::SIGQUIT] {
+        // SAFETY: the default action runs no code of this process.
+        unsafe { signal(number, SigHandler::SigDfl) }?;
     }
     Ok(())
 }
