@@ -28,11 +28,15 @@ pub fn check(file: &Path) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         found => found.map_err(|error| at(file, error))?,
     };
+    let meta = std::fs::symlink_metadata(&real).map_err(|error| at(&real, error))?;
+    if !meta.is_file() {
+        // It is refused when it is read.
+        return Ok(());
+    }
     // Also the links on the way.
     for path in [file, &real] {
         check_path(path)?;
     }
-    let meta = std::fs::symlink_metadata(&real).map_err(|error| at(&real, error))?;
     let is_group_trusted = meta.mode() & GROUP == 0 || meta.gid() == 0 && !reach::has_acl(&real)?;
     match meta.uid() == 0 && meta.mode() & OTHERS == 0 && is_group_trusted {
         true => Ok(()),
