@@ -194,7 +194,7 @@ pub(super) fn detach_without_daemon(mount: &OwnMount) -> Result<(), Response> {
     detach_own(mount, || match detach_unused(mount)? {
         0 => Ok(false),
         _ => {
-            let found = mount.find_all().unwrap_or_default();
+            let found = find_copies(mount)?;
             let pids = found.iter().map(|one| one.namespace.pid).collect();
             Err(Response::InUse {
                 pids,
@@ -211,14 +211,17 @@ pub(super) fn end_copies(overlay: &Overlay, mount: &OwnMount) -> Result<Detached
     detach_copies(overlay, mount).map(|has_copies| Detached { alive, has_copies })
 }
 
+fn find_copies(mount: &OwnMount) -> Result<Vec<FoundMount>, Response> {
+    mount.find_all().map_err(|error| Response::Failed {
+        message: format!("cannot find the copies of {}: {error}", mount.path.shown()),
+    })
+}
+
 /// Detaches the copies of the mount, which no process may use. Returns how many remain.
 fn detach_unused(mount: &OwnMount) -> Result<usize, Response> {
-    let failed = |error: cowl_layers::Error| Response::Failed {
-        message: format!("cannot find the copies of {}: {error}", mount.path.shown()),
-    };
     let mut remaining = 0;
     for _ in 0..ROUNDS {
-        let found = mount.find_all().map_err(failed)?;
+        let found = find_copies(mount)?;
         if found.is_empty() {
             remaining = 0;
             break;

@@ -46,7 +46,8 @@ pub fn serve(mut config: Config, on: impl FnMut(Event)) -> Result<(), SetupError
         // Attaching the mount fails if there is a symbolic link.
         MountPath::Exact => config.mountpoint,
     };
-    serve_from(config, MountSource::Own, on)
+    let device = fuse::open_device().map_err(|error| explain(error, &config.mountpoint))?;
+    serve_from(config, MountSource::Own(device), on)
 }
 
 /// Serves a mount that another process makes in its namespaces, as [`serve`] does for one of its own.
@@ -80,15 +81,9 @@ type Receive<'a> = Box<dyn FnOnce() -> Result<PassedMount, SetupError> + 'a>;
 
 /// The origin of a mount.
 enum MountSource<'a> {
-    /// This process mounts.
-    Own,
+    /// This process mounts, with this descriptor of /dev/fuse.
+    Own(OwnedFd),
     /// Another process mounts, and passes the mount.
-    Passed(Receive<'a>),
-}
-
-/// A [`MountSource`] whose own device is open.
-enum OpenSource<'a> {
-    Device(OwnedFd),
     Passed(Receive<'a>),
 }
 
@@ -112,16 +107,10 @@ fn serve_from(
     }
     check_layers_apart(&config)?;
     let layers = LowerLayers::open(&mut config)?;
-    let source = match source {
-        MountSource::Own => OpenSource::Device(
-            fuse::open_device().map_err(|error| explain(error, &config.mountpoint))?,
-        ),
-        MountSource::Passed(receive) => OpenSource::Passed(receive),
-    };
     let (overlay, locks) = layers.into_overlay(&config)?;
     let (device, number) = match source {
-        OpenSource::Device(device) => (device, None),
-        OpenSource::Passed(receive) => {
+        MountSource::Own(device) => (device, None),
+        MountSource::Passed(receive) => {
             let PassedMount { device, number } = receive()?;
             (device, Some(number))
         }
