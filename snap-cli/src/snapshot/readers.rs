@@ -8,7 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cowl_layers::sys::{flocks, process};
+use cowl_layers::sys::flocks::{self, Flock};
+use cowl_layers::sys::process;
 
 use crate::container::state::{self, Mounted};
 use crate::error::{Error, Result};
@@ -51,9 +52,12 @@ impl LayerLocks {
         }
         let all =
             flocks::read().map_err(|error| Error::at("read", Path::new("/proc/locks"), error))?;
-        // Another file system may have the same inode numbers.
-        let device = mountinfo::find_containing(store.root())?.device;
-        for lock in all.into_iter().filter(|lock| lock.device == device) {
+        // Another file system may have the same inode numbers. A chroot may hide the mount, and then all locks count.
+        let device = mountinfo::find_containing(store.root())
+            .map(|mount| mount.device)
+            .ok();
+        let is_here = |lock: &Flock| device.is_none_or(|device| device == lock.device);
+        for lock in all.into_iter().filter(is_here) {
             locks.inodes.entry(lock.pid).or_default().insert(lock.ino);
         }
         Ok(locks)
