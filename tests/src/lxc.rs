@@ -34,6 +34,9 @@ pub struct Lxc {
 
 static ALONE: Mutex<()> = Mutex::new(());
 
+/// The lines for a container whose root is the user 100000 of the machine.
+pub const MAP: &str = "lxc.idmap = u 0 100000 65536\nlxc.idmap = g 0 100000 65536\n";
+
 impl Lxc {
     /// Creates an empty directory and a store.
     #[must_use]
@@ -141,6 +144,24 @@ impl Lxc {
             .args(args)
             .envs(self.store.settings());
         command::run_command(command, b"")
+    }
+
+    /// Creates a container with [`MAP`], whose root can reach its files. Returns its config.
+    #[track_caller]
+    pub fn create_mapped(&self, name: &str) -> String {
+        use std::os::unix::fs::PermissionsExt;
+        self.create(name);
+        for dir in [&**self.scratch(), &self.dir(name)] {
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))
+                .expect("setting a mode");
+        }
+        let config =
+            self.config(name) + MAP + "lxc.mount.auto = cgroup:mixed proc:mixed sys:mixed\n";
+        std::fs::write(self.dir(name).join("config"), &config).expect("writing the config");
+        let rootfs = self.dir(name).join("rootfs");
+        let owner = OsStr::new("100000:100000");
+        crate::command::run("chown", [OsStr::new("-R"), owner, rootfs.as_os_str()]).ok();
+        config
     }
 
     /// Adopts a container.

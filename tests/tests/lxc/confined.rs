@@ -4,27 +4,8 @@ use std::process::Command;
 
 use cowl_tests::command::{Output, run_command};
 use cowl_tests::conditions::{Need, can};
-use cowl_tests::lxc::{Lxc, NEEDS};
+use cowl_tests::lxc::{Lxc, MAP, NEEDS};
 use cowl_tests::programs;
-
-/// Returns an adopted container whose config, or a file that it includes, has an id map.
-fn mapped(lxc: &Lxc, name: &str, includes: bool) {
-    lxc.create(name);
-    let map = "lxc.idmap = u 0 100000 65536\nlxc.idmap = g 0 100000 65536\n";
-    let mut config = lxc.config(name);
-    match includes {
-        true => {
-            let file = lxc.scratch().join("map");
-            std::fs::write(&file, map).unwrap();
-            config += &format!("lxc.include = {}\n", file.display());
-        }
-        false => config += map,
-    }
-    std::fs::write(lxc.dir(name).join("config"), config).unwrap();
-    let rootfs = lxc.dir(name).join("rootfs");
-    cowl_tests::command::run("chown", ["-R", "100000:100000", rootfs.to_str().unwrap()]).ok();
-    lxc.adopt(name).ok();
-}
 
 /// Runs a shell script of the host. `$COWL` is cowl, `$S` the store, `$C` the container.
 fn host(lxc: &Lxc, script: &str) -> Output {
@@ -44,7 +25,8 @@ fn a_command_gets_only_the_standard_streams_of_the_caller() {
         return;
     }
     let lxc = Lxc::for_test();
-    mapped(&lxc, "c1", false);
+    lxc.create_mapped("c1");
+    lxc.adopt("c1").ok();
     let script = r#"
 echo secret > file; echo host > /dev/shm/cowl-$$; exec 7< file 8< /var
 TERM=vt100 "$COWL" exec c1 -- sh -c '
@@ -70,8 +52,8 @@ const TYPIST: &str = r#"
 import fcntl, os, pty, re, struct, sys, termios
 pid, terminal = pty.fork()
 if pid == 0:
+    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
     os.execvp("sh", ["sh", "-euc", sys.argv[1]])
-fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
 shown = b""
 for wanted, typed in zip(sys.argv[2::2], sys.argv[3::2]):
     while wanted.encode() not in shown:
@@ -102,8 +84,9 @@ fn a_command_has_a_terminal_of_its_own() {
         return;
     }
     let lxc = Lxc::for_test();
-    mapped(&lxc, "c1", false);
-    let script = r#"sleep 0.3; stty -a > before
+    lxc.create_mapped("c1");
+    lxc.adopt("c1").ok();
+    let script = r#"stty -a > before
 "$COWL" exec c1 -- sh -c '
     tty; stty size; echo first; read line; echo "read: $line"
     trap "echo interrupted; exit 4" INT; echo second; while :; do sleep 0.1; done' || echo "code $?"
@@ -141,10 +124,13 @@ fn a_map_that_cannot_be_determined_is_an_error() {
         return;
     }
     let lxc = Lxc::for_test();
-    mapped(&lxc, "c1", true);
-    let path = lxc.dir("c1").join("config");
-    let (text, map) = (lxc.config("c1"), lxc.scratch().join("map"));
-    let map_text = std::fs::read_to_string(&map).unwrap();
+    let config = lxc.create_mapped("c1");
+    let (path, map) = (lxc.dir("c1").join("config"), lxc.scratch().join("map"));
+    let include = format!("lxc.include = {}\n", map.display());
+    std::fs::write(&map, MAP).unwrap();
+    std::fs::write(&path, config.replace(MAP, &include)).unwrap();
+    lxc.adopt("c1").ok();
+    let text = lxc.config("c1");
     let line = [
         "exec",
         "c1",
@@ -179,7 +165,7 @@ fn a_map_that_cannot_be_determined_is_an_error() {
         std::fs::write(&map, broken).unwrap();
         fails(broken);
     }
-    std::fs::write(&map, &map_text).unwrap();
+    std::fs::write(&map, MAP).unwrap();
     let mut words = line.to_vec();
     words.insert(1, "--host-ids");
     assert_eq!(lxc.store().cowl(words.clone()).ok().out(), "0");

@@ -1,9 +1,7 @@
 //! LXC containers whose root filesystem is mounted with kernel overlayfs.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 
-use cowl_tests::command::run;
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::lxc::{Lxc, NEEDS};
 
@@ -63,19 +61,7 @@ fn an_unprivileged_container_runs_with_the_kernel_driver() {
         return;
     }
     let lxc = Lxc::with_kernel_driver();
-    // Its root must be able to reach its own files.
-    let open = |path: &Path| {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    };
-    open(lxc.scratch());
-    lxc.create("c1");
-    open(&lxc.dir("c1"));
-    let config = lxc.config("c1")
-        + "lxc.idmap = u 0 100000 65536\nlxc.idmap = g 0 100000 65536\n\
-           lxc.mount.auto = cgroup:mixed proc:mixed sys:mixed\n";
-    std::fs::write(lxc.dir("c1").join("config"), &config).unwrap();
-    let rootfs = lxc.dir("c1").join("rootfs");
-    run("chown", ["-R", "100000:100000", rootfs.to_str().unwrap()]).ok();
+    lxc.create_mapped("c1");
     lxc.adopt("c1").ok();
     let line = "head -1 /proc/mounts; echo mine > /etc/written; stat -c %u /etc/written";
     let out = lxc.run_mapped("c1", line);

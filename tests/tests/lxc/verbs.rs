@@ -220,20 +220,8 @@ fn an_unprivileged_container_runs_on_an_adopted_root() {
         return;
     }
     let lxc = Lxc::for_test();
-    // Its root must be able to reach its own files.
-    let open = |path: &Path| {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    };
-    open(lxc.scratch());
-    lxc.create("c1");
-    open(&lxc.dir("c1"));
-    let config = lxc.config("c1")
-        + "lxc.idmap = u 0 100000 65536\nlxc.idmap = g 0 100000 65536\n\
-           lxc.mount.auto = cgroup:mixed proc:mixed sys:mixed\n";
-    std::fs::write(lxc.dir("c1").join("config"), &config).unwrap();
+    let config = lxc.create_mapped("c1");
     let rootfs = lxc.dir("c1").join("rootfs");
-    cowl_tests::command::run("chown", ["-R", "100000:100000", rootfs.to_str().unwrap()]).ok();
     let node = rootfs.join("etc/node");
     cowl_tests::command::run("mknod", [node.to_str().unwrap(), "c", "1", "3"]).ok();
     cowl_tests::command::run("chown", ["100000", node.to_str().unwrap()]).ok();
