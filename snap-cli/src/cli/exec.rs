@@ -31,7 +31,7 @@ pub(super) struct ExecArgs {
     /// Take a snapshot first, with the command as its comment; `cowl prune` may remove it
     #[arg(long)]
     snapshot: bool,
-    /// Run the command as root of this machine, even if the container has an id map (`lxc.idmap`)
+    /// Run the command with your own ids, even if the container has an id map (`lxc.idmap`)
     #[arg(long)]
     host_ids: bool,
     /// Mount the container with this driver [default: the setting `driver`]

@@ -193,6 +193,8 @@ mod tests {
             (user, (6, 7), dir, xattr(trusted.redirect(), b"/a"), false),
             (user, (6, 7), file, xattr(user.metacopy(), b""), true),
             (user, (6, 7), dir, xattr(user.opaque(), b"y"), false),
+            (user, (6, 7), dir, xattr(user.recorded(), b""), true),
+            (user, (6, 7), file, xattr(user.recorded(), b""), true),
         ] {
             let found = search(space, kernel).describe(kind, &xattrs);
             assert_eq!(found.is_some(), is_refused, "{xattrs:?} on {kernel:?}");

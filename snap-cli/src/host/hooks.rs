@@ -489,7 +489,7 @@ mod tests {
         );
         assert!(error.hint.unwrap().contains("chmod 755"));
         assert_eq!(log, "");
-        // The same for a directory in which others can replace the script, or the target of a link.
+        // A directory in which others can replace the script, or the target of a link, is refused as well.
         let set = |path: &Path, mode| {
             std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
         };

@@ -20,9 +20,6 @@ const WRITE: u32 = 0o022;
 /// Only the owner of an entry can rename it.
 const STICKY: u32 = 0o1000;
 
-/// The owner that the kernel shows for users without an id in the user namespace of this process.
-const UNMAPPED: u32 = 65534;
-
 /// Returns whether a directory above `path` grants search permission only to root and to its owner, so that no other
 /// user can reach mounts at `path`, and other users cannot replace this directory by another one.
 ///
@@ -64,7 +61,9 @@ pub fn replaceable(path: &Path) -> Result<Option<PathBuf>> {
 /// Returns whether the owner is root or this user. In the namespace of a plain user, root has no id.
 fn is_trusted(meta: &Metadata) -> bool {
     let own = rustix::process::geteuid().as_raw();
-    meta.uid() == 0 || meta.uid() == own || meta.uid() == UNMAPPED && !rootless::is_system_root()
+    meta.uid() == 0
+        || meta.uid() == own
+        || meta.uid() == rootless::UNMAPPED && !rootless::is_system_root()
 }
 
 fn inspect(path: &Path) -> Result<Metadata> {

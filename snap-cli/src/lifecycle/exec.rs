@@ -146,7 +146,7 @@ pub fn id_map(container: &mut Container<'_>, ids: Ids) -> Result<Option<IdMap>> 
                 config.shown(),
                 recorded.values().collect::<Vec<_>>().join(", ")
             ))
-            .hint("restore the lxc.idmap lines; to run the command as root of this machine: cowl exec --host-ids")),
+            .hint("restore the lxc.idmap lines; to run the command with your own ids: cowl exec --host-ids")),
         };
     }
     if !found.is_usable() {

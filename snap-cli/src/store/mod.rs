@@ -123,10 +123,8 @@ fn another_owner(root: &Path) -> Result<Option<u32>> {
 }
 
 fn owned_by_another(root: &Path, owner: u32) -> Error {
-    /// The id of users without an id in the user namespace.
-    const UNMAPPED: u32 = 65534;
     let root = root.shown();
-    if owner == UNMAPPED && geteuid().is_root() && !rootless::is_system_root() {
+    if owner == rootless::UNMAPPED && rootless::is_inside() {
         return Error::usage(format!("the store {root} belongs to another user"))
             .hint("select a store of your own with --store or COWL_STORE");
     }

@@ -34,6 +34,9 @@ pub struct Caller {
     pub gid: u32,
 }
 
+/// The owner that the kernel shows for users without an id in a user namespace.
+pub const UNMAPPED: u32 = 65534;
+
 /// The hint to a command that cannot use the namespace, because it is in that or another one.
 const LEAVE: &str = "leave the namespace first: exit";
 
