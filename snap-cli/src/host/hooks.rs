@@ -471,9 +471,16 @@ mod tests {
         let error = result.unwrap_err().to_string();
         assert!(error.contains("was terminated"), "{error}");
         let pid = std::fs::read_to_string(pid).unwrap();
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
-        // It has ended, or is a zombie that its new parent has not waited for yet.
-        assert!(stat.is_err() || stat.unwrap().contains(") Z "));
+        // It ends soon (SIGKILL does not wait), or becomes a zombie that its new parent has not waited for yet.
+        let has_ended = || {
+            std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()))
+                .map_or(true, |stat| stat.contains(") Z "))
+        };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !has_ended() {
+            assert!(Instant::now() < deadline, "{pid} is running");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     #[test]
