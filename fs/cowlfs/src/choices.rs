@@ -29,8 +29,8 @@ impl Passthrough {
 /// The content that a descriptor of a lower file shows if it was opened before the file was copied up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Coherence {
-    /// Like [`Coherence::Posix`], but descriptors of large files that package managers install (in /usr, for example)
-    /// show the old content too. Passthrough is used for these files.
+    /// Like [`Coherence::Posix`], but descriptors of large files that programs replace (images, for example, and files
+    /// in /usr) show the old content too. Passthrough is used for these files.
     #[default]
     Packages,
     /// The new content, as on a plain directory. Descriptors of programs and libraries show the old one.

@@ -38,7 +38,9 @@ mod replace_layers;
 mod services;
 
 pub use change::RenameFlags;
-pub use content::{Close, FileHandle, Opened, SETID, SeekTo, VersionedDescriptor, Writer};
+pub use content::{
+    Close, FileHandle, Opened, SETID, SeekTo, UsualChange, VersionedDescriptor, Writer,
+};
 pub use inode::OpenOptions;
 pub use ledger::{Change, Custodian, Kind, Ledger, LedgerError, RESENT, RequestSlot, StackIds};
 pub use listing::{DirEntry, END, Listing};

@@ -27,12 +27,22 @@ impl Mounted {
         let scratch = Scratch::for_test();
         let lower = scratch.make("lower");
         fs::write(lower.join("text"), "what is below\n").unwrap();
-        for dir in ["usr/share", "usr/local/share", "var/usr"] {
+        for dir in ["usr/share", "usr/local/share", "var/usr", "var/protected"] {
             fs::create_dir_all(lower.join(dir)).unwrap();
             // A small file is read by the daemon in every directory.
             let large = "what is below\n".repeat(20_000);
             fs::write(lower.join(dir).join("text"), large).unwrap();
             fs::write(lower.join(dir).join("small"), "what is below\n").unwrap();
+        }
+        for name in ["text", "small"] {
+            let path = lower.join("var/protected").join(name);
+            fs::set_permissions(path, PermissionsExt::from_mode(0o444)).unwrap();
+        }
+        for (name, start) in [("archive", "PK\x03\x04"), ("database", "SQLite format 3\0")] {
+            for dir in ["usr/share", "var"] {
+                let content = [start, &" ".repeat(300_000)].concat();
+                fs::write(lower.join(dir).join(name), content).unwrap();
+            }
         }
         fs::write(lower.join("script"), "#!/bin/sh\n").unwrap();
         fs::set_permissions(lower.join("script"), PermissionsExt::from_mode(0o755)).unwrap();
@@ -245,6 +255,12 @@ fn old_passthrough_descriptors_keep_the_old_content() {
         ("", "usr/share/small", false),
         ("", "usr/local/share/text", false),
         ("", "var/usr/text", false),
+        ("", "var/protected/text", true),
+        ("", "var/protected/small", false),
+        ("coherence=posix", "var/protected/text", false),
+        ("", "var/archive", true),
+        ("", "usr/share/database", false),
+        ("coherence=posix", "var/archive", false),
         ("", "text", false),
         ("coherence=posix", "usr/share/text", false),
         ("coherence=posix", "program", true),

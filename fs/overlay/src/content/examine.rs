@@ -10,6 +10,23 @@ use cowl_layers::sys;
 
 /// The first bytes of an ELF file.
 const ELF: [u8; 4] = *b"\x7fELF";
+/// The number of bytes by which a format is recognized.
+const START: usize = 64;
+/// The format of SQLite databases.
+const SQLITE: &str = "application/vnd.sqlite3";
+/// The format of archives that tar(1) extends in place.
+const TAR: &str = "application/x-tar";
+
+/// How a program usually changes a file, judging by its format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UsualChange {
+    /// It writes a new file, which replaces the old one: images, compressed archives, fonts.
+    Replace,
+    /// It writes to the file: databases.
+    InPlace,
+    /// The format is unknown.
+    Unknown,
+}
 
 impl FileHandle {
     /// Whether the file is a program or a library.
@@ -25,23 +42,36 @@ impl FileHandle {
         Ok(is_executable && rustix::io::pread(fd, &mut start, 0)? == ELF.len() && start == ELF)
     }
 
+    /// Returns how a program usually changes the file, judging by the first bytes of its content. `fd` must be a
+    /// descriptor of the content.
+    pub fn usual_change(&self, fd: &OwnedFd) -> Result<UsualChange> {
+        let mut start = [0; START];
+        let read = rustix::io::pread(fd, &mut start, 0)?;
+        Ok(usual_change(start.get(..read).unwrap_or_default()))
+    }
+
     /// Whether the file is in a directory whose files package managers replace, such as /usr, according to one of its
     /// names. `false` if it has none.
     pub fn is_in_package_tree(&self) -> bool {
         let first_names = || {
             let mut alias = self.inode.file().ok()?.aliases.first()?.clone();
-            let mut below = None;
+            let (mut second, mut third) = (None, None);
             loop {
                 let dir = alias.parent.dir().ok()?;
                 match dir.alias {
-                    Some(above) => below = Some(std::mem::replace(&mut alias, above).name),
+                    Some(above) => {
+                        let name = std::mem::replace(&mut alias, above).name;
+                        third = second.replace(name);
+                    }
                     // A removed directory has no path.
                     None if dir.removed => return None,
-                    None => return Some((alias.name, below)),
+                    None => return Some((alias.name, second, third)),
                 }
             }
         };
-        first_names().is_some_and(|(top, below)| is_package_tree(&top, below.as_deref()))
+        first_names().is_some_and(|(first, second, third)| {
+            is_package_tree(&first, second.as_deref(), third.as_deref())
+        })
     }
 
     /// Whether the file has setuid, setgid or capabilities, which a write may have to remove.
@@ -68,15 +98,33 @@ impl FileHandle {
     }
 }
 
-/// Whether package managers replace the files below a directory of the root, with this name below it.
-fn is_package_tree(top: &[u8], below: Option<&[u8]>) -> bool {
-    match (top, below) {
+/// Whether package managers replace the files whose paths begin with these names.
+fn is_package_tree(first: &[u8], second: Option<&[u8]>, third: Option<&[u8]>) -> bool {
+    match (first, second, third) {
         // A file in the root directory.
-        (_, None) => false,
-        (b"usr", Some(below)) => below != b"local",
-        (b"nix" | b"gnu", Some(below)) => below == b"store",
-        (b"bin" | b"sbin" | b"lib" | b"lib32" | b"lib64" | b"libx32", Some(_)) => true,
+        (_, None, _) => false,
+        // rpm has its database in /usr/lib/sysimage.
+        (b"usr", Some(second), third) => {
+            second != b"local" && (second, third) != (b"lib", Some(b"sysimage"))
+        }
+        (b"nix" | b"gnu", Some(second), _) => second == b"store",
+        (b"bin" | b"sbin" | b"lib32" | b"lib64" | b"libx32", Some(_), _) => true,
+        (b"lib", Some(second), _) => second != b"sysimage",
         _ => false,
+    }
+}
+
+/// Returns how a file that begins with these bytes is usually changed.
+fn usual_change(start: &[u8]) -> UsualChange {
+    use infer::MatcherType::{App, Archive, Audio, Book, Font, Image, Video};
+    let Some(format) = infer::get(start) else {
+        return UsualChange::Unknown;
+    };
+    match (format.matcher_type(), format.mime_type()) {
+        (_, SQLITE) => UsualChange::InPlace,
+        (_, TAR) => UsualChange::Unknown,
+        (App | Archive | Audio | Book | Font | Image | Video, _) => UsualChange::Replace,
+        _ => UsualChange::Unknown,
     }
 }
 
@@ -94,23 +142,52 @@ mod tests {
 
     #[test]
     fn the_trees_of_package_managers_are_recognized() {
-        for (top, below, expected) in [
-            ("usr", Some("bin"), true),
-            ("usr", Some("local"), false),
-            ("usr", None, false),
-            ("bin", Some("sh"), true),
-            ("lib64", Some("libc.so.6"), true),
-            ("lib", None, false),
-            ("nix", Some("store"), true),
-            ("nix", Some("var"), false),
-            ("gnu", Some("store"), true),
-            ("var", Some("lib"), false),
-            ("etc", Some("passwd"), false),
-            ("home", Some("usr"), false),
-            ("usrlocal", Some("bin"), false),
+        for (path, expected) in [
+            ("usr/bin", true),
+            ("usr/bin/sh", true),
+            ("usr/local/lib", false),
+            ("usr", false),
+            ("usr/lib/locale", true),
+            ("usr/lib/sysimage", false),
+            ("usr/share/sysimage", true),
+            ("bin/sh", true),
+            ("lib64/libc.so.6", true),
+            ("lib", false),
+            ("lib/sysimage/rpm", false),
+            ("lib/modules", true),
+            ("nix/store/x", true),
+            ("nix/var/x", false),
+            ("gnu/store/x", true),
+            ("var/lib/dpkg", false),
+            ("etc/passwd", false),
+            ("home/usr/bin", false),
+            ("usrlocal/bin", false),
         ] {
-            let found = is_package_tree(top.as_bytes(), below.map(str::as_bytes));
-            assert_eq!(found, expected, "{top} {below:?}");
+            let mut names = path.split('/').map(str::as_bytes);
+            let first = names.next().unwrap();
+            let found = is_package_tree(first, names.next(), names.next());
+            assert_eq!(found, expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn formats_are_recognized_by_their_first_bytes() {
+        let tar = [&[b'x'; 257], &b"ustar\0"[..]].concat();
+        for (start, expected) in [
+            (&b"\x89PNG\r\n\x1a\n"[..], UsualChange::Replace),
+            (b"PK\x03\x04\x14\0\x08\0", UsualChange::Replace),
+            (b"\x1f\x8b\x08\0\0\0\0\0", UsualChange::Replace),
+            (b"\xfd7zXZ\0\0\x04", UsualChange::Replace),
+            (b"\x28\xb5\x2f\xfd\x04\x58\0\0", UsualChange::Replace),
+            (b"SQLite format 3\0\x10\0\x01\x01", UsualChange::InPlace),
+            (b"2026-11-30 12:00:00 started\n", UsualChange::Unknown),
+            (b"<!DOCTYPE html><html>", UsualChange::Unknown),
+            (b"#!/bin/sh\nexit 0\n", UsualChange::Unknown),
+            (&[0; START], UsualChange::Unknown),
+            (&tar, UsualChange::Unknown),
+            (b"", UsualChange::Unknown),
+        ] {
+            assert_eq!(usual_change(start), expected, "{start:?}");
         }
     }
 }

@@ -10,6 +10,7 @@ mod sync;
 mod transfer;
 
 pub(crate) use descriptors::ContentDescriptors;
+pub use examine::UsualChange;
 pub(crate) use handle::OpenCounts;
 pub use handle::{FileHandle, Opened, VersionedDescriptor, Writer};
 pub(crate) use open::Content;

@@ -15,7 +15,12 @@ use crate::fuse::passthrough::{
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
-use cowl_overlay::{Attr, Close, FileHandle, Op, OpenOptions, Opened, SETID, VersionedDescriptor};
+use cowl_overlay::{
+    Attr, Close, FileHandle, Op, OpenOptions, Opened, SETID, UsualChange, VersionedDescriptor,
+};
+
+/// The permissions to write a file.
+const WRITE: u32 = 0o222;
 
 /// The parameters of an OPEN or CREATE request.
 #[derive(Clone, Copy)]
@@ -297,13 +302,21 @@ impl Adapter {
 /// Whether a file is usually replaced, not written in place, so that the policy permits passthrough. `fd` is a descriptor
 /// of its content.
 fn is_replaced(policy: Policy, handle: &FileHandle, fd: &OwnedFd) -> Result<bool> {
-    let is_selected = match policy.large {
-        LargeFiles::None => false,
-        LargeFiles::OfPackages => handle.is_in_package_tree(),
-        LargeFiles::All => true,
-    };
-    if is_selected && sys::stat::stat_fd(fd)?.size >= LARGE {
-        return Ok(true);
+    if policy.large != LargeFiles::None {
+        let stat = sys::stat::stat_fd(fd)?;
+        let is_selected = || -> Result<bool> {
+            if policy.large == LargeFiles::All {
+                return Ok(true);
+            }
+            Ok(match handle.usual_change(fd)? {
+                UsualChange::Replace => true,
+                UsualChange::InPlace => false,
+                UsualChange::Unknown => stat.perm() & WRITE == 0 || handle.is_in_package_tree(),
+            })
+        };
+        if stat.size >= LARGE && is_selected()? {
+            return Ok(true);
+        }
     }
     Ok(policy.programs && handle.is_program(fd)?)
 }

@@ -20,8 +20,9 @@ pub(in crate::fuse) enum Contents {
 pub(in crate::fuse) enum LargeFiles {
     /// No file because of its size.
     None,
-    /// Those in the trees of package managers.
-    OfPackages,
+    /// Those that programs replace: by their format, those in the trees of package managers, and those that nobody has
+    /// the permission to write.
+    Replaced,
     /// All of them.
     All,
 }
@@ -75,7 +76,7 @@ impl Policy {
             large: match (contents, coherence) {
                 (Contents::ReadOnly, _) => LargeFiles::All,
                 (Contents::Writable, Coherence::Posix) => LargeFiles::None,
-                (Contents::Writable, _) => LargeFiles::OfPackages,
+                (Contents::Writable, _) => LargeFiles::Replaced,
             },
             lowers: coherence == Coherence::Overlay,
         }
@@ -269,9 +270,9 @@ mod tests {
         use Coherence::{Overlay, Packages, Posix};
         use Contents::{ReadOnly, Writable};
         for (coherence, contents, large) in [
-            (Packages, Writable, LargeFiles::OfPackages),
+            (Packages, Writable, LargeFiles::Replaced),
             (Posix, Writable, LargeFiles::None),
-            (Overlay, Writable, LargeFiles::OfPackages),
+            (Overlay, Writable, LargeFiles::Replaced),
             (Packages, ReadOnly, LargeFiles::All),
             (Posix, ReadOnly, LargeFiles::All),
             (Overlay, ReadOnly, LargeFiles::All),
