@@ -58,7 +58,7 @@ pub struct Args {
     /// coherence=packages|posix|overlay: content that a descriptor of a lower file reads after the file was written to.
     /// posix: the new content, except for programs and libraries; packages (the default): the new content, except for
     /// programs, libraries, and files of 256 KiB or more that programs replace instead of writing to them (images and
-    /// compressed archives, for example; files that nobody has the permission to write; files in /usr, except /usr/local,
+    /// compressed archives, for example; files without write permission; files in /usr, except /usr/local,
     /// and other directories of package managers); overlay: the old content. The kernel reads the excepted files
     /// without the daemon.
     ///

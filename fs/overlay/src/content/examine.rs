@@ -17,7 +17,7 @@ const SQLITE: &str = "application/vnd.sqlite3";
 /// The format of archives that tar(1) extends in place.
 const TAR: &str = "application/x-tar";
 
-/// How a program usually changes a file, judging by its format.
+/// The usual way to change a file, judging by its format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UsualChange {
     /// It writes a new file, which replaces the old one: images, compressed archives, fonts.

@@ -20,8 +20,8 @@ pub(in crate::fuse) enum Contents {
 pub(in crate::fuse) enum LargeFiles {
     /// No file because of its size.
     None,
-    /// Those that programs replace: by their format, those in the trees of package managers, and those that nobody has
-    /// the permission to write.
+    /// Those that programs replace: by their format, those in the trees of package managers, and those without write
+    /// permission.
     Replaced,
     /// All of them.
     All,
