@@ -29,13 +29,25 @@ impl Counted {
     #[track_caller]
     #[must_use]
     pub fn mount(stack: &Stack, mount_point: &Path, extra: &str) -> Counted {
+        Counted::mount_with(stack, mount_point, extra, &[])
+    }
+
+    /// Like [`Counted::mount`], with variables in the environment.
+    #[track_caller]
+    #[must_use]
+    pub fn mount_with(
+        stack: &Stack,
+        mount_point: &Path,
+        extra: &str,
+        variables: &[(&str, &str)],
+    ) -> Counted {
         let socket = mount_point.with_extension("socket");
         let mut options = format!("control={}", socket.to_str().expect("a plain path"));
         if !extra.is_empty() {
             options = format!("{options},{extra}");
         }
         Counted {
-            overlay: Overlay::cowlfs(stack, mount_point, &options),
+            overlay: Overlay::cowlfs_with(stack, mount_point, &options, variables),
             socket,
         }
     }

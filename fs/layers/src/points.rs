@@ -1,9 +1,9 @@
-//! Named points at which a test ends the daemon (docs/decisions/0035).
+//! Named points at which a test ends or delays the daemon (docs/decisions/0035).
 //!
 //! Only builds with debug assertions have them. With `COWL_KILL=NAME/STRIDE/OFFSET/FILE` in the environment, the process
 //! kills itself at each passing of the point NAME whose number is OFFSET modulo STRIDE. The processes of a mount count
 //! together: each passing appends one byte to FILE. Without a NAME no process ends, and each passing of any point appends
-//! a line with its name.
+//! a line with its name. With `COWL_DELAY=NAME/MILLISECONDS`, each passing of the point NAME takes that long.
 
 #[cfg(debug_assertions)]
 mod armed {
@@ -11,9 +11,11 @@ mod armed {
     use std::path::PathBuf;
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
 
     static IS_ARMED: AtomicBool = AtomicBool::new(false);
     static SELECTED: OnceLock<Option<Selected>> = OnceLock::new();
+    static DELAYED: OnceLock<Option<(String, Duration)>> = OnceLock::new();
 
     /// The passings at which the process ends.
     struct Selected {
@@ -55,11 +57,23 @@ mod armed {
         }
     }
 
+    fn delayed_from_environment() -> Option<(String, Duration)> {
+        let value = std::env::var("COWL_DELAY").ok()?;
+        let (name, milliseconds) = value.split_once('/')?;
+        let delay = Duration::from_millis(milliseconds.parse().ok()?);
+        Some((name.to_owned(), delay))
+    }
+
     pub(super) fn arm() {
         IS_ARMED.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn pass(name: &str) {
+        if let Some((delayed, delay)) = DELAYED.get_or_init(delayed_from_environment)
+            && delayed == name
+        {
+            std::thread::sleep(*delay);
+        }
         if !IS_ARMED.load(Ordering::Relaxed) {
             return;
         }

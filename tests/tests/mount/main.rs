@@ -17,6 +17,7 @@ mod directories;
 mod early_write_back;
 mod failed_calls;
 mod faults;
+mod first_opens;
 mod foreign_layers;
 mod found;
 mod full_mount;

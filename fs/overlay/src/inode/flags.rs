@@ -17,6 +17,8 @@ const SETGID_SHOWN: u8 = 4;
 const TRUNCATED: u8 = 8;
 /// Set from a removal of the file capabilities, while the file is open for writing, until the next change of attributes.
 const CAPABILITIES_REMOVED: u8 = 16;
+/// Set from the first open of the file.
+const OPENED: u8 = 32;
 
 /// The flags of an inode. They use one byte, because millions of inodes may be known.
 #[derive(Debug, Default)]
@@ -39,13 +41,18 @@ impl Flags {
     /// Returns flags for an inode of which nothing is known: each one is as it causes more work.
     pub(super) fn unknown() -> Self {
         Self(AtomicU8::new(
-            UNSYNCED_NAME | SETUID_SHOWN | SETGID_SHOWN | TRUNCATED,
+            UNSYNCED_NAME | SETUID_SHOWN | SETGID_SHOWN | TRUNCATED | OPENED,
         ))
     }
 
-    /// Creates the flags of a record.
+    /// Creates the flags of a record. The process that wrote it may have been one that did not record all opens.
     pub(super) fn from_bits(bits: u8) -> Self {
-        Self(AtomicU8::new(bits))
+        Self(AtomicU8::new(bits | OPENED))
+    }
+
+    /// Records an open of the file. Returns whether it is the first one since the kernel has known the inode.
+    pub fn note_open(&self) -> bool {
+        self.0.fetch_or(OPENED, Ordering::AcqRel) & OPENED == 0
     }
 
     /// Records that the name is not durable, after a copy-up.

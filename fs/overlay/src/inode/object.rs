@@ -306,6 +306,12 @@ impl Inode {
         }
     }
 
+    /// Runs `run` if the content still has the version `version`; it does not move until `run` returns.
+    pub fn while_content_stays<T>(&self, version: u32, run: impl FnOnce() -> T) -> Option<T> {
+        let _state = self.state.read();
+        (self.content_version() == version).then(run)
+    }
+
     /// Modifies the states of this inode and of `other` while their locks are held, together with a name on disk.
     ///
     /// Concurrent readers wait, so that they never observe only one of both changes.

@@ -153,6 +153,7 @@ impl Adapter {
         Opened { handle, descriptor }: Opened,
     ) -> Result<OpenedFile> {
         let Requested { ino, flags, .. } = requested;
+        let first = self.first_opens.begin(inode);
         let close = |_: &Error| self.overlay.close(&handle);
         let traits = self
             .collect_traits(op, &handle, descriptor.as_ref(), requested)
@@ -195,6 +196,15 @@ impl Adapter {
             // The file replaces the content of a lower one: its close(2) starts writeback before it returns. Other
             // files of the upper layer are left to the file system below, and to RELEASE.
             flags.remove(FopenFlags::FOPEN_NOFLUSH);
+        }
+        if let Some(first) = first
+            && !traits.write
+            && !traits.upper
+            && backing.is_none()
+            && flags.contains(FopenFlags::FOPEN_KEEP_CACHE)
+            && let (Some((fd, version)), Some(notifier)) = (&descriptor, self.notifier.get())
+        {
+            first.store(notifier, (inode, ino), (fd, *version));
         }
         if backing.is_some() && is_synchronous {
             // The kernel syncs each write to the backing file, but that does not sync the name of a new copy-up.
