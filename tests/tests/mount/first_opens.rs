@@ -80,7 +80,7 @@ fn a_small_lower_file_is_read_without_a_read_request() {
     }
 }
 
-/// What a program does with a file while another one opens it for the first time.
+/// A change of a file while another program opens it for the first time.
 type Change = fn(&Path);
 
 /// The content that every later reader must find.

@@ -34,7 +34,7 @@ pub(crate) use inode_block::{InodeBlock, NamesIn, has_one_name, has_only_other_n
 pub(crate) use ledger::{CopyingTimes, Nameless};
 pub(crate) use node_ids::NodeIdsRecord;
 pub(crate) use object::{Alias, DirState, FileState, InodeState};
-pub use object::{Inode, OpenOptions};
+pub use object::{Inode, OpenOptions, while_content_stays};
 pub(crate) use place::{DirPlace, EntryName, NamelessFile, ObjectPlace, Place, References};
 pub(crate) use record::InodeRecord;
 pub use shards::InodeTable;

@@ -155,6 +155,12 @@ pub(super) enum ByKind {
     },
 }
 
+/// Runs `run` if the content of `inode` still has the version `version`; it does not move until `run` returns.
+pub fn while_content_stays<T>(inode: &Inode, version: u32, run: impl FnOnce() -> T) -> Option<T> {
+    let _state = inode.state.read();
+    (inode.content_version() == version).then(run)
+}
+
 impl Inode {
     /// Creates an inode with the number `ino`.
     pub(crate) fn new(ino: u64, kind: FileKind, state: InodeState) -> Arc<Self> {
@@ -304,12 +310,6 @@ impl Inode {
             }
             _ => Err(Error::Errno(Errno::ISDIR)),
         }
-    }
-
-    /// Runs `run` if the content still has the version `version`; it does not move until `run` returns.
-    pub fn while_content_stays<T>(&self, version: u32, run: impl FnOnce() -> T) -> Option<T> {
-        let _state = self.state.read();
-        (self.content_version() == version).then(run)
     }
 
     /// Modifies the states of this inode and of `other` while their locks are held, together with a name on disk.

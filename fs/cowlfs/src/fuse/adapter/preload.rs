@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use rustc_hash::FxHashSet;
 
 use cowl_layers::points::point;
-use cowl_overlay::inode::Inode;
+use cowl_overlay::inode::{Inode, while_content_stays};
 
 /// The maximum size in bytes of a file that is stored as a whole.
 const MAX_SIZE: usize = 64 << 10;
@@ -74,7 +74,8 @@ impl FirstOpen<'_> {
             point("before content is stored");
             // A write or a truncation needs a copy-up first, which waits: what the kernel has cached is then older than
             // their effect.
-            let stored = inode.while_content_stays(version, || notifier.store(node_id, 0, content));
+            let stored =
+                while_content_stays(inode, version, || notifier.store(node_id, 0, content));
             if let Some(Err(error)) = stored {
                 log::debug!("cannot store the content of inode {}: {error}", self.ino);
             }
