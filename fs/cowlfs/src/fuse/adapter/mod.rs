@@ -10,6 +10,7 @@ mod convert;
 mod filesystem;
 mod handles;
 mod listing;
+mod new_files;
 mod opening;
 mod recovered;
 mod reply;
@@ -26,6 +27,7 @@ use fuser::{Generation, INodeNo, Notifier, Request};
 use self::admission::RefusedOpens;
 use self::blame::Blame;
 use self::handles::{Handles, OpenFile};
+use self::new_files::NewFiles;
 pub(crate) use self::recovered::RecoveredValues;
 pub(crate) use self::state::Negotiated;
 pub(super) use self::state::{AdapterRecord, AdapterState, Origin};
@@ -55,6 +57,7 @@ pub(crate) struct Adapter {
     cache_listings: bool,
     backing: Arc<BackingFiles>,
     refused: Arc<RefusedOpens>,
+    new_files: NewFiles,
     gate: Arc<Gate>,
     negotiated: Arc<OnceLock<Negotiated>>,
     max_stack_depth: u32,
@@ -139,6 +142,7 @@ impl Adapter {
             overlay,
             backing: Arc::new(backing),
             refused: Arc::new(refused),
+            new_files: NewFiles::default(),
             gate: Arc::default(),
             negotiated: Arc::default(),
             max_stack_depth,
