@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use cowl_tests::beside::{Beside, Content, NEEDS};
+use cowl_tests::beside::{Beside, Content, MATRIX, NEEDS};
 use cowl_tests::conditions::can;
 use cowl_tests::mount::Stack;
 use cowl_tests::requests::{Counted, Counts};
@@ -169,8 +169,7 @@ for tag in "abcd": assert [l.split()[1] for l in lines if l.startswith(tag)] == 
 
 #[test]
 fn limits_and_privileges_apply_to_writes_by_the_daemon() {
-    same(
-        r#"
+    let script = r#"
 import resource
 def limited():
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -193,11 +192,19 @@ for number, (uid, hold) in enumerate(((1001, "bits"), (1001, "capability"), (0, 
         else: os.setxattr(path, "security.capability", CAPABILITY)
         os.stat(path); reader = os.open(path, os.O_RDONLY)
         written(fd, uid, run)
-        print(name, uid, hold, of(path), of(reader), "security.capability" in os.listxattr(path))
+        # A full stat(2) would refresh the mode.
+        print(name, uid, hold, oct(field(path, "mode")), of(path), of(reader), "security.capability" in os.listxattr(path))
 # The daemon's cached mode and the one on disk agree after an execve, too.
 fd = new("program", mode=0o777); os.write(fd, b'#!/bin/sh\n'); os.chmod("program", 0o4777); os.stat("program")
 print(err(os.execv, "./program", ["program"]))
 written(fd, 1001, lambda fd: os.write(fd, b"exit 0\n")); print(of("program")); os.close(fd)
-"#,
-    );
+# execve uses the cached mode.
+content = open("/bin/cat", "rb").read()
+for name, uid in (("cat1", 1001), ("cat2", 0)):
+    fd = new(name, mode=0o777); assert os.write(fd, content) == len(content)
+    os.chmod(name, 0o6777); os.setxattr(name, "security.capability", CAPABILITY); os.stat(name)
+    written(fd, uid, lambda fd: os.pwrite(fd, content[:1], 0)); os.close(fd)
+    print(name, unless_busy(runs_as)(f"./{name}"), oct(field(name, "mode")))
+"#;
+    same(&format!("{MATRIX}{script}"));
 }
