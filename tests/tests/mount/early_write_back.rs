@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use cowl_tests::beside;
 use cowl_tests::command::{self, sh_in};
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::mount::{Overlay, Stack, wait_until};
@@ -118,4 +119,52 @@ fn writeback_of_an_overwritten_lower_file_is_started_on_xfs() {
 #[test]
 fn writeback_of_a_replacement_is_started_on_btrfs() {
     begins("btrfs", &[REPLACE, REWRITE]);
+}
+
+/// The kernel sends no FSYNC after a direct write, so the daemon syncs it.
+#[test]
+fn synchronous_direct_writes_are_synced() {
+    let needs = [
+        Need::Root,
+        Need::Fuse,
+        Need::Program("mkfs.ext4"),
+        Need::Program("filefrag"),
+        Need::Program("python3"),
+    ];
+    if !can(&needs) {
+        return;
+    }
+    let script = r#"
+import mmap, os
+data = mmap.mmap(-1, 65536); data[:] = b"x" * 65536
+for name, how, flags in (
+    ("later", os.O_RDWR | os.O_DIRECT, 0),
+    ("dsync", os.O_RDWR | os.O_DIRECT | os.O_DSYNC, 0),
+    ("sync", os.O_WRONLY | os.O_DIRECT | os.O_SYNC, 0),
+    ("flag", os.O_RDWR | os.O_DIRECT, os.RWF_DSYNC),
+    ("cached", os.O_RDWR | os.O_DSYNC, 0),
+):
+    fd = os.open(name, how | os.O_CREAT)
+    assert os.pwritev(fd, [data], 0, flags) == 65536
+for i in range(20): os.close(os.open(f"small{i}", os.O_WRONLY | os.O_CREAT))
+fd = os.open("small", os.O_WRONLY | os.O_CREAT | os.O_DSYNC); os.write(fd, data)
+"#;
+    for passthrough in ["auto", "read", "off"] {
+        let scratch = Scratch::new_in(Path::new("/dev/shm"), "synchronous_direct_writes");
+        let disk = disk(&scratch, "ext4");
+        let stack = Stack {
+            lowers: vec![disk.join("lower")],
+            upper: Some((disk.join("upper"), disk.join("work"))),
+        };
+        let extra = format!("passthrough={passthrough}");
+        let mount = Overlay::cowlfs(&stack, &disk.join("mount"), &extra);
+        beside::python(mount.path(), script).ok();
+        for file in ["dsync", "sync", "flag", "cached", "small"] {
+            let is_synced = is_begun(&disk.join("upper").join(file));
+            assert!(is_synced, "{extra}: the content of {file} is not on disk");
+        }
+        let later = is_begun(&disk.join("upper/later"));
+        assert!(!later, "{extra}: the file system always writes at once");
+        mount.unmount();
+    }
 }

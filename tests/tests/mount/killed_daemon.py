@@ -52,6 +52,13 @@ for name in PATHS + ("executed", "path-linked2"):
     os.unlink(name)
 numbers = {name: os.stat(name).st_ino for name in ("lines", "blocks", "locked", "many", "shared", "appended")}
 inside = os.open("many", os.O_RDONLY | os.O_DIRECTORY)
+# After many small new files, the daemon writes to the next one itself (docs/decisions/0040).
+for number in range(20):
+    os.close(os.open(f"small{number}", os.O_WRONLY | os.O_CREAT))
+small = os.open("small", os.O_WRONLY | os.O_CREAT)
+os.ftruncate(small, 4096)
+small_file = os.open("small", os.O_RDWR)
+small_map = mmap.mmap(small_file, 4096)
 
 
 def excluded(name, how):
@@ -73,6 +80,9 @@ def check(round):
     assert os.write(appender, added) == len(added)
     appended += added
     assert open("appended", "rb").read() == appended
+    small_map[2 * round] = round + 1
+    assert os.pwrite(small, bytes([round + 1]), 2 * round + 1) == 1
+    assert small_map[2 * round : 2 * round + 2] == os.pread(small_file, 2, 2 * round) == bytes([round + 1] * 2)
     assert os.preadv(direct, [aligned], 4096) == 4096 and aligned[:4] == b"bbbb"
     shared[4096 + round] = 65 + round
     shared.flush()

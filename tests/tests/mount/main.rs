@@ -32,6 +32,7 @@ mod live_layers;
 mod locks;
 mod mount_options;
 mod nested;
+mod new_files;
 mod numbers;
 mod open_files;
 mod passthrough;

@@ -13,10 +13,10 @@ use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use crate::error::{Errno, Error, Result};
 
 thread_local! {
-    /// Whether this thread has its own umask (unshare(2) with CLONE_FS).
+    /// The umask of this thread, if it has its own (unshare(2) with CLONE_FS).
     ///
     /// Otherwise a change would affect all threads of the process.
-    static OWN_UMASK: Cell<bool> = const { Cell::new(false) };
+    static UMASK: Cell<Option<Mode>> = const { Cell::new(None) };
     /// The file system ids of this thread, once they were set. Setting an unchanged id costs as much as a change.
     static IDS: Cell<Option<(Uid, Gid)>> = const { Cell::new(None) };
 }
@@ -43,6 +43,26 @@ fn set_group(gid: Gid) {
     IDS.set(Some((uid, gid)));
 }
 
+/// Returns the umask of this thread, which has its own from now on.
+fn umask() -> Result<Mode> {
+    if let Some(umask) = UMASK.get() {
+        return Ok(umask);
+    }
+    unshare(CloneFlags::CLONE_FS).map_err(Error::from)?;
+    // umask(2) returns the value only when it changes it.
+    let umask = rustix::process::umask(Mode::RWXU | Mode::RWXG | Mode::RWXO);
+    rustix::process::umask(umask);
+    UMASK.set(Some(umask));
+    Ok(umask)
+}
+
+/// Sets the umask of a thread that has its own.
+fn set_umask(umask: Mode) {
+    if UMASK.replace(Some(umask)) != Some(umask) {
+        rustix::process::umask(umask);
+    }
+}
+
 /// The caller of a request, with ids as in the layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -66,32 +86,34 @@ impl Drop for Restore {
         // Restore the user first, because setting the group needs its capabilities.
         set_user(self.uid);
         set_group(self.gid);
-        rustix::process::umask(self.umask);
+        set_umask(self.umask);
     }
 }
 
 fn enter(caller: Identity) -> Result<Restore> {
-    if !OWN_UMASK.get() {
-        unshare(CloneFlags::CLONE_FS).map_err(Error::from)?;
-        OWN_UMASK.set(true);
-    }
-    let umask = rustix::process::umask(Mode::from_raw_mode(caller.umask & 0o777));
+    let umask = umask()?;
     let (uid, gid) = ids();
+    set_umask(Mode::from_raw_mode(caller.umask & 0o777));
     set_group(Gid::from_raw(caller.gid));
     set_user(Uid::from_raw(caller.uid));
     Ok(Restore { uid, gid, umask })
 }
 
-/// Runs `make` like [`as_caller`], but retains a setgid bit in the requested mode.
+/// Runs `make`, which creates an object with the mode that it gets, like [`as_caller`], but retains a setgid bit in it.
 ///
 /// The kernel has already decided whether the caller may set it, and unlike the layer's file system it knows the
 /// caller's supplementary groups.
-pub fn as_creator<T>(caller: Identity, mut make: impl FnMut() -> Result<T>) -> Result<T> {
+pub fn as_creator<T>(
+    caller: Identity,
+    mode: u32,
+    mut make: impl FnMut(u32) -> Result<T>,
+) -> Result<T> {
     as_caller(caller, || {
-        if caller.uid == 0 {
-            make()
+        // Each change of the capabilities takes as long as several other system calls.
+        if caller.uid == 0 || !Mode::from_raw_mode(mode).contains(Mode::SGID) {
+            make(mode)
         } else {
-            with_added(CapabilitySet::FSETID, &mut make)
+            with_added(CapabilitySet::FSETID, || make(mode))
         }
     })
 }

@@ -42,11 +42,9 @@ impl Create<'_> {
         name: &Name,
         mode: u32,
     ) -> Result<Arc<Inode>> {
-        let kind = FileKind::Directory;
-        self.make_object(caller, (parent, name), kind, |dir, name| {
-            sys::node::mkdir(dir, name, mode & 0o7777)
-        })
-        .map(|(inode, _)| inode)
+        let new = (FileKind::Directory, mode & 0o7777);
+        self.make_object(caller, (parent, name), new, sys::node::mkdir)
+            .map(|(inode, _)| inode)
     }
 
     /// Creates an empty file, a FIFO, a socket or a device.
@@ -62,8 +60,9 @@ impl Create<'_> {
         if is_zero_device(kind, rdev) {
             return self.make_zero_device(caller, parent, name, mode & 0o7777);
         }
-        self.make_object(caller, (parent, name), kind, |dir, name| {
-            sys::node::mknod(dir, name, kind, mode & 0o7777, rdev)
+        let new = (kind, mode & 0o7777);
+        self.make_object(caller, (parent, name), new, |dir, name, mode| {
+            sys::node::mknod(dir, name, kind, mode, rdev)
         })
         .map(|(inode, _)| inode)
     }
@@ -76,7 +75,8 @@ impl Create<'_> {
         name: &Name,
         target: &[u8],
     ) -> Result<Arc<Inode>> {
-        self.make_object(caller, (parent, name), FileKind::Symlink, |dir, name| {
+        let new = (FileKind::Symlink, 0);
+        self.make_object(caller, (parent, name), new, |dir, name, _| {
             sys::node::symlink(dir, name, target)
         })
         .map(|(inode, _)| inode)
@@ -93,11 +93,11 @@ impl Create<'_> {
     ) -> Result<(Arc<Inode>, Opened, Attr)> {
         // The handle uses the descriptor that created the file: O_CREAT grants access even if the mode denies it.
         let mut opened: Option<OwnedFd> = None;
-        let (inode, stat) =
-            self.make_object(caller, (parent, name), FileKind::Regular, |dir, name| {
-                opened = Some(sys::node::create(dir, name, mode & 0o7777, OFlags::RDWR)?);
-                Ok(())
-            })?;
+        let new = (FileKind::Regular, mode & 0o7777);
+        let (inode, stat) = self.make_object(caller, (parent, name), new, |dir, name, mode| {
+            opened = Some(sys::node::create(dir, name, mode, OFlags::RDWR)?);
+            Ok(())
+        })?;
         let Some(fd) = opened else {
             // The predecessor created it.
             let attr = self.attributes.attr_as_found(&inode, stat)?;
@@ -113,7 +113,7 @@ impl Create<'_> {
         Ok((inode, opened, attr))
     }
 
-    /// Creates an object with the caller's ids.
+    /// Creates an object with the caller's ids. `create` gets a directory, the name in it, and the mode.
     ///
     /// Creates it directly in its directory if the name is free. Over a whiteout, stages it in the work directory
     /// and renames it over the whiteout.
@@ -121,8 +121,8 @@ impl Create<'_> {
         &self,
         caller: Caller,
         (parent, name): (&Arc<Inode>, &Name),
-        kind: FileKind,
-        mut create: impl FnMut(BorrowedFd<'_>, &[u8]) -> Result<()>,
+        (kind, mode): (FileKind, u32),
+        mut create: impl FnMut(BorrowedFd<'_>, &[u8], u32) -> Result<()>,
     ) -> Result<(Arc<Inode>, Stat)> {
         let upper_dir = self.copy_up_dir_for(parent, name)?;
         let _names = parent.names()?.lock();
@@ -134,17 +134,19 @@ impl Create<'_> {
         }
         self.upper_names.require_free(&dir, &upper_dir, name)?;
         let intent = intent(parent, name);
-        let created = self
-            .cx
-            .commit(&intent, || self.cx.as_creator(caller, || create(fd, name)));
+        let created = self.cx.commit(&intent, || {
+            self.cx
+                .as_creator(caller, mode, |mode| create(fd, name, mode))
+        });
         match created {
             Ok(()) => {}
             Err(error) if error.errno() == Errno::EXIST => {
                 if self.upper_names.upper_entry(&upper_dir, name)? != UpperEntry::Whiteout {
                     return Err(error);
                 }
-                let staged =
-                    stage_in_temp_dir(self.cx, caller, fd, |temp_dir| create(temp_dir, b"new"))?;
+                let staged = stage_in_temp_dir(self.cx, caller, fd, mode, |temp_dir, mode| {
+                    create(temp_dir, b"new", mode)
+                })?;
                 let mode = if kind == FileKind::Directory {
                     set_opaque(self.cx, staged.open_path()?.as_fd())?;
                     RenameMode::Exchange

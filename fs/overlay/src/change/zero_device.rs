@@ -23,7 +23,8 @@ pub(super) fn stage_zero_device(
     upper_dir: &LayerDir,
     mode: u32,
 ) -> Result<Staged> {
-    let staged = stage_in_temp_dir(cx, caller, (*upper_dir.fd()?).as_fd(), |temp_dir| {
+    let parent = upper_dir.fd()?;
+    let staged = stage_in_temp_dir(cx, caller, (*parent).as_fd(), mode, |temp_dir, mode| {
         sys::node::mknod(temp_dir, b"new", FileKind::Regular, mode, 0)
     })?;
     let space = cx.stack.upper()?.layer.space();

@@ -131,12 +131,13 @@ pub(crate) fn stage_dir(cx: &Context<'_>, source: &LayerDir) -> Result<(Staged, 
 /// Stages a new object in a temporary directory with the attributes of `parent`.
 ///
 /// So the object inherits the group, setgid bit and ACL that it would inherit in `parent`. `make` must create it under
-/// the name `new`.
+/// the name `new`, with the mode that it gets.
 pub(crate) fn stage_in_temp_dir(
     cx: &Context<'_>,
     caller: Caller,
     parent: BorrowedFd<'_>,
-    mut make: impl FnMut(BorrowedFd<'_>) -> Result<()>,
+    mode: u32,
+    mut make: impl FnMut(BorrowedFd<'_>, u32) -> Result<()>,
 ) -> Result<Staged> {
     let upper = cx.stack.upper()?;
     let stat = sys::stat::stat_fd(parent)?;
@@ -149,7 +150,7 @@ pub(crate) fn stage_in_temp_dir(
         sys::xattr::set(fd.as_fd(), ACL_DEFAULT, &acl)?;
     }
     sys::attr::chmod(fd.as_fd(), stat.perm() | 0o700)?;
-    cx.as_creator(caller, || make(fd.as_fd()))?;
+    cx.as_creator(caller, mode, |mode| make(fd.as_fd(), mode))?;
     let (staged, ()) = upper.work.stage(|dir, name| {
         sys::node::rename(
             fd.as_fd(),

@@ -21,13 +21,14 @@ pub struct Caller {
 }
 
 impl Context<'_> {
-    /// Runs `make`, which creates an object, with the caller's ids on disk.
+    /// Runs `make`, which creates an object with the mode that it gets, with the caller's ids on disk.
     pub(crate) fn as_creator<T>(
         &self,
         caller: Caller,
-        make: impl FnMut() -> Result<T>,
+        mode: u32,
+        make: impl FnMut(u32) -> Result<T>,
     ) -> Result<T> {
-        sys::creds::as_creator(self.ids_on_disk(caller), make)
+        sys::creds::as_creator(self.ids_on_disk(caller), mode, make)
     }
 
     /// Returns the ids on disk of what the caller creates: the overflow id for an id that is not mapped.

@@ -4,12 +4,15 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, Request, TimeOrNow, WriteFlags};
+use fuser::{
+    FileAttr, FileType, INodeNo, LockOwner, OpenAccMode, OpenFlags, Request, TimeOrNow, WriteFlags,
+};
 
 use crate::choices::Mounter;
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::name::Name;
 use cowl_layers::sys::attr::SetTime;
+use cowl_layers::sys::copy::SyncScope;
 use cowl_layers::sys::stat::{FileKind, Time};
 use cowl_overlay::{Attr, Caller, OpenOptions, RenameFlags, Writer};
 
@@ -158,6 +161,26 @@ pub(super) fn can_map_writable(flags: OpenFlags) -> bool {
 /// Whether each write must be durable when it returns. O_SYNC includes the bit of O_DSYNC.
 pub(super) fn is_synchronous(flags: OpenFlags) -> bool {
     flags.0 & libc::O_DSYNC != 0
+}
+
+/// Whether a descriptor with these flags can neither read nor map a file, and writes at its own position, not always at
+/// the end of the file.
+pub(super) fn is_plain_writer(flags: OpenFlags) -> bool {
+    flags.acc_mode() == OpenAccMode::O_WRONLY && flags.0 & libc::O_APPEND == 0
+}
+
+/// Returns the sync that a WRITE request with these flags includes.
+///
+/// The kernel sends FSYNC after a synchronous write through its page cache, but not after a direct one. Only the
+/// requests of direct writes have a lock owner (fs/fuse/file.c, verified on Linux 6.18).
+pub(super) fn implied_sync(flags: OpenFlags, owner: Option<LockOwner>) -> Option<SyncScope> {
+    if owner.is_none() || !is_synchronous(flags) {
+        return None;
+    }
+    Some(match flags.0 & libc::O_SYNC == libc::O_SYNC {
+        true => SyncScope::All,
+        false => SyncScope::Data,
+    })
 }
 
 /// Returns the options of an open, and whether the flags include O_DIRECT.

@@ -16,7 +16,7 @@ use fuser::{
 use super::admission::admit_mode;
 use super::attributes::Accepted;
 use super::convert::{
-    device_from_protocol, parse_name, to_errno, to_rename_flags, to_set_time, writer,
+    device_from_protocol, implied_sync, parse_name, to_errno, to_rename_flags, to_set_time, writer,
 };
 use super::reply::{reply_empty, reply_statfs, reply_xattr, with_attr};
 use super::{Adapter, Negotiated};
@@ -331,14 +331,22 @@ impl Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _: OpenFlags,
-        _: Option<LockOwner>,
+        flags: OpenFlags,
+        owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let _span = self.begin_request(Opcode::Write, req);
         let writer = writer(self.caller(req, 0), write_flags);
         let done = self.run("write", ino, None, |op| {
-            op.write(&*self.files.get(fh.0)?, offset, data, writer)
+            let handle = self.files.get(fh.0)?;
+            let written = op.write(&handle, offset, data, writer)?;
+            if self.backing.policy().small_by_daemon {
+                self.new_files.count_write(fh.0);
+            }
+            if let Some(scope) = implied_sync(flags, owner) {
+                op.fsync(&handle, scope)?;
+            }
+            Ok(written)
         });
         match done {
             // A request carries at most MAX_WRITE bytes.

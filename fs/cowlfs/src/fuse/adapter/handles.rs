@@ -14,9 +14,13 @@ use serde::{Deserialize, Serialize};
 /// RELEASE of the predecessor's handle closes no other one.
 const GENERATION_BIT: u32 = 40;
 
+/// The node id of an open that is not counted for passthrough.
+pub(super) const UNCOUNTED: u64 = 0;
+
 /// An open file, under the node id with which it was opened.
 #[derive(Clone, Debug)]
 pub(super) struct OpenFile {
+    /// Or [`UNCOUNTED`].
     pub(super) node_id: u64,
     pub(super) file: Arc<FileHandle>,
 }

@@ -10,6 +10,7 @@ mod convert;
 mod filesystem;
 mod handles;
 mod listing;
+mod new_files;
 mod opening;
 mod preload;
 mod recovered;
@@ -27,6 +28,7 @@ use fuser::{Generation, INodeNo, Notifier, Request};
 use self::admission::RefusedOpens;
 use self::blame::Blame;
 use self::handles::{Handles, OpenFile};
+use self::new_files::NewFiles;
 use self::preload::FirstOpens;
 pub(crate) use self::recovered::RecoveredValues;
 pub(crate) use self::state::Negotiated;
@@ -58,6 +60,7 @@ pub(crate) struct Adapter {
     backing: Arc<BackingFiles>,
     refused: Arc<RefusedOpens>,
     first_opens: FirstOpens,
+    new_files: NewFiles,
     gate: Arc<Gate>,
     negotiated: Arc<OnceLock<Negotiated>>,
     max_stack_depth: u32,
@@ -143,6 +146,7 @@ impl Adapter {
             backing: Arc::new(backing),
             refused: Arc::new(refused),
             first_opens: FirstOpens::default(),
+            new_files: NewFiles::default(),
             gate: Arc::default(),
             negotiated: Arc::default(),
             max_stack_depth,

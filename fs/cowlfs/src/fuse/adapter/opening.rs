@@ -6,8 +6,11 @@ use std::sync::Arc;
 use fuser::{FileHandle as Fh, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyOpen, Request};
 
 use super::convert::{
-    can_map_writable, is_synchronous, parse_name, to_errno, to_file_attr, to_open_options,
+    can_map_writable, is_plain_writer, is_synchronous, parse_name, to_errno, to_file_attr,
+    to_open_options,
 };
+use super::handles::UNCOUNTED;
+use super::new_files::Expected;
 use super::{Adapter, GENERATION, blame};
 use crate::fuse::passthrough::{
     Backing, CachedAttr, LARGE, LargeFiles, OpenMode, OpenParams, OpenTraits, Policy,
@@ -29,6 +32,8 @@ struct Requested {
     flags: OpenFlags,
     /// The flags include O_DIRECT.
     direct: bool,
+    /// The size that is expected of a new file, by the thread that creates it.
+    expected: Expected,
     /// A backing file with the current content is registered.
     is_registered: bool,
 }
@@ -36,6 +41,8 @@ struct Requested {
 /// An open file to be sent in a reply. It is counted as open.
 struct OpenedFile {
     handle: Arc<FileHandle>,
+    /// The node id under which it is counted, or [`UNCOUNTED`].
+    node_id: u64,
     flags: FopenFlags,
     backing: Option<Arc<Backing>>,
 }
@@ -75,13 +82,15 @@ impl Adapter {
                 ino,
                 flags,
                 direct,
+                expected: Expected::Unknown,
                 is_registered,
             };
             self.count_open(op, requested, &inode, content)
         });
         match done {
             Ok(opened) => {
-                let fh = Fh(self.files.insert(ino.0, opened.handle, self.ledger()));
+                let number = (self.files).insert(opened.node_id, opened.handle, self.ledger());
+                let fh = Fh(number);
                 match opened.backing {
                     Some(backing) => backing.reply_opened(reply, fh, opened.flags),
                     None => reply.opened(fh, opened.flags),
@@ -101,6 +110,10 @@ impl Adapter {
         reply: ReplyCreate,
     ) {
         let (options, direct) = to_open_options(flags);
+        let expected = match self.can_be_direct(req, flags) {
+            true => self.new_files.expect(req.pid()),
+            false => Expected::Unknown,
+        };
         self.release_resumed();
         let done = self.run("create", parent, Some(name), |op| {
             let caller = self.caller(req, umask);
@@ -111,34 +124,50 @@ impl Adapter {
                 ino: INodeNo(inode.ino()),
                 flags,
                 direct,
+                expected,
                 is_registered: false,
             };
             let opened = self.count_open(op, requested, &inode, content)?;
             Ok((inode, opened, attr))
         });
         match done {
-            Ok((inode, opened, attr)) => self.reply_created(&inode, opened, &attr, reply),
+            Ok((inode, opened, attr)) => {
+                let node_id = opened.node_id;
+                let number = (self.files).insert(node_id, opened.handle, self.ledger());
+                // A file that the kernel did not accept for passthrough predicts nothing.
+                let uses_passthrough = opened.backing.is_some() || node_id == UNCOUNTED;
+                if uses_passthrough && self.can_be_direct(req, flags) {
+                    self.new_files.insert(number, req.pid(), expected);
+                }
+                let opened = (Fh(number), opened.flags, opened.backing);
+                self.reply_created(&inode, opened, &attr, reply);
+            }
             Err(error) => reply.error(to_errno(error)),
         }
+    }
+
+    /// Whether the daemon may write to a file that is created with these flags, if it is expected to be small.
+    fn can_be_direct(&self, req: &Request, flags: OpenFlags) -> bool {
+        // A thread with the number 0 is not visible.
+        self.backing.policy().small_by_daemon && is_plain_writer(flags) && req.pid() != 0
     }
 
     fn reply_created(
         &self,
         inode: &Arc<Inode>,
-        opened: OpenedFile,
+        (fh, flags, backing): (Fh, FopenFlags, Option<Arc<Backing>>),
         attr: &Attr,
         reply: ReplyCreate,
     ) {
-        let fh = Fh(self.files.insert(inode.ino(), opened.handle, self.ledger()));
         self.overlay.inodes().count_lookup(inode);
         let timeout = &self.created_attr_timeout(inode, attr);
         let attr = to_file_attr(attr);
-        match opened.backing {
+        match backing {
             Some(backing) => {
                 let entry = (timeout, &attr, GENERATION);
-                backing.reply_created(reply, entry, fh, opened.flags);
+                backing.reply_created(reply, entry, fh, flags);
             }
-            None => reply.created(timeout, &attr, GENERATION, fh, opened.flags),
+            None => reply.created(timeout, &attr, GENERATION, fh, flags),
         }
     }
 
@@ -173,8 +202,13 @@ impl Adapter {
             },
             self.ledger(),
         );
+        let mut node_id = ino.0;
         let (mut flags, backing) = match mode {
             OpenMode::Daemon(flags) => (flags, None),
+            OpenMode::Uncounted(flags) => {
+                node_id = UNCOUNTED;
+                (flags, None)
+            }
             OpenMode::Passthrough(flags, id, cached) => {
                 if cached == CachedAttr::Volatile
                     || traits.write && may_have_setid(&handle, descriptor.as_ref())
@@ -215,6 +249,7 @@ impl Adapter {
         }
         Ok(OpenedFile {
             handle,
+            node_id,
             flags,
             backing,
         })
@@ -236,6 +271,7 @@ impl Adapter {
             replaced: false,
             privileged: false,
             direct: requested.direct,
+            creates_small: requested.expected == Expected::Small,
         };
         let inode = handle.inode();
         let before = inode.facts().snapshot();
@@ -265,6 +301,15 @@ impl Adapter {
                 return self.overlay.abandon(open.file);
             }
             self.backing.release(open.node_id, self.ledger());
+            if let Some(new_file) = self.new_files.remove(fh.0) {
+                // Nothing is learned from an error, which was logged.
+                let stat = self.run("release", ino, None, |op| {
+                    op.stat_on_disk(open.file.inode())
+                });
+                if let Ok(stat) = stat {
+                    self.new_files.learn(new_file, stat.size);
+                }
+            }
             self.start_writeback("release", ino, &open.file, Close::Last);
             self.overlay.close(&open.file);
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Adapter;
-use super::handles::{HandleValue, OpenFile};
+use super::handles::{HandleValue, OpenFile, UNCOUNTED};
 use cowl_overlay::{Kind, Ledger};
 
 /// The values of the ledger that belong to the protocol.
@@ -32,7 +32,9 @@ impl Adapter {
                 ledger.delete(Kind::Handle, *number);
                 continue;
             };
-            *opens.entry(open.node_id).or_default() += 1;
+            if open.node_id != UNCOUNTED {
+                *opens.entry(open.node_id).or_default() += 1;
+            }
             self.files.inherit(*number, open, ledger);
         }
         // A number that the predecessor assigned in a request without recording the open file is not assigned again, or

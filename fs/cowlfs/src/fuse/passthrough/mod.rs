@@ -123,6 +123,8 @@ pub(super) enum SetidBits {
 pub(super) enum OpenMode {
     /// The daemon reads and writes. The open is counted.
     Daemon(FopenFlags),
+    /// The daemon writes, as [`Verdict::DirectNew`] describes. The open is not counted.
+    Uncounted(FopenFlags),
     /// The kernel reads and writes the backing file. The open is counted.
     Passthrough(FopenFlags, Arc<Backing>, CachedAttr),
     /// The open fails with ESTALE, and is not counted. The inode needs a new number.
@@ -249,6 +251,12 @@ impl BackingFiles {
             }
         }
         let flags = FopenFlags::FOPEN_NOFLUSH;
+        if verdict == Verdict::DirectNew {
+            if !file.must_be_retained() {
+                table.files.remove(&ino);
+            }
+            return OpenMode::Uncounted(flags | FopenFlags::FOPEN_DIRECT_IO);
+        }
         let cached = file.cached_attr(params);
         let (mode, is_passthrough) = match (verdict, &file.backing) {
             (Verdict::Renew, _) => {
@@ -266,7 +274,7 @@ impl BackingFiles {
                 let id = backing.id.clone();
                 (OpenMode::Passthrough(flags, id, cached), true)
             }
-            (Verdict::Direct, _) => {
+            (Verdict::Direct | Verdict::DirectNew, _) => {
                 let flags = flags | FopenFlags::FOPEN_DIRECT_IO;
                 (OpenMode::Daemon(flags), false)
             }

@@ -44,6 +44,9 @@ pub(in crate::fuse) struct Policy {
     pub(in crate::fuse) large: LargeFiles,
     /// All files in lower layers, for reading.
     pub(in crate::fuse) lowers: bool,
+    /// The daemon writes new files that are expected to be small, whose registration would take longer. Then the other
+    /// opens of these files must use passthrough, so the upper layer must remain the upper layer.
+    pub(in crate::fuse) small_by_daemon: bool,
 }
 
 impl Policy {
@@ -53,6 +56,7 @@ impl Policy {
         programs: false,
         large: LargeFiles::None,
         lowers: false,
+        small_by_daemon: false,
     };
 
     /// Returns the policy for the options of a mount.
@@ -79,6 +83,7 @@ impl Policy {
                 (Contents::Writable, _) => LargeFiles::Replaced,
             },
             lowers: coherence == Coherence::Overlay,
+            small_by_daemon: upper && stack == StackMode::Fixed,
         }
     }
 
@@ -108,6 +113,8 @@ pub(in crate::fuse) struct OpenTraits {
     pub(in crate::fuse) privileged: bool,
     /// The flags include O_DIRECT.
     pub(in crate::fuse) direct: bool,
+    /// It creates a file that it cannot read or map, and to which it is expected to write little.
+    pub(in crate::fuse) creates_small: bool,
 }
 
 /// The mode of the current opens of an inode.
@@ -132,6 +139,9 @@ pub(in crate::fuse) enum Verdict {
     Cached,
     /// The daemon reads and writes, without a cache.
     Direct,
+    /// The daemon writes to a new file, without a cache. The kernel counts such an open for no mode of the inode, so
+    /// other opens can use passthrough, and must: then all data is in the page cache of the file system below.
+    DirectNew,
     /// The open is refused with ESTALE, on which the kernel looks the name up again and gets a new inode number.
     Renew,
 }
@@ -151,6 +161,8 @@ pub(in crate::fuse) fn decide(policy: Policy, open: OpenTraits, current: InodeMo
         if open.direct || (open.write && open.privileged) {
             // The daemon accepts O_DIRECT at any offset, but the file system below may require alignment.
             Verdict::PassthroughMappings
+        } else if open.creates_small && policy.small_by_daemon {
+            Verdict::DirectNew
         } else {
             Verdict::Passthrough
         }
@@ -170,7 +182,7 @@ pub(in crate::fuse) fn decide(policy: Policy, open: OpenTraits, current: InodeMo
         InodeMode::Passthrough { is_current: true } => match preferred {
             Verdict::Cached | Verdict::Direct if open.write => Verdict::Renew,
             // It must read the same backing file as the other opens.
-            Verdict::Cached | Verdict::Direct => Verdict::Passthrough,
+            Verdict::Cached | Verdict::Direct | Verdict::DirectNew => Verdict::Passthrough,
             preferred => preferred,
         },
     }
@@ -186,6 +198,7 @@ mod tests {
         replaced: false,
         privileged: false,
         direct: false,
+        creates_small: false,
     };
 
     #[test]
@@ -266,6 +279,41 @@ mod tests {
     }
 
     #[test]
+    fn the_daemon_writes_small_new_files_if_other_opens_of_them_use_passthrough() {
+        use Coherence::Packages;
+        use Contents::Writable;
+        use Passthrough::{All, Auto, Off, Read};
+        use StackMode::{Fixed, Pushable};
+        use Verdict::{Cached, Direct, DirectNew, Passthrough as Pass};
+        let new = OpenTraits {
+            upper: true,
+            write: true,
+            creates_small: true,
+            ..READ
+        };
+        for (option, stack, verdict) in [
+            (Auto, Fixed, DirectNew),
+            (All, Fixed, DirectNew),
+            (Auto, Pushable, Cached),
+            (All, Pushable, Pass),
+            (Read, Fixed, Cached),
+            (Off, Fixed, Cached),
+        ] {
+            let policy = Policy::new(option, Packages, (stack, Writable));
+            let got = decide(policy, new, InodeMode::Closed);
+            assert_eq!(got, verdict, "{option:?} {stack:?}");
+        }
+        let policy = Policy::new(Auto, Packages, (Fixed, Writable));
+        let by_caller = OpenTraits {
+            direct: true,
+            ..new
+        };
+        let got = decide(policy, by_caller, InodeMode::Closed);
+        assert_eq!(got, Verdict::PassthroughMappings);
+        assert_eq!(decide(Policy::OFF, by_caller, InodeMode::Closed), Direct);
+    }
+
+    #[test]
     fn large_files_are_selected_where_their_content_is_not_written_in_place() {
         use Coherence::{Overlay, Packages, Posix};
         use Contents::{ReadOnly, Writable};
@@ -290,12 +338,13 @@ mod tests {
     /// The kernel refuses a mode that conflicts with the other opens of the inode.
     #[test]
     fn the_verdict_never_conflicts_with_other_opens() {
-        let all = (0..32).map(|bits: u8| OpenTraits {
+        let all = (0..64).map(|bits: u8| OpenTraits {
             upper: bits & 1 != 0,
             write: bits & 2 != 0,
             replaced: bits & 4 != 0,
             privileged: bits & 8 != 0,
             direct: bits & 16 != 0,
+            creates_small: bits & 32 != 0,
         });
         for open in all {
             for policy in [
@@ -320,7 +369,10 @@ mod tests {
                 let outdated = decide(policy, open, InodeMode::Passthrough { is_current: false });
                 assert_eq!(outdated, Verdict::Renew);
                 let current = decide(policy, open, InodeMode::Passthrough { is_current: true });
-                assert!(!matches!(current, Verdict::Cached | Verdict::Direct));
+                assert!(!matches!(
+                    current,
+                    Verdict::Cached | Verdict::Direct | Verdict::DirectNew
+                ));
                 // A lower file is never a backing file for a writer.
                 if open.write && !open.upper {
                     assert_eq!(current, Verdict::Renew);
