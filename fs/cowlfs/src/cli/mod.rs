@@ -69,6 +69,9 @@ pub struct Args {
     /// Daemon: timeout=SECONDS (for cached names and attributes), lookout=MICROSECONDS (busy-polling for the next
     /// request), threaded=0|1, control=SOCKET (path of the control socket).
     ///
+    /// managed: mount as cowl mounts a container, of which a snapshot can be taken at any time. passthrough=auto then
+    /// means read, and names that begin with .wh. are names like any other. For benchmarks.
+    ///
     /// Names in the mount table: fsname=NAME, subtype=NAME.
     ///
     /// Other options are ignored with a warning, as fuse-overlayfs does.
