@@ -478,7 +478,13 @@ mod tests {
             );
         }
         let untar = outcome.lines.iter().find(|line| line.name == "untar");
-        assert!(untar.unwrap().requests("cowlfs").unwrap() > 1.0);
+        let requests = |name| untar.unwrap().requests(name);
+        assert!(requests("cowlfs").unwrap() > 1.0);
+        // Neither writes new files by passthrough.
+        assert!(requests("managed").unwrap() > requests("cowlfs").unwrap());
+        if outcome.compared().any(|name| name == "rootless") {
+            assert!(requests("rootless").unwrap() > requests("cowlfs").unwrap());
+        }
         assert!(outcome.memory.contains_key("cowlfs"));
         assert!(outcome.page_cache.contains_key("cowlfs"));
 
