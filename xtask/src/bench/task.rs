@@ -151,6 +151,7 @@ mod tests {
             tar: "small.tar".into(),
             ..Environment::default()
         };
+        std::fs::create_dir(dir.path().join("tree")).unwrap();
         load::tree(&dir.path().join("tree"), 10, 1).unwrap();
         let row = rows::all().remove(0);
         for task in [

@@ -69,8 +69,8 @@ pub struct Args {
     /// Daemon: timeout=SECONDS (for cached names and attributes), lookout=MICROSECONDS (busy-polling for the next
     /// request), threaded=0|1, control=SOCKET (path of the control socket).
     ///
-    /// managed: mount as cowl mounts a container, of which a snapshot can be taken at any time. passthrough=auto then
-    /// means read, and names that begin with .wh. are names like any other. For benchmarks.
+    /// managed: mount as cowl mounts a container: snapshots of the mount can be taken, which restricts passthrough=auto,
+    /// and names that begin with .wh. are names like any other. For benchmarks.
     ///
     /// Names in the mount table: fsname=NAME, subtype=NAME.
     ///
