@@ -1,5 +1,5 @@
 //! Runs a row in a root filesystem: chroot in a mount, pid and IPC namespace, which end with the script, and with them
-//! its mounts and processes.
+//! its mounts, processes and shared memory.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,6 +12,7 @@ use crate::run::{Failure, Result, failure};
 const ENTER: &str = r#"
 mount -t proc proc "$1/proc"
 mount --rbind /dev "$1/dev"
+mount -t tmpfs tmpfs "$1/dev/shm"
 exec chroot "$1" /usr/bin/env -i HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive \
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin bash -euo pipefail -c "$2"
 "#;
