@@ -27,6 +27,8 @@ pub const LARGE: [&str; 7] = [
     "manpages",
     "manpages-dev",
 ];
+/// The mirror, if apt's configuration has none.
+const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
 /// Version of the content of the tars; part of the file names in the cache.
 const EDITION: u32 = 2;
 
@@ -75,6 +77,23 @@ pub fn release_tar(suite: &str) -> Result<PathBuf> {
         std::env::consts::ARCH
     ));
     make_once(&tar, |unfinished| from_mirror(unfinished, suite, &[]))?;
+    Ok(tar)
+}
+
+/// Returns the tar of a root filesystem that mmdebstrap creates with these options, and creates it if it is not cached.
+/// Its apt knows the sources of packages, too.
+///
+/// `name` is that of the tar. A caller that changes the options must change it.
+pub fn custom_tar(name: &str, options: &[String]) -> Result<PathBuf> {
+    let tar = cache_dir()?.join(format!("{name}-{SUITE}-{}.tar", std::env::consts::ARCH));
+    let mirror = configured_mirror().unwrap_or_else(|| DEFAULT_MIRROR.to_owned());
+    make_once(&tar, |unfinished| {
+        let mut command = Command::new("mmdebstrap");
+        command.arg("--variant=minbase").args(options);
+        command.arg(SUITE).arg(unfinished);
+        command.args(["deb", "deb-src"].map(|kind| format!("{kind} {mirror} {SUITE} main")));
+        quietly(command)
+    })?;
     Ok(tar)
 }
 

@@ -140,4 +140,15 @@ impl Config {
             successor: None,
         }
     }
+
+    /// Sets the policy of a mount of a container that `cowl` manages, and leaves the layers, paths and options of its
+    /// user as they are.
+    ///
+    /// Both `cowl` and `cowlfs -o managed` call this, so that a measurement of one is valid for the other.
+    pub fn manage(&mut self) {
+        self.snapshots = true;
+        // The layers of a store have no markers of other programs.
+        self.foreign = false;
+        self.control_socket = ControlSocket::Required;
+    }
 }

@@ -46,6 +46,7 @@ impl CliCommand for Args {
                 "panics": stats.panics,
                 "refused": stats.refused,
                 "keeper": stats.keeper,
+                "awake": stats.awake,
                 "requests": stats.requests,
                 "total": stats.total(),
             }))?;
@@ -77,6 +78,7 @@ fn print(stats: &Stats) -> Result<()> {
         ("panics", stats.panics.to_string()),
         ("refused", stats.refused.to_string()),
         ("keeper", stats.keeper.name().to_owned()),
+        ("awake", stats.awake.name().to_owned()),
     ];
     let facts = facts.map(|(what, value)| vec![what.to_owned(), value]);
     output::print_table(&[], facts.into(), &[])?;

@@ -328,7 +328,7 @@ fn configure(
     config.path = MountPath::Exact;
     config.space = Some(store.space());
     config.control = Some(daemon::socket(store, id));
-    config.snapshots = true;
+    config.manage();
     store.session().mounts.apply(&mut config);
     config.mount.source = manifest.name.to_string();
     config.reach = vec![store.root().to_path_buf(), store.run().dir(id)];
@@ -401,4 +401,61 @@ fn release_lock() -> Result<()> {
     let failed = |error: std::io::Error| Error::failed("cannot release the lock").because(error);
     let null = std::fs::File::open("/dev/null").map_err(failed)?;
     rustix::stdio::dup2_stdin(&null).map_err(|e| failed(e.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use clap::Parser as _;
+    use cowl_layers::format::XattrSpace;
+    use cowlfs::cli::Args;
+
+    use super::*;
+    use crate::archive::image::Images;
+    use crate::lifecycle::create::{ImportPolicy, Source, create};
+    use crate::store::name::ContainerName;
+    use crate::store::tests::session;
+    use crate::tree::omissions::Unsupported;
+
+    /// Benchmarks mount with `cowlfs -o managed`, and their results are quoted for containers.
+    #[test]
+    fn cowlfs_mounts_with_the_same_policy_if_managed() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("source");
+        std::fs::create_dir(&source).unwrap();
+        let store = Store::open_or_make(&dir.path().join("store"), session()).unwrap();
+        let name = ContainerName::parse("web").unwrap();
+        let policy = ImportPolicy {
+            images: Images::Refuse,
+            unsupported: Unsupported::Refuse,
+        };
+        create(&store, &name, Source::Path(&source), policy, &mut |_| {}).unwrap();
+        let (id, record) = store.find(&name).unwrap();
+        let ours = configure(&store, id, &record.body, "/mnt".as_ref()).unwrap();
+
+        let mut options = std::ffi::OsString::from("managed");
+        let (upper, work) = ours.upper.clone().unwrap();
+        for (key, path) in [
+            (",lowerdir=", ours.lowers.first().unwrap()),
+            (",upperdir=", &upper),
+            (",workdir=", &work),
+            (",control=", ours.control.as_ref().unwrap()),
+        ] {
+            options.push(key);
+            options.push(path);
+        }
+        if store.space() == XattrSpace::User {
+            options.push(",userxattr");
+        }
+        let options = ["cowlfs".as_ref(), "-o".as_ref(), &*options, "/mnt".as_ref()];
+        let mut managed = Args::parse_from(options).into_invocation().unwrap().config;
+        // Neither belongs to the policy: the name in the mount table, and paths that are checked or stay reachable.
+        managed.mount.source.clone_from(&ours.mount.source);
+        managed.path = ours.path;
+        managed.reach.clone_from(&ours.reach);
+        // The option is absent if it is detected.
+        managed.space = managed.space.or(Some(store.space()));
+        assert_eq!(format!("{managed:?}"), format!("{ours:?}"));
+    }
 }

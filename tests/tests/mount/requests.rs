@@ -294,6 +294,11 @@ fn requests_of_a_mount_are_reported() {
     let stats = store.cowl(["stats", "web", "--json"]).ok().json();
     assert_eq!(stats["requests"]["mkdir"], 7, "{stats}");
     assert_eq!(stats["requests"]["rmdir"], 7, "{stats}");
+    let awake = stats["awake"].as_str().unwrap();
+    assert!(
+        ["granted", "refused", "not_requested"].contains(&awake),
+        "{stats}"
+    );
     assert_eq!(
         (&stats["open_files"], &stats["open_for_write"]),
         (&1.into(), &0.into()),

@@ -1,6 +1,7 @@
 //! Creates the file system that everything is measured on: an ext4 of its own in memory, or a directory on a disk.
 //! Removes it at the end, also when the run is interrupted.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,8 +10,7 @@ use cowl_tests::scratch::Scratch;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::lowers;
-use super::rows::Sizes;
+use super::namespace::UserNamespace;
 use crate::run::{Failure, Result, Run, failure, note};
 
 const GIB: u64 = 1 << 30;
@@ -24,11 +24,13 @@ pub(super) struct Ground {
     scratch: Scratch,
     /// Description for the report.
     pub(super) description: String,
+    /// The namespaces of a plain user, once a file system has been mounted in them.
+    user: OnceCell<UserNamespace>,
 }
 
 impl Ground {
-    /// Creates the base file system: in memory, with the size that `sizes` requires, or below `disk`.
-    pub(super) fn new(disk: Option<&Path>, sizes: &Sizes) -> Result<Self> {
+    /// Creates the base file system: in memory, for this number of bytes, or below `disk`.
+    pub(super) fn new(disk: Option<&Path>, bytes: u64) -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
             return failure("only root can mount the compared file systems");
         }
@@ -40,9 +42,10 @@ impl Ground {
         let mut ground = Self {
             scratch,
             description: "a disk".to_owned(),
+            user: OnceCell::new(),
         };
         if disk.is_none() {
-            let size = image_size(sizes)?;
+            let size = image_size(bytes)?;
             let image = ground.scratch.join("image");
             std::fs::File::create(&image)?.set_len(size)?;
             Run::new("mkfs.ext4").args(["-q", "-F"]).arg(&image).run()?;
@@ -61,8 +64,16 @@ impl Ground {
                 .output()?;
             ground.description = format!("{kind} on this machine's disk");
         }
-        lowers::make(&ground.path(), sizes)?;
         Ok(ground)
+    }
+
+    /// Returns the namespaces of a plain user, and creates them at the first call, with copies of these programs.
+    pub(super) fn user(&self, programs: &[&Path]) -> Result<&UserNamespace> {
+        if let Some(user) = self.user.get() {
+            return Ok(user);
+        }
+        let user = UserNamespace::new(&self.scratch, programs)?;
+        Ok(self.user.get_or_init(|| user))
     }
 
     /// Returns the directory with the layers.
@@ -84,6 +95,8 @@ impl Ground {
 
 impl Drop for Ground {
     fn drop(&mut self) {
+        // Its copy of the base file system would keep the loop device in use.
+        drop(self.user.take());
         // The scratch directory unmounts lazily, which would leave a loop device attached. So unmount here, and retry
         // while the device is busy.
         for mount in mount::below(&self.scratch).into_iter().rev() {
@@ -120,12 +133,8 @@ pub(super) fn clear(directory: &Path) -> Result<()> {
     }
 }
 
-/// Returns the required size of the image: an overlay's copies of both big files, the files that are written in
-/// addition, and the small files three times. Fails if the machine has too little free memory.
-fn image_size(sizes: &Sizes) -> Result<u64> {
-    let (big, files) = (sizes.big_mib as u64, sizes.files as u64);
-    let small = files * 5 * 3 + (sizes.owned as u64 + sizes.names as u64) * 2;
-    let used = (big << 20) * 6 + (small << 12) + GIB / 2;
+/// Returns the size of an image for this number of bytes. Fails if the machine has too little free memory.
+fn image_size(used: u64) -> Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo")?;
     let free = text
         .lines()

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use super::load;
-use super::rows::{Lowers, Sizes};
+use super::rows::{Layers, Lowers, Sizes};
 use crate::run::{Result, Run};
 
 /// Creates all lower layers in `top`, and a tar of the small tree.
@@ -36,6 +36,16 @@ pub(super) fn make(top: &Path, sizes: &Sizes) -> Result<()> {
         .unseen()
         .run()?;
     Run::new("sync").arg("-f").arg(top).unseen().run()
+}
+
+/// Returns the number of bytes that all layers and the work on them need: an overlay's copies of both big files, the
+/// files that are written in addition, and the small files three times.
+pub(super) fn bytes(sizes: &Sizes) -> u64 {
+    let (big, files) = (sizes.big_mib as u64, sizes.files as u64);
+    let small = files * 5 * 3 + (sizes.owned as u64 + sizes.names as u64) * 2;
+    // A plain user has layers of its own.
+    let own = (big << 20) * 2 + (small << 12);
+    (big << 20) * 6 + (small << 12) + (1 << 29) + own
 }
 
 /// Creates a file of incompressible bytes, and a shared library with the same content.
@@ -69,7 +79,10 @@ fn big(directory: &Path, mib: usize) -> Result<()> {
 
 /// Distributes `files` files over `layers` layers, in directories of at most a hundred, so that no layer is empty.
 fn spread(top: &Path, lowers: Lowers, layers: usize, files: usize) -> Result<()> {
-    let (parent, names) = lowers.at(top);
+    let Layers {
+        directory: parent,
+        names,
+    } = lowers.at(top);
     let per_directory = (files / layers).clamp(1, 100);
     for name in &names {
         fs::create_dir_all(parent.join(name).join("tree"))?;
@@ -99,7 +112,10 @@ mod tests {
         for layers in [2, 64, 500] {
             let lowers = Lowers::Many(layers);
             spread(dir.path(), lowers, layers, 1010).unwrap();
-            let (parent, names) = lowers.at(dir.path());
+            let Layers {
+                directory: parent,
+                names,
+            } = lowers.at(dir.path());
             let mut files = 0;
             for name in names {
                 let here = cowl_tests::command::run(

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::run::{Result, Run};
 
 /// A machine and the software that was measured on it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Machine {
     pub(super) date: String,
     pub(super) kernel: String,
@@ -17,6 +17,12 @@ pub(super) struct Machine {
     /// Output of `git describe` for the measured tree.
     pub(super) commit: String,
     pub(super) fuse_overlayfs: String,
+    /// The driver that selects the sleep states of idle CPUs; `none` if there is none.
+    #[serde(default)]
+    pub(super) cpuidle: String,
+    /// Nanoseconds for which an idle CPU of a virtual machine polls before it halts, if the driver has this parameter.
+    #[serde(default)]
+    pub(super) halt_poll: Option<String>,
 }
 
 impl Machine {
@@ -55,6 +61,15 @@ impl Machine {
             // An unpacked source archive has no git history.
             commit: commit.unwrap_or_else(|_| "an unpacked tree".to_owned()),
             fuse_overlayfs: line(&fuse_overlayfs, "fuse-overlayfs: version"),
+            cpuidle: setting("/sys/devices/system/cpu/cpuidle/current_driver")
+                .unwrap_or_else(|| "none".to_owned()),
+            halt_poll: setting("/sys/module/haltpoll/parameters/guest_halt_poll_ns"),
         })
     }
+}
+
+/// Returns the value of a setting of the kernel; None if this kernel does not have it.
+fn setting(path: &str) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    Some(text.trim().to_owned())
 }

@@ -6,12 +6,15 @@ mod load;
 mod lowers;
 mod machine;
 mod mounted;
+mod namespace;
 mod outcome;
 mod plot;
 mod report;
 mod rows;
 mod snapshots;
+mod task;
 mod variants;
+mod work;
 
 use crate::run::{Result, Run};
 
@@ -29,22 +32,29 @@ pub(crate) struct Options {
 enum Benchmark {
     /// Measure a mount, compared with a plain directory, the kernel's overlayfs and fuse-overlayfs
     Mounted(mounted::Options),
+    /// Measure real programs in a Debian container, compared with a plain directory and the kernel's overlayfs
+    Work(work::Options),
     /// Measure snapshots, compared with lxc-snapshot, copies, reflinks and btrfs
     Snapshots(snapshots::Options),
-    /// Regenerate docs/benchmarks.md and its charts from the last complete run of `mounted`
+    /// Regenerate docs/benchmarks.md, its charts and README.md from the last complete runs of `mounted` and `work`
     Report,
+    /// Perform one step of `mounted` in other namespaces
+    #[command(hide = true)]
+    Task(task::Options),
 }
 
 /// Runs the selected benchmarks; without a selection, all of them.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    if let Some(Benchmark::Report) = options.benchmark {
-        return report::write(&outcome::Outcome::kept()?);
+    match &options.benchmark {
+        Some(Benchmark::Report) => return report::write_kept(),
+        Some(Benchmark::Task(options)) => return task::run(options),
+        _ => {}
     }
     crate::setup::run()?;
     let packages: &[&str] = match &options.benchmark {
-        Some(Benchmark::Mounted(_)) => &["-p", "cowlfs"],
+        Some(Benchmark::Mounted(_) | Benchmark::Work(_)) => &["-p", "cowlfs"],
         Some(Benchmark::Snapshots(_)) => &["-p", "cowl"],
-        Some(Benchmark::Report) | None => &["-p", "cowlfs", "-p", "cowl"],
+        Some(Benchmark::Report | Benchmark::Task(_)) | None => &["-p", "cowlfs", "-p", "cowl"],
     };
     Run::cargo()?
         .args(["build", "--release", "--locked", "--bins"])
@@ -52,14 +62,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .run()?;
     match &options.benchmark {
         Some(Benchmark::Mounted(options)) => mounted::run_and_tell(options),
+        Some(Benchmark::Work(options)) => work::run_and_report(options),
         Some(Benchmark::Snapshots(options)) => snapshots::run(options),
-        Some(Benchmark::Report) => Ok(()),
+        Some(Benchmark::Report | Benchmark::Task(_)) => Ok(()),
         None => {
             let quick = options.quick;
-            let result = mounted::run_and_tell(&mounted::Options::usual(quick));
-            // If the first benchmark fails, the second still runs.
-            snapshots::run(&snapshots::Options::usual(quick))?;
-            result
+            // If one benchmark fails, the others still run.
+            let results = [
+                mounted::run_and_tell(&mounted::Options::usual(quick)),
+                work::run_and_report(&work::Options::usual(quick)),
+                snapshots::run(&snapshots::Options::usual(quick)),
+            ];
+            results.into_iter().collect()
         }
     }
 }

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::ground::Ground;
 use super::load;
-use super::outcome::{Cell, Line, Outcome, Told};
+use super::lowers;
+use super::outcome::{Cell, Comparison, Line, Outcome, Told};
 use super::rows::{self, Environment, Lowers, Measured, Row, Sizes};
+use super::task::{self, Step, Task};
 use super::variants::{self, How, Mounted, REFERENCE, Variant, between};
 use crate::run::{Failure, Result, Run, failure, note, target, title};
 
@@ -130,7 +132,8 @@ pub(super) fn run(options: &Options, cowlfs: &Path) -> Result<Outcome> {
     let mut variants = options.variants(cowlfs)?;
     let machine = super::machine::Machine::look()?;
     title("layers");
-    let ground = Ground::new(options.disk.as_deref(), &sizes)?;
+    let ground = Ground::new(options.disk.as_deref(), lowers::bytes(&sizes))?;
+    lowers::make(&ground.path(), &sizes)?;
     let mut outcome = Outcome {
         machine,
         ground: ground.description.clone(),
@@ -142,7 +145,9 @@ pub(super) fn run(options: &Options, cowlfs: &Path) -> Result<Outcome> {
         memory: BTreeMap::new(),
         page_cache: BTreeMap::new(),
     };
-    probe(&mut variants, &ground, &mut outcome)?;
+    probe(&mut variants, &mut outcome, |variant| {
+        variant.probe(&ground, &sizes)
+    })?;
     title("measurements");
     let mut bench = Bench {
         env: Environment {
@@ -157,11 +162,7 @@ pub(super) fn run(options: &Options, cowlfs: &Path) -> Result<Outcome> {
     for row in &rows {
         let line = bench.row(row, &variants, rounds);
         note(&super::report::line(&line, &bench.outcome.variants));
-        for (name, cell) in &line.cells {
-            if let Some(error) = &cell.error {
-                note(&format!("    {name} FAILED: {error}"));
-            }
-        }
+        note_errors(&line);
         bench.outcome.lines.push(line);
     }
     if options.only.is_empty() || options.quick {
@@ -170,11 +171,24 @@ pub(super) fn run(options: &Options, cowlfs: &Path) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Removes variants that cannot be mounted, and prints a warning for each.
-fn probe(variants: &mut Vec<Variant>, ground: &Ground, outcome: &mut Outcome) -> Result<()> {
+/// Prints the errors of a row.
+pub(super) fn note_errors(line: &Line) {
+    for (name, cell) in &line.cells {
+        if let Some(error) = &cell.error {
+            note(&format!("    {name} FAILED: {error}"));
+        }
+    }
+}
+
+/// Removes variants that `attempt` cannot mount, and prints a warning for each.
+pub(super) fn probe(
+    variants: &mut Vec<Variant>,
+    outcome: &mut Outcome,
+    mut attempt: impl FnMut(&mut Variant) -> Result<()>,
+) -> Result<()> {
     let mut mountable = Vec::new();
     for mut variant in variants.drain(..) {
-        let refused = variant.probe(ground).err().map(|error| error.to_string());
+        let refused = attempt(&mut variant).err().map(|error| error.to_string());
         if let Some(error) = &refused {
             note(&format!(
                 "\n!! {} {} cannot be mounted and is LEFT OUT: {error}\n",
@@ -185,6 +199,7 @@ fn probe(variants: &mut Vec<Variant>, ground: &Ground, outcome: &mut Outcome) ->
             name: variant.name.clone(),
             options: variant.options.clone(),
             refused: refused.clone(),
+            awake: variant.awake.clone(),
         });
         if refused.is_none() {
             mountable.push(variant);
@@ -241,7 +256,8 @@ impl Bench<'_> {
         if let Measured::Mount = row.measured {
             return self.mount_time(row.lowers, variant);
         }
-        let mounted = variant.mount(self.ground, row.lowers, "run")?;
+        let layers = row.lowers.at(&variant.top(self.ground));
+        let mounted = variant.mount(self.ground, &layers, "run")?;
         let worked = self.measure_work(row, variant, &mounted, count, cell);
         let ended = mounted.end();
         let took = worked?;
@@ -252,55 +268,41 @@ impl Bench<'_> {
         &mut self,
         row: &Row,
         variant: &Variant,
-        mounted: &Mounted,
+        mounted: &Mounted<'_>,
         count: bool,
         cell: &mut Cell,
     ) -> Result<Duration> {
         self.env.root = mounted.mount_point.clone();
-        self.warm(row.lowers)?;
-        let env = &self.env;
-        let work = match row.measured {
-            Measured::Work(first, work) => {
-                if let Some(first) = first {
-                    first(env)?;
-                }
-                self.settle(&mounted.mount_point)?;
-                work
+        self.warm(row.lowers, variant)?;
+        match row.measured {
+            Measured::Work(..) => {
+                mounted.perform(&Task::of(row, Step::Prepare, &self.env))?;
+                // Otherwise the first fsync of the next variant would write the data of this preparation.
+                mounted.perform(&Task::plain(Step::Sync, &mounted.mount_point))?;
+                task::sync(&self.ground.path())?;
             }
-            Measured::Cold(work) => {
-                drop_caches()?;
-                work
-            }
-            Measured::Second(work) => return self.second(row.lowers, variant, work),
+            Measured::Cold(_) => drop_caches()?,
+            Measured::Second(_) => return self.second(row, variant, mounted),
             Measured::Mount => return failure("a row for mounting has no work"),
-        };
+        }
+        let work = Task::of(row, Step::Work, &self.env);
         if !count {
-            return work(env);
+            return mounted.perform(&work);
         }
         let before = mounted.stats()?;
-        let took = work(env)?;
+        let took = mounted.perform(&work)?;
         cell.requests = between(&before, &mounted.stats()?);
         Ok(took)
     }
 
     /// Loads the names and attributes of the layers into the caches of the base file system, so that no variant pays
     /// for it.
-    fn warm(&self, lowers: Lowers) -> Result<()> {
-        let (directory, layers) = lowers.at(&self.ground.path());
+    fn warm(&self, lowers: Lowers, variant: &Variant) -> Result<()> {
+        let layers = lowers.at(&variant.top(self.ground));
         if lowers != Lowers::Big {
-            for layer in layers {
-                load::walk(&directory.join(layer), 1)?;
+            for layer in layers.names {
+                load::walk(&layers.directory.join(layer), 1)?;
             }
-        }
-        Ok(())
-    }
-
-    /// Syncs the data of the preparation and of the previous variant, because the first fsync of the next one would
-    /// otherwise write it.
-    fn settle(&self, mounted: &Path) -> Result<()> {
-        for path in [mounted, &self.ground.path()] {
-            let directory = std::fs::File::open(path)?;
-            rustix::fs::syncfs(directory).map_err(std::io::Error::from)?;
         }
         Ok(())
     }
@@ -308,10 +310,11 @@ impl Bench<'_> {
     /// Returns the mean of several mounts, because a single one takes only milliseconds.
     fn mount_time(&self, lowers: Lowers, variant: &Variant) -> Result<Duration> {
         let times = if self.env.sizes.percent < 100 { 1 } else { 5 };
-        self.warm(lowers)?;
+        self.warm(lowers, variant)?;
+        let layers = lowers.at(&variant.top(self.ground));
         let mut all = Duration::ZERO;
         for _ in 0..times {
-            let mounted = variant.mount(self.ground, lowers, "run")?;
+            let mounted = variant.mount(self.ground, &layers, "run")?;
             all += mounted.took;
             mounted.end()?;
         }
@@ -320,21 +323,17 @@ impl Bench<'_> {
 
     /// Measures reads of a library through a second mount, after the first mount has read all of it. Records the page
     /// cache that each of the two added.
-    fn second(
-        &mut self,
-        lowers: Lowers,
-        variant: &Variant,
-        work: fn(&Environment) -> Result<Duration>,
-    ) -> Result<Duration> {
+    fn second(&mut self, row: &Row, variant: &Variant, mounted: &Mounted<'_>) -> Result<Duration> {
         drop_caches()?;
         let before = cached()?;
-        load::read(&self.env.root.join("lib.so"))?;
-        work(&self.env)?;
+        mounted.perform(&Task::plain(Step::ReadLibrary, &mounted.mount_point))?;
+        mounted.perform(&Task::of(row, Step::Work, &self.env))?;
         let after_first = cached()?;
-        let second = variant.mount(self.ground, lowers, "second")?;
+        let layers = row.lowers.at(&variant.top(self.ground));
+        let second = variant.mount(self.ground, &layers, "second")?;
         self.env.root = second.mount_point.clone();
-        let read = load::read(&self.env.root.join("lib.so"));
-        let worked = work(&self.env);
+        let read = second.perform(&Task::plain(Step::ReadLibrary, &second.mount_point));
+        let worked = second.perform(&Task::of(row, Step::Work, &self.env));
         let after_second = cached()?;
         second.end()?;
         read?;
@@ -350,7 +349,8 @@ impl Bench<'_> {
     fn memory(&mut self, variants: &[Variant]) -> Result<()> {
         title("memory");
         for variant in variants.iter().filter(|variant| variant.counted) {
-            let mounted = variant.mount(self.ground, Lowers::Owned, "run")?;
+            let layers = Lowers::Owned.at(&variant.top(self.ground));
+            let mounted = variant.mount(self.ground, &layers, "run")?;
             let walked = || -> Result<[(u64, u64); 2]> {
                 let query = || -> Result<(u64, u64)> {
                     let stats = mounted.stats()?;
@@ -360,7 +360,7 @@ impl Bench<'_> {
                         .ok_or_else(|| Failure("the daemon does not report its memory".to_owned()))
                 };
                 let before = query()?;
-                load::walk(&mounted.mount_point.join("tree"), 1)?;
+                mounted.perform(&Task::plain(Step::Walk, &mounted.mount_point))?;
                 Ok([before, query()?])
             };
             let walked = walked();
@@ -405,10 +405,10 @@ pub(super) fn run_and_tell(options: &Options) -> Result<()> {
     let cowlfs = target()?.join("release/cowlfs");
     let outcome = run(options, &cowlfs)?;
     note(&super::report::summary(&outcome));
-    outcome.keep(options.is_whole())?;
+    outcome.keep(Comparison::Mounted, options.is_whole())?;
     note(&format!("in {:.0?}", start.elapsed()));
     if options.is_whole() && !options.no_docs {
-        super::report::write(&outcome)?;
+        super::report::write(Comparison::Mounted, &outcome)?;
     }
     match outcome.failed() {
         0 => Ok(()),
@@ -478,7 +478,13 @@ mod tests {
             );
         }
         let untar = outcome.lines.iter().find(|line| line.name == "untar");
-        assert!(untar.unwrap().requests("cowlfs").unwrap() > 1.0);
+        let requests = |name| untar.unwrap().requests(name);
+        assert!(requests("cowlfs").unwrap() > 1.0);
+        // Neither writes new files by passthrough.
+        assert!(requests("managed").unwrap() > requests("cowlfs").unwrap());
+        if outcome.compared().any(|name| name == "rootless") {
+            assert!(requests("rootless").unwrap() > requests("cowlfs").unwrap());
+        }
         assert!(outcome.memory.contains_key("cowlfs"));
         assert!(outcome.page_cache.contains_key("cowlfs"));
 
@@ -486,7 +492,7 @@ mod tests {
         let page = dir.path().join("benchmarks.md");
         let own = crate::run::root().unwrap().join("docs/benchmarks.md");
         std::fs::copy(own, &page).unwrap();
-        super::super::report::write_in(&outcome, dir.path()).unwrap();
+        super::super::report::write_in(Comparison::Mounted, &outcome, dir.path()).unwrap();
         let text = std::fs::read_to_string(&page).unwrap();
         assert!(text.contains("| untar |"), "{text}");
         let picture = std::fs::read_to_string(dir.path().join("bench/changes.svg")).unwrap();

@@ -10,13 +10,50 @@ use super::rows::Group;
 use super::variants::REFERENCE;
 use crate::run::{Failure, Result, note, target};
 
+/// A benchmark that compares file systems.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Comparison {
+    /// `bench mounted`.
+    Mounted,
+    /// `bench work`.
+    Work,
+}
+
+impl Comparison {
+    /// Returns the name of the command.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Mounted => "mounted",
+            Self::Work => "work",
+        }
+    }
+
+    /// Returns the groups of its rows.
+    pub(super) fn groups(self) -> &'static [Group] {
+        match self {
+            Self::Mounted => &Group::MOUNTED,
+            Self::Work => &[Group::Work],
+        }
+    }
+
+    fn path(self, whole: bool) -> Result<PathBuf> {
+        let name = match whole {
+            true => format!("{}.json", self.name()),
+            false => format!("{}-partial.json", self.name()),
+        };
+        Ok(target()?.join("bench").join(name))
+    }
+}
+
 /// Results of one comparison.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Outcome {
     pub(super) machine: Machine,
     pub(super) ground: String,
     pub(super) rounds: usize,
+    /// Number of files in the trees; of a root filesystem, all of its objects.
     pub(super) files: usize,
+    /// Size of the big files; of a root filesystem, its size.
     pub(super) big_mib: usize,
     pub(super) variants: Vec<Told>,
     pub(super) lines: Vec<Line>,
@@ -33,6 +70,9 @@ pub(super) struct Told {
     pub(super) options: String,
     /// Error if it could not be mounted.
     pub(super) refused: Option<String>,
+    /// Outcome of the daemon's request to keep idle CPUs awake, if it reports it.
+    #[serde(default)]
+    pub(super) awake: Option<String>,
 }
 
 /// Results of one row.
@@ -119,18 +159,9 @@ impl Outcome {
         cells.filter(|cell| cell.error.is_some()).count()
     }
 
-    fn path(whole: bool) -> Result<PathBuf> {
-        let name = if whole {
-            "mounted.json"
-        } else {
-            "partial.json"
-        };
-        Ok(target()?.join("bench").join(name))
-    }
-
     /// Stores the results. A partial run does not overwrite the results of a complete run.
-    pub(super) fn keep(&self, whole: bool) -> Result<()> {
-        let path = Self::path(whole)?;
+    pub(super) fn keep(&self, comparison: Comparison, whole: bool) -> Result<()> {
+        let path = comparison.path(whole)?;
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory)?;
         }
@@ -141,17 +172,16 @@ impl Outcome {
         Ok(())
     }
 
-    /// Reads the results of the last complete run.
-    pub(super) fn kept() -> Result<Self> {
-        let path = Self::path(true)?;
-        let text = std::fs::read(&path).map_err(|error| {
-            Failure(format!(
-                "{}: {error}; run `cargo xtask bench mounted` first",
-                path.display()
-            ))
-        })?;
-        serde_json::from_slice(&text)
-            .map_err(|error| Failure(format!("{}: {error}", path.display())))
+    /// Reads the results of the last complete run; returns None if there was none.
+    pub(super) fn kept(comparison: Comparison) -> Result<Option<Self>> {
+        let path = comparison.path(true)?;
+        let failed =
+            |error: &dyn std::fmt::Display| Failure(format!("{}: {error}", path.display()));
+        match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| failed(&error)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed(&error)),
+        }
     }
 }
 

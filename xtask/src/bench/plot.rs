@@ -10,7 +10,7 @@ use super::outcome::{Line, Outcome};
 use super::rows::Group;
 use crate::run::{Failure, Result};
 
-const COLORS: [RGBColor; 7] = [
+const COLORS: [RGBColor; 9] = [
     RGBColor(0x99, 0x99, 0x99),
     RGBColor(0x44, 0x77, 0xaa),
     RGBColor(0xcc, 0x66, 0x77),
@@ -18,6 +18,8 @@ const COLORS: [RGBColor; 7] = [
     RGBColor(0x66, 0xcc, 0x99),
     RGBColor(0xcc, 0xbb, 0x44),
     RGBColor(0xaa, 0x33, 0x77),
+    RGBColor(0xee, 0x88, 0x66),
+    RGBColor(0x33, 0x33, 0x33),
 ];
 const WIDTH: u32 = 900;
 /// Height of a bar.

@@ -1,17 +1,17 @@
-//! Formats a comparison: on the terminal while it runs, and in docs/benchmarks.md between two marker comments. Text
-//! outside the markers is retained.
+//! Formats a comparison: on the terminal while it runs, and in docs/benchmarks.md and README.md between marker comments.
+//! Text outside the markers is retained.
 
 use std::fmt::Write;
 use std::path::Path;
 
-use super::outcome::{Line, Outcome, Told};
+use super::outcome::{Comparison, Line, Outcome, Told};
 use super::plot;
 use super::rows::Group;
 use super::variants::REFERENCE;
 use crate::run::{Failure, Result, failure, note, root};
 
-const BEGIN: &str = "<!-- written by `cargo xtask bench`: begin -->";
-const END: &str = "<!-- written by `cargo xtask bench`: end -->";
+/// Name of the markers in README.md.
+const QUOTED: &str = "report";
 
 /// Returns the header of the table on the terminal.
 pub(super) fn head(variants: &[Told]) -> String {
@@ -94,51 +94,131 @@ pub(super) fn summary(outcome: &Outcome) -> String {
     text
 }
 
-/// Writes docs/benchmarks.md and the charts.
-pub(super) fn write(outcome: &Outcome) -> Result<()> {
-    write_in(outcome, &root()?.join("docs"))
+/// Writes the last complete run of each benchmark into the documentation.
+pub(super) fn write_kept() -> Result<()> {
+    let mut written = false;
+    for comparison in [Comparison::Mounted, Comparison::Work] {
+        match Outcome::kept(comparison)? {
+            Some(outcome) => {
+                write(comparison, &outcome)?;
+                written = true;
+            }
+            None => note(&format!(
+                "there are no results of `cargo xtask bench {}`",
+                comparison.name()
+            )),
+        }
+    }
+    match written {
+        true => Ok(()),
+        false => failure("there are no results to write"),
+    }
+}
+
+/// Writes docs/benchmarks.md and its charts, and the quoted results in README.md.
+pub(super) fn write(comparison: Comparison, outcome: &Outcome) -> Result<()> {
+    let root = root()?;
+    write_in(comparison, outcome, &root.join("docs"))?;
+    match comparison {
+        Comparison::Mounted => Ok(()),
+        Comparison::Work => replace(&root.join("README.md"), QUOTED, &quoted(outcome)),
+    }
 }
 
 /// Writes the page and the charts into the directory `docs`.
-pub(super) fn write_in(outcome: &Outcome, docs: &Path) -> Result<()> {
-    let page = docs.join("benchmarks.md");
+pub(super) fn write_in(comparison: Comparison, outcome: &Outcome, docs: &Path) -> Result<()> {
+    if outcome.lines.is_empty() {
+        return failure("there are no results to write");
+    }
     let pictures = docs.join("bench");
     std::fs::create_dir_all(&pictures)?;
-    for group in Group::ALL {
+    for group in comparison.groups() {
         let (title, file) = group.names();
-        plot::draw(outcome, group, title, &pictures.join(format!("{file}.svg")))?;
+        plot::draw(
+            outcome,
+            *group,
+            title,
+            &pictures.join(format!("{file}.svg")),
+        )?;
     }
-    let old = std::fs::read_to_string(&page)?;
-    let new = replace_between_markers(&old, &generated(outcome)).ok_or_else(|| {
-        Failure(format!(
-            "{} lacks the markers {BEGIN} and {END}",
-            page.display()
-        ))
-    })?;
-    std::fs::write(&page, new)?;
+    let page = docs.join("benchmarks.md");
+    replace(&page, comparison.name(), &generated(comparison, outcome))?;
     note(&format!(
         "{} and docs/bench have been written",
         page.display()
     ));
-    match outcome.lines.is_empty() {
-        true => failure("there are no results to write"),
-        false => Ok(()),
+    Ok(())
+}
+
+/// Replaces the text between the markers `name` of a page.
+fn replace(page: &Path, name: &str, text: &str) -> Result<()> {
+    let old = std::fs::read_to_string(page)?;
+    let new = replace_between_markers(&old, name, text).ok_or_else(|| {
+        let [begin, end] = markers(name);
+        Failure(format!(
+            "{} lacks the markers {begin} and {end}",
+            page.display()
+        ))
+    })?;
+    std::fs::write(page, new)?;
+    Ok(())
+}
+
+fn markers(name: &str) -> [String; 2] {
+    ["begin", "end"].map(|end| format!("<!-- written by `cargo xtask bench {name}`: {end} -->"))
+}
+
+/// Replaces the text between the markers `name`; returns None if a marker is missing.
+fn replace_between_markers(page: &str, name: &str, text: &str) -> Option<String> {
+    let [begin, end] = markers(name);
+    let (before, rest) = page.split_once(&begin)?;
+    let (_, after) = rest.split_once(&end)?;
+    Some(format!("{before}{begin}\n\n{text}\n{end}{after}"))
+}
+
+/// Returns the table of README.md: the work of a container, without the variants of cowlfs that no user has.
+fn quoted(outcome: &Outcome) -> String {
+    const NAMES: [(&str, &str); 2] = [("native", "plain directory"), ("managed", "cowl")];
+    let present = |name: &str| outcome.compared().any(|other| other == name);
+    let names: Vec<_> = NAMES.iter().filter(|(name, _)| present(name)).collect();
+    let titles: Vec<_> = names.iter().map(|(_, title)| *title).collect();
+    let mut text = format!(
+        "| | kernel overlayfs, s | {} |\n|---|---|{}\n",
+        titles.join(" | "),
+        "---|".repeat(names.len())
+    );
+    for line in &outcome.lines {
+        let reference = line.cells.get(REFERENCE).and_then(|cell| cell.spread());
+        let reference = reference.map_or_else(
+            || "failed".to_owned(),
+            |[median, ..]| format!("{median:.2}"),
+        );
+        let cells: Vec<_> = names
+            .iter()
+            .map(|(name, _)| ratio(line, name, false))
+            .collect();
+        write_to(
+            &mut text,
+            format_args!("| {} | {reference} | {} |\n", line.name, cells.join(" | ")),
+        );
     }
+    let machine = &outcome.machine;
+    write_to(
+        &mut text,
+        format_args!(
+            "\n{} CPUs ({}), {}, cowl {}, {}\n",
+            machine.cpus, machine.cpu, machine.kernel, machine.commit, machine.date
+        ),
+    );
+    text
 }
 
-/// Replaces the text between the markers of a page; returns None if a marker is missing.
-fn replace_between_markers(page: &str, text: &str) -> Option<String> {
-    let (before, rest) = page.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n\n{text}\n{END}{after}"))
-}
-
-fn generated(outcome: &Outcome) -> String {
-    let mut text = overview(outcome);
-    for group in Group::ALL {
-        let lines: Vec<_> = outcome.lines.iter().filter(|l| l.group == group).collect();
+fn generated(comparison: Comparison, outcome: &Outcome) -> String {
+    let mut text = overview(comparison, outcome);
+    for group in comparison.groups() {
+        let lines: Vec<_> = outcome.lines.iter().filter(|l| l.group == *group).collect();
         if !lines.is_empty() {
-            text += &table(outcome, group, &lines);
+            text += &table(outcome, *group, &lines);
         }
     }
     text += &requests(outcome);
@@ -147,39 +227,51 @@ fn generated(outcome: &Outcome) -> String {
 }
 
 /// Returns the description of the machine and the run, and the table of geometric means.
-fn overview(outcome: &Outcome) -> String {
+fn overview(comparison: Comparison, outcome: &Outcome) -> String {
     let machine = &outcome.machine;
+    let (files, mib) = (outcome.files, outcome.big_mib);
+    let halt_poll = match &machine.halt_poll {
+        Some(nanoseconds) => format!(" (guest_halt_poll_ns {nanoseconds})"),
+        None => String::new(),
+    };
     let mut text = format!(
-        "{date}, {cpus} CPUs ({cpu}), {memory} GiB, {kernel}, fuse-overlayfs {peer}, cowl {commit}; {ground}; \
-         load average at the start {load}.\n{files} files, {big} MiB in the big ones; {rounds} round(s), medians, \
+        "{date}, {cpus} CPUs ({cpu}), cpuidle driver {cpuidle}{halt_poll}, {memory} GiB, {kernel}, fuse-overlayfs \
+         {peer}, cowl {commit}; {ground}; load average at the start {load}.\n{size}; {rounds} round(s), medians, \
          minimum and maximum in parentheses. All values but the first column are ratios to the kernel's overlayfs \
          with its defaults, in the same run: smaller is faster.\n\n",
         date = machine.date,
         cpus = machine.cpus,
         cpu = machine.cpu,
+        cpuidle = machine.cpuidle,
         memory = machine.memory_gib,
         kernel = machine.kernel,
         peer = machine.fuse_overlayfs,
         commit = machine.commit,
         ground = outcome.ground,
         load = machine.load,
-        files = outcome.files,
-        big = outcome.big_mib,
+        size = match comparison {
+            Comparison::Mounted => format!("{files} files, {mib} MiB in the big ones"),
+            Comparison::Work => format!("A root filesystem of {files} objects and {mib} MiB"),
+        },
         rounds = outcome.rounds,
     );
-    text += "| | options | geometric mean | rows |\n|---|---|---|---|\n";
+    text += "| | options | idle CPUs kept awake | geometric mean | rows |\n|---|---|---|---|---|\n";
     for variant in &outcome.variants {
         let options = match variant.options.as_str() {
             "" => "defaults".to_owned(),
             options => format!("`{options}`"),
         };
         let name = &variant.name;
+        let awake = variant.awake.as_deref().unwrap_or("-");
         let mean = match (&variant.refused, outcome.mean(name)) {
             (Some(error), _) => format!("**not mounted**: {} | ", error.replace(['|', '\n'], " ")),
             (None, Some((mean, rows))) => format!("{mean:.2} | {rows}"),
             (None, None) => "- | 0".to_owned(),
         };
-        write_to(&mut text, format_args!("| {name} | {options} | {mean} |\n"));
+        write_to(
+            &mut text,
+            format_args!("| {name} | {options} | {awake} | {mean} |\n"),
+        );
     }
     text
 }
@@ -300,18 +392,102 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn only_the_text_between_the_markers_is_replaced() {
-        let page = format!("above\n{BEGIN}\nold\n{END}\nbelow\n");
-        let new = replace_between_markers(&page, "new\n").unwrap();
-        assert_eq!(new, format!("above\n{BEGIN}\n\nnew\n\n{END}\nbelow\n"));
-        assert_eq!(replace_between_markers(&new, "new\n").unwrap(), new);
-        assert!(replace_between_markers("no marks", "new").is_none());
+    use std::collections::BTreeMap;
+
+    use super::super::machine::Machine;
+    use super::super::outcome::Cell;
+
+    fn outcome() -> Outcome {
+        let told = |name: &str, refused: Option<&str>, awake: Option<&str>| Told {
+            name: name.to_owned(),
+            options: String::new(),
+            refused: refused.map(str::to_owned),
+            awake: awake.map(str::to_owned),
+        };
+        let cell = |seconds: f64| Cell {
+            seconds: vec![seconds],
+            ..Cell::default()
+        };
+        let cells = [(REFERENCE, 2.0), ("native", 1.0), ("managed", 3.0)];
+        Outcome {
+            machine: Machine {
+                cpuidle: "haltpoll".to_owned(),
+                halt_poll: Some("200000".to_owned()),
+                ..Machine::default()
+            },
+            ground: "ext4".to_owned(),
+            rounds: 1,
+            files: 7,
+            big_mib: 9,
+            variants: vec![
+                told("native", None, None),
+                told(REFERENCE, None, None),
+                told("managed", None, Some("granted")),
+                told("rootless", Some("no | user namespace"), None),
+            ],
+            lines: vec![Line {
+                name: "make".to_owned(),
+                group: Group::Work,
+                unit: "time".to_owned(),
+                units: 1,
+                cells: cells
+                    .map(|(name, seconds)| (name.to_owned(), cell(seconds)))
+                    .into(),
+            }],
+            memory: BTreeMap::new(),
+            page_cache: BTreeMap::new(),
+        }
     }
 
     #[test]
-    fn the_page_contains_the_markers() {
-        let page = std::fs::read_to_string(root().unwrap().join("docs/benchmarks.md")).unwrap();
-        assert!(replace_between_markers(&page, "").is_some());
+    fn a_column_that_could_not_be_mounted_is_reported_with_its_reason() {
+        let text = generated(Comparison::Work, &outcome());
+        for line in [
+            "cpuidle driver haltpoll (guest_halt_poll_ns 200000)",
+            "A root filesystem of 7 objects and 9 MiB",
+            "| rootless | defaults | - | **not mounted**: no   user namespace |  |",
+            "| managed | defaults | granted | 1.50 | 1 |",
+            "| | kernel, ms | native | managed |",
+            "| make | 2000.0 | 0.50 | 1.50 |",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert!(head(&outcome().variants).ends_with("managed"));
+    }
+
+    #[test]
+    fn the_readme_quotes_managed_mounts() {
+        let text = quoted(&outcome());
+        assert!(
+            text.contains("| | kernel overlayfs, s | plain directory | cowl |"),
+            "{text}"
+        );
+        assert!(text.contains("| make | 2.00 | 0.50 | 1.50 |"), "{text}");
+    }
+
+    #[test]
+    fn only_the_text_between_the_markers_is_replaced() {
+        let [begin, end] = markers("work");
+        let page = format!("above\n{begin}\nold\n{end}\nbelow\n");
+        let new = replace_between_markers(&page, "work", "new\n").unwrap();
+        assert_eq!(new, format!("above\n{begin}\n\nnew\n\n{end}\nbelow\n"));
+        assert_eq!(replace_between_markers(&new, "work", "new\n").unwrap(), new);
+        assert!(replace_between_markers(&page, "mounted", "new").is_none());
+    }
+
+    #[test]
+    fn the_pages_contain_the_markers() {
+        let root = root().unwrap();
+        for (page, name) in [
+            ("docs/benchmarks.md", "mounted"),
+            ("docs/benchmarks.md", "work"),
+            ("README.md", QUOTED),
+        ] {
+            let text = std::fs::read_to_string(root.join(page)).unwrap();
+            assert!(
+                replace_between_markers(&text, name, "").is_some(),
+                "{page}, {name}"
+            );
+        }
     }
 }

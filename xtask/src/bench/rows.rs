@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::load::{self, Each, There};
 use crate::run::{Result, Run};
 
 /// Sizes of the work.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Sizes {
     /// Number of files in the trees that are walked and changed.
     pub(super) files: usize,
@@ -58,26 +60,38 @@ impl Lowers {
         Self::Few,
     ];
 
-    /// Returns the directory of the layers and their names in it, topmost first. The names are short, because all of
-    /// them must fit into the page of options that mount(2) accepts.
-    pub(super) fn at(self, top: &Path) -> (PathBuf, Vec<String>) {
-        let one = |name: &str| (top.to_owned(), vec![name.to_owned()]);
+    /// Returns the layers below `top`. The names are short, because all of them must fit into the page of options that
+    /// mount(2) accepts.
+    pub(super) fn at(self, top: &Path) -> Layers {
+        let one = |name: &str| Layers {
+            directory: top.to_owned(),
+            names: vec![name.to_owned()],
+        };
         match self {
             Self::Small => one("small"),
             Self::Big => one("big"),
             Self::Flat => one("flat"),
             Self::Owned => one("owned"),
             Self::Few => one("few"),
-            Self::Many(layers) => (
-                top.join(format!("many{layers}")),
-                (0..layers).map(|layer| layer.to_string()).collect(),
-            ),
+            Self::Many(layers) => Layers {
+                directory: top.join(format!("many{layers}")),
+                names: (0..layers).map(|layer| layer.to_string()).collect(),
+            },
         }
     }
 }
 
+/// Lower layers on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Layers {
+    /// The directory that they are in.
+    pub(super) directory: PathBuf,
+    /// Their names in it, topmost first.
+    pub(super) names: Vec<String>,
+}
+
 /// Rows that share a table and a chart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Group {
     /// Names and attributes.
@@ -92,11 +106,13 @@ pub(super) enum Group {
     Programs,
     /// Time of a mount.
     Mounting,
+    /// Work in a container.
+    Work,
 }
 
 impl Group {
-    /// All groups, in the order of the report.
-    pub(super) const ALL: [Self; 6] = [
+    /// The groups of `bench mounted`, in the order of the report.
+    pub(super) const MOUNTED: [Self; 6] = [
         Self::Metadata,
         Self::Data,
         Self::Changes,
@@ -114,12 +130,13 @@ impl Group {
             Self::CopyUp => ("First change of lower files", "copy-up"),
             Self::Programs => ("Programs", "programs"),
             Self::Mounting => ("Mounting", "mounting"),
+            Self::Work => ("Work in a container", "work"),
         }
     }
 }
 
 /// Environment of the measured work.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Environment {
     /// The mount.
     pub(super) root: PathBuf,
@@ -360,7 +377,7 @@ mod tests {
 
     #[test]
     fn five_hundred_layers_fit_into_one_page_of_mount_options() {
-        let (_, names) = Lowers::Many(500).at(Path::new("/top"));
-        assert!(names.join(":").len() < 3000);
+        let layers = Lowers::Many(500).at(Path::new("/top"));
+        assert!(layers.names.join(":").len() < 3000);
     }
 }

@@ -10,7 +10,10 @@ use cowl_tests::mount;
 use serde_json::Value;
 
 use super::ground::{self, Ground};
-use super::rows::Lowers;
+use super::lowers;
+use super::namespace::UserNamespace;
+use super::rows::{Layers, Lowers, Sizes};
+use super::task::{self, Step, Task};
 use crate::run::{Failure, Result, Run, failure};
 
 /// A method of mounting a file system.
@@ -22,6 +25,8 @@ pub(super) enum How {
     Kernel,
     /// A program with the usual command line of an overlay program.
     Program(PathBuf),
+    /// Such a program in the namespaces of a plain user.
+    Rootless(PathBuf),
 }
 
 /// A file system with certain options.
@@ -33,6 +38,8 @@ pub(super) struct Variant {
     pub(super) options: String,
     /// Whether its daemon reports statistics.
     pub(super) counted: bool,
+    /// Outcome of the daemon's request to keep idle CPUs awake, if it reports it.
+    pub(super) awake: Option<String>,
 }
 
 /// Name of the kernel's overlayfs with default options, which is the reference for all ratios.
@@ -45,6 +52,7 @@ pub(super) fn all(cowlfs: &Path, more: &[String]) -> Result<Vec<Variant>> {
         how,
         options: options.to_owned(),
         counted: false,
+        awake: None,
     };
     let ours = |name: &str, options: &str| variant(name, How::Program(cowlfs.to_owned()), options);
     let mut variants = vec![
@@ -60,6 +68,8 @@ pub(super) fn all(cowlfs: &Path, more: &[String]) -> Result<Vec<Variant>> {
         ours("cowlfs-overlay", "coherence=overlay"),
         ours("cowlfs-plain", "passthrough=off"),
         ours("cowlfs-asleep", "awake=off"),
+        ours("managed", "managed"),
+        variant("rootless", How::Rootless(cowlfs.to_owned()), ""),
     ];
     for text in more {
         let Some((name, program)) = text.split_once('=') else {
@@ -75,42 +85,80 @@ pub(super) fn all(cowlfs: &Path, more: &[String]) -> Result<Vec<Variant>> {
 
 /// A mounted variant, or a copy.
 #[derive(Debug)]
-pub(super) struct Mounted {
+pub(super) struct Mounted<'a> {
     pub(super) mount_point: PathBuf,
     run: PathBuf,
     socket: Option<PathBuf>,
+    /// The namespaces in which it is visible, if it is not here.
+    user: Option<&'a UserNamespace>,
     /// Time that the mount took.
     pub(super) took: Duration,
 }
 
 impl Variant {
-    /// Mounts a few files and checks that they are visible; returns an error if the variant cannot be mounted here.
+    /// Mounts a few files, as [`Self::probe_over`] does. `sizes` are those of the layers, which are created again for a
+    /// plain user.
+    pub(super) fn probe(&mut self, ground: &Ground, sizes: &Sizes) -> Result<()> {
+        if let How::Rootless(program) = &self.how {
+            ground.user(&[program, &task::program()?])?;
+            let top = self.top(ground);
+            std::fs::create_dir(&top)?;
+            lowers::make(&top, sizes)?;
+            UserNamespace::own(&top)?;
+        }
+        let layers = Lowers::Few.at(&self.top(ground));
+        self.probe_over(ground, &layers, Path::new("tree/d00000/f00"))
+    }
+
+    /// Mounts the layers and checks that `path` is visible; returns an error if the variant cannot be mounted here.
     ///
-    /// Also determines whether the program accepts a control socket.
-    pub(super) fn probe(&mut self, ground: &Ground) -> Result<()> {
-        let attempt = |variant: &Self| -> Result<()> {
-            let mounted = variant.mount(ground, Lowers::Few, "run")?;
-            let checked = std::fs::metadata(mounted.mount_point.join("tree/d00000/f00"));
+    /// Also determines whether the program accepts a control socket, and whether it keeps idle CPUs awake.
+    pub(super) fn probe_over(
+        &mut self,
+        ground: &Ground,
+        layers: &Layers,
+        path: &Path,
+    ) -> Result<()> {
+        let check = Step::Check(path.to_owned());
+        let attempt = |variant: &Self| -> Result<Option<String>> {
+            let mounted = variant.mount(ground, layers, "run")?;
+            let checked = mounted.perform(&Task::plain(check.clone(), &mounted.mount_point));
+            let stats = mounted.stats();
             mounted.end()?;
             checked?;
-            Ok(())
+            let awake = stats?.and_then(|stats| Some(stats.get("awake")?.as_str()?.to_owned()));
+            Ok(awake.map(|awake| awake.replace('_', " ")))
         };
-        if matches!(self.how, How::Program(_)) {
+        if matches!(self.how, How::Program(_) | How::Rootless(_)) {
             self.counted = true;
-            if attempt(self).is_ok() {
+            if let Ok(awake) = attempt(self) {
+                self.awake = awake;
                 return Ok(());
             }
         }
         self.counted = false;
-        attempt(self)
+        attempt(self).map(drop)
+    }
+
+    /// Returns the directory of its layers. A plain user has layers of its own, because it cannot change the owners of
+    /// others.
+    pub(super) fn top(&self, ground: &Ground) -> PathBuf {
+        match self.how {
+            How::Rootless(_) => ground.path().join("user"),
+            _ => ground.path(),
+        }
     }
 
     /// Mounts the variant with an empty upper and work directory below `name`.
-    pub(super) fn mount(&self, ground: &Ground, lowers: Lowers, name: &str) -> Result<Mounted> {
+    pub(super) fn mount<'a>(
+        &self,
+        ground: &'a Ground,
+        layers: &Layers,
+        name: &str,
+    ) -> Result<Mounted<'a>> {
         let [mount_point, upper, work] = ground.fresh(name)?;
-        let (directory, layers) = lowers.at(&ground.path());
         let run = ground.path().join(name);
-        let mut options = OsString::from(format!("lowerdir={}", layers.join(":")));
+        let mut options = OsString::from(format!("lowerdir={}", layers.names.join(":")));
         for (key, path) in [(",upperdir=", &upper), (",workdir=", &work)] {
             options.push(key);
             options.push(path);
@@ -123,39 +171,48 @@ impl Variant {
             options.push(",control=");
             options.push(socket);
         }
+        let user = match &self.how {
+            How::Rootless(program) => Some((ground.user(&[program])?, program)),
+            _ => None,
+        };
+        if user.is_some() {
+            UserNamespace::own(&run)?;
+        }
+        let directory = &layers.directory;
         let start = Instant::now();
         match &self.how {
-            How::Copy => copy(&directory, &layers, &mount_point)?,
+            How::Copy => copy(layers, &mount_point)?,
             How::Kernel => {
                 let mut command = Command::new("mount");
                 // fsconfig(2) limits the value of an option to 256 bytes.
                 command
                     .env("LIBMOUNT_FORCE_MOUNT2", "always")
                     .args(["-t", "overlay", "overlay", "-o"]);
-                call(command.arg(options).arg(&mount_point), &directory, &run)?;
+                call(command.arg(options).arg(&mount_point), directory, &run)?;
             }
-            How::Program(program) => {
-                let mut command = Command::new(program);
-                call(
-                    command.arg("-o").arg(options).arg(&mount_point),
-                    &directory,
-                    &run,
-                )?;
+            How::Program(program) | How::Rootless(program) => {
+                let mut command = match user {
+                    Some((user, program)) => user.command(program, directory)?,
+                    None => Command::new(program),
+                };
+                command.arg("-o").arg(options).arg(&mount_point);
+                call(&mut command, directory, &run)?;
             }
         }
-        if !matches!(self.how, How::Copy) {
-            while mount::at(&mount_point).is_none() {
-                if start.elapsed() > Duration::from_secs(10) {
-                    return failure("no mount appeared within 10 seconds");
-                }
-                std::thread::sleep(Duration::from_micros(200));
+        // A mount that is visible only in other namespaces is complete when the program has returned.
+        while !matches!(self.how, How::Copy | How::Rootless(_)) && mount::at(&mount_point).is_none()
+        {
+            if start.elapsed() > Duration::from_secs(10) {
+                return failure("no mount appeared within 10 seconds");
             }
+            std::thread::sleep(Duration::from_micros(200));
         }
         Ok(Mounted {
             took: start.elapsed(),
             mount_point,
             run,
             socket,
+            user: user.map(|(user, _)| user),
         })
     }
 }
@@ -178,11 +235,11 @@ fn call(command: &mut Command, directory: &Path, run: &Path) -> Result<()> {
     failure(format!("{status}: {}", output.trim_ascii().escape_ascii()))
 }
 
-fn copy(directory: &Path, layers: &[String], target: &Path) -> Result<()> {
-    for layer in layers.iter().rev() {
+fn copy(layers: &Layers, target: &Path) -> Result<()> {
+    for layer in layers.names.iter().rev() {
         Run::new("cp")
             .arg("-a")
-            .arg(directory.join(layer).join("."))
+            .arg(layers.directory.join(layer).join("."))
             .arg(target)
             .unseen()
             .run()?;
@@ -193,7 +250,15 @@ fn copy(directory: &Path, layers: &[String], target: &Path) -> Result<()> {
 /// Statistics of a daemon; None if it has no control socket.
 pub(super) type Stats = Option<Value>;
 
-impl Mounted {
+impl Mounted<'_> {
+    /// Performs a task where the mount is visible.
+    pub(super) fn perform(&self, task: &Task) -> Result<Duration> {
+        match self.user {
+            None => task.perform(),
+            Some(user) => user.perform(&task::program()?, task),
+        }
+    }
+
     /// Queries the daemon's statistics, after its request counters have stopped changing.
     pub(super) fn stats(&self) -> Result<Stats> {
         let Some(socket) = &self.socket else {
@@ -214,7 +279,10 @@ impl Mounted {
     pub(super) fn end(self) -> Result<()> {
         // A program that ignores unknown options has no socket. It is unmounted before the error is returned.
         let queried = self.socket.as_deref().map(query).transpose();
-        ground::unmount(&self.mount_point)?;
+        match self.user {
+            None => ground::unmount(&self.mount_point)?,
+            Some(user) => user.unmount(&self.mount_point)?,
+        }
         let stats = queried?;
         if let Some(pid) = stats.and_then(|stats| stats.get("pid")?.as_u64()) {
             let process = PathBuf::from(format!("/proc/{pid}"));

@@ -71,6 +71,9 @@ pub struct Args {
     /// Daemon: timeout=SECONDS (for cached names and attributes), lookout=MICROSECONDS (busy-polling for the next
     /// request), threaded=0|1, control=SOCKET (path of the control socket).
     ///
+    /// managed: mount as cowl mounts a container: snapshots of the mount can be taken, which restricts passthrough=auto,
+    /// and names that begin with .wh. are names like any other. For benchmarks.
+    ///
     /// Names in the mount table: fsname=NAME, subtype=NAME.
     ///
     /// Other options are ignored with a warning, as fuse-overlayfs does.

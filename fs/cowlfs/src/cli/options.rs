@@ -178,6 +178,7 @@ impl Builder {
         let mount = &mut self.config.mount;
         match key {
             "remount" => self.remount = true,
+            "managed" => self.config.manage(),
             "ro" => self.read_only = true,
             "rw" => self.read_only = false,
             "suid" => mount.nosuid = false,

@@ -175,3 +175,15 @@ fn an_error_names_the_invalid_option() {
     assert!(parse(&["-o", "lowerdir=A"]).is_err());
     assert!(parse(&["-o", "lowerdir=A", "a", "b", "c"]).is_err());
 }
+
+/// `cowl` compares its own configuration with this one.
+#[test]
+fn a_managed_mount_has_the_policy_of_a_container() {
+    let plain = parse(&["-o", "lowerdir=A", "M"]).unwrap();
+    assert!(!plain.snapshots && plain.foreign);
+    let managed = parse(&["-o", "lowerdir=A,managed", "M"]).unwrap();
+    assert!(managed.snapshots && !managed.foreign);
+    let mut expected = plain;
+    expected.manage();
+    assert_eq!(format!("{managed:?}"), format!("{expected:?}"));
+}

@@ -12,6 +12,7 @@ use crate::keeper::Custody;
 use crate::requests::Requests;
 use cowl_layers::error::Result;
 use cowl_layers::sys;
+use cowl_layers::sys::idle::LatencyOutcome;
 use cowl_overlay::Overlay;
 
 /// The activity of a daemon since the start of its mount, and its current use of resources.
@@ -38,6 +39,9 @@ pub struct Stats {
     /// The process that starts another daemon if the daemon is killed.
     #[serde(default)]
     pub keeper: KeeperState,
+    /// The outcome of the request to keep idle CPUs awake during a burst of requests.
+    #[serde(default)]
+    pub awake: LatencyOutcome,
     /// The number of requests from the kernel by kind, without kinds that were never sent.
     pub requests: BTreeMap<String, u64>,
 }
@@ -145,6 +149,7 @@ impl StatsSource {
             panics: cowl_layers::panics::caught(),
             refused: self.requests.refused(),
             keeper: self.keeper(),
+            awake: LatencyOutcome::current(),
             requests: (self.requests.counts().into_iter())
                 .map(|(kind, count)| (kind.name().to_owned(), count))
                 .collect(),
@@ -168,6 +173,7 @@ mod tests {
             panics: 0,
             refused: 0,
             keeper: KeeperState::None,
+            awake: LatencyOutcome::Granted,
             requests: [("lookup", 2), ("getattr", 40)]
                 .map(|(name, count)| (name.to_owned(), count))
                 .into(),

@@ -6,11 +6,50 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
 
 /// The kernel's default latency, which is no limit (`PM_QOS_CPU_LATENCY_DEFAULT_VALUE`).
 const NO_LIMIT: i32 = 2_000_000_000;
 /// The maximum number of CPUs. On a larger machine, a request would keep many CPUs awake that no mount uses.
 const MAX_CPUS: usize = 8;
+
+/// The outcome of the last attempt of this process to request CPUs that wake up without latency.
+static OUTCOME: Mutex<LatencyOutcome> = Mutex::new(LatencyOutcome::NotRequested);
+
+/// The outcome of an attempt to request CPUs that wake up without latency.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LatencyOutcome {
+    /// There was none: it is not configured, or this machine does not need it.
+    #[default]
+    NotRequested,
+    /// The kernel accepts the request.
+    Granted,
+    /// The process lacks the permission, or the kernel has refused a change of the request.
+    Refused,
+}
+
+impl LatencyOutcome {
+    /// Returns the outcome in words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotRequested => "not requested",
+            Self::Granted => "granted",
+            Self::Refused => "refused",
+        }
+    }
+
+    /// Returns the outcome of the last attempt of this process.
+    pub fn current() -> Self {
+        *OUTCOME.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn record(self) {
+        *OUTCOME.lock().unwrap_or_else(PoisonError::into_inner) = self;
+    }
+}
 
 /// A request for CPUs that wake up without latency.
 #[derive(Debug)]
@@ -22,9 +61,9 @@ pub struct LatencyRequest {
 impl LatencyRequest {
     /// Opens the device, with an inactive request. Fails without the permission to open it.
     pub fn new() -> io::Result<Self> {
-        let device = OpenOptions::new()
-            .write(true)
-            .open("/dev/cpu_dma_latency")?;
+        let opened = OpenOptions::new().write(true).open("/dev/cpu_dma_latency");
+        let device = opened.inspect_err(|_| LatencyOutcome::Refused.record())?;
+        LatencyOutcome::Granted.record();
         Ok(Self {
             device,
             is_active: false,
@@ -52,7 +91,8 @@ impl LatencyRequest {
     }
 
     fn write_limit(&mut self, microseconds: i32) -> io::Result<()> {
-        self.device.write_all(&microseconds.to_ne_bytes())
+        let written = self.device.write_all(&microseconds.to_ne_bytes());
+        written.inspect_err(|_| LatencyOutcome::Refused.record())
     }
 }
 
@@ -92,8 +132,10 @@ mod tests {
 
     #[test]
     fn a_latency_request_can_be_withdrawn() {
+        assert_eq!(LatencyOutcome::current(), LatencyOutcome::NotRequested);
         match LatencyRequest::new() {
             Ok(mut request) => {
+                assert_eq!(LatencyOutcome::current(), LatencyOutcome::Granted);
                 request.deactivate().unwrap();
                 for _ in 0..2 {
                     request.activate().unwrap();
@@ -103,13 +145,16 @@ mod tests {
                 assert!(!request.is_active);
             }
             // Only root may open the device, and in a container it may be absent or denied.
-            Err(error) => assert!(
-                matches!(
-                    error.kind(),
-                    io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound
-                ),
-                "{error}"
-            ),
+            Err(error) => {
+                assert_eq!(LatencyOutcome::current(), LatencyOutcome::Refused);
+                assert!(
+                    matches!(
+                        error.kind(),
+                        io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound
+                    ),
+                    "{error}"
+                );
+            }
         }
     }
 }
