@@ -16,8 +16,10 @@ use super::attributes::Accepted;
 use super::convert::{parse_name, to_errno, to_file_attr, to_file_type};
 use super::reply::{log_failure, negative_attr};
 use super::{Adapter, GENERATION};
+use crate::fuse::workers::IdleWork;
 use cowl_layers::error::{Error, Result};
 use cowl_layers::name::Name;
+use cowl_layers::panics;
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys::stat::Stat;
 use cowl_overlay::inode::Inode;
@@ -196,6 +198,16 @@ impl Adapter {
                     name.shown()
                 ),
             }
+        }
+    }
+}
+
+impl IdleWork for Adapter {
+    /// Prepares the next listing for a program that walks the tree.
+    fn work(&self, is_interrupted: &dyn Fn() -> bool) {
+        let op = self.overlay.begin();
+        if let Err(error) = panics::request(|| op.read_ahead(is_interrupted)) {
+            log::debug!("cannot read a directory ahead: {error}");
         }
     }
 }

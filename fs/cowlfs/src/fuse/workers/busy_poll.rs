@@ -85,6 +85,9 @@ impl BusyPoll {
 pub(in crate::fuse) struct RequestSpan<'a> {
     pool: &'a WorkerPool,
     busy_poll: &'a BusyPoll,
+    gate: &'a Gate,
+    /// Work that the next request may interrupt.
+    idle_work: Option<&'a dyn IdleWork>,
     /// `None` once the reply was sent.
     passage: Option<Passage<'a>>,
 }
@@ -100,9 +103,24 @@ impl<'a> RequestSpan<'a> {
         Self {
             pool,
             busy_poll,
+            gate,
+            idle_work: None,
             passage: Some(gate.pass()),
         }
     }
+
+    /// Does some work after the reply, before the thread polls for the next request.
+    ///
+    /// The thread counts as waiting for a request during that work: another one would have to be woken up.
+    pub(in crate::fuse) fn set_idle_work(&mut self, work: &'a dyn IdleWork) {
+        self.idle_work = Some(work);
+    }
+}
+
+/// Work that a thread does while it has no request.
+pub(in crate::fuse) trait IdleWork {
+    /// Works until `is_interrupted` returns true. Nothing must depend on the work.
+    fn work(&self, is_interrupted: &dyn Fn() -> bool);
 }
 
 impl Drop for RequestSpan<'_> {
@@ -113,7 +131,15 @@ impl Drop for RequestSpan<'_> {
         if std::thread::panicking() {
             return;
         }
-        if self.pool.end_request() && self.busy_poll.poll() {
+        if !self.pool.end_request() {
+            return;
+        }
+        if let Some(work) = self.idle_work
+            && let Some(_passage) = self.gate.try_pass()
+        {
+            work.work(&|| sys::process::is_readable(&self.busy_poll.device));
+        }
+        if self.busy_poll.poll() {
             self.pool.count_queued();
         }
     }
