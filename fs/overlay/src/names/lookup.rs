@@ -99,7 +99,10 @@ impl Names<'_> {
             }
             Found::Whiteout => {
                 // A foreign whiteout is not at the name that it hides, so a creation must search for it.
-                if !locs.first().is_some_and(|top| top.layer().is_foreign()) {
+                if !locs
+                    .first()
+                    .is_some_and(|top| top.may_have_foreign_markers())
+                {
                     self.absent.note(&locs, name);
                 }
                 return Ok(Lookup::Found(None));
