@@ -129,12 +129,12 @@ impl Op<'_> {
         self.services().read_dir().listing(inode, offset)
     }
 
-    /// Prepares the listing that a program which walks the tree will probably request next. To be called after the reply
-    /// to a readdir request.
+    /// Prepares a part of the listing that a program which walks the tree will probably request next. To be called after
+    /// the reply to a readdir request.
     ///
-    /// Ends early if `is_interrupted` returns true; another call then continues.
-    pub fn read_ahead(&self, is_interrupted: impl Fn() -> bool) -> Result<()> {
-        self.services().read_dir().read_ahead(is_interrupted)
+    /// Returns whether there is more to prepare.
+    pub fn read_ahead(&self) -> Result<bool> {
+        self.services().read_dir().read_ahead()
     }
 
     /// Returns the visible inode number (`d_ino`) of an entry in a listing.

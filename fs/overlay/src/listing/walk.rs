@@ -190,25 +190,20 @@ impl ReadDir<'_> {
         Ok(())
     }
 
-    /// Prepares the listing that a walk requests next, until that is done or `is_interrupted` returns true.
-    pub(crate) fn read_ahead(&self, is_interrupted: impl Fn() -> bool) -> Result<()> {
-        loop {
-            let Some(ahead) = self.walk.0.lock().ahead.take() else {
-                return Ok(());
-            };
-            if is_interrupted() {
-                self.walk.resume(ahead);
-                return Ok(());
-            }
-            let next = match ahead {
-                Ahead::Dir((parent, name)) => self.read_dir_ahead(parent, &name)?,
-                Ahead::Names(locs, names) => self.resolve_ahead(locs, names)?,
-            };
-            match next {
-                Some(next) => self.walk.resume(next),
-                None => return Ok(()),
-            }
+    /// Prepares a part of the listing that a walk requests next. Returns whether there is more to prepare.
+    pub(crate) fn read_ahead(&self) -> Result<bool> {
+        let Some(ahead) = self.walk.0.lock().ahead.take() else {
+            return Ok(false);
+        };
+        let next = match ahead {
+            Ahead::Dir((parent, name)) => self.read_dir_ahead(parent, &name)?,
+            Ahead::Names(locs, names) => self.resolve_ahead(locs, names)?,
+        };
+        let has_more = next.is_some();
+        if let Some(next) = next {
+            self.walk.resume(next);
         }
+        Ok(has_more)
     }
 
     /// Reads a directory that is only in lower layers.

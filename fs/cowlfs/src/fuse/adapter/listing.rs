@@ -13,6 +13,9 @@ use std::time::Duration;
 use fuser::{INodeNo, ReplyAttr, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen};
 
 use super::attributes::Accepted;
+#[cfg(debug_assertions)]
+use super::blame;
+use super::blame::Blame;
 use super::convert::{parse_name, to_errno, to_file_attr, to_file_type};
 use super::reply::{log_failure, negative_attr};
 use super::{Adapter, GENERATION};
@@ -203,12 +206,22 @@ impl Adapter {
 }
 
 impl IdleWork for Adapter {
-    /// Prepares the next listing for a program that walks the tree.
-    fn work(&self, is_interrupted: &dyn Fn() -> bool) {
+    /// Prepares a part of the next listing for a program that walks the tree.
+    fn step(&self) -> bool {
+        // If it ends the process, there is no request to be refused afterwards (docs/decisions/0035).
+        let Some(_blame) = Blame::begin_idle(self.requests.crashes()) else {
+            return false;
+        };
         let op = self.overlay.begin();
-        if let Err(error) = panics::request(|| op.read_ahead(is_interrupted)) {
+        let done = panics::request(|| {
+            #[cfg(debug_assertions)]
+            blame::injected::end_at("readahead", None);
+            op.read_ahead()
+        });
+        done.unwrap_or_else(|error| {
             log::debug!("cannot read a directory ahead: {error}");
-        }
+            false
+        })
     }
 }
 

@@ -119,8 +119,10 @@ impl<'a> RequestSpan<'a> {
 
 /// Work that a thread does while it has no request.
 pub(in crate::fuse) trait IdleWork {
-    /// Works until `is_interrupted` returns true. Nothing must depend on the work.
-    fn work(&self, is_interrupted: &dyn Fn() -> bool);
+    /// Does a part of the work. Returns whether there is more.
+    ///
+    /// A part delays a request that arrives meanwhile, and may never be done.
+    fn step(&self) -> bool;
 }
 
 impl Drop for RequestSpan<'_> {
@@ -134,10 +136,11 @@ impl Drop for RequestSpan<'_> {
         if !self.pool.end_request() {
             return;
         }
-        if let Some(work) = self.idle_work
-            && let Some(_passage) = self.gate.try_pass()
-        {
-            work.work(&|| sys::process::is_readable(&self.busy_poll.device));
+        if let Some(work) = self.idle_work {
+            while !sys::process::is_readable(&self.busy_poll.device)
+                && let Some(_passage) = self.gate.try_pass()
+                && work.step()
+            {}
         }
         if self.busy_poll.poll() {
             self.pool.count_queued();

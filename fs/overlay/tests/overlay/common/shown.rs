@@ -263,7 +263,7 @@ impl Fs {
             ino: op.entry_ino(&listing, entry).unwrap(),
         });
         let entries = entries.collect();
-        op.read_ahead(|| false).unwrap();
+        while op.read_ahead().unwrap() {}
         entries
     }
 
