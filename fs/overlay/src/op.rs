@@ -129,6 +129,14 @@ impl Op<'_> {
         self.services().read_dir().listing(inode, offset)
     }
 
+    /// Prepares a part of the listing that a program which walks the tree will probably request next. To be called after
+    /// the reply to a readdir request.
+    ///
+    /// Returns whether there is more to prepare.
+    pub fn read_ahead(&self) -> Result<bool> {
+        self.services().read_dir().read_ahead()
+    }
+
     /// Returns the visible inode number (`d_ino`) of an entry in a listing.
     pub fn entry_ino(&self, listing: &Listing, entry: &DirEntry) -> Result<u64> {
         self.services().read_dir().entry_ino(listing, entry)

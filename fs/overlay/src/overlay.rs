@@ -10,10 +10,11 @@ use cowl_layers::locks::{Mutex, RwLock, RwLockWriteGuard};
 use crate::content::{ContentDescriptors, FileHandle, OpenCounts};
 use crate::inode::{DirState, Identity, Inode, InodeState, InodeTable, OnConflict, encode};
 use crate::ledger::{FoundSlot, Kind, Ledger, StackIds, Word};
-use crate::listing::{Cookies, Listings};
+use crate::listing::{Cookies, Listings, Walk};
 use crate::names::LinkIndex;
 use crate::names::absent::LastAbsent;
 use crate::names::deep::DeepDirs;
+use crate::names::prefetched::Prefetched;
 use crate::reach::{OverlayOptions, Stack};
 use cowl_layers::error::{Error, Result};
 use cowl_layers::layer::lock::LayerLock;
@@ -42,6 +43,8 @@ pub struct Overlay {
     pub(crate) listings: Listings,
     pub(crate) deep: DeepDirs,
     pub(crate) absent: LastAbsent,
+    pub(crate) prefetched: Prefetched,
+    pub(crate) walk: Walk,
     pub(crate) opens: OpenCounts,
     pub(crate) descriptors: Arc<ContentDescriptors>,
     /// The number of files that the kernel may write to without a request to the daemon (passthrough).
@@ -99,6 +102,8 @@ impl Overlay {
             listings: Listings::default(),
             deep: DeepDirs::default(),
             absent: LastAbsent::default(),
+            prefetched: Prefetched::default(),
+            walk: Walk::default(),
             opens: OpenCounts::default(),
             descriptors: ContentDescriptors::new(),
             passthrough_writers: Arc::default(),

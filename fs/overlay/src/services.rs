@@ -23,6 +23,7 @@ impl<'o> Services<'o> {
             inodes: &self.overlay.inodes,
             deep: &self.overlay.deep,
             absent: &self.overlay.absent,
+            prefetched: &self.overlay.prefetched,
         }
     }
 
@@ -39,6 +40,7 @@ impl<'o> Services<'o> {
             names: self.names(),
             listings: &self.overlay.listings,
             cookies: &self.overlay.cookies,
+            walk: &self.overlay.walk,
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! The faults are injected by a variable that only programs with debug assertions read.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;
@@ -15,6 +16,7 @@ use cowl_tests::scratch::Scratch;
 use nix::libc::{EIO, O_TRUNC};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 
 const NEEDS: &[Need] = &[Need::Root, Need::Fuse];
@@ -139,6 +141,27 @@ fn writes_and_closes_that_end_the_daemon_leave_a_mount_that_can_be_unmounted() {
         assert_eq!(fs::read(path.join("two")).unwrap(), b"lower");
         overlay.unmount();
     }
+}
+
+#[test]
+fn reading_ahead_that_ends_the_daemon_is_not_repeated() {
+    if !can(NEEDS) || !can_inject() {
+        return;
+    }
+    let dir = Scratch::new("fault-ahead");
+    let overlay = mounted(&dir, "keeper=on", "segv readahead");
+    let path = overlay.path();
+    let keeper = overlay.program().unwrap();
+    let mut daemons = BTreeSet::new();
+    for round in 0..20 {
+        fs::write(path.join(format!("new{round}")), "text").unwrap();
+        let names = fs::read_dir(path).unwrap().map(Result::unwrap);
+        let created = names.filter(|entry| entry.file_name().as_bytes().starts_with(b"new"));
+        assert_eq!(created.count(), round + 1);
+        daemons.extend(daemon_of(keeper));
+    }
+    assert!(daemons.len() <= 2, "{daemons:?}");
+    overlay.unmount();
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::locks::{RwLock, RwLockWriteGuard};
 
@@ -43,6 +44,8 @@ pub struct LayerDir {
     ino: u64,
     /// The number of its ancestors at the time of the lookup.
     depth: u32,
+    /// Whether a listing has shown that it contains no foreign markers.
+    lacks_markers: AtomicBool,
     location: RwLock<DirLocation>,
 }
 
@@ -65,6 +68,7 @@ impl LayerDir {
             key: descriptors::new_key(),
             ino,
             depth: 0,
+            lacks_markers: AtomicBool::new(false),
             location: RwLock::new(DirLocation::Root),
         })
     }
@@ -78,6 +82,7 @@ impl LayerDir {
             key: descriptors::new_key(),
             ino,
             depth: parent.depth.saturating_add(1),
+            lacks_markers: AtomicBool::new(false),
             location: RwLock::new(DirLocation::Child {
                 parent: parent.clone(),
                 name,
@@ -93,6 +98,18 @@ impl LayerDir {
     /// Returns a number that identifies this object and is never reused by the process.
     pub fn key(&self) -> u64 {
         self.key
+    }
+
+    /// Whether the directory may contain names that are markers of fuse-overlayfs or of a container image layer.
+    pub fn may_have_foreign_markers(&self) -> bool {
+        self.layer.is_foreign() && !self.lacks_markers.load(Ordering::Relaxed)
+    }
+
+    /// Records that the directory is new or was listed, and contains no foreign markers.
+    ///
+    /// It will contain none later: a lower layer does not change, and in the upper one such names are refused.
+    pub fn note_no_foreign_markers(&self) {
+        self.lacks_markers.store(true, Ordering::Relaxed);
     }
 
     /// Returns the inode number on disk.

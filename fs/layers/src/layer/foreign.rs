@@ -23,11 +23,13 @@ pub(super) fn stat_whiteout(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<S
 }
 
 /// Whether the directory `name` in `dir` is opaque.
-pub(super) fn is_opaque(dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool> {
-    if stat_whiteout(dir, name)?.is_some() {
+pub(super) fn is_opaque(dir: &LayerDir, name: &[u8]) -> Result<bool> {
+    let fd = dir.fd()?;
+    let fd = (*fd).as_fd();
+    if dir.may_have_foreign_markers() && stat_whiteout(fd, name)?.is_some() {
         return Ok(true);
     }
-    has_opaque_marker(sys::dir::open_dir(dir, name)?.as_fd())
+    has_opaque_marker(sys::dir::open_dir(fd, name)?.as_fd())
 }
 
 /// Whether a directory has an opaque marker of its own.

@@ -36,8 +36,13 @@ pub fn list(dir: &LayerDir, markers: Markers) -> Result<Vec<LayerEntry>> {
             .is_some_and(|value| value == OPAQUE_XATTR_WHITEOUTS);
     let has_devices = has(space.nodes());
     let mut raw = sys::dir::read(&open)?;
-    let hidden = if dir.layer().is_foreign() {
-        foreign::remove_markers(&mut raw)
+    let hidden = if dir.may_have_foreign_markers() {
+        let all = raw.len();
+        let hidden = foreign::remove_markers(&mut raw);
+        if raw.len() == all {
+            dir.note_no_foreign_markers();
+        }
+        hidden
     } else {
         Vec::new()
     };

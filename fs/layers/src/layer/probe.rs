@@ -62,7 +62,7 @@ pub fn probe(dir: &LayerDir, name: &[u8], markers: Markers) -> Result<Option<Pro
     let fd = dir.fd()?;
     let stat = match sys::stat::stat_at((*fd).as_fd(), name) {
         Ok(stat) => stat,
-        Err(error) if error.is_absent() && dir.layer().is_foreign() => {
+        Err(error) if error.is_absent() && dir.may_have_foreign_markers() => {
             let hidden = foreign::stat_whiteout((*fd).as_fd(), name)?;
             return Ok(hidden.map(|stat| Probe {
                 object: LayerObject::Whiteout,
@@ -97,7 +97,7 @@ pub fn probe(dir: &LayerDir, name: &[u8], markers: Markers) -> Result<Option<Pro
         && reads_markers
         && dir.layer().is_foreign()
     {
-        *opaque = *opaque || foreign::is_opaque((*fd).as_fd(), name)?;
+        *opaque = *opaque || foreign::is_opaque(dir, name)?;
     }
     Ok(Some(found))
 }

@@ -141,8 +141,8 @@ impl Remove<'_> {
         upper_dir: &LayerDir,
         name: &Name,
     ) -> Result<NameState> {
-        if upper_dir.layer().is_foreign() {
-            // The upper directory may also have a marker for the name.
+        if upper_dir.may_have_foreign_markers() {
+            // It may also contain a marker of the name.
             return self.upper_names.name_state(dir, upper_dir, name);
         }
         Ok(if hit.in_top {

@@ -35,7 +35,7 @@ pub(super) enum NewObject {
 impl UpperNames<'_> {
     /// Returns the type of the upper layer's entry under a name.
     pub(super) fn upper_entry(&self, upper_dir: &LayerDir, name: &Name) -> Result<UpperEntry> {
-        if upper_dir.layer().is_foreign() {
+        if upper_dir.may_have_foreign_markers() {
             self.cx.stack.upper()?.settle(upper_dir, name)?;
         }
         Ok(match probe(upper_dir, name, Markers::Read)? {
@@ -130,8 +130,10 @@ impl UpperNames<'_> {
         let ino = self.cx.stack.view().number(upper_dir.layer(), &stat, None);
         let locator = self.names.locator();
         let inode = if stat.kind() == FileKind::Directory {
+            let location = LayerDir::child(upper_dir, name.clone(), stat.ino);
+            location.note_no_foreign_markers();
             let node = DirNode {
-                locs: vec![LayerDir::child(upper_dir, name.clone(), stat.ino)],
+                locs: vec![location],
                 below: None,
                 redirect: None,
                 stat,

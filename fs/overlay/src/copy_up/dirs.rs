@@ -75,6 +75,7 @@ impl DirCopyUp<'_> {
         };
         let parent = parent_in_upper(&self.cx.stack, &alias)?;
         let upper_dir = LayerDir::child(&parent, alias.name.clone(), stat.ino);
+        upper_dir.note_no_foreign_markers();
         preserve_times(self.cx, self.inodes, &alias.parent, &parent, |fd| {
             staged.commit(fd, &alias.name)
         })?;

@@ -8,6 +8,7 @@ mod cookies;
 mod entry;
 #[cfg(test)]
 mod tests;
+mod walk;
 
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ pub(crate) use cache::Listings;
 pub(crate) use cookies::{Cookies, CookiesRecord};
 use entry::Cookie;
 pub use entry::{DirEntry, END};
+pub(crate) use walk::Walk;
 
 /// The service that reads directories.
 #[derive(Clone, Copy)]
@@ -30,6 +32,7 @@ pub(crate) struct ReadDir<'o> {
     pub(crate) names: Names<'o>,
     pub(crate) listings: &'o Listings,
     pub(crate) cookies: &'o Cookies,
+    pub(crate) walk: &'o Walk,
 }
 
 impl ReadDir<'_> {
@@ -52,6 +55,9 @@ impl ReadDir<'_> {
         }
         let fresh = Arc::new(self.read(inode)?);
         listings.put(inode.ino(), &fresh);
+        if offset == 0 {
+            self.note_listing(inode, &fresh)?;
+        }
         Ok(fresh)
     }
 
@@ -73,10 +79,7 @@ impl ReadDir<'_> {
         let mut entries = Vec::with_capacity(merged.len() + 2);
         entries.push(dots(1, inode.ino(), Cookie::DOT));
         entries.push(dots(2, inode.parent_ino(), Cookie::DOT_DOT));
-        entries.extend(merged.into_iter().map(|merged| DirEntry {
-            merged,
-            cookie: Cookie::DOT,
-        }));
+        entries.extend(without_cookies(merged));
         let names = entries.get_mut(2..).unwrap_or_default();
         self.cookies.arrange(inode.ino(), names);
         Ok(Listing {
@@ -103,4 +106,12 @@ impl ReadDir<'_> {
             _ => Ok(merged.ino),
         }
     }
+}
+
+/// Returns entries that have no cookies yet.
+fn without_cookies(merged: Vec<MergedEntry>) -> impl Iterator<Item = DirEntry> {
+    merged.into_iter().map(|merged| DirEntry {
+        merged,
+        cookie: Cookie::DOT,
+    })
 }

@@ -6,6 +6,7 @@ use super::absent::LastAbsent;
 use super::deep::DeepDirs;
 use super::intern::{intern_dir, intern_file};
 use super::locate::Locator;
+use super::prefetched::Prefetched;
 use super::resolve::Resolver;
 use crate::inode::{DirState, Inode, InodeTable, OnConflict};
 use crate::reach::Context;
@@ -26,6 +27,7 @@ pub(crate) struct Names<'o> {
     pub(crate) inodes: &'o InodeTable,
     pub(crate) deep: &'o DeepDirs,
     pub(crate) absent: &'o LastAbsent,
+    pub(crate) prefetched: &'o Prefetched,
 }
 
 /// The result of one attempt of a lookup.
@@ -97,7 +99,10 @@ impl Names<'_> {
             }
             Found::Whiteout => {
                 // A foreign whiteout is not at the name that it hides, so a creation must search for it.
-                if !locs.first().is_some_and(|top| top.layer().is_foreign()) {
+                if !locs
+                    .first()
+                    .is_some_and(|top| top.may_have_foreign_markers())
+                {
                     self.absent.note(&locs, name);
                 }
                 return Ok(Lookup::Found(None));
@@ -134,10 +139,19 @@ impl Names<'_> {
         Ok(interned.map_or(Lookup::Conflict, hit))
     }
 
+    /// Resolves a name in the directory with these locations, which are all in lower layers, for a later lookup.
+    ///
+    /// Returns whether the directory is still in the cache.
+    pub(crate) fn prefetch(&self, locs: &Arc<[Arc<LayerDir>]>, name: Name) -> Result<bool> {
+        let found = self.resolver().resolve(locs, &name)?;
+        Ok(self.prefetched.add_name(locs, name, found))
+    }
+
     fn resolver(&self) -> Resolver<'_> {
         Resolver {
             cx: self.cx,
             deep: self.deep,
+            prefetched: self.prefetched,
         }
     }
 

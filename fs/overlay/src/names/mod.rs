@@ -7,6 +7,7 @@ pub(crate) mod links;
 mod locate;
 mod lookup;
 mod path_below;
+pub(crate) mod prefetched;
 mod resolve;
 
 pub(crate) use intern::{intern_dir, intern_file};

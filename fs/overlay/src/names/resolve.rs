@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::deep::{DeepDirs, NamesFor};
+use super::prefetched::Prefetched;
 use crate::reach::Context;
 use cowl_layers::error::Result;
 use cowl_layers::layer::LayerDir;
@@ -14,11 +15,15 @@ use cowl_layers::view::{Found, MergedEntry, NameIndex, PartialIndex};
 pub(crate) struct Resolver<'o> {
     pub(crate) cx: &'o Context<'o>,
     pub(crate) deep: &'o DeepDirs,
+    pub(crate) prefetched: &'o Prefetched,
 }
 
 impl Resolver<'_> {
     /// Resolves `name` over the locations of a directory.
     pub(super) fn resolve(&self, locs: &[Arc<LayerDir>], name: &Name) -> Result<Found> {
+        if let Some(found) = self.prefetched.take_name(locs, name) {
+            return Ok(found);
+        }
         let names = self.deep_names(locs, NamesFor::Lookup);
         let known = self.known(locs, names.as_ref());
         self.cx.stack.view().lookup_at(locs, name, known)
@@ -26,6 +31,9 @@ impl Resolver<'_> {
 
     /// Returns the visible entries of a directory with these locations.
     pub(super) fn list(&self, locs: &[Arc<LayerDir>]) -> Result<Vec<MergedEntry>> {
+        if let Some(entries) = self.prefetched.take_entries(locs) {
+            return Ok(entries);
+        }
         let names = self.deep_names(locs, NamesFor::Listing);
         let known = self.known(locs, names.as_ref());
         let mut entries = self.cx.stack.view().merged_entries(locs, known)?;

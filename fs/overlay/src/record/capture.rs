@@ -29,6 +29,8 @@ impl Overlay {
             listings: _,
             deep: _,
             absent: _,
+            prefetched: _,
+            walk: _,
             opens,
             // Descriptors are reopened; the errors of their writeback are recorded below.
             descriptors,
@@ -39,13 +41,9 @@ impl Overlay {
         } = self;
         let stack = lock_stack(&self.stack).ok_or(RecordError::TooBusy)?;
         let (view, upper) = (stack.view(), stack.writable());
+        let layers = view.layers().iter().chain(view.data_only());
         let mut places = Places {
-            layers: view
-                .layers()
-                .iter()
-                .chain(view.data_only())
-                .cloned()
-                .collect(),
+            layers: layers.cloned().collect(),
             descriptors: Vec::new(),
         };
         let (table, mut known) = inodes.record();

@@ -24,11 +24,12 @@ use crate::inode::{
     InodeTable, NamelessFile, ObjectPlace, Place,
 };
 use crate::ledger::FoundSlot;
-use crate::listing::{Cookies, CookiesRecord, Listings};
+use crate::listing::{Cookies, CookiesRecord, Listings, Walk};
 use crate::names::LinkIndex;
 use crate::names::absent::LastAbsent;
 use crate::names::deep::DeepDirs;
 use crate::names::dir_state;
+use crate::names::prefetched::Prefetched;
 use crate::overlay::Overlay;
 use crate::reach::{OverlayOptions, Stack};
 
@@ -135,6 +136,8 @@ pub(super) fn assemble(parts: Parts<'_>) -> Result<Overlay, RecordError> {
         listings: Listings::default(),
         deep: DeepDirs::default(),
         absent: LastAbsent::default(),
+        prefetched: Prefetched::default(),
+        walk: Walk::default(),
         opens: OpenCounts::from_record(parts.pushes),
         descriptors: ContentDescriptors::new(),
         passthrough_writers: Arc::new(AtomicU32::new(parts.passthrough_writers)),

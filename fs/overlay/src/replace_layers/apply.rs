@@ -72,6 +72,8 @@ impl Overlay {
         self.listings.clear();
         self.deep.clear();
         self.absent.clear();
+        self.walk.clear();
+        self.prefetched.clear();
         Applied {
             replaced,
             old: (old_stack, old),

@@ -223,3 +223,37 @@ fn objects_and_markers_of_both_forms_can_have_one_name() {
         }
     }
 }
+
+/// In a directory whose listing has shown no markers, none is searched for.
+#[test]
+fn changes_do_not_depend_on_whether_a_directory_was_listed() {
+    let change = |listed: bool| {
+        let lab = lab(XattrSpace::detect());
+        let build = |top: &std::path::Path| create_files(top, &["m/p", "m/q", "m/.wh.r"]);
+        lab.add_lower(|top| create_files(top, &["m/r", "n/s", "n/t"]));
+        lab.add_lower(build);
+        let fs = lab.open_foreign();
+        if listed {
+            fs.tree();
+        }
+        fs.unlink("m/p").unwrap();
+        fs.create("m/r", b"text").unwrap();
+        fs.rename("m/q", "m/p").unwrap();
+        fs.unlink("m/r").unwrap();
+        fs.rename("n/s", "n/u").unwrap();
+        fs.unlink("n/t").unwrap();
+        fs.create("n/t", b"text").unwrap();
+        fs.create("d/y", b"text").unwrap();
+        fs.unlink("d/y").unwrap();
+        fs.mkdir("new").unwrap();
+        fs.rename("n/t", "new/x").unwrap();
+        fs.rename("new", "d/x").unwrap();
+        assert_eq!(fs.create("d/x/.wh.a", b""), Err(Errno::INVAL));
+        let names = ["", "d", "d/x", "m", "n"].map(|dir| fs.names(dir).unwrap());
+        let tree = fs.tree();
+        drop(fs);
+        assert_eq!(lab.open_foreign().tree(), tree);
+        (names, lab.describe_upper())
+    };
+    assert_eq!(change(true), change(false));
+}

@@ -24,6 +24,7 @@ mod model_tree;
 mod names;
 mod open_files;
 mod races;
+mod read_ahead;
 mod record;
 mod recovered;
 mod times;

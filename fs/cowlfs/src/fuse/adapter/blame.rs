@@ -8,6 +8,9 @@ use cowl_overlay::RESENT;
 /// The number of daemons after whose end a request is refused.
 const MAX_CRASHES: u64 = 2;
 
+/// The number of a request that does not exist, for the work between two requests.
+const IDLE: u64 = (1 << 62) - 1;
+
 thread_local! {
     /// Whether the request of this thread must not be executed.
     static REFUSED: Cell<bool> = const { Cell::new(false) };
@@ -28,6 +31,16 @@ impl Blame {
         Self {
             _mark: RequestMark::begin(id),
         }
+    }
+
+    /// Notes that this thread works between two requests from now on; `None` if that work has ended a daemon.
+    pub(super) fn begin_idle(crashes: CrashRecord) -> Option<Self> {
+        if crashes.count(IDLE) > 0 {
+            return None;
+        }
+        Some(Self {
+            _mark: RequestMark::begin(IDLE),
+        })
     }
 }
 

@@ -395,7 +395,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, req: &Request, ino: INodeNo, _: Fh, offset: u64, out: ReplyDirectory) {
-        let _span = self.begin_request(Opcode::Readdir, req);
+        let _span = self.begin_listing(Opcode::Readdir, req);
         self.list(ino, offset, out);
     }
 
@@ -407,7 +407,7 @@ impl Filesystem for Adapter {
         offset: u64,
         out: ReplyDirectoryPlus,
     ) {
-        let _span = self.begin_request(Opcode::Readdirplus, req);
+        let _span = self.begin_listing(Opcode::Readdirplus, req);
         self.list_plus(ino, offset, out);
     }
 

@@ -13,11 +13,16 @@ use std::time::Duration;
 use fuser::{INodeNo, ReplyAttr, ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyOpen};
 
 use super::attributes::Accepted;
+#[cfg(debug_assertions)]
+use super::blame;
+use super::blame::Blame;
 use super::convert::{parse_name, to_errno, to_file_attr, to_file_type};
 use super::reply::{log_failure, negative_attr};
 use super::{Adapter, GENERATION};
+use crate::fuse::workers::IdleWork;
 use cowl_layers::error::{Error, Result};
 use cowl_layers::name::Name;
+use cowl_layers::panics;
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys::stat::Stat;
 use cowl_overlay::inode::Inode;
@@ -197,6 +202,26 @@ impl Adapter {
                 ),
             }
         }
+    }
+}
+
+impl IdleWork for Adapter {
+    /// Prepares a part of the next listing for a program that walks the tree.
+    fn step(&self) -> bool {
+        // If it ends the process, there is no request to be refused afterwards (docs/decisions/0035).
+        let Some(_blame) = Blame::begin_idle(self.requests.crashes()) else {
+            return false;
+        };
+        let op = self.overlay.begin();
+        let done = panics::request(|| {
+            #[cfg(debug_assertions)]
+            blame::injected::end_at("readahead", None);
+            op.read_ahead()
+        });
+        done.unwrap_or_else(|error| {
+            log::debug!("cannot read a directory ahead: {error}");
+            false
+        })
     }
 }
 

@@ -83,7 +83,7 @@ pub(super) struct Span<'a> {
     _blame: Blame,
     /// For a request that must not be executed twice.
     _slot: Option<RequestSlot>,
-    _span: RequestSpan<'a>,
+    span: RequestSpan<'a>,
 }
 
 /// The end of a change after its reply.
@@ -210,8 +210,15 @@ impl Adapter {
             _replied: None,
             _blame: Blame::begin(req.unique().0, self.requests.crashes()),
             _slot: None,
-            _span: span,
+            span,
         }
+    }
+
+    /// Like [`Self::begin_request`], for a request after which the next listing is prepared.
+    fn begin_listing(&self, opcode: Opcode, req: &Request) -> Span<'_> {
+        let mut span = self.begin_request(opcode, req);
+        span.span.set_idle_work(self);
+        span
     }
 
     /// Whether the request of this thread must not be executed, because it has ended two daemons. Logs and counts it.

@@ -85,6 +85,9 @@ impl BusyPoll {
 pub(in crate::fuse) struct RequestSpan<'a> {
     pool: &'a WorkerPool,
     busy_poll: &'a BusyPoll,
+    gate: &'a Gate,
+    /// Work that the next request may interrupt.
+    idle_work: Option<&'a dyn IdleWork>,
     /// `None` once the reply was sent.
     passage: Option<Passage<'a>>,
 }
@@ -100,9 +103,26 @@ impl<'a> RequestSpan<'a> {
         Self {
             pool,
             busy_poll,
+            gate,
+            idle_work: None,
             passage: Some(gate.pass()),
         }
     }
+
+    /// Does some work after the reply, before the thread polls for the next request.
+    ///
+    /// The thread counts as waiting for a request during that work: another one would have to be woken up.
+    pub(in crate::fuse) fn set_idle_work(&mut self, work: &'a dyn IdleWork) {
+        self.idle_work = Some(work);
+    }
+}
+
+/// Work that a thread does while it has no request.
+pub(in crate::fuse) trait IdleWork {
+    /// Does a part of the work. Returns whether there is more.
+    ///
+    /// A part delays a request that arrives meanwhile, and may never be done.
+    fn step(&self) -> bool;
 }
 
 impl Drop for RequestSpan<'_> {
@@ -113,7 +133,16 @@ impl Drop for RequestSpan<'_> {
         if std::thread::panicking() {
             return;
         }
-        if self.pool.end_request() && self.busy_poll.poll() {
+        if !self.pool.end_request() {
+            return;
+        }
+        if let Some(work) = self.idle_work {
+            while !sys::process::is_readable(&self.busy_poll.device)
+                && let Some(_passage) = self.gate.try_pass()
+                && work.step()
+            {}
+        }
+        if self.busy_poll.poll() {
             self.pool.count_queued();
         }
     }

@@ -33,6 +33,12 @@ impl Gate {
         }
     }
 
+    /// Passes the gate, unless it is closed.
+    pub(in crate::fuse) fn try_pass(&self) -> Option<Passage<'_>> {
+        let guard = self.0.try_read()?;
+        Some(Passage { _guard: guard })
+    }
+
     /// Closes the gate when all requests that have passed it are answered; `None` if that takes too long.
     ///
     /// Between attempts new requests pass, so that a long one delays no others for the whole time.

@@ -8,7 +8,7 @@ mod gate;
 mod monitor;
 mod pool;
 
-pub(super) use busy_poll::{BusyPoll, RequestSpan};
+pub(super) use busy_poll::{BusyPoll, IdleWork, RequestSpan};
 pub(crate) use gate::ClosedGate;
 pub(super) use gate::Gate;
 pub(super) use monitor::start as start_monitor;

@@ -316,8 +316,8 @@ pub fn set_fixed_times(top: &Path) {
 }
 
 /// Creates files whose content is derived from their paths, and directories for paths that end in a slash.
-pub fn create_files(top: &Path, paths: &[&str]) {
-    for path in paths {
+pub fn create_files(top: &Path, paths: &[impl AsRef<str>]) {
+    for path in paths.iter().map(AsRef::as_ref) {
         let full = top.join(path);
         if path.ends_with('/') {
             std::fs::create_dir_all(full).unwrap();

@@ -262,7 +262,9 @@ impl Fs {
             kind: entry.kind(),
             ino: op.entry_ino(&listing, entry).unwrap(),
         });
-        entries.collect()
+        let entries = entries.collect();
+        while op.read_ahead().unwrap() {}
+        entries
     }
 
     /// Returns the sorted names in a directory, without `.` and `..`.
@@ -283,6 +285,8 @@ impl Fs {
         let mut numbers = Vec::new();
         let mut open = vec![String::new()];
         while let Some(dir) = open.pop() {
+            // In the order of a tree walk, for which the overlay reads ahead.
+            let known = open.len();
             for entry in self.entries(&self.find(&dir).unwrap()).iter() {
                 let name = std::str::from_utf8(&entry.name).unwrap();
                 if name == "." || name == ".." {
@@ -303,6 +307,7 @@ impl Fs {
                 numbers.push((path.clone(), attr.ino));
                 assert!(tree.insert(path, shown).is_none(), "listed twice");
             }
+            open[known..].reverse();
         }
         for (path, ino) in numbers {
             let mut names = groups[&ino].clone();
