@@ -89,7 +89,7 @@ const CONFIGURATION: Section = (
         ),
         (
             "coherence = \"packages\"",
-            "The files in lower layers that the kernel reads without the daemon. A descriptor that was opened before a write to such a file continues to read the old content. `posix`: programs and libraries; `packages`: also files of 256 KiB or more that programs replace instead of writing to them: images, video, audio, fonts and compressed archives, files without write permission, and files in /usr (except /usr/local) and other directories of package managers; `overlay`: all.",
+            "The files in lower layers that the kernel reads without the daemon. A descriptor that was opened before a write to such a file continues to read the old content. `posix`: programs and libraries; `packages`: also files of 256 KiB or more that programs replace instead of writing to them: compressed archives, images and office documents, files without write permission, and files in /usr (except /usr/local) and other directories of package managers; `overlay`: all.",
         ),
         (
             "keeper = \"on\"",

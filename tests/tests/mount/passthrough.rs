@@ -246,6 +246,21 @@ fn old_descriptors_of_a_lower_text_file_see_later_writes() {
     mounted.unmount();
 }
 
+/// The content keeps its mode in the lower layer.
+#[test]
+fn a_large_file_that_was_made_writable_is_read_by_the_daemon() {
+    let Some(mounted) = Mounted::new("") else {
+        return;
+    };
+    let path = mounted.at("var/protected/text");
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
+    let old = open(&path);
+    let new = open_to_write(&path);
+    new.write_all_at(b"W", 0).unwrap();
+    assert!(text(&old).starts_with('W'));
+    mounted.unmount();
+}
+
 /// A passthrough open of a lower file continues to refer to it. Every later open sees the new content, and the inode
 /// is the same.
 #[test]

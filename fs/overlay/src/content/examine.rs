@@ -12,10 +12,36 @@ use cowl_layers::sys;
 const ELF: [u8; 4] = *b"\x7fELF";
 /// The number of bytes by which a format is recognized.
 const START: usize = 64;
-/// The format of SQLite databases.
-const SQLITE: &str = "application/vnd.sqlite3";
-/// The format of archives that tar(1) extends in place.
-const TAR: &str = "application/x-tar";
+/// The formats of files that programs replace, by their media types.
+///
+/// They have a signature of at least three bytes at the start, or four elsewhere, that text cannot contain or does not begin with.
+/// Formats with shorter ones are missing, because a log or a database could begin with such a signature.
+const REPLACED: [&str; 22] = [
+    "application/epub+zip",
+    "application/font-woff",
+    "application/gzip",
+    "application/vnd.debian.binary-package",
+    "application/vnd.oasis.opendocument.presentation",
+    "application/vnd.oasis.opendocument.spreadsheet",
+    "application/vnd.oasis.opendocument.text",
+    "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    "application/vnd.rar",
+    "application/wasm",
+    "application/x-7z-compressed",
+    "application/x-rpm",
+    "application/x-xz",
+    "application/zip",
+    "application/zstd",
+    "audio/ogg",
+    "audio/x-flac",
+    "image/jpeg",
+    "image/png",
+    "video/x-matroska",
+];
+/// The formats of files in which programs write, by their media types: databases and disk images.
+const WRITTEN: [&str; 2] = ["application/vnd.sqlite3", "application/x-qemu-disk"];
 
 /// The usual way to change a file, judging by its format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,16 +64,13 @@ impl FileHandle {
             return Ok(true);
         }
         let is_executable = self.options.exec || sys::stat::stat_fd(fd)?.perm() & 0o111 != 0;
-        let mut start = [0; 4];
-        Ok(is_executable && rustix::io::pread(fd, &mut start, 0)? == ELF.len() && start == ELF)
+        Ok(is_executable && read_start(fd, &mut [0; ELF.len()]) == ELF)
     }
 
     /// Returns how a program usually changes the file, judging by the first bytes of its content. `fd` must be a
     /// descriptor of the content.
-    pub fn usual_change(&self, fd: &OwnedFd) -> Result<UsualChange> {
-        let mut start = [0; START];
-        let read = rustix::io::pread(fd, &mut start, 0)?;
-        Ok(usual_change(start.get(..read).unwrap_or_default()))
+    pub fn usual_change(&self, fd: &OwnedFd) -> UsualChange {
+        usual_change(read_start(fd, &mut [0; START]))
     }
 
     /// Whether the file is in a directory whose files package managers replace, such as /usr, according to one of its
@@ -98,6 +121,17 @@ impl FileHandle {
     }
 }
 
+/// Reads the first bytes of a file. After an error there are none: a program may read the remaining ones.
+fn read_start<'a>(fd: &OwnedFd, buffer: &'a mut [u8]) -> &'a [u8] {
+    match rustix::io::retry_on_intr(|| rustix::io::pread(fd, &mut *buffer, 0)) {
+        Ok(read) => buffer.get(..read).unwrap_or_default(),
+        Err(error) => {
+            log::debug!("cannot read the start of a file: {error}");
+            &[]
+        }
+    }
+}
+
 /// Whether package managers replace the files whose paths begin with these names.
 fn is_package_tree(first: &[u8], second: Option<&[u8]>, third: Option<&[u8]>) -> bool {
     match (first, second, third) {
@@ -116,15 +150,16 @@ fn is_package_tree(first: &[u8], second: Option<&[u8]>, third: Option<&[u8]>) ->
 
 /// Returns how a file that begins with these bytes is usually changed.
 fn usual_change(start: &[u8]) -> UsualChange {
-    use infer::MatcherType::{App, Archive, Audio, Book, Font, Image, Video};
     let Some(format) = infer::get(start) else {
         return UsualChange::Unknown;
     };
-    match (format.matcher_type(), format.mime_type()) {
-        (_, SQLITE) => UsualChange::InPlace,
-        (_, TAR) => UsualChange::Unknown,
-        (App | Archive | Audio | Book | Font | Image | Video, _) => UsualChange::Replace,
-        _ => UsualChange::Unknown,
+    let format = format.mime_type();
+    if WRITTEN.contains(&format) {
+        UsualChange::InPlace
+    } else if REPLACED.contains(&format) {
+        UsualChange::Replace
+    } else {
+        UsualChange::Unknown
     }
 }
 
@@ -180,7 +215,17 @@ mod tests {
             (b"\xfd7zXZ\0\0\x04", UsualChange::Replace),
             (b"\x28\xb5\x2f\xfd\x04\x58\0\0", UsualChange::Replace),
             (b"SQLite format 3\0\x10\0\x01\x01", UsualChange::InPlace),
+            (b"\xff\xd8\xff\xe0\0\x10JFIF", UsualChange::Replace),
+            (b"QFI\xfb\0\0\0\x03", UsualChange::InPlace),
             (b"2026-11-30 12:00:00 started\n", UsualChange::Unknown),
+            (b"BMC started\n", UsualChange::Unknown),
+            (b"BC: a log\n", UsualChange::Unknown),
+            (b"MZ,x,y\n", UsualChange::Unknown),
+            (b"GIF or PNG?\n", UsualChange::Unknown),
+            (b"%!PS or %PDF-1.7\n", UsualChange::Unknown),
+            (b"\0\x02\0\x01a checksum", UsualChange::Unknown),
+            (b"\x30\x82\x01\x0a", UsualChange::Unknown),
+            (b"\0\x01\0\0\0a font or a counter", UsualChange::Unknown),
             (b"<!DOCTYPE html><html>", UsualChange::Unknown),
             (b"#!/bin/sh\nexit 0\n", UsualChange::Unknown),
             (&[0; START], UsualChange::Unknown),

@@ -155,10 +155,13 @@ pub(super) enum ByKind {
     },
 }
 
-/// Runs `run` if the content of `inode` still has the version `version`; it does not move until `run` returns.
+/// Runs `run` if the content of `inode` still has the version `version` and its size is that of the inode; it does not
+/// move until `run` returns.
 pub fn while_content_stays<T>(inode: &Inode, version: u32, run: impl FnOnce() -> T) -> Option<T> {
-    let _state = inode.state.read();
-    (inode.content_version() == version).then(run)
+    let state = inode.state.read();
+    // The size that a metacopy shows is not checked with its content.
+    let is_whole = matches!(&*state, InodeState::File(file) if file.data.is_none());
+    (is_whole && inode.content_version() == version).then(run)
 }
 
 impl Inode {

@@ -10,6 +10,7 @@ use cowl_layers::error::Result;
 use cowl_layers::layer::LayerDir;
 use cowl_layers::locks::Mutex;
 use cowl_layers::name::Name;
+use cowl_layers::sys;
 use cowl_layers::sys::stat::FileKind;
 
 use super::{DirEntry, Listing, ReadDir, without_cookies};
@@ -23,8 +24,11 @@ const MAX_SUBDIRS: usize = 1024;
 const MAX_EXPECTED: usize = 4;
 /// The number of expected directories in a row that were not listed, after which nothing is read ahead until one is.
 const MAX_MISSES: u32 = 4;
-/// The maximum size, as stat(2) reports it, of a directory that is read ahead: reading it delays the next request.
+/// The maximum size, as stat(2) reports it, of a directory in all layers that is read ahead: reading it delays the next
+/// request.
 const MAX_SIZE: u64 = 64 << 10;
+/// The maximum number of names of a directory that is read ahead. The size does not limit it on all file systems.
+const MAX_NAMES: usize = 4096;
 /// The number of names that are resolved between two checks for a request.
 const STEP: usize = 6;
 
@@ -214,7 +218,7 @@ impl ReadDir<'_> {
         let Some(hit) = self.names.lookup_with_stat(&parent, name)? else {
             return Ok(None);
         };
-        if !hit.inode.is_dir() || hit.stat.size > MAX_SIZE {
+        if !hit.inode.is_dir() {
             return Ok(None);
         }
         let Some(locs) = hit.inode.locations()? else {
@@ -223,7 +227,18 @@ impl ReadDir<'_> {
         if self.names.cx.stack.below_upper(&locs).len() < locs.len() {
             return Ok(None);
         }
+        let mut size = 0_u64;
+        for loc in locs.iter() {
+            let stat = sys::stat::stat_fd(&*loc.fd()?)?;
+            size = size.saturating_add(stat.size);
+        }
+        if size > MAX_SIZE {
+            return Ok(None);
+        }
         let merged = self.names.list_names(&locs)?;
+        if merged.len() > MAX_NAMES {
+            return Ok(None);
+        }
         let mut entries: Vec<DirEntry> = without_cookies(merged).collect();
         self.cookies.arrange(hit.inode.ino(), &mut entries);
         let names: Vec<Name> = entries.iter().map(|entry| entry.name().clone()).collect();

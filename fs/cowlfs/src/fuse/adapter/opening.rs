@@ -280,7 +280,7 @@ impl Adapter {
             let is_candidate = policy.upper && traits.upper;
             // Reading the content would change its access time. For the upper layer the decision does not depend on
             // it, so it is not read there.
-            traits.replaced = !write && !traits.upper && is_replaced(policy, handle, fd)?;
+            traits.replaced = !write && !traits.upper && is_replaced(policy, op, handle, fd)?;
             traits.privileged = write && is_candidate && handle.is_privileged(fd)?;
             let is_plain = !traits.upper && !traits.replaced && !policy.lowers;
             if !write && is_plain && !self.live_layers {
@@ -300,7 +300,13 @@ impl Adapter {
             if self.is_refused("release", ino, None) {
                 return self.overlay.abandon(open.file);
             }
-            self.backing.release(open.node_id, self.ledger());
+            match open.node_id {
+                UNCOUNTED => {
+                    let ino = open.file.inode().ino();
+                    self.backing.release_uncounted(ino, self.ledger());
+                }
+                node_id => self.backing.release(node_id, self.ledger()),
+            }
             if let Some(new_file) = self.new_files.remove(fh.0) {
                 // Nothing is learned from an error, which was logged.
                 let stat = self.run("release", ino, None, |op| {
@@ -356,17 +362,21 @@ impl Adapter {
 
 /// Whether a file is usually replaced, not written in place, so that the policy permits passthrough. `fd` is a descriptor
 /// of its content.
-fn is_replaced(policy: Policy, handle: &FileHandle, fd: &OwnedFd) -> Result<bool> {
+fn is_replaced(policy: Policy, op: &Op<'_>, handle: &FileHandle, fd: &OwnedFd) -> Result<bool> {
     if policy.large != LargeFiles::None {
         let stat = sys::stat::stat_fd(fd)?;
         let is_selected = || -> Result<bool> {
             if policy.large == LargeFiles::All {
                 return Ok(true);
             }
-            Ok(match handle.usual_change(fd)? {
+            Ok(match handle.usual_change(fd) {
                 UsualChange::Replace => true,
                 UsualChange::InPlace => false,
-                UsualChange::Unknown => stat.perm() & WRITE == 0 || handle.is_in_package_tree(),
+                // The mode of the content is another one after a copy-up of the attributes.
+                UsualChange::Unknown => {
+                    handle.is_in_package_tree()
+                        || op.stat_on_disk(handle.inode())?.perm() & WRITE == 0
+                }
             })
         };
         if stat.size >= LARGE && is_selected()? {

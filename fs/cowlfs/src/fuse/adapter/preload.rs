@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use rustc_hash::FxHashSet;
 
 use cowl_layers::points::point;
+use cowl_layers::sys;
 use cowl_overlay::inode::{Inode, while_content_stays};
 
 /// The maximum size in bytes of a file that is stored as a whole.
@@ -61,16 +62,23 @@ impl FirstOpen<'_> {
         (inode, node_id): (&Inode, INodeNo),
         (fd, version): (&OwnedFd, u32),
     ) {
+        // The READ reports an error.
+        let Ok(size) = sys::stat::stat_fd(fd).map(|stat| stat.size) else {
+            return;
+        };
+        let Some(size) = usize::try_from(size)
+            .ok()
+            .filter(|size| (1..=MAX_SIZE).contains(size))
+        else {
+            return;
+        };
         BUFFER.with_borrow_mut(|buffer| {
-            // One byte more shows that the file is larger.
-            buffer.resize(MAX_SIZE + 1, 0);
+            buffer.resize(size, 0);
             let read = rustix::io::retry_on_intr(|| rustix::io::pread(fd, &mut **buffer, 0));
-            let read = match read {
-                Ok(read) if (1..=MAX_SIZE).contains(&read) => read,
-                // The READ reports the error.
-                Ok(_) | Err(_) => return,
-            };
-            let content = buffer.get(..read).unwrap_or_default();
+            if read != Ok(size) {
+                return;
+            }
+            let content = buffer.as_slice();
             point("before content is stored");
             // A write or a truncation needs a copy-up first, which waits: what the kernel has cached is then older than
             // their effect.

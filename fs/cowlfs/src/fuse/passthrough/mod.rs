@@ -58,6 +58,8 @@ struct Table {
 #[derive(Debug, Default)]
 struct FileState {
     opens: u32,
+    /// The number of opens of [`OpenMode::Uncounted`].
+    uncounted: u32,
     /// Whether the open descriptors use passthrough.
     is_passthrough: bool,
     backing: Option<RegisteredFile>,
@@ -134,7 +136,11 @@ pub(super) enum OpenMode {
 impl FileState {
     /// Whether the state must be retained while the file is not open.
     fn must_be_retained(&self) -> bool {
-        self.backing.is_some() || self.has_writer || self.has_stale_pages || self.has_volatile_attr
+        self.backing.is_some()
+            || self.has_writer
+            || self.has_stale_pages
+            || self.has_volatile_attr
+            || self.uncounted > 0
     }
 
     /// Returns how the kernel accesses the inode now.
@@ -252,9 +258,7 @@ impl BackingFiles {
         }
         let flags = FopenFlags::FOPEN_NOFLUSH;
         if verdict == Verdict::DirectNew {
-            if !file.must_be_retained() {
-                table.files.remove(&ino);
-            }
+            file.uncounted += 1;
             return OpenMode::Uncounted(flags | FopenFlags::FOPEN_DIRECT_IO);
         }
         let cached = file.cached_attr(params);
@@ -279,9 +283,11 @@ impl BackingFiles {
                 (OpenMode::Daemon(flags), false)
             }
             (Verdict::Cached | Verdict::Passthrough | Verdict::PassthroughMappings, _) => {
-                let flags = match file.has_stale_pages {
-                    true => flags,
-                    false => flags | FopenFlags::FOPEN_KEEP_CACHE,
+                let flags = match (file.uncounted, file.has_stale_pages) {
+                    // A file that could not be registered. A dirty page would overwrite what the daemon writes.
+                    (1.., _) => flags | FopenFlags::FOPEN_DIRECT_IO,
+                    (0, true) => flags,
+                    (0, false) => flags | FopenFlags::FOPEN_KEEP_CACHE,
                 };
                 (OpenMode::Daemon(flags), false)
             }
@@ -356,6 +362,18 @@ impl BackingFiles {
                 None
             }
         }
+    }
+    /// Counts the close of an open of [`OpenMode::Uncounted`].
+    pub(super) fn release_uncounted(&self, ino: u64, ledger: Option<&Arc<Ledger>>) {
+        let mut table = self.table.lock();
+        let Some(file) = table.files.get_mut(&ino) else {
+            return;
+        };
+        file.uncounted = file.uncounted.saturating_sub(1);
+        if file.opens == 0 && !file.must_be_retained() {
+            table.files.remove(&ino);
+        }
+        Self::note(&table, ino, ledger);
     }
 
     /// Handles a RELEASE request for one open.

@@ -108,6 +108,8 @@ impl FileState {
     fn record(&self) -> FileRecord {
         let Self {
             opens,
+            // Only for the rare case that a file cannot be registered.
+            uncounted: _,
             is_passthrough,
             backing,
             has_writer,
@@ -129,6 +131,7 @@ impl FileRecord {
     fn into_state(self, device: &Arc<BackingDevice>) -> FileState {
         FileState {
             opens: self.opens,
+            uncounted: 0,
             is_passthrough: self.is_passthrough,
             backing: self.backing.map(|(id, version)| RegisteredFile {
                 id: Arc::new(Backing::registered(device, id)),

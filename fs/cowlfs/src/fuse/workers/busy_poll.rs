@@ -137,6 +137,7 @@ impl Drop for RequestSpan<'_> {
             return;
         }
         if let Some(work) = self.idle_work {
+            let _working = self.pool.begin_idle_work();
             while !sys::process::is_readable(&self.busy_poll.device)
                 && let Some(_passage) = self.gate.try_pass()
                 && work.step()

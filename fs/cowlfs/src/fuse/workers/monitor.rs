@@ -57,6 +57,8 @@ struct Sample {
     counts: RequestCounts,
     /// No thread waits for a request.
     is_saturated: bool,
+    /// A thread that counts as waiting does other work.
+    has_idle_work: bool,
     /// A request is pending.
     is_pending: bool,
     /// The number of threads that should wait.
@@ -102,7 +104,8 @@ impl Scaler {
             sample.target
         };
         let keep_awake = now.begun - oldest.begun >= BURST;
-        self.quiet = if begun == 0 && !sample.is_saturated && !sample.is_pending {
+        let is_busy = sample.is_saturated || sample.has_idle_work || sample.is_pending;
+        self.quiet = if begun == 0 && !is_busy {
             self.quiet + 1
         } else {
             0
@@ -153,6 +156,7 @@ pub(in crate::fuse) fn start(
             let sample = Sample {
                 counts: pool.counts(),
                 is_saturated: pool.is_saturated(),
+                has_idle_work: pool.has_idle_work(),
                 is_pending: sys::process::is_readable(&device),
                 target: pool.target(),
                 cpu_time: cpu_time.saturating_sub(last_cpu_time),
@@ -188,6 +192,7 @@ mod tests {
             queued: 0,
         },
         is_saturated: false,
+        has_idle_work: false,
         is_pending: false,
         target: 1,
         cpu_time: Duration::ZERO,
@@ -286,6 +291,13 @@ mod tests {
         };
         for _ in 0..2 * QUIET_TICKS {
             assert!(!scaler.tick(long).sleep);
+        }
+        let ahead = Sample {
+            has_idle_work: true,
+            ..sample(1, 0)
+        };
+        for _ in 0..2 * QUIET_TICKS {
+            assert!(!scaler.tick(ahead).sleep, "it may be blocked");
         }
     }
 }

@@ -30,6 +30,8 @@ pub(in crate::fuse) struct WorkerPool {
     begun: AtomicU64,
     /// See [`RequestCounts::queued`].
     queued: AtomicU64,
+    /// The number of threads that count as waiting and do other work meanwhile.
+    idle_work: AtomicU32,
     parking: Mutex<Parking>,
     wakeup: Condvar,
     /// The mount has ended.
@@ -79,6 +81,15 @@ impl Drop for Occupied<'_> {
     }
 }
 
+/// A guard during which the calling thread works although it counts as waiting; see [`WorkerPool::begin_idle_work`].
+pub(in crate::fuse) struct IdleWorking<'a>(&'a WorkerPool);
+
+impl Drop for IdleWorking<'_> {
+    fn drop(&mut self) {
+        self.0.idle_work.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl WorkerPool {
     /// Creates the state of a pool of `size` threads. It does not start them: they join with their first request.
     pub(in crate::fuse) fn new(size: usize) -> Self {
@@ -88,6 +99,7 @@ impl WorkerPool {
             target: AtomicU32::new(1),
             begun: AtomicU64::new(0),
             queued: AtomicU64::new(0),
+            idle_work: AtomicU32::new(0),
             parking: Mutex::default(),
             wakeup: Condvar::new(),
             has_ended: AtomicBool::new(false),
@@ -122,6 +134,20 @@ impl WorkerPool {
         if !is_new {
             self.waiting.fetch_sub(1, Ordering::SeqCst);
         }
+    }
+
+    /// Records that the calling thread does other work while it counts as waiting, until the guard is dropped.
+    ///
+    /// The work can block, and then another thread must be woken for a request: the monitor does not sleep meanwhile.
+    pub(in crate::fuse) fn begin_idle_work(&self) -> IdleWorking<'_> {
+        self.idle_work.fetch_add(1, Ordering::SeqCst);
+        self.wake_monitor();
+        IdleWorking(self)
+    }
+
+    /// Whether a thread that counts as waiting does other work.
+    pub(in crate::fuse) fn has_idle_work(&self) -> bool {
+        self.idle_work.load(Ordering::SeqCst) > 0
     }
 
     fn wake_monitor(&self) {
@@ -221,6 +247,7 @@ impl WorkerPool {
         self.monitor_sleeps.store(true, Ordering::SeqCst);
         while self.monitor_sleeps.load(Ordering::SeqCst)
             && self.begun.load(Ordering::SeqCst) == seen.begun
+            && !self.has_idle_work()
             && !self.has_ended()
         {
             std::thread::park();
