@@ -1,8 +1,8 @@
-//! Namespaces of a plain user, in which a file system is mounted and used as by rootless podman: without a privilege
+//! Namespaces of a plain user, in which a file system is mounted and used as by rootless podman: without privileges
 //! outside of them.
 //!
-//! The user has 65,536 ids that no user of this machine has. A process holds the namespaces until its standard input is
-//! closed, so everything that is mounted in them disappears with this program, also if it is killed.
+//! The user has 65,536 ids that no user of this machine has. A process holds the namespaces open until its standard
+//! input is closed, so everything that is mounted in them disappears with this program, even if it is killed.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ const IDS: u32 = 65_536;
 
 /// Becomes the user `$2` in new namespaces. `$1` is a directory that the user can enter.
 ///
-/// The mounts of other programs are detached: this copy of them would keep their daemons and loop devices in use.
+/// The mounts of other programs are detached: these copies of them would hold their daemons and loop devices in use.
 const BECOME: &str = r#"
 dir=$1 user=$2
 findmnt -rn -o TARGET,FSTYPE,SOURCE | tac | while read -r target type source; do
@@ -103,8 +103,8 @@ impl UserNamespace {
             .run()
     }
 
-    /// Returns a command that runs the copy of `program` in the namespaces, in the directory `dir`, as their root. It ends
-    /// with this program; a daemon that it starts ends with the namespaces.
+    /// Returns a command that runs the copy of `program` in the namespaces, in the directory `dir`, as their root. It
+    /// ends with this program; a daemon that it starts ends with the namespaces.
     pub(super) fn command(&self, program: &Path, dir: &Path) -> Result<Command> {
         let copy = self.programs.join(name(program)?);
         let mut command = Command::new("nsenter");

@@ -1,4 +1,4 @@
-//! Work on a mount: in this process, or in another one that can reach a mount in the namespaces of a plain user.
+//! Work on a mount: in this process, or in another one that can access a mount in the namespaces of a plain user.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ pub(super) enum Step {
 /// A step and its environment.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Task {
-    /// Name of the row; other steps than preparation and work have none.
+    /// Name of the row; steps other than preparation and work have none.
     row: String,
     step: Step,
     environment: Environment,

@@ -10,12 +10,12 @@ use cowl_layers::sys;
 
 /// The first bytes of an ELF file.
 const ELF: [u8; 4] = *b"\x7fELF";
-/// The number of bytes by which a format is recognized.
+/// The number of bytes at the start of a file by which a format is recognized.
 const START: usize = 64;
 /// The formats of files that programs replace, by their media types.
 ///
-/// They have a signature of at least three bytes at the start, or four elsewhere, that text cannot contain or does not begin with.
-/// Formats with shorter ones are missing, because a log or a database could begin with such a signature.
+/// Each has a signature of at least three bytes at the start, or four elsewhere, that text cannot contain or does not
+/// begin with. Formats with shorter signatures are omitted, because a log or a database could begin with one.
 const REPLACED: [&str; 22] = [
     "application/epub+zip",
     "application/font-woff",
@@ -40,15 +40,15 @@ const REPLACED: [&str; 22] = [
     "image/png",
     "video/x-matroska",
 ];
-/// The formats of files in which programs write, by their media types: databases and disk images.
+/// The formats of files that programs write in place, by their media types: databases and disk images.
 const WRITTEN: [&str; 2] = ["application/vnd.sqlite3", "application/x-qemu-disk"];
 
-/// The usual way to change a file, judging by its format.
+/// The usual way in which a program changes a file, judging by the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UsualChange {
-    /// It writes a new file, which replaces the old one: images, compressed archives, fonts.
+    /// The program writes a new file, which replaces the old one: images, compressed archives, fonts.
     Replace,
-    /// It writes to the file: databases.
+    /// The program writes to the file: databases, disk images.
     InPlace,
     /// The format is unknown.
     Unknown,
@@ -121,7 +121,7 @@ impl FileHandle {
     }
 }
 
-/// Reads the first bytes of a file. After an error there are none: a program may read the remaining ones.
+/// Reads the first bytes of a file. Returns none after an error, because a program may still read the other ones.
 fn read_start<'a>(fd: &OwnedFd, buffer: &'a mut [u8]) -> &'a [u8] {
     match rustix::io::retry_on_intr(|| rustix::io::pread(fd, &mut *buffer, 0)) {
         Ok(read) => buffer.get(..read).unwrap_or_default(),

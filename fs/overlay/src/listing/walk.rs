@@ -1,7 +1,7 @@
 //! Reading ahead for a program that walks a tree.
 //!
-//! While such a program uses one listing, the thread that answered can prepare the next one. It is that of the first
-//! subdirectory, or of the next sibling, in the order of the listing; docs/decisions/0040 has the reasons.
+//! While such a program processes one listing, the thread that answered can prepare the next one: that of the first
+//! subdirectory, or of the next sibling, in the order of the listing. docs/decisions/0041 has the reasons.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,18 +16,18 @@ use cowl_layers::sys::stat::FileKind;
 use super::{DirEntry, Listing, ReadDir, without_cookies};
 use crate::inode::Inode;
 
-/// The number of listed directories that are remembered.
+/// The maximum number of listed directories that are remembered.
 const MAX_LISTED: usize = 16;
 /// The maximum number of subdirectories of each of them that are remembered.
 const MAX_SUBDIRS: usize = 1024;
 /// The maximum number of expected directories.
 const MAX_EXPECTED: usize = 4;
-/// The number of expected directories in a row that were not listed, after which nothing is read ahead until one is.
+/// The number of wrong predictions in a row after which nothing is read ahead until a prediction is right.
 const MAX_MISSES: u32 = 4;
-/// The maximum size, as stat(2) reports it, of a directory in all layers that is read ahead: reading it delays the next
-/// request.
+/// The maximum size of a directory that is read ahead: the sum of the sizes that stat(2) reports in its layers.
+/// Reading a directory cannot be interrupted, so a large one would delay the next request.
 const MAX_SIZE: u64 = 64 << 10;
-/// The maximum number of names of a directory that is read ahead. The size does not limit it on all file systems.
+/// The maximum number of names of a directory that is read ahead, which the size does not limit on all file systems.
 const MAX_NAMES: usize = 4096;
 /// The number of names that are resolved between two checks for a request.
 const STEP: usize = 6;
@@ -76,7 +76,7 @@ impl Walk {
         *self.0.lock() = WalkState::default();
     }
 
-    /// Continues with `ahead`, unless another directory was listed meanwhile.
+    /// Continues with `ahead`, unless another directory is to be read ahead by now.
     fn resume(&self, ahead: Ahead) {
         self.0.lock().ahead.get_or_insert(ahead);
     }
@@ -105,7 +105,8 @@ impl WalkState {
         }
     }
 
-    /// Appends a directory, after those above it: they are remembered for longer than their other subdirectories.
+    /// Appends a directory, preceded by those above it, which are thus remembered longer than their other
+    /// subdirectories.
     fn push(&mut self, dir: ListedDir) {
         let mut chain = vec![dir];
         while let Some(ListedDir {
@@ -134,7 +135,7 @@ impl WalkState {
         }
         let mut place = last.name.clone();
         let mut found = None;
-        // A directory is above another one at most once.
+        // Each listed directory is above the last one at most once, which bounds the loop.
         for _ in 0..self.listed.len() {
             let (ino, name) = place?;
             let above = self.listed.iter().position(|dir| dir.ino == ino)?;

@@ -1,8 +1,8 @@
 //! A cache of names that were resolved before they were requested.
 //!
-//! It covers directories that are only in lower layers. These do not change, so no invalidation is necessary: a change of
-//! a name or of its object copies the directory up, which then has another first location. When layers are replaced, the
-//! cache is emptied, because it would keep the removed ones open.
+//! It covers directories that are only in lower layers. These do not change, so no invalidation is necessary: a
+//! change of a name or of its object copies the directory up, which then has another first location. When layers are
+//! replaced, the cache is emptied, because it would hold the removed ones open.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use cowl_layers::view::{Found, MergedEntry};
 
 /// The maximum number of directories.
 const MAX_DIRS: usize = 4;
-/// The maximum number of names before a requested one that are searched for it. They are requested in the order in which
-/// they were resolved, but some may be omitted.
+/// The number of resolved names among which a requested one is searched for. Names are requested in the order in
+/// which they were resolved, but some may be omitted.
 const MAX_OMITTED: usize = 8;
 
 /// A directory in the cache.

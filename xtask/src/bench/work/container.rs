@@ -1,5 +1,5 @@
-//! Runs a row in a root filesystem: chroot in a mount, pid and IPC namespace, which end with the script, and with them
-//! its mounts, processes and shared memory.
+//! Runs a row in a root filesystem: in a chroot with its own mount, PID and IPC namespaces. They end with the script,
+//! and with them its mounts, processes and shared memory.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -34,7 +34,7 @@ fn script(row: &WorkRow, size: Size) -> String {
 
 /// Runs a row in the root filesystem at `root`, and returns the time that its work took.
 pub(super) fn run(root: &Path, row: &WorkRow, size: Size) -> Result<Duration> {
-    // Without the signal, the work would continue if this program is interrupted.
+    // Without the signal, the work would continue after an interruption of this program.
     let output = Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "unshare"])
         .args(["--mount", "--pid", "--ipc", "--fork", "--kill-child"])

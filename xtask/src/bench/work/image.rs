@@ -6,15 +6,15 @@ use cowl_tests::rootfs;
 
 use crate::run::{Failure, Result};
 
-/// Name and version of the image in the cache. A change of the rest of this file needs another one.
+/// Name and version of the image in the cache. The version must change with the rest of this file.
 const NAME: &str = "work-1";
 
 /// Installed packages.
 const PACKAGES: &str =
     "bzip2,ca-certificates,gcc,git,libc6-dev,make,postgresql,postgresql-contrib,python3-pip";
 
-/// Downloads packages into apt's cache, where the work finds them, and lets apt parse its lists: that takes seconds in
-/// which no file system is used.
+/// Downloads packages into apt's cache, where the work finds them, and makes apt parse its lists, which takes seconds
+/// without any use of the file system.
 const DOWNLOAD_PACKAGES: &str = r#"
 host_apt() { APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -o APT::Sandbox::User=root "$@"; }
 host_apt clean
@@ -72,7 +72,7 @@ setpriv --reuid postgres --regid postgres --init-groups \
 '
 "#;
 
-/// Returns the tar of the root filesystem, and creates it if it is not cached.
+/// Returns the tar archive of the root filesystem, and creates it if it is not cached.
 pub(super) fn tar() -> Result<PathBuf> {
     let mut options = vec![
         // The work installs packages from apt's cache.

@@ -80,7 +80,7 @@ impl Options {
     fn variants(&self, cowlfs: &Path) -> Result<Vec<Variant>> {
         let mut all = variants::all(cowlfs, &self.fs)?;
         let own = all.len() - self.fs.len();
-        // The work is that of a container of root.
+        // The work needs a container of root.
         let is_possible = |variant: &Variant| !matches!(variant.how, How::Rootless(_));
         if let Some(name) = self.among.iter().find(|name| {
             all.iter()
@@ -110,7 +110,7 @@ pub(super) fn run(options: &Options, cowlfs: &Path) -> Result<Outcome> {
     let machine = Machine::look()?;
     title("root filesystem");
     let tar = image::tar()?;
-    // The base, a plain copy of it, and what the work adds.
+    // The base, a plain copy of it, and the files that the work adds.
     let bytes = std::fs::metadata(&tar)?.len() * 3 + (2 << 30);
     let ground = Ground::new(options.disk.as_deref(), bytes)?;
     let base = ground.path().join(BASE);
@@ -194,7 +194,7 @@ impl Bench<'_> {
         ended.map(|()| took)
     }
 
-    /// Reads the whole root filesystem, so that no variant pays for what a row before has evicted.
+    /// Reads the whole root filesystem, so that no variant has to read again what an earlier row has evicted.
     fn warm(&self) -> Result<()> {
         let base = self.ground.path().join(BASE);
         Run::shell(&format!(
@@ -216,7 +216,8 @@ fn count(dir: &Path) -> Result<usize> {
     Ok(text.len())
 }
 
-/// Runs the comparison and stores the results in target/bench. After a complete run it also updates docs/benchmarks.md.
+/// Runs the comparison and stores the results in target/bench. After a complete run it also updates
+/// docs/benchmarks.md and README.md.
 pub(super) fn run_and_report(options: &Options) -> Result<()> {
     let start = Instant::now();
     let outcome = run(options, &target()?.join("release/cowlfs"))?;

@@ -1,4 +1,4 @@
-//! Defines the rows: scripts of bash that run as root of the container, first the preparation, then the measured work.
+//! Defines the rows: bash scripts that run as root of the container, first the preparation, then the measured work.
 
 use crate::run::{Result, failure};
 
@@ -121,7 +121,7 @@ pub(super) fn all() -> Vec<WorkRow> {
     ]
 }
 
-/// Returns the rows with these names, or all without a name.
+/// Returns the rows with these names, or all rows if there are no names.
 pub(super) fn selected(names: &[String]) -> Result<Vec<WorkRow>> {
     let mut rows = all();
     if let Some(name) = names

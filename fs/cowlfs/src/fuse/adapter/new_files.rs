@@ -1,7 +1,8 @@
-//! Predicts whether a program writes little to a file that it creates.
+//! Predicts whether a program will write little to a file that it creates.
 //!
-//! For a small file, the registration of a backing file takes longer than the requests that passthrough saves. Programs
-//! that create many small files create them one after another, so the last files of a thread predict the next one.
+//! For a small file, the registration of a backing file takes longer than the requests that passthrough saves.
+//! Programs that create many small files create them one after another, so the last files of a thread predict the
+//! next one.
 
 use std::num::NonZeroUsize;
 
@@ -9,16 +10,16 @@ use cowl_layers::locks::Mutex;
 use lru::LruCache;
 use rustc_hash::FxHashMap;
 
-/// The number of threads whose files are remembered.
+/// The maximum number of threads that have a score.
 const MAX_THREADS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 
-/// The number of files in a row that must have been small.
+/// The number of small files in a row after which the next one is expected to be small.
 const ENOUGH: i32 = 8;
 
 /// The size in bytes up to which a file is small.
 const SMALL: u64 = 16 << 10;
 
-/// The number of writes that take about as long as a registration.
+/// The number of writes by the daemon that take about as long as a registration.
 const FEW_WRITES: u32 = 4;
 
 /// The score of a thread after a wrong prediction. Each small file adds one.
@@ -27,7 +28,7 @@ const AFTER_MISTAKE: i32 = -64;
 /// The expected size of a file that is being created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Expected {
-    /// A few writes.
+    /// A small file, with a few writes.
     Small,
     /// Nothing is known.
     Unknown,
@@ -60,7 +61,7 @@ struct Table {
     open: FxHashMap<u64, NewFile>,
 }
 
-/// The new files that are open, and what is known about the threads that create files.
+/// The new files that are open, and the scores of the threads that create files.
 #[derive(Debug)]
 pub(super) struct NewFiles(Mutex<Table>);
 
@@ -99,12 +100,12 @@ impl NewFiles {
         }
     }
 
-    /// Removes a file that is closed, if it is a new one.
+    /// Removes a closed file from the table. Returns `None` if it is not a new one.
     pub(super) fn remove(&self, number: u64) -> Option<NewFile> {
         self.0.lock().open.remove(&number)
     }
 
-    /// Takes the final size of a removed file into account.
+    /// Updates the score of the thread that created `file`, a closed file whose final size is `size`.
     pub(super) fn learn(&self, file: NewFile, size: u64) {
         let mut table = self.0.lock();
         let before = table.scores.get(&file.thread).copied().unwrap_or(0);

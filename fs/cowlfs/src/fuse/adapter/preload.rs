@@ -1,10 +1,10 @@
-//! Small files whose content the kernel gets with the first open, so that it sends no READ.
+//! Stores the content of a small file in the kernel's page cache at the first open, so that no READ follows.
 //!
-//! The content is stored in the kernel's page cache (FUSE_NOTIFY_STORE) before the reply to the OPEN. The kernel locks
-//! each page for that, and a READ of another process would hold the lock until it is answered, which can depend on this
-//! OPEN: a push of a layer waits for it, and new requests wait for the push. So it happens only at the first open since
-//! the kernel has known the inode, and the replies to other opens of the file wait until it is done: there is no READ
-//! of the file before.
+//! The notification (FUSE_NOTIFY_STORE) is sent before the reply to the OPEN. It could deadlock with a READ of
+//! another process: the kernel locks each page to store it, and a READ holds that lock until it is answered, which
+//! can depend on this OPEN, because a push of a layer waits for the OPEN, and new requests wait for the push. So the
+//! content is stored only at the first open after the kernel has looked the inode up, and the replies to other opens
+//! of the file wait until it is stored. There is no READ of the file before.
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
@@ -38,7 +38,8 @@ pub(super) struct FirstOpen<'a> {
 }
 
 impl FirstOpens {
-    /// Begins an open of `inode`, and waits until the first one is done. Returns `Some` if it is the first one.
+    /// Begins an open of `inode`. Returns `Some` if it is the first one; otherwise, waits until the first one is
+    /// done.
     pub(super) fn begin(&self, inode: &Inode) -> Option<FirstOpen<'_>> {
         let ino = inode.ino();
         let mut pending = self.pending.lock();
@@ -54,15 +55,17 @@ impl FirstOpens {
 }
 
 impl FirstOpen<'_> {
-    /// Stores the content of a file in the kernel's page cache if it is small. `descriptor` is that of the content in
-    /// a lower layer, which does not change, with its version.
+    /// Stores the content of a file in the kernel's page cache if it is small.
+    ///
+    /// `fd` must be a descriptor of the content in a lower layer, which does not change, and `version` that of the
+    /// content.
     pub(super) fn store(
         &self,
         notifier: &Notifier,
         (inode, node_id): (&Inode, INodeNo),
         (fd, version): (&OwnedFd, u32),
     ) {
-        // The READ reports an error.
+        // After an error nothing is stored: the READ that follows reports it.
         let Ok(size) = sys::stat::stat_fd(fd).map(|stat| stat.size) else {
             return;
         };
@@ -80,8 +83,8 @@ impl FirstOpen<'_> {
             }
             let content = buffer.as_slice();
             point("before content is stored");
-            // A write or a truncation needs a copy-up first, which waits: what the kernel has cached is then older than
-            // their effect.
+            // A write or a truncation needs a copy-up first, which waits for the store. Its effect on the kernel's
+            // cache therefore comes later than the stored content.
             let stored =
                 while_content_stays(inode, version, || notifier.store(node_id, 0, content));
             if let Some(Err(error)) = stored {

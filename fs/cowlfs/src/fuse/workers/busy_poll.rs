@@ -109,9 +109,10 @@ impl<'a> RequestSpan<'a> {
         }
     }
 
-    /// Does some work after the reply, before the thread polls for the next request.
+    /// Sets the work that the thread does after the reply, before it polls for the next request.
     ///
-    /// The thread counts as waiting for a request during that work: another one would have to be woken up.
+    /// During that work, the thread counts as waiting for a request. If it counted as busy, the monitor would wake
+    /// another one.
     pub(in crate::fuse) fn set_idle_work(&mut self, work: &'a dyn IdleWork) {
         self.idle_work = Some(work);
     }
@@ -121,7 +122,7 @@ impl<'a> RequestSpan<'a> {
 pub(in crate::fuse) trait IdleWork {
     /// Does a part of the work. Returns whether there is more.
     ///
-    /// A part delays a request that arrives meanwhile, and may never be done.
+    /// A part delays a request that arrives meanwhile. The next part may never be requested.
     fn step(&self) -> bool;
 }
 

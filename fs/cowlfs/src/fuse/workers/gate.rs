@@ -33,7 +33,7 @@ impl Gate {
         }
     }
 
-    /// Passes the gate, unless it is closed.
+    /// Passes the gate, or returns `None` if it is closed.
     pub(in crate::fuse) fn try_pass(&self) -> Option<Passage<'_>> {
         let guard = self.0.try_read()?;
         Some(Passage { _guard: guard })

@@ -1,7 +1,8 @@
 //! The threads that answer requests.
 //!
 //! `pool` decides how many of them wait for a request and parks the others, `monitor` is the thread that adjusts that
-//! number, and `busy_poll` is the work of a thread between two requests. `gate` stops all requests for a handover. docs/decisions/0014 has the reasons.
+//! number, and `busy_poll` is the work of a thread between two requests. `gate` stops all requests for a handover.
+//! docs/decisions/0014 has the reasons.
 
 mod busy_poll;
 mod gate;

@@ -81,7 +81,8 @@ impl Drop for Occupied<'_> {
     }
 }
 
-/// A guard during which the calling thread works although it counts as waiting; see [`WorkerPool::begin_idle_work`].
+/// A guard during which the calling thread does other work while it counts as waiting; see
+/// [`WorkerPool::begin_idle_work`].
 pub(in crate::fuse) struct IdleWorking<'a>(&'a WorkerPool);
 
 impl Drop for IdleWorking<'_> {
@@ -138,7 +139,8 @@ impl WorkerPool {
 
     /// Records that the calling thread does other work while it counts as waiting, until the guard is dropped.
     ///
-    /// The work can block, and then another thread must be woken for a request: the monitor does not sleep meanwhile.
+    /// The work can block, and the monitor must then wake another thread for a request, so it does not sleep
+    /// meanwhile.
     pub(in crate::fuse) fn begin_idle_work(&self) -> IdleWorking<'_> {
         self.idle_work.fetch_add(1, Ordering::SeqCst);
         self.wake_monitor();
