@@ -133,9 +133,9 @@ fn repeated_opens_read_by_passthrough() {
     for _ in 0..3 {
         assert_eq!(fs::read(mounted.at("lib.so.1")).unwrap(), b"a library\n");
     }
-    // Only the open sends a request. The requests for the text file show that others would be counted.
+    // Only the open sends a request. The requests for the large file show that others would be counted.
     assert_eq!(mounted.asked("READ"), 0);
-    assert_eq!(fs::read(mounted.at("text")).unwrap(), b"what is below\n");
+    assert!(text(&open(&mounted.at("var/usr/text"))).starts_with("what is below"));
     assert_eq!(mounted.asked("READ").min(1), 1);
     mounted.unmount();
 }
@@ -258,6 +258,7 @@ fn a_large_file_that_was_made_writable_is_read_by_the_daemon() {
     let new = open_to_write(&path);
     new.write_all_at(b"W", 0).unwrap();
     assert!(text(&old).starts_with('W'));
+    drop((old, new));
     mounted.unmount();
 }
 
