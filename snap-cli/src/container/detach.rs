@@ -209,11 +209,15 @@ fn find_obstacle(
 /// Returns the error that names other mounts of the same file system.
 fn mounted_elsewhere(container: &Container<'_>, binds: &[Bind]) -> Option<Error> {
     let own = std::fs::read_link("/proc/self/ns/mnt").ok();
-    let first = binds.first()?;
     let is_here = |bind: &Bind| {
         let namespace = std::fs::read_link(format!("/proc/{}/ns/mnt", bind.pid)).ok();
         namespace.is_some() && namespace == own
     };
+    // Those in this namespace first: a namespace that was created since may have a copy of one, for as long as its
+    // processes live.
+    let mut binds: Vec<&Bind> = binds.iter().collect();
+    binds.sort_by_key(|bind| !is_here(bind));
+    let first = *binds.first()?;
     let mounts: Vec<_> = binds
         .iter()
         .map(|bind| {
