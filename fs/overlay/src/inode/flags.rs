@@ -33,9 +33,9 @@ impl Flags {
         self.0.load(Ordering::Acquire) & flag != 0
     }
 
-    /// Returns all flags, for the record of state.
+    /// Returns the flags for the record of state. It does not contain opens: [`Self::from_bits`] assumes one.
     pub(super) fn bits(&self) -> u8 {
-        self.0.load(Ordering::SeqCst)
+        self.0.load(Ordering::SeqCst) & !OPENED
     }
 
     /// Returns flags for an inode of which nothing is known: each one is as it causes more work.
@@ -45,7 +45,7 @@ impl Flags {
         ))
     }
 
-    /// Creates the flags of a record. The process that wrote it may have been one that did not record all opens.
+    /// Creates the flags of a record. The file may have been opened.
     pub(super) fn from_bits(bits: u8) -> Self {
         Self(AtomicU8::new(bits | OPENED))
     }
