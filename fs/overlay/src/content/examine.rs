@@ -12,21 +12,15 @@ use cowl_layers::sys;
 const ELF: [u8; 4] = *b"\x7fELF";
 /// The number of bytes at the start of a file by which a format is recognized.
 const START: usize = 64;
-/// The formats of files that programs replace, by their media types.
+/// The formats of files that programs replace, by their media types. Office documents are zip archives.
 ///
-/// Each has a signature of at least three bytes at the start, or four elsewhere, that text cannot contain or does not
-/// begin with. Formats with shorter signatures are omitted, because a log or a database could begin with one.
-const REPLACED: [&str; 22] = [
+/// Each has a signature of at least three bytes at the start that text does not begin with. Formats with shorter
+/// signatures are omitted, because a log or a database could begin with one.
+const REPLACED: [&str; 16] = [
     "application/epub+zip",
     "application/font-woff",
     "application/gzip",
     "application/vnd.debian.binary-package",
-    "application/vnd.oasis.opendocument.presentation",
-    "application/vnd.oasis.opendocument.spreadsheet",
-    "application/vnd.oasis.opendocument.text",
-    "application/vnd.openxmlformats-officedocument.presentationml.presentation",
-    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
-    "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
     "application/vnd.rar",
     "application/wasm",
     "application/x-7z-compressed",
@@ -211,6 +205,14 @@ mod tests {
         for (start, expected) in [
             (&b"\x89PNG\r\n\x1a\n"[..], UsualChange::Replace),
             (b"PK\x03\x04\x14\0\x08\0", UsualChange::Replace),
+            (
+                b"PK\x03\x04\x14\0\x06\0\x08\0\0\0!\0\0\0\0\0\0\0\0\0\0\0\0\0\x13\0\0\0[Content_Types].xml",
+                UsualChange::Replace,
+            ),
+            (
+                b"PK\x03\x04\x14\0\0\x08\0\0\0\0!\0\0\0\0\0\0\0\0\0\0\0\0\0\x08\0\0\0mimetypeapplication/vnd.oas",
+                UsualChange::Replace,
+            ),
             (b"\x1f\x8b\x08\0\0\0\0\0", UsualChange::Replace),
             (b"\xfd7zXZ\0\0\x04", UsualChange::Replace),
             (b"\x28\xb5\x2f\xfd\x04\x58\0\0", UsualChange::Replace),

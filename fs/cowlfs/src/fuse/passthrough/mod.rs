@@ -58,7 +58,7 @@ struct Table {
 #[derive(Debug, Default)]
 struct FileState {
     opens: u32,
-    /// The number of opens of [`OpenMode::Uncounted`].
+    /// The number of opens of [`OpenMode::Uncounted`], which is not in the ledger.
     uncounted: u32,
     /// Whether the open descriptors use passthrough.
     is_passthrough: bool,
@@ -220,7 +220,9 @@ impl BackingFiles {
         let mut dropped = Vec::new();
         let mut table = self.table.lock();
         let mode = self.open_locked(&mut table, params, &mut dropped);
-        Self::note(&table, params.ino, ledger);
+        if !matches!(mode, OpenMode::Uncounted(_)) {
+            Self::note(&table, params.ino, ledger);
+        }
         drop(table);
         mode
     }
@@ -363,6 +365,7 @@ impl BackingFiles {
             }
         }
     }
+
     /// Counts the close of an open of [`OpenMode::Uncounted`].
     pub(super) fn release_uncounted(&self, ino: u64, ledger: Option<&Arc<Ledger>>) {
         let mut table = self.table.lock();
@@ -372,8 +375,8 @@ impl BackingFiles {
         file.uncounted = file.uncounted.saturating_sub(1);
         if file.opens == 0 && !file.must_be_retained() {
             table.files.remove(&ino);
+            Self::note(&table, ino, ledger);
         }
-        Self::note(&table, ino, ledger);
     }
 
     /// Handles a RELEASE request for one open.
