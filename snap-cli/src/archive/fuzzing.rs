@@ -14,8 +14,10 @@ use super::pax::{self, Records};
 use super::stream::Members;
 use crate::tree::omissions::Unsupported;
 use cowl_layers::format::XattrSpace;
+use cowl_layers::layer::Layer;
 use cowl_layers::name::Name;
 use cowl_layers::sys::{dir, remove};
+use cowl_layers::view::View;
 
 /// Reads a tar archive.
 ///
@@ -31,7 +33,7 @@ pub fn tar(data: &[u8]) {
     }
 }
 
-/// Unpacks a tar archive into a directory in memory, and applies it as an image layer to the result.
+/// Unpacks a tar archive into a directory in memory, and again as an image layer over the result.
 ///
 /// No entry changes the directory beside it, which each archive can reach by the path `../outside`.
 pub fn unpack(data: &[u8]) {
@@ -42,6 +44,7 @@ pub fn unpack(data: &[u8]) {
 
 fn unpack_in(around: &Path, archive: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
     let (outside, target) = (around.join("outside"), around.join("target"));
+    let layer = around.join("layer");
     let secret = outside.join("secret");
     std::fs::DirBuilder::new().mode(0o700).create(around)?;
     std::fs::create_dir(&outside)?;
@@ -60,9 +63,12 @@ fn unpack_in(around: &Path, archive: &[u8]) -> Result<(), Box<dyn std::error::Er
     let before = state()?;
     let (space, skip) = (XattrSpace::detect(), Unsupported::Skip);
     let imported = import::from_stream(archive, &target, space, skip, &mut |_| {});
-    let applied = import::apply_changeset(archive, &target, space, skip, &mut |_| {});
+    let below = View::new(vec![Layer::open(&target, space)?]);
+    std::fs::create_dir(&layer)?;
+    let over = (Some(below), space);
+    let applied = import::image_layer(archive, &layer, over, skip, &mut |_| {});
     assert_eq!(before, state()?, "{imported:?}, {applied:?}");
-    assert_eq!(std::fs::read_dir(around)?.count(), 2);
+    assert_eq!(std::fs::read_dir(around)?.count(), 3);
     let parent = dir::open_root(Path::new("/dev/shm"))?;
     let name = around.file_name().unwrap_or_default();
     Ok(remove::remove_tree(parent.as_fd(), name.as_bytes())?)

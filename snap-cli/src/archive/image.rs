@@ -30,21 +30,47 @@ const ROOT_NAMES: [&[u8]; 12] = [
 /// The number of bytes of a file that are read to recognize it.
 const HEAD: u64 = 64 << 10;
 
+/// The form of an image in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DirImage {
+    /// An OCI image layout.
+    Oci,
+    /// An unpacked archive of `docker save`.
+    Saved,
+    /// A directory of `skopeo copy`, which cannot be imported.
+    Skopeo,
+}
+
+impl DirImage {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Oci => "an OCI image",
+            Self::Saved => "a docker save image",
+            Self::Skopeo => "a container image in a directory",
+        }
+    }
+}
+
 /// Refuses the directory `tree`, unpacked or original, if it is a container image.
 pub fn refuse(tree: &Path) -> Result<()> {
-    let name = tree.as_os_str().as_bytes();
-    let root = dir::open_root(tree).context("cannot open the source", name)?;
-    match recognize(root.as_fd()).context("cannot read the source", name)? {
+    match in_dir(tree)? {
         None => Ok(()),
-        Some(what) => {
-            let what = format!("this is {what}, not a root filesystem");
+        Some(image) => {
+            let what = format!("this is {}, not a root filesystem", image.name());
             Err(TreeError::new(ErrorKind::Image, what))
         }
     }
 }
 
-/// Returns a description of the image if the directory has all parts of one and no directory of a root filesystem.
-fn recognize(root: BorrowedFd<'_>) -> cowl_layers::error::Result<Option<&'static str>> {
+/// Returns the form of the image that the directory `tree` is, if it is one.
+pub fn in_dir(tree: &Path) -> Result<Option<DirImage>> {
+    let name = tree.as_os_str().as_bytes();
+    let root = dir::open_root(tree).context("cannot open the source", name)?;
+    recognize(root.as_fd()).context("cannot read the source", name)
+}
+
+/// Returns the form of the image if the directory has all parts of one and no directory of a root filesystem.
+fn recognize(root: BorrowedFd<'_>) -> cowl_layers::error::Result<Option<DirImage>> {
     for name in ROOT_NAMES {
         match stat::stat_at(root, name) {
             Ok(_) => return Ok(None),
@@ -58,16 +84,16 @@ fn recognize(root: BorrowedFd<'_>) -> cowl_layers::error::Result<Option<&'static
     };
     let layout = head(root, b"oci-layout")?;
     if has(&layout, b"\"imageLayoutVersion\"") && head(root, b"index.json")?.is_some() {
-        return Ok(Some("an OCI image"));
+        return Ok(Some(DirImage::Oci));
     }
     let manifest = head(root, b"manifest.json")?;
     let is_list = (manifest.as_ref()).is_some_and(|head| head.trim_ascii_start().starts_with(b"["));
     if is_list && has(&manifest, b"\"Config\"") && has(&manifest, b"\"Layers\"") {
-        return Ok(Some("a docker save image"));
+        return Ok(Some(DirImage::Saved));
     }
     let version = head(root, b"version")?;
     if manifest.is_some() && has(&version, b"Directory Transport Version:") {
-        return Ok(Some("a container image in a directory"));
+        return Ok(Some(DirImage::Skopeo));
     }
     Ok(None)
 }

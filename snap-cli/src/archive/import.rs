@@ -9,11 +9,15 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use cowl_layers::format::XattrSpace;
+use cowl_layers::view::View;
 
+use super::checksum::{ChecksumReader, hex};
+use super::compress;
 use super::copy_dir;
+use super::image_source::Digest;
 use super::input::{self, Input, TreeArchive};
 use super::report::TransferReport;
-use super::stream::UnusualEnd;
+use super::stream::{Members, UnusualEnd};
 use super::unpack::Unpacker;
 use super::unpack_mode::UnpackMode;
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
@@ -107,24 +111,33 @@ fn with_hint(error: TreeError) -> TreeError {
     }
 }
 
-/// Applies a layer of an image to the tree in `target`, which is a layer in a store with this xattr namespace.
-pub fn apply_changeset(
+/// Unpacks a layer of an image into `target`, the empty tree of a layer over the state `below`, with whiteouts and opaque
+/// markers of an overlay. Returns the digest of the uncompressed layer as well.
+pub fn image_layer(
     input: impl Read,
     target: &Path,
-    space: XattrSpace,
+    (below, space): (Option<View>, XattrSpace),
     unsupported: Unsupported,
     progress: OnProgress<'_>,
-) -> Result<TransferReport> {
-    let Input::Tree(TreeArchive { first, mut members }) = input::open(input)? else {
-        let what = "a layer of the image is an archive of a whole container";
-        return Err(TreeError::new(ErrorKind::WholeContainer, what));
-    };
+) -> Result<(TransferReport, Digest)> {
+    let compress::Decoded { input, end } = compress::decode(input)?;
+    let mut members = Members::new(ChecksumReader::new(input));
+    members.set_end(end);
     let mode = UnpackMode::Changeset(space);
-    let mut unpacker = Unpacker::new(target, mode, unsupported, progress)?;
-    let mut next = first;
+    let mut unpacker = Unpacker::new(target, mode, unsupported, progress)?.over(below)?;
+    let mut next = match members.next() {
+        // Not every writer adds a block of zeros to a layer without changes.
+        Err(error) if error.kind() == ErrorKind::Empty => None,
+        other => other?,
+    };
     while let Some(member) = next {
         unpacker.unpack_entry(member, &mut members)?;
         next = members.next()?;
     }
-    Ok(unpacker.finish()?.0)
+    let rest = members.input();
+    std::io::copy(rest, &mut std::io::sink())
+        .map_err(|error| TreeError::io("cannot read the layer", error))?;
+    let sum = rest.sum.take().map(hex).unwrap_or_default();
+    let sum = Digest::from_hex(&sum);
+    Ok((unpacker.finish()?.0, sum))
 }

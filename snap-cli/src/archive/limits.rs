@@ -56,6 +56,33 @@ pub(super) const MANIFEST_VALUES: usize = 1 << 20;
 /// Bytes of the file that holds a layer's digest.
 pub(super) const SUM: u64 = 1 << 10;
 
+/// Layers of an image. The kernel mounts no more than 500, and container engines create no more than 127.
+pub(super) const IMAGE_LAYERS: usize = 400;
+
+/// Bytes of an index or a manifest of an image.
+pub(super) const IMAGE_MANIFEST: u64 = 4 << 20;
+
+/// Bytes of the config of an image, which becomes a part of the container's manifest.
+pub(super) const IMAGE_CONFIG: u64 = 1 << 20;
+
+/// JSON values in the settings of an image's config. They are stored in the container's manifest.
+pub(super) const IMAGE_VALUES: usize = 1 << 14;
+
+/// Depth of these values. The manifest, and that of a whole container, add levels of their own.
+pub(super) const IMAGE_DEPTH: usize = 32;
+
+/// Bytes of the name of an image, and of its tag. Longer ones are ignored.
+pub(super) const IMAGE_NAME: usize = 1 << 10;
+
+/// Files in an archive of an image.
+pub(super) const IMAGE_FILES: usize = 1 << 16;
+
+/// Bytes of their names.
+pub(super) const IMAGE_NAMES: usize = 16 << 20;
+
+/// Indexes in an image that contain each other.
+pub(super) const IMAGE_INDEXES: usize = 8;
+
 /// Returns the error for an entry that exceeds a limit.
 pub(super) fn exceeded(what: impl Into<String>, path: &[u8]) -> TreeError {
     let error = TreeError::new(ErrorKind::Limit, what);

@@ -4,6 +4,7 @@
 //! tree. The module does not print, and does not depend on stores, containers or manifests.
 
 mod acl;
+mod below;
 pub mod bundle;
 pub mod changeset;
 mod checksum;
@@ -18,6 +19,7 @@ mod extended;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod image;
+pub mod image_source;
 pub mod import;
 pub mod input;
 mod limits;
@@ -37,6 +39,8 @@ mod writer;
 pub use compress::Compression;
 pub use report::TransferReport;
 pub use writer::Holes;
+#[cfg(test)]
+mod below_tests;
 #[cfg(test)]
 mod bundle_tests;
 #[cfg(test)]

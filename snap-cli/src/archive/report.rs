@@ -10,4 +10,6 @@ pub struct TransferReport {
     pub done: Progress,
     /// Notes on entries that were skipped or changed.
     pub notes: Notes,
+    /// Whether anything was omitted that another file system or user could store.
+    pub is_incomplete: bool,
 }

@@ -362,6 +362,11 @@ impl<R: Read> Members<R> {
         Ok(())
     }
 
+    /// Returns the number of bytes up to the next header. The caller moves its input there.
+    pub(super) fn pass_rest(&mut self) -> u64 {
+        std::mem::take(&mut self.left) + std::mem::take(&mut self.padding)
+    }
+
     /// Skips the rest of the current entry.
     pub(super) fn skip_rest(&mut self) -> Result<()> {
         let rest = self.left + self.padding;

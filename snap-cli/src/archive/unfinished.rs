@@ -184,16 +184,6 @@ fn parent_dir(path: &Path) -> &Path {
     }
 }
 
-/// Writes the content of a directory as an uncompressed tar archive.
-pub fn pack_dir(dir: &Path, output: &File) -> Result<()> {
-    let pack = || {
-        let mut archive = tar::Builder::new(std::io::BufWriter::new(output));
-        archive.append_dir_all("", dir)?;
-        archive.into_inner()?.flush()
-    };
-    pack().map_err(|error| Error::failed("cannot pack the image").because(error))
-}
-
 /// Returns a temporary name in the same directory, unique to this process.
 fn temporary_path(path: &Path) -> Result<PathBuf> {
     let Some(name) = path.file_name() else {

@@ -1,7 +1,7 @@
 //! Creates the objects of an archive, entry by entry.
 //!
-//! The entries are a tree of files, an exported layer that is recreated exactly, or the changes of an image layer, which
-//! are applied to a tree.
+//! The entries are a tree of files, an exported layer that is recreated exactly, or the changes of an image layer to the
+//! layers below.
 //!
 //! Symbolic links in the directories of a path are resolved within the target first. The result is opened component by
 //! component without following symbolic links, so that an entry cannot escape from the target.
@@ -12,10 +12,12 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use cowl_layers::error::Errno;
-use cowl_layers::format::{InodeNumberXattr, foreign};
+use cowl_layers::format::{InodeNumberXattr, XattrSpace, foreign};
 use cowl_layers::sys::stat::{self, FileKind};
 use cowl_layers::sys::{attr, copy, dir, remove, xattr};
+use cowl_layers::view::View;
 
+use super::below::{Hidden, LayersBelow};
 use super::dir_attrs::DirAttrs;
 use super::dir_map::DirMap;
 use super::entry_path::{self, Existing, NewEntry, PathRole, TreePath};
@@ -30,7 +32,6 @@ use crate::tree::dir_cursor::DirCursor;
 use crate::tree::error::{Context as _, ErrorKind, OnProgress, Result, TreeError};
 use crate::tree::in_root::{self, Resolved};
 use crate::tree::omissions::{OBJECT_UNSUPPORTED, Omissions, Unsupported};
-use crate::tree::path_map::PathMap;
 use crate::tree::{create, path};
 
 /// The inode numbers of a layer to which marker xattrs refer, and the references in its own markers.
@@ -52,11 +53,8 @@ pub(super) struct Unpacker<'a> {
     dir_attrs: DirAttrs,
     has_root: bool,
     mode: UnpackMode,
-    /// The paths that these entries created, which are not affected by whiteouts of the same archive. Only with
-    /// [`UnpackMode::Changeset`].
-    created: PathMap<()>,
-    /// The paths at or below which only objects remain that these entries created.
-    cleared: PathMap<()>,
+    /// The layers that the entries change. Only with [`UnpackMode::Changeset`].
+    below: LayersBelow,
     numbers: NumberReferences,
     named_acls: NamedAcls,
     omissions: Omissions,
@@ -68,7 +66,7 @@ pub(super) struct Unpacker<'a> {
 }
 
 impl<'a> Unpacker<'a> {
-    /// Creates an unpacker for the directory `target`, which must be empty except with [`UnpackMode::Changeset`].
+    /// Creates an unpacker for the empty directory `target`.
     pub(super) fn new(
         target: &Path,
         mode: UnpackMode,
@@ -79,9 +77,7 @@ impl<'a> Unpacker<'a> {
             "cannot open the target directory",
             target.as_os_str().as_bytes(),
         )?;
-        if !matches!(mode, UnpackMode::Changeset(_)) {
-            create::prepare_root(root.as_fd())?;
-        }
+        create::prepare_root(root.as_fd())?;
         let second_root = root
             .try_clone()
             .context("cannot open the target directory", b".")?;
@@ -91,8 +87,7 @@ impl<'a> Unpacker<'a> {
             dir_attrs: DirAttrs::default(),
             has_root: false,
             mode,
-            created: PathMap::default(),
-            cleared: PathMap::default(),
+            below: LayersBelow::new(None, mode.space()),
             numbers: NumberReferences::default(),
             named_acls: NamedAcls::default(),
             omissions: mode.omissions(unsupported),
@@ -103,6 +98,15 @@ impl<'a> Unpacker<'a> {
         })
     }
 
+    /// Makes the entries changes of the state `below`, of which the root has the attributes until an entry follows.
+    pub(super) fn over(mut self, below: Option<View>) -> Result<Self> {
+        self.below = LayersBelow::new(below, self.mode.space());
+        let root = self.dirs.root();
+        let attrs = self.below.root_attrs()?;
+        (self.dir_attrs).set(root, b"", attrs, &mut Omissions::none())?;
+        Ok(self)
+    }
+
     /// Sets the attributes of the directories, and returns the results.
     ///
     /// An archive of which nothing can be imported is refused: an empty tree would look like a success.
@@ -110,6 +114,8 @@ impl<'a> Unpacker<'a> {
         if let (UnpackMode::Tree(_), true) = (self.mode, self.skipped == self.out.done.entries) {
             return Err(self.without_entries());
         }
+        self.below
+            .write_markers((&mut self.dirs, &mut self.dir_attrs))?;
         let (dir_attrs, omissions) = (&mut self.dir_attrs, &mut self.omissions);
         self.named_acls
             .finish(&mut self.dirs, dir_attrs, omissions)?;
@@ -121,6 +127,7 @@ impl<'a> Unpacker<'a> {
                 .context("cannot set the mode", b".")?;
         }
         (self.progress)(self.out.done);
+        self.out.is_incomplete |= self.omissions.is_incomplete();
         self.out.notes.append(self.omissions.notes);
         Ok((self.out, self.numbers))
     }
@@ -199,8 +206,12 @@ impl<'a> Unpacker<'a> {
     fn resolve(&mut self, path: Vec<u8>) -> Result<Resolved> {
         match self.mode {
             UnpackMode::Raw(..) => Ok(Resolved::Path(path)),
-            UnpackMode::Tree(_) | UnpackMode::Changeset(_) => {
-                in_root::resolve(&mut self.dirs, &path)
+            UnpackMode::Tree(_) => in_root::resolve(&mut self.dirs, &path),
+            UnpackMode::Changeset(_) => {
+                let (below, attrs) = (&mut self.below, &mut self.dir_attrs);
+                in_root::resolve_with(&mut self.dirs, &path, &mut |dirs, missing| {
+                    below.copy_dirs(missing, (dirs, &mut *attrs))
+                })
             }
         }
     }
@@ -243,8 +254,8 @@ impl<'a> Unpacker<'a> {
         }
         let named_acls = std::mem::take(&mut member.named_acls);
         if path.is_empty() {
-            if let UnpackMode::Changeset(_) = self.mode {
-                remove_other_xattrs(self.dirs.root(), &member.attrs, b".")?;
+            if let UnpackMode::Changeset(space) = self.mode {
+                remove_other_xattrs(self.dirs.root(), &member.attrs, (space, b"."))?;
             }
             if std::mem::replace(&mut self.has_root, true)
                 && matches!(self.mode, UnpackMode::Raw(..))
@@ -270,8 +281,8 @@ impl<'a> Unpacker<'a> {
                 let (parent, name) = path::split(path);
                 let parent = self.dirs.open(parent)?;
                 let dir = dir::open_dir(parent, name).context("cannot open the directory", path)?;
-                if let UnpackMode::Changeset(_) = self.mode {
-                    remove_other_xattrs(dir.as_fd(), &member.attrs, path)?;
+                if let UnpackMode::Changeset(space) = self.mode {
+                    remove_other_xattrs(dir.as_fd(), &member.attrs, (space, path))?;
                 }
                 self.named_acls.set(path, named_acls)?;
                 return (self.dir_attrs).set(dir.as_fd(), path, member.attrs, &mut self.omissions);
@@ -352,65 +363,24 @@ impl<'a> Unpacker<'a> {
     fn apply_marker(&mut self, member: &Member, path: &[u8]) -> Result<bool> {
         let (parent, name) = path::split(path);
         if !foreign::is_marker(name) {
-            self.created.insert(path, ());
-            if member.kind != EntryKind::Directory {
+            self.below.note_entry(path);
+            // A hard link to itself retains the file.
+            if !matches!(member.kind, EntryKind::Directory | EntryKind::HardLink(_)) {
                 self.remove(path)?;
             }
             return Ok(false);
         }
-        if name == foreign::OPAQUE_NAME {
-            if self.is_cleared(parent) {
-                return Ok(true);
-            }
-            let names = match self.dirs.open(parent) {
-                Ok(dir) => dir::entries(dir).context("cannot read the directory", parent)?,
-                Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-                Err(error) => return Err(error),
-            };
-            for entry in names {
-                self.clear(&path::join(parent, &entry.name))?;
-            }
-            self.note_cleared(parent);
+        let (hidden, what) = if name == foreign::OPAQUE_NAME {
+            (parent.to_vec(), Hidden::Content)
         } else if let Some(hidden) = foreign::hidden_name(name) {
-            self.clear(&path::join(parent, hidden))?;
-        }
+            (path::join(parent, hidden), Hidden::Object)
+        } else {
+            return Ok(true);
+        };
+        self.link_dirs.forget(&hidden)?;
+        let target = (&mut self.dirs, &mut self.dir_attrs);
+        self.below.hide(&hidden, what, target)?;
         Ok(true)
-    }
-
-    /// Removes the objects at and below a path that these entries did not create.
-    fn clear(&mut self, path: &[u8]) -> Result<()> {
-        if self.is_cleared(path) {
-            return Ok(());
-        }
-        let mut todo = vec![path.to_vec()];
-        while let Some(path) = todo.pop() {
-            if !(self.created.has(&path) || self.created.has_below(&path)) {
-                self.remove(&path)?;
-                continue;
-            }
-            // Objects that this layer created are retained.
-            match self.dirs.open(&path) {
-                Ok(dir) => {
-                    let names = dir::entries(dir).context("cannot read the directory", &path)?;
-                    let inner = names.iter().map(|entry| path::join(&path, &entry.name));
-                    todo.extend(inner);
-                }
-                Err(error) if is_not_a_dir(&error) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.note_cleared(path);
-        Ok(())
-    }
-
-    /// Returns whether [`Self::clear`] has no effect on a path, because an earlier marker covers it.
-    fn is_cleared(&self, path: &[u8]) -> bool {
-        self.cleared.has(b"") || self.cleared.covers(path)
-    }
-
-    fn note_cleared(&mut self, path: &[u8]) {
-        self.cleared.remove_all(path);
-        self.cleared.insert(path, ());
     }
 
     /// Removes the object at a path recursively, if it exists.
@@ -440,6 +410,14 @@ impl<'a> Unpacker<'a> {
         let (parent, name) = path::split(path);
         let parent = self.dirs.open_or_create(parent)?;
         self.mode.refuse_duplicate(parent, name, path)?;
+        if let (UnpackMode::Changeset(_), NewEntry::Directory) = (self.mode, new)
+            && is_another_kind(parent, name, path)?
+        {
+            // It has replaced a directory of the layers below, so the new one is not merged with that.
+            let target = (&mut self.dirs, &mut self.dir_attrs);
+            self.below.hide(path, Hidden::Object, target)?;
+        }
+        let parent = self.dirs.open_or_create(path::split(path).0)?;
         let existing = entry_path::remove_existing(parent, name, new, path)?;
         if existing == Existing::None {
             self.forget_attrs(path);
@@ -503,6 +481,9 @@ impl<'a> Unpacker<'a> {
         if target_path.is_empty() {
             return self.skip(to_directory, path);
         }
+        if let UnpackMode::Changeset(_) = self.mode {
+            self.below.copy_file(&target_path, &mut self.dirs)?;
+        }
         let (parent, name) = path::split(&target_path);
         let source = match self.link_dirs.open(parent) {
             Ok(dir) => dir::open_path(dir, name),
@@ -558,16 +539,24 @@ fn inexact(reason: &str, path: &[u8]) -> TreeError {
     TreeError::new(ErrorKind::Refused, what).at(path)
 }
 
-/// Returns whether an error means that a path is not a directory.
-fn is_not_a_dir(error: &TreeError) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Refused)
+/// Returns whether an object of this name exists that is not a directory.
+fn is_another_kind(parent: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> Result<bool> {
+    match stat::stat_at(parent, name) {
+        Ok(found) => Ok(found.kind() != FileKind::Directory),
+        Err(error) if error.errno() == Errno::NOENT => Ok(false),
+        Err(error) => Err(error).context("cannot read", path),
+    }
 }
 
-/// Removes the xattrs of an existing directory that its new entry does not have.
-fn remove_other_xattrs(dir: BorrowedFd<'_>, attrs: &Attrs, path: &[u8]) -> Result<()> {
+/// Removes the xattrs of an existing directory that its new entry does not have, except for markers.
+fn remove_other_xattrs(
+    dir: BorrowedFd<'_>,
+    attrs: &Attrs,
+    (space, path): (XattrSpace, &[u8]),
+) -> Result<()> {
     let what = "cannot change the xattrs";
     for (name, _) in xattr::all(dir).context(what, path)? {
-        if !attrs.xattrs.iter().any(|(new, _)| *new == name) {
+        if space.to_mount(&name).is_some() && !attrs.xattrs.iter().any(|(new, _)| *new == name) {
             xattr::remove(dir, &name).context(what, path)?;
         }
     }

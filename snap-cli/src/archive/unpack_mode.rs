@@ -19,18 +19,25 @@ pub(super) enum UnpackMode {
     Tree(XattrSpace),
     /// An exported layer with its markers, converted from the first xattr namespace to the second.
     Raw(XattrSpace, XattrSpace),
-    /// An image layer, whose whiteouts are file names, applied to an existing tree.
+    /// An image layer, whose whiteouts are file names, unpacked into a layer over others.
     Changeset(XattrSpace),
 }
 
 impl UnpackMode {
+    /// Returns the xattr namespace of the markers in the new layer.
+    pub(super) fn space(self) -> XattrSpace {
+        match self {
+            Self::Raw(_, space) | Self::Tree(space) | Self::Changeset(space) => space,
+        }
+    }
+
     /// Returns the omissions that an import permits.
     pub(super) fn omissions(self, unsupported: Unsupported) -> Omissions {
-        let (omissions, space) = match self {
-            Self::Raw(_, to) => (Omissions::none(), to),
-            Self::Tree(space) | Self::Changeset(space) => (Omissions::foreign(unsupported), space),
+        let omissions = match self {
+            Self::Raw(..) => Omissions::none(),
+            Self::Tree(_) | Self::Changeset(_) => Omissions::foreign(unsupported),
         };
-        omissions.with_records(space, SourceOwners::Exact)
+        omissions.with_records(self.space(), SourceOwners::Exact)
     }
 
     /// Creates a device, a fifo or a socket.

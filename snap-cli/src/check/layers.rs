@@ -12,7 +12,7 @@ use crate::store::manifest::{LayerId, LayerKind, LayerManifest, Settling};
 use crate::store::measure;
 use crate::store::name::ContainerName;
 use crate::store::record::Record;
-use crate::store::{Store, disk};
+use crate::store::{Store, disk, image_layers};
 use crate::tree::digest_layer;
 use crate::tree::error::OnProgress;
 
@@ -278,6 +278,7 @@ fn check_content(
     match &record.body.looks {
         Some(known) if *known != looks => {
             let what = changed("sizes, modes, owners or times of its files differ");
+            stop_sharing(store, id);
             report.add(Severity::Damaged, LAYER, tree, what, None);
             return Ok(());
         }
@@ -292,6 +293,7 @@ fn check_content(
         match &record.body.digest {
             Some(known) if *known != found => {
                 let what = changed("its content differs");
+                stop_sharing(store, id);
                 report.add(Severity::Damaged, LAYER, tree, what, None);
                 return Ok(());
             }
@@ -304,6 +306,13 @@ fn check_content(
         record_values(store, &record, next, id);
     }
     Ok(())
+}
+
+/// Prevents new containers from using a damaged layer of an image.
+fn stop_sharing(store: &Store, id: LayerId) {
+    if let Err(error) = image_layers::mark_incomplete(store, id) {
+        log::warn!("{error}; new containers may share the damaged layer");
+    }
 }
 
 fn record_values(store: &Store, record: &Record<LayerManifest>, next: LayerManifest, id: LayerId) {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use super::images::{Force, ImageArgs};
 use super::{CliCommand, Context, output};
 use crate::archive::image::Images;
 use crate::error::Result;
@@ -18,15 +19,21 @@ use crate::tree::omissions::Unsupported;
 /// Archives are read as GNU tar reads them. Leading slashes of names are removed, and symbolic links in
 /// the directories of names are followed within the new root filesystem. What Linux can never store,
 /// such as extended attributes of other operating systems, is skipped with a note.
+///
+/// Images are named as for skopeo and podman, or recognized by their content. Containers that are created
+/// from images with equal lower layers share these layers. The image's command, environment, user and
+/// working directory are those of `cowl exec NAME`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The new container's name
     name: OsString,
-    /// A directory, a tar archive (plain, or compressed with gzip, zstd or xz), or - for an archive on
-    /// standard input
-    #[arg(long, value_name = "DIR|FILE|-")]
+    /// A directory, a tar archive (plain, or compressed with gzip, zstd or xz), - for an archive on standard
+    /// input, or an image: oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]
+    #[arg(long, value_name = "DIR|FILE|-|IMAGE")]
     from: OsString,
-    /// Import a container image (OCI, docker save) as plain files instead of refusing it
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Import the files of an image in a directory or a file as they are
     #[arg(long)]
     force: bool,
     /// Skip files and attributes that the store's file system cannot store
@@ -41,13 +48,17 @@ impl CliCommand for Args {
         if let Err(error) = collect::collect(&store) {
             log::info!("cannot collect garbage: {error}");
         }
+        let policy = policy(self.force, self.skip_unsupported);
+        let force = Force::from_option(self.force);
+        if let Some(image) = self.image.open(store.root(), &self.from, force)? {
+            return (self.image).create(&store, &name, &*image, policy.unsupported);
+        }
         let source = if self.from == "-" {
             Source::Stdin
         } else {
             Source::Path(Path::new(&self.from))
         };
         let mut bar = output::Bar::new("importing");
-        let policy = policy(self.force, self.skip_unsupported);
         let notes = create(&store, &name, source, policy, &mut |done| bar.update(done))?;
         drop(bar);
         for note in notes {

@@ -6,14 +6,17 @@ use std::path::PathBuf;
 use super::mount::DriverChoice;
 use super::snapshot::{Sync, take_with_hooks};
 use super::{CliCommand, Context, Namespace, output};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
+use crate::lifecycle::enter::ProcessSettings;
 use crate::lifecycle::exec::Ids;
+use crate::lifecycle::program::ImageProgram;
 use crate::lifecycle::{enter, exec, mapping};
 use crate::lxc::config::IdMap;
 use crate::recover;
 use crate::shell::quoted;
 use crate::snapshot::depth::MergeScope;
 use crate::snapshot::take::SnapshotRequest;
+use crate::store::Store;
 use crate::store::name::ContainerName;
 
 /// Run a command in a container
@@ -23,7 +26,13 @@ use crate::store::name::ContainerName;
 /// the container and a pid namespace: it sees no other processes, and those that it starts end with
 /// it. If the container is not mounted, it is mounted for this command. The exit code is the
 /// command's; 128 plus the number of the signal that ended it; 125 if cowl failed, 126 if the command
-/// cannot be executed, 127 if it does not exist.
+/// cannot be executed, 127 if it does not exist, 2 if there is no command to run.
+///
+/// Without a command, it is the process of the container's image: Entrypoint and Cmd, with the image's
+/// Env, User and WorkingDir. The user is looked up in /etc/passwd and /etc/group of the container. With
+/// User, the command has a terminal, a session and a pid namespace of its own, and none of your keys and
+/// open files. Without an id map, `exec` is no sandbox: the ids are those of this machine, and so are
+/// the network, /sys and shared memory.
 #[derive(Debug, clap::Args)]
 pub(super) struct ExecArgs {
     /// The container
@@ -37,8 +46,8 @@ pub(super) struct ExecArgs {
     /// Mount the container with this driver [default: the setting `driver`]
     #[arg(long, value_enum, value_name = "DRIVER")]
     driver: Option<DriverChoice>,
-    /// The command and its arguments
-    #[arg(last = true, required = true, value_name = "CMD")]
+    /// The command and its arguments [default: those of the container's image]
+    #[arg(last = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
@@ -47,6 +56,11 @@ impl CliCommand for ExecArgs {
         let name = ContainerName::parse(&self.name)?;
         let store = context.store_for(&name)?;
         // Fail before the snapshot.
+        let process = match self.command.is_empty() {
+            true => Some(image_program(&store, &name)?),
+            false => None,
+        };
+        let command = (process.as_ref()).map_or(&self.command, |process| &process.command);
         let ids = match self.host_ids {
             true => Ids::OfHost,
             false => Ids::OfContainer,
@@ -57,7 +71,7 @@ impl CliCommand for ExecArgs {
                 context,
                 &store,
                 &name,
-                (&self.options(), Sync::Background),
+                (&snapshot_of(command), Sync::Background),
                 |taken| {
                     output::print_note(&format!(
                         "to revert the changes of the command: cowl restore {name} {taken}"
@@ -70,24 +84,42 @@ impl CliCommand for ExecArgs {
         let options = exec::ExecOptions {
             map: map.as_ref(),
             driver: self.driver.map(DriverChoice::driver),
+            process: process.as_ref(),
         };
-        exec::exec(&store, &name, &self.command, options)
+        exec::exec(&store, &name, command, options)
     }
 
-    fn exit_code(&self, _kind: Kind) -> u8 {
-        enter::FAILED
+    fn exit_code(&self, kind: Kind) -> u8 {
+        match kind {
+            Kind::Usage => kind.code(),
+            _ => enter::FAILED,
+        }
     }
 }
 
-impl ExecArgs {
-    /// Returns the options of the snapshot that `--snapshot` takes.
-    fn options(&self) -> SnapshotRequest {
-        let words: Vec<String> = self.command.iter().map(quoted).collect();
-        SnapshotRequest {
-            comment: words.join(" "),
-            scheduled: true,
-            ..SnapshotRequest::default()
-        }
+/// Returns the options of the snapshot that `--snapshot` takes before a command.
+fn snapshot_of(command: &[OsString]) -> SnapshotRequest {
+    let words: Vec<String> = command.iter().map(quoted).collect();
+    SnapshotRequest {
+        comment: words.join(" "),
+        scheduled: true,
+        ..SnapshotRequest::default()
+    }
+}
+
+/// Returns the process of a container's image.
+fn image_program(store: &Store, name: &ContainerName) -> Result<ImageProgram> {
+    let container = recover::open(store, name)?;
+    let program = match &container.manifest().image {
+        Some(image) => ImageProgram::of_image(image)?,
+        None => ImageProgram::default(),
+    };
+    match program.command.is_empty() {
+        false => Ok(program),
+        true => Err(Error::usage(format!(
+            "no command to run: {name} has no image that defines one"
+        ))
+        .hint(format!("write the command: cowl exec {name} -- CMD"))),
     }
 }
 
@@ -102,6 +134,18 @@ pub(super) struct EnterArgs {
     /// Enter a new user namespace with this range of ids; may be given several times
     #[arg(long, value_name = "u|g INSIDE OUTSIDE COUNT")]
     id_map: Vec<String>,
+    /// The command is the process of the container's image
+    #[arg(long)]
+    of_image: bool,
+    /// A variable of its environment; may be given several times
+    #[arg(long, value_name = "NAME=VALUE", requires = "of_image")]
+    env: Vec<String>,
+    /// Its user and group in the container
+    #[arg(long, value_name = "USER[:GROUP]", requires = "of_image")]
+    user: Option<String>,
+    /// Its working directory
+    #[arg(long, value_name = "DIR", requires = "of_image")]
+    directory: Option<String>,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -111,7 +155,13 @@ impl CliCommand for EnterArgs {
     fn run(&self, _context: &Context) -> Result<u8> {
         let map = IdMap::from_values(self.id_map.iter().map(String::as_bytes));
         let target = (self.mountpoint.as_path(), self.device.as_deref());
-        let (code, error) = enter::enter(target, &map, &self.command);
+        let process = ProcessSettings {
+            is_of_image: self.of_image,
+            environment: self.env.clone(),
+            user: self.user.clone(),
+            directory: self.directory.clone(),
+        };
+        let (code, error) = enter::enter(target, &map, &self.command, &process);
         output::print_error(&error, output::Format::Text);
         Ok(code)
     }

@@ -6,13 +6,13 @@ use std::path::Path;
 
 use super::losses::losses;
 use super::{CliCommand, Context, Namespace, output, read_state};
-use crate::archive::oci::{self, ImageState};
-use crate::archive::unfinished::{UnfinishedDir, UnfinishedFile, pack_dir};
+use crate::archive::oci::{self, LayerCompression};
+use crate::archive::unfinished::{UnfinishedDir, UnfinishedFile};
 use crate::archive::{Compression, Holes, TransferReport, changeset, export, export_dir};
-use crate::container::durability::epoch;
 use crate::error::{Error, Result};
 use crate::lifecycle::whole::Outgoing;
-use crate::snapshot::{Losses, ResolvedState, describe_loss, resolve};
+use crate::snapshot::image_plan::ImagePlan;
+use crate::snapshot::{Losses, ResolvedState, resolve};
 use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::LayerId;
@@ -47,9 +47,13 @@ pub(super) struct Args {
     #[arg(long, group = "form")]
     dir: bool,
     /// Write a container image: an OCI image layout, as a directory or, if TARGET ends in .tar, as a file
-    /// for `podman load -i`. It has one layer for the container's base and one for each snapshot since
+    /// for `podman load -i`. It has the layers of the image that the container was created from, or one
+    /// for its base, and one for each snapshot since. The same state results in the same image
     #[arg(long, group = "form")]
     oci: bool,
+    /// The compression of the image's layers [default: gzip]
+    #[arg(long, value_enum, value_name = "FORMAT", requires = "oci")]
+    compression: Option<ImageCompression>,
     /// Export the container with all its snapshots, for `cowl import`
     #[arg(long, group = "form")]
     with_snapshots: bool,
@@ -60,6 +64,23 @@ pub(super) struct Args {
     /// Export a state even if a crash may have lost part of it
     #[arg(long)]
     force: bool,
+}
+
+/// The compression of an image's layers.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum ImageCompression {
+    #[default]
+    Gzip,
+    Zstd,
+}
+
+impl ImageCompression {
+    fn to_archive(self) -> LayerCompression {
+        match self {
+            Self::Gzip => LayerCompression::Gzip,
+            Self::Zstd => LayerCompression::Zstd,
+        }
+    }
 }
 
 impl CliCommand for Args {
@@ -147,39 +168,26 @@ impl Args {
     fn image(&self, context: &Context) -> Result<u8> {
         let source = Address::parse(&self.source)?;
         let (store, state, _reading) = self.state(context)?;
-        let mut steps = Vec::new();
-        let epoch = epoch(&store)?;
-        for (snapshot, stack) in state.ancestry(&store)? {
-            let address = |name| format!("{}@{name}", source.container);
-            let lost = snapshot
-                .as_ref()
-                .and_then(|s| describe_loss(&address(&s.name), s.settling.as_ref(), &epoch));
-            steps.push(ImageState {
-                view: store.view(&stack)?,
-                created: snapshot
-                    .as_ref()
-                    .map_or_else(crate::store::now, |s| s.created.clone()),
-                comment: match lost {
-                    Some(why) => why,
-                    None => snapshot.map_or_else(String::new, |s| s.comment),
-                },
-            });
-        }
-        let snapshot = source
-            .snapshot
-            .as_ref()
-            .map_or("latest", SnapshotName::as_str);
+        let ImagePlan {
+            steps,
+            mut description,
+        } = state.image_plan(&store)?;
+        let snapshot = source.snapshot.as_ref();
+        description.tag = (snapshot.map_or("latest", SnapshotName::as_str)).to_owned();
         // Names of images are in lower case.
-        let name = format!(
-            "{}:{snapshot}",
-            source.container.as_str().to_ascii_lowercase()
-        );
+        let name = source.container.as_str().to_ascii_lowercase();
+        description.name = format!("localhost/{name}:{}", description.tag);
+        let compression = self.compression.unwrap_or_default().to_archive();
+        let fill = |target: &Path, progress: OnProgress<'_>| {
+            let open = |stack: &Vec<LayerId>| store.view(stack);
+            oci::fill((&steps, open), &description, compression, target, progress)
+        };
         let total = measure::known_size(&store, &state.stack)?;
         let target = Path::new(&self.target);
         let mut bar = output::Bar::new("exporting");
         let mut progress = |done| bar.update(Progress { total, ..done });
-        let compression = Compression::from_file_name(target.as_os_str().as_bytes());
-        let report = match compression {
+        let form = Compression::from_file_name(target.as_os_str().as_bytes());
+        let report = match form {
             Some(Compression::None) => {
                 let unfinished = UnfinishedFile::new(target)?;
                 let parent = match target.parent() {
@@ -190,8 +198,8 @@ impl Args {
                     .prefix(".cowl-image-")
                     .tempdir_in(parent)
                     .map_err(|error| Error::at("create a directory in", parent, error))?;
-                let report = oci::fill(&steps, &name, layout.path(), &mut progress)?;
-                pack_dir(layout.path(), unfinished.file())?;
+                let report = fill(layout.path(), &mut progress)?;
+                oci::pack(layout.path(), unfinished.file())?;
                 unfinished.finish()?;
                 report
             }
@@ -204,7 +212,7 @@ impl Args {
             }
             None => {
                 let unfinished = UnfinishedDir::new(target)?;
-                let report = oci::fill(&steps, &name, unfinished.path(), &mut progress)?;
+                let report = fill(unfinished.path(), &mut progress)?;
                 unfinished.finish()?;
                 report
             }

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::create::policy;
+use super::images::{Force, ImageArgs};
 use super::{CliCommand, Context, output};
 use crate::archive::bundle::BundleReader;
 use crate::archive::input::{self, Input};
@@ -22,16 +23,16 @@ use crate::store::name::ContainerName;
 /// Import a container that `cowl export` wrote
 ///
 /// A file of `cowl export --with-snapshots` becomes the original container, with all its snapshots. A
-/// plain tar archive or a directory becomes a new container, as with `cowl create --from`, and needs
-/// a NAME.
+/// plain tar archive, a directory or an image becomes a new container, as with `cowl create --from`, and
+/// needs a NAME.
 ///
 /// With --lxc, a container that was an LXC container becomes one again in the same step: with its config,
 /// a host name and hardware addresses of its own, and its new directory in place of the original's. A
 /// config can name programs that LXC runs as root, so use it only for archives that you trust.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The archive, - for an archive on standard input, or a directory
-    #[arg(value_name = "FILE|DIR|-")]
+    /// The archive, - for an archive on standard input, a directory, or an image (see `cowl create --from`)
+    #[arg(value_name = "FILE|DIR|-|IMAGE")]
     source: OsString,
     /// The container's name [default: its original name]
     name: Option<OsString>,
@@ -44,7 +45,9 @@ pub(super) struct Args {
     /// The directory of LXC's containers [default: the output of `lxc-config lxc.lxcpath`]
     #[arg(long, short = 'P', value_name = "DIR", requires = "lxc")]
     lxcpath: Option<PathBuf>,
-    /// Import a container image (OCI, docker save) as plain files instead of refusing it
+    #[command(flatten)]
+    image: ImageArgs,
+    /// Import the files of an image in a directory or a file as they are
     #[arg(long)]
     force: bool,
     /// Skip files and attributes that the store's file system cannot store; for plain archives and
@@ -60,6 +63,9 @@ impl CliCommand for Args {
         if self.source == "-" {
             return self.stream(context, name.as_ref(), std::io::stdin().lock());
         }
+        if let Some(done) = self.image(context, name.as_ref())? {
+            return Ok(done);
+        }
         let at = |error| Error::at("read", path, error);
         let file = File::open(path).map_err(at)?;
         if file.metadata().map_err(at)?.is_dir() {
@@ -72,6 +78,23 @@ impl CliCommand for Args {
 }
 
 impl Args {
+    /// Imports the source if it is an image.
+    fn image(&self, context: &Context, name: Option<&ContainerName>) -> Result<Option<u8>> {
+        let force = Force::from_option(self.force);
+        // The store may not exist yet.
+        let temporary = context.root.ancestors().find(|dir| dir.is_dir());
+        let temporary = temporary.unwrap_or(Path::new("/"));
+        let Some(image) = self.image.open(temporary, &self.source, force)? else {
+            return Ok(None);
+        };
+        self.refuse_lxc()?;
+        let name = self.required(name)?;
+        let store = context.open_or_create_store()?;
+        let unsupported = policy(self.force, self.skip_unsupported).unsupported;
+        let done = self.image.create(&store, name, &*image, unsupported)?;
+        Ok(Some(done))
+    }
+
     fn stream(
         &self,
         context: &Context,

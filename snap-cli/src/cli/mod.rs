@@ -21,6 +21,7 @@ mod gc;
 mod groups;
 mod hook;
 mod hooks;
+mod images;
 mod import;
 mod list;
 mod losses;

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{CliCommand, Context, Namespace, output, read_state};
 use crate::container::durability::epoch;
@@ -11,6 +11,7 @@ use crate::container::state::{Mounted, probe};
 use crate::error::Result;
 use crate::snapshot::ResolvedState;
 use crate::store::Store;
+use crate::store::image_record::ImageRecord;
 use crate::store::manifest::{Durability, SnapshotManifest, SnapshotRef};
 use crate::store::measure;
 use crate::store::name::Address;
@@ -34,6 +35,12 @@ const CONTAINER: &[&str] = &[
     "sync_error",
     "cloned_from",
     "made_from",
+    "image",
+    "platform",
+    "command",
+    "environment",
+    "user",
+    "directory",
     "snapshots",
     "next_number",
     "mountpoint",
@@ -128,7 +135,7 @@ fn container_json(store: &Store, state: &ResolvedState) -> Result<Value> {
         Mounted::Alive(run) => Some(output::json_path(run.mountpoint.as_os_str().as_bytes())),
         Mounted::No | Mounted::Dead(_) => None,
     };
-    Ok(json!({
+    let mut details = json!({
         "name": manifest.name,
         "id": state.container,
         "created": manifest.created,
@@ -144,7 +151,34 @@ fn container_json(store: &Store, state: &ResolvedState) -> Result<Value> {
         "layers": state.stack,
         "head": store.paths().layer_tree(manifest.head),
         "store": store.root(),
-    }))
+    });
+    if let (Some(image), Some(object)) = (&manifest.image, details.as_object_mut()) {
+        object.extend(image_fields(image));
+    }
+    Ok(details)
+}
+
+/// Returns the fields on the image that a container was created from.
+pub(super) fn image_fields(image: &ImageRecord) -> Map<String, Value> {
+    let name = image.name.clone();
+    let digest = || image.digest.as_ref().map(ToString::to_string);
+    let setting = |key: &str| image.config.get(key).filter(|value| !value.is_null());
+    let lists = ["Entrypoint", "Cmd"].map(|key| setting(key).and_then(Value::as_array));
+    let command: Vec<_> = lists.into_iter().flatten().flatten().collect();
+    let fields = [
+        ("image", name.or_else(digest).into()),
+        ("image_digest", digest().into()),
+        ("platform", image.platform.to_string().into()),
+        (
+            "command",
+            (!command.is_empty()).then_some(json!(command)).into(),
+        ),
+        ("environment", setting("Env").cloned().into()),
+        ("user", setting("User").cloned().into()),
+        ("directory", setting("WorkingDir").cloned().into()),
+    ];
+    let named = fields.map(|(key, value): (&str, Value)| (key.to_owned(), value));
+    named.into_iter().collect()
 }
 
 fn snapshot_json(

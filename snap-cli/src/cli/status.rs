@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use cowl_layers::shown::Show as _;
 use cowlfs::control::KeeperState;
 
+use super::show::image_fields;
 use super::{CliCommand, Context, Namespace, output};
 use crate::container::browse::{self, SnapshotMount};
 use crate::container::durability::epoch;
@@ -170,6 +171,7 @@ fn inspect(container: &Container<'_>) -> Result<Value> {
     });
     let (counts, failed) = settling(container)?;
     if let Some(object) = value.as_object_mut() {
+        object.extend(manifest.image.iter().flat_map(|image| image_fields(image)));
         object.extend(counts);
     }
     for line in failed {

@@ -133,12 +133,13 @@ fn clone_claimed(
         let epoch = durability::epoch(store)?;
         settling = settling.filter(|marker| !marker.is_pending(&epoch));
     }
-    let id_map = manifest.id_map;
+    let (id_map, image) = (manifest.id_map, manifest.image);
     let body = (new, stack.as_slice(), manifest.settings);
     create_over_layers_with(store, creation, body, |id, manifest| {
         manifest.ephemeral = ephemeral;
         manifest.settling = settling;
         manifest.id_map = id_map;
+        manifest.image = image;
         match &mut lxc {
             Some(lxc) => lxc.fill_manifest(store, id, manifest),
             None => Ok(()),

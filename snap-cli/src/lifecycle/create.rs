@@ -100,7 +100,7 @@ fn import_claimed(
 }
 
 /// Adds a hint to the error of an import that the option `--skip-unsupported` prevents.
-fn with_option_as_hint(error: TreeError) -> Error {
+pub(super) fn with_option_as_hint(error: TreeError) -> Error {
     let kind = error.kind();
     let error = Error::from(error);
     match (kind, error.hint.as_deref()) {

@@ -1,7 +1,8 @@
 //! The inner process of exec.
 //!
 //! It makes the mounted container the root of a private mount namespace, with the host's /proc, /sys and /dev, and
-//! executes the command. With an id map, the command also has a pid namespace and a /proc of its own.
+//! executes the command. With an id map, and as a user of the container, the command also has a pid namespace and a /proc
+//! of its own.
 //!
 //! The old root is detached, so that the namespace has no copy of any other mount: a command that runs here
 //! keeps no other mount busy. Mount points in the container are opened without following symbolic links,
@@ -17,7 +18,9 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::SigSet;
-use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags, StatxAttributes, StatxFlags};
+use rustix::fs::{
+    AtFlags, Mode, OFlags, ResolveFlags, StatVfsMountFlags, StatxAttributes, StatxFlags,
+};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use cowl_layers::shown::Show as _;
@@ -25,6 +28,7 @@ use cowl_layers::sys::pid_namespace::{self, Init};
 use cowl_layers::sys::users::Device;
 use cowl_layers::sys::{open, private};
 
+use super::identity::Identity;
 use super::mapping;
 use crate::error::{Error, Result};
 use crate::lxc::config::IdMap;
@@ -49,6 +53,57 @@ const LINKS: [(&str, &str); 5] = [
     ("stderr", "/proc/self/fd/2"),
 ];
 
+/// The settings of a command that is the process of the container's image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessSettings {
+    /// Whether the command is that process. Its environment contains nothing of the caller's.
+    pub is_of_image: bool,
+    /// The variables of the environment, as `NAME=VALUE`.
+    pub environment: Vec<String>,
+    /// `USER[:GROUP]`, names or numbers.
+    pub user: Option<String>,
+    /// The working directory.
+    pub directory: Option<String>,
+}
+
+impl ProcessSettings {
+    /// Changes this process, whose root is the container, and the environment of the command.
+    fn apply(&self, identity: Option<&Identity>, command: &mut Command) -> Result<()> {
+        if let Some(directory) = &self.directory {
+            let path = Path::new("/").join(directory);
+            enter_directory(&path).map_err(|error| {
+                let error = std::io::Error::from(error);
+                Error::at("enter the directory of the image", &path, error)
+            })?;
+        }
+        if let Some(identity) = identity {
+            command.env("HOME", &identity.home);
+            match &identity.name {
+                Some(name) => command.env("USER", name),
+                None => command.env_remove("USER"),
+            };
+            identity.take()?;
+            // The new keyring belongs to the new user.
+            mapping::leave_session_keyring()?;
+        }
+        let split = self
+            .environment
+            .iter()
+            .filter_map(|one| one.split_once('='));
+        command.envs(split);
+        Ok(())
+    }
+}
+
+/// Makes a directory of the container the current one. The links in /proc, which lead out of it, are not followed.
+fn enter_directory(path: &Path) -> rustix::io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open("/", flags, Mode::empty())?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let directory = rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve)?;
+    rustix::process::fchdir(&directory)
+}
+
 /// Executes `command` inside the mount at `mountpoint`, in a user namespace with this map unless it is empty. `device` is
 /// the file system that must be mounted there: major and minor number, separated by a colon.
 ///
@@ -57,30 +112,36 @@ pub fn enter(
     (mountpoint, device): (&Path, Option<&str>),
     map: &IdMap,
     command: &[OsString],
+    process: &ProcessSettings,
 ) -> (u8, Error) {
     let Some((program, args)) = command.split_first() else {
         return (FAILED, Error::usage("no command to run"));
     };
-    let started = change_root((mountpoint, device), map).and_then(|init| match init {
-        None => Ok(()),
-        Some(init) => {
+    let entered = change_root((mountpoint, device), map, process.user.as_deref());
+    let started = entered.and_then(|(init, identity)| {
+        if let Some(init) = init {
             init.start_command().map_err(|error| {
                 Error::failed("cannot start a process for the command").because(error)
             })?;
-            mapping::leave_session()
+            mapping::leave_session()?;
         }
+        Ok(identity)
     });
-    if let Err(error) = started {
-        return (FAILED, error);
-    }
+    let identity = match started {
+        Ok(identity) => identity,
+        Err(error) => return (FAILED, error),
+    };
     // `exec` blocks signals in its own process, and a child inherits the mask.
     if let Err(error) = SigSet::empty().thread_set_mask() {
         let message = "cannot unblock signals for the command";
         return (FAILED, Error::failed(message).because(error));
     }
     let mut command = Command::new(program);
-    if !map.is_empty() {
+    if !map.is_empty() || process.is_of_image {
         command.env_clear().envs(mapping::environment());
+    }
+    if let Err(error) = process.apply(identity.as_ref(), &mut command) {
+        return (FAILED, error);
     }
     let error = command.args(args).exec();
     let code = match error.kind() {
@@ -91,8 +152,13 @@ pub fn enter(
     (code, Error::failed(message).because(error))
 }
 
-/// Makes the mounted container the root directory. With an id map, continues in the init of a new pid namespace.
-fn change_root((mountpoint, device): (&Path, Option<&str>), map: &IdMap) -> Result<Option<Init>> {
+/// Makes the mounted container the root directory. With an id map, or for a user of the container, continues in the init of
+/// a new pid namespace. Returns the ids of that user.
+fn change_root(
+    (mountpoint, device): (&Path, Option<&str>),
+    map: &IdMap,
+    user: Option<&str>,
+) -> Result<(Option<Init>, Option<Identity>)> {
     let failed =
         |message: &str, error: std::io::Error| Error::failed(message.to_owned()).because(error);
     unshare_namespace()?;
@@ -104,6 +170,17 @@ fn change_root((mountpoint, device): (&Path, Option<&str>), map: &IdMap) -> Resu
     let is_mapped = !map.is_empty();
     honor_privileges(&root, map)
         .map_err(|e| failed("cannot enable set-user-ID programs", e.into()))?;
+    // Needs the host's /proc.
+    let identity = user.map(|user| Identity::resolve(root.as_fd(), user));
+    let identity = identity.transpose()?;
+    let namespace_error = |error: std::io::Error| failed("cannot create a pid namespace", error);
+    if let (Some(identity), false) = (&identity, is_mapped) {
+        // The user of the image is not trusted by the user of this process either.
+        mapping::hide_descriptors()?;
+        mapping::deny_input_to_terminals()?;
+        identity.own_terminal()?;
+        init = Some(pid_namespace::enter().map_err(namespace_error)?);
+    }
     if is_mapped {
         mapping::hide_descriptors()?;
         mapping::enter_namespace(map)?;
@@ -113,8 +190,10 @@ fn change_root((mountpoint, device): (&Path, Option<&str>), map: &IdMap) -> Resu
         root = open_root(mountpoint)?;
         require_mounted(&root, mountpoint, device)?;
         mapping::become_root()?;
-        let created = pid_namespace::enter();
-        init = Some(created.map_err(|e| failed("cannot create a pid namespace", e))?);
+        if let Some(identity) = &identity {
+            identity.own_terminal()?;
+        }
+        init = Some(pid_namespace::enter().map_err(namespace_error)?);
     }
     match &init {
         None => bind_proc(&root),
@@ -133,7 +212,7 @@ fn change_root((mountpoint, device): (&Path, Option<&str>), map: &IdMap) -> Resu
         Err(e) => return Err(failed("cannot make the container the root", e.into())),
     }
     std::env::set_current_dir("/").map_err(|e| failed("cannot enter the new root", e))?;
-    Ok(init)
+    Ok((init, identity))
 }
 
 fn proc_error(error: rustix::io::Errno) -> Error {

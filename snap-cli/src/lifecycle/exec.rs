@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
 
+use super::program::ImageProgram;
 use super::terminal::Terminal;
 use crate::container::mount::{AfterUnmount, MountRequest};
 use crate::container::state::Lifetime;
@@ -41,6 +42,8 @@ pub struct ExecOptions<'a> {
     pub map: Option<&'a IdMap>,
     /// The driver of the mount; `None`: that of the existing mount, or of the settings.
     pub driver: Option<Driver>,
+    /// The process of the container's image, if the command is that.
+    pub process: Option<&'a ImageProgram>,
 }
 
 /// Runs a command in the container.
@@ -74,7 +77,7 @@ pub fn exec(
     drop(container);
     let at = mountpoint.canonicalize();
     let at = at.map_err(|error| Error::at("enter", &mountpoint, error))?;
-    let code = run((&at, device), command, options.map);
+    let code = run((&at, device), command, options);
     drop(running);
     unmount_if_last(store, name)?;
     code
@@ -195,7 +198,7 @@ fn unmount_if_last(store: &Store, name: &ContainerName) -> Result<()> {
 fn run(
     (mountpoint, device): (&Path, Option<Device>),
     command: &[OsString],
-    map: Option<&IdMap>,
+    ExecOptions { map, process, .. }: ExecOptions<'_>,
 ) -> Result<u8> {
     let failed =
         |message: &str, error: std::io::Error| Error::failed(message.to_owned()).because(error);
@@ -215,9 +218,18 @@ fn run(
         .map_err(std::io::Error::from)
         .and_then(|()| BlockedSignals::receive())
         .map_err(|e| failed("cannot block signals", e))?;
-    // The root of the container is not trusted with the terminal.
-    let owner = map.map(|map| map.root().unwrap_or_default());
-    let terminal = match owner {
+    // The root of the container, or the user of its image, is not trusted with the terminal.
+    let has_user = process.is_some_and(|process| process.user.is_some());
+    let is_confined = map.is_some() || has_user;
+    let owner = match map {
+        Some(map) => map.root().unwrap_or_default(),
+        // The ids of the user are known only in the container.
+        None => (
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        ),
+    };
+    let terminal = match is_confined.then_some(owner) {
         Some(owner) => Terminal::open(owner).map_err(|e| failed("cannot open a terminal", e))?,
         None => None,
     };
@@ -230,10 +242,11 @@ fn run(
         .arg("enter")
         .args(device)
         .args(ranges.flat_map(|range| ["--id-map".to_owned(), range]))
+        .args(process.map(settings).unwrap_or_default())
         .arg(mountpoint)
         .arg("--")
         .args(command);
-    if map.is_some() {
+    if is_confined {
         // The caller's terminal must not send signals to it: they are forwarded.
         enter.process_group(0);
     }
@@ -250,8 +263,8 @@ fn run(
     // It holds the other side of the terminal.
     drop(enter);
     let forward = |signal: i32| {
-        // The terminal sends some signals to a command without a map as well.
-        let is_meant = map.is_some() || [libc::SIGTERM, libc::SIGHUP].contains(&signal);
+        // The terminal sends some signals to a command that is not confined as well.
+        let is_meant = is_confined || [libc::SIGTERM, libc::SIGHUP].contains(&signal);
         if is_meant && let Err(error) = kill(Pid::from_raw(pid), Signal::try_from(signal).ok()) {
             log::warn!("cannot forward the signal {signal}: {error}");
         }
@@ -262,6 +275,19 @@ fn run(
         .map_err(|e| failed("cannot wait for the command", e))?;
     attended.map_err(|e| failed("cannot relay between the terminal and the command", e))?;
     Ok(exit_code(status))
+}
+
+/// Returns the options of `cowl enter` for the process of an image.
+///
+/// They are not variables of its environment, because they would affect cowl itself outside of the container.
+fn settings(process: &ImageProgram) -> Vec<String> {
+    let mut options = vec!["--of-image".to_owned()];
+    let variables = process.environment.iter();
+    options.extend(variables.map(|(name, value)| format!("--env={name}={value}")));
+    options.extend(process.user.iter().map(|user| format!("--user={user}")));
+    let directory = process.directory.iter();
+    options.extend(directory.map(|directory| format!("--directory={directory}")));
+    options
 }
 
 /// Relays signals, and what a terminal reads and shows, until the command has ended.

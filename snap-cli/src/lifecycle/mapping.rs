@@ -164,14 +164,26 @@ pub(super) fn populate_dev(dev: &Path) -> std::io::Result<()> {
 /// Becomes the root of the user namespace, without the host's keys and without power over the host's terminal: the root of
 /// the container is not trusted by the user of this process, which is mostly root of the machine.
 pub(super) fn become_root() -> Result<()> {
-    let failed =
-        |error| Error::failed("cannot confine the command to the container").because(error);
-    confine::deny_input_to_terminals().map_err(failed)?;
+    deny_input_to_terminals()?;
     let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
     setgroups(&[])
         .and_then(|()| setresgid(group, group, group))
         .and_then(|()| setresuid(user, user, user))
         .map_err(|error| Error::failed("cannot become root in the container").because(error))?;
     // The new keyring belongs to the new user.
-    confine::leave_session_keyring().map_err(failed)
+    leave_session_keyring()
+}
+
+fn confine_error(error: cowl_layers::error::Error) -> Error {
+    Error::failed("cannot confine the command to the container").because(error)
+}
+
+/// Prevents this process, and the programs that it executes, from inserting input into a terminal.
+pub(super) fn deny_input_to_terminals() -> Result<()> {
+    confine::deny_input_to_terminals().map_err(confine_error)
+}
+
+/// Leaves the keys of the caller.
+pub(super) fn leave_session_keyring() -> Result<()> {
+    confine::leave_session_keyring().map_err(confine_error)
 }

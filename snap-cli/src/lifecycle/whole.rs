@@ -164,6 +164,7 @@ impl Outgoing {
                 measured: None,
                 looks: None,
                 digest: None,
+                image: None,
                 unsynced: false,
                 ..layer
             };
@@ -322,6 +323,8 @@ fn import_claimed(
             measured: None,
             looks: None,
             digest: None,
+            // The digest would be a claim of the archive, and other containers would share the layer.
+            image: None,
             unsynced: false,
             ..layer
         };

@@ -8,6 +8,7 @@ pub mod depth;
 pub mod du;
 pub mod flatten;
 pub mod freeze;
+pub mod image_plan;
 pub mod list;
 pub mod lxc_import;
 pub mod meta;

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::bytes::Blob;
+use super::image_record::{ImageLayerRecord, ImageRecord};
 use super::name::{ContainerName, SnapshotName};
 use super::outside::{Adopted, Lxc, Moving};
 use super::record::Body;
@@ -113,6 +114,9 @@ pub struct ContainerManifest {
     /// The directory that it was adopted from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopted: Option<Adopted>,
+    /// The image that it was created from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Box<ImageRecord>>,
     /// The LXC container that uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lxc: Option<Lxc>,
@@ -168,6 +172,7 @@ impl ContainerManifest {
             created: super::span::now(),
             settings: Map::new(),
             adopted: None,
+            image: None,
             lxc: None,
             id_map: Vec::new(),
             moving: None,
@@ -409,6 +414,9 @@ pub struct LayerManifest {
     /// A digest of its tree with file contents, computed when it was filled or first checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+    /// The layer of an image that it was unpacked from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageLayerRecord>,
     /// Whether its content is not known to be durable. Set from a head's creation until the first sync after it was
     /// frozen; the three fields above are absent then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -433,6 +441,7 @@ impl LayerManifest {
             measured: None,
             looks: None,
             digest: None,
+            image: None,
             unsynced: false,
             extra: Map::new(),
         }

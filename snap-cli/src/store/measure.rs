@@ -62,6 +62,8 @@ pub fn remeasure(store: &Store, id: LayerId) -> Result<()> {
         measured: Some(measured),
         looks: Some(looks),
         digest: None,
+        // Its content may have changed.
+        image: None,
         unsynced: false,
         ..record.body.clone()
     };

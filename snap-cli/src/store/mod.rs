@@ -29,6 +29,8 @@ pub mod disk;
 pub mod family;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+pub mod image_layers;
+pub mod image_record;
 pub mod kernel;
 pub mod layers;
 pub mod leftovers;

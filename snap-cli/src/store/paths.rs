@@ -52,6 +52,11 @@ impl Paths {
         self.layer_dir(id).join("work")
     }
 
+    /// Returns the path of the blob that a layer was unpacked from, if it was kept.
+    pub fn layer_blob(&self, id: LayerId) -> PathBuf {
+        self.layer_dir(id).join("blob")
+    }
+
     /// Returns the path of a layer's manifest.
     pub fn layer_file(&self, id: LayerId) -> PathBuf {
         self.layer_dir(id).join("layer.json")

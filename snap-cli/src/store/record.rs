@@ -91,6 +91,8 @@ impl<T: Body> Record<T> {
         object.insert(CHECKSUM.to_owned(), sum.into());
         let mut bytes = serde_json::to_vec_pretty(&object).map_err(shape)?;
         bytes.push(b'\n');
+        // Nothing is written that cannot be read again, such as values that are nested too deeply.
+        Self::decode(&bytes)?;
         Ok(bytes)
     }
 
@@ -210,6 +212,23 @@ mod tests {
         let whole = thing().encode().unwrap();
         for cut in 0..whole.len() - 2 {
             assert!(Record::<Thing>::decode(&whole[..cut]).is_err(), "{cut}");
+        }
+    }
+
+    #[test]
+    fn unreadable_records_are_not_written() {
+        let nested = |depth: usize| {
+            let mut record = thing();
+            let mut value = Value::Null;
+            for _ in 0..depth {
+                value = Value::Array(vec![value]);
+            }
+            record.body.extra.insert("x".to_owned(), value);
+            record.encode()
+        };
+        assert!(nested(124).is_ok());
+        for depth in [127, 128, 200] {
+            assert!(nested(depth).is_err(), "{depth}");
         }
     }
 

@@ -28,8 +28,8 @@ impl From<TreeError> for Error {
                 "if you trust the archive, unpack it with tar and pass the directory: --from DIR",
             ),
             ErrorKind::Image => Some(
-                "unpack the image first (umoci unpack, or podman create and podman export); \
-                 --force imports its files unchanged",
+                "images are read from files: oci:DIR, oci-archive:FILE or docker-archive:FILE (skopeo copy \
+                 writes them); --force imports the files of the image unchanged",
             ),
             ErrorKind::Truncated => Some("the file is truncated: download or create it again"),
             ErrorKind::Io

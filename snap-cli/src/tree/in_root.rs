@@ -25,10 +25,32 @@ pub(crate) enum Resolved {
     TooManyLinks,
 }
 
+/// The result of an attempt to create a path that does not exist in the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Created {
+    /// All directories that it has elsewhere.
+    Directories,
+    /// A symbolic link, which is to be followed.
+    Link,
+    /// Nothing: one of the directories is another kind of file elsewhere.
+    NotADirectory,
+}
+
 /// Resolves the directories of a normalized path. The last component is not followed.
 ///
 /// Directories that do not exist are retained in the result, because they may be created.
 pub(crate) fn resolve(dirs: &mut DirCursor, path: &[u8]) -> Result<Resolved> {
+    resolve_with(dirs, path, &mut |_, _| Ok(Created::Directories))
+}
+
+/// Resolves the directories of a normalized path in a tree that is a part of another one: `create` is called with each
+/// path that does not exist here, and may create it. So `..` after a symbolic link leads to where it does in the other
+/// tree.
+pub(crate) fn resolve_with(
+    dirs: &mut DirCursor,
+    path: &[u8],
+    create: &mut dyn FnMut(&mut DirCursor, &[u8]) -> Result<Created>,
+) -> Result<Resolved> {
     let (parent, name) = path::split(path);
     let mut resolved = parent.to_vec();
     // The components that follow `resolved`, not normalized.
@@ -50,7 +72,13 @@ pub(crate) fn resolve(dirs: &mut DirCursor, path: &[u8]) -> Result<Resolved> {
                 });
             }
             Some(Obstacle::NotADirectory) => blocked = true,
-            Some(Obstacle::Missing) | None => {}
+            Some(Obstacle::Missing) => match create(dirs, &resolved)? {
+                // There are at most as many links as a path may have.
+                Created::Link => continue,
+                Created::NotADirectory => blocked = true,
+                Created::Directories => {}
+            },
+            None => {}
         }
         if !append(&mut resolved, &mut rest) {
             let path = path::join(&resolved, name);

@@ -32,6 +32,8 @@ pub(crate) struct Omissions {
     /// Whether an object has a record.
     has_records: bool,
     owners: SourceOwners,
+    /// Whether anything was omitted that another file system or user could store.
+    is_incomplete: bool,
     pub(crate) notes: Notes,
 }
 
@@ -70,6 +72,7 @@ impl Omissions {
             records: None,
             has_records: false,
             owners: SourceOwners::default(),
+            is_incomplete: false,
             notes: Notes::default(),
         }
     }
@@ -135,8 +138,14 @@ impl Omissions {
         if error.kind() != ErrorKind::Unsupported || !is_permitted {
             return Err(error);
         }
+        self.is_incomplete = true;
         self.note(reason, path, part);
         Ok(())
+    }
+
+    /// Returns whether anything was omitted that another file system or user could store.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.is_incomplete
     }
 
     fn note(&mut self, reason: &'static str, path: &[u8], part: &[u8]) {

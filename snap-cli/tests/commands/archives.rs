@@ -485,22 +485,18 @@ fn images_are_not_accepted_as_root_filesystems() {
         "blobs",
     ]);
     pack(&["-cf", "saved.tar", "-C", "saved", "."]);
-    let hint = [
-        "not a root filesystem",
-        "umoci unpack",
-        "podman export",
-        "--force",
-    ];
+    let hint = ["not a root filesystem", "oci-archive:FILE", "--force"];
     world.other("other", |other| {
-        for source in ["layout", "oci.tar", "oci.tar.gz", "saved", "saved.tar"] {
-            let path = world.path(source);
-            let path = path.to_str().unwrap();
-            other.refused(&["create", "c", "--from", path], b"", 1, &hint);
-            other.refused(&["import", path, "c"], b"", 1, &hint);
-            if let Ok(archive) = std::fs::read(path) {
-                other.refused(&["create", "c", "--from", "-"], &archive, 1, &hint);
-                other.refused(&["import", "-", "c"], &archive, 1, &hint);
-            }
+        for source in ["oci.tar", "oci.tar.gz", "saved.tar"] {
+            // An image is not read from a pipe.
+            let archive = std::fs::read(world.path(source)).unwrap();
+            other.refused(&["create", "c", "--from", "-"], &archive, 1, &hint);
+            other.refused(&["import", "-", "c"], &archive, 1, &hint);
+        }
+        for source in ["saved", "docker-archive:saved.tar"] {
+            let config = ["the config of the image"];
+            other.refused(&["create", "c", "--from", source], b"", 1, &config);
+            other.refused(&["import", source, "c"], b"", 1, &config);
         }
         for (n, source) in ["layout", "oci.tar.gz", "saved.tar"].iter().enumerate() {
             let (one, two) = (format!("one{n}"), format!("two{n}"));

@@ -186,7 +186,6 @@ fn invalid_command_lines_are_refused() {
         &["create", "new"],
         &["mount"],
         &["mount", "web", "--frobnicate"],
-        &["exec", "web"],
         &["restore", "web"],
         &["clone", "web"],
         &["flatten", "web", "snap0"],
@@ -198,6 +197,7 @@ fn invalid_command_lines_are_refused() {
     ] {
         world.refused(args, 2, &[]);
     }
+    world.refused(&["exec", "web"], 2, &["no command to run"]);
     world.refused(&["umount", "web"], 1, &["not mounted"]);
     let dir = world.path("");
     let dir = dir.to_str().unwrap().trim_end_matches('/');

@@ -23,6 +23,10 @@ mod depth;
 mod diff;
 mod golden;
 mod hooks;
+#[path = "../shared/image.rs"]
+mod image;
+mod image_import;
+mod image_limits;
 #[path = "../shared/library.rs"]
 mod library;
 mod look;

@@ -42,6 +42,19 @@ fn export_survives_a_kill() {
     }
 }
 
+/// A killed import of an image leaves no container, and its layers are collected.
+#[test]
+fn import_of_an_image_survives_a_kill() {
+    if can(false) {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        let image = image.to_str().unwrap();
+        let prepare: [&[&str]; 1] = [&["export", "web", "--oci", image]];
+        let import = ["import", image, "new", "--layer-snapshots"];
+        at_every_call_after(&prepare, false, &import, &["web", "new"]);
+    }
+}
+
 #[test]
 fn import_survives_a_kill() {
     if can(false) {

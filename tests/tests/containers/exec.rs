@@ -197,3 +197,90 @@ impl Drop for Unmount {
         run("umount", [self.0.as_os_str()]);
     }
 }
+
+/// Packs the layer of an image, and prints its digest.
+const PACK: &str = "
+mkdir -p root && tar -xf rootfs.tar -C root && cp probe root && chmod 755 root/probe
+echo 'web:x:1234:1235::/home/web:/bin/sh' >> root/etc/passwd
+tar -cf saved/0.tar -C root . && sha256sum < saved/0.tar
+";
+
+/// Prints what a command sees of the session of its caller.
+const PROBE: &str = "#!/bin/sh
+echo $(id -u) $(id -g)
+echo $(ls /proc/self/fd)
+cat /proc/1/comm
+ls -d /proc/[0-9]* | wc -l
+cut -d ' ' -f 6 /proc/self/stat
+grep Seccomp: /proc/self/status
+echo $(awk '$6 == 0 && / _ses/' /proc/keys)
+echo $A
+";
+
+#[test]
+fn the_user_of_an_image_cannot_act_on_the_session_of_the_caller() {
+    if !can(&[Need::Root, Need::Fuse]) {
+        return;
+    }
+    let store = Store::for_test();
+    let at = |name: &str| store.scratch().join(name);
+    let rootfs = rootfs::busybox_tar().expect("the busybox tar");
+    std::fs::copy(rootfs, at("rootfs.tar")).expect("copying");
+    std::fs::create_dir(at("saved")).expect("a directory");
+    std::fs::write(at("probe"), PROBE).expect("writing");
+    let digest = sh_in(store.scratch(), PACK).ok().out();
+    let digest = digest
+        .split_whitespace()
+        .next()
+        .expect("a digest")
+        .to_owned();
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let config = serde_json::json!({
+        "os": "linux", "architecture": architecture,
+        "config": { "User": "web", "Env": ["A=secret"], "Cmd": ["/probe"] },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
+    });
+    let saved = serde_json::json!([{ "Config": "c.json", "Layers": ["0.tar"] }]);
+    std::fs::write(at("saved/c.json"), config.to_string()).expect("writing");
+    std::fs::write(at("saved/manifest.json"), saved.to_string()).expect("writing");
+    store.create("web", &store.scratch().join("saved"));
+    let exec = store.command(["exec", "web"]);
+    let mut shell = Command::new("sh");
+    // With a descriptor of a file that only root may read.
+    shell.args(["-c", "exec \"$0\" \"$@\" 7< /etc/shadow"]);
+    shell.arg(exec.get_program()).args(exec.get_args());
+    for (name, value) in exec.get_envs() {
+        shell.env(name, value.unwrap_or_default());
+    }
+    let output = run_command(shell, b"").ok();
+    let printed = output.out();
+    let lines: Vec<_> = printed.lines().collect();
+    let [
+        ids,
+        descriptors,
+        init,
+        processes,
+        session,
+        seccomp,
+        keys,
+        secret,
+    ] = lines.as_slice()
+    else {
+        panic!("{}", output.report());
+    };
+    assert_eq!(*ids, "1234 1235");
+    assert_eq!(descriptors.trim(), "0 1 2 3", "3 is the directory");
+    assert_eq!(*keys, "");
+    assert_eq!(*init, "cowl");
+    let processes: u32 = processes.parse().expect("a number");
+    assert!(processes < 8, "{processes}");
+    assert_ne!(*session, "0", "the session of the caller");
+    assert!(seccomp.ends_with('2'), "{seccomp}");
+    assert_eq!(*secret, "secret");
+    // Other commands are unchanged.
+    assert_eq!(store.exec("web", "id -u").out(), "0");
+}

@@ -425,3 +425,28 @@ fn lxc_containers_with_ids_of_others_are_refused() {
         output.report()
     );
 }
+
+/// Creates containers from images without a user, with root, and with another user.
+const IMAGE_USERS: &str = r#"
+mkdir saved && tar -cf saved/0.tar -C source .
+sum=$(sha256sum < saved/0.tar); arch=$(uname -m); case $arch in x86_64) arch=amd64;; aarch64) arch=arm64;; esac
+echo '[{"Config": "c.json", "Layers": ["0.tar"]}]' > saved/manifest.json
+for user in 0 0:0 1000; do
+    name=c${user/:/-}
+    printf '{"os": "linux", "architecture": "%s", "config": {"User": "%s", "Cmd": ["id", "-u"]}, "rootfs":
+        {"type": "layers", "diff_ids": ["sha256:%s"]}}' $arch $user ${sum%% *} > saved/c.json
+    cowl create $name --from saved && cowl exec $name || echo "code $?"
+done
+"#;
+
+#[test]
+fn without_ranges_of_ids_a_command_cannot_be_another_user_of_an_image() {
+    if !can(NEEDS) {
+        return;
+    }
+    let output = as_user(Ids::Own, "", IMAGE_USERS).ok();
+    assert_eq!(output.out(), "0\n0\ncode 125", "{}", output.report());
+    for words in ["cannot become the user 1000 of the image", "/etc/subuid"] {
+        assert!(output.err().contains(words), "{}", output.report());
+    }
+}

@@ -9,3 +9,4 @@
 
 mod containers;
 mod images;
+mod skopeo;

@@ -1,0 +1,165 @@
+//! Sources of container images: an OCI image layout or an archive of `docker save`, in a directory or in a file.
+//!
+//! A source selects an image, reads its documents, and opens its layers. It does not interpret the layers. A registry
+//! would be another source of blobs ([`layout::Blobs`]).
+
+mod digest;
+mod docker;
+mod documents;
+mod files;
+pub mod layout;
+mod open;
+mod platform;
+mod reference;
+mod verified;
+
+use std::io::Read;
+
+use serde_json::{Map, Value};
+
+pub use digest::Digest;
+pub use documents::HistoryEntry;
+pub(in crate::archive) use layout::{FULL_NAME, REF_NAME};
+pub use open::{open, recognize};
+pub use platform::Platform;
+pub use reference::{Reference, Transport};
+pub use verified::VerifiedBlob;
+
+use crate::archive::limits;
+use crate::tree::error::{ErrorKind, Result, TreeError};
+use documents::Config;
+
+/// A source of images.
+pub trait ImageSource: std::fmt::Debug {
+    /// Selects the image for a platform, and reads and verifies its documents.
+    fn image(&self, platform: &Platform) -> Result<Image>;
+
+    /// Opens a layer of an image of this source. The content is not verified.
+    fn layer<'s>(&'s self, layer: &ImageLayer) -> Result<Box<dyn Read + 's>>;
+}
+
+/// An image without the content of its layers.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// Its name, as far as the source has one.
+    pub name: Option<String>,
+    /// The digest of its manifest, if it has one in the form of the image specification.
+    pub digest: Option<Digest>,
+    /// Its platform.
+    pub platform: Platform,
+    /// The time of its creation (RFC 3339).
+    pub created: Option<String>,
+    /// Its author.
+    pub author: Option<String>,
+    /// The settings of its processes, such as Env and Cmd.
+    pub config: Map<String, Value>,
+    /// The steps of its creation.
+    pub history: Vec<HistoryEntry>,
+    /// Its layers, from the bottom.
+    pub layers: Vec<ImageLayer>,
+}
+
+/// A layer of an image.
+#[derive(Clone, Debug)]
+pub struct ImageLayer {
+    /// The digest of the uncompressed layer.
+    pub diff_id: Digest,
+    /// The blob.
+    pub blob: LayerBlob,
+    /// The size of the blob.
+    pub size: u64,
+}
+
+/// The location of a layer in its source.
+#[derive(Clone, Debug)]
+pub enum LayerBlob {
+    /// The blob with this digest, and its media type.
+    Digest(Digest, String),
+    /// The file with this name, uncompressed or not.
+    File(String),
+}
+
+impl Image {
+    /// Returns the step of the creation that resulted in each layer, from the bottom; `None` for a layer without one.
+    pub fn steps(&self) -> Vec<Option<&HistoryEntry>> {
+        let mut with_layer = self.history.iter().filter(|entry| !entry.empty_layer);
+        self.layers.iter().map(|_| with_layer.next()).collect()
+    }
+}
+
+/// Creates an image from its config and the locations of its layers.
+fn assemble(
+    config: Config,
+    blobs: Vec<(LayerBlob, u64)>,
+    (name, digest): (Option<String>, Option<Digest>),
+    wanted: &Platform,
+) -> Result<Image> {
+    let count = config.rootfs.diff_ids.len();
+    if count != blobs.len() {
+        let what = format!(
+            "the image has {} layers, but its config has {count}",
+            blobs.len()
+        );
+        return Err(TreeError::new(ErrorKind::Damaged, what));
+    }
+    if !config.platform.is_selected_by(wanted) {
+        let what = format!("the image is for {}, not for {wanted}", config.platform);
+        return Err(TreeError::new(ErrorKind::Refused, what)
+            .hint("select another image, or the platform of this one: --platform"));
+    }
+    let history = config.history.unwrap_or_default();
+    if history.len() > MAX_HISTORY {
+        return Err(limits::exceeded(
+            "the history of the image is too long",
+            b"",
+        ));
+    }
+    let settings = config.config.unwrap_or_default();
+    check_settings(&settings)?;
+    let layers = config.rootfs.diff_ids.into_iter().zip(blobs);
+    Ok(Image {
+        name: name.filter(|name| name.len() <= limits::IMAGE_NAME),
+        digest,
+        platform: config.platform,
+        created: config.created,
+        author: config.author,
+        config: settings,
+        history,
+        layers: layers
+            .map(|(diff_id, (blob, size))| ImageLayer {
+                diff_id,
+                blob,
+                size,
+            })
+            .collect(),
+    })
+}
+
+/// Refuses settings that are too deep or too many to be stored in a manifest.
+fn check_settings(settings: &Map<String, Value>) -> Result<()> {
+    let mut todo: Vec<(&Value, usize)> = settings.values().map(|value| (value, 1)).collect();
+    let mut count = todo.len();
+    while let Some((value, depth)) = todo.pop() {
+        if depth > limits::IMAGE_DEPTH {
+            let what = "the config of the image is nested too deeply";
+            return Err(limits::exceeded(what, b""));
+        }
+        let before = todo.len();
+        match value {
+            Value::Array(all) => todo.extend(all.iter().map(|value| (value, depth + 1))),
+            Value::Object(all) => todo.extend(all.values().map(|value| (value, depth + 1))),
+            _ => {}
+        }
+        count += todo.len() - before;
+    }
+    match count > limits::IMAGE_VALUES {
+        true => Err(limits::exceeded(
+            "the config of the image has too many values",
+            b"",
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Steps in the history of an image: several for each layer.
+const MAX_HISTORY: usize = 16 * limits::IMAGE_LAYERS;
