@@ -31,6 +31,9 @@ pub(crate) struct Options {
     /// Kill the daemon of the mount every second; its keeper starts another one
     #[arg(long)]
     kill: bool,
+    /// Pass further options to the mount, for example `passthrough=off`
+    #[arg(long, value_name = "OPTIONS", default_value = "")]
+    options: String,
 }
 
 /// Whether the daemon is killed while the suites run.
@@ -44,15 +47,16 @@ impl Options {
     /// Sets the machine up, and runs the suites.
     pub(crate) fn run(&self) -> Result<()> {
         crate::setup::run()?;
-        run(match self.kill {
+        let kills = match self.kill {
             true => Kills::EverySecond,
             false => Kills::None,
-        })
+        };
+        run(kills, &self.options)
     }
 }
 
-/// Installs the suites if necessary, and runs them.
-pub(crate) fn run(kills: Kills) -> Result<()> {
+/// Installs the suites if necessary, and runs them on a mount with the options `extra`.
+pub(crate) fn run(kills: Kills, extra: &str) -> Result<()> {
     title("conformance: pjdfstest and fsx");
     let tools = target()?.join("tools");
     install(&tools, "pjdfstest", PJDFSTEST)?;
@@ -91,7 +95,11 @@ pub(crate) fn run(kills: Kills) -> Result<()> {
         Kills::None => "dev,suid",
         Kills::EverySecond => "dev,suid,keeper=on",
     };
-    let mount = Overlay::cowlfs_at(&program, &stack, &make_dir("mount")?, options);
+    let options = match extra {
+        "" => options.to_owned(),
+        extra => format!("{options},{extra}"),
+    };
+    let mount = Overlay::cowlfs_at(&program, &stack, &make_dir("mount")?, &options);
     let killer = (kills == Kills::EverySecond).then(|| Killer::start(mount.path(), 1000..=1000));
     let ours = pjdfstest(&tools, &config, mount.path())?;
     let verdict = judge(&plain, &ours)?;

@@ -42,7 +42,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         snapshots,
         ..
     } = *options;
-    let parts: [(String, &dyn Fn() -> Result<()>); 8] = [
+    let parts: [(String, &dyn Fn() -> Result<()>); 9] = [
         (format!("power-cut {cuts}"), &|| {
             power_cut::run(&power_cut::Options::with(cuts, seed, false))
         }),
@@ -67,10 +67,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 .run()
         }),
         ("conformance".to_owned(), &|| {
-            conformance::run(conformance::Kills::None)
+            conformance::run(conformance::Kills::None, "")
         }),
         ("conformance --kill".to_owned(), &|| {
-            conformance::run(conformance::Kills::EverySecond)
+            conformance::run(conformance::Kills::EverySecond, "")
+        }),
+        ("conformance without open requests".to_owned(), &|| {
+            conformance::run(conformance::Kills::None, "passthrough=off")
         }),
         ("programs under fire".to_owned(), &programs_under_fire),
     ];

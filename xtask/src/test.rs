@@ -97,7 +97,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     tests?;
 
     if !options.no_conformance {
-        crate::conformance::run(Kills::None)?;
+        crate::conformance::run(Kills::None, "")?;
     }
     if count != options.allow_skips {
         return failure(format!(

@@ -15,7 +15,7 @@
 //! - `metadata`: attributes and xattrs;
 //! - `change`: creation, hard links, removal, rename;
 //! - `overlay`, `services`, `op`: the state of a mount, the assembly of the modules above, and the public operations;
-//!   `push`, `replace_layers`, `record`, `kernel_index`: a new top layer, other lower layers, the state for a successor, and adoption of layers that the
+//!   `unopened`: mounts without open requests; `push`, `replace_layers`, `record`, `kernel_index`: a new top layer, other lower layers, the state for a successor, and adoption of layers that the
 //!   kernel's overlayfs wrote.
 
 mod change;
@@ -36,6 +36,7 @@ mod reach;
 mod record;
 mod replace_layers;
 mod services;
+pub mod unopened;
 
 pub use change::RenameFlags;
 pub use content::{

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cowl_layers::locks::{Mutex, RwLock, RwLockWriteGuard};
 
-use crate::content::{ContentDescriptors, FileHandle, OpenCounts};
+use crate::content::{ContentDescriptors, FileHandle, InodeKey, OpenCounts};
 use crate::inode::{DirState, Identity, Inode, InodeState, InodeTable, OnConflict, encode};
 use crate::ledger::{FoundSlot, Kind, Ledger, StackIds, Word};
 use crate::listing::{Cookies, Listings, Walk};
@@ -198,7 +198,11 @@ impl Overlay {
 
     /// Subtracts `count` from the lookup count of an inode (FUSE_FORGET), and drops the inode at zero.
     pub fn forget(&self, ino: u64, count: u64) {
-        self.inodes.forget(ino, count);
+        self.inodes.forget_then(ino, count, |inode| {
+            if self.opens.are_unknown() {
+                self.descriptors.close_unopened(InodeKey::new(inode));
+            }
+        });
         if self.inodes.shrink() {
             sys::process::give_memory_back();
         }
@@ -253,9 +257,11 @@ impl Overlay {
         })
     }
 
-    /// Returns the number of files open only for reading, and the number of those open for writing.
-    pub fn open_files(&self) -> (u32, u32) {
-        (self.opens.readers(), self.opens.writers())
+    /// Returns the number of files open only for reading, and the number of those open for writing; `None` if the
+    /// kernel opens files without a request.
+    pub fn open_files(&self) -> Option<(u32, u32)> {
+        let counts = (self.opens.readers(), self.opens.writers());
+        (!self.opens.are_unknown()).then_some(counts)
     }
 
     /// Returns the ids of all layers in use, also of those that are not in the stack any more.

@@ -81,6 +81,7 @@ impl<'o> Services<'o> {
         Xattrs {
             cx: self.cx,
             copy_up: self.copy_up(),
+            opens: &self.overlay.opens,
         }
     }
 

@@ -443,6 +443,9 @@ class ProgramCase(Case):
 KINDS = (0o6777, "capability", "both")
 # These operations truncate the program, so that it cannot be executed.
 NO_PROGRAM = ("open to cut", "open to cut and read", "open to read and cut")
+# On a mount without open requests, the daemon takes a chown(2) without changes by root for a write, if it removes
+# capabilities (docs/semantics.md).
+WITHOUT_OPENS = False
 
 
 def program_cases():
@@ -459,7 +462,8 @@ def program_cases():
             for what in KINDS:
                 case = ProgramCase(len(found), name, what, uid)
                 case.steps = run(case)
-                if name not in NO_PROGRAM:
+                unlike = WITHOUT_OPENS and (name, what) == ("chown none", "both")
+                if name not in NO_PROGRAM and not unlike:
                     found.append(case)
     return found
 

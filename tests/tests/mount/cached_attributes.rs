@@ -14,6 +14,13 @@ const MODES: [&str; 5] = [
     "passthrough=read,coherence=overlay",
 ];
 
+/// Returns the script for mounts with these options.
+fn matrix(options: &str) -> String {
+    let is_without = options.contains("passthrough=off");
+    let without = if is_without { "True" } else { "False" };
+    format!("{MATRIX}\nWITHOUT_OPENS = {without}")
+}
+
 /// Creates the objects of `group` and runs its cases, in a mount with these options and in a plain directory.
 #[track_caller]
 fn same(content: Content, options: &str, group: &str) {
@@ -22,10 +29,11 @@ fn same(content: Content, options: &str, group: &str) {
         Content::Lower => "LOWER = True",
         Content::Upper => "",
     };
-    let build = format!("{MATRIX}\nplant_{group}()");
+    let matrix = matrix(options);
+    let build = format!("{matrix}\nplant_{group}()");
     // Thousands of files are copied up, and this test does not cut the power.
     let beside = Beside::with(content, &build, &format!("{options},volatile"));
-    let output = beside.same(&format!("{MATRIX}\n{lower}\nrun_{group}()"));
+    let output = beside.same(&format!("{matrix}\n{lower}\nrun_{group}()"));
     assert!(
         output.lines().count() > 100,
         "too little was tried: {output}"
@@ -145,7 +153,7 @@ fn a_setuid_program_never_runs_content_of_another_user() {
     if !can(&NEEDS) {
         return;
     }
-    for options in ["passthrough=all", "passthrough=read"] {
+    for options in ["passthrough=all", "passthrough=read", "passthrough=off"] {
         let beside = Beside::with(Content::Upper, "", options);
         for writer in ["direct", "reopened"] {
             let script = format!("{RACE}\nraces({writer:?})");
@@ -215,11 +223,14 @@ fn a_program_made_setuid_during_exec_does_not_run_content_of_another_user() {
     if !can(&NEEDS) {
         return;
     }
-    let beside = Beside::with(Content::Upper, "", "passthrough=all");
-    let script = format!("{RACE}\n{LATE_MODE}");
-    let output = python(beside.mount.path(), &script).ok().out();
-    eprintln!("{output}");
-    beside.mount.unmount();
+    // With `passthrough=off`, the daemon is notified of neither open.
+    for options in ["passthrough=all", "passthrough=off"] {
+        let beside = Beside::with(Content::Upper, "", options);
+        let script = format!("{RACE}\n{LATE_MODE}");
+        let output = python(beside.mount.path(), &script).ok().out();
+        eprintln!("{options}: {output}");
+        beside.mount.unmount();
+    }
 }
 
 /// Kernel overlayfs has a cache of its own above cowlfs.
@@ -228,7 +239,7 @@ fn writes_through_kernel_overlayfs_clear_setuid_bits() {
     if !can(&NEEDS) {
         return;
     }
-    for options in ["passthrough=all", "passthrough=read"] {
+    for options in ["passthrough=all", "passthrough=read", "passthrough=off"] {
         let beside = Beside::with(Content::Upper, "", options);
         let stack = Stack {
             lowers: vec![beside.scratch.make("empty")],
@@ -241,7 +252,7 @@ fn writes_through_kernel_overlayfs_clear_setuid_bits() {
             std::fs::create_dir(beside.mount.path().join(dir)).unwrap();
         }
         let above = Overlay::kernel(&stack, &beside.scratch.make("above"));
-        let script = format!("{MATRIX}\nplant_programs()\nrun_programs()");
+        let script = format!("{}\nplant_programs()\nrun_programs()", matrix(options));
         let ours = python(above.path(), &script).ok();
         let theirs = python(&beside.plain, &script).ok();
         assert_eq!(ours.out(), theirs.out(), "{options}");

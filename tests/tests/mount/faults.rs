@@ -126,7 +126,8 @@ fn writes_and_closes_that_end_the_daemon_leave_a_mount_that_can_be_unmounted() {
         ("setattr", Some(EIO)),
     ] {
         let dir = Scratch::new("fault-write");
-        let options = "keeper=on,passthrough=off";
+        // The daemon serves the upper layer, and is notified of each close.
+        let options = "keeper=on,passthrough=read";
         let overlay = mounted(&dir, options, &format!("segv {request}"));
         let path = overlay.path();
         let mut truncating = File::options();

@@ -52,7 +52,7 @@ impl Case {
 
 #[test]
 fn a_small_lower_file_is_read_without_a_read_request() {
-    for options in ["", "passthrough=read", "passthrough=off"] {
+    for options in ["", "passthrough=read"] {
         let Some(case) = Case::new(options) else {
             return;
         };

@@ -35,6 +35,7 @@ mod nested;
 mod new_files;
 mod numbers;
 mod open_files;
+mod open_requests;
 mod passthrough;
 mod paths;
 mod peer_failures;

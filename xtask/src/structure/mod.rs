@@ -43,7 +43,13 @@ const ORDERS: [Order; 4] = [
     Order {
         directory: "fs/overlay/src",
         modules: &[
-            &["push", "replace_layers", "record", "kernel_index"],
+            &[
+                "push",
+                "replace_layers",
+                "record",
+                "kernel_index",
+                "unopened",
+            ],
             &["op"],
             &["services"],
             &["overlay"],

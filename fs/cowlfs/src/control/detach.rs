@@ -241,11 +241,8 @@ fn detach_unused(mount: &OwnMount) -> Result<usize, Response> {
 fn detach_copies(overlay: &Overlay, mount: &OwnMount) -> Result<bool, Response> {
     let remaining = detach_unused(mount)?;
     let until = Instant::now() + RELEASE_TIMEOUT;
-    loop {
-        let (readers, writers) = overlay.open_files();
-        if (readers, writers) == (0, 0) {
-            break;
-        }
+    // Without open requests, only processes that use the mount are known.
+    while let Some((readers, writers)) = overlay.open_files().filter(|open| *open != (0, 0)) {
         if Instant::now() >= until {
             // The descriptor is not held by a process, but by a loop device, for example, or by a message in a socket.
             return Err(Response::Busy { writers, readers });

@@ -368,7 +368,7 @@ pub(crate) fn answer_upgraded(mut client: UnixStream, upgraded: Upgraded) -> io:
 
 fn status(served: &ServedMount) -> Status {
     let (overlay, config) = (&served.overlay, &served.config);
-    let (open_files, open_for_write) = overlay.open_files();
+    let (open_files, open_for_write) = overlay.open_files().unwrap_or_default();
     let (upper, lowers) = overlay.layer_paths();
     let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
     Status {
@@ -396,7 +396,7 @@ fn stats(served: &ServedMount) -> Response {
 
 /// Writes everything that programs have stored through mappings to the layers.
 fn flush(served: &ServedMount) -> Response {
-    for ino in served.overlay.inodes().with_writers() {
+    for ino in cowl_overlay::unopened::possibly_mapped(&served.overlay) {
         if let Err(error) = (served.flush)(ino) {
             let message = format!("cannot write back mapped pages: {error}");
             return Response::Failed { message };

@@ -149,7 +149,8 @@ impl SignalTarget {
                 return false;
             }
             let found = self.mount.find_all().unwrap_or_default();
-            self.overlay.open_files() == (0, 0) && detach::refuse_users(&self.mount, &found).is_ok()
+            self.overlay.open_files() == Some((0, 0))
+                && detach::refuse_users(&self.mount, &found).is_ok()
         };
         if unused() {
             log::info!("cannot detach all copies of the mount: aborting the connection");
@@ -158,17 +159,20 @@ impl SignalTarget {
         if self.connection.wait_for_end(GRACE) {
             return;
         }
-        let (readers, writers) = self.overlay.open_files();
-        log::warn!(
-            "aborting the connection: {} is still in use ({readers} files open for reading, {writers} for writing)",
-            self.mount.path.shown()
-        );
+        let open = match self.overlay.open_files() {
+            Some((readers, writers)) => {
+                format!(" ({readers} files open for reading, {writers} for writing)")
+            }
+            None => String::new(),
+        };
+        let path = self.mount.path.shown();
+        log::warn!("aborting the connection: {path} is still in use{open}");
         self.write_back();
         self.connection.abort();
     }
 
     fn write_back(&self) {
-        for ino in self.overlay.inodes().with_writers() {
+        for ino in cowl_overlay::unopened::possibly_mapped(&self.overlay) {
             if let Err(error) = (self.flush)(ino) {
                 log::warn!("cannot write back mapped pages: {error}");
             }

@@ -28,6 +28,9 @@ pub struct Stats {
     pub open_files: u32,
     /// The number of descriptors that are open for writing.
     pub open_for_write: u32,
+    /// Whether open files are counted. Otherwise both numbers are 0: the kernel opens files without a request.
+    #[serde(default = "counts_by_default")]
+    pub counts_open_files: bool,
     /// The memory that it does not share with other processes, in bytes.
     pub memory: u64,
     /// The number of requests that a panic has ended, each of them an error of this program.
@@ -44,6 +47,11 @@ pub struct Stats {
     pub awake: LatencyOutcome,
     /// The number of requests from the kernel by kind, without kinds that were never sent.
     pub requests: BTreeMap<String, u64>,
+}
+
+/// The earlier versions of the daemon count open files.
+fn counts_by_default() -> bool {
+    true
 }
 
 impl Stats {
@@ -64,13 +72,18 @@ impl Stats {
 /// Formats the statistics as one line for the log.
 impl fmt::Display for Stats {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:.0} s, {} inodes known, ", self.uptime, self.inodes)?;
+        if self.counts_open_files {
+            let (open, for_write) = (self.open_files, self.open_for_write);
+            write!(
+                out,
+                "{} files open ({for_write} for writing), ",
+                open + for_write
+            )?;
+        }
         write!(
             out,
-            "{:.0} s, {} inodes known, {} files open ({} for writing), {} KiB of memory, {} requests:",
-            self.uptime,
-            self.inodes,
-            self.open_files + self.open_for_write,
-            self.open_for_write,
+            "{} KiB of memory, {} requests:",
             self.memory >> 10,
             self.total(),
         )?;
@@ -138,13 +151,15 @@ impl StatsSource {
 
     /// Returns the current statistics.
     pub(crate) fn read(&self) -> Result<Stats> {
-        let (open_files, open_for_write) = self.overlay.open_files();
+        let counted = self.overlay.open_files();
+        let (open_files, open_for_write) = counted.unwrap_or_default();
         Ok(Stats {
             pid: self.pid(),
             uptime: self.uptime().as_secs_f64(),
             inodes: self.overlay.inodes().len(),
             open_files,
             open_for_write,
+            counts_open_files: counted.is_some(),
             memory: sys::process::own_memory()?,
             panics: cowl_layers::panics::caught(),
             refused: self.requests.refused(),
@@ -169,6 +184,7 @@ mod tests {
             inodes: 3,
             open_files: 2,
             open_for_write: 1,
+            counts_open_files: true,
             memory: 5 << 20,
             panics: 0,
             refused: 0,
@@ -185,5 +201,14 @@ mod tests {
         );
         let text = serde_json::to_string(&stats).unwrap();
         assert_eq!(serde_json::from_str::<Stats>(&text).unwrap(), stats);
+        let uncounted = Stats {
+            counts_open_files: false,
+            requests: BTreeMap::new(),
+            ..stats
+        };
+        assert_eq!(
+            uncounted.to_string(),
+            "62 s, 3 inodes known, 5120 KiB of memory, 0 requests:"
+        );
     }
 }

@@ -135,7 +135,9 @@ pub(crate) fn resume(
     let (handed_over, registered) = (device.try_clone()?, device.try_clone()?);
     let busy_poll = BusyPoll::new(polled, settings.busy_poll);
     let pool = Arc::new(WorkerPool::new(settings.threads));
-    let create = |origin| Adapter::new(overlay, settings, pool.clone(), busy_poll, origin);
+    let create = |origin, negotiated| {
+        Adapter::new(overlay, settings, pool.clone(), busy_poll, origin).continuing(negotiated)
+    };
     let (adapter, negotiated) = match predecessor {
         Predecessor::Running(record, files) => {
             let SessionRecord {
@@ -144,11 +146,11 @@ pub(crate) fn resume(
             } = record;
             let negotiated = adapter.negotiated;
             let origin = Origin::Predecessor(registered, Box::new(adapter), files, next_handle);
-            (create(origin), negotiated)
+            (create(origin, negotiated), negotiated)
         }
         Predecessor::Killed(negotiated, values, ledger) => {
             // Its registrations are those of this process, because it has ended.
-            let adapter = create(Origin::New(registered));
+            let adapter = create(Origin::New(registered), negotiated);
             adapter.restore(values, ledger);
             (adapter, negotiated)
         }

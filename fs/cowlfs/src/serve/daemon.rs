@@ -49,6 +49,7 @@ impl Daemon {
             begun,
         } = self.serving;
         let device = self.mount.device;
+        cowl_overlay::unopened::set_device(&overlay, device);
         let (ended, kept) = (overlay.clone(), custody.clone());
         let stats = StatsSource::new(overlay.clone(), self.requests, self.uptime, custody.clone());
         let cannot = |error| failed(format!("cannot start a thread: {error}"));

@@ -239,6 +239,31 @@ fn open_files(task: &Path, open: fs::ReadDir, dev: Device, holds: &mut Vec<Hold>
     }
 }
 
+/// Whether a thread has a file open for writing: that with the inode number `ino` of the file system `dev`.
+///
+/// Returns `None` if its descriptors are not visible. Sends no request to the file system.
+pub fn writes_to(thread: u32, dev: Device, ino: u64) -> Option<bool> {
+    let task = PathBuf::from(format!("/proc/{thread}"));
+    let mut writes = false;
+    for fd in fs::read_dir(task.join("fd")).ok()? {
+        let fd = fd.ok()?;
+        // A descriptor that another thread has closed meanwhile is not the one of a request in progress.
+        let Ok(info) = fs::read(task.join("fdinfo").join(fd.file_name())) else {
+            continue;
+        };
+        let number = inode_number(&info)?;
+        writes |= number == ino && opened_for_writing(&info) && lies_on(&fd.path(), dev);
+    }
+    Some(writes)
+}
+
+/// Returns the inode number in /proc/PID/fdinfo/FD; `None` before Linux 5.14.
+fn inode_number(info: &[u8]) -> Option<u64> {
+    let mut lines = info.split(|&b| b == b'\n');
+    let number = lines.find_map(|line| line.strip_prefix(b"ino:"))?;
+    std::str::from_utf8(number.trim_ascii()).ok()?.parse().ok()
+}
+
 /// Whether two threads share a table of descriptors. `false` if the kernel does not support the comparison.
 fn share_files(one: u32, other: u32) -> bool {
     const FILES: libc::c_int = 2; // KCMP_FILES
@@ -280,6 +305,26 @@ mod tests {
         let dev = |major, minor| Device { major, minor };
         assert!(maps_device(maps, dev(0xfe, 3)));
         assert!(!maps_device(maps, dev(0xfe, 4)));
+    }
+
+    #[test]
+    fn a_file_that_is_open_for_writing_is_found() {
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!(inode_number(b"pos:\t0\nino:\t77\n"), Some(77));
+        assert_eq!(inode_number(b"pos:\t0\n"), None);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let reader = fs::File::open(file.path()).unwrap();
+        let dev = Device::from_fd(&reader).unwrap();
+        let ino = reader.metadata().unwrap().ino();
+        let thread = rustix::thread::gettid()
+            .as_raw_nonzero()
+            .get()
+            .cast_unsigned();
+        assert_eq!(writes_to(thread, dev, ino), Some(true));
+        let path = file.into_temp_path();
+        assert_eq!(writes_to(thread, dev, ino), Some(false), "open for reading");
+        drop(path);
+        assert_eq!(writes_to(u32::MAX, dev, ino), None);
     }
 
     #[test]

@@ -2,30 +2,42 @@
 //!
 //! An open file does not own a descriptor, because a container may have more open files than the daemon may have
 //! descriptors. All open files of an inode with the same access share one, which is reopened if it was evicted.
+//!
+//! On a mount without open requests (docs/decisions/0044), descriptors belong to inodes, and are closed when the kernel
+//! forgets these.
 
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use cowl_layers::locks::Mutex;
 use lru::LruCache;
 use rustc_hash::FxHashMap;
+use rustix::fs::OFlags;
 
-use super::handle::{FileHandle, VersionedDescriptor, open_flags};
-use crate::inode::Inode;
+use super::handle::{FileHandle, Origin, VersionedDescriptor, open_flags};
+use crate::inode::{Inode, OpenOptions};
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys::open::{DescriptorCache, register_cache};
+
+/// All values that [`open_flags`] returns.
+const ACCESS_FLAGS: [OFlags; 4] = [
+    OFlags::RDONLY,
+    OFlags::RDWR,
+    OFlags::RDONLY.union(OFlags::NOATIME),
+    OFlags::RDWR.union(OFlags::NOATIME),
+];
 
 /// The maximum number of cached descriptors, whatever the limit of the process.
 const MAX_CAPACITY: u64 = 4096;
 
-/// An inode that has open files: its address, which is unique while a handle refers to it.
+/// An inode: its address, which is unique while a handle, or an [`Entry`], refers to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct InodeKey(usize);
+pub(crate) struct InodeKey(usize);
 
 impl InodeKey {
-    fn new(inode: &Arc<Inode>) -> Self {
+    pub(crate) fn new(inode: &Arc<Inode>) -> Self {
         Self(Arc::as_ptr(inode).addr())
     }
 }
@@ -46,6 +58,23 @@ impl Key {
     }
 }
 
+/// A cached descriptor.
+#[derive(Debug)]
+struct Entry {
+    descriptor: VersionedDescriptor,
+    /// The inode of a descriptor that no open file uses. The reference prevents that another inode gets its address.
+    _unopened: Option<Weak<Inode>>,
+}
+
+impl Entry {
+    fn opened(descriptor: VersionedDescriptor) -> Self {
+        Self {
+            descriptor,
+            _unopened: None,
+        }
+    }
+}
+
 /// The last writeback error of an inode that a sync has returned.
 #[derive(Clone, Copy, Debug)]
 struct WritebackError {
@@ -56,7 +85,7 @@ struct WritebackError {
 
 #[derive(Debug)]
 struct Table {
-    open: LruCache<Key, VersionedDescriptor>,
+    open: LruCache<Key, Entry>,
     /// The number of open files for each key.
     users: FxHashMap<Key, u32>,
     /// The number of open files of each inode.
@@ -101,7 +130,7 @@ impl ContentDescriptors {
             handle.errors_seen.store(error.count, Ordering::Release);
         }
         if let Some(descriptor) = descriptor {
-            evicted = table.open.push(key, descriptor);
+            evicted = table.open.push(key, Entry::opened(descriptor));
         }
         drop(table);
         drop(evicted);
@@ -148,21 +177,58 @@ impl ContentDescriptors {
 
     /// Returns the cached descriptor of an open file, if it refers to this version of the content.
     pub(super) fn get(&self, handle: &FileHandle, version: u32) -> Option<Arc<OwnedFd>> {
+        let key = Key::new(handle);
         let mut table = self.0.lock();
-        let (fd, cached_version) = table.open.get(&Key::new(handle))?;
-        (*cached_version == version).then(|| fd.clone())
+        let mut find = |key| {
+            let (fd, cached_version) = &table.open.get(&key)?.descriptor;
+            (*cached_version == version).then(|| fd.clone())
+        };
+        let found = find(key);
+        if handle.origin == Origin::Request && key.flags == OFlags::RDONLY.bits() {
+            // The descriptor of a file that was just written can be read as well.
+            let flags = OFlags::RDWR.bits();
+            return found.or_else(|| find(Key { flags, ..key }));
+        }
+        found
     }
 
-    /// Caches the descriptor of an open file.
+    /// Caches the descriptor of an open file, or of an inode on a mount without open requests.
     pub(super) fn put(&self, handle: &FileHandle, descriptor: VersionedDescriptor) {
         let key = Key::new(handle);
         let mut table = self.0.lock();
-        let evicted = table
-            .users
-            .contains_key(&key)
-            .then(|| table.open.push(key, descriptor));
+        let entry = match handle.origin {
+            Origin::Open => (table.users.contains_key(&key)).then(|| Entry::opened(descriptor)),
+            Origin::Request => Some(Entry {
+                descriptor,
+                _unopened: Some(Arc::downgrade(&handle.inode)),
+            }),
+        };
+        let evicted = entry.and_then(|entry| table.open.push(key, entry));
         drop(table);
         drop(evicted);
+    }
+
+    /// Caches the descriptor of a file that was created, on a mount without open requests.
+    pub(crate) fn keep_created(&self, handle: &FileHandle, descriptor: VersionedDescriptor) {
+        let options = OpenOptions {
+            write: true,
+            ..OpenOptions::default()
+        };
+        self.put(&FileHandle::for_request(&handle.inode, options), descriptor);
+    }
+
+    /// Closes the descriptors of an inode that the kernel has forgotten, on a mount without open requests.
+    pub(crate) fn close_unopened(&self, inode: InodeKey) {
+        let mut table = self.0.lock();
+        if table.open.is_empty() {
+            return;
+        }
+        let closed = ACCESS_FLAGS.map(|flags| {
+            let flags = flags.bits();
+            table.open.pop(&Key { inode, flags })
+        });
+        drop(table);
+        drop(closed);
     }
 
     /// Completes a sync of an open file: returns its error, or else an error that the sync of another open file of the
@@ -171,6 +237,10 @@ impl ContentDescriptors {
     /// The kernel reports a writeback error once to each open file description (errseq_t), and here several open
     /// files share one.
     pub(super) fn report_sync(&self, handle: &FileHandle, synced: Result<()>) -> Result<()> {
+        if handle.origin == Origin::Request {
+            // It is unknown which open files have returned an error.
+            return synced;
+        }
         let inode = InodeKey::new(&handle.inode);
         let mut table = self.0.lock();
         let known = table.errors.get(&inode).copied();
@@ -210,7 +280,7 @@ fn is_writeback_error(error: Error) -> bool {
 mod tests {
     use super::*;
     use crate::content::OpenCounts;
-    use crate::inode::{Identity, OpenOptions, fixture};
+    use crate::inode::{Identity, fixture};
 
     const READ: OpenOptions = OpenOptions {
         write: false,
@@ -291,6 +361,37 @@ mod tests {
         fixture.descriptors.put(&handles[9], (recent, 0));
         assert_eq!(fixture.cached(), 0);
         assert_eq!(fixture.descriptors.evict_half(), 0);
+    }
+
+    #[test]
+    fn descriptors_of_a_forgotten_inode_are_closed() {
+        let fixture = Fixture::new(4);
+        let put = |inode: &Arc<Inode>, options| {
+            let handle = FileHandle::for_request(inode, options);
+            let fd = std::fs::File::open(fixture.layer.path()).unwrap();
+            fixture.descriptors.put(&handle, (Arc::new(fd.into()), 0));
+            handle
+        };
+        let quiet = |options| OpenOptions {
+            keep_atime: true,
+            ..options
+        };
+        let (inode, other) = (fixture.inode(1), fixture.inode(2));
+        for options in [READ, WRITE, quiet(READ), quiet(WRITE)] {
+            let handle = put(&inode, options);
+            assert!(fixture.descriptors.get(&handle, 0).is_some());
+        }
+        put(&other, READ);
+        assert_eq!(fixture.cached(), 4, "the capacity");
+        let key = InodeKey::new(&inode);
+        drop(inode);
+        // Until then, no other inode gets the address.
+        let others: Vec<_> = (3..100).map(|ino| fixture.inode(ino)).collect();
+        assert!(others.iter().all(|inode| InodeKey::new(inode) != key));
+        fixture.descriptors.close_unopened(key);
+        assert_eq!(fixture.cached(), 1);
+        fixture.descriptors.close_unopened(InodeKey::new(&other));
+        assert_eq!(fixture.cached(), 0);
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod record;
 mod sync;
 mod transfer;
 
-pub(crate) use descriptors::ContentDescriptors;
+pub(crate) use descriptors::{ContentDescriptors, InodeKey};
 pub use examine::UsualChange;
 pub(crate) use handle::OpenCounts;
 pub use handle::{FileHandle, Opened, VersionedDescriptor, Writer};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::descriptors::ContentDescriptors;
-use super::handle::{FileHandle, OpenCounts, Opened, VersionedDescriptor, open_flags};
+use super::handle::{FileHandle, OpenCounts, Opened, Origin, VersionedDescriptor, open_flags};
 use super::privileges::truncate;
 use crate::copy_up::{CopyExtent, CopyUp};
 use crate::inode::{Inode, OpenOptions};
@@ -22,6 +22,19 @@ pub(crate) struct Content<'o> {
     pub(crate) descriptors: &'o ContentDescriptors,
 }
 
+/// The options of a file that is only read.
+const READ: OpenOptions = OpenOptions {
+    write: false,
+    truncate: false,
+    exec: false,
+    keep_atime: false,
+};
+/// The options of a file that is written.
+const WRITE: OpenOptions = OpenOptions {
+    write: true,
+    ..READ
+};
+
 impl Content<'_> {
     /// Opens a regular file.
     ///
@@ -34,15 +47,7 @@ impl Content<'_> {
         options: OpenOptions,
         is_known_version: impl FnOnce(u32) -> bool,
     ) -> Result<Opened> {
-        if inode.kind() != FileKind::Regular {
-            let errno = if inode.is_dir() {
-                Errno::ISDIR
-            } else {
-                // The kernel opens FIFOs, sockets and devices itself.
-                Errno::NXIO
-            };
-            return Err(Error::Errno(errno));
-        }
+        require_regular(inode)?;
         if options.truncate && !options.write && inode.is_executing() {
             // The kernel checks for ETXTBSY itself at an open for writing. At one that only truncates it checks
             // after the open, and with FUSE_ATOMIC_O_TRUNC the file is truncated by then.
@@ -71,6 +76,18 @@ impl Content<'_> {
             truncate(self.cx, caller, inode, &fd, 0)?;
         }
         Ok(self.count_open(inode, Some((fd, version)), options))
+    }
+
+    /// Returns a handle for one request, on a mount without open requests.
+    ///
+    /// Nothing is opened or copied up before the handle is used.
+    pub(crate) fn for_request(
+        &self,
+        inode: &Arc<Inode>,
+        options: OpenOptions,
+    ) -> Result<Arc<FileHandle>> {
+        require_regular(inode)?;
+        Ok(FileHandle::for_request(inode, options))
     }
 
     /// Counts an open file, and caches its descriptor.
@@ -103,29 +120,62 @@ impl Content<'_> {
         if let Some(fd) = self.descriptors.get(handle, version) {
             return Ok(fd);
         }
-        let mut options = handle.options;
-        if options.write && !self.is_in_upper(handle)? {
-            // A snapshot has frozen the layer, and a flatten may have moved the content to one on a read-only mount. A
-            // write copies the file up first.
-            options.write = false;
-        }
-        let fd = Arc::new(open_content(&handle.inode, open_flags(options))?);
+        let fd = self.open_descriptor(handle)?;
         self.descriptors.put(handle, (fd.clone(), version));
         Ok(fd)
     }
 
+    /// Returns a new descriptor for a handle, which is not cached.
+    pub(crate) fn open_descriptor(&self, handle: &FileHandle) -> Result<Arc<OwnedFd>> {
+        let mut options = handle.options;
+        if options.write && !self.is_in_upper(handle)? {
+            // A snapshot has frozen the layer, and a flatten may have moved the content to one on a read-only mount; or
+            // the file was opened without a request. A write copies the file up first.
+            options.write = false;
+        }
+        Ok(Arc::new(open_content(&handle.inode, open_flags(options))?))
+    }
+
+    /// Returns the descriptor of a handle for a sync.
+    ///
+    /// Without open requests, that is the one which was used for writing, because it reports the errors of writeback.
+    /// Otherwise the file is opened for reading: a program may sync a file that no process may open for writing.
+    pub(super) fn descriptor_to_sync(&self, handle: &FileHandle) -> Result<Arc<OwnedFd>> {
+        if handle.origin == Origin::Open {
+            return self.descriptor(handle);
+        }
+        let written = FileHandle::for_request(&handle.inode, WRITE);
+        match self
+            .descriptors
+            .get(&written, handle.inode.content_version())
+        {
+            Some(fd) => Ok(fd),
+            None => self.descriptor(&FileHandle::for_request(&handle.inode, READ)),
+        }
+    }
+
     /// Returns the descriptor of a handle for a change of the content.
     ///
-    /// A descriptor that was opened for writing before a snapshot refers to a frozen layer. In that case, copies
-    /// the file up first, as an open does.
+    /// A descriptor that was opened for writing before a snapshot refers to a frozen layer. In that case, and without
+    /// open requests, copies the file up first, as an open does.
     pub(super) fn descriptor_to_write(&self, handle: &FileHandle) -> Result<Arc<OwnedFd>> {
         // No race: the number changes only under the stack's exclusive lock, and this operation holds the shared
         // one.
         let pushes = self.opens.pushes();
-        if handle.pushes.load(Ordering::Acquire) != pushes {
+        if handle.origin == Origin::Request || handle.pushes.load(Ordering::Acquire) != pushes {
             self.copy_up.copy_up_file(&handle.inode, CopyExtent::Data)?;
             handle.pushes.store(pushes, Ordering::Release);
         }
         self.descriptor(handle)
+    }
+}
+
+/// Fails for an object that is not a regular file.
+fn require_regular(inode: &Inode) -> Result<()> {
+    match inode.kind() {
+        FileKind::Regular => Ok(()),
+        FileKind::Directory => Err(Error::Errno(Errno::ISDIR)),
+        // The kernel opens FIFOs, sockets and devices itself.
+        _ => Err(Error::Errno(Errno::NXIO)),
     }
 }

@@ -44,6 +44,8 @@ impl FileHandle {
                     exec,
                     keep_atime,
                 },
+            // A handle for one request is not recorded.
+            origin: _,
             errors_seen,
             pushes,
         } = self;
@@ -88,6 +90,9 @@ impl OpenCounts {
             writers: _,
             readers: _,
             pushes,
+            // Follows from the handshake with the kernel, which is recorded elsewhere.
+            are_unknown: _,
+            device: _,
         } = self;
         pushes.load(Ordering::Acquire)
     }

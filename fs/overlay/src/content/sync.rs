@@ -38,7 +38,7 @@ impl Content<'_> {
                 (*access_path(inode)?).as_fd(),
                 OFlags::RDONLY,
             )?),
-            None => self.descriptor(handle)?,
+            None => self.descriptor_to_sync(handle)?,
         };
         // fdatasync(2) does not persist the rename of a copy-up: on ext4 it commits only changes of content or size.
         // Without that rename, the name refers to the old content after a crash.

@@ -2,7 +2,7 @@
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 
-use super::handle::{FileHandle, Writer};
+use super::handle::{FileHandle, Origin, Writer};
 use super::open::Content;
 use super::privileges::as_unprivileged;
 use cowl_layers::error::{Errno, Error, Result};
@@ -28,7 +28,13 @@ impl Content<'_> {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<usize> {
-        let fd = self.descriptor(handle)?;
+        let version = handle.inode.content_version();
+        let cached = self.descriptors.get(handle, version);
+        let is_cached = cached.is_some();
+        let fd = match cached {
+            Some(fd) => fd,
+            None => self.open_descriptor(handle)?,
+        };
         let mut done = 0;
         while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
             let count = rustix::io::retry_on_intr(|| {
@@ -38,6 +44,13 @@ impl Content<'_> {
                 break;
             }
             done += count;
+        }
+        // The kernel has the whole content of a small file now. Without open requests, nothing would close the
+        // descriptor before the kernel forgets the inode.
+        let is_whole = offset == 0 && done < buffer.len();
+        let is_done = is_whole && handle.origin == Origin::Request;
+        if !is_cached && !is_done {
+            self.descriptors.put(handle, (fd, version));
         }
         Ok(done)
     }

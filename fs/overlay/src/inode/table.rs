@@ -44,14 +44,14 @@ pub(crate) enum NumberStorage {
 }
 
 impl InodeTable {
-    /// Returns the node ids of the inodes that a process has open for writing.
-    pub fn with_writers(&self) -> Vec<u64> {
+    /// Returns the node ids of the regular files for which `is` returns true.
+    pub(crate) fn numbers_of(&self, is: impl Fn(&Inode) -> bool) -> Vec<u64> {
         let mut found = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock();
             let live = shard.values().filter_map(TableEntry::living);
             found.extend(
-                live.filter(|inode| inode.has_writers())
+                live.filter(|inode| inode.kind() == FileKind::Regular && is(inode))
                     .map(|inode| inode.ino()),
             );
         }
@@ -366,6 +366,13 @@ impl InodeTable {
 
     /// Subtracts `count` from the lookup count of a node id (FUSE_FORGET), and drops an unreferenced inode at zero.
     pub fn forget(&self, ino: u64, count: u64) {
+        self.forget_then(ino, count, |_| {});
+    }
+
+    /// Like [`Self::forget`]. Calls `forgotten` with the inode at zero, before it is dropped.
+    ///
+    /// This is the reference that the table had, so that no other thread finds the inode in use by it.
+    pub(crate) fn forget_then(&self, ino: u64, count: u64, forgotten: impl FnOnce(&Arc<Inode>)) {
         if NodeIds::is_replacement(ino) {
             if let Some(inode) = self.node_ids.get(ino) {
                 let object = if self.is_forgotten(inode.ino()) {
@@ -377,6 +384,9 @@ impl InodeTable {
                 // Another thread may have handled the forget of the own number in between.
                 if self.is_forgotten(inode.ino()) {
                     self.node_ids.drop_unused(inode.ino());
+                }
+                if self.node_ids.is_forgotten(ino) {
+                    forgotten(&inode);
                 }
                 self.prune(inode);
             }
@@ -396,6 +406,7 @@ impl InodeTable {
         };
         let Some(freed) = freed else { return };
         self.node_ids.drop_unused(ino);
+        forgotten(&freed);
         self.prune(freed);
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 use rustix::thread::CapabilitySet;
 
+use super::acl::permits_write;
 use super::read::{Attr, Attributes};
 use crate::content::{Content, FileHandle, change_for_caller, truncate};
 use crate::copy_up::{CopyExtent, CopyUp};
@@ -14,10 +15,10 @@ use crate::reach::{
     Caller, Context, access_path, has_capability, lock_capabilities, open_content, stat_on_disk,
 };
 use cowl_layers::error::{Errno, Error, Result};
-use cowl_layers::format::CAPABILITY;
+use cowl_layers::format::{ACL_ACCESS, CAPABILITY};
 use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
-use cowl_layers::sys::stat::FileKind;
+use cowl_layers::sys::stat::{FileKind, Stat};
 
 /// The attribute changes of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +82,7 @@ impl SetAttributes<'_> {
         let capabilities_removed = inode.flags().take_capabilities_removed();
         let dropped = if *set != SetAttr::default() {
             None
-        } else if capabilities_removed && is_privileged_write(caller, inode)? {
+        } else if capabilities_removed && self.is_privileged_write(caller, inode)? {
             return self.attributes.attr(inode);
         } else {
             Some(self.privileges_to_drop(caller, inode)?)
@@ -187,23 +188,47 @@ impl SetAttributes<'_> {
         let drop = 0o4000 | if setgid { 0o2000 } else { 0 };
         if stat.perm() & drop != 0 {
             let is_owner = caller.uid == 0 || self.cx.is_user(caller, stat.uid);
-            if !is_owner && !inode.has_writers() {
+            if !is_owner && !self.may_be_writing(caller, inode, &stat)? {
                 return Err(Error::Errno(Errno::PERM));
             }
         }
         Ok(drop)
     }
-}
 
-/// Whether an empty request that follows the removal of the file capabilities is part of a write that keeps setuid and
-/// setgid.
-///
-/// Before a write to a file with capabilities, the kernel removes them (REMOVEXATTR) and sends an empty SETATTR. If the
-/// writer has CAP_FSETID, the bits must remain; otherwise the kernel wants them dropped. For a chown(2) without changes,
-/// which drops them for every caller, the kernel sends the same two requests; it is recognized by the absence of
-/// writers (docs/semantics.md).
-fn is_privileged_write(caller: Caller, inode: &Inode) -> Result<bool> {
-    Ok(inode.has_writers() && has_capability(caller, CapabilitySet::FSETID)?)
+    /// Whether an empty request that follows the removal of the file capabilities is part of a write that keeps setuid
+    /// and setgid.
+    ///
+    /// Before a write to a file with capabilities, the kernel removes them (REMOVEXATTR) and sends an empty SETATTR. If
+    /// the writer has CAP_FSETID, the bits must remain; otherwise the kernel wants them dropped. For a chown(2) without
+    /// changes, which drops them for every caller, the kernel sends the same two requests; it is recognized by the
+    /// absence of writers (docs/semantics.md).
+    fn is_privileged_write(&self, caller: Caller, inode: &Inode) -> Result<bool> {
+        let may_have_writers = self.content.opens.may_have_writers(inode);
+        Ok(may_have_writers && has_capability(caller, CapabilitySet::FSETID)?)
+    }
+
+    /// Whether the caller may have the file open for writing.
+    ///
+    /// Without open requests, its descriptors show that. If they are not visible, the permission to open the file
+    /// decides: such a caller could drop the bits by a write.
+    fn may_be_writing(&self, caller: Caller, inode: &Inode, stat: &Stat) -> Result<bool> {
+        if !self.content.opens.are_unknown() {
+            return Ok(inode.has_writers());
+        }
+        if let Some(is_writer) = self.content.opens.is_writer(caller, inode) {
+            return Ok(is_writer);
+        }
+        if has_capability(caller, CapabilitySet::DAC_OVERRIDE)? {
+            return Ok(true);
+        }
+        let acl = match sys::xattr::get((*access_path(inode)?).as_fd(), ACL_ACCESS) {
+            Err(error) if error.errno() == Errno::OPNOTSUPP => None,
+            found => found?,
+        };
+        let is_user = |uid| self.cx.is_user(caller, uid);
+        let is_member = |gid| self.cx.is_member(caller, gid);
+        permits_write(stat, acl.as_deref(), is_user, is_member)
+    }
 }
 
 /// Removes mode bits and the file capabilities from an object that is not a directory.

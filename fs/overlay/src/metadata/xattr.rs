@@ -8,6 +8,7 @@ use rustix::thread::CapabilitySet;
 
 use super::acl::{is_acl, map_acl};
 use super::capability;
+use crate::content::OpenCounts;
 use crate::copy_up::CopyUp;
 use crate::idmap::IdMap;
 use crate::inode::{Inode, NO_CAPABILITIES};
@@ -29,6 +30,7 @@ const XATTR_REPLACE: u32 = 2;
 pub(crate) struct Xattrs<'o> {
     pub(crate) cx: &'o Context<'o>,
     pub(crate) copy_up: CopyUp<'o>,
+    pub(crate) opens: &'o OpenCounts,
 }
 
 impl Xattrs<'_> {
@@ -272,7 +274,7 @@ impl Xattrs<'_> {
             self.cx
                 .commit(&intent, || sys::xattr::remove(target.as_fd(), &disk))
         })?;
-        if disk == CAPABILITY && inode.has_writers() {
+        if disk == CAPABILITY && self.opens.may_have_writers(inode) {
             inode.flags().set_capabilities_removed();
         }
         Ok(())

@@ -323,6 +323,12 @@ impl OverlayAndModel {
         assert_eq!(got, want, "{operation:?}: {path} {other}");
     }
 
+    /// Returns a handle for one request to the file of another handle, as on a mount without open requests.
+    fn for_request(&self, handle: &FileHandle, options: OpenOptions) -> Arc<FileHandle> {
+        let op = self.fs().overlay.begin();
+        cowl_overlay::unopened::file_for_request(&op, handle.inode(), options).unwrap()
+    }
+
     fn apply_to_open_file(&mut self, operation: &Operation, path: &str) {
         match operation {
             Operation::Open(slot, _, write) => {
@@ -338,10 +344,15 @@ impl OverlayAndModel {
                 if let Some((handle, node, _)) = &self.open[*slot] {
                     let got = self.fs().read_handle(handle).unwrap();
                     assert_eq!(got, self.model.node(*node).content, "{operation:?}");
+                    let unopened = self.for_request(handle, READ);
+                    let got = self.fs().read_handle(&unopened).unwrap();
+                    assert_eq!(got, self.model.node(*node).content, "{operation:?}");
                 }
             }
             Operation::WriteOpen(slot, at, byte) => {
                 if let Some((handle, node, true)) = &self.open[*slot] {
+                    let unopened = self.for_request(handle, WRITE);
+                    let handle = if byte % 2 == 0 { handle } else { &unopened };
                     self.fs().write_handle(handle, *at, &[*byte]).unwrap();
                     self.model
                         .write(*node, usize::try_from(*at).unwrap(), *byte);

@@ -1,7 +1,7 @@
 //! Open files, whose file changes after the open.
 
 use crate::common::{Fs, Lab, READ, WRITE, create_files};
-use cowl_overlay::OverlayOptions;
+use cowl_overlay::{OverlayOptions, unopened};
 
 fn labs() -> [Lab; 2] {
     let build = |top: &std::path::Path| {
@@ -64,9 +64,9 @@ fn open_file_sees_later_changes() {
                 assert_eq!(attr.ino, handle.inode().ino());
                 lab.push(&fs).unwrap();
                 assert_eq!(fs.read_handle(&handle).unwrap(), content, "after a push");
-                assert_eq!(fs.overlay.open_files(), (1, 0));
+                assert_eq!(fs.overlay.open_files(), Some((1, 0)));
                 fs.overlay.close(&handle);
-                assert_eq!(fs.overlay.open_files(), (0, 0));
+                assert_eq!(fs.overlay.open_files(), Some((0, 0)));
             }
         }
     }
@@ -130,5 +130,50 @@ fn open_file_survives_the_unlink_of_one_name() {
         fs.unlink("h2").unwrap();
         assert_eq!(fs.attr_of_inode(handle.inode()).unwrap().stat.nlink, 0);
         assert_eq!(fs.read_handle(&handle).unwrap(), b"content of h1+");
+    }
+}
+
+/// Returns the number of descriptors that this process has of a file.
+fn descriptors_of(dev: u64, ino: u64) -> usize {
+    use std::os::unix::fs::MetadataExt;
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap();
+    let found = descriptors.filter_map(|entry| std::fs::metadata(entry.ok()?.path()).ok());
+    found
+        .filter(|found| (found.dev(), found.ino()) == (dev, ino))
+        .count()
+}
+
+/// The kernel opens files without a request: docs/decisions/0044.
+#[test]
+fn file_that_was_not_opened_can_be_read_and_changed() {
+    for lab in labs() {
+        let fs = lab.open();
+        unopened::set_opens_unknown(&fs.overlay);
+        assert_eq!(fs.overlay.open_files(), None);
+        let inode = fs.find("f").unwrap();
+        let file = |options| {
+            let op = fs.overlay.begin();
+            unopened::file_for_request(&op, &inode, options).unwrap()
+        };
+        assert_eq!(fs.read_handle(&file(READ)).unwrap(), b"content of f");
+        assert_eq!(lab.describe_upper(), [""; 0]);
+        fs.write_handle(&file(WRITE), 0, b"C").unwrap();
+        assert_eq!(fs.read("f").unwrap(), b"Content of f");
+        lab.push(&fs).unwrap();
+        fs.write_handle(&file(WRITE), 1, b"O").unwrap();
+        assert_eq!(fs.read_handle(&file(READ)).unwrap(), b"COntent of f");
+        fs.unlink("f").unwrap();
+        fs.write_handle(&file(WRITE), 2, b"N").unwrap();
+        assert_eq!(fs.read_handle(&file(READ)).unwrap(), b"CONtent of f");
+        let stat = fs.overlay.begin().stat_on_disk(&inode).unwrap();
+        assert!(descriptors_of(stat.dev, stat.ino) > 0);
+        let ino = inode.ino();
+        drop(inode);
+        fs.overlay.forget(ino, u64::MAX);
+        let left = descriptors_of(stat.dev, stat.ino);
+        assert_eq!(left, 0, "it occupies space");
+        let dir = fs.overlay.root();
+        let refused = unopened::file_for_request(&fs.overlay.begin(), dir, READ);
+        assert!(refused.is_err(), "a directory has no content");
     }
 }

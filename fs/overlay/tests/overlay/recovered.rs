@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cowl_layers::error::Errno;
 use cowl_layers::layer::{Layer, lock};
 use cowl_overlay::inode::Inode;
+use cowl_overlay::unopened::{possibly_mapped, set_opens_unknown};
 use cowl_overlay::{FileHandle, Overlay};
 
 use crate::common::{Fs, Kept, Lab, R, READ, WRITE, caller, create_files};
@@ -160,6 +161,23 @@ fn hard_links_are_located_by_each_name() {
     mount.fs.unlink("another").unwrap();
     mount.check_at(single, "single");
     assert_eq!(mount.links(single), 1);
+}
+
+/// At the end of the mount, what programs have stored in them through mappings must be written back.
+#[test]
+fn inodes_that_are_not_located_yet_may_be_mapped() {
+    let mut mount = Mount::new(&["d/f", "g"]);
+    set_opens_unknown(&mount.fs.overlay);
+    let (f, g) = (mount.know("d/f"), mount.know("g"));
+    mount.kill();
+    assert!(possibly_mapped(&mount.fs.overlay).is_empty(), "no writers");
+    set_opens_unknown(&mount.fs.overlay);
+    let mapped = possibly_mapped(&mount.fs.overlay);
+    assert!(mapped.contains(&f) && mapped.contains(&g), "{mapped:?}");
+    mount.check_at(g, "g");
+    mount.fs.overlay.forget(f, u64::from(u32::MAX));
+    let mapped = possibly_mapped(&mount.fs.overlay);
+    assert!(!mapped.contains(&f) && mapped.contains(&g), "{mapped:?}");
 }
 
 #[test]

@@ -16,14 +16,17 @@ use fuser::{
 use super::admission::admit_mode;
 use super::attributes::Accepted;
 use super::convert::{
-    device_from_protocol, implied_sync, parse_name, to_errno, to_rename_flags, to_set_time, writer,
+    device_from_protocol, implied_sync, parse_name, to_errno, to_open_options, to_rename_flags,
+    to_set_time, writer,
 };
+use super::open_requests::{READ, WRITE};
 use super::reply::{reply_empty, reply_statfs, reply_xattr, with_attr};
 use super::{Adapter, Negotiated};
 use crate::requests::Opcode;
 use cowl_layers::error::{Errno, Error};
 use cowl_layers::sys::copy::SyncScope;
-use cowl_overlay::{SeekTo, SetAttr};
+use cowl_overlay::unopened::set_opens_unknown;
+use cowl_overlay::{OpenOptions, SeekTo, SetAttr};
 
 /// The maximum size of a read or a write: 256 pages in one request.
 const MAX_WRITE: u32 = 1 << 20;
@@ -34,6 +37,11 @@ thread_local! {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let offered = config.capabilities();
+        self.opens = self.begin.decide(self.backing.policy(), offered);
+        if self.has_no_open_requests() {
+            set_opens_unknown(&self.overlay);
+        }
         let mut requested = InitFlags::empty();
         for flag in [
             InitFlags::FUSE_PARALLEL_DIROPS,
@@ -44,7 +52,7 @@ impl Filesystem for Adapter {
             } else {
                 InitFlags::FUSE_CACHE_SYMLINKS
             },
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            self.opens.capability(),
             InitFlags::FUSE_DONT_MASK,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
             InitFlags::FUSE_POSIX_ACL,
@@ -145,8 +153,12 @@ impl Filesystem for Adapter {
             mtime: to_set_time(mtime),
         };
         let done = self.run("setattr", ino, None, |op| {
-            let handle = fh.map(|fh| self.files.get(fh.0)).transpose()?;
             let inode = op.inode(ino.0)?;
+            let handle = match fh {
+                _ if self.has_no_open_requests() => self.file_to_cut(op, &inode, size)?,
+                Some(fh) => Some(self.files.get(fh.0)?),
+                None => None,
+            };
             admit_mode(&inode, mode)?;
             let found = op.set_attr(self.caller(req, 0), &inode, &set, handle.as_deref())?;
             Ok((inode, found))
@@ -302,7 +314,7 @@ impl Filesystem for Adapter {
         fh: Fh,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -314,7 +326,11 @@ impl Filesystem for Adapter {
             }
             let buffer = buffer.get_mut(..size).unwrap_or_default();
             let done = self.run("read", ino, None, |op| {
-                op.read(&*self.files.get(fh.0)?, offset, buffer)
+                let options = OpenOptions {
+                    keep_atime: to_open_options(flags).0.keep_atime,
+                    ..READ
+                };
+                op.read(&*self.file(op, (ino, fh), options)?, offset, buffer)
             });
             match done {
                 Ok(got) => reply.data(buffer.get(..got).unwrap_or_default()),
@@ -338,11 +354,12 @@ impl Filesystem for Adapter {
         let _span = self.begin_request(Opcode::Write, req);
         let writer = writer(self.caller(req, 0), write_flags);
         let done = self.run("write", ino, None, |op| {
-            let handle = self.files.get(fh.0)?;
+            let handle = self.file(op, (ino, fh), WRITE)?;
             let written = op.write(&handle, offset, data, writer)?;
             if self.backing.policy().small_by_daemon {
                 self.new_files.count_write(fh.0);
             }
+            self.note_rewrite(op, ino, &handle);
             if let Some(scope) = implied_sync(flags, owner) {
                 op.fsync(&handle, scope)?;
             }
@@ -357,6 +374,9 @@ impl Filesystem for Adapter {
 
     fn flush(&self, req: &Request, ino: INodeNo, fh: Fh, _: LockOwner, reply: ReplyEmpty) {
         let _span = self.begin_request(Opcode::Flush, req);
+        if self.has_no_open_requests() {
+            return reply.error(fuser::Errno::ENOSYS);
+        }
         self.flush_file(ino, fh);
         reply.ok();
     }
@@ -384,7 +404,7 @@ impl Filesystem for Adapter {
             SyncScope::All
         };
         let done = self.run("fsync", ino, None, |op| {
-            op.fsync(&*self.files.get(fh.0)?, scope)
+            op.fsync(&*self.file(op, (ino, fh), READ)?, scope)
         });
         reply_empty(done, reply);
     }
@@ -499,12 +519,10 @@ impl Filesystem for Adapter {
     ) {
         let _span = self.begin_request(Opcode::Fallocate, req);
         let done = self.run("fallocate", ino, None, |op| {
-            op.fallocate(
-                &*self.files.get(fh.0)?,
-                mode.cast_unsigned(),
-                offset,
-                length,
-            )
+            let file = self.file(op, (ino, fh), WRITE)?;
+            op.fallocate(&file, mode.cast_unsigned(), offset, length)?;
+            self.note_rewrite(op, ino, &file);
+            Ok(())
         });
         reply_empty(done, reply);
     }
@@ -521,9 +539,10 @@ impl Filesystem for Adapter {
         let _span = self.begin_request(Opcode::Lseek, req);
         let done = self.run("lseek", ino, None, |op| {
             let offset = u64::try_from(offset).map_err(|_| Error::Errno(Errno::NXIO))?;
+            let file = self.file(op, (ino, fh), READ)?;
             match whence {
-                libc::SEEK_DATA => op.seek(&*self.files.get(fh.0)?, offset, SeekTo::Data),
-                libc::SEEK_HOLE => op.seek(&*self.files.get(fh.0)?, offset, SeekTo::Hole),
+                libc::SEEK_DATA => op.seek(&file, offset, SeekTo::Data),
+                libc::SEEK_HOLE => op.seek(&file, offset, SeekTo::Hole),
                 _ => Err(Error::Errno(Errno::INVAL)),
             }
         });
@@ -539,7 +558,7 @@ impl Filesystem for Adapter {
         ino: INodeNo,
         fh_in: Fh,
         offset_in: u64,
-        _: INodeNo,
+        ino_out: INodeNo,
         fh_out: Fh,
         offset_out: u64,
         len: u64,
@@ -548,10 +567,13 @@ impl Filesystem for Adapter {
     ) {
         let _span = self.begin_request(Opcode::CopyFileRange, req);
         let done = self.run("copy_file_range", ino, None, |op| {
-            let (from, to) = (self.files.get(fh_in.0)?, self.files.get(fh_out.0)?);
+            let from = self.file(op, (ino, fh_in), READ)?;
+            let to = self.file(op, (ino_out, fh_out), WRITE)?;
             // The reply has 32 bits. The kernel has the same limit: INT_MAX, rounded down to a page.
             let len = usize::try_from(len).unwrap_or(usize::MAX).min(0x7fff_f000);
-            op.copy_file_range((&from, offset_in), (&to, offset_out), len)
+            let copied = op.copy_file_range((&from, offset_in), (&to, offset_out), len)?;
+            self.note_rewrite(op, ino_out, &to);
+            Ok(copied)
         });
         match done {
             Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),

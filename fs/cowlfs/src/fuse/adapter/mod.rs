@@ -11,10 +11,12 @@ mod filesystem;
 mod handles;
 mod listing;
 mod new_files;
+mod open_requests;
 mod opening;
 mod preload;
 mod recovered;
 mod reply;
+mod rewrites;
 mod state;
 
 use std::ffi::OsStr;
@@ -29,8 +31,10 @@ use self::admission::RefusedOpens;
 use self::blame::Blame;
 use self::handles::{Handles, OpenFile};
 use self::new_files::NewFiles;
+use self::open_requests::{Begin, OpenRequests};
 use self::preload::FirstOpens;
 pub(crate) use self::recovered::RecoveredValues;
+use self::rewrites::Rewrites;
 pub(crate) use self::state::Negotiated;
 pub(super) use self::state::{AdapterRecord, AdapterState, Origin};
 use super::passthrough::{BackingDevice, BackingFiles, Contents, Policy};
@@ -61,6 +65,10 @@ pub(crate) struct Adapter {
     refused: Arc<RefusedOpens>,
     first_opens: FirstOpens,
     new_files: NewFiles,
+    begin: Begin,
+    /// The outcome of the handshake.
+    opens: OpenRequests,
+    rewrites: Arc<Rewrites>,
     gate: Arc<Gate>,
     negotiated: Arc<OnceLock<Negotiated>>,
     max_stack_depth: u32,
@@ -142,11 +150,14 @@ impl Adapter {
         // two. Otherwise one is enough, and leaves the most for a kernel overlayfs on this mount.
         let max_stack_depth = if overlay.is_on_overlayfs() { 2 } else { 1 };
         Self {
+            rewrites: Rewrites::new(&overlay),
             overlay,
             backing: Arc::new(backing),
             refused: Arc::new(refused),
             first_opens: FirstOpens::default(),
             new_files: NewFiles::default(),
+            begin: Begin::new_session(settings),
+            opens: OpenRequests::Sent,
             gate: Arc::default(),
             negotiated: Arc::default(),
             max_stack_depth,
@@ -160,6 +171,14 @@ impl Adapter {
             pool,
             busy_poll,
             begun: AtomicU32::new(0),
+        }
+    }
+
+    /// Continues the session of another process, with this outcome of its handshake.
+    pub(super) fn continuing(self, negotiated: Negotiated) -> Self {
+        Self {
+            begin: Begin::Continued(negotiated),
+            ..self
         }
     }
 
@@ -191,6 +210,7 @@ impl Adapter {
             backing: self.backing.clone(),
             refused: self.refused.clone(),
             gate: self.gate.clone(),
+            rewrites: self.rewrites.clone(),
             negotiated: self.negotiated.clone(),
         }
     }

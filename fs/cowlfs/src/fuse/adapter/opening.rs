@@ -18,6 +18,7 @@ use crate::fuse::passthrough::{
 use cowl_layers::error::{Errno, Error, Result};
 use cowl_layers::sys;
 use cowl_overlay::inode::Inode;
+use cowl_overlay::unopened::close_created;
 use cowl_overlay::{
     Attr, Close, FileHandle, Op, OpenOptions, Opened, SETID, UsualChange, VersionedDescriptor,
 };
@@ -56,6 +57,10 @@ impl Adapter {
         flags: OpenFlags,
         reply: ReplyOpen,
     ) {
+        if self.has_no_open_requests() {
+            // The kernel opens this file and all others itself from now on.
+            return reply.error(fuser::Errno::ENOSYS);
+        }
         let (options, direct) = to_open_options(flags);
         self.release_resumed();
         let done = self.run("open", ino, None, |op| {
@@ -120,6 +125,10 @@ impl Adapter {
             let parent = op.inode(parent.0)?;
             let name = parse_name(name)?;
             let (inode, content, attr) = op.create_attr(caller, &parent, &name, mode, options)?;
+            if self.has_no_open_requests() {
+                close_created(&self.overlay, content);
+                return Ok((inode, None, attr));
+            }
             let requested = Requested {
                 ino: INodeNo(inode.ino()),
                 flags,
@@ -128,10 +137,18 @@ impl Adapter {
                 is_registered: false,
             };
             let opened = self.count_open(op, requested, &inode, content)?;
-            Ok((inode, opened, attr))
+            Ok((inode, Some(opened), attr))
         });
         match done {
-            Ok((inode, opened, attr)) => {
+            Ok((inode, None, attr)) => {
+                let opened = (
+                    Fh(0),
+                    FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+                    None,
+                );
+                self.reply_created(&inode, opened, &attr, reply);
+            }
+            Ok((inode, Some(opened), attr)) => {
                 let node_id = opened.node_id;
                 let number = (self.files).insert(node_id, opened.handle, self.ledger());
                 // A file that the kernel did not accept for passthrough predicts nothing.

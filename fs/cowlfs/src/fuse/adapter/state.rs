@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::admission::RefusedOpens;
 use super::handles::Handles;
+use super::rewrites::Rewrites;
 use crate::fuse::passthrough::{BackingFiles, BackingRecord};
 use crate::fuse::workers::{ClosedGate, Gate};
 
@@ -49,6 +50,17 @@ impl Negotiated {
         self.passive & InitFlags::FUSE_HAS_RESEND.bits() != 0
     }
 
+    /// Whether the kernel opens files without a request (docs/decisions/0044).
+    pub(super) fn has_no_open_requests(self) -> bool {
+        // Passive in every other session.
+        self.requested & InitFlags::FUSE_NO_OPEN_SUPPORT.bits() != 0
+    }
+
+    /// Returns the capabilities of a kernel that offers exactly these.
+    pub(super) fn offered(self) -> InitFlags {
+        InitFlags::from_bits_retain(self.requested | self.passive)
+    }
+
     /// Returns an INIT request of a kernel that offers exactly these capabilities.
     ///
     /// Handlers that request more find them missing. Otherwise they would rely on capabilities that the kernel does not
@@ -62,7 +74,7 @@ impl Negotiated {
         const MAJOR: u32 = 7;
         /// The kernel's default; this request does not change the actual value.
         const READ_AHEAD: u32 = 128 << 10;
-        let flags = self.requested | self.passive | InitFlags::FUSE_INIT_EXT.bits();
+        let flags = (self.offered() | InitFlags::FUSE_INIT_EXT).bits();
         let halves = flags.to_le_bytes();
         let [a, b, c, d, e, f, g, h] = halves;
         let (low, high) = (
@@ -89,6 +101,7 @@ pub(in crate::fuse) struct AdapterState {
     pub(super) backing: Arc<BackingFiles>,
     pub(super) refused: Arc<RefusedOpens>,
     pub(super) gate: Arc<Gate>,
+    pub(super) rewrites: Arc<Rewrites>,
     pub(super) negotiated: Arc<OnceLock<Negotiated>>,
 }
 
@@ -143,6 +156,8 @@ impl AdapterState {
 
     /// Records the state and the open files. The gate must be closed.
     pub(in crate::fuse) fn record(&self) -> Option<(AdapterRecord, RecordedHandles)> {
+        // A successor does not know them.
+        self.rewrites.start_pending();
         let (files, next) = self.files.record();
         let record = AdapterRecord {
             negotiated: self.negotiated()?,

@@ -1,0 +1,157 @@
+//! Starts writeback of files that a program has truncated and written, on a mount without open requests.
+//!
+//! ext4, XFS and btrfs start it when such a file is closed, and so does the daemon when it is notified of the close
+//! (docs/decisions/0012). Without that request, it starts the writeback when the file has not been written for a moment.
+
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use rustc_hash::FxHashMap;
+
+use cowl_layers::error::{Errno, Error, Result};
+use cowl_layers::sys::early;
+use cowl_overlay::Overlay;
+use cowl_overlay::unopened::truncated_descriptor;
+
+/// The time without a write after which a file counts as closed.
+const QUIET: Duration = Duration::from_millis(200);
+
+/// The maximum number of files that are waited for. Writeback of another one starts with its first write.
+const MAX_PENDING: usize = 1024;
+
+/// Truncated files that are being written, by node id, with the times at which they count as closed.
+#[derive(Debug)]
+pub(super) struct Rewrites {
+    overlay: Weak<Overlay>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    pending: FxHashMap<u64, Instant>,
+    has_thread: bool,
+}
+
+impl Rewrites {
+    pub(super) fn new(overlay: &Arc<Overlay>) -> Arc<Self> {
+        Arc::new(Self {
+            overlay: Arc::downgrade(overlay),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// Records a write to a truncated file. Returns whether the caller must start the writeback itself.
+    pub(super) fn note_write(self: &Arc<Self>, ino: u64) -> bool {
+        let mut state = self.state.lock();
+        if state.pending.len() >= MAX_PENDING && !state.pending.contains_key(&ino) {
+            return true;
+        }
+        if !state.has_thread {
+            let rewrites = self.clone();
+            let thread = thread::Builder::new().name("rewrites".to_owned());
+            if let Err(error) = thread.spawn(move || rewrites.run()) {
+                log::warn!("cannot start a thread: {error}");
+                return true;
+            }
+            state.has_thread = true;
+        }
+        if state.pending.is_empty() {
+            self.changed.notify_one();
+        }
+        state.pending.insert(ino, Instant::now() + QUIET);
+        false
+    }
+
+    /// Waits for files to become quiet, until the overlay is dropped.
+    fn run(&self) {
+        loop {
+            let due = self.wait();
+            let Some(overlay) = self.overlay.upgrade() else {
+                return;
+            };
+            start_each(&overlay, due);
+        }
+    }
+
+    /// Starts the writeback of all files that are waited for.
+    pub(super) fn start_pending(&self) {
+        let pending = std::mem::take(&mut self.state.lock().pending);
+        if let Some(overlay) = self.overlay.upgrade() {
+            start_each(&overlay, pending.into_keys());
+        }
+    }
+
+    /// Returns the files that have become quiet, at least one.
+    fn wait(&self) -> Vec<u64> {
+        let mut state = self.state.lock();
+        loop {
+            let now = Instant::now();
+            let due: Vec<u64> = (state.pending.extract_if(|_, at| *at <= now))
+                .map(|(ino, _)| ino)
+                .collect();
+            if !due.is_empty() {
+                return due;
+            }
+            match state.pending.values().min().copied() {
+                None => self.changed.wait(&mut state),
+                Some(next) => {
+                    let _timed_out = self.changed.wait_until(&mut state, next);
+                }
+            }
+        }
+    }
+}
+
+fn start_each(overlay: &Overlay, files: impl IntoIterator<Item = u64>) {
+    for ino in files {
+        if let Err(error) = start(overlay, ino) {
+            log::debug!("cannot start writeback of inode {ino}: {error}");
+        }
+    }
+}
+
+/// Starts the writeback of a file that was truncated, as its close would.
+fn start(overlay: &Overlay, ino: u64) -> Result<()> {
+    match truncated_descriptor(overlay, ino) {
+        // The kernel has forgotten it.
+        Err(Error::Errno(Errno::STALE)) => Ok(()),
+        found => {
+            // Neither the operation nor the inode is held meanwhile.
+            found?.iter().for_each(early::start);
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cowl_layers::format::XattrSpace;
+    use cowl_layers::layer::Layer;
+    use cowl_overlay::OverlayOptions;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_pending_when_another_process_takes_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = Layer::open(dir.path(), XattrSpace::detect()).unwrap();
+        let overlay = Overlay::new(None, vec![layer], OverlayOptions::default()).unwrap();
+        let overlay = Arc::new(overlay);
+        let rewrites = Rewrites::new(&overlay);
+        assert!(!rewrites.note_write(77));
+        rewrites.start_pending();
+        assert!(rewrites.state.lock().pending.is_empty());
+        for ino in 0..MAX_PENDING as u64 {
+            // It would be due in a year, and is not started by the thread.
+            let at = Instant::now() + Duration::from_secs(31_536_000);
+            rewrites.state.lock().pending.insert(ino, at);
+        }
+        assert!(rewrites.note_write(u64::MAX), "one too many");
+        rewrites.start_pending();
+        assert!(!rewrites.note_write(u64::MAX));
+    }
+}
