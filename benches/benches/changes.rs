@@ -8,8 +8,8 @@
 use std::hint::black_box;
 
 use cowl_benches::{ROOT, Stage, name, spread};
-use cowl_overlay::RenameFlags;
 use cowl_overlay::plan::{self, MovedObject, NameState, UpperEntry};
+use cowl_overlay::{PushRequest, RenameFlags};
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 
 fn rename_directory(c: &mut Criterion) {
@@ -61,7 +61,10 @@ fn push_layer(c: &mut Criterion) {
             b.iter_batched(
                 make,
                 |(stage, upper)| {
-                    stage.overlay.push_layer(upper).unwrap();
+                    stage
+                        .overlay
+                        .push_layer(upper, &PushRequest::default())
+                        .unwrap();
                     stage
                 },
                 BatchSize::PerIteration,

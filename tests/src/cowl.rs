@@ -20,6 +20,8 @@ pub struct Store {
     keeper: bool,
     /// Whether containers are mounted with kernel overlayfs.
     kernel: bool,
+    /// Whether files of the upper layer use passthrough.
+    passthrough: bool,
 }
 
 impl Store {
@@ -38,6 +40,7 @@ impl Store {
             path,
             keeper: false,
             kernel: false,
+            passthrough: false,
         }
     }
 
@@ -51,6 +54,7 @@ impl Store {
             path,
             keeper: false,
             kernel: false,
+            passthrough: false,
         }
     }
 
@@ -65,6 +69,13 @@ impl Store {
     #[must_use]
     pub fn with_kernel_driver(mut self) -> Store {
         self.kernel = true;
+        self
+    }
+
+    /// Mounts containers with passthrough for all files.
+    #[must_use]
+    pub fn with_passthrough(mut self) -> Store {
+        self.passthrough = true;
         self
     }
 
@@ -146,7 +157,8 @@ impl Store {
     pub fn settings(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let keeper = self.keeper.then_some(("COWL_KEEPER", "on"));
         let driver = self.kernel.then_some(("COWL_DRIVER", "kernel"));
-        keeper.into_iter().chain(driver)
+        let passthrough = self.passthrough.then_some(("COWL_PASSTHROUGH", "all"));
+        keeper.into_iter().chain(driver).chain(passthrough)
     }
 
     /// Returns the path of another file of the test, beside the store.

@@ -56,6 +56,12 @@ impl Lxc {
         Lxc::with_store(Store::for_test().with_kernel_driver())
     }
 
+    /// Creates an empty directory and a store whose mounts use passthrough for all files.
+    #[must_use]
+    pub fn with_passthrough() -> Lxc {
+        Lxc::with_store(Store::for_test().with_passthrough())
+    }
+
     fn with_store(store: Store) -> Lxc {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let path = store.scratch().make("lxc");

@@ -9,10 +9,15 @@ use crate::config::{Config, LiveLayers};
 use crate::fuse::{self, Attached, Negotiated, Predecessor, RecoveredValues, SessionSettings};
 use crate::keeper::{self, Custody, GiveUp, Legacy, Notice, Turn};
 use cowl_layers::error::Errno;
+use cowl_layers::layer::{Layer, Upper, moves};
 use cowl_layers::points::{self, point};
 use cowl_layers::setup::{SetupError, SetupKind};
 use cowl_layers::sys::users::Device;
 use cowl_overlay::{Estate, Inheritance, Ledger, Overlay};
+
+/// The further attempts to complete a move of files, and the pause before each.
+const MOVE_ATTEMPTS: u32 = 5;
+const MOVE_PAUSE: std::time::Duration = std::time::Duration::from_millis(300);
 
 /// A moment in the life of a mount, at which [`crate::serve()`] calls back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +111,7 @@ impl Start {
                     (false, None) => Begun::Mounted,
                 };
                 let (overlay, values, ledger) =
-                    recover(*legacy, &self.overlay, &custody).map_err(failed)?;
+                    recover(*legacy, config, &self.overlay, &custody).map_err(failed)?;
                 let overlay = Arc::new(overlay);
                 let attached = fuse::resume(
                     self.kept_device,
@@ -199,9 +204,24 @@ fn record(
     Ok(())
 }
 
+/// Completes the moves of files that a push has begun.
+///
+/// An error, such as a full disk, may be over after a while. Without the moves nothing can be served.
+fn complete_moves(upper: &Upper, below: Option<&Arc<Layer>>) -> cowl_layers::error::Result<()> {
+    for _ in 0..MOVE_ATTEMPTS {
+        match moves::complete(upper, below) {
+            Ok(()) => return Ok(()),
+            Err(error) => log::warn!("cannot complete the move of files: {error}; trying again"),
+        }
+        std::thread::sleep(MOVE_PAUSE);
+    }
+    moves::complete(upper, below)
+}
+
 /// Recovers the overlay of the predecessor.
 fn recover(
     legacy: Legacy,
+    config: &Config,
     first: &Overlay,
     custody: &Arc<Custody>,
 ) -> Result<(Overlay, RecoveredValues, Arc<Ledger>), String> {
@@ -238,6 +258,11 @@ fn recover(
         } else {
             with.retained.push((layer.layer, layer.lock));
         }
+    }
+    if let Some(upper) = with.upper.as_ref().filter(|_| config.snapshots) {
+        // A push was interrupted.
+        let below = with.layers.get(1).filter(|_| ids.stack > 1);
+        complete_moves(upper, below).map_err(|error| text(&error))?;
     }
     for layer in layers.into_values() {
         // A replacement of layers was interrupted: objects can be in a layer that is not in the stack yet. A new upper

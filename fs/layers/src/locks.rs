@@ -56,6 +56,11 @@ impl<T> RwLock<T> {
     pub const fn new(value: T) -> Self {
         Self(parking_lot::RwLock::new(value))
     }
+
+    /// Returns the value.
+    pub fn into_inner(self) -> T {
+        self.0.into_inner()
+    }
 }
 
 impl<T: ?Sized> RwLock<T> {

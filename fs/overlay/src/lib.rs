@@ -48,7 +48,10 @@ pub use listing::{DirEntry, END, Listing};
 pub use metadata::{Attr, SetAttr};
 pub use op::Op;
 pub use overlay::Overlay;
-pub use push::PushError;
+pub use push::{
+    PassthroughFile, PushError, PushRequest, Pushed, Unattended, UnattendedCause, Writers,
+    prepare_push,
+};
 pub use reach::{Caller, OverlayOptions};
 pub use record::{Estate, Handover, HandoverRecord, Inheritance, Rebuilt, RecordError, Recovered};
 pub use replace_layers::{Difference, ReplaceError, Replaced};

@@ -20,6 +20,8 @@ pub(crate) mod kernel_layers;
 mod kernel_marks;
 pub mod lxc;
 pub mod mount;
+pub(crate) mod moves;
+pub(crate) mod pause;
 pub mod query;
 pub mod served;
 pub mod state;
@@ -177,6 +179,7 @@ impl<'s> Container<'s> {
             // The interrupted writer may not have synced. This is rare, so sync the whole file system.
             disk::sync_all(self.store.root())?;
             self.install_pending(next)?;
+            moves::complete(self)?;
         } else {
             disk::remove_if_exists(&path)?;
         }

@@ -48,7 +48,7 @@ enum Manager {
 }
 
 /// Returns the controllers and the group of a line of /proc/PID/cgroup.
-fn parse(line: &str) -> Option<(&str, &str)> {
+pub(super) fn parse(line: &str) -> Option<(&str, &str)> {
     let (_, rest) = line.split_once(':')?;
     rest.split_once(':')
 }
@@ -75,7 +75,7 @@ fn target(controllers: &str, group: &str, manager: Manager) -> Option<PathBuf> {
 }
 
 /// Returns the mount point of the hierarchy of these controllers.
-fn root(mounts: &[mountinfo::Mount], controllers: &str) -> Option<PathBuf> {
+pub(super) fn root(mounts: &[mountinfo::Mount], controllers: &str) -> Option<PathBuf> {
     let first = controllers.split(',').next().unwrap_or_default();
     let name = first.strip_prefix("name=").unwrap_or(first);
     let found = mounts.iter().find(|mount| match controllers {

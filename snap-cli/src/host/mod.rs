@@ -5,6 +5,7 @@
 pub mod cgroup;
 pub mod dir_users;
 pub mod files;
+pub mod freezer;
 pub mod hooks;
 pub mod mountinfo;
 pub mod process;

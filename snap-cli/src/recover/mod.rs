@@ -8,8 +8,9 @@
 //! 3. A change that was interrupted before its commit, in `container.json.next` (`Container::resolve_pending`).
 //! 4. A change of files outside the store (`moving`).
 //! 5. An ephemeral container whose mount has ended (`ephemeral`).
-//! 6. A merge of layers that the snapshots' manifests do not contain yet (`finish_merge`).
-//! 7. The mount of a daemon that died, or that a killed command was about to replace (`mounts`).
+//! 6. Files that an interrupted snapshot was moving to the new head (`container::moves`).
+//! 7. A merge of layers that the snapshots' manifests do not contain yet (`finish_merge`).
+//! 8. The mount of a daemon that died, or that a killed command was about to replace (`mounts`).
 //!
 //! Snapshots that are not durable yet need no recovery: a later sync makes them durable (`container::durability`).
 //! Garbage collection removes layers and snapshots that no manifest references.
@@ -19,7 +20,7 @@ mod hostname;
 mod mounts;
 pub(crate) mod moving;
 
-use crate::container::{Container, browse, kernel_layers};
+use crate::container::{Container, browse, kernel_layers, moves};
 use crate::error::{Error, Result};
 use crate::snapshot::flatten::finish_merge;
 use crate::store::Store;
@@ -77,6 +78,7 @@ fn open_unmounted<'s>(store: &'s Store, name: &ContainerName) -> Result<Containe
             "there is no longer a container named {name}: it was ephemeral, and its mount has ended"
         ))
     })?;
+    moves::complete(&container)?;
     // This may fail on a full disk, for example. The content of all states is the same without it.
     if let Err(error) = finish_merge(&mut container) {
         log::warn!("{error}; the merge of layers of {name} is still incomplete");

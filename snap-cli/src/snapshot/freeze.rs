@@ -1,13 +1,21 @@
 //! Freezes the head of a container: its layer is never written again, and a new, empty layer becomes the head.
 
-use cowlfs::control::ControlError;
+use std::path::Path;
+use std::time::Instant;
 
+use cowlfs::control::{Client, ControlError, PushReport, RunningWriters};
+
+use crate::container::pause::stop_programs;
 use crate::container::state::Mounted;
 use crate::container::{Container, Swap, daemon, kernel};
 use crate::error::Result;
 use crate::store::creation::Creation;
 use crate::store::manifest::{ContainerManifest, LayerId};
 use crate::store::synced;
+
+/// The maximum number of bytes that are copied while the programs of a container are stopped, if the file system cannot
+/// share blocks.
+const MAX_COPIED: u64 = 256 << 20;
 
 /// A frozen state and the stack that follows it.
 #[derive(Debug)]
@@ -100,11 +108,15 @@ pub fn commit(
             store.paths().layer_tree(head),
             store.paths().layer_work(head),
         );
-        match client.push_layer(&tree, &work) {
-            Ok(()) => Ok(Swap::Done),
+        match push(container, &mut client, (&tree, &work)) {
+            Ok(report) => {
+                describe(&report);
+                Ok(Swap::Done)
+            }
             // The daemon responded with an error, so it did not switch.
             Err(
                 error @ (ControlError::Failed(_)
+                | ControlError::Unattended(_)
                 | ControlError::NotUnderstood(_)
                 | ControlError::Busy { .. }
                 | ControlError::InUse { .. }),
@@ -117,4 +129,51 @@ pub fn commit(
             ) => Err(daemon::to_error(&error)),
         }
     })
+}
+
+/// Pushes a layer. If programs write to files by passthrough without a pause, the programs of an LXC container are
+/// stopped for the push.
+fn push(
+    container: &Container<'_>,
+    client: &mut Client,
+    (tree, work): (&Path, &Path),
+) -> std::result::Result<PushReport, ControlError> {
+    let pushed = client.push_layer(tree, work, RunningWriters::Running);
+    let Err(ControlError::Unattended(_)) = &pushed else {
+        return pushed;
+    };
+    let stopped = match stop_programs(container) {
+        Ok(Some(stopped)) => stopped,
+        Ok(None) => return pushed,
+        Err(error) => {
+            log::warn!("{error}");
+            return pushed;
+        }
+    };
+    let writers = RunningWriters::Stopped {
+        max_bytes: MAX_COPIED,
+    };
+    let begin = Instant::now();
+    let pushed = client.push_layer(tree, work, writers);
+    drop(stopped);
+    let time = begin.elapsed().as_secs_f64() * 1e3;
+    log::info!("the programs in the container were stopped for {time:.1} ms");
+    pushed
+}
+
+/// Logs what a push of a layer had to copy.
+fn describe(report: &PushReport) {
+    let PushReport {
+        copied,
+        bytes,
+        rounds,
+        pause,
+    } = report;
+    if *copied > 0 {
+        log::info!(
+            "{copied} files that programs access by passthrough were copied ({bytes} bytes) in {rounds} rounds; \
+             requests waited for {:.1} ms",
+            pause * 1e3
+        );
+    }
 }

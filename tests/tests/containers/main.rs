@@ -35,6 +35,7 @@ mod live_flatten;
 mod main_job;
 mod many_snapshots;
 mod mount_helper;
+mod moving_files;
 mod namespaces;
 mod output;
 mod overlays_above;

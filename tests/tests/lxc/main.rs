@@ -12,6 +12,7 @@ mod backup;
 mod confined;
 mod driver;
 mod example;
+mod freezing;
 mod front;
 mod mapped_exec;
 mod rootless;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use cowl_tests::command::{run, run_command, sh_in};
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
+use cowl_tests::images::Kind;
 use cowl_tests::mount::{Overlay, Stack, wait_until};
 use cowl_tests::scratch::Scratch;
 use rustix::fs::XattrFlags;
@@ -491,13 +492,14 @@ fn libc_o_direct() -> i32 {
     rustix::fs::OFlags::DIRECT.bits().cast_signed()
 }
 
-/// A passthrough write after a snapshot would change the frozen layer.
+/// A passthrough write after a snapshot would change the frozen layer, and without shared blocks the file cannot move.
 #[test]
 fn a_snapshot_waits_for_passthrough_writers() {
-    if !can(&[Need::Root, Need::Fuse]) {
+    let needs = [&[Need::Root, Need::Fuse][..], &Kind::Ext4.needs()].concat();
+    if !can(&needs) {
         return;
     }
-    let store = Store::for_test();
+    let store = Store::on(|scratch, name| Kind::Ext4.mount(scratch, name));
     let source = store.scratch().make("source");
     fs::write(source.join("file"), "one\n").unwrap();
     store

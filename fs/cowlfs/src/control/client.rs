@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::{
-    Bind, NOT_UNDERSTOOD, ReplacedLayers, Request, Response, Stats, Status, Upgraded, short_path,
+    Bind, NOT_UNDERSTOOD, PushReport, ReplacedLayers, Request, Response, RunningWriters, Stats,
+    Status, Upgraded, short_path,
 };
 use cowl_layers::sys;
 
@@ -15,6 +16,8 @@ use cowl_layers::sys;
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time limit for a response.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// The time limit for a push of a layer, before which the daemon may have to write files to the disk.
+const PUSH_TIMEOUT: Duration = Duration::from_secs(600);
 /// The interval in which the state of the daemon is checked while waiting for a response.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -69,6 +72,9 @@ pub enum ControlError {
     /// The daemon does not know the request, because it is of another version.
     #[error("{0}")]
     NotUnderstood(String),
+    /// Programs write to files without the daemon (passthrough), which prevents the push of a layer.
+    #[error("{0}")]
+    Unattended(String),
     /// The daemon reported an error.
     #[error("{0}")]
     Failed(String),
@@ -138,12 +144,23 @@ impl Client {
     }
 
     /// Pushes an empty layer as the new upper one; see [`cowl_overlay::Overlay::push_layer`].
-    pub fn push_layer(&mut self, upper: &Path, work: &Path) -> Result<(), ControlError> {
+    pub fn push_layer(
+        &mut self,
+        upper: &Path,
+        work: &Path,
+        writers: RunningWriters,
+    ) -> Result<PushReport, ControlError> {
         let request = Request::PushLayer {
             upper: upper.as_os_str().as_bytes().to_vec(),
             work: work.as_os_str().as_bytes().to_vec(),
+            writers: Some(writers),
         };
-        self.run(&request, TIMEOUT)
+        match self.send(&request, PUSH_TIMEOUT, Answerer::Daemon)? {
+            Response::Pushed(report) => Ok(report),
+            // An older daemon, or one that has pushed the layer before.
+            Response::Done => Ok(PushReport::default()),
+            other => Err(into_error(other)),
+        }
     }
 
     /// Replaces the lower layers by these, topmost first; see [`cowl_overlay::Overlay::replace_layers`].
@@ -299,6 +316,7 @@ pub(super) fn into_error(response: Response) -> ControlError {
     match response {
         Response::Busy { writers, readers } => ControlError::Busy { writers, readers },
         Response::InUse { pids, binds } => ControlError::InUse { pids, binds },
+        Response::Unattended { message } => ControlError::Unattended(message),
         Response::Failed { message } if message.starts_with(NOT_UNDERSTOOD) => {
             ControlError::NotUnderstood(message)
         }
@@ -306,6 +324,7 @@ pub(super) fn into_error(response: Response) -> ControlError {
         Response::Done
         | Response::Status(_)
         | Response::Stats(_)
+        | Response::Pushed(_)
         | Response::Replaced(_)
         | Response::Upgraded(_) => {
             ControlError::Io(io::Error::other("the response does not match the request"))

@@ -6,14 +6,15 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{ReplacedLayers, Response};
+use super::{PushReport, ReplacedLayers, Response, RunningWriters};
 use crate::config::Config;
+use crate::fuse::PassthroughFiles;
 use crate::keeper::Custody;
 use cowl_layers::format::XattrSpace;
 use cowl_layers::layer::{Layer, Upper, lock};
 use cowl_layers::points::point;
 use cowl_layers::setup::SetupError;
-use cowl_overlay::{Overlay, PushError, ReplaceError};
+use cowl_overlay::{Overlay, PushError, PushRequest, ReplaceError, Writers};
 
 fn open(config: &Config, path: &Path) -> Result<Arc<Layer>, SetupError> {
     Layer::open(path, config.space.unwrap_or_else(XattrSpace::detect))
@@ -28,11 +29,14 @@ fn too_busy() -> Response {
 }
 
 /// Pushes a new upper layer.
+///
+/// `invalidate` drops the attributes of a directory that the kernel has cached.
 pub(super) fn push(
     (overlay, custody): (&Overlay, Option<&Arc<Custody>>),
     config: &Config,
-    upper: &Path,
-    work: &Path,
+    (upper, work): (&Path, &Path),
+    (writers, passthrough): (Option<RunningWriters>, &PassthroughFiles),
+    invalidate: impl Fn(u64) -> io::Result<()>,
 ) -> Response {
     if !config.snapshots {
         return failed("no layer can be pushed on this mount".into());
@@ -53,17 +57,43 @@ pub(super) fn push(
         // If this process is killed from here on, the mount ends.
         log::warn!("cannot hand the layer to the keeper: {error}");
     }
-    let pushed = overlay.push_layer(new);
+    let pushed = overlay.push_layer(
+        new,
+        &PushRequest {
+            passthrough,
+            writers: match writers {
+                None | Some(RunningWriters::Running) => Writers::Running,
+                Some(RunningWriters::Stopped { max_bytes }) => Writers::Stopped { max_bytes },
+            },
+        },
+    );
     point("before the end of a push");
     release_unused(overlay, custody);
     match pushed {
-        Ok(()) => Response::Done,
+        Ok(pushed) => {
+            for ino in pushed.stale {
+                // Until then, stat(2) can show the number of links of the directory from before.
+                if let Err(error) = invalidate(ino) {
+                    log::warn!("cannot invalidate the attributes of inode {ino}: {error}");
+                }
+            }
+            match writers {
+                None => Response::Done,
+                Some(_) => Response::Pushed(PushReport {
+                    copied: pushed.copied,
+                    bytes: pushed.bytes,
+                    rounds: pushed.rounds,
+                    pause: pushed.pause.as_secs_f64(),
+                }),
+            }
+        }
         Err(PushError::TooBusy) => too_busy(),
-        Err(PushError::Unattended(writers)) => failed(format!(
-            "{writers} file(s) are open for writing by passthrough, which a snapshot cannot pause: close them (a file \
-             that was opened for reading and writing counts until the kernel forgets it: 'sysctl vm.drop_caches=2'), \
-             or mount again with passthrough=read"
-        )),
+        Err(PushError::Unattended(files)) => match writers {
+            None => failed(files.to_string()),
+            Some(_) => Response::Unattended {
+                message: files.to_string(),
+            },
+        },
         Err(PushError::Setup(error)) => failed(error.to_string()),
     }
 }

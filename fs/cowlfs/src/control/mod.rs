@@ -45,6 +45,9 @@ enum Request {
     PushLayer {
         upper: Vec<u8>,
         work: Vec<u8>,
+        /// Older clients do not send it, and expect [`Response::Done`].
+        #[serde(default)]
+        writers: Option<RunningWriters>,
     },
     /// The paths of the new lower layers, topmost first.
     ReplaceLayers {
@@ -61,12 +64,39 @@ enum Request {
     },
 }
 
+/// Whether programs write to the mount while a layer is pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunningWriters {
+    /// They run.
+    Running,
+    /// They are stopped, so files can be copied, up to this total size, if the file system cannot share blocks.
+    Stopped {
+        /// The total size of the files.
+        max_bytes: u64,
+    },
+}
+
+/// The effects of a push of a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PushReport {
+    /// The number of files that were copied because programs read or write them by passthrough.
+    pub copied: usize,
+    /// Their size in bytes.
+    pub bytes: u64,
+    /// The number of rounds in which files were copied, until none changed any more.
+    pub rounds: u32,
+    /// The time for which requests waited, in seconds.
+    pub pause: f64,
+}
+
 /// A response of the daemon.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "answer")]
 enum Response {
     Status(Box<Status>),
     Stats(Stats),
+    Pushed(PushReport),
     Replaced(ReplacedLayers),
     Upgraded(Upgraded),
     Done,
@@ -80,6 +110,11 @@ enum Response {
         pids: Vec<u32>,
         #[serde(default)]
         binds: Vec<Bind>,
+    },
+    /// Programs write to files by passthrough, which prevents a push. Clients that do not send `writers` get
+    /// [`Response::Failed`].
+    Unattended {
+        message: String,
     },
     Failed {
         #[serde(rename = "why")]

@@ -20,10 +20,11 @@ use super::{
     short_path,
 };
 use crate::config::Config;
+use crate::fuse::PassthroughFiles;
 use crate::keeper::Custody;
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
-use cowl_overlay::Overlay;
+use cowl_overlay::{Overlay, prepare_push};
 
 /// The time limit for a client to send a request and to receive the response.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -94,6 +95,7 @@ pub(crate) struct ServedMount {
     pub(crate) mount: OwnMount,
     pub(crate) stats: StatsSource,
     pub(crate) flush: Arc<Flush>,
+    pub(crate) passthrough: PassthroughFiles,
     pub(crate) connection: FuseConnection,
     /// The limits and privileges that the daemon may not change.
     pub(crate) lacking: Vec<String>,
@@ -320,10 +322,21 @@ fn execute(request: Request, served: &ServedMount) -> (Response, Option<Detached
     let custody = served.custody.as_ref();
     match request {
         Request::Status => (Response::Status(Box::new(status(served))), None),
-        Request::PushLayer { upper, work } => {
+        Request::PushLayer {
+            upper,
+            work,
+            writers,
+        } => {
             let upper = Path::new(OsStr::from_bytes(&upper));
             let work = Path::new(OsStr::from_bytes(&work));
-            (layers::push((overlay, custody), config, upper, work), None)
+            let pushed = layers::push(
+                (overlay, custody),
+                config,
+                (upper, work),
+                (writers, &served.passthrough),
+                |ino| (served.flush)(ino),
+            );
+            (pushed, None)
         }
         Request::ReplaceLayers { lowers } => {
             let invalidate = |ino| (served.flush)(ino);
@@ -402,6 +415,8 @@ fn flush(served: &ServedMount) -> Response {
             return Response::Failed { message };
         }
     }
+    // Those of files that the kernel writes itself: a push would have to wait for them.
+    prepare_push(&served.overlay, &(served.passthrough)());
     Response::Done
 }
 
@@ -471,6 +486,7 @@ mod tests {
             config,
             mount: OwnMount::record(top.join("mount"), (0, 0).into(), Mounter::Daemon),
             flush: Arc::new(Box::new(|_| Ok(()))),
+            passthrough: Box::new(Vec::new),
             connection: FuseConnection::default(),
             lacking: Vec::new(),
             custody: None,
@@ -499,6 +515,7 @@ mod tests {
         let request = Request::PushLayer {
             upper: path("next").into_os_string().into_encoded_bytes(),
             work: path("next-work").into_os_string().into_encoded_bytes(),
+            writers: None,
         };
 
         let (client, stream) = UnixStream::pair().unwrap();

@@ -4,11 +4,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cowl_overlay::{Handover, Ledger, Overlay, RecordError};
+use cowl_overlay::{Handover, Ledger, Overlay, PassthroughFile, RecordError};
 use serde::{Deserialize, Serialize};
 
 use super::adapter::{AdapterRecord, AdapterState, Negotiated};
 use super::workers::ClosedGate;
+
+/// Lists the files that the kernel reads or writes without requests.
+pub(crate) type PassthroughFiles = Box<dyn Fn() -> Vec<PassthroughFile> + Send + Sync>;
 
 /// The state of a session, apart from the overlay and the device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +54,16 @@ impl SessionSource {
 
     pub(super) fn negotiated(&self) -> Option<Negotiated> {
         self.state.negotiated()
+    }
+
+    /// Returns a function that lists the files that the kernel reads or writes without requests, and ends the
+    /// registrations of all others.
+    pub(crate) fn passthrough(&self, overlay: &Arc<Overlay>) -> PassthroughFiles {
+        let (backing, overlay) = (self.state.backing.clone(), overlay.clone());
+        Box::new(move || {
+            backing.end_unused(overlay.ledger());
+            backing.in_use()
+        })
     }
 
     /// Returns the FUSE device.

@@ -13,7 +13,7 @@ mod settings;
 mod workers;
 
 pub(crate) use adapter::{Negotiated, RecoveredValues};
-pub(crate) use handover::{SessionRecord, SessionSource};
+pub(crate) use handover::{PassthroughFiles, SessionRecord, SessionSource};
 pub(crate) use session::{
     Attached, Predecessor, SessionError, WORKER_NAME, begin, open_device, prepare, resume,
 };

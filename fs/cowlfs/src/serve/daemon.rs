@@ -58,6 +58,7 @@ impl Daemon {
         // There is no other thread yet.
         attached.expand_descriptor_table(DESCRIPTORS);
         let (session, source) = attached.start().map_err(cannot)?;
+        let passthrough = source.passthrough(&overlay);
         let connection = FuseConnection::open(self.mount.device);
         let target = SignalTarget {
             overlay: overlay.clone(),
@@ -91,6 +92,7 @@ impl Daemon {
             mount: self.mount,
             stats,
             flush,
+            passthrough,
             connection: connection.clone(),
             lacking: self.lacking,
             custody: custody.clone(),

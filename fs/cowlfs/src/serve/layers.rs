@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::config::{Config, LIVE_CACHE_TIMEOUT, LiveLayers, Passthrough};
 use cowl_layers::format::XattrSpace;
 use cowl_layers::layer::lock::{self, LayerLock};
-use cowl_layers::layer::{Layer, Upper};
+use cowl_layers::layer::{Layer, Upper, moves};
 use cowl_layers::setup::{SetupError, SetupKind, shown};
 use cowl_overlay::Overlay;
 
@@ -117,7 +117,19 @@ impl LowerLayers {
                 if hides_layers_below(&layer)? {
                     self.lowers.clear();
                 }
-                Some(Upper::from_layer(config.mount.through(), layer, work)?)
+                let upper = Upper::from_layer(config.mount.through(), layer, work)?;
+                let completed = match config.snapshots {
+                    true => moves::complete(&upper, self.lowers.first()),
+                    false => moves::ignore_untrusted(&upper),
+                };
+                completed.map_err(|error| {
+                    SetupError::at(
+                        "cannot complete a move of files to",
+                        upper.layer.path(),
+                        error,
+                    )
+                })?;
+                Some(upper)
             }
             None => None,
         };

@@ -162,6 +162,55 @@ pub fn is_written(path: &Path) -> bool {
 }
 
 /// Retries `take` until it returns a lock, for up to `patience`.
+/// An exclusive lock of a layer. If the root directory of the layer held a shared one, it does again after a drop.
+pub(super) enum Exclusive<'l> {
+    Converted(&'l Layer),
+    Separate {
+        /// The descriptor that holds the lock.
+        _lock: OwnedFd,
+    },
+}
+
+impl Drop for Exclusive<'_> {
+    fn drop(&mut self) {
+        if let Self::Converted(layer) = self
+            && let Err(error) = sys::dir::lock_to_shared(&layer.root)
+        {
+            log::warn!("{}: cannot share a lock: {error}", shown(layer.path()));
+        }
+    }
+}
+
+/// Locks a layer exclusively, whose root directory may hold a shared lock. Fails if another mount uses the layer.
+pub(super) fn exclusively(layer: &Layer) -> Result<Exclusive<'_>> {
+    let deadline = Instant::now() + PATIENCE;
+    // An error may lose the shared lock.
+    let converted = Exclusive::Converted(layer);
+    loop {
+        match sys::dir::lock_to_exclusive(&layer.root) {
+            Ok(()) => return Ok(converted),
+            // A descriptor that only locates the directory holds no lock.
+            Err(error) if error.errno() == Errno::BADF => break,
+            Err(error) if error.errno() != Errno::AGAIN || Instant::now() > deadline => {
+                return Err(error);
+            }
+            Err(_) => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+    std::mem::forget(converted);
+    let lock = retry(layer.path(), PATIENCE, || {
+        sys::dir::lock_exclusive(layer.root_fd())
+    });
+    match lock {
+        Ok(Some(lock)) => Ok(Exclusive::Separate { _lock: lock }),
+        Ok(None) => Err(Error::Errno(Errno::AGAIN)),
+        Err(error) => {
+            log::warn!("{error}");
+            Err(Error::Errno(Errno::IO))
+        }
+    }
+}
+
 fn retry(
     path: &Path,
     patience: Duration,

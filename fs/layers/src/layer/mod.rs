@@ -8,6 +8,7 @@ mod inherit;
 pub mod journal;
 mod list;
 pub mod lock;
+pub mod moves;
 mod private;
 mod probe;
 mod recorded;

@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::{Errno, Error, Result};
 use crate::shown::Show as _;
@@ -38,38 +38,44 @@ pub(super) fn without_id_map(path: &Path) -> Result<OwnedFd> {
     clone_without_id_map(sys::dir::open_root(path)?.as_fd())
 }
 
-/// Reopens an upper layer's root and its work directory, given as descriptors and paths, through a private mount.
+/// Reopens directories that are written, such as an upper layer's root and its work directory, given as descriptors and
+/// paths, through a private mount.
 ///
-/// Both are accessed through one mount, because a rename between two mounts fails with EXDEV, even on one file system.
+/// All are accessed through one mount, because a rename between two mounts fails with EXDEV, even on one file system.
 /// Reports whether that mount is private.
-pub(super) fn for_writing(
-    plain: [OwnedFd; 2],
-    paths: [&Path; 2],
+pub(super) fn for_writing<const N: usize>(
+    plain: [OwnedFd; N],
+    paths: [&Path; N],
     through: Through,
-) -> ([OwnedFd; 2], Reached) {
+) -> ([OwnedFd; N], Reached) {
     match through_one_mount(&plain, paths, through) {
         Ok(dirs) => (dirs, Reached::PrivateMount),
         Err(error) => {
-            log::debug!("no private mount of {}: {error}", paths[0].shown());
+            let first = paths.first().copied().unwrap_or(Path::new(""));
+            log::debug!("no private mount of {}: {error}", first.shown());
             (plain, Reached::Path)
         }
     }
 }
 
-fn through_one_mount(
-    plain: &[OwnedFd; 2],
-    paths: [&Path; 2],
+fn through_one_mount<const N: usize>(
+    plain: &[OwnedFd; N],
+    paths: [&Path; N],
     through: Through,
-) -> Result<[OwnedFd; 2]> {
-    let [upper, work] = paths.map(Path::canonicalize);
+) -> Result<[OwnedFd; N]> {
     let failed = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
-    let (upper, work) = (upper.map_err(failed)?, work.map_err(failed)?);
-    let common: PathBuf = upper
-        .components()
-        .zip(work.components())
-        .take_while(|(one, two)| one == two)
-        .map(|(component, _)| component)
-        .collect();
+    let mut resolved = Vec::with_capacity(N);
+    for path in paths {
+        resolved.push(path.canonicalize().map_err(failed)?);
+    }
+    let mut common = resolved.first().cloned().unwrap_or_default();
+    for path in &resolved {
+        common = (common.components())
+            .zip(path.components())
+            .take_while(|(one, two)| one == two)
+            .map(|(component, _)| component)
+            .collect();
+    }
     let mount = clone_mount(sys::dir::open_root(&common)?.as_fd(), through)?;
     let open = |path: &Path, plain: &OwnedFd| -> Result<OwnedFd> {
         let below = path.strip_prefix(&common).map_err(|_| Errno::INVAL)?;
@@ -82,6 +88,9 @@ fn through_one_mount(
             Err(Error::Errno(Errno::XDEV))
         }
     };
-    let [plain_upper, plain_work] = plain;
-    Ok([open(&upper, plain_upper)?, open(&work, plain_work)?])
+    let mut opened = Vec::with_capacity(N);
+    for (path, plain) in resolved.iter().zip(plain) {
+        opened.push(open(path, plain)?);
+    }
+    opened.try_into().map_err(|_| Error::Errno(Errno::INVAL))
 }

@@ -88,6 +88,11 @@ impl Upper {
         Ok(self.locks.layer.clone())
     }
 
+    /// Converts the lock that [`Self::freeze`] has shared to an exclusive one: the layer remains the upper one.
+    pub fn thaw(&self) -> Result<()> {
+        self.locks.layer.make_exclusive()
+    }
+
     /// Opens the index that kernel overlayfs left in the work directory; `None` if there is none.
     pub fn kernel_index(&self) -> Result<Option<OwnedFd>> {
         match sys::dir::open_dir(self.locks.outer.as_fd(), b"index") {

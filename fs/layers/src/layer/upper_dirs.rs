@@ -1,7 +1,7 @@
 //! Opening an upper, in steps: its directories, their locks, recovery from an interrupted mount, and the features of
 //! their file system.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -137,17 +137,24 @@ fn open_inner(outer: &OwnedFd) -> Result<OwnedFd> {
         _ => {}
     }
     let inner = sys::dir::open_dir(outer.as_fd(), b"work")?;
-    // New objects must not be accessible before they have their own rights: each copied-up file would inherit
-    // a default ACL.
+    remove_acls(inner.as_fd())?;
+    Ok(inner)
+}
+
+/// Removes the ACLs of a directory for new objects.
+///
+/// New objects must not be accessible before they have their own rights: each copied-up file would inherit a default
+/// ACL.
+pub(super) fn remove_acls(dir: BorrowedFd<'_>) -> Result<()> {
     for acl in [ACL_DEFAULT, ACL_ACCESS] {
-        match sys::xattr::remove(inner.as_fd(), acl) {
+        match sys::xattr::remove(dir, acl) {
             Err(error) if !matches!(error.errno(), Errno::NODATA | Errno::OPNOTSUPP) => {
                 return Err(error);
             }
             _ => {}
         }
     }
-    Ok(inner)
+    Ok(())
 }
 
 fn check_separate(

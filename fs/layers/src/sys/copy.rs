@@ -96,6 +96,30 @@ pub fn copy_content(
     Ok(Copied::Written)
 }
 
+/// Makes the empty file `dst` share all blocks of `src` (FICLONE).
+///
+/// The content is that of one moment: the file system writes the pages of `src` first, and no write(2) and no store
+/// through a mapping has an effect meanwhile.
+pub fn share(src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Result<()> {
+    let _change = fault::begin()?;
+    Ok(rustix::fs::ioctl_ficlone(dst, src)?)
+}
+
+/// Whether an error of [`share`] means that the file system cannot share blocks.
+pub fn cannot_share(error: Error) -> bool {
+    matches!(
+        error.errno(),
+        Errno::OPNOTSUPP | Errno::INVAL | Errno::XDEV | Errno::NOTTY | Errno::NOSYS
+    )
+}
+
+/// Writes the pages of a file to the disk, and waits for it, without a sync.
+///
+/// The next store through a mapping of a written page is a page fault, which changes the times of the file.
+pub fn write_pages(file: impl AsFd) -> Result<()> {
+    super::write_back::write_back(file.as_fd())
+}
+
 /// Returns the next data extent at or after `at`; `None` if only a hole follows.
 fn next_data(src: BorrowedFd<'_>, at: u64, len: u64) -> Result<Option<(u64, u64)>> {
     let start = match rustix::fs::seek(src, SeekFrom::Data(at)) {

@@ -49,6 +49,33 @@ mod armed {
         NO_DEVICES.set(refuse);
     }
 
+    /// The injection of a thread.
+    #[derive(Debug)]
+    pub struct Injection {
+        left: Option<u64>,
+        seen: u64,
+        once: bool,
+        panic: bool,
+    }
+
+    /// Takes the injection of this thread, for another one that continues its work.
+    pub fn take() -> Injection {
+        Injection {
+            left: LEFT.take(),
+            seen: SEEN.take(),
+            once: ONCE.get(),
+            panic: PANIC.take(),
+        }
+    }
+
+    /// Sets the injection of this thread.
+    pub fn give(injection: Injection) {
+        LEFT.set(injection.left);
+        SEEN.set(injection.seen);
+        ONCE.set(injection.once);
+        PANIC.set(injection.panic);
+    }
+
     pub(crate) fn device() -> Result<(), Errno> {
         if NO_DEVICES.get() {
             return Err(Errno::PERM);
@@ -76,7 +103,24 @@ mod armed {
 }
 
 #[cfg(any(test, feature = "fault-injection"))]
-pub use armed::{arm, arm_once, arm_panic, disarm, refuse_devices};
+pub use armed::{Injection, arm, arm_once, arm_panic, disarm, give, refuse_devices, take};
+
+/// The injection of a thread.
+#[cfg(not(any(test, feature = "fault-injection")))]
+#[derive(Debug)]
+pub struct Injection;
+
+/// Takes the injection of this thread, for another one that continues its work.
+#[cfg(not(any(test, feature = "fault-injection")))]
+#[inline(always)]
+pub fn take() -> Injection {
+    Injection
+}
+
+/// Sets the injection of this thread.
+#[cfg(not(any(test, feature = "fault-injection")))]
+#[inline(always)]
+pub fn give(_injection: Injection) {}
 
 /// Returns an injected error, if one is due. To be called before every system call that changes a file system; the
 /// result is to be dropped after it.

@@ -12,6 +12,7 @@ pub mod crash;
 pub mod creds;
 pub mod dir;
 pub mod early;
+pub mod extents;
 pub mod fault;
 pub mod flocks;
 pub mod fuse_device;

@@ -169,6 +169,39 @@ pub fn birth_time(fd: impl AsFd) -> Result<Option<Time>> {
     }))
 }
 
+/// The first version of Linux with multigrain timestamps.
+const FINE_TIMES: (u32, u32) = (6, 13);
+
+/// Whether each change of a file on the file system of `fd` after a stat(2) results in another ctime.
+///
+/// Otherwise a ctime is the time of the last tick of the clock, so that a second change before the next tick does not
+/// change it.
+pub fn has_fine_times(fd: impl AsFd) -> bool {
+    /// TMPFS_MAGIC.
+    const TMPFS: u64 = 0x0102_1994;
+    let kind = rustix::fs::fstatfs(fd).map(|found| u64::try_from(found.f_type).unwrap_or(0));
+    let is_listed = matches!(
+        kind,
+        Ok(super::order::XFS | super::order::BTRFS | super::order::EXT4 | TMPFS)
+    );
+    is_listed && kernel_version().is_some_and(|version| version >= FINE_TIMES)
+}
+
+fn kernel_version() -> Option<(u32, u32)> {
+    let name = rustix::system::uname();
+    let mut parts = name.release().to_str().ok()?.split(['.', '-', '+']);
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+/// Returns the time that the kernel takes for changes without a fine time: that of the last tick of the clock.
+pub fn time_of_last_tick() -> Time {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    Time {
+        secs: now.tv_sec,
+        nanos: u32::try_from(now.tv_nsec).unwrap_or(0),
+    }
+}
+
 /// Whether the mount that `fd` was opened through is read-only; `false` if that is unknown.
 pub fn is_read_only(fd: impl AsFd) -> bool {
     statvfs(fd).is_ok_and(|all| all.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))

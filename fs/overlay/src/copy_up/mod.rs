@@ -28,7 +28,7 @@ use commit::Commit;
 use dirs::DirCopyUp;
 use group::GroupCommit;
 use stage::stage_file;
-pub(crate) use stage::{CopyExtent, set_opaque, stage_dir, stage_in_temp_dir};
+pub(crate) use stage::{CopyExtent, copy_attributes, set_opaque, stage_dir, stage_in_temp_dir};
 use times::preserve_ctime;
 pub(crate) use times::preserve_times;
 pub(crate) use zero_device::prepare_dir_for;

@@ -188,7 +188,7 @@ pub(crate) fn set_opaque(cx: &Context<'_>, dir: BorrowedFd<'_>) -> Result<()> {
 /// This order ensures that the copy never grants more access than the original: it is created with a private mode, and
 /// the mode is set after the owner and the ACL. An owner that is already correct is not set, because each change adds
 /// an entry to the file system's journal.
-fn copy_attributes(
+pub(crate) fn copy_attributes(
     cx: &Context<'_>,
     layer: &Layer,
     source: BorrowedFd<'_>,

@@ -195,7 +195,9 @@ mod tests {
         attributes.visible_links(&inode, &before, 4).unwrap();
         drop(op);
         unlink(b"c");
-        overlay.push_layer(upper("next", "next-work")).unwrap();
+        overlay
+            .push_layer(upper("next", "next-work"), &crate::PushRequest::default())
+            .unwrap();
         assert_eq!(overlay.begin().attr(&inode).unwrap().stat.nlink, 2);
     }
 }

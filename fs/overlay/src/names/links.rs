@@ -230,6 +230,11 @@ impl Links<'_> {
         Ok(())
     }
 
+    /// Scans a layer for the file with the inode number `ino`, which may have a single link.
+    pub(crate) fn scan_for(&self, layer: &Arc<Layer>, ino: u64) -> Result<Scan> {
+        scan(layer, Some(ino))
+    }
+
     /// Returns the scan of a layer, which is cached for a lower layer.
     pub(crate) fn scan_layer(&self, layer: &Arc<Layer>) -> Result<Arc<Scan>> {
         if let Some(scan) = self.index.layers.lock().get(&layer.id()) {

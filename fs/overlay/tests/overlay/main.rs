@@ -21,6 +21,7 @@ mod layers;
 mod live_layers;
 mod model;
 mod model_tree;
+mod moving;
 mod names;
 mod open_files;
 mod races;

@@ -7,7 +7,9 @@ use std::thread;
 use cowl_layers::Name;
 use cowl_layers::format::XattrSpace;
 use cowl_layers::layer::{Layer, Upper};
-use cowl_overlay::{Caller, OpenOptions, Overlay, OverlayOptions, RenameFlags, SetAttr, Writer};
+use cowl_overlay::{
+    Caller, OpenOptions, Overlay, OverlayOptions, PushRequest, RenameFlags, SetAttr, Writer,
+};
 
 const ROOT: Caller = Caller {
     pid: 0,
@@ -367,7 +369,7 @@ fn name_removed_during_a_lookup_does_not_reappear() {
     }
     let (new, work) = (tmp.path().join("upper2"), tmp.path().join("work2"));
     let upper = Upper::open(&new, &work, XattrSpace::detect()).unwrap();
-    overlay.push_layer(upper).unwrap();
+    overlay.push_layer(upper, &PushRequest::default()).unwrap();
     for (number, inode) in known.iter().enumerate() {
         let op = overlay.begin();
         let set = SetAttr {

@@ -98,7 +98,7 @@ impl Negotiated {
 #[derive(Debug)]
 pub(in crate::fuse) struct AdapterState {
     pub(super) files: Arc<Handles>,
-    pub(super) backing: Arc<BackingFiles>,
+    pub(in crate::fuse) backing: Arc<BackingFiles>,
     pub(super) refused: Arc<RefusedOpens>,
     pub(super) gate: Arc<Gate>,
     pub(super) rewrites: Arc<Rewrites>,

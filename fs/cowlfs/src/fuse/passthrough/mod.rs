@@ -7,6 +7,7 @@
 //! which covers that whole period. So the kernel never refuses a mode that was chosen from this count.
 
 mod backing;
+mod before_push;
 mod policy;
 mod record;
 

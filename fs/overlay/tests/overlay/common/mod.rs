@@ -29,7 +29,7 @@ use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::private::Through;
 use cowl_layers::sys::stat::{FileKind, Stat, Time};
 pub use cowl_overlay::OpenOptions;
-use cowl_overlay::{Caller, Overlay, OverlayOptions, PushError};
+use cowl_overlay::{Caller, Overlay, OverlayOptions, PushError, PushRequest};
 
 #[allow(unused_imports, reason = "every test file uses a part")]
 pub use estate::Kept;
@@ -218,17 +218,22 @@ impl Lab {
 
     /// Pushes a new, empty upper layer, and returns the path of the old one.
     pub fn push(&self, fs: &Fs) -> Result<PathBuf, PushError> {
+        self.push_with(fs, &PushRequest::default())
+    }
+
+    /// Like [`Self::push`], with files that are read or written without requests.
+    pub fn push_with(&self, fs: &Fs, request: &PushRequest<'_>) -> Result<PathBuf, PushError> {
         let (old, old_number) = (self.upper(), *self.upper.borrow());
         self.make_upper(old_number + 1);
-        match fs.overlay.push_layer(self.open_upper()) {
-            Ok(()) => {
+        match fs.overlay.push_layer(self.open_upper(), request) {
+            Ok(_) => {
                 let (_, lowers) = fs.overlay.layer_paths();
                 assert_eq!(lowers.first(), Some(&old));
                 self.lowers.borrow_mut().insert(0, old.clone());
                 Ok(old)
             }
             Err(error) => {
-                std::fs::remove_dir(self.upper()).unwrap();
+                std::fs::remove_dir_all(self.upper()).unwrap();
                 std::fs::remove_dir_all(self.work()).unwrap();
                 *self.upper.borrow_mut() = old_number;
                 Err(error)

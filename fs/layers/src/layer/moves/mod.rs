@@ -1,0 +1,325 @@
+//! Files that move from a frozen layer to the new upper layer, and leave a copy in the frozen one (docs/decisions/0043).
+//!
+//! The directory `moves` in the work directory of the upper layer contains the copies, and a list of the moves. Until
+//! the list exists, nothing has moved. From then on the moves are either completed or undone, also by a later mount.
+//! Each file has its name in one of the two layers at every moment.
+
+mod recovery;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+
+use super::upper_dirs::remove_acls;
+use super::{Layer, Upper, private};
+use crate::error::{Errno, Error, Result};
+use crate::name::Name;
+use crate::sys;
+use crate::sys::attr::SetTime;
+use crate::sys::copy::Copied;
+use crate::sys::node::RenameMode;
+use crate::sys::order::Order;
+use crate::sys::private::Through;
+use crate::sys::stat::Time;
+
+pub use recovery::{complete, ignore_untrusted};
+
+/// The directory in the work directory that the user specified.
+const DIR: &[u8] = b"moves";
+/// The list in [`DIR`].
+const LIST: &[u8] = b"list";
+/// The list once all files are in the new layer.
+const LINKED: &[u8] = b"linked";
+/// The list once the files are to be removed from the new layer.
+const UNDONE: &[u8] = b"undone";
+/// The list before it is complete.
+const NEW_LIST: &[u8] = b"list.new";
+/// Another name of a copy, before it replaces the file.
+const LINK: &[u8] = b"link";
+/// The version of the list.
+const VERSION: u32 = 1;
+
+/// The files that move, and the directories in which their names are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveList {
+    /// The directories, which exist in both layers.
+    pub dirs: Vec<ChangedDir>,
+    /// The files.
+    pub files: Vec<MovedFile>,
+}
+
+/// A directory in which names change, and the times that it retains.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedDir {
+    /// The path relative to the root of both layers; empty for the root.
+    pub path: Vec<u8>,
+    /// The access time.
+    pub atime: Time,
+    /// The modification time.
+    pub mtime: Time,
+}
+
+/// A file that moves under all of its names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedFile {
+    /// The name of its copy in the directory of the moves.
+    pub copy: Vec<u8>,
+    /// The inode number.
+    pub ino: u64,
+    /// The paths relative to the root of both layers.
+    pub names: Vec<Vec<u8>>,
+}
+
+/// The content of the list.
+#[derive(Debug, Serialize, Deserialize)]
+struct Stored {
+    version: u32,
+    /// The id of the frozen layer.
+    layer: u64,
+    moves: MoveList,
+}
+
+/// The directories between which files move, all reached through one mount.
+#[derive(Debug)]
+pub struct Moves {
+    from: OwnedFd,
+    to: OwnedFd,
+    /// The work directory that the user specified.
+    outer: OwnedFd,
+    /// The directory [`DIR`] in it.
+    dir: OwnedFd,
+    layer: u64,
+    order: Order,
+}
+
+impl Moves {
+    /// Creates the directory for the copies of files that move from `from` to `upper`.
+    pub fn begin(from: &Layer, upper: &Upper, order: Order) -> Result<Self> {
+        let [from_root, to, outer] = reach(from, upper)?;
+        sys::remove::remove_tree(outer.as_fd(), DIR)?;
+        sys::node::mkdir(outer.as_fd(), DIR, 0o700)?;
+        let dir = sys::dir::open_dir(outer.as_fd(), DIR)?;
+        remove_acls(dir.as_fd())?;
+        Ok(Self {
+            from: from_root,
+            to,
+            outer,
+            dir,
+            layer: from.id(),
+            order,
+        })
+    }
+
+    /// Creates the file for a copy, without content.
+    pub fn create_copy(&self, name: &[u8]) -> Result<OwnedFd> {
+        sys::node::create(self.dir.as_fd(), name, 0o600, OFlags::RDWR)
+    }
+
+    /// Opens the file of a copy.
+    pub fn open_copy(&self, name: &[u8]) -> Result<OwnedFd> {
+        sys::content::open(self.dir.as_fd(), name, OFlags::RDWR)
+    }
+
+    /// Writes the list. From here on, another process completes the moves if this one ends.
+    ///
+    /// The copies must be complete, and the directories of the names must exist in both layers.
+    pub fn commit_list(&self, list: &MoveList) -> Result<()> {
+        let stored = Stored {
+            version: VERSION,
+            layer: self.layer,
+            moves: list.clone(),
+        };
+        let bytes = serde_json::to_vec(&stored).map_err(|_| Error::Errno(Errno::INVAL))?;
+        let dir = self.dir.as_fd();
+        let file = sys::node::create(dir, NEW_LIST, 0o600, OFlags::WRONLY)?;
+        sys::copy::write_all(&file, &bytes, 0)?;
+        self.order.content_first(&file, Copied::Written)?;
+        sys::node::rename(dir, NEW_LIST, dir, LIST, RenameMode::NoReplace)?;
+        self.order.name_first(dir)?;
+        self.order.name_first(self.outer.as_fd())
+    }
+
+    /// Links the files into the new layer, where that was not done.
+    pub fn link(&self, list: &MoveList) -> Result<()> {
+        for (file, path) in names(list) {
+            let (Some((to, last)), Some((from, _))) =
+                (parent(&self.to, path)?, parent(&self.from, path)?)
+            else {
+                // The directory was removed since: the name is not visible.
+                continue;
+            };
+            match sys::stat::stat_at(to.as_fd(), &last) {
+                Err(error) if error.is_absent() => {}
+                Ok(_) => continue,
+                Err(error) => return Err(error),
+            }
+            if is_file(&from, &last, file)? {
+                sys::node::link(from.as_fd(), &last, to.as_fd(), &last)?;
+            }
+        }
+        for dir in &list.dirs {
+            if let Some(fd) = open_below(&self.to, &dir.path)? {
+                dir.restore_times(&fd)?;
+                self.order.name_first(fd.as_fd())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Records that all files are in the new layer. From here on a file may lose its names there, by a request of a
+    /// program, and the moves can no longer be undone.
+    pub fn commit_links(&self) -> Result<()> {
+        self.rename_list(LIST, LINKED)
+    }
+
+    /// Records that the files are not in the new layer, although some have names there until [`Self::unlink`].
+    pub fn cancel(&self) -> Result<()> {
+        for list in [LIST, LINKED] {
+            match self.rename_list(list, UNDONE) {
+                // It was not written.
+                Err(error) if error.is_absent() => {}
+                done => return done,
+            }
+        }
+        Ok(())
+    }
+
+    fn rename_list(&self, from: &[u8], to: &[u8]) -> Result<()> {
+        let dir = self.dir.as_fd();
+        sys::node::rename(dir, from, dir, to, RenameMode::NoReplace)?;
+        self.order.name_first(dir)
+    }
+
+    /// Replaces the files in the frozen layer by their copies, where that was not done, after [`Self::commit_links`].
+    ///
+    /// The names in the new layer may be gone or refer to other files by now.
+    pub fn exchange(&self, list: &MoveList) -> Result<()> {
+        for (file, path) in names(list) {
+            let Some((from, last)) = parent(&self.from, path)? else {
+                continue;
+            };
+            if !is_file(&from, &last, file)? {
+                continue;
+            }
+            let dir = self.dir.as_fd();
+            unlink_if_exists(dir, LINK)?;
+            sys::node::link(dir, &file.copy, dir, LINK)?;
+            sys::node::rename(dir, LINK, from.as_fd(), &last, RenameMode::Replace)?;
+        }
+        self.restore_times(list)
+    }
+
+    /// Removes the files from the new layer after [`Self::cancel`], and then the list.
+    pub fn unlink(&self, list: &MoveList) -> Result<()> {
+        for (file, path) in names(list) {
+            let Some((to, last)) = parent(&self.to, path)? else {
+                continue;
+            };
+            if is_file(&to, &last, file)? {
+                sys::node::unlink(to.as_fd(), &last)?;
+                self.order.name_first(to.as_fd())?;
+            }
+        }
+        self.finish()
+    }
+
+    /// Removes the list, and then the copies.
+    pub fn finish(&self) -> Result<()> {
+        for list in [LIST, LINKED, UNDONE] {
+            unlink_if_exists(self.dir.as_fd(), list)?;
+        }
+        sys::remove::remove_tree(self.outer.as_fd(), DIR)
+    }
+
+    fn restore_times(&self, list: &MoveList) -> Result<()> {
+        for dir in &list.dirs {
+            if let Some(fd) = open_below(&self.from, &dir.path)? {
+                dir.restore_times(&fd)?;
+                // The list must not be removed before the names are durable.
+                self.order.name_first(fd.as_fd())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ChangedDir {
+    fn restore_times(&self, dir: &OwnedFd) -> Result<()> {
+        let (atime, mtime) = (SetTime::At(self.atime), SetTime::At(self.mtime));
+        sys::attr::utimens(dir.as_fd(), atime, mtime)
+    }
+}
+
+/// Opens the roots of both layers and the work directory through one mount, because neither a link nor a rename is
+/// possible between two.
+fn reach(from: &Layer, upper: &Upper) -> Result<[OwnedFd; 3]> {
+    let paths = [from.path(), upper.layer.path(), upper.work_path.as_path()];
+    let known = [
+        from.root_fd(),
+        upper.layer.root_fd(),
+        upper.locks.outer.as_fd(),
+    ];
+    let mut plain = Vec::new();
+    for (path, known) in paths.iter().zip(known) {
+        let dir = sys::dir::open_root(path)?;
+        let (found, known) = (sys::stat::stat_fd(&dir)?, sys::stat::stat_fd(known)?);
+        if (found.dev, found.ino) != (known.dev, known.ino) {
+            return Err(Error::Errno(Errno::STALE));
+        }
+        plain.push(dir);
+    }
+    let plain = plain.try_into().map_err(|_| Error::Errno(Errno::INVAL))?;
+    Ok(private::for_writing(plain, paths, Through::WRITING).0)
+}
+
+/// Returns each file with each of its names.
+fn names(list: &MoveList) -> impl Iterator<Item = (&MovedFile, &Vec<u8>)> {
+    let files = list.files.iter();
+    files.flat_map(|file| file.names.iter().map(move |name| (file, name)))
+}
+
+/// Opens the directory of a path, and returns it with the last name; `None` if it does not exist.
+fn parent(root: &OwnedFd, path: &[u8]) -> Result<Option<(OwnedFd, Name)>> {
+    let (dir, last) = match path.iter().rposition(|&byte| byte == b'/') {
+        Some(at) => path.split_at(at),
+        None => (&b""[..], path),
+    };
+    let last = Name::new(last.strip_prefix(b"/").unwrap_or(last))?;
+    Ok(open_below(root, dir)?.map(|dir| (dir, last)))
+}
+
+/// Opens the directory at a path below `root`, one name after the other; `None` if it does not exist.
+fn open_below(root: &OwnedFd, path: &[u8]) -> Result<Option<OwnedFd>> {
+    let mut dir = sys::dir::duplicate(root.as_fd())?;
+    for part in path
+        .split(|&byte| byte == b'/')
+        .filter(|part| !part.is_empty())
+    {
+        dir = match sys::dir::open_dir(dir.as_fd(), &Name::new(part)?) {
+            Ok(below) => below,
+            Err(error) if error.is_absent() || error.errno() == Errno::LOOP => return Ok(None),
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(Some(dir))
+}
+
+/// Whether the name refers to the file.
+fn is_file(dir: &OwnedFd, name: &Name, file: &MovedFile) -> Result<bool> {
+    match sys::stat::stat_at(dir.as_fd(), name) {
+        Ok(stat) => Ok(stat.ino == file.ino),
+        Err(error) if error.is_absent() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn unlink_if_exists(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    match sys::node::unlink(dir, name) {
+        Err(error) if !error.is_absent() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

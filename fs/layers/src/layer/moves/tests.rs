@@ -1,0 +1,282 @@
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::*;
+use crate::format::XattrSpace;
+use crate::sys::fault;
+
+struct Lab {
+    top: tempfile::TempDir,
+    list: MoveList,
+}
+
+impl Lab {
+    /// A frozen layer with two files, one of which has two names, and an upper layer with their directories.
+    fn new() -> Self {
+        let top = tempfile::tempdir().unwrap();
+        for dir in ["old/d", "new/d", "work"] {
+            fs::create_dir_all(top.path().join(dir)).unwrap();
+        }
+        let lab = Self {
+            top,
+            list: MoveList::default(),
+        };
+        fs::write(lab.path("old/a"), "a live").unwrap();
+        fs::write(lab.path("old/d/b"), "b live").unwrap();
+        fs::hard_link(lab.path("old/d/b"), lab.path("old/c")).unwrap();
+        let dir = |path: &str| ChangedDir {
+            path: path.into(),
+            atime: Time { secs: 5, nanos: 6 },
+            mtime: Time { secs: 7, nanos: 8 },
+        };
+        let file = |copy: &str, names: &[&str]| MovedFile {
+            copy: copy.into(),
+            ino: lab.ino(&format!("old/{}", names[0])),
+            names: names.iter().map(|name| (*name).into()).collect(),
+        };
+        let list = MoveList {
+            dirs: vec![dir(""), dir("d")],
+            files: vec![file("0", &["a"]), file("1", &["d/b", "c"])],
+        };
+        Self { list, ..lab }
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.top.path().join(path)
+    }
+
+    fn ino(&self, path: &str) -> u64 {
+        fs::metadata(self.path(path)).unwrap().ino()
+    }
+
+    fn layers(&self) -> (Arc<Layer>, Arc<Upper>) {
+        let space = XattrSpace::detect();
+        let old = Layer::open(&self.path("old"), space).unwrap();
+        let upper = Upper::open(&self.path("new"), &self.path("work"), space).unwrap();
+        (old, upper)
+    }
+
+    fn begin(&self) -> (Arc<Layer>, Arc<Upper>, Moves) {
+        let (old, upper) = self.layers();
+        let moves = Moves::begin(&old, &upper, Order::Volatile).unwrap();
+        for (name, content) in [("0", "a copy"), ("1", "b copy")] {
+            let copy = moves.create_copy(name.as_bytes()).unwrap();
+            sys::copy::write_all(&copy, content.as_bytes(), 0).unwrap();
+        }
+        (old, upper, moves)
+    }
+
+    fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.path(path)).unwrap()
+    }
+
+    fn assert_moved(&self, context: &str) {
+        for (path, copy, live) in [
+            ("a", "a copy", "a live"),
+            ("d/b", "b copy", "b live"),
+            ("c", "b copy", "b live"),
+        ] {
+            assert_eq!(self.read(&format!("old/{path}")), copy, "{context}");
+            assert_eq!(self.read(&format!("new/{path}")), live, "{context}");
+        }
+        assert_eq!(self.ino("new/a"), self.list.files[0].ino);
+        for layer in ["old", "new"] {
+            let b = fs::metadata(self.path(&format!("{layer}/d/b"))).unwrap();
+            assert_eq!(b.nlink(), 2, "{context}");
+            assert_eq!(b.ino(), self.ino(&format!("{layer}/c")), "{context}");
+            let dir = fs::metadata(self.path(&format!("{layer}/d"))).unwrap();
+            assert_eq!((dir.mtime(), dir.mtime_nsec()), (7, 8), "{context}");
+        }
+        assert_eq!(fs::metadata(self.path("old/a")).unwrap().nlink(), 1);
+        assert!(!exists(&self.path("work/moves")), "{context}");
+    }
+
+    fn assert_unmoved(&self, context: &str) {
+        assert_eq!(self.read("old/a"), "a live", "{context}");
+        assert_eq!(self.read("old/d/b"), "b live", "{context}");
+        assert_eq!(self.ino("old/d/b"), self.ino("old/c"), "{context}");
+        assert!(!exists(&self.path("new/a")) && !exists(&self.path("new/c")));
+        assert_eq!(fs::metadata(self.path("old/a")).unwrap().nlink(), 1);
+        assert!(!exists(&self.path("work/moves")), "{context}");
+    }
+}
+
+fn exists(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+fn run(moves: Moves, list: &MoveList) -> Result<()> {
+    moves.commit_list(list)?;
+    moves.link(list)?;
+    moves.commit_links()?;
+    moves.exchange(list)?;
+    moves.finish()
+}
+
+/// Interrupts the moves before each change, and continues.
+#[test]
+fn interrupted_moves_are_completed_once_the_list_exists() {
+    let mut outcomes = (0, 0);
+    for good in 0.. {
+        let lab = Lab::new();
+        let (old, upper, moves) = lab.begin();
+        fault::arm(good);
+        let done = run(moves, &lab.list);
+        fault::disarm();
+        let has_list = exists(&lab.path("work/moves/list"));
+        complete(&upper, Some(&old)).unwrap();
+        let context = format!("after {good} changes");
+        if has_list || exists(&lab.path("new/a")) {
+            lab.assert_moved(&context);
+            outcomes.0 += 1;
+        } else {
+            lab.assert_unmoved(&context);
+            outcomes.1 += 1;
+        }
+        complete(&upper, Some(&old)).unwrap();
+        if done.is_ok() {
+            break;
+        }
+    }
+    assert!(outcomes.0 > 5 && outcomes.1 > 1, "{outcomes:?}");
+}
+
+/// Fails before each change, and undoes the moves, also by another process.
+#[test]
+fn moves_can_be_undone_until_all_files_are_linked() {
+    for by_other in [true, false] {
+        for good in 0.. {
+            let lab = Lab::new();
+            let (old, upper, moves) = lab.begin();
+            fault::arm(good);
+            let done = moves
+                .commit_list(&lab.list)
+                .and_then(|()| moves.link(&lab.list));
+            fault::disarm();
+            moves.cancel().unwrap();
+            if by_other {
+                complete(&upper, Some(&old)).unwrap();
+            } else {
+                moves.unlink(&lab.list).unwrap();
+            }
+            lab.assert_unmoved(&format!("after {good} changes"));
+            if done.is_ok() {
+                break;
+            }
+        }
+    }
+}
+
+/// A request may remove or rename files before they are replaced in the frozen layer.
+#[test]
+fn files_that_were_removed_meanwhile_are_replaced_in_the_frozen_layer() {
+    let lab = Lab::new();
+    let (old, upper, moves) = lab.begin();
+    moves.commit_list(&lab.list).unwrap();
+    moves.link(&lab.list).unwrap();
+    moves.commit_links().unwrap();
+    drop(moves);
+    fs::remove_file(lab.path("new/a")).unwrap();
+    fs::rename(lab.path("new/c"), lab.path("new/e")).unwrap();
+    fs::write(lab.path("new/c"), "other").unwrap();
+    complete(&upper, Some(&old)).unwrap();
+    assert!(!exists(&lab.path("new/a")));
+    for (path, content) in [("new/c", "other"), ("new/e", "b live"), ("old/c", "b copy")] {
+        assert_eq!(lab.read(path), content);
+    }
+    assert_eq!(lab.read("old/a"), "a copy");
+    assert_eq!(fs::metadata(lab.path("new/e")).unwrap().nlink(), 2);
+}
+
+/// A user could make a list that lets root link its files into the user's directory.
+#[test]
+fn a_list_of_another_user_is_not_obeyed() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let lab = Lab::new();
+    let (old, upper, moves) = lab.begin();
+    moves.commit_list(&lab.list).unwrap();
+    drop(moves);
+    assert!(matches!(ignore_untrusted(&upper), Err(Error::Damaged(_))));
+    let chown = |path: &str, uid| {
+        std::os::unix::fs::chown(lab.path(path), Some(uid), None).unwrap();
+    };
+    let chmod = |path: &str, mode| {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        fs::set_permissions(lab.path(path), mode).unwrap();
+    };
+    let refused = |context: &str| {
+        let done = complete(&upper, Some(&old));
+        assert!(
+            matches!(done, Err(Error::Damaged(_))),
+            "{context}: {done:?}"
+        );
+        assert!(!exists(&lab.path("new/a")), "{context}");
+        assert_eq!(lab.read("old/a"), "a live", "{context}");
+    };
+    chown("work/moves", 1000);
+    refused("directory of another user");
+    ignore_untrusted(&upper).unwrap();
+    chown("work/moves", 0);
+    chmod("work/moves", 0o770);
+    refused("directory that others may write");
+    chmod("work/moves", 0o700);
+    chown("work/moves/list", 1000);
+    refused("list of another user");
+    chown("work/moves/list", 0);
+    // Another mount reads the frozen layer.
+    let other = fs::File::open(lab.path("old")).unwrap();
+    other.lock_shared().unwrap();
+    assert!(complete(&upper, Some(&old)).is_err());
+    assert_eq!(lab.read("old/a"), "a live");
+    drop(other);
+    complete(&upper, Some(&old)).unwrap();
+    lab.assert_moved("with the own list");
+}
+
+/// A power cut may leave an empty list on a volatile mount.
+#[test]
+fn a_truncated_list_counts_as_none() {
+    let lab = Lab::new();
+    let (old, upper, moves) = lab.begin();
+    moves.commit_list(&lab.list).unwrap();
+    drop(moves);
+    fs::File::options()
+        .write(true)
+        .open(lab.path("work/moves/list"))
+        .unwrap()
+        .set_len(9)
+        .unwrap();
+    complete(&upper, Some(&old)).unwrap();
+    lab.assert_unmoved("with a truncated list");
+}
+
+/// A user may choose the work directory that root mounts.
+#[test]
+fn files_are_only_replaced_in_the_layer_below_and_only_by_copies() {
+    let lab = Lab::new();
+    let (old, upper, moves) = lab.begin();
+    moves.commit_list(&lab.list).unwrap();
+    drop(moves);
+    for below in [None, Some(&upper.layer)] {
+        assert!(matches!(complete(&upper, below), Err(Error::Damaged(_))));
+    }
+    let text = fs::read_to_string(lab.path("work/moves/list")).unwrap();
+    let outside = text.replacen("\"copy\":[48]", "\"copy\":[46,46,47,120]", 1);
+    assert_ne!(outside, text);
+    fs::write(lab.path("work/moves/list"), outside).unwrap();
+    assert!(matches!(
+        complete(&upper, Some(&old)),
+        Err(Error::Damaged(_))
+    ));
+    let upwards = text.replacen("\"names\":[[97]]", "\"names\":[[46,46,47,97]]", 1);
+    assert_ne!(upwards, text);
+    fs::write(lab.path("work/moves/list"), upwards).unwrap();
+    assert!(complete(&upper, Some(&old)).is_err());
+    fs::write(lab.path("work/moves/list"), text).unwrap();
+    complete(&upper, Some(&old)).unwrap();
+    lab.assert_moved("with the original list");
+}

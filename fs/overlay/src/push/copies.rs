@@ -1,0 +1,198 @@
+//! Copies of files that programs write to meanwhile, all with the content of one moment.
+//!
+//! The moment is the end of the last copy. Each other file must be unchanged from its copy to that moment, which its
+//! times show afterwards, and for a mapped file its blocks; a file that changed is copied again. The file that is copied
+//! last may change afterwards.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::files::NamedFile;
+use super::request::UnattendedCause;
+use cowl_layers::error::Result;
+use cowl_layers::layer::moves::Moves;
+use cowl_layers::sys;
+use cowl_layers::sys::copy::{WriteBack, cannot_share};
+use cowl_layers::sys::stat::{Stat, has_fine_times, time_of_last_tick};
+
+/// The maximum number of rounds, and the time after which no further round begins.
+const MAX_ROUNDS: u32 = 64;
+pub(super) const MAX_TIME: Duration = Duration::from_secs(2);
+/// The pause before the next attempt to see a tick of the clock.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// The name of a copy that only shows whether blocks can be shared.
+const PROBE: &[u8] = b"probe";
+
+/// Copies of files.
+#[derive(Debug)]
+pub(super) struct Copies {
+    /// The attributes of each file when its copy was made.
+    pub(super) seen: Vec<Stat>,
+    pub(super) bytes: u64,
+    pub(super) rounds: u32,
+}
+
+/// Files that could not be copied.
+#[derive(Debug)]
+pub(super) struct NotCopied {
+    /// Their indexes.
+    pub(super) files: Vec<usize>,
+    pub(super) cause: UnattendedCause,
+}
+
+/// The way in which files are copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Method {
+    /// Both files share blocks.
+    Share,
+    /// The content is read and written.
+    Write,
+}
+
+/// Returns the name of the copy of a file in the directory of the moves.
+pub(super) fn copy_name(index: usize) -> Vec<u8> {
+    format!("{index:x}").into_bytes()
+}
+
+/// Determines how files are copied, by a copy of the first one.
+pub(super) fn choose_method(moves: &Moves, first: &OwnedFd) -> Result<Method> {
+    let target = moves.create_copy(PROBE)?;
+    match sys::copy::share(first.as_fd(), target.as_fd()) {
+        Ok(()) => Ok(Method::Share),
+        Err(error) if cannot_share(error) => Ok(Method::Write),
+        Err(error) => Err(error),
+    }
+}
+
+/// Copies the files.
+pub(super) fn copy_all(
+    moves: &Moves,
+    files: &[NamedFile],
+    method: Method,
+    deadline: Instant,
+) -> Result<Result<Copies, NotCopied>> {
+    let fine = files
+        .first()
+        .is_some_and(|file| has_fine_times(&file.content));
+    let mut seen = vec![Stat::default(); files.len()];
+    let mut changes = vec![0_u32; files.len()];
+    let mut pending: Vec<usize> = (0..files.len()).collect();
+    for index in &pending {
+        moves.create_copy(&copy_name(*index))?;
+    }
+    let mut round = 0;
+    loop {
+        round += 1;
+        // Those that change most often are copied last.
+        pending.sort_by_key(|index| changes.get(*index).copied());
+        let mut unproven = Vec::new();
+        for index in &pending {
+            let (Some(file), Some(seen)) = (files.get(*index), seen.get_mut(*index)) else {
+                continue;
+            };
+            if Instant::now() > deadline {
+                return Ok(Err(NotCopied {
+                    files: pending,
+                    cause: UnattendedCause::TooSlow,
+                }));
+            }
+            let (stat, is_proven) = stat_for_comparison(file, fine, deadline)?;
+            *seen = stat;
+            if !is_proven {
+                unproven.push(*index);
+            }
+            copy_one(moves, file, *index, method)?;
+        }
+        let last = match method {
+            Method::Share => pending.last().copied(),
+            Method::Write => None,
+        };
+        let mut changed = Vec::new();
+        for (index, (file, seen)) in files.iter().zip(&seen).enumerate() {
+            let is_current = Some(index) == last
+                || !unproven.contains(&index)
+                    && is_unchanged(file, seen)?
+                    && (method == Method::Write || has_same_blocks(moves, file, index)?);
+            if !is_current {
+                changed.push(index);
+            }
+        }
+        if changed.is_empty() {
+            let bytes = seen.iter().map(|stat| stat.size).sum();
+            // The last copy may have content from after `seen`, in which case a write may have removed setuid.
+            for (file, seen) in files.iter().zip(&mut seen) {
+                *seen = sys::stat::stat_fd(&file.content)?;
+            }
+            return Ok(Ok(Copies {
+                bytes,
+                seen,
+                rounds: round,
+            }));
+        }
+        if round == MAX_ROUNDS || Instant::now() > deadline {
+            return Ok(Err(NotCopied {
+                files: changed,
+                cause: UnattendedCause::KeptChanging,
+            }));
+        }
+        for index in &changed {
+            if let Some(count) = changes.get_mut(*index) {
+                *count += 1;
+            }
+        }
+        pending = changed;
+    }
+}
+
+/// Returns the attributes of a file, and whether any later change of the content changes its ctime.
+///
+/// Without fine times this holds only if the clock has advanced since the last change, for which this waits.
+fn stat_for_comparison(file: &NamedFile, fine: bool, deadline: Instant) -> Result<(Stat, bool)> {
+    loop {
+        let tick = time_of_last_tick();
+        let stat = sys::stat::stat_fd(&file.content)?;
+        let is_proven = fine || stat.ctime < tick;
+        if is_proven || Instant::now() > deadline {
+            return Ok((stat, is_proven));
+        }
+        sleep(PAUSE);
+    }
+}
+
+/// Whether a file has not changed since `seen`.
+fn is_unchanged(file: &NamedFile, seen: &Stat) -> Result<bool> {
+    let key = |stat: &Stat| (stat.ctime, stat.mtime, stat.size);
+    Ok(key(&sys::stat::stat_fd(&file.content)?) == key(seen))
+}
+
+/// Whether a file has the same content as its copy, which shares its blocks.
+///
+/// Only a store through a mapping does not change the times: they change when its page fault begins, which may be before
+/// the copy.
+fn has_same_blocks(moves: &Moves, file: &NamedFile, index: usize) -> Result<bool> {
+    if !file.is_mapped {
+        return Ok(true);
+    }
+    let copy = moves.open_copy(&copy_name(index))?;
+    sys::extents::is_unchanged(&file.content, &copy)
+}
+
+/// Copies a file, over its previous copy if there is one.
+fn copy_one(moves: &Moves, file: &NamedFile, index: usize, method: Method) -> Result<()> {
+    let target = moves.open_copy(&copy_name(index))?;
+    if sys::stat::stat_fd(&target)?.size > 0 {
+        sys::attr::truncate(&target, 0)?;
+    }
+    let (from, to) = (file.content.as_fd(), target.as_fd());
+    match method {
+        Method::Share => sys::copy::share(from, to),
+        Method::Write => {
+            // A store through a mapping of a page that is not written yet would not change the times.
+            sys::copy::write_pages(from)?;
+            let size = sys::stat::stat_fd(from)?.size;
+            sys::copy::copy_content(from, to, size, WriteBack::Later).map(drop)
+        }
+    }
+}

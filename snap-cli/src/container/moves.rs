@@ -1,0 +1,28 @@
+//! Files that an interrupted push of a layer was moving to the new head (docs/decisions/0043).
+
+use cowl_layers::layer::{Upper, moves};
+
+use super::Container;
+use super::state::Mounted;
+use crate::error::{Error, Result};
+use crate::store::disk;
+
+/// The directory in the work directory that lists the moves.
+const DIR: &str = "moves";
+
+/// Completes the moves, unless a daemon does: the layer below the head must not be read before.
+pub(crate) fn complete(container: &Container<'_>) -> Result<()> {
+    let (store, manifest) = (container.store(), container.manifest());
+    let work = store.paths().layer_work(manifest.head);
+    if !disk::exists(&work.join(DIR))? {
+        return Ok(());
+    }
+    if let Mounted::Alive(_) = container.mounted()? {
+        return Ok(());
+    }
+    let tree = store.paths().layer_tree(manifest.head);
+    let below = store.open_layers(manifest.below_head().get(..1).unwrap_or_default())?;
+    let upper = Upper::open(&tree, &work, store.space())?;
+    moves::complete(&upper, below.first())
+        .map_err(|error| Error::at("complete the move of files to", &tree, error))
+}

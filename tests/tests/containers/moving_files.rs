@@ -1,0 +1,395 @@
+//! Snapshots while programs write by passthrough: the files move to the new layer (docs/decisions/0043).
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use cowl_tests::command::{Output, run, run_command, show};
+use cowl_tests::conditions::{Need, can};
+use cowl_tests::cowl::Store;
+use cowl_tests::images::Kind;
+use cowl_tests::process::signal;
+use cowl_tests::run::number;
+
+const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Program("python3")];
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/containers/moving_files.py")
+}
+
+/// A store on a file system, with a container that is mounted with passthrough for all files.
+struct Lab {
+    store: Store,
+    top: PathBuf,
+}
+
+impl Lab {
+    fn new(kind: Kind, keepers: bool, setting: Option<(&str, &str)>) -> Self {
+        let store = Store::on(|scratch, name| kind.mount(scratch, name));
+        let store = if keepers { store.with_keepers() } else { store };
+        let source = store.scratch().make("source");
+        std::fs::create_dir(source.join("deep")).unwrap();
+        std::fs::write(source.join("cold"), vec![7; 1 << 20]).unwrap();
+        store.create("web", &source);
+        let mut mount = store.command(["mount", "web"]);
+        mount.env("COWL_PASSTHROUGH", "all");
+        if let Some((name, value)) = setting {
+            mount.env(name, value);
+        }
+        let top = PathBuf::from(run_command(mount, b"").ok().out());
+        Self { store, top }
+    }
+
+    fn snapshot(&self) -> Output {
+        run_command(self.snapshot_command(), b"")
+    }
+
+    fn snapshot_command(&self) -> Command {
+        let mut command = self.store.command(["-v", "snapshot", "web"]);
+        command.env("COWL_PASSTHROUGH", "all");
+        command
+    }
+
+    /// Mounts a snapshot, and returns the result of `read`.
+    fn with_snapshot<T>(&self, name: &str, read: impl FnOnce(&Path) -> T) -> T {
+        let at = self.store.beside("shown");
+        std::fs::create_dir_all(&at).unwrap();
+        let source = format!("web@{name}");
+        let words = ["mount", &source, at.to_str().unwrap()];
+        self.store.cowl(words).ok();
+        let done = read(&at);
+        self.store.cowl(["umount", at.to_str().unwrap()]).ok();
+        done
+    }
+}
+
+struct Program {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Program {
+    fn start(words: &[&str]) -> Self {
+        let mut child = Command::new("python3")
+            .arg(script())
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self {
+            stdin: child.stdin.take().unwrap(),
+            stdout: BufReader::new(child.stdout.take().unwrap()),
+            child,
+        }
+    }
+
+    fn hear(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+
+    fn end(mut self, context: &str) {
+        drop(self.stdin);
+        assert!(self.child.wait().unwrap().success(), "{context}");
+    }
+
+    fn tell(&mut self) {
+        self.stdin.write_all(b"\n").unwrap();
+    }
+}
+
+fn snapshots_of_a_busy_container(kind: Kind) {
+    if !can(&[NEEDS, &kind.needs()].concat()) {
+        return;
+    }
+    let lab = Lab::new(kind, false, None);
+    let seconds = number("COWL_MOVING_SECONDS", 5);
+    let top = lab.top.to_str().unwrap();
+    let mut writer = Program::start(&["write", top, &seconds.to_string()]);
+    assert_eq!(writer.hear(), "ready");
+    let mut taken = Vec::new();
+    let mut moved = 0;
+    while writer.child.try_wait().unwrap().is_none() {
+        let output = lab.snapshot();
+        if output.err().contains("changed them again") {
+            continue;
+        }
+        let output = output.ok();
+        moved += usize::from(output.err().contains("were copied"));
+        taken.push(output.out());
+    }
+    let written: usize = writer.hear().parse().unwrap();
+    assert!(writer.child.wait().unwrap().success());
+    let last = lab.snapshot().ok();
+    let (count, names) = (taken.len(), lab.store.snapshots("web"));
+    assert!(
+        moved > 5,
+        "{count} snapshots, {moved} with copies: {}",
+        last.report()
+    );
+    let check = |top: &Path| -> usize {
+        let words = [script().into_os_string(), "check".into(), top.into()];
+        run("python3", words).ok().out().parse().unwrap()
+    };
+    assert_eq!(check(&lab.top), written);
+    // To mount each of them would take a minute.
+    let stride = names
+        .len()
+        .div_ceil(usize::try_from(number("COWL_MOVING_CHECKED", 12)).unwrap());
+    let mut before = 0;
+    for name in names.iter().step_by(stride) {
+        let found = lab.with_snapshot(name, check);
+        assert!(
+            found >= before && found <= written,
+            "{name}: {found} after {before}"
+        );
+        before = found;
+    }
+    println!("{count} snapshots of {written} records, {moved} with copies");
+    // The kernel reads the same tree from the layers.
+    lab.store.cowl(["umount", "web"]).ok();
+    lab.store.cowl(["check", "web"]).ok();
+    let again = lab.store.mount("web");
+    assert_eq!(check(&again), written);
+    lab.store.cowl(["umount", "web"]).ok();
+}
+
+/// Appends, writes at positions, writes with O_DIRECT and stores through a mapping: a snapshot has no torn record, and no
+/// record without all earlier ones.
+#[test]
+fn snapshots_have_the_content_of_one_moment_on_xfs() {
+    snapshots_of_a_busy_container(Kind::Xfs);
+}
+
+#[test]
+fn snapshots_have_the_content_of_one_moment_on_btrfs() {
+    snapshots_of_a_busy_container(Kind::Btrfs);
+}
+
+/// Without shared blocks the files cannot be copied while programs write.
+#[test]
+fn snapshot_names_the_files_that_prevent_it() {
+    let kind = Kind::Ext4;
+    if !can(&[NEEDS, &kind.needs()].concat()) {
+        return;
+    }
+    let lab = Lab::new(kind, false, None);
+    let mut program = Program::start(&["step", lab.top.to_str().unwrap()]);
+    assert_eq!(program.hear(), "wrote");
+    let output = lab
+        .snapshot()
+        .fails(1, &["passthrough", "/deep/er/two", "cannot share blocks"]);
+    assert!(
+        output.err().contains("passthrough=read"),
+        "{}",
+        output.report()
+    );
+    program.tell();
+    assert_eq!(program.hear(), "wrote");
+    program.tell();
+    assert_eq!(program.hear(), "done");
+    program.end("without a snapshot");
+    lab.store.cowl(["umount", "web"]).ok();
+}
+
+fn read(top: &Path, name: &str) -> String {
+    let content = std::fs::read(top.join(name)).unwrap();
+    show(&content).trim_end_matches('\0').to_owned()
+}
+
+/// Checks the snapshot, if there is one, and the container after the steps of a program, and unmounts it.
+fn check_steps(lab: &Lab, expected: &str, context: &str) {
+    for name in lab.store.snapshots("web") {
+        lab.with_snapshot(&name, |top| {
+            for file in ["one", "deep/er/two", "deep/link", "deep/mapped"] {
+                assert_eq!(read(top, file), "first\n", "{file}, {context}");
+            }
+            let ino = |name: &str| std::fs::metadata(top.join(name)).unwrap().ino();
+            assert_eq!(ino("one"), ino("deep/link"), "{context}");
+        });
+    }
+    let top = lab.store.mount("web");
+    for file in ["one", "deep/er/two", "deep/link"] {
+        assert_eq!(read(&top, file), expected, "{file}, {context}");
+    }
+    assert!(!top.join("gone").try_exists().unwrap());
+    lab.snapshot().ok();
+    lab.store.cowl(["umount", "web"]).ok();
+    lab.store.cowl(["check", "web"]).ok();
+}
+
+/// Runs the steps of a program with a snapshot between them. The daemon is killed as `kills` describes.
+fn snapshot_between_steps(kills: Option<&str>) {
+    let setting = kills.map(|kills| ("COWL_KILL", kills));
+    let lab = Lab::new(Kind::Xfs, kills.is_some(), setting);
+    let mut program = Program::start(&["step", lab.top.to_str().unwrap()]);
+    assert_eq!(program.hear(), "wrote");
+    let taken = lab.snapshot();
+    let context = format!("{kills:?}: {}", taken.report());
+    assert!(taken.code == 0 || kills.is_some(), "{context}");
+    program.tell();
+    assert_eq!(program.hear(), "wrote", "{context}");
+    program.tell();
+    assert_eq!(program.hear(), "done", "{context}");
+    program.end(&context);
+    let names = lab.store.snapshots("web");
+    assert_eq!(names.len(), usize::from(taken.code == 0), "{context}");
+    check_steps(&lab, "first\nsecond\n", &context);
+}
+
+#[test]
+fn files_of_all_kinds_move() {
+    if !can(&[NEEDS, &Kind::Xfs.needs()].concat()) {
+        return;
+    }
+    snapshot_between_steps(None);
+}
+
+/// Takes snapshots until a program ends, and returns how many there are, and how many were refused.
+fn snapshots_during(lab: &Lab, mut program: Program, refusals: &[&str]) -> (usize, usize) {
+    let (mut taken, mut refused) = (0, 0);
+    while program.child.try_wait().unwrap().is_none() {
+        let output = lab.snapshot();
+        if refusals.iter().any(|text| output.err().contains(text)) {
+            refused += 1;
+        } else {
+            output.ok();
+            taken += 1;
+        }
+    }
+    assert_eq!(program.hear(), "done");
+    program.end("a program during snapshots");
+    (taken, refused)
+}
+
+/// No file may be in two layers: programs write to it.
+fn assert_files_are_in_one_layer(lab: &Lab) {
+    let listed = Command::new("find")
+        .arg(lab.store.path())
+        .args(["-path", "*/tree/*", "-type", "f", "-printf", "%i %p\n"])
+        .output()
+        .unwrap();
+    let mut found = std::collections::HashMap::new();
+    for line in show(&listed.stdout).lines() {
+        let (ino, path) = line.split_once(' ').unwrap();
+        let layer = path.split("/tree/").next().unwrap().to_owned();
+        let other = found.insert(ino.to_owned(), layer.clone());
+        assert!(other.is_none_or(|other| other == layer), "{path}");
+    }
+    assert!(!found.is_empty());
+}
+
+#[test]
+fn a_file_whose_names_change_during_snapshots_is_in_one_layer() {
+    if !can(&[NEEDS, &Kind::Xfs.needs()].concat()) {
+        return;
+    }
+    let lab = Lab::new(Kind::Xfs, false, None);
+    let mut program = Program::start(&["rename", lab.top.to_str().unwrap(), "4"]);
+    assert_eq!(program.hear(), "ready");
+    let (taken, refused) = snapshots_during(&lab, program, &["requests were running"]);
+    println!("{taken} snapshots, {refused} refused");
+    assert!(taken + refused > 2);
+    lab.snapshot().ok();
+    assert_files_are_in_one_layer(&lab);
+    lab.store.cowl(["umount", "web"]).ok();
+}
+
+/// The program holds the lock of the file that it writes, and waits for the daemon.
+#[test]
+fn a_program_that_writes_from_a_mapping_of_the_mount_does_not_stop_it() {
+    if !can(&[NEEDS, &Kind::Xfs.needs()].concat()) {
+        return;
+    }
+    let lab = Lab::new(Kind::Xfs, false, None);
+    let mut program = Program::start(&["cold", lab.top.to_str().unwrap(), "5"]);
+    assert_eq!(program.hear(), "ready");
+    let (taken, refused) = snapshots_during(&lab, program, &["changed them again"]);
+    println!("{taken} snapshots, {refused} refused");
+    assert!(taken + refused > 1);
+    lab.snapshot().ok();
+    assert_files_are_in_one_layer(&lab);
+    lab.store.cowl(["umount", "web"]).ok();
+}
+
+/// A registration from before the snapshot must not make a later descriptor retain the old content.
+#[test]
+fn a_file_that_was_closed_before_a_snapshot_shows_later_writes() {
+    if !can(&[NEEDS, &Kind::Xfs.needs()].concat()) {
+        return;
+    }
+    let lab = Lab::new(Kind::Xfs, false, None);
+    let path = lab.top.join("file");
+    std::fs::write(&path, "first").unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"first");
+    lab.snapshot().ok();
+    let mut reader = std::fs::File::open(&path).unwrap();
+    std::fs::write(&path, "second").unwrap();
+    let mut content = String::new();
+    std::io::Read::read_to_string(&mut reader, &mut content).unwrap();
+    assert_eq!(content, "second");
+    drop(reader);
+    lab.store.cowl(["umount", "web"]).ok();
+}
+
+/// Kills the daemon at changes of files during the snapshot; its keeper starts another one.
+#[test]
+fn nothing_is_lost_if_the_daemon_is_killed_during_a_snapshot() {
+    if !can(&[NEEDS, &Kind::Xfs.needs()].concat()) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let kills = |offset: u64, name: &str| {
+        let counts = dir.path().join(name);
+        format!("after a change/1000000/{offset}/{}", counts.display())
+    };
+    // The passings before and during the snapshot, without a kill.
+    let passed = || std::fs::metadata(dir.path().join("count")).map_or(0, |meta| meta.len());
+    let setting = kills(999_999, "count");
+    let lab = Lab::new(Kind::Xfs, true, Some(("COWL_KILL", &setting)));
+    let mut program = Program::start(&["step", lab.top.to_str().unwrap()]);
+    assert_eq!(program.hear(), "wrote");
+    let before = passed();
+    lab.snapshot().ok();
+    let after = passed();
+    for answer in ["wrote", "done"] {
+        program.tell();
+        assert_eq!(program.hear(), answer);
+    }
+    program.end("without a kill");
+    lab.store.cowl(["umount", "web"]).ok();
+    drop(lab);
+    assert!(after > before + 20, "{before} to {after}");
+    let stride = number("COWL_MOVING_STRIDE", 10);
+    let mut at = before + 1 + u64::from(std::process::id()) % stride;
+    while at <= after {
+        snapshot_between_steps(Some(&kills(at, &format!("at-{at}"))));
+        at += stride;
+    }
+}
+
+/// Kills a daemon without a keeper at various moments of a snapshot, in which each change takes a while.
+#[test]
+fn an_interrupted_snapshot_is_completed_without_the_daemon() {
+    if !can(&[NEEDS, &Kind::Xfs.needs()].concat()) {
+        return;
+    }
+    for milliseconds in (100..1600).step_by(500) {
+        let lab = Lab::new(Kind::Xfs, false, Some(("COWL_DELAY", "after a change/15")));
+        let mut program = Program::start(&["step", lab.top.to_str().unwrap()]);
+        assert_eq!(program.hear(), "wrote");
+        let daemon = lab.store.pid("web");
+        let mut snapshot = lab.snapshot_command();
+        let mut snapshot = snapshot.stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+        signal(daemon, "-KILL");
+        snapshot.wait().unwrap();
+        drop(program.stdin);
+        program.child.wait().unwrap();
+        check_steps(&lab, "first\n", &format!("after {milliseconds} ms"));
+    }
+}
