@@ -15,7 +15,7 @@ use cowl_layers::setup::{SetupError, SetupKind};
 use cowl_layers::sys::users::Device;
 use cowl_overlay::{Estate, Inheritance, Ledger, Overlay};
 
-/// The further attempts to complete a move of files, and the pause before each.
+/// The number of retries of the completion of a move of files, and the pause before each.
 const MOVE_ATTEMPTS: u32 = 5;
 const MOVE_PAUSE: std::time::Duration = std::time::Duration::from_millis(300);
 
@@ -204,9 +204,10 @@ fn record(
     Ok(())
 }
 
-/// Completes the moves of files that a push has begun.
+/// Completes the moves of files of an interrupted push.
 ///
-/// An error, such as a full disk, may be over after a while. Without the moves nothing can be served.
+/// Retries after an error, such as a full disk, which may be temporary. Requests cannot be served before the moves are
+/// complete.
 fn complete_moves(upper: &Upper, below: Option<&Arc<Layer>>) -> cowl_layers::error::Result<()> {
     for _ in 0..MOVE_ATTEMPTS {
         match moves::complete(upper, below) {

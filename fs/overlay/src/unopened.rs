@@ -31,7 +31,7 @@ pub fn file_for_request(
     op.services().content().for_request(inode, options)
 }
 
-/// Closes the handle of a file that was created, and keeps its descriptor for the requests that follow.
+/// Closes the handle of a file that was created, and caches its descriptor for the requests that follow.
 pub fn close_created(overlay: &Overlay, created: Opened) {
     let Opened { handle, descriptor } = created;
     overlay.close(&handle);
@@ -54,7 +54,7 @@ pub fn truncated_descriptor(overlay: &Overlay, ino: u64) -> Result<Option<Arc<Ow
         .transpose();
     drop(file);
     drop(op);
-    // The kernel may have forgotten the inode meanwhile.
+    // The kernel may have forgotten the inode by now.
     overlay.inodes().release(vec![inode]);
     found
 }
@@ -62,7 +62,8 @@ pub fn truncated_descriptor(overlay: &Overlay, ino: u64) -> Result<Option<Arc<Ow
 /// Returns the node ids of the files that processes may have written to through mappings.
 pub fn possibly_mapped(overlay: &Overlay) -> Vec<u64> {
     let inodes = overlay.inodes();
-    // Those that are not located yet may be of any kind. They come first: one that is located meanwhile is found twice.
+    // Objects that are not located yet may be of any kind. They come first: one that is located in the meantime is then
+    // found twice.
     let mut found = match overlay.opens.are_unknown() {
         true => Unlocated::of(inodes).numbers(),
         false => Vec::new(),

@@ -1,4 +1,4 @@
-//! The layers below a layer that is filled from a layer of an image.
+//! The layers below a layer that is unpacked from a layer of an image.
 //!
 //! A layer of an image changes the merged state of the layers below it. In the new layer, this needs copies from them: of
 //! directories for which the image has no entry, of symbolic links that lead to entries, and of files to which entries
@@ -102,7 +102,7 @@ impl LayersBelow {
         self.copied.get(path) == Some(&true)
     }
 
-    /// Looks up a path in the layers below, without what is hidden of them.
+    /// Looks up a path in the layers below, except for hidden objects.
     fn find(&self, path: &[u8]) -> Result<Found> {
         let is_gone = self.hidden.get(path) == Some(&Hidden::Object);
         if is_gone || is_hidden_above(&self.hidden, path) {
@@ -223,7 +223,7 @@ impl LayersBelow {
 
     /// Hides an object of the layers below, or the content of a directory, and removes copies of it.
     pub(super) fn hide(&mut self, path: &[u8], what: Hidden, target: Target<'_>) -> Result<()> {
-        // Nothing below is copied any more, so a repeated marker has no effect. It must not take long either.
+        // Nothing below is copied any more, so a repeated marker has no effect. It must not take long, either.
         let own = self.hidden.get(path);
         let is_root = path.is_empty() && self.is_root_hidden;
         if is_root

@@ -68,7 +68,7 @@ pub(super) const IMAGE_CONFIG: u64 = 1 << 20;
 /// JSON values in the settings of an image's config. They are stored in the container's manifest.
 pub(super) const IMAGE_VALUES: usize = 1 << 14;
 
-/// Depth of these values. The manifest, and that of a whole container, add levels of their own.
+/// Depth of these values. The manifest and the archive of a whole container add further levels.
 pub(super) const IMAGE_DEPTH: usize = 32;
 
 /// Bytes of the name of an image, and of its tag. Longer ones are ignored.

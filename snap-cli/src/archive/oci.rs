@@ -27,7 +27,7 @@ use crate::tree::error::{ErrorKind, OnProgress, Progress, Result, TreeError};
 pub struct ImageStep<S> {
     /// The state, from which its merged tree can be opened.
     pub state: S,
-    /// The blob that the state was unpacked from, if it was kept.
+    /// The blob that the state was unpacked from, if it was retained.
     pub kept: Option<KeptBlob>,
 }
 
@@ -198,14 +198,14 @@ fn write_layer(
     Ok((descriptor(media_type, &digest, size), sum, done))
 }
 
-/// Copies a layer that was kept, and verifies it. Returns the same as [`write_layer`].
+/// Copies the retained blob of a layer, and verifies it. Returns the same as [`write_layer`].
 fn copy_layer(
     kept: &KeptBlob,
     blobs: &Path,
     progress: OnProgress<'_>,
 ) -> Result<(Value, Digest, TransferReport)> {
     let read_error = |error| {
-        TreeError::io("cannot read the kept layer", error).at(kept.path.as_os_str().as_bytes())
+        TreeError::io("cannot read the retained layer", error).at(kept.path.as_os_str().as_bytes())
     };
     let path = blobs.join(kept.digest.hex());
     let source = File::open(&kept.path).map_err(read_error)?;

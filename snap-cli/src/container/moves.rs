@@ -10,7 +10,7 @@ use crate::store::disk;
 /// The directory in the work directory that lists the moves.
 const DIR: &str = "moves";
 
-/// Completes the moves, unless a daemon does: the layer below the head must not be read before.
+/// Completes the moves, unless a daemon does it. The layer below the head must not be read before that.
 pub(crate) fn complete(container: &Container<'_>) -> Result<()> {
     let (store, manifest) = (container.store(), container.manifest());
     let work = store.paths().layer_work(manifest.head);

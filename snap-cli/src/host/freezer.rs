@@ -1,6 +1,6 @@
 //! Stops all processes of an LXC container for a moment, by the freezer of its control group.
 //!
-//! A process of its own lets them continue, so that they do so even if cowl is killed.
+//! A separate process lets them continue, so that they do so even if cowl is killed.
 
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
@@ -28,9 +28,9 @@ pub struct FreezerGroup {
 /// The files by which a group is frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Interface {
-    /// Version 2 of the control groups.
+    /// The files of control groups version 2.
     Unified,
-    /// The freezer of version 1.
+    /// The files of the freezer of version 1.
     Legacy,
 }
 
@@ -144,7 +144,7 @@ impl Drop for Stopped {
     }
 }
 
-/// Starts the process that lets a group continue when its standard input ends: when this process closes it or ends.
+/// Starts the process that lets a group continue when its standard input ends, because this process closes it or ends.
 ///
 /// It has its own process group, so that Ctrl-C does not end it.
 fn start_guard(control: std::fs::File, resume: &str) -> Result<Child> {

@@ -28,9 +28,9 @@ use crate::tree::omissions::Unsupported;
 /// Whether the new container gets a snapshot for each layer of its image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayerSnapshots {
-    /// It does.
+    /// The container gets the snapshots.
     Take,
-    /// It has no snapshots.
+    /// The container gets no snapshots.
     Omit,
 }
 
@@ -159,7 +159,7 @@ fn chain_ids(layers: &[ImageLayer]) -> Vec<Digest> {
     chain
 }
 
-/// Returns the record of a layer's blob that is to be kept.
+/// Returns the record of a layer's blob that is to be retained.
 fn blob_record(layer: &ImageLayer) -> Result<BlobRecord> {
     match &layer.blob {
         LayerBlob::Digest(digest, media_type) => Ok(BlobRecord {
@@ -223,7 +223,7 @@ fn unpack(
     Ok(report)
 }
 
-/// A reader that writes what passes through it to a file.
+/// A reader that also writes the data that it reads to a file.
 struct CopyingReader<R> {
     input: R,
     copy: File,
@@ -282,7 +282,7 @@ fn add_snapshots(
     disk::sync_dir(&store.paths().snapshots_dir(container))
 }
 
-/// The most characters of a comment: a step of an image can be a script.
+/// The maximum number of characters of a comment: a step of an image can be a script.
 const COMMENT: usize = 200;
 
 fn shortened(text: &str) -> String {
@@ -294,7 +294,7 @@ fn shortened(text: &str) -> String {
     }
 }
 
-/// Returns the error for an image in a place from which it cannot be read.
+/// Returns the error for an image that cannot be read from its location.
 pub fn unsupported_error(prefix: &str) -> Error {
     Error::usage(format!("images cannot be read from {prefix}:")).hint(format!(
         "copy the image to a file first: skopeo copy {prefix}:... oci-archive:image.tar; then use \

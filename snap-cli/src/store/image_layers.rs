@@ -8,17 +8,17 @@ use super::{Store, disk};
 use crate::archive::image_source::Digest;
 use crate::error::Result;
 
-/// Whether the blobs of the layers are kept, so that an export contains them unchanged.
+/// Whether the blobs of the layers are retained, so that an export contains them unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blobs {
-    /// They are.
+    /// The blobs are retained.
     Keep,
-    /// They can be recreated, with other digests.
+    /// The blobs are not retained. An export compresses the layers again, which results in other digests.
     Discard,
 }
 
 /// Returns the layers with these chain ids that containers use, destroyed ones included. If blobs are
-/// to be kept, only those whose blob was kept.
+/// to be retained, only those whose blob was retained.
 ///
 /// A layer that no manifest references may be incomplete, or is about to be removed. The caller must hold a shared lock
 /// of the store until a manifest references the layers, so that they are not collected.

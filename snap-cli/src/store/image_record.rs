@@ -41,11 +41,11 @@ pub struct ImageLayerRecord {
     pub diff_id: Digest,
     /// The digest of it together with all layers below it. Layers with the same chain id are interchangeable.
     pub chain_id: Digest,
-    /// The blob, if it was kept.
+    /// The blob, if it was retained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blob: Option<BlobRecord>,
-    /// Whether the layer, or one below it, lacks what could not be stored (`--skip-unsupported`), or the layer was
-    /// changed by another program. It is not shared.
+    /// Whether `--skip-unsupported` omitted a part of the layer or of one below it, or another program changed the
+    /// layer. Such a layer is not shared.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub incomplete: bool,
     /// Fields that this version does not know.

@@ -52,7 +52,7 @@ impl Paths {
         self.layer_dir(id).join("work")
     }
 
-    /// Returns the path of the blob that a layer was unpacked from, if it was kept.
+    /// Returns the path of the blob that a layer was unpacked from, if it was retained.
     pub fn layer_blob(&self, id: LayerId) -> PathBuf {
         self.layer_dir(id).join("blob")
     }

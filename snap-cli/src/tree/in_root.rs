@@ -28,11 +28,11 @@ pub(crate) enum Resolved {
 /// The result of an attempt to create a path that does not exist in the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Created {
-    /// All directories that it has elsewhere.
+    /// All directories of the path that exist in the other tree were created.
     Directories,
-    /// A symbolic link, which is to be followed.
+    /// A symbolic link was created, which the caller must follow.
     Link,
-    /// Nothing: one of the directories is another kind of file elsewhere.
+    /// Nothing was created: in the other tree, one of the directories is not a directory.
     NotADirectory,
 }
 

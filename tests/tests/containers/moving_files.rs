@@ -347,7 +347,7 @@ fn nothing_is_lost_if_the_daemon_is_killed_during_a_snapshot() {
         let counts = dir.path().join(name);
         format!("after a change/1000000/{offset}/{}", counts.display())
     };
-    // The passings before and during the snapshot, without a kill.
+    // How often fault points are passed before and during the snapshot, without a kill.
     let passed = || std::fs::metadata(dir.path().join("count")).map_or(0, |meta| meta.len());
     let setting = kills(999_999, "count");
     let lab = Lab::new(Kind::Xfs, true, Some(("COWL_KILL", &setting)));

@@ -232,7 +232,7 @@ fn a_file_that_cannot_be_opened_for_writing_can_be_synced() {
     case.mount.unmount();
 }
 
-/// They are not open, so nothing may remain of them.
+/// Removed files that are not open must leave no descriptors.
 #[test]
 fn removed_files_leave_no_descriptors() {
     let Some(case) = Case::new("passthrough=off") else {
@@ -251,7 +251,7 @@ fn removed_files_leave_no_descriptors() {
     case.mount.unmount();
 }
 
-/// The kernel does not say whether the caller writes, so the daemon looks at its descriptors.
+/// The kernel does not report whether the caller writes, so the daemon inspects its descriptors.
 #[test]
 fn only_the_owner_and_writers_of_a_program_remove_its_setuid_bit() {
     let Some(case) = Case::new("passthrough=off,allow_other") else {

@@ -162,7 +162,7 @@ fn images_are_exchanged_with_other_programs() {
     settings_do_not_lead_out_of_the_container(&store, &at("out"));
 }
 
-/// Runs the command of images with odd settings.
+/// Runs the command of images with unusual settings.
 fn settings_do_not_lead_out_of_the_container(store: &Store, layout: &str) {
     for (tag, message) in [
         ("outside", "directory of the image"),

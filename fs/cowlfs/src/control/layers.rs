@@ -72,7 +72,7 @@ pub(super) fn push(
     match pushed {
         Ok(pushed) => {
             for ino in pushed.stale {
-                // Until then, stat(2) can show the number of links of the directory from before.
+                // Until then, stat(2) can show the previous link count of the directory.
                 if let Err(error) = invalidate(ino) {
                     log::warn!("cannot invalidate the attributes of inode {ino}: {error}");
                 }

@@ -68,11 +68,11 @@ enum Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunningWriters {
-    /// They run.
+    /// Programs may write.
     Running,
-    /// They are stopped, so files can be copied, up to this total size, if the file system cannot share blocks.
+    /// Programs are stopped. If the file system cannot share blocks, files are copied up to a total size.
     Stopped {
-        /// The total size of the files.
+        /// The maximum total size of the files in bytes.
         max_bytes: u64,
     },
 }

@@ -49,7 +49,7 @@ pub struct Stats {
     pub requests: BTreeMap<String, u64>,
 }
 
-/// The earlier versions of the daemon count open files.
+/// The default for reports of earlier versions of the daemon, which always count open files.
 fn counts_by_default() -> bool {
     true
 }

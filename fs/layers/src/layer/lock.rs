@@ -161,8 +161,7 @@ pub fn is_written(path: &Path) -> bool {
     matches!(lock, Ok(None))
 }
 
-/// Retries `take` until it returns a lock, for up to `patience`.
-/// An exclusive lock of a layer. If the root directory of the layer held a shared one, it does again after a drop.
+/// An exclusive lock of a layer. If the root directory of the layer held a shared lock, a drop restores it.
 pub(super) enum Exclusive<'l> {
     Converted(&'l Layer),
     Separate {
@@ -181,10 +180,10 @@ impl Drop for Exclusive<'_> {
     }
 }
 
-/// Locks a layer exclusively, whose root directory may hold a shared lock. Fails if another mount uses the layer.
+/// Locks a layer exclusively. Its root directory may hold a shared lock. Fails if another mount uses the layer.
 pub(super) fn exclusively(layer: &Layer) -> Result<Exclusive<'_>> {
     let deadline = Instant::now() + PATIENCE;
-    // An error may lose the shared lock.
+    // A conversion that fails may have released the shared lock; the drop takes it again.
     let converted = Exclusive::Converted(layer);
     loop {
         match sys::dir::lock_to_exclusive(&layer.root) {
@@ -211,6 +210,7 @@ pub(super) fn exclusively(layer: &Layer) -> Result<Exclusive<'_>> {
     }
 }
 
+/// Retries `take` until it returns a lock, for up to `patience`.
 fn retry(
     path: &Path,
     patience: Duration,

@@ -98,8 +98,8 @@ pub fn copy_content(
 
 /// Makes the empty file `dst` share all blocks of `src` (FICLONE).
 ///
-/// The content is that of one moment: the file system writes the pages of `src` first, and no write(2) and no store
-/// through a mapping has an effect meanwhile.
+/// The content is that of one moment: the file system writes back the pages of `src` first, and until the copy is
+/// complete, every write(2) and every store through a mapping waits.
 pub fn share(src: BorrowedFd<'_>, dst: BorrowedFd<'_>) -> Result<()> {
     let _change = fault::begin()?;
     Ok(rustix::fs::ioctl_ficlone(dst, src)?)
@@ -113,9 +113,9 @@ pub fn cannot_share(error: Error) -> bool {
     )
 }
 
-/// Writes the pages of a file to the disk, and waits for it, without a sync.
+/// Writes back the dirty pages of a file and waits for the writeback, without a sync.
 ///
-/// The next store through a mapping of a written page is a page fault, which changes the times of the file.
+/// The next store to such a page through a mapping is a page fault, which changes the times of the file.
 pub fn write_pages(file: impl AsFd) -> Result<()> {
     super::write_back::write_back(file.as_fd())
 }

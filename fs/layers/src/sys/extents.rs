@@ -72,18 +72,18 @@ const INLINE: u32 = 0x200;
 /// FIEMAP_EXTENT_UNWRITTEN: the content is zeros. A copy has a hole there.
 const UNWRITTEN: u32 = 0x800;
 
-/// Where the content of a file is.
+/// The location of a file's content.
 #[derive(Debug, PartialEq, Eq)]
 enum Content {
-    /// In these ranges: offset in the file, offset on the disk, length.
+    /// The content is in these ranges: offset in the file, offset on the disk, length.
     Blocks(Vec<(u64, u64, u64)>),
-    /// In the metadata of the file system.
+    /// The content is in the metadata of the file system.
     Inline,
-    /// Partly in memory only.
+    /// A part of the content is only in memory.
     Unallocated,
 }
 
-/// Whether `file`, whose content `copy` got by [`super::copy::share`], has not changed since.
+/// Whether `file` has not changed since [`super::copy::share`] created `copy` from it.
 pub fn is_unchanged(file: impl AsFd, copy: impl AsFd) -> Result<bool> {
     let (file, copy) = (file.as_fd(), copy.as_fd());
     // Pages first: a page that is written between the two calls has other blocks by then.
@@ -121,7 +121,7 @@ fn has_unwritten_pages(file: BorrowedFd<'_>) -> Result<bool> {
     Ok(found.dirty > 0 || found.in_writeback > 0)
 }
 
-/// Returns where the content of a file is (FIEMAP).
+/// Returns the location of a file's content (FIEMAP).
 fn content(file: BorrowedFd<'_>, flags: u32) -> Result<Content> {
     let size = super::stat::stat_fd(file)?.size;
     let mut blocks: Vec<(u64, u64, u64)> = Vec::new();

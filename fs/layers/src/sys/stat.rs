@@ -193,7 +193,7 @@ fn kernel_version() -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// Returns the time that the kernel takes for changes without a fine time: that of the last tick of the clock.
+/// Returns the time of the last tick of the clock, which the kernel uses for changes without a fine-grained time.
 pub fn time_of_last_tick() -> Time {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
     Time {

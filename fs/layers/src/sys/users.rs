@@ -239,7 +239,7 @@ fn open_files(task: &Path, open: fs::ReadDir, dev: Device, holds: &mut Vec<Hold>
     }
 }
 
-/// Whether a thread has a file open for writing: that with the inode number `ino` of the file system `dev`.
+/// Whether a thread has the file with the inode number `ino` of the file system `dev` open for writing.
 ///
 /// Returns `None` if its descriptors are not visible. Sends no request to the file system.
 pub fn writes_to(thread: u32, dev: Device, ino: u64) -> Option<bool> {

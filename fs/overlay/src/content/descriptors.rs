@@ -62,7 +62,7 @@ impl Key {
 #[derive(Debug)]
 struct Entry {
     descriptor: VersionedDescriptor,
-    /// The inode of a descriptor that no open file uses. The reference prevents that another inode gets its address.
+    /// The inode of a descriptor that no open file uses. The reference prevents another inode from getting its address.
     _unopened: Option<Weak<Inode>>,
 }
 

@@ -1,4 +1,4 @@
-//! Copies of files that programs write to meanwhile, all with the content of one moment.
+//! Copies of files to which programs write at the same time, all with the content of one moment.
 //!
 //! The moment is the end of the last copy. Each other file must be unchanged from its copy to that moment, which its
 //! times show afterwards, and for a mapped file its blocks; a file that changed is copied again. The file that is copied
@@ -37,7 +37,7 @@ pub(super) struct Copies {
 /// Files that could not be copied.
 #[derive(Debug)]
 pub(super) struct NotCopied {
-    /// Their indexes.
+    /// The indexes of these files.
     pub(super) files: Vec<usize>,
     pub(super) cause: UnattendedCause,
 }
@@ -148,7 +148,8 @@ pub(super) fn copy_all(
 
 /// Returns the attributes of a file, and whether any later change of the content changes its ctime.
 ///
-/// Without fine times this holds only if the clock has advanced since the last change, for which this waits.
+/// Without fine-grained times, this holds only if the clock has advanced since the last change, so this waits for the
+/// next tick.
 fn stat_for_comparison(file: &NamedFile, fine: bool, deadline: Instant) -> Result<(Stat, bool)> {
     loop {
         let tick = time_of_last_tick();

@@ -1,4 +1,4 @@
-//! The files that the kernel reads or writes without requests: where they are, and under which names.
+//! The locations and names of files that the kernel reads or writes without requests.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,7 +21,7 @@ use cowl_layers::view::resolve::join;
 /// A name of a file: its directory, and the name there.
 pub(super) type ParentAndName = (Arc<Inode>, Name);
 
-/// The names of files with several ones, by their inode numbers, and their numbers of links at that time.
+/// The names of files with several names, by inode number, and the link counts at the time of the search.
 pub(super) type KnownNames = HashMap<u64, (u64, Vec<ParentAndName>)>;
 
 /// A file of the upper layer that has names.
@@ -96,22 +96,22 @@ pub(super) fn upper_dir(stack: &Stack, dir: &Inode) -> Result<Arc<LayerDir>> {
     stack.upper_dir(&state).cloned().ok_or(Error::NOT_FOUND)
 }
 
-/// Does what takes long for a push that follows: locates the files, and writes their pages to the disk.
+/// Prepares a push, so that it takes less time: locates the files and writes back their pages.
 ///
 /// Errors are not reported: they occur again in the push.
 pub fn prepare_push(overlay: &Overlay, files: &[PassthroughFile]) {
     find_names(overlay, files);
 }
 
-/// Does what takes long before requests have to wait: locates the files, writes their pages to the disk, and searches
-/// for the names of those with several.
+/// Does the slow steps before requests have to wait: locates the files, writes back their pages, and searches for the
+/// names of those with several names.
 ///
 /// Errors are not reported: they occur again in [`find_files`].
 pub(super) fn find_names(overlay: &Overlay, files: &[PassthroughFile]) -> KnownNames {
     let mut known = KnownNames::new();
     for file in files {
         if let Err(error) = prepare_file(overlay, *file, &mut known) {
-            log::debug!("inode {}: {error}", file.node_id);
+            log::debug!("cannot prepare inode {}: {error}", file.node_id);
         }
     }
     known
@@ -270,7 +270,8 @@ fn names_of(
             return Err(Stopped::Race);
         }
     }
-    // The search may have missed a name that was renamed meanwhile, under which the frozen layer would have the file.
+    // The search may have missed a name because of a concurrent rename. Under that name, the frozen layer would retain
+    // the file.
     let distinct: HashSet<_> = names.iter().map(|(dir, name)| (dir.ino(), name)).collect();
     if (distinct.len() + index_links(stack, stat)?) as u64 != stat.nlink {
         return Err(Stopped::Race);

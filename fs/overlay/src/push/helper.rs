@@ -1,7 +1,7 @@
 //! Work that may wait for the lock of a file, in a thread of its own.
 //!
 //! A program that writes by passthrough holds the lock of its file, and may wait for a request: its buffer can be a
-//! mapping of another file of the mount. Whatever waits for that lock while requests wait must therefore have a limit.
+//! mapping of another file of the mount. Code that waits for that lock while requests wait therefore needs a limit.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::Builder;
@@ -14,7 +14,7 @@ use cowl_layers::sys::fault::{self, Injection};
 #[derive(Debug)]
 pub(super) struct Helper<T>(Receiver<(T, Injection)>);
 
-/// Work that has ended, or that continues.
+/// The state of work at a deadline: completed, or still in progress.
 #[derive(Debug)]
 pub(super) enum Ran<T> {
     Done(T),
@@ -31,7 +31,7 @@ pub(super) fn run_until<T: Send + 'static>(
     let started = Builder::new().name("cowlfs-push".into()).spawn(move || {
         fault::give(injection);
         let done = work();
-        // The receiver may not wait any more.
+        // The receiver may no longer wait.
         drop(send.send((done, fault::take())));
     });
     started.map_err(|error| Error::Errno(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN)))?;

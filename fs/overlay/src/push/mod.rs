@@ -32,7 +32,7 @@ pub use request::{
     PassthroughFile, PushError, PushRequest, Pushed, Unattended, UnattendedCause, Writers,
 };
 
-/// The maximum number of attempts if files change their names meanwhile.
+/// The maximum number of attempts if files are renamed at the same time.
 const MAX_ATTEMPTS: u32 = 4;
 
 impl Overlay {
@@ -79,7 +79,7 @@ impl Overlay {
                 Err(Stopped::Later(..)) => Err(PushError::TooBusy),
                 Err(Stopped::Race) if is_last => Err(PushError::TooBusy),
                 Err(Stopped::Race) => continue,
-                // A file that is closed or forgotten meanwhile may be counted and not be listed.
+                // A file that is closed or forgotten at the same time may be counted but not listed.
                 Err(Stopped::By(files)) if files.cause == UnattendedCause::Unknown && !is_last => {
                     continue;
                 }

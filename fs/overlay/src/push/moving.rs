@@ -6,8 +6,8 @@
 //! 4. The stack is exchanged, in memory and in the ledger.
 //! 5. Each file in the frozen layer is replaced by its copy.
 //!
-//! An error undoes everything. If the process ends after the list was written, the moves are completed by whatever uses
-//! the new layer next, or the new layer is discarded, if the stack was not exchanged.
+//! An error undoes everything. If the process ends after the list was written, the next user
+//! of the new layer completes the moves. If the stack was not exchanged, the new layer may be discarded instead.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -39,9 +39,9 @@ const DESCRIPTORS: u64 = 4;
 const MAX_FILES: u64 = 10_000;
 /// The time that each further step may take in which a program could prevent the push.
 const FURTHER_TIME: Duration = Duration::from_secs(2);
-/// The time that copies may take which do not share blocks, because programs are stopped.
+/// The time limit for copies that do not share blocks, while programs are stopped.
 const WRITE_TIME: Duration = Duration::from_secs(60);
-/// The attempts to replace files in the frozen layer, and the pause before each.
+/// The number of attempts to replace files in the frozen layer, and the pause before each.
 const ATTEMPTS: u32 = 10;
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// The number of copies from which one sync of the file system is faster than one of each copy.
@@ -118,7 +118,7 @@ impl Moving {
         let (files, copies, method) = match copied {
             Ok(Some(copied)) => copied,
             other => {
-                // A thread that is late creates nothing any more, but can hold the lock of a copy.
+                // A late thread creates nothing more, but can hold the lock of a copy.
                 let finish = Cleanup(Box::new(move || {
                     if let Err(error) = moves.finish() {
                         log::warn!("cannot remove copies of files: {error}");
@@ -284,7 +284,10 @@ impl Moving {
     fn show_times(&self, overlay: &Overlay) {
         for (file, (shown, mtime)) in self.files.iter().zip(&self.times) {
             if let Err(error) = self.show_time(overlay, file, *shown, *mtime) {
-                log::error!("inode {}: {error}", file.inode.ino());
+                log::error!(
+                    "cannot restore the ctime of inode {}: {error}",
+                    file.inode.ino()
+                );
             }
         }
     }
@@ -300,7 +303,7 @@ impl Moving {
     ) -> Stopped {
         for file in &*self.files {
             if let Err(error) = return_to(overlay, before, file) {
-                log::error!("inode {}: {error}", file.inode.ino());
+                log::error!("cannot restore inode {}: {error}", file.inode.ino());
             }
         }
         if let Err(error) = self.moves.cancel() {
@@ -376,18 +379,18 @@ impl Exchanging {
 }
 
 impl Moving {
-    /// Records which files have lost their last name while they had one in the frozen layer.
+    /// Records the files whose last name was removed while they still had one in the frozen layer.
     fn note_removed(&self) {
         for file in &*self.files {
             match sys::stat::stat_fd(&file.content) {
                 Ok(stat) if stat.nlink == 0 => {
                     let noted = file.inode.update_file(|state| state.orphan = true);
                     if let Err(error) = noted {
-                        log::error!("inode {}: {error}", file.inode.ino());
+                        log::error!("cannot update inode {}: {error}", file.inode.ino());
                     }
                 }
                 Ok(_) => {}
-                Err(error) => log::error!("inode {}: {error}", file.inode.ino()),
+                Err(error) => log::error!("cannot stat inode {}: {error}", file.inode.ino()),
             }
         }
     }
@@ -426,7 +429,7 @@ pub(super) fn move_nameless(overlay: &Overlay, files: &[Arc<Inode>], upper: &Upp
         let change = || inode.update_file(|state| state.loc.dir = dir);
         let storage = NumberStorage::OnDisk;
         if let Err(error) = (overlay.inodes).relocate(inode, inode.identity(), storage, change) {
-            log::error!("inode {}: {error}", inode.ino());
+            log::error!("cannot move inode {}: {error}", inode.ino());
         }
     }
 }
@@ -537,7 +540,7 @@ fn note_missing(cx: &Context<'_>, dir: &Arc<Inode>, before: &mut Before) -> Resu
             missing.push(dir);
         }
     }
-    // Those further up first: they are restored last.
+    // Parent directories first: they are restored last.
     for dir in missing.iter().rev() {
         before.note(dir)?;
     }

@@ -28,11 +28,11 @@ pub struct PassthroughFile {
 /// Whether programs write to files while a layer is pushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writers {
-    /// They run.
+    /// Programs may write.
     Running,
-    /// They are stopped, so files can be copied, up to this number of bytes, if the file system cannot share blocks.
+    /// Programs are stopped. If the file system cannot share blocks, files are copied up to a total size.
     Stopped {
-        /// The total size of the files.
+        /// The maximum total size of the files in bytes.
         max_bytes: u64,
     },
 }
@@ -96,13 +96,13 @@ pub enum UnattendedCause {
     NoSharedBlocks,
     /// The file system cannot share blocks, and the files have this number of bytes.
     TooLarge(u64),
-    /// They changed again whenever they had been copied.
+    /// The files changed after each attempt to copy them.
     KeptChanging,
-    /// There are too many.
+    /// There are too many files.
     TooMany,
-    /// To copy them took too long.
+    /// The copies took too long.
     TooSlow,
-    /// They are not known, or not where they are expected.
+    /// The files are unknown, or not at their expected location.
     Unknown,
 }
 
@@ -169,11 +169,11 @@ pub(super) enum Stopped {
     Race,
     /// A system call failed.
     Error(Error),
-    /// Something has to be done once requests do not wait any more.
+    /// Cleanup is necessary once requests no longer wait.
     Later(Cleanup, Box<Stopped>),
 }
 
-/// The rest of the work after a push has failed.
+/// The work that remains after a push has failed.
 pub(super) struct Cleanup(pub(super) Box<dyn FnOnce() + Send>);
 
 impl fmt::Debug for Cleanup {
@@ -183,7 +183,7 @@ impl fmt::Debug for Cleanup {
 }
 
 impl Cleanup {
-    /// Does it in another thread, which may have to wait for a program. Waits for a short time.
+    /// Does the rest in another thread, which may have to wait for a program. Waits for it for a short time.
     pub(super) fn start(self) {
         match run_until(Instant::now() + CLEANUP_TIME, self.0) {
             Ok(Ran::Done(())) => {}

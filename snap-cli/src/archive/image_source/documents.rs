@@ -26,7 +26,7 @@ pub(super) struct Descriptor {
     pub(super) platform: Option<Platform>,
 }
 
-/// The annotations that name an image. Others are not kept.
+/// The annotations that name an image. Others are dropped.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(super) struct Names {
     /// The tag.
@@ -209,7 +209,7 @@ mod tests {
         ] {
             assert!(manifest(bad.as_bytes()).is_err(), "{:.200}", bad);
         }
-        // Values that are kept are not nested deeply; others are skipped without recursion.
+        // Values that are retained are not nested deeply; others are skipped without recursion.
         let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
         let config = |settings: &str, other: &str| {
             let text = format!(

@@ -94,7 +94,7 @@ fn regular(file: File, name: &[u8]) -> Result<(File, u64)> {
 /// Which entries an archive may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entries {
-    /// Only those of an image: the archive may be another one, of which only a little is to be read.
+    /// Only those of an image: if the archive is not an image, only its beginning is read.
     OfImage,
     /// Any: the user said that it is an image.
     Any,
@@ -261,7 +261,7 @@ fn link_target(path: &[u8], target: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// A reader of the headers of an archive, which moves behind the data between them.
+/// A reader of the headers of an archive, which skips the data between them.
 struct Headers<'f> {
     file: &'f File,
     offset: u64,

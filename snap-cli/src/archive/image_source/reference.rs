@@ -1,4 +1,4 @@
-//! The name of an image on the command line, as skopeo and podman write it: `TRANSPORT:PLACE[:TAG]`.
+//! The name of an image on the command line, as skopeo and podman write it: `TRANSPORT:PATH[:TAG]`.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -20,7 +20,7 @@ pub enum Transport {
 pub enum Reference {
     /// An image in a file or a directory, with its tag or name.
     Stored(Transport, PathBuf, Option<String>),
-    /// An image in a place from which cowl cannot read, with the prefix.
+    /// An image that cowl cannot read from its location, with the prefix.
     Unsupported(&'static str),
 }
 
@@ -41,7 +41,7 @@ const UNSUPPORTED: [&str; 6] = [
 ];
 
 impl Reference {
-    /// Parses an argument; `None` if it is a path. A path with such a beginning can be written with `./` before it.
+    /// Parses an argument; `None` if it is a path. Write `./` before a path that begins with a transport.
     pub fn parse(text: &OsStr) -> Option<Self> {
         let bytes = text.as_bytes();
         let colon = bytes.iter().position(|&byte| byte == b':')?;
@@ -50,7 +50,7 @@ impl Reference {
             return Some(Self::Unsupported(prefix));
         }
         let (_, transport) = STORED.iter().find(|(one, _)| one.as_bytes() == prefix)?;
-        // A path has no colon, as for the other programs.
+        // A path cannot contain a colon, as in skopeo and podman.
         let (path, tag) = match rest.iter().position(|&byte| byte == b':') {
             Some(at) => (rest.get(..at)?, rest.get(at + 1..)),
             None => (rest, None),

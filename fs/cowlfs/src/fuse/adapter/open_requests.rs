@@ -39,10 +39,10 @@ pub(super) enum OpenRequests {
     Absent,
 }
 
-/// The session whose handshake decides about requests.
+/// The kind of session whose handshake decides whether the kernel sends open requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Begin {
-    /// A new session, with what its settings permit.
+    /// A new session, and what its settings permit.
     New {
         /// Whether open requests can be absent if the kernel reads and writes no file itself.
         needs_opens_for_passthrough_only: bool,
@@ -64,7 +64,7 @@ impl Begin {
         }
     }
 
-    /// Decides, with the capabilities that the kernel offers.
+    /// Decides whether the kernel sends open requests, given the capabilities that it offers.
     pub(super) fn decide(self, policy: Policy, offered: InitFlags) -> OpenRequests {
         let is_absent = match self {
             Self::New {
@@ -103,7 +103,7 @@ fn is_safe_without_opens(release: &[u8]) -> bool {
 }
 
 impl OpenRequests {
-    /// Returns the capability to request for it.
+    /// Returns the capability to request from the kernel.
     pub(super) fn capability(self) -> InitFlags {
         match self {
             Self::Sent => InitFlags::FUSE_ATOMIC_O_TRUNC,
@@ -145,7 +145,7 @@ impl Adapter {
         file.transpose()
     }
 
-    /// Handles a write to a file that may have been truncated, of whose close the daemon is not notified.
+    /// Handles a write to a file that may have been truncated. The daemon will not be notified of its close.
     pub(super) fn note_rewrite(&self, op: &Op<'_>, ino: INodeNo, file: &FileHandle) {
         if self.has_no_open_requests()
             && file.inode().flags().is_truncated()
@@ -219,7 +219,7 @@ mod tests {
         }
     }
 
-    /// Also if its own settings are others: the kernel does not change its mode.
+    /// A successor continues the session even if its own settings differ: the kernel does not change its mode.
     #[test]
     fn a_continued_session_stays_as_it_is() {
         let all = InitFlags::from_bits_retain(u64::MAX);

@@ -18,7 +18,7 @@ use cowl_overlay::unopened::truncated_descriptor;
 /// The time without a write after which a file counts as closed.
 const QUIET: Duration = Duration::from_millis(200);
 
-/// The maximum number of files that are waited for. Writeback of another one starts with its first write.
+/// The maximum number of pending files. For any further file, the first write starts the writeback.
 const MAX_PENDING: usize = 1024;
 
 /// Truncated files that are being written, by node id, with the times at which they count as closed.
@@ -66,7 +66,7 @@ impl Rewrites {
         false
     }
 
-    /// Waits for files to become quiet, until the overlay is dropped.
+    /// Waits until files are no longer written, and starts their writeback. Ends when the overlay is dropped.
     fn run(&self) {
         loop {
             let due = self.wait();
@@ -77,7 +77,7 @@ impl Rewrites {
         }
     }
 
-    /// Starts the writeback of all files that are waited for.
+    /// Starts the writeback of all pending files.
     pub(super) fn start_pending(&self) {
         let pending = std::mem::take(&mut self.state.lock().pending);
         if let Some(overlay) = self.overlay.upgrade() {
@@ -85,7 +85,7 @@ impl Rewrites {
         }
     }
 
-    /// Returns the files that have become quiet, at least one.
+    /// Returns the files that are no longer written, at least one.
     fn wait(&self) -> Vec<u64> {
         let mut state = self.state.lock();
         loop {
@@ -120,7 +120,7 @@ fn start(overlay: &Overlay, ino: u64) -> Result<()> {
         // The kernel has forgotten it.
         Err(Error::Errno(Errno::STALE)) => Ok(()),
         found => {
-            // Neither the operation nor the inode is held meanwhile.
+            // Neither the operation nor the inode is held during the writeback.
             found?.iter().for_each(early::start);
             Ok(())
         }

@@ -52,7 +52,7 @@ impl Negotiated {
 
     /// Whether the kernel opens files without a request (docs/decisions/0044).
     pub(super) fn has_no_open_requests(self) -> bool {
-        // Passive in every other session.
+        // Has no effect in any other session.
         self.requested & InitFlags::FUSE_NO_OPEN_SUPPORT.bits() != 0
     }
 

@@ -9,8 +9,8 @@ use super::BackingFiles;
 impl BackingFiles {
     /// Ends the registrations of files that the kernel does not access.
     ///
-    /// To be called before a layer is frozen. A file in it is then read by the daemon, unless it is usually replaced, and
-    /// a registration would count as a sign of that.
+    /// The caller must call this before it freezes a layer. The daemon reads the files of a frozen layer itself, except
+    /// those that are usually replaced, and it would take a registration as evidence that a file is usually replaced.
     pub(in crate::fuse) fn end_unused(&self, ledger: Option<&Arc<Ledger>>) {
         let mut ended = Vec::new();
         let mut table = self.table.lock();

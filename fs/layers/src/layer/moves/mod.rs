@@ -140,13 +140,13 @@ impl Moves {
         self.order.name_first(self.outer.as_fd())
     }
 
-    /// Links the files into the new layer, where that was not done.
+    /// Links the files into the new layer, unless that was done before.
     pub fn link(&self, list: &MoveList) -> Result<()> {
         for (file, path) in names(list) {
             let (Some((to, last)), Some((from, _))) =
                 (parent(&self.to, path)?, parent(&self.from, path)?)
             else {
-                // The directory was removed since: the name is not visible.
+                // The directory was removed in the meantime: the name is not visible.
                 continue;
             };
             match sys::stat::stat_at(to.as_fd(), &last) {
@@ -191,9 +191,10 @@ impl Moves {
         self.order.name_first(dir)
     }
 
-    /// Replaces the files in the frozen layer by their copies, where that was not done, after [`Self::commit_links`].
+    /// Replaces the files in the frozen layer by their copies, unless that was done before. Called after
+    /// [`Self::commit_links`].
     ///
-    /// The names in the new layer may be gone or refer to other files by now.
+    /// By then, the names in the new layer may be removed or refer to other files.
     pub fn exchange(&self, list: &MoveList) -> Result<()> {
         for (file, path) in names(list) {
             let Some((from, last)) = parent(&self.from, path)? else {

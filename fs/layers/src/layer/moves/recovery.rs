@@ -1,6 +1,6 @@
-//! The completion of moves that another process has begun.
+//! The completion of moves that were interrupted in another process.
 //!
-//! The work directory may be that of another user, so the list is obeyed only if this user has written it.
+//! The work directory may be that of another user, so the list is used only if this user has written it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -17,11 +17,11 @@ use crate::sys::stat::{FileKind, Stat};
 /// The part of the moves that is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Files have to be linked into the new layer, and replaced in the frozen one.
+    /// The phase in which files must be linked into the new layer, and replaced in the frozen one.
     Listed,
-    /// Files have to be replaced in the frozen layer.
+    /// The phase in which files must be replaced in the frozen layer.
     Linked,
-    /// Files have to be removed from the new layer.
+    /// The phase in which files must be removed from the new layer.
     Undone,
 }
 
@@ -32,7 +32,7 @@ const PHASES: [(&[u8], Phase); 3] = [
     (LIST, Phase::Listed),
 ];
 
-/// Completes the moves that an interrupted process has begun, on a mount whose layers can be pushed. `below` is the layer
+/// Completes the moves of an interrupted process, on a mount whose layers can be pushed. `below` is the layer
 /// below the upper one.
 ///
 /// Nothing else may access the layers meanwhile, except for programs that write to the files: this takes the exclusive
@@ -78,7 +78,7 @@ pub fn complete(upper: &Upper, below: Option<&Arc<Layer>>) -> Result<()> {
     moves.finish()
 }
 
-/// Fails if moves have to be completed, for a mount whose layers cannot be pushed. Ignores those of another user.
+/// Fails if moves must be completed, for a mount on which no layer can be pushed. Ignores those of another user.
 pub fn ignore_untrusted(upper: &Upper) -> Result<()> {
     let Some(dir) = open_dir(upper.locks.outer.as_fd())? else {
         return Ok(());
@@ -134,7 +134,7 @@ fn read_list(dir: BorrowedFd<'_>) -> Result<Option<(Phase, Stored)>> {
         let reader = std::io::BufReader::new(std::fs::File::from(file));
         let stored = match serde_json::from_reader::<_, Stored>(reader) {
             Ok(stored) => stored,
-            // A power cut, and the file system was not synced (volatile): as without a list.
+            // After a power cut on a volatile mount, whose file system was not synced. Treated as a missing list.
             Err(error) if error.is_eof() => {
                 log::warn!("a list of moved files is incomplete, and ignored");
                 return Ok(None);
@@ -147,7 +147,7 @@ fn read_list(dir: BorrowedFd<'_>) -> Result<Option<(Phase, Stored)>> {
     Ok(None)
 }
 
-/// Checks that the copies are what a push has made.
+/// Checks that the copies are those of a push.
 fn check(stored: &Stored, dir: BorrowedFd<'_>) -> Result<()> {
     let damaged = Error::Damaged("a list of moved files");
     if stored.version != VERSION {
