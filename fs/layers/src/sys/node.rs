@@ -38,6 +38,13 @@ pub fn create(dir: BorrowedFd<'_>, name: &[u8], mode: u32, access: OFlags) -> Re
     Ok(open::openat(dir, name, flags, Mode::from_raw_mode(mode))?)
 }
 
+/// Creates a regular file without a name in the file system of a directory; [`link_fd`] can give it one.
+pub fn create_nameless(dir: BorrowedFd<'_>, mode: u32) -> Result<OwnedFd> {
+    let _change = fault::begin()?;
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(open::openat(dir, ".", flags, Mode::from_raw_mode(mode))?)
+}
+
 /// Creates a symbolic link.
 pub fn symlink(dir: BorrowedFd<'_>, name: &[u8], target: &[u8]) -> Result<()> {
     let _change = fault::begin()?;
@@ -56,7 +63,8 @@ pub fn link(from_dir: BorrowedFd<'_>, from: &[u8], dir: BorrowedFd<'_>, name: &[
     )?)
 }
 
-/// Creates a hard link to the object behind a descriptor, which may be O_PATH. Its link count must not be 0.
+/// Creates a hard link to the object behind a descriptor, which may be O_PATH. Its link count must not be 0, unless
+/// [`create_nameless`] has created it.
 pub fn link_fd(fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
     let _change = fault::begin()?;
     let path = crate::sys::proc_path(fd);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::files::NamedFile;
 use super::request::UnattendedCause;
-use cowl_layers::error::Result;
+use cowl_layers::error::{Errno, Result};
 use cowl_layers::layer::moves::Moves;
 use cowl_layers::sys;
 use cowl_layers::sys::copy::{WriteBack, cannot_share};
@@ -21,9 +21,6 @@ const MAX_ROUNDS: u32 = 64;
 pub(super) const MAX_TIME: Duration = Duration::from_secs(2);
 /// The pause before the next attempt to see a tick of the clock.
 const PAUSE: Duration = Duration::from_millis(1);
-
-/// The name of a copy that only shows whether blocks can be shared.
-const PROBE: &[u8] = b"probe";
 
 /// Copies of files.
 #[derive(Debug)]
@@ -58,7 +55,13 @@ pub(super) fn copy_name(index: usize) -> Vec<u8> {
 
 /// Determines how files are copied, by a copy of the first one.
 pub(super) fn choose_method(moves: &Moves, first: &OwnedFd) -> Result<Method> {
-    let target = moves.create_copy(PROBE)?;
+    let target = match moves.create_nameless() {
+        Ok(target) => target,
+        Err(error) if matches!(error.errno(), Errno::OPNOTSUPP | Errno::ISDIR) => {
+            return Ok(Method::Write);
+        }
+        Err(error) => return Err(error),
+    };
     match sys::copy::share(first.as_fd(), target.as_fd()) {
         Ok(()) => Ok(Method::Share),
         Err(error) if cannot_share(error) => Ok(Method::Write),
@@ -79,9 +82,7 @@ pub(super) fn copy_all(
     let mut seen = vec![Stat::default(); files.len()];
     let mut changes = vec![0_u32; files.len()];
     let mut pending: Vec<usize> = (0..files.len()).collect();
-    for index in &pending {
-        moves.create_copy(&copy_name(*index))?;
-    }
+    let copies = create_copies(moves, files.len(), method)?;
     let mut round = 0;
     loop {
         round += 1;
@@ -89,7 +90,9 @@ pub(super) fn copy_all(
         pending.sort_by_key(|index| changes.get(*index).copied());
         let mut unproven = Vec::new();
         for index in &pending {
-            let (Some(file), Some(seen)) = (files.get(*index), seen.get_mut(*index)) else {
+            let (Some(file), Some(seen), Some(copy)) =
+                (files.get(*index), seen.get_mut(*index), copies.get(*index))
+            else {
                 continue;
             };
             if Instant::now() > deadline {
@@ -103,18 +106,19 @@ pub(super) fn copy_all(
             if !is_proven {
                 unproven.push(*index);
             }
-            copy_one(moves, file, *index, method)?;
+            copy_one(file, copy, method)?;
         }
         let last = match method {
             Method::Share => pending.last().copied(),
             Method::Write => None,
         };
         let mut changed = Vec::new();
-        for (index, (file, seen)) in files.iter().zip(&seen).enumerate() {
+        for (index, (file, (seen, copy))) in files.iter().zip(seen.iter().zip(&copies)).enumerate()
+        {
             let is_current = Some(index) == last
                 || !unproven.contains(&index)
                     && is_unchanged(file, seen)?
-                    && (method == Method::Write || has_same_blocks(moves, file, index)?);
+                    && (method == Method::Write || has_same_blocks(file, copy)?);
             if !is_current {
                 changed.push(index);
             }
@@ -124,6 +128,11 @@ pub(super) fn copy_all(
             // The last copy may have content from after `seen`, in which case a write may have removed setuid.
             for (file, seen) in files.iter().zip(&mut seen) {
                 *seen = sys::stat::stat_fd(&file.content)?;
+            }
+            if method == Method::Share {
+                for (index, copy) in copies.iter().enumerate() {
+                    moves.name_copy(copy, &copy_name(index))?;
+                }
             }
             return Ok(Ok(Copies {
                 bytes,
@@ -144,6 +153,15 @@ pub(super) fn copy_all(
         }
         pending = changed;
     }
+}
+
+/// Creates the files of the copies. Those that share blocks get their names later.
+fn create_copies(moves: &Moves, count: usize, method: Method) -> Result<Vec<OwnedFd>> {
+    let create = |index| match method {
+        Method::Share => moves.create_nameless(),
+        Method::Write => moves.create_copy(&copy_name(index)),
+    };
+    (0..count).map(create).collect()
 }
 
 /// Returns the attributes of a file, and whether any later change of the content changes its ctime.
@@ -172,19 +190,17 @@ fn is_unchanged(file: &NamedFile, seen: &Stat) -> Result<bool> {
 ///
 /// Only a store through a mapping does not change the times: they change when its page fault begins, which may be before
 /// the copy.
-fn has_same_blocks(moves: &Moves, file: &NamedFile, index: usize) -> Result<bool> {
+fn has_same_blocks(file: &NamedFile, copy: &OwnedFd) -> Result<bool> {
     if !file.is_mapped {
         return Ok(true);
     }
-    let copy = moves.open_copy(&copy_name(index))?;
-    sys::extents::is_unchanged(&file.content, &copy)
+    sys::extents::is_unchanged(&file.content, copy)
 }
 
 /// Copies a file, over its previous copy if there is one.
-fn copy_one(moves: &Moves, file: &NamedFile, index: usize, method: Method) -> Result<()> {
-    let target = moves.open_copy(&copy_name(index))?;
-    if sys::stat::stat_fd(&target)?.size > 0 {
-        sys::attr::truncate(&target, 0)?;
+fn copy_one(file: &NamedFile, target: &OwnedFd, method: Method) -> Result<()> {
+    if sys::stat::stat_fd(target)?.size > 0 {
+        sys::attr::truncate(target, 0)?;
     }
     let (from, to) = (file.content.as_fd(), target.as_fd());
     match method {

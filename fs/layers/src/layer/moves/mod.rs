@@ -116,6 +116,18 @@ impl Moves {
         sys::node::create(self.dir.as_fd(), name, 0o600, OFlags::RDWR)
     }
 
+    /// Creates the file for a copy, without content and without a name.
+    ///
+    /// The lock of a named file could block every process that reads or removes the directory.
+    pub fn create_nameless(&self) -> Result<OwnedFd> {
+        sys::node::create_nameless(self.dir.as_fd(), 0o600)
+    }
+
+    /// Gives a copy its name.
+    pub fn name_copy(&self, copy: &OwnedFd, name: &[u8]) -> Result<()> {
+        sys::node::link_fd(copy.as_fd(), self.dir.as_fd(), name)
+    }
+
     /// Opens the file of a copy.
     pub fn open_copy(&self, name: &[u8]) -> Result<OwnedFd> {
         sys::content::open(self.dir.as_fd(), name, OFlags::RDWR)
