@@ -49,6 +49,8 @@ pub struct Overlay {
     pub(crate) descriptors: Arc<ContentDescriptors>,
     /// The number of files that the kernel may write to without a request to the daemon (passthrough).
     pub(crate) passthrough_writers: Arc<AtomicU32>,
+    /// A value with a second reference while a push that failed is being undone.
+    pub(crate) undoing: Arc<()>,
     /// Shared locks on the lower layers, held until the mount ends.
     pub(crate) locks: Mutex<Vec<Arc<LayerLock>>>,
     /// Layers that are not in the stack any more, with their locks. They contain objects without a name.
@@ -107,6 +109,7 @@ impl Overlay {
             opens: OpenCounts::default(),
             descriptors: ContentDescriptors::new(),
             passthrough_writers: Arc::default(),
+            undoing: Arc::default(),
             locks: Mutex::default(),
             retained: Mutex::default(),
             unanswered: Mutex::default(),

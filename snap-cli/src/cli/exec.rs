@@ -91,7 +91,8 @@ impl CliCommand for ExecArgs {
 
     fn exit_code(&self, kind: Kind) -> u8 {
         match kind {
-            Kind::Usage => kind.code(),
+            // There is no command to run.
+            Kind::Usage if self.command.is_empty() => kind.code(),
             _ => enter::FAILED,
         }
     }

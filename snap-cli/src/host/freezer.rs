@@ -149,7 +149,12 @@ impl Drop for Stopped {
 /// It has its own process group, so that Ctrl-C does not end it.
 fn start_guard(control: std::fs::File, resume: &str) -> Result<Child> {
     Command::new("/bin/sh")
-        .args(["-c", "read -r _; echo \"$1\"", "sh", resume])
+        .args([
+            "-c",
+            "trap '' TERM HUP INT; read -r _; echo \"$1\"",
+            "sh",
+            resume,
+        ])
         .env_clear()
         .current_dir("/")
         .process_group(0)

@@ -4,8 +4,9 @@ write DIR SECONDS: one program writes numbered records to several files in turn,
 all records before N.
 check DIR: prints the number of records in a copy, or fails.
 step DIR: writes to files of several kinds, once before and once after a line on the standard input.
+stuck DIR: begins a write, which ends after a line on the standard input.
 """
-import ctypes, mmap, os, random, struct, sys, time
+import ctypes, fcntl, mmap, os, random, struct, sys, threading, time
 
 RECORD = 5000
 BLOCK = 4096
@@ -151,7 +152,31 @@ def rename(top, seconds):
     print("done", flush=True)
 
 
-if sys.argv[1] in ("cold", "rename"):
+def stuck(top):
+    """Writes from memory that userfaultfd(2) provides only after a line of input: the write holds the file's lock."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    faults = libc.syscall(323, os.O_CLOEXEC | os.O_NONBLOCK)
+    assert faults >= 0, os.strerror(ctypes.get_errno())
+    fcntl.ioctl(faults, 0xC018AA3F, bytearray(struct.pack("QQQ", 0xAA, 0, 0)))
+    memory = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    fcntl.ioctl(faults, 0xC020AA00, bytearray(struct.pack("QQQQ", start, 4096, 1, 0)))
+    file = os.open(os.path.join(top, "stuck"), os.O_RDWR | os.O_CREAT)
+    os.write(file, b"first\n")
+    thread = threading.Thread(target=lambda: libc.write(file, ctypes.c_void_p(start), 4096))
+    thread.start()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    os.close(faults)
+    thread.join()
+    assert os.fstat(file).st_size == 4102
+    print("done", flush=True)
+    sys.stdin.readline()
+
+
+if sys.argv[1] == "stuck":
+    stuck(sys.argv[2])
+elif sys.argv[1] in ("cold", "rename"):
     {"cold": cold, "rename": rename}[sys.argv[1]](sys.argv[2], float(sys.argv[3]))
 elif sys.argv[1] == "write":
     write(sys.argv[2], float(sys.argv[3]))

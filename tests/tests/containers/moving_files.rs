@@ -316,6 +316,29 @@ fn a_program_that_writes_from_a_mapping_of_the_mount_does_not_stop_it() {
     lab.store.cowl(["umount", "web"]).ok();
 }
 
+/// The kernel copies the file only after the write, which does not end.
+#[test]
+fn a_write_that_does_not_end_makes_a_snapshot_fail_and_nothing_else() {
+    if !can(&[NEEDS, &Kind::Xfs.needs()].concat()) {
+        return;
+    }
+    let lab = Lab::new(Kind::Xfs, false, None);
+    let mut program = Program::start(&["stuck", lab.top.to_str().unwrap()]);
+    assert_eq!(program.hear(), "ready");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    for _ in 0..2 {
+        lab.snapshot().fails(1, &["changed them again"]);
+        std::fs::write(lab.top.join("other"), "written").unwrap();
+        assert_eq!(std::fs::read(lab.top.join("other")).unwrap(), b"written");
+    }
+    program.tell();
+    assert_eq!(program.hear(), "done");
+    lab.snapshot().ok();
+    program.end("the program");
+    assert_files_are_in_one_layer(&lab);
+    lab.store.cowl(["umount", "web"]).ok();
+}
+
 /// A registration from before the snapshot must not make a later descriptor retain the old content.
 #[test]
 fn a_file_that_was_closed_before_a_snapshot_shows_later_writes() {

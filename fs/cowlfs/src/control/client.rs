@@ -17,7 +17,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The time limit for a response.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// The time limit for a push of a layer, during which the daemon may have to write back files.
-const PUSH_TIMEOUT: Duration = Duration::from_secs(600);
+const PUSH_TIMEOUT: Duration = Duration::from_secs(120);
 /// The interval in which the state of the daemon is checked while waiting for a response.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 

@@ -88,6 +88,10 @@ pub(super) fn push(
             }
         }
         Err(PushError::TooBusy) => too_busy(),
+        Err(PushError::Undoing) => failed(
+            "an earlier snapshot that failed is still being undone, because a program does not end a write: try again"
+                .into(),
+        ),
         Err(PushError::Unattended(files)) => match writers {
             None => failed(files.to_string()),
             Some(_) => Response::Unattended {

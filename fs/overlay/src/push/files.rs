@@ -68,6 +68,16 @@ impl FoundFiles {
     }
 }
 
+impl PassthroughFile {
+    /// Whether the kernel only reads content from before a copy-up, which it continues to read.
+    fn is_outdated(&self, inode: &Inode) -> bool {
+        !self.is_written
+            && self
+                .version
+                .is_some_and(|version| version != inode.content_version())
+    }
+}
+
 /// Returns these files as those that prevent a push.
 pub(super) fn unattended<'a>(
     stack: &Stack,
@@ -122,7 +132,11 @@ fn prepare_file(overlay: &Overlay, file: PassthroughFile, known: &mut KnownNames
     let inode = op.inode(file.node_id)?;
     let state = inode.file()?;
     let stack = &op.services().cx.stack;
-    if state.orphan || state.data.is_some() || !stack.is_in_upper(&state) {
+    if file.is_outdated(&inode)
+        || state.orphan
+        || state.data.is_some()
+        || !stack.is_in_upper(&state)
+    {
         return Ok(());
     }
     let content = open_to_read(&inode)?;
@@ -162,6 +176,9 @@ pub(super) fn find_files(
             continue;
         }
         let state = inode.file()?;
+        if file.is_outdated(&inode) {
+            continue;
+        }
         if state.data.is_some() || !stack.is_in_upper(&state) {
             if file.is_written {
                 return Err(Stopped::By(Unattended {

@@ -49,6 +49,10 @@ impl Overlay {
         upper: Arc<Upper>,
         request: &PushRequest<'_>,
     ) -> Result<Pushed, PushError> {
+        if Arc::strong_count(&self.undoing) > 1 {
+            // It would change the same directories.
+            return Err(PushError::Undoing);
+        }
         self.check_new_upper(&upper).map_err(PushError::Setup)?;
         self.release_unused_layers();
         let mut attempt = 0;
@@ -68,7 +72,7 @@ impl Overlay {
                     Ok(Pushed { pause, ..pushed })
                 }
                 Err(Stopped::Later(cleanup, cause)) => {
-                    cleanup.start();
+                    cleanup.start(self.undoing.clone());
                     Err(*cause)
                 }
                 Err(stopped) => Err(stopped),

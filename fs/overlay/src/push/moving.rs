@@ -126,7 +126,7 @@ impl Moving {
                 }));
                 return match other {
                     Ok(_) => {
-                        finish.start();
+                        finish.start(overlay.undoing.clone());
                         Ok(None)
                     }
                     Err(cause) => Err(Stopped::Later(finish, Box::new(cause))),

@@ -1,6 +1,7 @@
 //! The request to push a layer, and its result.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cowl_layers::error::Error;
@@ -19,6 +20,8 @@ const MAX_SHOWN: usize = 5;
 pub struct PassthroughFile {
     /// The node id.
     pub node_id: u64,
+    /// The version of the content that it reads or writes ([`crate::inode::Inode::content_version`]); `None` if unknown.
+    pub version: Option<u32>,
     /// Whether the kernel may write to it.
     pub is_written: bool,
     /// Whether it may be mapped for writing.
@@ -111,6 +114,8 @@ pub enum UnattendedCause {
 pub enum PushError {
     /// Running operations did not end before the timeout.
     TooBusy,
+    /// An earlier push that failed is still being undone.
+    Undoing,
     /// The kernel may write to files without a request (passthrough), which would change the frozen layer.
     Unattended(Unattended),
     /// The new layer cannot be used.
@@ -184,8 +189,14 @@ impl fmt::Debug for Cleanup {
 
 impl Cleanup {
     /// Does the rest in another thread, which may have to wait for a program. Waits for it for a short time.
-    pub(super) fn start(self) {
-        match run_until(Instant::now() + CLEANUP_TIME, self.0) {
+    ///
+    /// `undoing` has one more reference until the end.
+    pub(super) fn start(self, undoing: Arc<()>) {
+        let work = move || {
+            (self.0)();
+            drop(undoing);
+        };
+        match run_until(Instant::now() + CLEANUP_TIME, work) {
             Ok(Ran::Done(())) => {}
             Ok(Ran::Late(_)) => {
                 log::warn!(

@@ -35,6 +35,8 @@ impl Overlay {
             // Descriptors are reopened; the errors of their writeback are recorded below.
             descriptors,
             passthrough_writers,
+            // Another thread ends it.
+            undoing: _,
             locks,
             retained,
             unanswered,

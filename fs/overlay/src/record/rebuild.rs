@@ -141,6 +141,7 @@ pub(super) fn assemble(parts: Parts<'_>) -> Result<Overlay, RecordError> {
         opens: OpenCounts::from_record(parts.pushes),
         descriptors: ContentDescriptors::new(),
         passthrough_writers: Arc::new(AtomicU32::new(parts.passthrough_writers)),
+        undoing: Arc::default(),
         locks: Mutex::new(parts.locks),
         retained: Mutex::new(parts.retained),
         unanswered: Mutex::new(parts.unanswered),

@@ -71,6 +71,7 @@ impl Scene {
         let list = || {
             begin();
             let listed = |file: &Open| PassthroughFile {
+                version: None,
                 node_id: file.inode.ino(),
                 is_written: true,
                 is_mapped: true,

@@ -40,6 +40,7 @@ impl BackingFiles {
             .filter(|(_, file)| file.has_writer || file.is_passthrough);
         in_use
             .map(|(ino, file)| PassthroughFile {
+                version: file.backing.as_ref().map(|backing| backing.version),
                 node_id: *ino,
                 is_written: file.has_writer,
                 is_mapped: file.has_volatile_attr,
