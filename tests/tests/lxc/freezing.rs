@@ -10,6 +10,20 @@ use cowl_tests::lxc::{Lxc, NEEDS};
 const WRITER: &str = "exec 3>>/first 4>>/second 5<>/marker; n=0; \
     while :; do n=$((n+1)); echo $n >&3; echo $n >&4; done";
 
+/// Starts a container with a program that writes without a pause.
+fn with_writer() -> Lxc {
+    let lxc = Lxc::with_passthrough();
+    lxc.create("web");
+    lxc.adopt("web").ok();
+    lxc.start("web");
+    lxc.run(
+        "web",
+        "echo old > /first; echo old > /second; echo old > /marker",
+    );
+    lxc.run("web", &format!("({WRITER}) > /dev/null 2>&1 < /dev/null &"));
+    lxc
+}
+
 /// Returns the last complete number in a file.
 fn last(lxc: &Lxc, snapshot: &str, file: &str) -> u64 {
     let source = format!("web@{snapshot}:{file}");
@@ -23,15 +37,7 @@ fn programs_are_stopped_for_a_snapshot_and_continue() {
     if !can(NEEDS) {
         return;
     }
-    let lxc = Lxc::with_passthrough();
-    lxc.create("web");
-    lxc.adopt("web").ok();
-    lxc.start("web");
-    lxc.run(
-        "web",
-        "echo old > /first; echo old > /second; echo old > /marker",
-    );
-    lxc.run("web", &format!("({WRITER}) > /dev/null 2>&1 < /dev/null &"));
+    let lxc = with_writer();
     let mut stops = 0;
     for number in 0..10 {
         let output = lxc.store().cowl(["-v", "snapshot", "web"]).ok();
@@ -69,15 +75,7 @@ fn programs_continue_after_a_kill_of_the_command() {
     if !can(NEEDS) {
         return;
     }
-    let lxc = Lxc::with_passthrough();
-    lxc.create("web");
-    lxc.adopt("web").ok();
-    lxc.start("web");
-    lxc.run(
-        "web",
-        "echo old > /first; echo old > /second; echo old > /marker",
-    );
-    lxc.run("web", &format!("({WRITER}) > /dev/null 2>&1 < /dev/null &"));
+    let lxc = with_writer();
     for delay in (0..200).step_by(8) {
         let mut command = lxc.store().command(["snapshot", "web"]);
         let mut child = command
@@ -102,11 +100,7 @@ fn a_container_that_the_user_has_frozen_stays_frozen() {
     if !can(NEEDS) {
         return;
     }
-    let lxc = Lxc::with_passthrough();
-    lxc.create("web");
-    lxc.adopt("web").ok();
-    lxc.start("web");
-    lxc.run("web", &format!("({WRITER}) > /dev/null 2>&1 < /dev/null &"));
+    let lxc = with_writer();
     lxc.tool("freeze", "web", [""; 0]).ok();
     lxc.store().cowl(["snapshot", "web"]).ok();
     assert_eq!(lxc.state("web"), "FROZEN");
