@@ -17,7 +17,7 @@ use cowl_overlay::{Estate, Inheritance, Ledger, Overlay};
 
 /// The number of retries of the completion of a move of files, and the pause before each.
 const MOVE_ATTEMPTS: u32 = 5;
-const MOVE_PAUSE: std::time::Duration = std::time::Duration::from_millis(300);
+const MOVE_PAUSE: std::time::Duration = std::time::Duration::from_millis(400);
 
 /// A moment in the life of a mount, at which [`crate::serve()`] calls back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

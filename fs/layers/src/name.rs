@@ -13,6 +13,17 @@ use crate::shown::Show as _;
 /// The maximum length of a name in bytes, on every Linux file system that can hold a layer.
 pub const NAME_MAX: usize = 255;
 
+/// Returns the parent and the last name of a path without a leading slash. The path of the root is empty.
+pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|&byte| byte == b'/') {
+        Some(at) => (
+            path.get(..at).unwrap_or_default(),
+            path.get(at + 1..).unwrap_or_default(),
+        ),
+        None => (b"", path),
+    }
+}
+
 /// A path component: 1 to 255 bytes without `/` and NUL, neither `.` nor `..`.
 ///
 /// Clones share the bytes. The type is one word wide, because millions of names are cached.

@@ -201,7 +201,7 @@ impl Overlay {
 
     /// Subtracts `count` from the lookup count of an inode (FUSE_FORGET), and drops the inode at zero.
     pub fn forget(&self, ino: u64, count: u64) {
-        self.inodes.forget_then(ino, count, |inode| {
+        self.inodes.forget(ino, count, |inode| {
             if self.opens.are_unknown() {
                 self.descriptors.close_unopened(InodeKey::new(inode));
             }

@@ -120,7 +120,7 @@ impl LowerLayers {
                 let upper = Upper::from_layer(config.mount.through(), layer, work)?;
                 let completed = match config.snapshots {
                     true => moves::complete(&upper, self.lowers.first()),
-                    false => moves::ignore_untrusted(&upper),
+                    false => moves::refuse_pending(&upper),
                 };
                 completed.map_err(|error| {
                     SetupError::at(

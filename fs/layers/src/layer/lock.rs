@@ -23,7 +23,7 @@ pub(super) fn for_writing(
     path: &Path,
     dir: BorrowedFd<'_>,
 ) -> Result<OwnedFd, SetupError> {
-    retry(path, PATIENCE, || sys::dir::lock_exclusive(dir))?.ok_or_else(|| {
+    retry_lock(path, PATIENCE, || sys::dir::lock_exclusive(dir))?.ok_or_else(|| {
         SetupError::new(
             SetupKind::Busy,
             format!("the {role} {} is in use by another mount", shown(path)),
@@ -113,7 +113,7 @@ impl Drop for LayerLock {
 ///
 /// Returns the layer, whose root directory is now the locked descriptor, and the lock.
 pub fn for_reading(layer: Arc<Layer>) -> Result<(Arc<Layer>, Arc<LayerLock>), SetupError> {
-    let lock = retry(layer.path(), PATIENCE, || {
+    let lock = retry_lock(layer.path(), PATIENCE, || {
         sys::dir::lock_shared(layer.root_fd())
     })?;
     let lock = lock.ok_or_else(|| {
@@ -140,7 +140,7 @@ pub fn beside_predecessor(layer: Arc<Layer>) -> Result<(Arc<Layer>, Arc<LayerLoc
 pub fn for_reading_live(
     layer: Arc<Layer>,
 ) -> Result<(Arc<Layer>, Option<Arc<LayerLock>>), SetupError> {
-    let lock = retry(layer.path(), LIVE_PATIENCE, || {
+    let lock = retry_lock(layer.path(), LIVE_PATIENCE, || {
         sys::dir::lock_shared(layer.root_fd())
     })?;
     Ok(match lock {
@@ -157,7 +157,7 @@ pub fn is_written(path: &Path) -> bool {
     let Ok(dir) = sys::dir::open_root(path) else {
         return false;
     };
-    let lock = retry(path, LIVE_PATIENCE, || sys::dir::lock_shared(dir.as_fd()));
+    let lock = retry_lock(path, LIVE_PATIENCE, || sys::dir::lock_shared(dir.as_fd()));
     matches!(lock, Ok(None))
 }
 
@@ -182,44 +182,47 @@ impl Drop for Exclusive<'_> {
 
 /// Locks a layer exclusively. Its root directory may hold a shared lock. Fails if another mount uses the layer.
 pub(super) fn exclusively(layer: &Layer) -> Result<Exclusive<'_>> {
-    let deadline = Instant::now() + PATIENCE;
     // A conversion that fails may have released the shared lock; the drop takes it again.
     let converted = Exclusive::Converted(layer);
-    loop {
+    let taken = retry(PATIENCE, layer.path(), || {
         match sys::dir::lock_to_exclusive(&layer.root) {
-            Ok(()) => return Ok(converted),
+            Ok(()) => Ok(Some(true)),
             // A descriptor that only locates the directory holds no lock.
-            Err(error) if error.errno() == Errno::BADF => break,
-            Err(error) if error.errno() != Errno::AGAIN || Instant::now() > deadline => {
-                return Err(error);
-            }
-            Err(_) => thread::sleep(Duration::from_millis(5)),
+            Err(error) if error.errno() == Errno::BADF => Ok(Some(false)),
+            Err(error) if error.errno() == Errno::AGAIN => Ok(None),
+            Err(error) => Err(error),
         }
+    })?;
+    if taken.ok_or(Error::Errno(Errno::AGAIN))? {
+        return Ok(converted);
     }
     std::mem::forget(converted);
-    let lock = retry(layer.path(), PATIENCE, || {
+    let lock = retry(PATIENCE, layer.path(), || {
         sys::dir::lock_exclusive(layer.root_fd())
-    });
-    match lock {
-        Ok(Some(lock)) => Ok(Exclusive::Separate { _lock: lock }),
-        Ok(None) => Err(Error::Errno(Errno::AGAIN)),
-        Err(error) => {
-            log::warn!("{error}");
-            Err(Error::Errno(Errno::IO))
-        }
-    }
+    })?;
+    let lock = lock.ok_or(Error::Errno(Errno::AGAIN))?;
+    Ok(Exclusive::Separate { _lock: lock })
 }
 
-/// Retries `take` until it returns a lock, for up to `patience`.
-fn retry(
+/// Like [`retry`], for setting up a mount.
+fn retry_lock(
     path: &Path,
     patience: Duration,
     take: impl Fn() -> Result<Option<OwnedFd>>,
 ) -> Result<Option<OwnedFd>, SetupError> {
+    retry(patience, path, take).map_err(|error| SetupError::at("cannot lock", path, error))
+}
+
+/// Retries `take` until it returns a lock of the layer at `path`, for up to `patience`.
+fn retry<T>(
+    patience: Duration,
+    path: &Path,
+    take: impl Fn() -> Result<Option<T>>,
+) -> Result<Option<T>> {
     let deadline = Instant::now() + patience;
     let mut notified = false;
     loop {
-        let lock = take().map_err(|error| SetupError::at("cannot lock", path, error))?;
+        let lock = take()?;
         if lock.is_some() || Instant::now() >= deadline {
             return Ok(lock);
         }

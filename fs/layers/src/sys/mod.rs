@@ -18,6 +18,7 @@ pub mod flocks;
 pub mod fuse_device;
 pub mod handle;
 pub mod idle;
+pub mod kernel;
 pub mod limits;
 pub mod mount;
 pub mod mountinfo;

@@ -170,7 +170,7 @@ pub fn birth_time(fd: impl AsFd) -> Result<Option<Time>> {
 }
 
 /// The first version of Linux with multigrain timestamps.
-const FINE_TIMES: (u32, u32) = (6, 13);
+const FINE_TIMES: (u32, u32, u32) = (6, 13, 0);
 
 /// Whether each change of a file on the file system of `fd` after a stat(2) results in another ctime.
 ///
@@ -184,13 +184,7 @@ pub fn has_fine_times(fd: impl AsFd) -> bool {
         kind,
         Ok(super::order::XFS | super::order::BTRFS | super::order::EXT4 | TMPFS)
     );
-    is_listed && kernel_version().is_some_and(|version| version >= FINE_TIMES)
-}
-
-fn kernel_version() -> Option<(u32, u32)> {
-    let name = rustix::system::uname();
-    let mut parts = name.release().to_str().ok()?.split(['.', '-', '+']);
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    is_listed && super::kernel::version() >= FINE_TIMES
 }
 
 /// Returns the time of the last tick of the clock, which the kernel uses for changes without a fine-grained time.

@@ -210,11 +210,8 @@ impl ContentDescriptors {
 
     /// Caches the descriptor of a file that was created, on a mount without open requests.
     pub(crate) fn keep_created(&self, handle: &FileHandle, descriptor: VersionedDescriptor) {
-        let options = OpenOptions {
-            write: true,
-            ..OpenOptions::default()
-        };
-        self.put(&FileHandle::for_request(&handle.inode, options), descriptor);
+        let handle = FileHandle::for_request(&handle.inode, OpenOptions::WRITE);
+        self.put(&handle, descriptor);
     }
 
     /// Closes the descriptors of an inode that the kernel has forgotten, on a mount without open requests.
@@ -282,16 +279,8 @@ mod tests {
     use crate::content::OpenCounts;
     use crate::inode::{Identity, fixture};
 
-    const READ: OpenOptions = OpenOptions {
-        write: false,
-        truncate: false,
-        exec: false,
-        keep_atime: false,
-    };
-    const WRITE: OpenOptions = OpenOptions {
-        write: true,
-        ..READ
-    };
+    const READ: OpenOptions = OpenOptions::READ;
+    const WRITE: OpenOptions = OpenOptions::WRITE;
     const IO: Error = Error::Errno(Errno::IO);
 
     struct Fixture {

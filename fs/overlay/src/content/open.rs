@@ -22,19 +22,6 @@ pub(crate) struct Content<'o> {
     pub(crate) descriptors: &'o ContentDescriptors,
 }
 
-/// The options of a file that is only read.
-const READ: OpenOptions = OpenOptions {
-    write: false,
-    truncate: false,
-    exec: false,
-    keep_atime: false,
-};
-/// The options of a file that is written.
-const WRITE: OpenOptions = OpenOptions {
-    write: true,
-    ..READ
-};
-
 impl Content<'_> {
     /// Opens a regular file.
     ///
@@ -144,13 +131,13 @@ impl Content<'_> {
         if handle.origin == Origin::Open {
             return self.descriptor(handle);
         }
-        let written = FileHandle::for_request(&handle.inode, WRITE);
+        let written = FileHandle::for_request(&handle.inode, OpenOptions::WRITE);
         match self
             .descriptors
             .get(&written, handle.inode.content_version())
         {
             Some(fd) => Ok(fd),
-            None => self.descriptor(&FileHandle::for_request(&handle.inode, READ)),
+            None => self.descriptor(&FileHandle::for_request(&handle.inode, OpenOptions::READ)),
         }
     }
 

@@ -278,20 +278,20 @@ mod tests {
         assert_eq!(table.node_id(&inode), second);
         // The kernel forgets the reply to its first lookup before it repeats the lookup.
         table.count_lookup_as(&inode, second);
-        table.forget(second, 1);
+        table.forget(second, 1, |_| {});
         assert!(table.is_forgotten(second));
         assert_eq!(table.node_id(&inode), second);
         table.count_lookup_as(&inode, second);
         table.replace_node_id(&inode, second);
         let third = table.node_id(&inode);
         assert!(third != second && table.get(second).is_some());
-        table.forget(second, 1);
+        table.forget(second, 1, |_| {});
         assert!(table.get(second).is_none());
         table.count_lookup_as(&inode, third);
         drop(inode);
-        table.forget(7, 1);
+        table.forget(7, 1, |_| {});
         assert!(table.get(third).is_some_and(|found| found.ino() == 7));
-        table.forget(third, 1);
+        table.forget(third, 1, |_| {});
         assert!(table.get(third).is_none() && table.get(7).is_none() && table.is_empty());
     }
 
@@ -302,7 +302,7 @@ mod tests {
         table.replace_node_id(&inode, 7);
         let second = table.node_id(&inode);
         drop(inode);
-        table.forget(7, 1);
+        table.forget(7, 1, |_| {});
         assert!(table.get(second).is_none() && table.is_empty());
     }
 }

@@ -35,6 +35,21 @@ pub struct OpenOptions {
     pub keep_atime: bool,
 }
 
+impl OpenOptions {
+    /// The options of a file that is only read.
+    pub const READ: Self = Self {
+        write: false,
+        truncate: false,
+        exec: false,
+        keep_atime: false,
+    };
+    /// The options of a file that is written.
+    pub const WRITE: Self = Self {
+        write: true,
+        ..Self::READ
+    };
+}
+
 /// The maximum number of names recorded for a file.
 ///
 /// It is small because the state is cloned in every operation. Callers that need all names query the layers.

@@ -364,15 +364,11 @@ impl InodeTable {
         }
     }
 
-    /// Subtracts `count` from the lookup count of a node id (FUSE_FORGET), and drops an unreferenced inode at zero.
-    pub fn forget(&self, ino: u64, count: u64) {
-        self.forget_then(ino, count, |_| {});
-    }
-
-    /// Like [`Self::forget`]. Calls `forgotten` with the inode at zero, before it is dropped.
+    /// Subtracts `count` from the lookup count of a node id (FUSE_FORGET). At zero, calls `forgotten` with the inode, and
+    /// drops it if it is unreferenced.
     ///
-    /// This is the reference that the table had, so that no other thread finds the inode in use by it.
-    pub(crate) fn forget_then(&self, ino: u64, count: u64, forgotten: impl FnOnce(&Arc<Inode>)) {
+    /// The argument is the reference that the table had, so that no other thread finds the inode in use by it.
+    pub(crate) fn forget(&self, ino: u64, count: u64, forgotten: impl FnOnce(&Arc<Inode>)) {
         if NodeIds::is_replacement(ino) {
             if let Some(inode) = self.node_ids.get(ino) {
                 let object = if self.is_forgotten(inode.ino()) {

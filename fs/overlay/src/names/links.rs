@@ -15,7 +15,7 @@ use rustc_hash::FxHashSet;
 use crate::inode::{Alias, FileState, Inode};
 use cowl_layers::error::Result;
 use cowl_layers::layer::{Layer, LayerDir, LayerObject, Markers, list, probe};
-use cowl_layers::name::Name;
+use cowl_layers::name::{Name, split};
 use cowl_layers::sys;
 use cowl_layers::sys::stat::{FileKind, Stat};
 use cowl_layers::view::resolve::join;
@@ -23,7 +23,7 @@ use cowl_layers::view::resolve::join;
 /// The result of the scan of one layer.
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
-    /// The paths of files with more than one link, by inode number.
+    /// The paths of the wanted files, by inode number.
     links: HashMap<u64, Vec<Vec<u8>>>,
     /// The paths of directories with a redirect.
     redirects: Vec<Vec<u8>>,
@@ -35,7 +35,7 @@ impl Scan {
         self.links.get(&ino).into_iter().flatten()
     }
 
-    /// Returns one path of each file with more than one link.
+    /// Returns one path of each file.
     pub(crate) fn files(&self) -> impl Iterator<Item = &Vec<u8>> {
         self.links.values().filter_map(|paths| paths.first())
     }
@@ -137,7 +137,7 @@ impl Links<'_> {
         let layer = file.loc.dir.layer().clone();
         // A cached scan lacks a file whose other names were removed while it was in the upper layer.
         let scan = match stat.nlink {
-            1 => Arc::new(scan(&layer, Some(stat.ino))?),
+            1 => Arc::new(self.scan_for(&layer, |ino| ino == stat.ino)?),
             _ => self.scan_layer(&layer)?,
         };
         let mut seen: HashSet<_> = known
@@ -170,11 +170,8 @@ impl Links<'_> {
         path: &[u8],
         mut visit: impl FnMut(Arc<Inode>, Name) -> Result<()>,
     ) -> Result<()> {
-        let (parent, last) = match path.iter().rposition(|&byte| byte == b'/') {
-            Some(at) => path.split_at(at),
-            None => (&b""[..], path),
-        };
-        let last = Name::new(last.strip_prefix(b"/").unwrap_or(last))?;
+        let (parent, last) = split(path);
+        let last = Name::new(last)?;
         self.find_moved()?;
         for parent in self.visible_dirs(layer, parent)? {
             visit(parent, last.clone())?;
@@ -230,9 +227,13 @@ impl Links<'_> {
         Ok(())
     }
 
-    /// Scans a layer for the file with the inode number `ino`, which may have a single link.
-    pub(crate) fn scan_for(&self, layer: &Arc<Layer>, ino: u64) -> Result<Scan> {
-        scan(layer, Some(ino))
+    /// Scans a layer, which may change meanwhile, for files whose inode numbers satisfy `is_wanted`.
+    pub(crate) fn scan_for(
+        &self,
+        layer: &Arc<Layer>,
+        is_wanted: impl Fn(u64) -> bool,
+    ) -> Result<Scan> {
+        scan(layer, |stat| is_wanted(stat.ino))
     }
 
     /// Returns the scan of a layer, which is cached for a lower layer.
@@ -240,7 +241,7 @@ impl Links<'_> {
         if let Some(scan) = self.index.layers.lock().get(&layer.id()) {
             return Ok(scan.clone());
         }
-        let scan = Arc::new(scan(layer, None)?);
+        let scan = Arc::new(scan(layer, |stat| stat.nlink > 1)?);
         // The upper changes, so only scans of lower layers are cached.
         if !self.names.cx.stack.is_upper(layer) {
             let mut known = self.index.layers.lock();
@@ -250,13 +251,19 @@ impl Links<'_> {
     }
 }
 
-/// Scans a layer for files with more than one link, and for the file with the inode number `single`.
-fn scan(layer: &Arc<Layer>, single: Option<u64>) -> Result<Scan> {
+/// Scans a layer for the names of files that satisfy `is_wanted`. Ignores those that are removed meanwhile.
+fn scan(layer: &Arc<Layer>, is_wanted: impl Fn(&Stat) -> bool) -> Result<Scan> {
     let mut scan = Scan::default();
     let mut open = vec![(layer.root_dir(), Vec::new())];
     while let Some((dir, path)) = open.pop() {
-        let fd = dir.fd()?;
-        for entry in list(&dir, Markers::Ignored)? {
+        let (fd, entries) = match dir
+            .fd()
+            .and_then(|fd| Ok((fd, list(&dir, Markers::Ignored)?)))
+        {
+            Err(error) if error.is_absent() => continue,
+            found => found?,
+        };
+        for entry in entries {
             // Whiteouts are hard links to one shared inode, not names of a file. The whiteout of a container image does
             // not even exist under the name that it hides.
             if entry.whiteout {
@@ -264,9 +271,13 @@ fn scan(layer: &Arc<Layer>, single: Option<u64>) -> Result<Scan> {
             }
             let inner = join(&path, &entry.name);
             if entry.kind != FileKind::Directory {
-                let stat = sys::stat::stat_at((*fd).as_fd(), &entry.name)?;
-                if stat.nlink > 1 || Some(stat.ino) == single {
-                    scan.links.entry(stat.ino).or_default().push(inner);
+                match sys::stat::stat_at((*fd).as_fd(), &entry.name) {
+                    Ok(stat) if is_wanted(&stat) => {
+                        scan.links.entry(stat.ino).or_default().push(inner);
+                    }
+                    Ok(_) => {}
+                    Err(error) if error.is_absent() => {}
+                    Err(error) => return Err(error),
                 }
                 continue;
             }

@@ -63,7 +63,12 @@ pub(super) fn choose_method(moves: &Moves, first: &OwnedFd) -> Result<Method> {
         Err(error) => return Err(error),
     };
     match sys::copy::share(first.as_fd(), target.as_fd()) {
-        Ok(()) => Ok(Method::Share),
+        // Whether a copy is current is decided by its blocks.
+        Ok(()) => match sys::extents::is_unchanged(first, &target) {
+            Ok(_) => Ok(Method::Share),
+            Err(error) if cannot_share(error) => Ok(Method::Write),
+            Err(error) => Err(error),
+        },
         Err(error) if cannot_share(error) => Ok(Method::Write),
         Err(error) => Err(error),
     }
@@ -88,24 +93,19 @@ pub(super) fn copy_all(
         round += 1;
         // Those that change most often are copied last.
         pending.sort_by_key(|index| changes.get(*index).copied());
-        let mut unproven = Vec::new();
         for index in &pending {
             let (Some(file), Some(seen), Some(copy)) =
                 (files.get(*index), seen.get_mut(*index), copies.get(*index))
             else {
                 continue;
             };
-            if Instant::now() > deadline {
+            let Some(stat) = stat_for_comparison(file, fine, deadline)? else {
                 return Ok(Err(NotCopied {
                     files: pending,
                     cause: UnattendedCause::TooSlow,
                 }));
-            }
-            let (stat, is_proven) = stat_for_comparison(file, fine, deadline)?;
+            };
             *seen = stat;
-            if !is_proven {
-                unproven.push(*index);
-            }
             copy_one(file, copy, method)?;
         }
         let last = match method {
@@ -116,8 +116,7 @@ pub(super) fn copy_all(
         for (index, (file, (seen, copy))) in files.iter().zip(seen.iter().zip(&copies)).enumerate()
         {
             let is_current = Some(index) == last
-                || !unproven.contains(&index)
-                    && is_unchanged(file, seen)?
+                || is_unchanged(file, seen)?
                     && (method == Method::Write || has_same_blocks(file, copy)?);
             if !is_current {
                 changed.push(index);
@@ -164,20 +163,20 @@ fn create_copies(moves: &Moves, count: usize, method: Method) -> Result<Vec<Owne
     (0..count).map(create).collect()
 }
 
-/// Returns the attributes of a file, and whether any later change of the content changes its ctime.
+/// Returns the attributes of a file from a moment after which any change of the content changes its ctime; `None` if there
+/// is none before the deadline.
 ///
-/// Without fine-grained times, this holds only if the clock has advanced since the last change, so this waits for the
-/// next tick.
-fn stat_for_comparison(file: &NamedFile, fine: bool, deadline: Instant) -> Result<(Stat, bool)> {
-    loop {
+/// Without fine times the clock must have advanced since the last change, for which this waits.
+fn stat_for_comparison(file: &NamedFile, fine: bool, deadline: Instant) -> Result<Option<Stat>> {
+    while Instant::now() <= deadline {
         let tick = time_of_last_tick();
         let stat = sys::stat::stat_fd(&file.content)?;
-        let is_proven = fine || stat.ctime < tick;
-        if is_proven || Instant::now() > deadline {
-            return Ok((stat, is_proven));
+        if fine || stat.ctime < tick {
+            return Ok(Some(stat));
         }
         sleep(PAUSE);
     }
+    Ok(None)
 }
 
 /// Whether a file has not changed since `seen`.

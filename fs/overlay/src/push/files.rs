@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use super::request::{PassthroughFile, Stopped, Unattended, UnattendedCause};
+use super::request::{MAX_SHOWN, PassthroughFile, Stopped, Unattended, UnattendedCause};
 use crate::inode::{FileState, Inode};
 use crate::op::Op;
 use crate::overlay::Overlay;
 use crate::reach::{Stack, open_content};
 use cowl_layers::error::{Error, Result};
 use cowl_layers::layer::LayerDir;
-use cowl_layers::name::Name;
+use cowl_layers::name::{Name, split};
 use cowl_layers::sys;
 use cowl_layers::sys::stat::Stat;
 use cowl_layers::view::resolve::join;
@@ -88,7 +88,9 @@ pub(super) fn unattended<'a>(
     for file in files {
         count += 1;
         // Only for the message.
-        names.extend(file.paths(stack).unwrap_or_default().into_iter().next());
+        if names.len() < MAX_SHOWN {
+            names.extend(file.paths(stack).unwrap_or_default().into_iter().next());
+        }
     }
     Unattended {
         count,
@@ -110,7 +112,7 @@ pub(super) fn upper_dir(stack: &Stack, dir: &Inode) -> Result<Arc<LayerDir>> {
 ///
 /// Errors are not reported: they occur again in the push.
 pub fn prepare_push(overlay: &Overlay, files: &[PassthroughFile]) {
-    find_names(overlay, files);
+    prepare_files(overlay, files);
 }
 
 /// Does the slow steps before requests have to wait: locates the files, writes back their pages, and searches for the
@@ -118,16 +120,33 @@ pub fn prepare_push(overlay: &Overlay, files: &[PassthroughFile]) {
 ///
 /// Errors are not reported: they occur again in [`find_files`].
 pub(super) fn find_names(overlay: &Overlay, files: &[PassthroughFile]) -> KnownNames {
-    let mut known = KnownNames::new();
+    let links = prepare_files(overlay, files);
+    if links.is_empty() {
+        return KnownNames::new();
+    }
+    search(&overlay.begin(), &links).unwrap_or_else(|error| {
+        log::debug!("cannot find the names of files: {error}");
+        KnownNames::new()
+    })
+}
+
+/// Locates the files and writes back their pages. Returns the link counts of those that may have several names, by inode
+/// number.
+fn prepare_files(overlay: &Overlay, files: &[PassthroughFile]) -> HashMap<u64, u64> {
+    let mut links = HashMap::new();
     for file in files {
-        if let Err(error) = prepare_file(overlay, *file, &mut known) {
+        if let Err(error) = prepare_file(overlay, *file, &mut links) {
             log::debug!("cannot prepare inode {}: {error}", file.node_id);
         }
     }
-    known
+    links
 }
 
-fn prepare_file(overlay: &Overlay, file: PassthroughFile, known: &mut KnownNames) -> Result<()> {
+fn prepare_file(
+    overlay: &Overlay,
+    file: PassthroughFile,
+    links: &mut HashMap<u64, u64>,
+) -> Result<()> {
     let op = overlay.begin();
     let inode = op.inode(file.node_id)?;
     let state = inode.file()?;
@@ -144,9 +163,8 @@ fn prepare_file(overlay: &Overlay, file: PassthroughFile, known: &mut KnownNames
         sys::copy::write_pages(&content)?;
     }
     let stat = sys::stat::stat_fd(&content)?;
-    if !has_own_name_only(&state, &stat) && !known.contains_key(&stat.ino) {
-        let names = search(&op, &stat)?;
-        known.insert(stat.ino, (stat.nlink, names));
+    if !has_own_name_only(&state, &stat) {
+        links.insert(stat.ino, stat.nlink);
     }
     Ok(())
 }
@@ -160,6 +178,7 @@ pub(super) fn find_files(
 ) -> Result<FoundFiles, Stopped> {
     let mut found = FoundFiles::default();
     let mut indexes: HashMap<u64, usize> = HashMap::new();
+    let mut nameless = HashSet::new();
     for file in files {
         let Some(inode) = overlay.inodes.get(file.node_id) else {
             if overlay.inodes.is_forgotten(file.node_id) {
@@ -190,11 +209,7 @@ pub(super) fn find_files(
             continue;
         }
         if state.orphan {
-            if !found
-                .nameless
-                .iter()
-                .any(|other| Arc::ptr_eq(other, &inode))
-            {
+            if nameless.insert(inode.ino()) {
                 found.nameless.push(inode);
             }
             continue;
@@ -224,22 +239,24 @@ fn has_own_name_only(state: &FileState, stat: &Stat) -> bool {
     stat.nlink == 1 && state.anchor.is_none()
 }
 
-/// Searches the upper layer for the names of a file.
-fn search(op: &Op<'_>, stat: &Stat) -> Result<Vec<ParentAndName>> {
+/// Searches the upper layer once for the names of files, given their link counts.
+fn search(op: &Op<'_>, links: &HashMap<u64, u64>) -> Result<KnownNames> {
     let services = op.services();
     let upper = services.cx.stack.upper()?.layer.clone();
-    let scan = services.links().scan_for(&upper, stat.ino)?;
-    let mut names = Vec::new();
-    for path in scan.paths(stat.ino) {
-        let (dir, last) = match path.iter().rposition(|&byte| byte == b'/') {
-            Some(at) => path.split_at(at),
-            None => (&b""[..], path.as_slice()),
-        };
-        let last = Name::new(last.strip_prefix(b"/").unwrap_or(last))?;
-        // A directory of the upper layer is visible at its path.
-        names.push((op.lookup_path(dir)?, last));
+    let scan = services
+        .links()
+        .scan_for(&upper, |ino| links.contains_key(&ino))?;
+    let mut known = KnownNames::new();
+    for (ino, nlink) in links {
+        let mut names = Vec::new();
+        for path in scan.paths(*ino) {
+            let (dir, last) = split(path);
+            // A directory of the upper layer is visible at its path.
+            names.push((op.lookup_path(dir)?, Name::new(last)?));
+        }
+        known.insert(*ino, (*nlink, names));
     }
-    Ok(names)
+    Ok(known)
 }
 
 /// Returns the number of links of a file in the index that kernel overlayfs has in the work directory of the upper layer.
@@ -290,8 +307,7 @@ fn names_of(
     // The search may have missed a name because of a concurrent rename. Under that name, the frozen layer would retain
     // the file.
     let distinct: HashSet<_> = names.iter().map(|(dir, name)| (dir.ino(), name)).collect();
-    if (distinct.len() + index_links(stack, stat)?) as u64 != stat.nlink {
-        return Err(Stopped::Race);
-    }
-    Ok(names)
+    let is_complete = distinct.len() as u64 == stat.nlink
+        || (distinct.len() + index_links(stack, stat)?) as u64 == stat.nlink;
+    is_complete.then_some(names).ok_or(Stopped::Race)
 }

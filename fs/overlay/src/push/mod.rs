@@ -15,6 +15,7 @@ use crate::inode::{Identity, Inode, NumberStorage};
 use crate::overlay::{Overlay, lock_stack};
 use crate::reach::Stack;
 use cowl_layers::error::Result;
+use cowl_layers::layer::lock::LayerLock;
 use cowl_layers::layer::{LayerDir, Upper};
 use cowl_layers::locks::RwLock;
 use cowl_layers::points::point;
@@ -27,7 +28,7 @@ use cowl_layers::view::{Xattrs, without_markers};
 pub use files::prepare_push;
 use files::{KnownNames, find_files, find_names};
 use moving::{Before, Exchanging, Linked, Moving, move_nameless};
-use request::Stopped;
+use request::{Failed, Stopped};
 pub use request::{
     PassthroughFile, PushError, PushRequest, Pushed, Unattended, UnattendedCause, Writers,
 };
@@ -71,16 +72,16 @@ impl Overlay {
                     }
                     Ok(Pushed { pause, ..pushed })
                 }
-                Err(Stopped::Later(cleanup, cause)) => {
-                    cleanup.start(self.undoing.clone());
-                    Err(*cause)
+                Err(Failed { cause, cleanup }) => {
+                    if let Some(cleanup) = cleanup {
+                        cleanup.start(self.undoing.clone());
+                    }
+                    Err(cause)
                 }
-                Err(stopped) => Err(stopped),
             };
             let is_last = attempt == MAX_ATTEMPTS;
             return match pushed {
                 Ok(pushed) => Ok(pushed),
-                Err(Stopped::Later(..)) => Err(PushError::TooBusy),
                 Err(Stopped::Race) if is_last => Err(PushError::TooBusy),
                 Err(Stopped::Race) => continue,
                 // A file that is closed or forgotten at the same time may be counted but not listed.
@@ -129,68 +130,34 @@ impl Overlay {
         stack: &mut Stack,
         upper: &Arc<Upper>,
         mut moving: Option<Moving>,
-    ) -> Result<(Vec<Arc<Inode>>, Option<Exchanging>), Stopped> {
-        let old_root = self.root.dir()?.top()?.clone();
-        // The root's attributes come from the topmost root directory. Copy them under the exclusive lock, so that no
-        // operation can change them concurrently.
-        copy_root(&old_root, &upper.layer.root_dir())?;
-        let shown = self
-            .root
-            .visible_ctime(sys::stat::stat_fd(&*old_root.fd()?)?.ctime);
-        let mut layers = vec![upper.layer.clone()];
-        layers.extend(stack.view().layers().iter().cloned());
-        let view = stack.view().with_layers(layers);
-        let root = view.root()?;
-        let old = stack.writable().cloned();
-        let lock = old.as_ref().map(|old| old.freeze()).transpose()?;
-        point("before a push");
-
-        let mut before = Before::default();
-        before.note(&self.root)?;
-        let identity = Identity::from_stat(&root.stat);
-        self.inodes
-            .relocate(&self.root, identity, NumberStorage::OnDisk, || {
-                self.root.update_dir(|dir| {
-                    dir.locs = root.locs.into();
-                    dir.identity = identity;
-                })
-            })?;
-        self.inodes.show_ctime(&self.root, root.stat.ctime, shown);
-        let next = RwLock::new(Stack::new(view, Some(upper.clone())));
-        let linked = match &mut moving {
-            Some(moving) => moving.link(self, &next, &mut before),
-            None => Ok(Linked::Done(Vec::new())),
-        };
-        let next = next.into_inner();
-        let (stopped, late) = match linked {
-            Ok(Linked::Done(stale)) => {
-                let relocated = moving.as_ref().map(|moving| moving.relocate(self, &next));
-                match relocated {
-                    None | Some(Ok(())) => {
-                        self.opens.count_push();
-                        *stack = next;
-                        point("in a push");
-                        self.note_stack(stack);
-                        point("after a push");
-                        self.hold_locks(lock.into_iter().collect());
-                        return Ok((stale, moving.map(|moving| moving.exchange(self))));
-                    }
-                    Some(Err(error)) => (Stopped::Error(error), None),
-                }
+    ) -> Result<(Vec<Arc<Inode>>, Option<Exchanging>), Failed> {
+        let (mut before, mut lock) = (Before::default(), None);
+        let changed = (&mut before, &mut lock);
+        let (cause, late) = match prepare_exchange(self, stack, upper, moving.as_mut(), changed) {
+            Ok((next, Linked::Done(stale))) => {
+                self.opens.count_push();
+                *stack = next;
+                point("in a push");
+                self.note_stack(stack);
+                point("after a push");
+                self.hold_locks(lock.into_iter().collect());
+                return Ok((stale, moving.map(|moving| moving.exchange(self))));
             }
-            Ok(Linked::Late(helper)) => {
+            Ok((_, Linked::Late(helper))) => {
                 let files = moving.as_ref().map(|moving| moving.kept_changing(stack));
                 (files.unwrap_or(Stopped::Race), Some(helper))
             }
             Err(error) => (Stopped::Error(error), None),
         };
         before.restore(self);
-        if let Some(Err(error)) = old.map(|old| old.thaw()) {
+        if lock.is_some()
+            && let Some(Err(error)) = stack.writable().map(|old| old.thaw())
+        {
             log::warn!("the upper layer is no longer locked exclusively: {error}");
         }
         Err(match moving {
-            Some(moving) => moving.cancel(self, stack, late, stopped),
-            None => stopped,
+            Some(moving) => moving.cancel(self, stack, late, cause),
+            None => cause.into(),
         })
     }
 
@@ -229,16 +196,17 @@ fn push_locked(
     upper: &Arc<Upper>,
     request: &PushRequest<'_>,
     known: &KnownNames,
-) -> Result<(Pushed, Option<Exchanging>), Stopped> {
+) -> Result<(Pushed, Option<Exchanging>), Failed> {
     let files = (request.passthrough)();
     let written = files.iter().filter(|file| file.is_written).count();
     let counted = overlay.passthrough_writers.load(Ordering::Acquire) as usize;
     if counted > written {
-        return Err(Stopped::By(Unattended {
+        let cause = UnattendedCause::Unknown;
+        return Err(Failed::from(Stopped::By(Unattended {
             count: counted - written,
             names: Vec::new(),
-            cause: UnattendedCause::Unknown,
-        }));
+            cause,
+        })));
     }
     let mut found = find_files(overlay, stack, &files, known)?;
     let moving = Moving::begin(overlay, stack, upper, &mut found, request.writers)?;
@@ -251,6 +219,55 @@ fn push_locked(
         ..summary
     };
     Ok((pushed, exchanging))
+}
+
+/// Returns the new stack, whose upper layer has the root directory and the files that move.
+///
+/// Records the states of directories that it has changed, and the shared lock of the frozen layer, also if it fails.
+fn prepare_exchange(
+    overlay: &Overlay,
+    stack: &Stack,
+    upper: &Arc<Upper>,
+    moving: Option<&mut Moving>,
+    (before, lock): (&mut Before, &mut Option<Arc<LayerLock>>),
+) -> Result<(Stack, Linked)> {
+    let old_root = overlay.root.dir()?.top()?.clone();
+    // The root's attributes come from the topmost root directory. Copy them under the exclusive lock, so that no
+    // operation can change them concurrently.
+    copy_root(&old_root, &upper.layer.root_dir())?;
+    let shown = overlay
+        .root
+        .visible_ctime(sys::stat::stat_fd(&*old_root.fd()?)?.ctime);
+    let mut layers = vec![upper.layer.clone()];
+    layers.extend(stack.view().layers().iter().cloned());
+    let view = stack.view().with_layers(layers);
+    let root = view.root()?;
+    *lock = stack.writable().map(|old| old.freeze()).transpose()?;
+    point("before a push");
+
+    before.note(&overlay.root)?;
+    let identity = Identity::from_stat(&root.stat);
+    overlay
+        .inodes
+        .relocate(&overlay.root, identity, NumberStorage::OnDisk, || {
+            overlay.root.update_dir(|dir| {
+                dir.locs = root.locs.into();
+                dir.identity = identity;
+            })
+        })?;
+    overlay
+        .inodes
+        .show_ctime(&overlay.root, root.stat.ctime, shown);
+    let next = RwLock::new(Stack::new(view, Some(upper.clone())));
+    let Some(moving) = moving else {
+        return Ok((next.into_inner(), Linked::Done(Vec::new())));
+    };
+    let linked = moving.link(overlay, &next, before)?;
+    let next = next.into_inner();
+    if let Linked::Done(_) = linked {
+        moving.relocate(overlay, &next)?;
+    }
+    Ok((next, linked))
 }
 
 /// Copies owner, xattrs, mode and times of one root directory to another.

@@ -6,8 +6,8 @@
 //! 4. The stack is exchanged, in memory and in the ledger.
 //! 5. Each file in the frozen layer is replaced by its copy.
 //!
-//! An error undoes everything. If the process ends after the list was written, the next user
-//! of the new layer completes the moves. If the stack was not exchanged, the new layer may be discarded instead.
+//! An error undoes everything. If the process ends after the list was written, the next user of the new layer completes
+//! the moves. If the stack was not exchanged, the new layer may be discarded instead.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::copies::{Copies, MAX_TIME, Method, NotCopied, choose_method, copy_all, copy_name};
 use super::files::{FoundFiles, NamedFile, unattended, upper_dir};
 use super::helper::{Helper, Ran, run_until};
-use super::request::{Cleanup, Pushed, Stopped, Unattended, UnattendedCause, Writers};
+use super::request::{Cleanup, Failed, Pushed, Stopped, Unattended, UnattendedCause, Writers};
 use crate::copy_up::copy_attributes;
 use crate::inode::{DirState, Inode, NumberStorage};
 use crate::overlay::Overlay;
@@ -64,25 +64,32 @@ pub(super) struct Moving {
     times: Vec<(Time, Time)>,
 }
 
-/// The states of directories before they were copied up.
+/// The states of directories, and the ctimes that they show, before they were copied up.
 #[derive(Debug, Default)]
-pub(super) struct Before(Vec<(Arc<Inode>, DirState)>);
+pub(super) struct Before(Vec<(Arc<Inode>, DirState, Time)>);
 
 impl Before {
     /// Records the state of a directory.
     pub(super) fn note(&mut self, inode: &Arc<Inode>) -> Result<()> {
-        self.0.push((inode.clone(), inode.dir()?));
+        let shown = inode.visible_ctime(stat_on_disk(inode)?.ctime);
+        self.0.push((inode.clone(), inode.dir()?, shown));
         Ok(())
     }
 
     /// Restores the states, in memory.
     pub(super) fn restore(self, overlay: &Overlay) {
-        for (inode, state) in self.0.into_iter().rev() {
+        for (inode, state, shown) in self.0.into_iter().rev() {
             let identity = state.identity;
             let change = || inode.update_dir(|dir| *dir = state);
             let storage = NumberStorage::OnDisk;
             if let Err(error) = overlay.inodes.relocate(&inode, identity, storage, change) {
                 log::error!("cannot restore inode {}: {error}", inode.ino());
+            }
+            match stat_on_disk(&inode) {
+                Ok(stat) => overlay.inodes.show_ctime(&inode, stat.ctime, shown),
+                Err(error) => {
+                    log::error!("cannot restore the ctime of inode {}: {error}", inode.ino())
+                }
             }
         }
     }
@@ -96,16 +103,15 @@ impl Moving {
         upper: &Upper,
         found: &mut FoundFiles,
         writers: Writers,
-    ) -> Result<Option<Self>, Stopped> {
+    ) -> Result<Option<Self>, Failed> {
         if found.named.is_empty() {
             return Ok(None);
         }
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let limit = limit.map_or(MAX_FILES, |limit| MAX_FILES.min(limit / DESCRIPTORS));
         if found.named.len() as u64 > limit {
-            return Err(Stopped::By(
-                found.unattended(stack, UnattendedCause::TooMany),
-            ));
+            let cause = found.unattended(stack, UnattendedCause::TooMany);
+            return Err(Failed::from(Stopped::By(cause)));
         }
         let order = match overlay.options.volatile {
             true => Order::Volatile,
@@ -129,7 +135,10 @@ impl Moving {
                         finish.start(overlay.undoing.clone());
                         Ok(None)
                     }
-                    Err(cause) => Err(Stopped::Later(finish, Box::new(cause))),
+                    Err(cause) => Err(Failed {
+                        cause,
+                        cleanup: Some(finish),
+                    }),
                 };
             }
         };
@@ -138,7 +147,7 @@ impl Moving {
             moves,
             list: Arc::new(list),
             files,
-            deadline: deadline + FURTHER_TIME,
+            deadline: Instant::now() + FURTHER_TIME,
             copies,
             method,
             order,
@@ -300,7 +309,7 @@ impl Moving {
         before: &Stack,
         late: Option<Helper<Result<()>>>,
         cause: Stopped,
-    ) -> Stopped {
+    ) -> Failed {
         for file in &*self.files {
             if let Err(error) = return_to(overlay, before, file) {
                 log::error!("cannot restore inode {}: {error}", file.inode.ino());
@@ -320,7 +329,10 @@ impl Moving {
                 log::error!("cannot remove files from a layer that was not pushed: {error}");
             }
         };
-        Stopped::Later(Cleanup(Box::new(undo)), Box::new(cause))
+        Failed {
+            cause,
+            cleanup: Some(Cleanup(Box::new(undo))),
+        }
     }
 
     /// Returns the files as those that prevented the push.
@@ -445,7 +457,15 @@ fn copy_files(
     writers: Writers,
     deadline: Instant,
 ) -> Result<Option<CopiedFiles>, Stopped> {
-    let Some(first) = found.named.first() else {
+    let mut first = found.named.first();
+    for file in &found.named {
+        // An empty file would not show what the file system supports.
+        if sys::stat::stat_fd(&file.content)?.size > 0 {
+            first = Some(file);
+            break;
+        }
+    }
+    let Some(first) = first else {
         return Ok(None);
     };
     let first = sys::dir::duplicate(first.content.as_fd())?;
@@ -485,7 +505,7 @@ fn copy_files(
     let all = |cause| -> Unattended {
         unattended(stack, files.iter().filter(|file| file.is_written), cause)
     };
-    match run_until(limit, move || copy_all(&moved, &copied, method, deadline))? {
+    match run_until(limit, move || copy_all(&moved, &copied, method, limit))? {
         Ran::Done(copied) => match copied? {
             Ok(copies) => Ok(Some((files, copies, method))),
             Err(NotCopied { files: some, cause }) => {
@@ -532,13 +552,11 @@ fn note_missing(cx: &Context<'_>, dir: &Arc<Inode>, before: &mut Before) -> Resu
     let mut next = Some(dir.clone());
     while let Some(dir) = next {
         let state = dir.dir()?;
-        next = match cx.stack.upper_dir(&state) {
-            Some(_) => None,
-            None => state.alias.as_ref().map(|alias| alias.parent.clone()),
-        };
-        if cx.stack.upper_dir(&state).is_none() {
-            missing.push(dir);
+        if cx.stack.upper_dir(&state).is_some() {
+            break;
         }
+        next = state.alias.as_ref().map(|alias| alias.parent.clone());
+        missing.push(dir);
     }
     // Parent directories first: they are restored last.
     for dir in missing.iter().rev() {

@@ -13,7 +13,7 @@ use super::helper::{Ran, run_until};
 /// The time for which a failed push waits until it is undone.
 const CLEANUP_TIME: Duration = Duration::from_secs(2);
 /// The maximum number of names in a message.
-const MAX_SHOWN: usize = 5;
+pub(super) const MAX_SHOWN: usize = 5;
 
 /// A file that the kernel reads or writes without requests (passthrough).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,30 +138,29 @@ impl fmt::Display for Unattended {
             let rest = if *count > MAX_SHOWN { ", ..." } else { "" };
             write!(out, "{rest})")?;
         }
+        let closed = "close them (a file that was opened for reading and writing counts until the kernel forgets it: \
+                      'sysctl vm.drop_caches=2')";
         match cause {
-            UnattendedCause::NoSharedBlocks => out.write_str(
-                ", and the file system of the layers cannot share blocks, as XFS and btrfs can: close them (a file that \
-                 was opened for reading and writing counts until the kernel forgets it: 'sysctl vm.drop_caches=2'), or \
-                 mount again with passthrough=read",
+            UnattendedCause::NoSharedBlocks => write!(
+                out,
+                ", and the file system of the layers cannot share blocks, as XFS and btrfs can: {closed}"
             ),
             UnattendedCause::TooLarge(bytes) => write!(
                 out,
-                ", and the file system of the layers cannot share their {bytes} bytes: close them, or \
-                 mount again with passthrough=read"
+                ", and the file system of the layers cannot share their {bytes} bytes: {closed}"
             ),
             UnattendedCause::KeptChanging => out.write_str(
-                ", and programs changed them again whenever they had been copied: try again when less is written, or \
-                 mount again with passthrough=read",
+                ", and programs changed them again whenever they had been copied: try again when less is written",
             ),
             UnattendedCause::TooMany => {
-                out.write_str(", which is more than can be copied: close some of them, or mount again with passthrough=read")
+                write!(out, ", which is more than can be copied: {closed}")
             }
             UnattendedCause::TooSlow => out.write_str(
-                ", and it takes too long to copy them: try again when less is written, close some of them, or mount again \
-                 with passthrough=read",
+                ", and it takes too long to copy them: try again when less is written",
             ),
-            UnattendedCause::Unknown => out.write_str(", and cannot be copied: close them, or mount again with passthrough=read"),
-        }
+            UnattendedCause::Unknown => write!(out, ", and cannot be copied: {closed}"),
+        }?;
+        out.write_str(", or mount again with passthrough=read")
     }
 }
 
@@ -174,8 +173,14 @@ pub(super) enum Stopped {
     Race,
     /// A system call failed.
     Error(Error),
-    /// Cleanup is necessary once requests no longer wait.
-    Later(Cleanup, Box<Stopped>),
+}
+
+/// A push that did not succeed.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) cause: Stopped,
+    /// The work that is left once requests no longer wait.
+    pub(super) cleanup: Option<Cleanup>,
 }
 
 /// The work that remains after a push has failed.
@@ -211,5 +216,14 @@ impl Cleanup {
 impl From<Error> for Stopped {
     fn from(error: Error) -> Self {
         Self::Error(error)
+    }
+}
+
+impl<T: Into<Stopped>> From<T> for Failed {
+    fn from(cause: T) -> Self {
+        Self {
+            cause: cause.into(),
+            cleanup: None,
+        }
     }
 }

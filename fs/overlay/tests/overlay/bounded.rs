@@ -26,7 +26,7 @@ fn inode_forgotten_before_close_is_released() {
         let inode = op.lookup_path(format!("d{number}/f").as_bytes()).unwrap();
         inodes.count_lookup(&inode);
         let handle = op.open(caller(), &inode, READ).unwrap();
-        inodes.forget(inode.ino(), 1);
+        fs.overlay.forget(inode.ino(), 1);
         drop(inode);
         fs.overlay.close(&handle);
     }

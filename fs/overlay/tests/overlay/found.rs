@@ -22,7 +22,7 @@ fn object_without_number_marker_keeps_its_number_while_mounted() {
     fs.tree();
     // A forgotten object gets the same number at the next lookup.
     for number in before {
-        fs.overlay.inodes().forget(number, u64::MAX);
+        fs.overlay.forget(number, u64::MAX);
     }
     assert_eq!(after(), before);
     fs.tree();
@@ -41,7 +41,7 @@ fn number_without_marker_is_not_reused() {
         let number = fs.number(name);
         fs.unlink(name).unwrap();
         // Drop the last reference, so that the file system frees the inode.
-        fs.overlay.inodes().forget(number, u64::MAX);
+        fs.overlay.forget(number, u64::MAX);
     }
     // The file system reuses freed inodes.
     for at in 0..40 {

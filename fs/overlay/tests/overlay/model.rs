@@ -505,7 +505,7 @@ impl OverlayAndModel {
         for path in self.model.paths() {
             let number = self.fs().number(&path);
             if !held.contains(&number) {
-                self.fs().overlay.inodes().forget(number, u64::MAX);
+                self.fs().overlay.forget(number, u64::MAX);
             }
         }
     }

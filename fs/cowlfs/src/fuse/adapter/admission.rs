@@ -173,15 +173,8 @@ mod tests {
         exec: true,
         keep_atime: false,
     };
-    const WRITE: OpenOptions = OpenOptions {
-        write: true,
-        exec: false,
-        ..EXEC
-    };
-    const READ: OpenOptions = OpenOptions {
-        exec: false,
-        ..EXEC
-    };
+    const WRITE: OpenOptions = OpenOptions::WRITE;
+    const READ: OpenOptions = OpenOptions::READ;
 
     #[test]
     fn a_setid_program_and_its_writers_exclude_each_other() {

@@ -19,7 +19,6 @@ use super::convert::{
     device_from_protocol, implied_sync, parse_name, to_errno, to_open_options, to_rename_flags,
     to_set_time, writer,
 };
-use super::open_requests::{READ, WRITE};
 use super::reply::{reply_empty, reply_statfs, reply_xattr, with_attr};
 use super::{Adapter, Negotiated};
 use crate::requests::Opcode;
@@ -328,7 +327,7 @@ impl Filesystem for Adapter {
             let done = self.run("read", ino, None, |op| {
                 let options = OpenOptions {
                     keep_atime: to_open_options(flags).0.keep_atime,
-                    ..READ
+                    ..OpenOptions::READ
                 };
                 op.read(&*self.file(op, (ino, fh), options)?, offset, buffer)
             });
@@ -354,7 +353,7 @@ impl Filesystem for Adapter {
         let _span = self.begin_request(Opcode::Write, req);
         let writer = writer(self.caller(req, 0), write_flags);
         let done = self.run("write", ino, None, |op| {
-            let handle = self.file(op, (ino, fh), WRITE)?;
+            let handle = self.file(op, (ino, fh), OpenOptions::WRITE)?;
             let written = op.write(&handle, offset, data, writer)?;
             if self.backing.policy().small_by_daemon {
                 self.new_files.count_write(fh.0);
@@ -404,7 +403,7 @@ impl Filesystem for Adapter {
             SyncScope::All
         };
         let done = self.run("fsync", ino, None, |op| {
-            op.fsync(&*self.file(op, (ino, fh), READ)?, scope)
+            op.fsync(&*self.file(op, (ino, fh), OpenOptions::READ)?, scope)
         });
         reply_empty(done, reply);
     }
@@ -519,7 +518,7 @@ impl Filesystem for Adapter {
     ) {
         let _span = self.begin_request(Opcode::Fallocate, req);
         let done = self.run("fallocate", ino, None, |op| {
-            let file = self.file(op, (ino, fh), WRITE)?;
+            let file = self.file(op, (ino, fh), OpenOptions::WRITE)?;
             op.fallocate(&file, mode.cast_unsigned(), offset, length)?;
             self.note_rewrite(op, ino, &file);
             Ok(())
@@ -539,7 +538,7 @@ impl Filesystem for Adapter {
         let _span = self.begin_request(Opcode::Lseek, req);
         let done = self.run("lseek", ino, None, |op| {
             let offset = u64::try_from(offset).map_err(|_| Error::Errno(Errno::NXIO))?;
-            let file = self.file(op, (ino, fh), READ)?;
+            let file = self.file(op, (ino, fh), OpenOptions::READ)?;
             match whence {
                 libc::SEEK_DATA => op.seek(&file, offset, SeekTo::Data),
                 libc::SEEK_HOLE => op.seek(&file, offset, SeekTo::Hole),
@@ -567,8 +566,8 @@ impl Filesystem for Adapter {
     ) {
         let _span = self.begin_request(Opcode::CopyFileRange, req);
         let done = self.run("copy_file_range", ino, None, |op| {
-            let from = self.file(op, (ino, fh_in), READ)?;
-            let to = self.file(op, (ino_out, fh_out), WRITE)?;
+            let from = self.file(op, (ino, fh_in), OpenOptions::READ)?;
+            let to = self.file(op, (ino_out, fh_out), OpenOptions::WRITE)?;
             // The reply has 32 bits. The kernel has the same limit: INT_MAX, rounded down to a page.
             let len = usize::try_from(len).unwrap_or(usize::MAX).min(0x7fff_f000);
             let copied = op.copy_file_range((&from, offset_in), (&to, offset_out), len)?;

@@ -11,24 +11,11 @@ use super::state::Negotiated;
 use crate::fuse::passthrough::Policy;
 use crate::fuse::settings::{SessionSettings, StackMode};
 use cowl_layers::error::Result;
+use cowl_layers::sys::kernel;
 use cowl_layers::sys::stat::FileKind;
 use cowl_overlay::inode::Inode;
 use cowl_overlay::unopened::file_for_request;
 use cowl_overlay::{Close, FileHandle, Op, OpenOptions};
-
-/// The options of a file for a request that reads its content.
-pub(super) const READ: OpenOptions = OpenOptions {
-    write: false,
-    truncate: false,
-    exec: false,
-    keep_atime: false,
-};
-
-/// The options of a file for a request that changes its content.
-pub(super) const WRITE: OpenOptions = OpenOptions {
-    write: true,
-    ..READ
-};
 
 /// Whether the kernel sends a request when a program opens a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +31,8 @@ pub(super) enum OpenRequests {
 pub(super) enum Begin {
     /// A new session, and what its settings permit.
     New {
-        /// Whether open requests can be absent if the kernel reads and writes no file itself.
-        needs_opens_for_passthrough_only: bool,
+        /// Whether open requests may be absent, unless the kernel uses passthrough.
+        may_omit_opens: bool,
     },
     /// The session of another process.
     Continued(Negotiated),
@@ -58,22 +45,18 @@ impl Begin {
     /// writes needs an open to notice a change.
     pub(super) fn new_session(settings: &SessionSettings) -> Self {
         Self::New {
-            needs_opens_for_passthrough_only: settings.stack == StackMode::Fixed
+            may_omit_opens: settings.stack == StackMode::Fixed
                 && !settings.live_layers
-                && is_safe_without_opens(rustix::system::uname().release().to_bytes()),
+                && is_safe_without_opens(kernel::version()),
         }
     }
 
     /// Decides whether the kernel sends open requests, given the capabilities that it offers.
     pub(super) fn decide(self, policy: Policy, offered: InitFlags) -> OpenRequests {
         let is_absent = match self {
-            Self::New {
-                needs_opens_for_passthrough_only,
-            } => {
+            Self::New { may_omit_opens } => {
                 let may_pass = policy.allows_any() && offered.contains(InitFlags::FUSE_PASSTHROUGH);
-                needs_opens_for_passthrough_only
-                    && !may_pass
-                    && offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT)
+                may_omit_opens && !may_pass && offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT)
             }
             // The kernel does not return to open requests.
             Self::Continued(negotiated) => negotiated.has_no_open_requests(),
@@ -85,16 +68,12 @@ impl Begin {
     }
 }
 
-/// Whether a kernel with this release retains an inode while it reads ahead without open requests.
+/// Whether a kernel of this version retains an inode while it reads ahead without open requests.
 ///
 /// Others can evict the inode while a READ is in progress. If the daemon's own allocation causes the eviction, it waits
 /// for pages that only the daemon can complete (fixed by "fuse: fix readahead reclaim deadlock").
-fn is_safe_without_opens(release: &[u8]) -> bool {
-    let mut numbers = release
-        .split(|byte| !byte.is_ascii_digit())
-        .map(|digits| std::str::from_utf8(digits).ok()?.parse::<u32>().ok());
-    let mut next = || numbers.next().flatten().unwrap_or(0);
-    match (next(), next(), next()) {
+fn is_safe_without_opens(version: (u32, u32, u32)) -> bool {
+    match version {
         (6, 6, patch) => patch >= 121,
         (6, 12, patch) => patch >= 65,
         (6, 18, patch) => patch >= 4,
@@ -141,7 +120,7 @@ impl Adapter {
         size: Option<u64>,
     ) -> Result<Option<Arc<FileHandle>>> {
         let file = (size.is_some() && inode.kind() == FileKind::Regular)
-            .then(|| file_for_request(op, inode, WRITE));
+            .then(|| file_for_request(op, inode, OpenOptions::WRITE));
         file.transpose()
     }
 
@@ -164,10 +143,10 @@ mod tests {
     use crate::fuse::passthrough::Contents;
 
     const FIXED: Begin = Begin::New {
-        needs_opens_for_passthrough_only: true,
+        may_omit_opens: true,
     };
     const PUSHABLE: Begin = Begin::New {
-        needs_opens_for_passthrough_only: false,
+        may_omit_opens: false,
     };
 
     #[test]
@@ -212,7 +191,7 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(
-                is_safe_without_opens(release.as_bytes()),
+                is_safe_without_opens(kernel::parse(release)),
                 wanted,
                 "{release}"
             );

@@ -66,7 +66,8 @@ impl Rewrites {
         false
     }
 
-    /// Waits until files are no longer written, and starts their writeback. Ends when the overlay is dropped.
+    /// Waits until files are no longer written, and starts their writeback. Ends at the first such file after the overlay
+    /// was dropped, otherwise with the process.
     fn run(&self) {
         loop {
             let due = self.wait();

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::upper_dirs::remove_acls;
 use super::{Layer, Upper, private};
 use crate::error::{Errno, Error, Result};
-use crate::name::Name;
+use crate::name::{Name, split};
 use crate::sys;
 use crate::sys::attr::SetTime;
 use crate::sys::copy::Copied;
@@ -23,10 +23,10 @@ use crate::sys::order::Order;
 use crate::sys::private::Through;
 use crate::sys::stat::Time;
 
-pub use recovery::{complete, ignore_untrusted};
+pub use recovery::{complete, refuse_pending};
 
 /// The directory in the work directory that the user specified.
-const DIR: &[u8] = b"moves";
+pub const DIR: &[u8] = b"moves";
 /// The list in [`DIR`].
 const LIST: &[u8] = b"list";
 /// The list once all files are in the new layer.
@@ -294,11 +294,8 @@ fn names(list: &MoveList) -> impl Iterator<Item = (&MovedFile, &Vec<u8>)> {
 
 /// Opens the directory of a path, and returns it with the last name; `None` if it does not exist.
 fn parent(root: &OwnedFd, path: &[u8]) -> Result<Option<(OwnedFd, Name)>> {
-    let (dir, last) = match path.iter().rposition(|&byte| byte == b'/') {
-        Some(at) => path.split_at(at),
-        None => (&b""[..], path),
-    };
-    let last = Name::new(last.strip_prefix(b"/").unwrap_or(last))?;
+    let (dir, last) = split(path);
+    let last = Name::new(last)?;
     Ok(open_below(root, dir)?.map(|dir| (dir, last)))
 }
 

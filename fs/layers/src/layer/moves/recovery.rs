@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 
 use super::{DIR, LINKED, LIST, Moves, Stored, UNDONE, VERSION, reach};
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result};
 use crate::layer::{Layer, Upper, lock};
 use crate::shown::Show as _;
 use crate::sys;
@@ -53,7 +53,13 @@ pub fn complete(upper: &Upper, below: Option<&Arc<Layer>>) -> Result<()> {
     let below = below.ok_or(Error::Damaged("files move from a layer that is not below"))?;
     let _locked = lock::exclusively(below)?;
     let [from, to, outer] = reach(below, upper)?;
+    let checked = sys::stat::stat_fd(&dir)?;
     let dir = sys::dir::open_dir(outer.as_fd(), DIR)?;
+    let found = sys::stat::stat_fd(&dir)?;
+    if (found.dev, found.ino) != (checked.dev, checked.ino) {
+        // The owner of the work directory has replaced it.
+        return Err(Error::Errno(Errno::STALE));
+    }
     let moves = Moves {
         from,
         to,
@@ -79,7 +85,7 @@ pub fn complete(upper: &Upper, below: Option<&Arc<Layer>>) -> Result<()> {
 }
 
 /// Fails if moves must be completed, for a mount on which no layer can be pushed. Ignores those of another user.
-pub fn ignore_untrusted(upper: &Upper) -> Result<()> {
+pub fn refuse_pending(upper: &Upper) -> Result<()> {
     let Some(dir) = open_dir(upper.locks.outer.as_fd())? else {
         return Ok(());
     };

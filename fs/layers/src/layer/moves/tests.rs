@@ -200,7 +200,7 @@ fn a_list_of_another_user_is_not_obeyed() {
     let (old, upper, moves) = lab.begin();
     moves.commit_list(&lab.list).unwrap();
     drop(moves);
-    assert!(matches!(ignore_untrusted(&upper), Err(Error::Damaged(_))));
+    assert!(matches!(refuse_pending(&upper), Err(Error::Damaged(_))));
     let chown = |path: &str, uid| {
         std::os::unix::fs::chown(lab.path(path), Some(uid), None).unwrap();
     };
@@ -219,7 +219,7 @@ fn a_list_of_another_user_is_not_obeyed() {
     };
     chown("work/moves", 1000);
     refused("directory of another user");
-    ignore_untrusted(&upper).unwrap();
+    refuse_pending(&upper).unwrap();
     chown("work/moves", 0);
     chmod("work/moves", 0o770);
     refused("directory that others may write");

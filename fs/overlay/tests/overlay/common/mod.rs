@@ -44,18 +44,8 @@ pub const FIXED_TIME: Time = Time {
     nanos: 123_456_789,
 };
 
-pub const READ: OpenOptions = OpenOptions {
-    keep_atime: false,
-    write: false,
-    truncate: false,
-    exec: false,
-};
-pub const WRITE: OpenOptions = OpenOptions {
-    keep_atime: false,
-    write: true,
-    truncate: false,
-    exec: false,
-};
+pub const READ: OpenOptions = OpenOptions::READ;
+pub const WRITE: OpenOptions = OpenOptions::WRITE;
 pub const TRUNCATE: OpenOptions = OpenOptions {
     keep_atime: false,
     write: true,
