@@ -176,13 +176,7 @@ impl<'a> BundleReader<'a> {
     ) -> Result<()> {
         let (prefix, checksum_file) = (dir_path(name), checksum_path(name));
         let before = self.report.done;
-        let mut progress = |done: Progress| {
-            progress(Progress {
-                entries: before.entries + done.entries,
-                bytes: before.bytes + done.bytes,
-                total: None,
-            });
-        };
+        let mut progress = |done: Progress| progress(done.after(before));
         let mode = UnpackMode::Raw(from, to);
         let mut unpacker = Unpacker::new(target, mode, Unsupported::Refuse, &mut progress)?;
         loop {

@@ -3,7 +3,8 @@
 //! An archive is untrusted: its numbers and lengths are claims, and a few hundred compressed bytes can expand to
 //! gigabytes. Everything that is held in memory is therefore limited here, far above what Linux file systems can
 //! store and archivers write, such that an import uses less than 256 MiB. Content is written to disk and limited by
-//! its size. docs/decisions/0019 gives the reason for each number.
+//! its size. docs/decisions/0019 gives the reason for each number, and 0046 for
+//! those of images.
 
 use crate::tree::error::{ErrorKind, Result, TreeError};
 
@@ -58,6 +59,8 @@ pub(super) const SUM: u64 = 1 << 10;
 
 /// Layers of an image. The kernel mounts no more than 500, and container engines create no more than 127.
 pub(super) const IMAGE_LAYERS: usize = 400;
+/// Steps in the history of an image: several for each layer.
+pub(super) const IMAGE_HISTORY: usize = 16 * IMAGE_LAYERS;
 
 /// Bytes of an index or a manifest of an image.
 pub(super) const IMAGE_MANIFEST: u64 = 4 << 20;

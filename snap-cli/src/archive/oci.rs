@@ -97,13 +97,7 @@ pub fn fill<S, E: From<TreeError>>(
     let mut old: Option<&S> = None;
     for step in steps {
         let before = all.done;
-        let mut progress = |done: Progress| {
-            progress(Progress {
-                entries: before.entries + done.entries,
-                bytes: before.bytes + done.bytes,
-                total: None,
-            });
-        };
+        let mut progress = |done: Progress| progress(done.after(before));
         let (layer, sum, done) = match &step.kept {
             Some(kept) => copy_layer(kept, &blobs, &mut progress)?,
             None => {

@@ -408,16 +408,15 @@ impl<'a> Unpacker<'a> {
             self.close(path)?;
         }
         let (parent, name) = path::split(path);
-        let parent = self.dirs.open_or_create(parent)?;
-        self.mode.refuse_duplicate(parent, name, path)?;
         if let (UnpackMode::Changeset(_), NewEntry::Directory) = (self.mode, new)
-            && is_another_kind(parent, name, path)?
+            && is_another_kind(self.dirs.open_or_create(parent)?, name, path)?
         {
             // It has replaced a directory of the layers below, so the new one is not merged with that.
             let target = (&mut self.dirs, &mut self.dir_attrs);
             self.below.hide(path, Hidden::Object, target)?;
         }
-        let parent = self.dirs.open_or_create(path::split(path).0)?;
+        let parent = self.dirs.open_or_create(parent)?;
+        self.mode.refuse_duplicate(parent, name, path)?;
         let existing = entry_path::remove_existing(parent, name, new, path)?;
         if existing == Existing::None {
             self.forget_attrs(path);

@@ -300,6 +300,14 @@ fn check_content(
             Some(_) => {}
             None => next.digest = Some(found),
         }
+        let image = record.body.image.as_ref();
+        if let Some(blob) = image.and_then(|image| image.blob.as_ref())
+            && let Err(error) = image_layers::check_blob(store, id, blob)
+        {
+            let path = store.paths().layer_blob(id);
+            let what = format!("the retained blob of the layer {id} is damaged: {error}");
+            report.add(Severity::Damaged, LAYER, path, what, Some(Fix::Blob(id)));
+        }
     }
     if next != record.body {
         report.new += 1;

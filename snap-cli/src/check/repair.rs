@@ -16,7 +16,7 @@ use crate::store::leftovers::{self, Expiry};
 use crate::store::manifest::{ContainerId, LayerManifest, SnapshotManifest};
 use crate::store::name::ContainerName;
 use crate::store::record::Record;
-use crate::store::{Store, disk};
+use crate::store::{Store, disk, image_layers};
 use cowl_layers::shown::Show as _;
 
 /// Performs the possible repairs of all findings, and records them in the findings.
@@ -81,6 +81,13 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
             let _reading = store.lock_shared()?;
             disk::ensure_dir(&store.paths().layer_work(*id))?;
             Ok(Some("created, empty".to_owned()))
+        }
+        Fix::Blob(id) => {
+            let _reading = store.lock_shared()?;
+            image_layers::forget_blob(store, *id)?;
+            Ok(Some(
+                "removed; an export compresses the layer again".to_owned(),
+            ))
         }
         Fix::Accept(name, snapshot) => {
             durability::accept(&mut recover::open(store, name)?, *snapshot)?;

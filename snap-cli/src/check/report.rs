@@ -42,6 +42,8 @@ pub enum Fix {
     Work(LayerId),
     /// Accept an incomplete state as it is: of a snapshot, or of the layers below the head (`None`).
     Accept(ContainerName, Option<SnapshotId>),
+    /// Remove the retained blob of a layer. An export creates it from the files of the layer.
+    Blob(LayerId),
     /// Collect the object as garbage.
     Collect,
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::mount::DriverChoice;
 use super::snapshot::{Sync, take_with_hooks};
 use super::{CliCommand, Context, Namespace, output};
+use crate::container::Container;
 use crate::error::{Error, Kind, Result};
 use crate::lifecycle::enter::ProcessSettings;
 use crate::lifecycle::exec::Ids;
@@ -16,7 +17,6 @@ use crate::recover;
 use crate::shell::quoted;
 use crate::snapshot::depth::MergeScope;
 use crate::snapshot::take::SnapshotRequest;
-use crate::store::Store;
 use crate::store::name::ContainerName;
 
 /// Run a command in a container
@@ -28,7 +28,7 @@ use crate::store::name::ContainerName;
 /// command's; 128 plus the number of the signal that ended it; 125 if cowl failed, 126 if the command
 /// cannot be executed, 127 if it does not exist, 2 if there is no command to run.
 ///
-/// Without a command, it is the process of the container's image: Entrypoint and Cmd, with the image's
+/// Without a command, exec runs that of the container's image: Entrypoint and Cmd, with the image's
 /// Env, User and WorkingDir. The user is looked up in /etc/passwd and /etc/group of the container. With
 /// User, the command has a terminal, a session and a pid namespace of its own, and none of your keys and
 /// open files. Without an id map, `exec` is no sandbox: the ids are those of this machine, and so are
@@ -56,8 +56,9 @@ impl CliCommand for ExecArgs {
         let name = ContainerName::parse(&self.name)?;
         let store = context.store_for(&name)?;
         // Fail before the snapshot.
+        let mut container = recover::open(&store, &name)?;
         let process = match self.command.is_empty() {
-            true => Some(image_program(&store, &name)?),
+            true => Some(image_program(&container)?),
             false => None,
         };
         let command = (process.as_ref()).map_or(&self.command, |process| &process.command);
@@ -65,7 +66,8 @@ impl CliCommand for ExecArgs {
             true => Ids::OfHost,
             false => Ids::OfContainer,
         };
-        let map = exec::id_map(&mut recover::open(&store, &name)?, ids)?;
+        let map = exec::id_map(&mut container, ids)?;
+        drop(container);
         if self.snapshot {
             take_with_hooks(
                 context,
@@ -109,8 +111,8 @@ fn snapshot_of(command: &[OsString]) -> SnapshotRequest {
 }
 
 /// Returns the process of a container's image.
-fn image_program(store: &Store, name: &ContainerName) -> Result<ImageProgram> {
-    let container = recover::open(store, name)?;
+fn image_program(container: &Container<'_>) -> Result<ImageProgram> {
+    let name = container.name();
     let program = match &container.manifest().image {
         Some(image) => ImageProgram::of_image(image)?,
         None => ImageProgram::default(),

@@ -17,7 +17,7 @@ use crate::store::Store;
 use crate::store::lock::Lock;
 use crate::store::manifest::LayerId;
 use crate::store::measure;
-use crate::store::name::{Address, Range, SnapshotName};
+use crate::store::name::{Address, Range};
 use crate::tree::error::{OnProgress, Progress};
 use cowl_layers::shown::Show as _;
 
@@ -166,17 +166,8 @@ impl Args {
     }
 
     fn image(&self, context: &Context) -> Result<u8> {
-        let source = Address::parse(&self.source)?;
         let (store, state, _reading) = self.state(context)?;
-        let ImagePlan {
-            steps,
-            mut description,
-        } = state.image_plan(&store)?;
-        let snapshot = source.snapshot.as_ref();
-        description.tag = (snapshot.map_or("latest", SnapshotName::as_str)).to_owned();
-        // Names of images are in lower case.
-        let name = source.container.as_str().to_ascii_lowercase();
-        description.name = format!("localhost/{name}:{}", description.tag);
+        let ImagePlan { steps, description } = state.image_plan(&store)?;
         let compression = self.compression.unwrap_or_default().to_archive();
         let fill = |target: &Path, progress: OnProgress<'_>| {
             let open = |stack: &Vec<LayerId>| store.view(stack);

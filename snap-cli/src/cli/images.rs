@@ -40,7 +40,13 @@ impl ImageArgs {
             (Some(Reference::Unsupported(prefix)), _) => {
                 return Err(image::unsupported_error(prefix));
             }
-            (Some(Reference::Stored(transport, path, name)), _) => {
+            (Some(Reference::Stored(..)), Force::Yes) => {
+                return Err(Error::usage(
+                    "--force imports the files of an image, but this source is named as an image",
+                )
+                .hint("omit --force, or write only the path, without oci:, oci-archive: or docker-archive:"));
+            }
+            (Some(Reference::Stored(transport, path, name)), Force::No) => {
                 Some(image_source::open(transport, &path, name, temporary)?)
             }
             (None, Force::No) if source != "-" => {

@@ -85,7 +85,7 @@ const CONFIGURATION: Section = (
         ),
         (
             "passthrough = \"auto\"",
-            "Which files of a container the kernel reads and writes without the daemon. `read`, which is what `auto` selects: programs and libraries in lower layers, for reading. `all`: files in the top layer as well; no snapshot can be taken while such a file is open for writing. `off`: none. Takes effect at the next mount.",
+            "Which files of a container the kernel reads and writes without the daemon. `read`, which is what `auto` selects: programs and libraries in lower layers, for reading. `all`: files in the top layer as well; a snapshot copies those that are open for writing, by sharing blocks (XFS, btrfs) or while the programs of an LXC container are stopped, and otherwise fails. `off`: none. Takes effect at the next mount.",
         ),
         (
             "coherence = \"packages\"",

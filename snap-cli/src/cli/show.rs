@@ -36,6 +36,7 @@ const CONTAINER: &[&str] = &[
     "cloned_from",
     "made_from",
     "image",
+    "image_digest",
     "platform",
     "command",
     "environment",

@@ -8,23 +8,23 @@ use cowl_layers::error::Errno;
 use cowl_layers::format::{OPAQUE_XATTR_WHITEOUTS, XattrSpace};
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
+use cowl_layers::sys::kernel::version;
 use cowl_layers::sys::stat::FileKind;
 use cowl_layers::sys::within::{self, OpenedObject, SymlinkPolicy};
 use rustix::fs::OFlags;
 
 use crate::error::{Error, Result};
-use crate::store::kernel;
 use crate::tree::error::{ErrorKind, TreeError};
 use crate::tree::walk::{Item, Visitor, visit_dir};
 
 /// The first version of Linux that reads whiteouts that are regular files.
-const MARKED_WHITEOUTS: (u32, u32) = (6, 7);
+const MARKED_WHITEOUTS: (u32, u32, u32) = (6, 7, 0);
 
 /// Returns an error if a layer has a marker that the running kernel does not read.
 pub(super) fn refuse_unreadable(tree: &Path, space: XattrSpace) -> Result<()> {
     let mut search = Search {
         space,
-        kernel: kernel_version(),
+        kernel: version(),
         found: None,
     };
     match visit_dir(tree, &mut search) {
@@ -46,7 +46,7 @@ pub(super) fn refuse_unreadable(tree: &Path, space: XattrSpace) -> Result<()> {
 /// The search for a marker that the kernel does not read.
 struct Search {
     space: XattrSpace,
-    kernel: Option<(u32, u32)>,
+    kernel: (u32, u32, u32),
     /// The path and a description.
     found: Option<(Vec<u8>, &'static str)>,
 }
@@ -59,7 +59,7 @@ impl Search {
             let found = xattrs.iter().find(|(other, _)| other == name.as_bytes());
             found.map(|(_, value)| value.as_slice())
         };
-        let is_old = self.kernel.is_some_and(|now| now < MARKED_WHITEOUTS);
+        let is_old = self.kernel < MARKED_WHITEOUTS;
         match (kind, space) {
             (FileKind::Directory, _) if value(space.nodes()).is_some() => {
                 Some("contains character devices with the number 0:0")
@@ -155,13 +155,6 @@ fn remove_origin(fd: BorrowedFd<'_>, space: XattrSpace) -> cowl_layers::Result<(
     }
 }
 
-/// Returns the first two numbers of the running kernel's release.
-fn kernel_version() -> Option<(u32, u32)> {
-    let release = kernel::release();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,31 +163,55 @@ mod tests {
     fn markers_are_readable_or_not_by_kernel_and_namespace() {
         let search = |space, kernel| Search {
             space,
-            kernel: Some(kernel),
+            kernel,
             found: None,
         };
         let xattr = |name: &str, value: &[u8]| vec![(name.as_bytes().to_vec(), value.to_vec())];
         let (trusted, user) = (XattrSpace::Trusted, XattrSpace::User);
         let (dir, file) = (FileKind::Directory, FileKind::Regular);
         for (space, kernel, kind, xattrs, is_refused) in [
-            (trusted, (6, 7), dir, xattr(trusted.nodes(), b"aa"), true),
-            (trusted, (6, 6), dir, xattr(trusted.opaque(), b"x"), true),
-            (trusted, (6, 7), dir, xattr(trusted.opaque(), b"x"), false),
-            (trusted, (5, 2), dir, xattr(trusted.opaque(), b"y"), false),
+            (trusted, (6, 7, 0), dir, xattr(trusted.nodes(), b"aa"), true),
+            (trusted, (6, 6, 0), dir, xattr(trusted.opaque(), b"x"), true),
             (
                 trusted,
-                (6, 7),
+                (6, 7, 0),
+                dir,
+                xattr(trusted.opaque(), b"x"),
+                false,
+            ),
+            (
+                trusted,
+                (5, 2, 0),
+                dir,
+                xattr(trusted.opaque(), b"y"),
+                false,
+            ),
+            (
+                trusted,
+                (6, 7, 0),
                 dir,
                 xattr(trusted.redirect(), b"/a"),
                 false,
             ),
-            (trusted, (6, 7), file, xattr(trusted.metacopy(), b""), false),
-            (user, (6, 7), dir, xattr(user.redirect(), b"/a"), true),
-            (user, (6, 7), dir, xattr(trusted.redirect(), b"/a"), false),
-            (user, (6, 7), file, xattr(user.metacopy(), b""), true),
-            (user, (6, 7), dir, xattr(user.opaque(), b"y"), false),
-            (user, (6, 7), dir, xattr(user.recorded(), b""), true),
-            (user, (6, 7), file, xattr(user.recorded(), b""), true),
+            (
+                trusted,
+                (6, 7, 0),
+                file,
+                xattr(trusted.metacopy(), b""),
+                false,
+            ),
+            (user, (6, 7, 0), dir, xattr(user.redirect(), b"/a"), true),
+            (
+                user,
+                (6, 7, 0),
+                dir,
+                xattr(trusted.redirect(), b"/a"),
+                false,
+            ),
+            (user, (6, 7, 0), file, xattr(user.metacopy(), b""), true),
+            (user, (6, 7, 0), dir, xattr(user.opaque(), b"y"), false),
+            (user, (6, 7, 0), dir, xattr(user.recorded(), b""), true),
+            (user, (6, 7, 0), file, xattr(user.recorded(), b""), true),
         ] {
             let found = search(space, kernel).describe(kind, &xattrs);
             assert_eq!(found.is_some(), is_refused, "{xattrs:?} on {kernel:?}");

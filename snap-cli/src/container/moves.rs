@@ -1,5 +1,8 @@
 //! Files that an interrupted push of a layer was moving to the new head (docs/decisions/0043).
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+
 use cowl_layers::layer::{Upper, moves};
 
 use super::Container;
@@ -7,14 +10,11 @@ use super::state::Mounted;
 use crate::error::{Error, Result};
 use crate::store::disk;
 
-/// The directory in the work directory that lists the moves.
-const DIR: &str = "moves";
-
 /// Completes the moves, unless a daemon does it. The layer below the head must not be read before that.
 pub(crate) fn complete(container: &Container<'_>) -> Result<()> {
     let (store, manifest) = (container.store(), container.manifest());
     let work = store.paths().layer_work(manifest.head);
-    if !disk::exists(&work.join(DIR))? {
+    if !disk::exists(&work.join(OsStr::from_bytes(moves::DIR)))? {
         return Ok(());
     }
     if let Mounted::Alive(_) = container.mounted()? {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use cowl_layers::sys::kernel::version;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::Finding;
@@ -38,8 +39,8 @@ fn release() -> Finding {
     let name = rustix::system::uname();
     let release = name.release().to_string_lossy().into_owned();
     let detail = format!("Linux {release}");
-    match parse(&release) {
-        Some(version) if version < (6, 9) => Finding::limited(
+    match version() {
+        version if version < (6, 9, 0) => Finding::limited(
             "kernel",
             detail,
             "a mount ends if its daemon is killed, and all content is copied through the daemon",
@@ -47,12 +48,6 @@ fn release() -> Finding {
         .remedy("use Linux 6.9 or later"),
         _ => Finding::works("kernel", detail),
     }
-}
-
-/// Returns the first two numbers of a kernel release.
-fn parse(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 fn cgroups() -> Finding {
@@ -84,17 +79,5 @@ fn idle() -> Finding {
             "each request to an idle machine takes longer, because processors must wake up",
         )
         .remedy(format!("grant access: chmod 666 {LATENCY} (as root)")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn releases_are_parsed() {
-        assert_eq!(parse("6.18.0-rc1+"), Some((6, 18)));
-        assert_eq!(parse("5.10-arch"), Some((5, 10)));
-        assert_eq!(parse("generic"), None);
     }
 }

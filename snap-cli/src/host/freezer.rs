@@ -194,11 +194,11 @@ fn of_lxc(group: &Path, own: &Path) -> Option<PathBuf> {
         name.is_some_and(|name| name.starts_with("lxc.payload"))
             || parent.is_some_and(|parent| parent == "lxc")
     };
-    let mut above: Vec<&Path> = group.ancestors().collect();
-    above.reverse();
-    let mut candidates = above.into_iter().filter(|dir| is_payload(dir));
+    let candidates = group.ancestors().filter(|dir| is_payload(dir));
+    // The innermost ones come first.
     candidates
-        .find(|dir| !own.starts_with(dir))
+        .filter(|dir| !own.starts_with(dir))
+        .last()
         .map(Path::to_owned)
 }
 

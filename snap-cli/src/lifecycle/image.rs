@@ -80,11 +80,12 @@ fn create_claimed(
     let (mut layers, mut new) = (Vec::new(), Vec::new());
     let mut is_incomplete = false;
     for (layer, chain_id) in image.layers.iter().zip(chain_ids) {
-        if let Some(known) = known.get(&chain_id) {
+        let below: Vec<LayerId> = layers.iter().rev().copied().collect();
+        let mut candidates = known.get(&chain_id).into_iter().flatten();
+        if let Some((known, _)) = candidates.find(|(_, over)| *over == below) {
             layers.push(*known);
             continue;
         }
-        let below: Vec<LayerId> = layers.iter().rev().copied().collect();
         let kind = match below.is_empty() {
             true => LayerKind::Base,
             false => LayerKind::Delta,
@@ -104,13 +105,7 @@ fn create_claimed(
             ..LayerManifest::new(kind, &below, &[])
         })?;
         let before = report.done;
-        let mut progress = |done: Progress| {
-            progress(Progress {
-                entries: before.entries + done.entries,
-                bytes: before.bytes + done.bytes,
-                total: None,
-            });
-        };
+        let mut progress = |done: Progress| progress(done.after(before));
         let target = (store, id, below.as_slice());
         let done = unpack((source, layer), target, options, &mut progress)?;
         report.done.entries += done.done.entries;

@@ -142,6 +142,7 @@ fn push(
     let Err(ControlError::Unattended(_)) = &pushed else {
         return pushed;
     };
+    let begin = Instant::now();
     let stopped = match stop_programs(container) {
         Ok(Some(stopped)) => stopped,
         Ok(None) => return pushed,
@@ -153,11 +154,10 @@ fn push(
     let writers = RunningWriters::Stopped {
         max_bytes: MAX_COPIED,
     };
-    let begin = Instant::now();
     let pushed = client.push_layer(tree, work, writers);
     drop(stopped);
     let time = begin.elapsed().as_secs_f64() * 1e3;
-    log::info!("the programs in the container were stopped for {time:.1} ms");
+    log::info!("the programs in the container were stopped for up to {time:.1} ms");
     pushed
 }
 

@@ -73,12 +73,22 @@ impl ResolvedState {
             });
         }
         let image = self.manifest.image.as_deref();
+        let is_unchanged = steps.len() == own.len();
         let last = history.iter().rev().find_map(|entry| entry.created.clone());
+        let snapshot = self.snapshot.as_ref();
+        let tag = snapshot
+            .map_or("latest", |(snapshot, _)| snapshot.name.as_str())
+            .to_owned();
+        // Names of images are in lower case.
+        let name = self.manifest.name.as_str().to_ascii_lowercase();
         let description = ImageDescription {
-            tag: String::new(),
-            name: String::new(),
+            name: format!("localhost/{name}:{tag}"),
+            tag,
             platform: image.map_or_else(Platform::of_machine, |image| image.platform.clone()),
-            created: last,
+            created: match is_unchanged {
+                true => image.and_then(|image| image.created.clone()).or(last),
+                false => last,
+            },
             author: image.and_then(|image| image.author.clone()),
             config: image.map_or_else(Map::new, |image| image.config.clone()),
             history,

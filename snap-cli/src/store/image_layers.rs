@@ -1,12 +1,14 @@
 //! Finds the layers that were unpacked from layers of images, so that containers share them.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 
+use super::image_record::BlobRecord;
 use super::manifest::{LayerId, LayerManifest};
 use super::usage::References;
 use super::{Store, disk};
-use crate::archive::image_source::Digest;
-use crate::error::Result;
+use crate::archive::image_source::{Digest, VerifiedBlob};
+use crate::error::{Error, Result};
 
 /// Whether the blobs of the layers are retained, so that an export contains them unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,14 +19,20 @@ pub enum Blobs {
     Discard,
 }
 
-/// Returns the layers with these chain ids that containers use, destroyed ones included. If blobs are
-/// to be retained, only those whose blob was retained.
+/// The layers with a chain id, each with the layers below it, topmost first.
+pub type Candidates = HashMap<Digest, Vec<(LayerId, Vec<LayerId>)>>;
+
+/// Returns the layers with these chain ids that containers use, destroyed ones included. If blobs are to be retained, only
+/// those whose blob was retained.
+///
+/// Several containers can have copies of the same layer, if they were created at the same time, or if an earlier copy was
+/// damaged. A layer may only be shared over the layers that it was created over.
 ///
 /// A layer that no manifest references may be incomplete, or is about to be removed. The caller must hold a shared lock
 /// of the store until a manifest references the layers, so that they are not collected.
-pub fn find(store: &Store, chain_ids: &[Digest], blobs: Blobs) -> Result<HashMap<Digest, LayerId>> {
+pub fn find(store: &Store, chain_ids: &[Digest], blobs: Blobs) -> Result<Candidates> {
     let wanted: HashSet<&Digest> = chain_ids.iter().collect();
-    let mut found = HashMap::new();
+    let mut found = Candidates::new();
     // Layers of unreadable containers are merely not shared.
     let (references, unreadable) = References::from_readable(store)?;
     for error in unreadable {
@@ -48,7 +56,8 @@ pub fn find(store: &Store, chain_ids: &[Digest], blobs: Blobs) -> Result<HashMap
             && (blobs == Blobs::Discard || image.blob.is_some())
             && disk::is_dir(&store.paths().layer_tree(id))?
         {
-            found.entry(image.chain_id).or_insert(id);
+            let same = found.entry(image.chain_id).or_default();
+            same.push((id, layer.over));
         }
     }
     Ok(found)
@@ -64,6 +73,27 @@ pub fn mark_incomplete(store: &Store, id: LayerId) -> Result<()> {
         Some(_) | None => return Ok(()),
     }
     disk::replace(&path, &record.next(body))
+}
+
+/// Removes the retained blob of a layer.
+pub fn forget_blob(store: &Store, id: LayerId) -> Result<()> {
+    let path = store.paths().layer_file(id);
+    let record = disk::read::<LayerManifest>(&path)?;
+    let mut body = record.body.clone();
+    if let Some(image) = &mut body.image {
+        image.blob = None;
+    }
+    // Without the blob, the layer takes less space.
+    body.measured = None;
+    disk::replace(&path, &record.next(body))?;
+    disk::remove_if_exists(&store.paths().layer_blob(id))
+}
+
+/// Verifies the retained blob of a layer.
+pub fn check_blob(store: &Store, id: LayerId, blob: &BlobRecord) -> Result<()> {
+    let path = store.paths().layer_blob(id);
+    let file = File::open(&path).map_err(|error| Error::at("open", &path, error))?;
+    Ok(VerifiedBlob::new(file, blob.size).finish(&blob.digest)?)
 }
 
 #[cfg(test)]
@@ -103,7 +133,7 @@ mod tests {
         let manifest = ContainerManifest::new(name, head, &[layer]);
         disk::replace(&store.paths().container_file(id), &Record::first(manifest)).unwrap();
         creation.finish().unwrap();
-        assert_eq!(find()[&digest], layer);
+        assert_eq!(find()[&digest], [(layer, Vec::new())]);
         let find_other = |digest: &Digest, blobs| {
             super::find(&store, std::slice::from_ref(digest), blobs).unwrap()
         };

@@ -1,5 +1,7 @@
 //! Sizes of layers. A frozen layer is measured once, and its manifest records the result.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use super::manifest::{LayerId, LayerKind, LayerManifest, Measured};
 use super::record::Record;
 use super::usage::Space;
@@ -107,11 +109,21 @@ pub fn measure_like(store: &Store, id: LayerId, known: Option<&str>) -> Result<(
         }
     })?;
     let measured = Measured {
-        bytes: size.bytes,
+        bytes: size.bytes + blob_size(store, id)?,
         files: size.entries,
         inodes: size.inodes,
     };
     Ok((measured, size.metadata_digest))
+}
+
+/// Returns the allocated size of the blob of a layer in bytes; 0 if it has none.
+fn blob_size(store: &Store, id: LayerId) -> Result<u64> {
+    let path = store.paths().layer_blob(id);
+    match std::fs::symlink_metadata(&path) {
+        Ok(found) => Ok(found.blocks() * 512),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(Error::at("inspect", &path, error)),
+    }
 }
 
 /// Records the size of a layer. A failure, for example on a full disk, is only logged.

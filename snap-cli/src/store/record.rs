@@ -89,10 +89,16 @@ impl<T: Body> Record<T> {
         object.insert(GENERATION.to_owned(), self.generation.into());
         let sum = compute_checksum(&object)?;
         object.insert(CHECKSUM.to_owned(), sum.into());
+        // Otherwise it could not be read again.
+        if !object
+            .values()
+            .all(|value| is_within_depth(value, MAX_DEPTH))
+        {
+            let what = "values are nested too deeply".to_owned();
+            return Err(RecordError::Shape(what));
+        }
         let mut bytes = serde_json::to_vec_pretty(&object).map_err(shape)?;
         bytes.push(b'\n');
-        // Nothing is written that cannot be read again, such as values that are nested too deeply.
-        Self::decode(&bytes)?;
         Ok(bytes)
     }
 
@@ -132,6 +138,20 @@ fn read_number(object: &Map<String, Value>, key: &str) -> Result<u64, RecordErro
         .get(key)
         .and_then(Value::as_u64)
         .ok_or_else(|| RecordError::Shape(format!("\"{key}\" is missing or not a number")))
+}
+
+/// The depth to which values in a record may be nested. serde_json reads at most 127 levels, and the record itself can be
+/// a part of another document.
+const MAX_DEPTH: usize = 124;
+
+/// Whether a value is nested at most `left` levels deep.
+fn is_within_depth(value: &Value, left: usize) -> bool {
+    let is_below = |below: &Value| is_within_depth(below, left.saturating_sub(1));
+    match value {
+        Value::Array(all) => left > 0 && all.iter().all(is_below),
+        Value::Object(all) => left > 0 && all.values().all(is_below),
+        _ => true,
+    }
 }
 
 #[cfg(test)]

@@ -226,6 +226,17 @@ pub struct Progress {
     pub total: Option<u64>,
 }
 
+impl Progress {
+    /// Adds what was completed before this operation. The total is unknown.
+    pub fn after(self, before: Self) -> Self {
+        Self {
+            entries: before.entries + self.entries,
+            bytes: before.bytes + self.bytes,
+            total: None,
+        }
+    }
+}
+
 /// A callback that receives the progress repeatedly, and at the end.
 pub type OnProgress<'a> = &'a mut dyn FnMut(Progress);
 

@@ -1,17 +1,7 @@
 //! Relative paths as bytes, without a leading slash. The path of the root is empty.
 
+pub(crate) use cowl_layers::name::split;
 pub(crate) use cowl_layers::view::resolve::join;
-
-/// Returns the parent and the last name of a path.
-pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|&byte| byte == b'/') {
-        Some(at) => (
-            path.get(..at).unwrap_or_default(),
-            path.get(at + 1..).unwrap_or_default(),
-        ),
-        None => (b"", path),
-    }
-}
 
 /// Returns the length of the common prefix of two paths in bytes.
 pub(crate) fn common_prefix(one: &[u8], two: &[u8]) -> usize {

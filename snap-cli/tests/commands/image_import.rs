@@ -146,6 +146,8 @@ fn the_settings_of_an_image_are_kept() {
         for command in ["show", "status"] {
             let shown = world.json(&[command, name, "--json"]);
             assert_eq!(shown["image"], "1.0", "{name}: {shown}");
+            let digest = shown["image_digest"].as_str().unwrap();
+            assert!(digest.starts_with("sha256:"), "{digest}");
             assert_eq!(shown["platform"], format!("linux/{}", machine()));
             assert_eq!(shown["command"], json!(["/bin/sh", "-c", "x"]));
             assert_eq!(shown["environment"], json!(["A=1", "PATH=/bin"]));
@@ -321,6 +323,8 @@ fn archives_of_images_are_recognized() {
     }]);
     std::fs::write(saved.join("manifest.json"), list.to_string()).unwrap();
     tar("tar -cf saved.tar -C saved .; xz -k saved.tar; mkdir bad; cp saved/* bad");
+    let forced = ["create", "web", "--force", "--from", "oci-archive:oci.tar"];
+    world.run(&forced).fails(2, &["--force"]);
     let sources = [
         "oci.tar",
         "oci.tar.gz",

@@ -100,8 +100,11 @@ fn damaged_layers_are_no_longer_shared() {
     std::fs::write(file, "damaged").unwrap();
     world.run(&["check"]).fails(5, &[]);
     world.ok(&["create", "new", "--from", "oci:image"]);
-    let bottom = |name: &str| world.json(&["show", name, "--json"])["layers"][2].clone();
+    let layers = |name: &str| world.json(&["show", name, "--json"])["layers"].clone();
+    let bottom = |name: &str| layers(name)[2].clone();
     assert_ne!(bottom("new"), base);
+    // The layer above was created over the damaged one.
+    assert_ne!(layers("new")[1], shown["layers"][1]);
     world.ok(&["export", "new", "--dir", "out"]);
     world.ok(&["create", "again", "--from", "oci:image"]);
     assert_eq!(bottom("again"), bottom("new"));

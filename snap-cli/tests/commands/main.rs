@@ -23,7 +23,6 @@ mod depth;
 mod diff;
 mod golden;
 mod hooks;
-#[path = "../shared/image.rs"]
 mod image;
 mod image_import;
 mod image_limits;

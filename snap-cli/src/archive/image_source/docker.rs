@@ -6,7 +6,7 @@ use super::documents::{self, Saved};
 use super::files::ImageFiles;
 use super::layout::listed;
 use super::platform::Platform;
-use super::{Image, ImageLayer, ImageSource, LayerBlob, assemble};
+use super::{Image, ImageLayer, ImageSource, LayerBlob, assemble, missing};
 use crate::archive::limits;
 use crate::tree::error::{ErrorKind, Result, TreeError};
 
@@ -34,7 +34,7 @@ impl SavedImage {
     fn select(&self) -> Result<Saved> {
         let list = self.files.read(MANIFEST, limits::IMAGE_MANIFEST)?;
         let list = list.ok_or_else(|| missing(MANIFEST))?;
-        let mut images: Vec<Saved> = documents::parse(&list, "manifest.json")?;
+        let mut images: Vec<Saved> = documents::parse(&list, MANIFEST)?;
         let names = |saved: &Saved| {
             let names = saved.repo_tags.iter().flatten();
             let short = names.filter(|name| name.len() <= limits::IMAGE_NAME);
@@ -61,11 +61,6 @@ impl SavedImage {
             TreeError::new(ErrorKind::NotFound, what)
         })
     }
-}
-
-fn missing(name: &str) -> TreeError {
-    let what = format!("the image is incomplete: {name} is missing");
-    TreeError::new(ErrorKind::Damaged, what)
 }
 
 /// Returns whether two names are the same, if `localhost/` and a missing tag are ignored.

@@ -77,8 +77,13 @@ pub(super) struct Manifest {
 /// The config of an image.
 #[derive(Debug, Deserialize)]
 pub(super) struct Config {
-    #[serde(flatten)]
-    pub(super) platform: Platform,
+    // Not a flattened platform: for that, serde would parse and retain all unknown fields.
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    variant: Option<String>,
     #[serde(default)]
     pub(super) created: Option<String>,
     #[serde(default)]
@@ -88,6 +93,17 @@ pub(super) struct Config {
     pub(super) rootfs: Rootfs,
     #[serde(default)]
     pub(super) history: Option<Vec<HistoryEntry>>,
+}
+
+impl Config {
+    /// Returns the platform of the image.
+    pub(super) fn platform(&self) -> Platform {
+        Platform {
+            os: self.os.clone(),
+            architecture: self.architecture.clone(),
+            variant: self.variant.clone(),
+        }
+    }
 }
 
 /// The layers in the config of an image.
@@ -218,6 +234,7 @@ mod tests {
             parse::<Config>(text.as_bytes(), "it")
         };
         assert!(config("[]", "[]").is_ok());
+        assert!(config("[]", &deep).is_ok());
         assert!(config(&deep, "[]").is_err());
         let both = format!(r#"{{"manifests":[{one}],"layers":[{one}]}}"#);
         assert!(index(both.as_bytes()).is_err());

@@ -166,12 +166,11 @@ impl ArchiveFiles {
 
     fn open(&self, name: &[u8]) -> Option<ImageFile<'_>> {
         let (offset, size) = self.find(name)?;
-        let part = FilePart {
+        let file = FileFrom {
             file: &self.file,
             offset,
-            left: size,
         };
-        Some((size, Box::new(part)))
+        Some((size, Box::new(file.take(size))))
     }
 }
 
@@ -222,7 +221,7 @@ fn normalize(path: &[u8]) -> Option<Vec<u8>> {
 
 /// Lists the files of an uncompressed archive; `None` if an entry is not among `expected`.
 fn list(file: &File, expected: Entries) -> Result<Option<HashMap<Vec<u8>, ArchiveEntry>>> {
-    let mut members = Members::new(Headers { file, offset: 0 });
+    let mut members = Members::new(FileFrom { file, offset: 0 });
     let (mut entries, mut names) = (HashMap::new(), 0);
     while let Some(member) = members.next()? {
         if expected == Entries::OfImage && !is_of_image(&member) {
@@ -261,35 +260,16 @@ fn link_target(path: &[u8], target: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// A reader of the headers of an archive, which skips the data between them.
-struct Headers<'f> {
+/// A reader of a file from an offset.
+struct FileFrom<'f> {
     file: &'f File,
     offset: u64,
 }
 
-impl Read for Headers<'_> {
+impl Read for FileFrom<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let got = self.file.read_at(buffer, self.offset)?;
         self.offset += got as u64;
-        Ok(got)
-    }
-}
-
-/// A reader of a part of a file.
-struct FilePart<'f> {
-    file: &'f File,
-    offset: u64,
-    left: u64,
-}
-
-impl Read for FilePart<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX);
-        let length = buffer.len().min(most);
-        let part = buffer.get_mut(..length).unwrap_or_default();
-        let got = self.file.read_at(part, self.offset)?;
-        self.offset += got as u64;
-        self.left -= got as u64;
         Ok(got)
     }
 }

@@ -9,7 +9,7 @@ use super::documents::{self, Descriptor, Index, Names};
 use super::files::ImageFiles;
 use super::platform::Platform;
 use super::verified::VerifiedBlob;
-use super::{Image, ImageLayer, ImageSource, LayerBlob, assemble};
+use super::{Image, ImageLayer, ImageSource, LayerBlob, assemble, missing};
 use crate::archive::limits;
 use crate::tree::error::{ErrorKind, Result, TreeError};
 
@@ -43,11 +43,6 @@ impl Blobs for LayoutFiles {
         let name = format!("blobs/sha256/{}", digest.hex());
         self.0.open(&name)?.ok_or_else(|| missing(&name))
     }
-}
-
-fn missing(name: &str) -> TreeError {
-    let what = format!("the image is incomplete: {name} is missing");
-    TreeError::new(ErrorKind::Damaged, what)
 }
 
 /// An image of an OCI image layout.
@@ -142,7 +137,8 @@ impl<B: Blobs> OciImage<B> {
             }
             indexes += 1;
             if indexes > limits::IMAGE_INDEXES {
-                return Err(limits::exceeded("the image has too many indexes", b""));
+                return Err(limits::exceeded("the image has too many indexes", b"")
+                    .hint("select one by its tag: oci:DIR:TAG or oci-archive:FILE:TAG"));
             }
             let inner = documents::index(&self.document(&one, limits::IMAGE_MANIFEST)?)?;
             // The images of an index have its name. They share it: there may be tens of thousands.
@@ -161,7 +157,7 @@ impl<B: Blobs> OciImage<B> {
                 listed(": ", &names)
             );
             return Err(TreeError::new(ErrorKind::Refused, what)
-                .hint("select one by its tag: oci:DIR:TAG or oci-archive:FILE:TAG"));
+                .hint("select one by its tag, oci:DIR:TAG or oci-archive:FILE:TAG, or by its variant: --platform OS/ARCH/VARIANT"));
         }
         let selected = manifests.pop().map(|(mut one, inherited)| {
             let own = one.annotations.get_or_insert_default();

@@ -102,13 +102,14 @@ fn assemble(
         );
         return Err(TreeError::new(ErrorKind::Damaged, what));
     }
-    if !config.platform.is_selected_by(wanted) {
-        let what = format!("the image is for {}, not for {wanted}", config.platform);
+    let platform = config.platform();
+    if !platform.is_selected_by(wanted) {
+        let what = format!("the image is for {platform}, not for {wanted}");
         return Err(TreeError::new(ErrorKind::Refused, what)
             .hint("select another image, or the platform of this one: --platform"));
     }
     let history = config.history.unwrap_or_default();
-    if history.len() > MAX_HISTORY {
+    if history.len() > limits::IMAGE_HISTORY {
         return Err(limits::exceeded(
             "the history of the image is too long",
             b"",
@@ -120,7 +121,7 @@ fn assemble(
     Ok(Image {
         name: name.filter(|name| name.len() <= limits::IMAGE_NAME),
         digest,
-        platform: config.platform,
+        platform,
         created: config.created,
         author: config.author,
         config: settings,
@@ -161,5 +162,8 @@ fn check_settings(settings: &Map<String, Value>) -> Result<()> {
     }
 }
 
-/// Steps in the history of an image: several for each layer.
-const MAX_HISTORY: usize = 16 * limits::IMAGE_LAYERS;
+/// Returns the error for a part of an image that is missing.
+fn missing(name: &str) -> TreeError {
+    let what = format!("the image is incomplete: {name} is missing");
+    TreeError::new(ErrorKind::Damaged, what)
+}

@@ -54,30 +54,35 @@ pub fn recognize(path: &Path, temporary: &Path) -> Result<Option<Box<dyn ImageSo
             Some(DirImage::Skopeo) | None => None,
         });
     }
-    Ok(in_archive(path, temporary))
+    in_archive(path, temporary)
 }
 
-fn in_archive(path: &Path, temporary: &Path) -> Option<Box<dyn ImageSource>> {
+fn in_archive(path: &Path, temporary: &Path) -> Result<Option<Box<dyn ImageSource>>> {
     // The other side of a FIFO would notice that it is opened and closed.
     if !path.is_file() {
-        return None;
+        return Ok(None);
     }
     let archive = match ArchiveFiles::read(path, Entries::OfImage, temporary) {
-        Ok(archive) => archive?,
+        Ok(Some(archive)) => archive,
+        Ok(None) => return Ok(None),
+        // It is an image, or may be one.
+        Err(error) if matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Limit) => {
+            return Err(error);
+        }
         Err(error) => {
             log::debug!("not an image: {error}");
-            return None;
+            return Ok(None);
         }
     };
     let is_layout = archive.has(LAYOUT) && archive.has(INDEX);
     let is_saved = archive.has(docker::MANIFEST);
     let files = ImageFiles::Archive(archive);
-    match (is_layout, is_saved) {
+    Ok(match (is_layout, is_saved) {
         (true, _) => Some(oci(files, None)),
         (false, true) => {
             let image = SavedImage { files, name: None };
             image.is_one().then(|| Box::new(image) as _)
         }
         (false, false) => None,
-    }
+    })
 }

@@ -127,11 +127,4 @@ pub(crate) fn tagged(mut descriptor: Value, tag: &str) -> Value {
     descriptor
 }
 
-/// Returns the architecture of this machine.
-pub(crate) fn machine() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-}
+pub(crate) use cowl_tests::rootfs::image_architecture as machine;
