@@ -278,3 +278,13 @@ pub fn unpack(tar: &Path, dir: &Path) -> Result<()> {
         .arg(dir);
     quietly(command)
 }
+
+/// Returns the architecture of this machine in the terms of container images.
+#[must_use]
+pub fn image_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}

@@ -72,7 +72,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ("conformance --kill".to_owned(), &|| {
             conformance::run(conformance::Kills::EverySecond, "")
         }),
-        ("conformance without open requests".to_owned(), &|| {
+        ("conformance --options passthrough=off".to_owned(), &|| {
             conformance::run(conformance::Kills::None, "passthrough=off")
         }),
         ("programs under fire".to_owned(), &programs_under_fire),

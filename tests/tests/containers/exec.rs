@@ -234,13 +234,8 @@ fn the_user_of_an_image_cannot_act_on_the_session_of_the_caller() {
         .next()
         .expect("a digest")
         .to_owned();
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
     let config = serde_json::json!({
-        "os": "linux", "architecture": architecture,
+        "os": "linux", "architecture": rootfs::image_architecture(),
         "config": { "User": "web", "Env": ["A=secret"], "Cmd": ["/probe"] },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
     });

@@ -155,7 +155,8 @@ def rename(top, seconds):
 def stuck(top):
     """Writes from memory that userfaultfd(2) provides only after a line of input: the write holds the file's lock."""
     libc = ctypes.CDLL(None, use_errno=True)
-    faults = libc.syscall(323, os.O_CLOEXEC | os.O_NONBLOCK)
+    number = {"x86_64": 323, "aarch64": 282}[os.uname().machine]
+    faults = libc.syscall(number, os.O_CLOEXEC | os.O_NONBLOCK)
     assert faults >= 0, os.strerror(ctypes.get_errno())
     fcntl.ioctl(faults, 0xC018AA3F, bytearray(struct.pack("QQQ", 0xAA, 0, 0)))
     memory = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -24,12 +24,16 @@ fn with_writer() -> Lxc {
     lxc
 }
 
-/// Returns the last complete number in a file.
+/// Returns the last number in a file, which one write contains completely; 0 if there is none.
 fn last(lxc: &Lxc, snapshot: &str, file: &str) -> u64 {
     let source = format!("web@{snapshot}:{file}");
     let text = lxc.store().ok(["cat", &source]);
-    let end = text.rfind('\n').map_or("", |end| &text[..end]);
-    end.rsplit('\n').next().unwrap().parse().unwrap_or(0)
+    text.trim_end()
+        .rsplit('\n')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap_or(0)
 }
 
 #[test]
@@ -64,6 +68,7 @@ fn programs_are_stopped_for_a_snapshot_and_continue() {
         assert!(first >= before, "{snapshot}");
         before = first;
     }
+    assert!(before > 0, "no snapshot has a number");
     let now = |file: &str| lxc.run("web", &format!("tail -n 1 {file}"));
     let written = now("/second");
     lxc.wait("the programs to continue", || now("/second") != written);
@@ -76,6 +81,7 @@ fn programs_continue_after_a_kill_of_the_command() {
         return;
     }
     let lxc = with_writer();
+    let mut interrupted = 0;
     for delay in (0..200).step_by(8) {
         let mut command = lxc.store().command(["snapshot", "web"]);
         let mut child = command
@@ -84,10 +90,12 @@ fn programs_continue_after_a_kill_of_the_command() {
             .spawn()
             .unwrap();
         std::thread::sleep(Duration::from_millis(delay));
+        interrupted += usize::from(child.try_wait().unwrap().is_none());
         child.kill().unwrap();
         child.wait().unwrap();
         lxc.wait_for("web", "RUNNING");
     }
+    assert!(interrupted > 0, "no kill was during a snapshot");
     lxc.store().cowl(["snapshot", "web"]).ok();
     let now = || lxc.run("web", "tail -n 1 /second");
     let written = now();
