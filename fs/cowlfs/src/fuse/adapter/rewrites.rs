@@ -32,6 +32,8 @@ pub(super) struct Rewrites {
 #[derive(Debug, Default)]
 struct State {
     pending: FxHashMap<u64, Instant>,
+    /// The files whose writeback the thread starts at the moment.
+    due: Vec<u64>,
     has_thread: bool,
 }
 
@@ -66,6 +68,17 @@ impl Rewrites {
         false
     }
 
+    /// Starts the writeback of a pending file that the kernel is about to forget: its node id is unknown afterwards.
+    pub(super) fn note_forget(&self, ino: u64) {
+        let is_pending = {
+            let mut state = self.state.lock();
+            state.pending.remove(&ino).is_some() || state.due.contains(&ino)
+        };
+        if is_pending && let Some(overlay) = self.overlay.upgrade() {
+            start_each(&overlay, [ino]);
+        }
+    }
+
     /// Waits until files are no longer written, and starts their writeback. Ends at the first such file after the overlay
     /// was dropped, otherwise with the process.
     fn run(&self) {
@@ -94,6 +107,7 @@ impl Rewrites {
             let due: Vec<u64> = (state.pending.extract_if(|_, at| *at <= now))
                 .map(|(ino, _)| ino)
                 .collect();
+            state.due.clone_from(&due);
             if !due.is_empty() {
                 return due;
             }
@@ -154,5 +168,18 @@ mod tests {
         assert!(rewrites.note_write(u64::MAX), "one too many");
         rewrites.start_pending();
         assert!(!rewrites.note_write(u64::MAX));
+    }
+
+    #[test]
+    fn a_forgotten_file_is_not_pending() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = Layer::open(dir.path(), XattrSpace::detect()).unwrap();
+        let overlay = Overlay::new(None, vec![layer], OverlayOptions::default()).unwrap();
+        let rewrites = Rewrites::new(&Arc::new(overlay));
+        let at = Instant::now() + Duration::from_secs(31_536_000);
+        rewrites.state.lock().pending.extend([(77, at), (78, at)]);
+        rewrites.note_forget(77);
+        let pending: Vec<u64> = rewrites.state.lock().pending.keys().copied().collect();
+        assert_eq!(pending, [78]);
     }
 }
