@@ -66,6 +66,14 @@ impl Kind {
     #[track_caller]
     #[must_use]
     pub fn mount(self, scratch: &Scratch, name: &str) -> PathBuf {
+        // XFS requires 300 MiB.
+        self.mount_with_size(scratch, name, 320 << 20)
+    }
+
+    /// Like [`Kind::mount`], with the size of the image in bytes.
+    #[track_caller]
+    #[must_use]
+    pub fn mount_with_size(self, scratch: &Scratch, name: &str, size: u64) -> PathBuf {
         let mount_point = scratch.make(name);
         let Some((program, quiet)) = self.maker() else {
             run(
@@ -78,9 +86,9 @@ impl Kind {
             return mount_point;
         };
         let image = scratch.join(format!("{name}.image"));
-        // XFS requires 300 MiB. The image is sparse.
+        // The image is sparse.
         let file = std::fs::File::create(&image).expect("an image file");
-        file.set_len(320 << 20).expect("the size of an image file");
+        file.set_len(size).expect("the size of an image file");
         run(program, [OsStr::new(quiet), image.as_os_str()]).ok();
         mount_loop(self.name(), "loop", &image, &mount_point);
         mount_point

@@ -29,6 +29,7 @@ pub mod noise;
 pub mod pair;
 pub mod plain_user;
 pub mod podman;
+pub mod postgres;
 pub mod power_cut;
 pub mod process;
 pub mod programs;

@@ -4,6 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use cowlfs::config::Passthrough;
+
 use super::{CliCommand, Context, output};
 use crate::container::detach::Ending;
 use crate::container::durability::{make_durable, open_filesystem};
@@ -58,12 +60,41 @@ pub(super) struct MountArgs {
     /// Mount a container with this driver [default: the setting `driver`]
     #[arg(long, value_enum, value_name = "DRIVER")]
     driver: Option<DriverChoice>,
+    /// Select the files of a container that the kernel reads and writes without the daemon [default: the
+    /// setting `passthrough`]
+    #[arg(long, value_enum, value_name = "FILES")]
+    passthrough: Option<PassthroughChoice>,
     /// Do not print the mount point
     #[arg(long, hide = true)]
     silent: bool,
     /// Mount read-only; always the case for a snapshot
     #[arg(long, visible_alias = "read-only")]
     ro: bool,
+}
+
+/// The files that the kernel reads and writes without requests to the daemon
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum PassthroughChoice {
+    /// Like "read", because snapshots can be taken of a container
+    Auto,
+    /// Also files that were changed, which a snapshot copies while they are open; for stores on XFS and btrfs
+    All,
+    /// Programs, libraries and other files that are replaced rather than changed
+    Read,
+    /// None
+    Off,
+}
+
+impl PassthroughChoice {
+    /// Returns the option of the mount.
+    pub(super) fn passthrough(self) -> Passthrough {
+        match self {
+            Self::Auto => Passthrough::Auto,
+            Self::All => Passthrough::All,
+            Self::Read => Passthrough::Read,
+            Self::Off => Passthrough::Off,
+        }
+    }
 }
 
 /// The program that merges the layers
@@ -104,6 +135,12 @@ impl CliCommand for MountArgs {
                     Error::usage("snapshots are always mounted with the driver fuse")
                         .hint("omit --driver"),
                 );
+            }
+            Some(_) if self.passthrough.is_some() => {
+                return Err(Error::usage(
+                    "a snapshot is never written to, so it has no choice of passthrough",
+                )
+                .hint("omit --passthrough"));
             }
             Some(snapshot) => {
                 if let Some(why) = resolve(&store, &address)?.describe_loss(&store)? {
@@ -159,6 +196,7 @@ impl MountArgs {
             at: at.map(|at| (at, privileges)),
             lifetime: Lifetime::UntilUnmounted,
             driver: self.driver.map(DriverChoice::driver),
+            passthrough: self.passthrough.map(PassthroughChoice::passthrough),
         })?;
         let nosuid = matches!(container.mounted()?, Mounted::Alive(state) if state.nosuid);
         if self.nosuid && !nosuid {

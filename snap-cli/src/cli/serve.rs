@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::mount::PassthroughChoice;
 use super::{CliCommand, Context, Namespace, output};
 use crate::container::browse;
 use crate::error::{Error, Result};
@@ -31,6 +32,9 @@ pub(super) struct Args {
     /// Disable set-user-ID programs and device nodes
     #[arg(long)]
     nosuid: bool,
+    /// Select the files that the kernel reads and writes without the daemon
+    #[arg(long, value_enum, value_name = "FILES", conflicts_with = "snapshot")]
+    passthrough: Option<PassthroughChoice>,
     /// Serve the mount that LXC's pre-mount hook makes at the mount point, in the namespaces of the container
     #[arg(long, conflicts_with_all = ["transient", "nosuid", "snapshot"])]
     in_lxc: bool,
@@ -83,6 +87,7 @@ impl Args {
                 transient: self.transient,
                 nosuid: self.nosuid,
                 in_lxc: self.in_lxc,
+                passthrough: self.passthrough.map(PassthroughChoice::passthrough),
             };
             return serve(&store, id, mountpoint, options);
         };

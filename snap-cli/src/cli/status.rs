@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use cowl_layers::shown::Show as _;
+use cowlfs::config::{Passthrough, choice_name};
 use cowlfs::control::KeeperState;
 
 use super::show::image_fields;
@@ -29,7 +30,8 @@ use crate::store::name::ContainerName;
 /// STATE is "mounted", "not mounted", "mounted elsewhere" (in another mount namespace), "mounted in lxc"
 /// (in the namespaces of a plain user's LXC container, whose processes are not listed), or "silent" (the
 /// daemon runs but does not respond; a note gives the reason). DAEMON is "kernel" for a mount of kernel
-/// overlayfs. Processes on the mount of a dead daemon are listed as such until they end.
+/// overlayfs. With a NAME, a second line shows which files the kernel reads and writes without the daemon
+/// (passthrough), and why. Processes on the mount of a dead daemon are listed as such until they end.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Show only this container
@@ -148,8 +150,30 @@ impl Args {
             std::iter::once(own).chain(browsed).collect::<Vec<_>>()
         });
         let header = ["NAME", "STATE", "MOUNTED AT", "DAEMON", "LAYERS", "USED BY"];
-        output::print_table(&header, rows.collect(), &[3, 4])
+        output::print_table(&header, rows.collect(), &[3, 4])?;
+        match (&self.name, found) {
+            (Some(_), [one]) => print_passthrough(one),
+            _ => Ok(()),
+        }
     }
+}
+
+/// Prints the passthrough of the container's mount, if it has a daemon that reports it.
+fn print_passthrough(details: &Value) -> Result<()> {
+    let Some(found) = details.get("passthrough") else {
+        return Ok(());
+    };
+    let field = |key: &str| found.get(key).and_then(Value::as_str).unwrap_or_default();
+    let option = match field("option") {
+        "auto" => "default",
+        _ => "chosen",
+    };
+    let line = format!(
+        "passthrough: {} ({option}): {}",
+        field("mode"),
+        field("reason")
+    );
+    output::print_line(&output::shown(line.as_bytes()))
 }
 
 /// Returns whether the container or one of its snapshots is mounted.
@@ -241,6 +265,13 @@ fn describe_mount(
         object.insert("lacking".to_owned(), daemon.lacking.into());
         object.insert("pid".to_owned(), daemon.pid.into());
         object.insert("keeper".to_owned(), daemon.keeper.name().into());
+        if let Some(found) = query::query_passthrough(container.store(), container.id())? {
+            let name = |choice| choice_name(&Passthrough::NAMES, choice);
+            let found = json!({
+                "mode": name(&found.mode), "option": name(&found.option), "reason": found.reason
+            });
+            object.insert("passthrough".to_owned(), found);
+        }
         if daemon.keeper == KeeperState::Lost {
             output::print_note(&describe_lost_keeper(container.name(), &log));
         }

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::detach::{Ending, Servers};
 use super::served::{Owner, ServedMount};
-use super::{Container, daemon, detach, mount, state};
+use super::{Container, daemon, detach, mount, mount_point, state};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::host::files;
@@ -202,11 +202,11 @@ pub fn open(
         _ => {}
     }
     let mount_point = match at {
-        Some(at) => mount::check_mount_point(at, store.root())?,
+        Some(at) => mount_point::check_mount_point(at, store.root())?,
         None => {
             disk::ensure_dir(&mount_point)?;
-            mount::check_empty(&mount_point)?;
-            mount::canonical(&mount_point)?
+            mount_point::check_empty(&mount_point)?;
+            mount_point::canonical(&mount_point)?
         }
     };
     let own = Uuid::new_v4();

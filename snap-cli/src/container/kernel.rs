@@ -13,6 +13,7 @@ use cowl_layers::format::XattrSpace;
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys::dir;
 use cowl_layers::sys::overlay::{self, MarkerNames, OverlayLayers, PreparedOverlay, Refusal};
+use cowlfs::config::Passthrough;
 use cowlfs::control::KernelMount;
 use uuid::Uuid;
 
@@ -40,6 +41,8 @@ pub(super) struct StartOptions {
     /// Whether set-user-ID programs and device nodes have no effect.
     pub(super) nosuid: bool,
     pub(super) driver: Driver,
+    /// The passthrough of a daemon; `None`: that of the settings.
+    pub(super) passthrough: Option<Passthrough>,
 }
 
 /// The layers of a stack, open for reading.
@@ -119,6 +122,7 @@ pub(super) fn mount(container: &Container<'_>, at: &Path, options: StartOptions)
         replacing,
         device: Some(device),
         store: Some(store.run().key().to_owned()),
+        passthrough: None,
         kernel: Some(KernelState {
             head: manifest.head,
             mount: None,

@@ -20,6 +20,7 @@ pub(crate) mod kernel_layers;
 mod kernel_marks;
 pub mod lxc;
 pub mod mount;
+mod mount_point;
 pub(crate) mod moves;
 pub(crate) mod pause;
 pub mod query;

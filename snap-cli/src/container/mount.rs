@@ -1,23 +1,25 @@
 //! Mounting and unmounting containers: the daemon's start in the background and its end.
 
 use cowlfs::config::{Awake, Coherence, Keeper, Passthrough, choice_name};
+use cowlfs::control::Client;
 use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::kernel::{self, StartOptions};
+use super::mount_point::{canonical, check_empty, check_mount_point};
 use super::state::{self, Lifetime, Mounted, RunState};
 use super::{Container, Swap, daemon, detach, kernel_layers, lxc};
 use crate::error::{Error, Kind, Result};
 use crate::host::{reach, rootless};
 use crate::lxc::binding;
-use crate::shell::quoted;
 use crate::store::Store;
 use crate::store::kernel::Driver;
 use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerManifest, Ephemeral};
 use crate::store::mount_points;
+use crate::store::name::ContainerName;
 use crate::store::reserve;
 use crate::wait::poll_until;
 use cowl_layers::shown::Show as _;
@@ -50,6 +52,9 @@ pub struct MountRequest<'a> {
     pub lifetime: Lifetime,
     /// The driver; `None`: any if the container is already mounted, otherwise that of the settings.
     pub driver: Option<Driver>,
+    /// The files that are handled by passthrough; `None`: any if the container is already mounted, otherwise those of
+    /// the settings.
+    pub passthrough: Option<Passthrough>,
 }
 
 impl MountRequest<'_> {
@@ -59,6 +64,7 @@ impl MountRequest<'_> {
             at: None,
             lifetime,
             driver: None,
+            passthrough: None,
         }
     }
 }
@@ -135,10 +141,18 @@ impl Container<'_> {
             }
             None => (canonical(&self.create_mount_point()?)?, false),
         };
+        let driver = request.driver.unwrap_or(self.store.session().mounts.driver);
+        if driver == Driver::Kernel && request.passthrough.is_some() {
+            return Err(
+                Error::usage("kernel overlayfs has no daemon, and so no passthrough")
+                    .hint("omit --passthrough, or add --driver fuse"),
+            );
+        }
         let options = StartOptions {
             lifetime,
             nosuid,
-            driver: request.driver.unwrap_or(self.store.session().mounts.driver),
+            driver,
+            passthrough: request.passthrough,
         };
         self.start(&mount_point, options)?;
         Ok(mount_point)
@@ -195,7 +209,16 @@ impl Container<'_> {
         }
         if state.driver() == Driver::Fuse {
             // Fails if the daemon is stopped: every program that accesses the mount would hang.
-            daemon::connect(self.store, self.id)?;
+            let client = daemon::connect(self.store, self.id)?;
+            if let Some(requested) = request.passthrough {
+                check_passthrough(client, requested, name)?;
+            }
+        }
+        if state.driver() == Driver::Kernel && request.passthrough.is_some() {
+            return Err(Error::busy(format!(
+                "{name} is already mounted with the driver kernel, which has no passthrough"
+            ))
+            .hint(format!("unmount it first: cowl umount {name}")));
         }
         if let Some((at, _)) = at {
             let requested = at
@@ -246,6 +269,10 @@ impl Container<'_> {
             }
             if options.nosuid {
                 command.arg("--nosuid");
+            }
+            if let Some(passthrough) = &options.passthrough {
+                command.arg("--passthrough");
+                command.arg(choice_name(&Passthrough::NAMES, passthrough));
             }
             command.arg(self.id.to_string()).arg(mount_point);
         })
@@ -368,6 +395,7 @@ impl Container<'_> {
             lifetime: was.lifetime(),
             nosuid: was.nosuid,
             driver: was.driver(),
+            passthrough: was.passthrough,
         };
         // Another user may have replaced a directory in its path. The mount fails if there is a symbolic link.
         let started =
@@ -379,10 +407,27 @@ impl Container<'_> {
     }
 }
 
-/// Resolves the symbolic links in the path of a mount point.
-pub(super) fn canonical(mount_point: &Path) -> Result<PathBuf> {
-    let resolved = mount_point.canonicalize();
-    resolved.map_err(|error| Error::at("mount at", mount_point, error))
+/// Returns an error if a container is mounted with another option for passthrough than the requested one.
+fn check_passthrough(
+    mut client: Client,
+    requested: Passthrough,
+    name: &ContainerName,
+) -> Result<()> {
+    let status = client.passthrough();
+    let status = status.map_err(|error| daemon::to_error(&error))?;
+    let option = status.map(|status| status.option);
+    if option == Some(requested) {
+        return Ok(());
+    }
+    let with = match &option {
+        Some(option) => format!(
+            "with passthrough={}",
+            choice_name(&Passthrough::NAMES, option)
+        ),
+        None => "by a daemon that does not report its passthrough".to_owned(),
+    };
+    Err(Error::busy(format!("{name} is already mounted {with}"))
+        .hint(format!("unmount it first: cowl umount {name}")))
 }
 
 /// Starts a daemon and waits until its mount is ready. `fill` adds arguments to its command.
@@ -462,60 +507,6 @@ pub(crate) fn release_output() -> Result<()> {
     rustix::stdio::dup2_stdout(&null).map_err(|e| failed(e.into()))
 }
 
-/// Checks that a container can be mounted at `at`, and returns the canonical path.
-///
-/// The directory must be empty, and must not hide part of the store.
-pub(super) fn check_mount_point(at: &Path, store: &Path) -> Result<PathBuf> {
-    let refused = |why: &str| {
-        Err(Error::failed(format!(
-            "cannot mount at {}: {why}",
-            at.shown()
-        )))
-    };
-    let mount_point = match at.canonicalize() {
-        Ok(mount_point) => mount_point,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(
-                Error::failed(format!("the mount point {} does not exist", at.shown()))
-                    .hint(format!("create it first: mkdir -p {}", quoted(at))),
-            );
-        }
-        Err(error) => return Err(Error::at("mount at", at, error)),
-    };
-    if !mount_point.is_dir() {
-        return refused("it is not a directory");
-    }
-    let store = store
-        .canonicalize()
-        .map_err(|e| Error::at("use the store", store, e))?;
-    if store.starts_with(&mount_point)
-        || ["layers", "containers"]
-            .iter()
-            .any(|f| mount_point.starts_with(store.join(f)))
-    {
-        return refused("the mount would hide part of the store");
-    }
-    check_empty(&mount_point)?;
-    Ok(mount_point)
-}
-
-/// Returns an error if a mount point is not empty.
-pub(super) fn check_empty(mount_point: &Path) -> Result<()> {
-    let at = |error| Error::at("list the mount point", mount_point, error);
-    match std::fs::read_dir(mount_point).map_err(at)?.next() {
-        None => Ok(()),
-        Some(entry) => {
-            let name = entry.map_err(at)?.file_name();
-            Err(Error::failed(format!(
-                "the mount point {} is not empty: it holds {}",
-                mount_point.shown(),
-                name.shown()
-            ))
-            .hint("specify an empty directory: the mount would hide its content"))
-        }
-    }
-}
-
 /// Opens a log for appending; rotates it first if it is longer than [`LOG_LIMIT`].
 pub(super) fn open_log(path: &Path) -> Result<std::fs::File> {
     let at = |error| Error::at("open the log", path, error);
@@ -568,29 +559,5 @@ mod tests {
             assert_eq!(error.kind, Kind::Failed);
             assert!(error.hint.unwrap().contains("/log"));
         }
-    }
-
-    #[test]
-    fn unsuitable_mount_points_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = dir.path().join("store");
-        let layers = store.join("layers/x");
-        let full = dir.path().join("full");
-        std::fs::create_dir_all(&layers).unwrap();
-        std::fs::create_dir(&full).unwrap();
-        std::fs::write(full.join("file\n"), b"").unwrap();
-        for (mount_point, word) in [
-            (dir.path().join("absent"), "does not exist"),
-            (full.join("file\n"), "not a directory"),
-            (full.clone(), "not empty"),
-            (layers, "hide"),
-            (dir.path().to_path_buf(), "hide"),
-        ] {
-            let error = check_mount_point(&mount_point, &store).unwrap_err();
-            assert!(error.what.contains(word), "{error}");
-        }
-        let good = dir.path().join("good");
-        std::fs::create_dir(&good).unwrap();
-        check_mount_point(&good, &store).unwrap();
     }
 }

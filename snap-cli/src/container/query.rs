@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use cowlfs::control::{Client, ControlError, Stats, Status};
+use cowlfs::control::{Client, ControlError, PassthroughStatus, Stats, Status};
 
 use super::daemon::{ENDING, PAUSE, connect, socket, to_error};
 use super::state::{self, Mounted, RunState};
@@ -49,6 +49,19 @@ pub fn query_status(store: &Store, id: ContainerId) -> Result<Option<(RunState, 
     match (answer, failed) {
         (None, Some(error)) => Err(error),
         (answer, _) => Ok(answer.flatten()),
+    }
+}
+
+/// Returns the passthrough of a mount; `None` if its daemon has ended or does not report it.
+pub fn query_passthrough(store: &Store, id: ContainerId) -> Result<Option<PassthroughStatus>> {
+    match Client::connect(&socket(store, id)).and_then(|mut client| client.passthrough()) {
+        Ok(status) => Ok(status),
+        Err(error @ ControlError::Silent { .. }) => Err(to_error(&error)),
+        Err(error) => {
+            // It has ended since it answered the status.
+            log::info!("{error}");
+            Ok(None)
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use cowlfs::config::Passthrough;
 use cowlfs::control::KernelMount;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -103,6 +104,9 @@ pub struct RunState {
     /// versions did not record it.
     #[serde(default)]
     pub store: Option<String>,
+    /// The choice of the command that mounted it; `None`: that of the settings.
+    #[serde(default)]
+    pub passthrough: Option<Passthrough>,
     /// Set for a mount of kernel overlayfs.
     #[serde(default)]
     pub kernel: Option<KernelState>,
@@ -410,6 +414,7 @@ mod tests {
             device: None,
             in_lxc: false,
             store: None,
+            passthrough: None,
             kernel: None,
         }
     }

@@ -1,6 +1,6 @@
-//! Moves a daemon out of the control groups of the process that started it.
+//! Moves daemons and guards out of the control groups of the process that started it.
 //!
-//! Otherwise the daemon would be frozen, limited or killed with them, for example when a session ends, a service stops,
+//! Otherwise such a process would be frozen, limited or killed with them, for example when a session ends, a service stops,
 //! or a container's monitor exits.
 
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use crate::error::{Error, Result};
 /// The group of daemons.
 const DAEMON_GROUP: &str = "cowl";
 
-/// Moves this process out of its control groups. Failures, for example without root, are logged.
-pub fn leave() {
-    let table = Path::new("/proc/self/cgroup");
-    let groups = match std::fs::read_to_string(table) {
+/// Moves a process out of its control groups. Failures, for example without root, are logged.
+pub fn move_out(pid: u32) {
+    let table = PathBuf::from(format!("/proc/{pid}/cgroup"));
+    let groups = match std::fs::read_to_string(&table) {
         Ok(text) => text,
-        Err(error) => return log::info!("{}", Error::at("read", table, error)),
+        Err(error) => return log::info!("{}", Error::at("read", &table, error)),
     };
     // systemd is the only writer of the groups that it manages. Those of LXC are delegated.
     let manager = match std::fs::symlink_metadata("/run/systemd/system").is_ok() {
@@ -34,7 +34,7 @@ pub fn leave() {
         let Some(root) = root(&mounts, controllers) else {
             continue;
         };
-        if let Err(error) = enter(&root.join(target)) {
+        if let Err(error) = enter(&root.join(target), pid) {
             log::info!("{error}");
         }
     }
@@ -89,15 +89,15 @@ pub(super) fn root(mounts: &[mountinfo::Mount], controllers: &str) -> Option<Pat
     found.map(|mount| mount.at.clone())
 }
 
-/// Creates the group if necessary, and moves this process to it.
-fn enter(group: &Path) -> Result<()> {
+/// Creates the group if necessary, and moves a process to it.
+fn enter(group: &Path, pid: u32) -> Result<()> {
     match std::fs::create_dir(group) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(Error::at("create the control group", group, error)),
     }
     let procs = group.join("cgroup.procs");
-    std::fs::write(&procs, std::process::id().to_string())
+    std::fs::write(&procs, pid.to_string())
         .map_err(|error| Error::at("enter the control group", group, error))
 }
 

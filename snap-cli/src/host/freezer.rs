@@ -146,9 +146,10 @@ impl Drop for Stopped {
 
 /// Starts the process that lets a group continue when its standard input ends, because this process closes it or ends.
 ///
-/// It has its own process group, so that Ctrl-C does not end it.
+/// It has its own process group, so that Ctrl-C does not end it, and leaves the control groups of this process, which
+/// may be killed as a whole.
 fn start_guard(control: std::fs::File, resume: &str) -> Result<Child> {
-    Command::new("/bin/sh")
+    let guard = Command::new("/bin/sh")
         .args([
             "-c",
             "trap '' TERM HUP INT; read -r _; echo \"$1\"",
@@ -162,7 +163,9 @@ fn start_guard(control: std::fs::File, resume: &str) -> Result<Child> {
         .stdout(control)
         .stderr(Stdio::null())
         .spawn()
-        .map_err(|error| Error::failed("cannot run /bin/sh").because(error))
+        .map_err(|error| Error::failed("cannot run /bin/sh").because(error))?;
+    cgroup::move_out(guard.id());
+    Ok(guard)
 }
 
 /// Returns the groups of a container, given the lines of /proc/PID/cgroup of its first process and of this one.

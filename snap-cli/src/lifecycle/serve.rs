@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 
-use cowlfs::config::{Config, MountPath, Successor};
+use cowlfs::config::{Config, MountPath, Passthrough, Successor};
 use cowlfs::{Event, Takeover};
 use uuid::Uuid;
 
@@ -53,7 +53,7 @@ pub fn detach_from_shell() -> Result<()> {
         Err(error) => return Err(failed(error.into())),
     }
     if rustix::process::geteuid().is_root() {
-        host::cgroup::leave();
+        host::cgroup::move_out(std::process::id());
     }
     std::env::set_current_dir("/").map_err(failed)
 }
@@ -67,6 +67,16 @@ pub struct ServeOptions {
     pub nosuid: bool,
     /// Whether LXC mounts, in the namespaces of its container.
     pub in_lxc: bool,
+    /// The files that are handled by passthrough; `None`: those of the settings.
+    pub passthrough: Option<Passthrough>,
+}
+
+impl ServeOptions {
+    fn apply(self, config: &mut Config) {
+        config.mount.nosuid = self.nosuid;
+        config.mount.nodev = self.nosuid;
+        config.passthrough = self.passthrough.unwrap_or(config.passthrough);
+    }
 }
 
 /// Mounts the container at `mountpoint` and serves it until it is unmounted.
@@ -236,8 +246,7 @@ fn serve_locked(
     config.settle = Some(settle);
     config.successor = Some(held.successor(store, id, daemon)?);
     let filesystem = held.filesystem.try_clone()?;
-    config.mount.nosuid = options.nosuid;
-    config.mount.nodev = options.nosuid;
+    options.apply(&mut config);
     let mut state = RunState {
         pid: std::process::id(),
         mountpoint: mountpoint.to_path_buf(),
@@ -249,6 +258,7 @@ fn serve_locked(
         device: None,
         in_lxc: options.in_lxc,
         store: Some(store.run().key().to_owned()),
+        passthrough: options.passthrough,
         kernel: None,
     };
     log::info!("mounting {} at {}", manifest.name, mountpoint.shown());

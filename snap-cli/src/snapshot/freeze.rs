@@ -17,6 +17,9 @@ use crate::store::synced;
 /// share blocks.
 const MAX_COPIED: u64 = 256 << 20;
 
+/// The time in seconds from which the end of a push, which removes the copies, is reported as delayed.
+const NOTABLE_DELAY: f64 = 0.1;
+
 /// A frozen state and the stack that follows it.
 #[derive(Debug)]
 pub struct Frozen {
@@ -139,9 +142,10 @@ fn push(
     (tree, work): (&Path, &Path),
 ) -> std::result::Result<PushReport, ControlError> {
     let pushed = client.push_layer(tree, work, RunningWriters::Running);
-    let Err(ControlError::Unattended(_)) = &pushed else {
+    let Err(ControlError::Unattended(why)) = &pushed else {
         return pushed;
     };
+    log::info!("the first attempt failed: {why}");
     let begin = Instant::now();
     let stopped = match stop_programs(container) {
         Ok(Some(stopped)) => stopped,
@@ -161,19 +165,43 @@ fn push(
     pushed
 }
 
-/// Logs what a push of a layer had to copy.
+/// Logs what a push of a layer had to wait for.
 fn describe(report: &PushReport) {
     let PushReport {
         copied,
         bytes,
         rounds,
         pause,
-    } = report;
-    if *copied > 0 {
+        waited,
+        delayed,
+        attempts,
+        shares_blocks,
+    } = *report;
+    if attempts == 0 {
+        // The daemon has pushed the layer before, or is of a version that does not report it.
+        return;
+    }
+    if copied > 0 {
+        let how = match shares_blocks {
+            true => "sharing their blocks",
+            false => "while the programs were stopped",
+        };
         log::info!(
-            "{copied} files that programs access by passthrough were copied ({bytes} bytes) in {rounds} rounds; \
-             requests waited for {:.1} ms",
-            pause * 1e3
+            "{copied} files that programs access by passthrough were copied ({bytes} bytes), {how}, in {rounds} rounds"
         );
     }
+    if attempts > 1 {
+        log::info!("names changed at the same time: the layer was pushed in attempt {attempts}");
+    }
+    if delayed >= NOTABLE_DELAY {
+        log::info!(
+            "programs that did not end their writes delayed the snapshot by {:.1} ms more, while requests were answered",
+            delayed * 1e3
+        );
+    }
+    log::info!(
+        "the snapshot waited {:.1} ms for running requests; other requests waited for {:.1} ms",
+        waited * 1e3,
+        (waited + pause) * 1e3
+    );
 }

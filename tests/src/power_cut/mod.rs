@@ -4,6 +4,7 @@
 //! - [`work`] runs programs in a mount whose layers are on that disk; [`kinds`] defines the operations on each
 //!   file and the states that are allowed after a cut; [`judge`] attaches the disk as it was at some moment and
 //!   verifies these states.
+//! - [`moving`] takes snapshots while a program writes to files by passthrough, and verifies these files.
 //! - [`store`] runs all verbs on a store on such a disk, and [`store_judge`] verifies the store.
 //!
 //! A copy of the disk image at a random moment would be milder than a real power cut, because it has every
@@ -14,6 +15,7 @@
 pub mod disk;
 pub mod judge;
 pub mod kinds;
+pub mod moving;
 pub mod store;
 pub mod store_judge;
 pub mod work;

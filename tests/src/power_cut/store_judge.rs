@@ -53,7 +53,7 @@ pub fn cut_often(
 }
 
 /// The disk after a cut, used with another boot id.
-struct After {
+pub(super) struct After {
     mount_point: PathBuf,
     boot: PathBuf,
     moment: u64,
@@ -61,13 +61,13 @@ struct After {
 
 /// The state that `list` reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shown {
+pub(super) enum Shown {
     Durable,
     Incomplete,
 }
 
 impl After {
-    fn of(scratch: &Scratch, base: &Base, image: &Path, moment: u64) -> After {
+    pub(super) fn of(scratch: &Scratch, base: &Base, image: &Path, moment: u64) -> After {
         let mount_point = scratch.make("after");
         base.mount_image(image, &mount_point);
         let boot = scratch.join("boot");
@@ -80,13 +80,17 @@ impl After {
     }
 
     /// Unmounts the disk, and waits until no mount namespace holds it.
-    fn end(self, image: &Path) {
+    pub(super) fn end(self, image: &Path) {
         crate::mount::unmount_free(&self.mount_point);
         crate::images::wait_detached(image);
     }
 
     /// Runs a script in a mount namespace with another boot id. `"$@"` is cowl's command line.
-    fn script<S: AsRef<OsStr>>(&self, script: &str, args: impl IntoIterator<Item = S>) -> Output {
+    pub(super) fn script<S: AsRef<OsStr>>(
+        &self,
+        script: &str,
+        args: impl IntoIterator<Item = S>,
+    ) -> Output {
         let line = cowl(&store_on(&self.mount_point), Care::Whole);
         let mut command = Command::new("unshare");
         command.args(["-m", "--propagation", "private", "sh", "-euc"]);
@@ -104,7 +108,7 @@ impl After {
     }
 
     /// Runs a command that must succeed; otherwise its output is added to `wrong`.
-    fn must(&self, args: &[&str], wrong: &mut Vec<String>) -> Option<Output> {
+    pub(super) fn must(&self, args: &[&str], wrong: &mut Vec<String>) -> Option<Output> {
         let output = self.cowl(args);
         if output.code == 0 {
             return Some(output);
@@ -178,7 +182,7 @@ impl After {
     }
 
     /// Returns all states of the store with their reported state.
-    fn shown(&self, wrong: &mut Vec<String>) -> Option<HashMap<String, Shown>> {
+    pub(super) fn shown(&self, wrong: &mut Vec<String>) -> Option<HashMap<String, Shown>> {
         let mut shown = HashMap::new();
         let listed = self.must(&["list", "--format", "{name}"], wrong)?;
         // The next command on a container completes an interrupted change, such as a rename.

@@ -5,8 +5,9 @@ all records before N.
 check DIR: prints the number of records in a copy, or fails.
 step DIR: writes to files of several kinds, once before and once after a line on the standard input.
 stuck DIR: begins a write, which ends after a line on the standard input.
+late DIR STORE: the same, but the write begins when the file has been linked into a second layer of the store.
 """
-import ctypes, fcntl, mmap, os, random, struct, sys, threading, time
+import ctypes, fcntl, glob, mmap, os, random, struct, sys, threading, time
 
 RECORD = 5000
 BLOCK = 4096
@@ -152,7 +153,7 @@ def rename(top, seconds):
     print("done", flush=True)
 
 
-def stuck(top):
+def stuck(top, store=None):
     """Writes from memory that userfaultfd(2) provides only after a line of input: the write holds the file's lock."""
     libc = ctypes.CDLL(None, use_errno=True)
     number = {"x86_64": 323, "aarch64": 282}[os.uname().machine]
@@ -164,6 +165,11 @@ def stuck(top):
     fcntl.ioctl(faults, 0xC020AA00, bytearray(struct.pack("QQQQ", start, 4096, 1, 0)))
     file = os.open(os.path.join(top, "stuck"), os.O_RDWR | os.O_CREAT)
     os.write(file, b"first\n")
+    if store:
+        print("ready", flush=True)
+        in_layers = glob.glob(f"{store}/layers/*/tree/deep/stuck")
+        while os.stat(in_layers[0]).st_nlink == 1:
+            pass
     thread = threading.Thread(target=lambda: libc.write(file, ctypes.c_void_p(start), 4096))
     thread.start()
     print("ready", flush=True)
@@ -175,8 +181,8 @@ def stuck(top):
     sys.stdin.readline()
 
 
-if sys.argv[1] == "stuck":
-    stuck(sys.argv[2])
+if sys.argv[1] in ("stuck", "late"):
+    stuck(*sys.argv[2:])
 elif sys.argv[1] in ("cold", "rename"):
     {"cold": cold, "rename": rename}[sys.argv[1]](sys.argv[2], float(sys.argv[3]))
 elif sys.argv[1] == "write":

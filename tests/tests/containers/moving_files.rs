@@ -12,20 +12,20 @@ use cowl_tests::images::Kind;
 use cowl_tests::process::signal;
 use cowl_tests::run::number;
 
-const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Program("python3")];
+pub(crate) const NEEDS: &[Need] = &[Need::Root, Need::Fuse, Need::Program("python3")];
 
 fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/containers/moving_files.py")
 }
 
 /// A store on a file system, with a container that is mounted with passthrough for all files.
-struct Lab {
-    store: Store,
-    top: PathBuf,
+pub(crate) struct Lab {
+    pub(crate) store: Store,
+    pub(crate) top: PathBuf,
 }
 
 impl Lab {
-    fn new(kind: Kind, keepers: bool, setting: Option<(&str, &str)>) -> Self {
+    pub(crate) fn new(kind: Kind, keepers: bool, setting: Option<(&str, &str)>) -> Self {
         let store = Store::on(|scratch, name| kind.mount(scratch, name)).with_passthrough();
         let store = if keepers { store.with_keepers() } else { store };
         let source = store.scratch().make("source");
@@ -44,12 +44,12 @@ impl Lab {
         run_command(self.snapshot_command(), b"")
     }
 
-    fn snapshot_command(&self) -> Command {
+    pub(crate) fn snapshot_command(&self) -> Command {
         self.store.command(["-v", "snapshot", "web"])
     }
 
     /// Mounts a snapshot, and returns the result of `read`.
-    fn with_snapshot<T>(&self, name: &str, read: impl FnOnce(&Path) -> T) -> T {
+    pub(crate) fn with_snapshot<T>(&self, name: &str, read: impl FnOnce(&Path) -> T) -> T {
         let at = self.store.beside("shown");
         std::fs::create_dir_all(&at).unwrap();
         let source = format!("web@{name}");
@@ -61,14 +61,14 @@ impl Lab {
     }
 }
 
-struct Program {
+pub(crate) struct Program {
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
 }
 
 impl Program {
-    fn start(words: &[&str]) -> Self {
+    pub(crate) fn start(words: &[&str]) -> Self {
         let mut child = Command::new("python3")
             .arg(script())
             .args(words)
@@ -83,27 +83,24 @@ impl Program {
         }
     }
 
-    fn hear(&mut self) -> String {
+    pub(crate) fn hear(&mut self) -> String {
         let mut line = String::new();
         self.stdout.read_line(&mut line).unwrap();
         line.trim().to_owned()
     }
 
-    fn end(mut self, context: &str) {
+    pub(crate) fn end(mut self, context: &str) {
         drop(self.stdin);
         assert!(self.child.wait().unwrap().success(), "{context}");
     }
 
-    fn tell(&mut self) {
+    pub(crate) fn tell(&mut self) {
         self.stdin.write_all(b"\n").unwrap();
     }
 }
 
-fn snapshots_of_a_busy_container(kind: Kind) {
-    if !can(&[NEEDS, &kind.needs()].concat()) {
-        return;
-    }
-    let lab = Lab::new(kind, false, None);
+/// Takes snapshots while a program writes, calls `between` after each, and checks the content of the snapshots.
+pub(crate) fn snapshots_of_a_busy_container(lab: &Lab, mut between: impl FnMut()) {
     let seconds = number("COWL_MOVING_SECONDS", 5);
     let top = lab.top.to_str().unwrap();
     let mut writer = Program::start(&["write", top, &seconds.to_string()]);
@@ -118,6 +115,7 @@ fn snapshots_of_a_busy_container(kind: Kind) {
         let output = output.ok();
         moved += usize::from(output.err().contains("were copied"));
         taken.push(output.out());
+        between();
     }
     let written: usize = writer.hear().parse().unwrap();
     assert!(writer.child.wait().unwrap().success());
@@ -155,16 +153,22 @@ fn snapshots_of_a_busy_container(kind: Kind) {
     lab.store.cowl(["umount", "web"]).ok();
 }
 
+fn snapshots_on(kind: Kind) {
+    if can(&[NEEDS, &kind.needs()].concat()) {
+        snapshots_of_a_busy_container(&Lab::new(kind, false, None), || {});
+    }
+}
+
 /// Appends, writes at positions, writes with O_DIRECT and stores through a mapping: a snapshot has no torn record, and no
 /// record without all earlier ones.
 #[test]
 fn snapshots_have_the_content_of_one_moment_on_xfs() {
-    snapshots_of_a_busy_container(Kind::Xfs);
+    snapshots_on(Kind::Xfs);
 }
 
 #[test]
 fn snapshots_have_the_content_of_one_moment_on_btrfs() {
-    snapshots_of_a_busy_container(Kind::Btrfs);
+    snapshots_on(Kind::Btrfs);
 }
 
 /// Without shared blocks the files cannot be copied while programs write.
@@ -199,7 +203,7 @@ fn read(top: &Path, name: &str) -> String {
 }
 
 /// Checks the snapshot, if there is one, and the container after the steps of a program, and unmounts it.
-fn check_steps(lab: &Lab, expected: &str, context: &str) {
+pub(crate) fn check_steps(lab: &Lab, expected: &str, context: &str) {
     for name in lab.store.snapshots("web") {
         lab.with_snapshot(&name, |top| {
             for file in ["one", "deep/er/two", "deep/link", "deep/mapped"] {
@@ -264,7 +268,7 @@ fn snapshots_during(lab: &Lab, mut program: Program, refusals: &[&str]) -> (usiz
 }
 
 /// No file may be in two layers: programs write to it.
-fn assert_files_are_in_one_layer(lab: &Lab) {
+pub(crate) fn assert_files_are_in_one_layer(lab: &Lab) {
     let listed = Command::new("find")
         .arg(lab.store.path())
         .args(["-path", "*/tree/*", "-type", "f", "-printf", "%i %p\n"])

@@ -345,7 +345,7 @@ fn request(store: &Store, program: &Path) -> Value {
 }
 
 /// Like [`request`]. The response is empty if the daemon ends before it responds.
-fn send_request(store: &Store, program: &Path) -> String {
+pub(crate) fn send_request(store: &Store, program: &Path) -> String {
     let socket = store.run_dirs()[0].join("sock");
     // The address of a socket has at most 107 bytes.
     let link = store.beside("s");

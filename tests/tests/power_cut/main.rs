@@ -8,4 +8,5 @@
 )]
 
 mod mount;
+mod moving;
 mod store;

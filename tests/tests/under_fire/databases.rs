@@ -1,10 +1,11 @@
 //! sqlite with two writers, and PostgreSQL.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-use cowl_tests::command::{self, run, run_command, sh};
+use cowl_tests::command::{self, run};
 use cowl_tests::conditions::{Need, can_mount};
+use cowl_tests::postgres::{Server, as_postgres};
 use cowl_tests::samples::ask_sqlite;
 
 use crate::field::{Attack, Field};
@@ -105,65 +106,6 @@ fn sqlite_keeps_every_committed_row() {
     let mount = field.mount();
     check(mount.path());
     mount.unmount();
-}
-
-/// The directory of the newest PostgreSQL server.
-fn postgres() -> Option<PathBuf> {
-    let versions = std::fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten();
-    let mut found: Vec<_> = versions
-        .map(|version| version.unwrap().path().join("bin"))
-        .filter(|bin| bin.join("initdb").is_file())
-        .collect();
-    found.sort();
-    found.pop()
-}
-
-/// Runs a script as the user of PostgreSQL, with its server's programs in PATH.
-fn as_postgres(dir: &Path, script: &str) -> String {
-    let bin = postgres().expect("PostgreSQL's server; `cargo xtask setup` installs it");
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "sh", "-euc"])
-        .arg(format!(
-            "PATH={}:$PATH; export PATH; export PGDATA={dir}/data PGHOST={dir} HOME={dir}; cd {dir}\n{script}",
-            bin.display(),
-            dir = dir.display()
-        ));
-    run_command(command, b"").ok().out()
-}
-
-/// A server, which is stopped with the test.
-struct Server {
-    dir: PathBuf,
-}
-
-impl Server {
-    fn start(dir: &Path) -> Server {
-        as_postgres(
-            dir,
-            "pg_ctl -s -w -l log -o \"-c listen_addresses= -c unix_socket_directories=$PGHOST\" start >/dev/null 2>&1",
-        );
-        Server {
-            dir: dir.to_owned(),
-        }
-    }
-
-    fn stop(self) {
-        as_postgres(&self.dir, "pg_ctl -s -w -m fast stop");
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let pid = std::fs::read_to_string(self.dir.join("data/postmaster.pid")).unwrap_or_default();
-        if let Some(pid) = pid.lines().next() {
-            // SIGQUIT ends it at once.
-            drop(sh(&format!("kill -QUIT {pid}")));
-        }
-    }
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::{
-    Bind, NOT_UNDERSTOOD, PushReport, ReplacedLayers, Request, Response, RunningWriters, Stats,
-    Status, Upgraded, short_path,
+    Bind, NOT_UNDERSTOOD, PassthroughStatus, PushReport, ReplacedLayers, Request, Response,
+    RunningWriters, Stats, Status, Upgraded, short_path,
 };
 use cowl_layers::sys;
 
@@ -132,6 +132,18 @@ impl Client {
         match self.send(&Request::Status, Duration::from_secs(12), Answerer::Daemon)? {
             Response::Status(status) => Ok(*status),
             other => Err(into_error(other)),
+        }
+    }
+
+    /// Queries the passthrough of the mount; `None` if the daemon is of a version that does not report it.
+    pub fn passthrough(&mut self) -> Result<Option<PassthroughStatus>, ControlError> {
+        let timeout = Duration::from_secs(12);
+        match self.send(&Request::Passthrough, timeout, Answerer::Daemon)? {
+            Response::Passthrough(status) => Ok(Some(status)),
+            other => match into_error(other) {
+                ControlError::NotUnderstood(_) => Ok(None),
+                error => Err(error),
+            },
         }
     }
 
@@ -323,6 +335,7 @@ pub(super) fn into_error(response: Response) -> ControlError {
         Response::Failed { message } => ControlError::Failed(message),
         Response::Done
         | Response::Status(_)
+        | Response::Passthrough(_)
         | Response::Stats(_)
         | Response::Pushed(_)
         | Response::Replaced(_)

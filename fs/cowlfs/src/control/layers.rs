@@ -60,7 +60,7 @@ pub(super) fn push(
     let pushed = overlay.push_layer(
         new,
         &PushRequest {
-            passthrough,
+            passthrough: &|| passthrough.end_unused(overlay.ledger()),
             writers: match writers {
                 None | Some(RunningWriters::Running) => Writers::Running,
                 Some(RunningWriters::Stopped { max_bytes }) => Writers::Stopped { max_bytes },
@@ -84,6 +84,10 @@ pub(super) fn push(
                     bytes: pushed.bytes,
                     rounds: pushed.rounds,
                     pause: pushed.pause.as_secs_f64(),
+                    waited: pushed.waited.as_secs_f64(),
+                    delayed: pushed.delayed.as_secs_f64(),
+                    attempts: pushed.attempts,
+                    shares_blocks: pushed.shares_blocks,
                 }),
             }
         }

@@ -9,6 +9,7 @@ mod client;
 mod detach;
 mod layers;
 mod own_mount;
+mod passthrough;
 mod server;
 mod signals;
 mod stats;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use client::{Client, ControlError};
 pub(crate) use detach::FuseConnection;
 pub(crate) use own_mount::{OwnMount, OwnMountRecord};
+pub use passthrough::PassthroughStatus;
 pub(crate) use server::{
     Flush, NextProgram, ServedMount, answer_upgraded, listen, listen_again, serve,
 };
@@ -42,6 +44,8 @@ enum Request {
     Ping,
     /// Waits for a change of the upper layer.
     Status,
+    /// Waits for a change of the upper layer.
+    Passthrough,
     PushLayer {
         upper: Vec<u8>,
         work: Vec<u8>,
@@ -88,6 +92,18 @@ pub struct PushReport {
     pub rounds: u32,
     /// The time for which requests waited, in seconds.
     pub pause: f64,
+    /// The time for which the push waited for requests that were running, in seconds.
+    #[serde(default)]
+    pub waited: f64,
+    /// The time for which the push waited for programs to end their writes after requests had continued, in seconds.
+    #[serde(default)]
+    pub delayed: f64,
+    /// The number of attempts; more than one if names changed at the same time.
+    #[serde(default)]
+    pub attempts: u32,
+    /// Whether the copies share blocks with the files.
+    #[serde(default)]
+    pub shares_blocks: bool,
 }
 
 /// A response of the daemon.
@@ -95,6 +111,7 @@ pub struct PushReport {
 #[serde(rename_all = "snake_case", tag = "answer")]
 enum Response {
     Status(Box<Status>),
+    Passthrough(PassthroughStatus),
     Stats(Stats),
     Pushed(PushReport),
     Replaced(ReplacedLayers),

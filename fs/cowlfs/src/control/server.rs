@@ -14,11 +14,11 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::detach::{self, Detached};
-use super::layers;
 use super::{
     FuseConnection, NOT_UNDERSTOOD, OwnMount, Request, Response, StatsSource, Status, Upgraded,
     short_path,
 };
+use super::{layers, passthrough};
 use crate::config::Config;
 use crate::fuse::PassthroughFiles;
 use crate::keeper::Custody;
@@ -74,7 +74,7 @@ impl Server {
         match request {
             // A ping proves that the daemon works, even during another request.
             Request::Ping | Request::Stats => [None, None],
-            Request::Status => [None, Some(self.upper.lock())],
+            Request::Status | Request::Passthrough => [None, Some(self.upper.lock())],
             Request::ReplaceLayers { .. } | Request::Flush | Request::Settle => {
                 [Some(self.changes.lock()), None]
             }
@@ -322,6 +322,10 @@ fn execute(request: Request, served: &ServedMount) -> (Response, Option<Detached
     let custody = served.custody.as_ref();
     match request {
         Request::Status => (Response::Status(Box::new(status(served))), None),
+        Request::Passthrough => {
+            let status = passthrough::query(overlay, config, served.passthrough.refusal(overlay));
+            (Response::Passthrough(status), None)
+        }
         Request::PushLayer {
             upper,
             work,
@@ -416,7 +420,7 @@ fn flush(served: &ServedMount) -> Response {
         }
     }
     // Those of files that the kernel writes itself: a push would have to wait for them.
-    prepare_push(&served.overlay, &(served.passthrough)());
+    prepare_push(&served.overlay, &served.passthrough.in_use());
     Response::Done
 }
 
@@ -486,7 +490,7 @@ mod tests {
             config,
             mount: OwnMount::record(top.join("mount"), (0, 0).into(), Mounter::Daemon),
             flush: Arc::new(Box::new(|_| Ok(()))),
-            passthrough: Box::new(Vec::new),
+            passthrough: PassthroughFiles::for_test(),
             connection: FuseConnection::default(),
             lacking: Vec::new(),
             custody: None,

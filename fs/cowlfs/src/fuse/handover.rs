@@ -8,10 +8,52 @@ use cowl_overlay::{Handover, Ledger, Overlay, PassthroughFile, RecordError};
 use serde::{Deserialize, Serialize};
 
 use super::adapter::{AdapterRecord, AdapterState, Negotiated};
+#[cfg(test)]
+use super::passthrough::{BackingDevice, Policy};
+use super::passthrough::{BackingFiles, PassthroughRefusal};
 use super::workers::ClosedGate;
 
-/// Lists the files that the kernel reads or writes without requests.
-pub(crate) type PassthroughFiles = Box<dyn Fn() -> Vec<PassthroughFile> + Send + Sync>;
+/// The files that the kernel reads or writes without requests.
+#[derive(Clone, Debug)]
+pub(crate) struct PassthroughFiles {
+    backing: Arc<BackingFiles>,
+    negotiated: Option<Negotiated>,
+}
+
+impl PassthroughFiles {
+    /// Returns the files that are in use.
+    pub(crate) fn in_use(&self) -> Vec<PassthroughFile> {
+        self.backing.in_use()
+    }
+
+    /// Ends the registrations of files that are not in use, and returns those that are.
+    pub(crate) fn end_unused(&self, ledger: Option<&Arc<Ledger>>) -> Vec<PassthroughFile> {
+        self.backing.end_unused(ledger);
+        self.backing.in_use()
+    }
+
+    /// Returns why the kernel does not use passthrough for files of the upper layer, if it was requested.
+    pub(crate) fn refusal(&self, overlay: &Overlay) -> Option<PassthroughRefusal> {
+        if self
+            .negotiated
+            .is_some_and(|negotiated| !negotiated.has_passthrough())
+        {
+            return Some(PassthroughRefusal::Absent);
+        }
+        let upper = overlay.layers().0;
+        self.backing.refusal(upper.map(|upper| upper.layer.dev()))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_test() -> Self {
+        let device = std::fs::File::open("/dev/null").unwrap().into();
+        let device = BackingDevice::new(device);
+        Self {
+            backing: Arc::new(BackingFiles::new(Policy::OFF, Arc::default(), device)),
+            negotiated: None,
+        }
+    }
+}
 
 /// The state of a session, apart from the overlay and the device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,14 +98,12 @@ impl SessionSource {
         self.state.negotiated()
     }
 
-    /// Returns a function that lists the files that the kernel reads or writes without requests, and ends the
-    /// registrations of all others.
-    pub(crate) fn passthrough(&self, overlay: &Arc<Overlay>) -> PassthroughFiles {
-        let (backing, overlay) = (self.state.backing.clone(), overlay.clone());
-        Box::new(move || {
-            backing.end_unused(overlay.ledger());
-            backing.in_use()
-        })
+    /// Returns the files that the kernel reads or writes without requests.
+    pub(crate) fn passthrough(&self) -> PassthroughFiles {
+        PassthroughFiles {
+            backing: self.state.backing.clone(),
+            negotiated: self.state.negotiated(),
+        }
     }
 
     /// Returns the FUSE device.

@@ -14,6 +14,7 @@ mod workers;
 
 pub(crate) use adapter::{Negotiated, RecoveredValues};
 pub(crate) use handover::{PassthroughFiles, SessionRecord, SessionSource};
+pub(crate) use passthrough::PassthroughRefusal;
 pub(crate) use session::{
     Attached, Predecessor, SessionError, WORKER_NAME, begin, open_device, prepare, resume,
 };

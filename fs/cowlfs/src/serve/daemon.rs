@@ -58,7 +58,7 @@ impl Daemon {
         // There is no other thread yet.
         attached.expand_descriptor_table(DESCRIPTORS);
         let (session, source) = attached.start().map_err(cannot)?;
-        let passthrough = source.passthrough(&overlay);
+        let passthrough = source.passthrough();
         let connection = FuseConnection::open(self.mount.device);
         let target = SignalTarget {
             overlay: overlay.clone(),

@@ -8,7 +8,7 @@ use super::lock::LayerLock;
 use super::upper_dirs::{Features, LockedUpper, RecoveredUpper, UpperDirs, UpperLocks};
 use super::whiteout::{WhiteoutForm, Whiteouts};
 use super::{Layer, WorkDir};
-use crate::error::Result;
+use crate::error::{Errno, Result};
 use crate::format::{OPAQUE_XATTR_WHITEOUTS, XattrSpace};
 use crate::setup::SetupError;
 use crate::sys;
@@ -115,6 +115,24 @@ impl Upper {
     /// Returns the cases in which the layer's file system starts writeback early.
     pub fn early(&self) -> Early {
         self.early
+    }
+
+    /// Determines whether files of the layer can share blocks, by two files without names.
+    pub fn can_share_blocks(&self) -> Result<bool> {
+        let create = || sys::node::create_nameless(self.work.fd(), 0o600);
+        let tried = create().and_then(|from| {
+            sys::copy::write_all(&from, &[1; 4096], 0)?;
+            let to = create()?;
+            sys::copy::share(from.as_fd(), to.as_fd())?;
+            sys::extents::is_unchanged(&from, &to).map(drop)
+        });
+        match tried {
+            Ok(()) => Ok(true),
+            // Files without names are not supported.
+            Err(error) if matches!(error.errno(), Errno::OPNOTSUPP | Errno::ISDIR) => Ok(false),
+            Err(error) if sys::copy::cannot_share(error) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Creates a whiteout at `name` in `dir`. The name must not exist in this layer.

@@ -9,7 +9,7 @@ mod request;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::inode::{Identity, Inode, NumberStorage};
 use crate::overlay::{Overlay, lock_stack};
@@ -56,21 +56,31 @@ impl Overlay {
         }
         self.check_new_upper(&upper).map_err(PushError::Setup)?;
         self.release_unused_layers();
-        let mut attempt = 0;
+        let (mut attempt, mut waited) = (0, Duration::ZERO);
         loop {
             attempt += 1;
             let known = find_names(self, &(request.passthrough)());
+            let found = Instant::now();
             let mut stack = lock_stack(&self.stack).ok_or(PushError::TooBusy)?;
+            waited += found.elapsed();
             let locked = Instant::now();
             let pushed = push_locked(self, &mut stack, &upper, request, &known);
             drop(stack);
             let pushed = match pushed {
-                Ok((pushed, exchanging)) => {
+                Ok((mut pushed, exchanging)) => {
                     let pause = locked.elapsed();
                     if let Some(exchanging) = exchanging {
-                        exchanging.end(self);
+                        let stale = exchanging.end(self);
+                        let node_id = |inode: &Arc<Inode>| self.inodes.node_id(inode);
+                        pushed.stale.extend(stale.iter().map(node_id));
                     }
-                    Ok(Pushed { pause, ..pushed })
+                    Ok(Pushed {
+                        pause,
+                        waited,
+                        delayed: locked.elapsed() - pause,
+                        attempts: attempt,
+                        ..pushed
+                    })
                 }
                 Err(Failed { cause, cleanup }) => {
                     if let Some(cleanup) = cleanup {

@@ -163,6 +163,7 @@ impl Moving {
             copied: self.files.len(),
             bytes: self.copies.bytes,
             rounds: self.copies.rounds,
+            shares_blocks: self.method == Method::Share,
             ..Pushed::default()
         }
     }
@@ -359,9 +360,11 @@ pub(super) struct Exchanging {
 }
 
 impl Exchanging {
-    /// Waits for the end, while requests are answered, and removes the list.
-    pub(super) fn end(self, overlay: &Overlay) {
+    /// Waits for the end, while requests are answered, and removes the list. Returns the directories whose listings in
+    /// the kernel's cache are stale.
+    pub(super) fn end(self, overlay: &Overlay) -> Vec<Arc<Inode>> {
         let Self { moving, ran } = self;
+        let mut stale = Vec::new();
         if let Some(ran) = ran {
             let mut done = match ran {
                 Ok(Ran::Done(done)) => done,
@@ -382,11 +385,17 @@ impl Exchanging {
             }
             moving.show_times(overlay);
             moving.note_removed();
+            // Requests may have seen the name of a copy beside a file.
+            for parent in &moving.parents {
+                parent.advance_generation();
+            }
+            stale.clone_from(&moving.parents);
         }
         if let Err(error) = moving.moves.finish() {
             // Not an error of the push: another completion has no effect.
             log::warn!("cannot remove the list of moved files: {error} (the next mount will)");
         }
+        stale
     }
 }
 

@@ -77,6 +77,14 @@ pub struct Pushed {
     pub rounds: u32,
     /// The time for which requests waited.
     pub pause: Duration,
+    /// The time for which the push waited for running operations, in all attempts.
+    pub waited: Duration,
+    /// The time for which the push waited for programs to end their writes, after requests had continued.
+    pub delayed: Duration,
+    /// The number of attempts; more than one if names changed at the same time.
+    pub attempts: u32,
+    /// Whether the copies share blocks with the files.
+    pub shares_blocks: bool,
     /// The node ids of directories whose attributes in the kernel's cache are stale.
     pub stale: Vec<u64>,
 }

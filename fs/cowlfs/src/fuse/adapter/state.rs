@@ -50,6 +50,11 @@ impl Negotiated {
         self.passive & InitFlags::FUSE_HAS_RESEND.bits() != 0
     }
 
+    /// Whether the kernel can read and write backing files.
+    pub(in crate::fuse) fn has_passthrough(self) -> bool {
+        self.requested & InitFlags::FUSE_PASSTHROUGH.bits() != 0
+    }
+
     /// Whether the kernel opens files without a request (docs/decisions/0044).
     pub(super) fn has_no_open_requests(self) -> bool {
         // Has no effect in any other session.

@@ -105,6 +105,17 @@ pub(super) struct OpenParams<'a> {
     pub(super) content: Option<(BorrowedFd<'a>, u32)>,
 }
 
+/// The reason why the kernel uses no passthrough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PassthroughRefusal {
+    /// The kernel does not offer it, or not to this process.
+    Absent,
+    /// It refused to register a file.
+    Unsupported,
+    /// The file system of the upper layer is stacked on another one.
+    Stacked,
+}
+
 /// The validity of attributes that the kernel cached before a passthrough open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CachedAttr {
@@ -185,6 +196,16 @@ impl BackingFiles {
                 refused_devices: Vec::new(),
             }),
         }
+    }
+
+    /// Returns why the kernel registers no file on this device, if it has refused one.
+    pub(super) fn refusal(&self, dev: Option<u64>) -> Option<PassthroughRefusal> {
+        if self.is_unsupported.load(Ordering::Relaxed) {
+            return Some(PassthroughRefusal::Unsupported);
+        }
+        let table = self.table.lock();
+        let is_refused = dev.is_some_and(|dev| table.refused_devices.contains(&dev));
+        is_refused.then_some(PassthroughRefusal::Stacked)
     }
 
     /// Returns the policy of the mount.

@@ -35,8 +35,8 @@ const LINKED: &[u8] = b"linked";
 const UNDONE: &[u8] = b"undone";
 /// The list before it is complete.
 const NEW_LIST: &[u8] = b"list.new";
-/// Another name of a copy, before it replaces the file.
-const LINK: &[u8] = b"link";
+/// The start of the name of a copy beside the file that it is about to replace.
+const TEMPORARY: &str = ".cowl-";
 /// The version of the list.
 const VERSION: u32 = 1;
 
@@ -77,6 +77,8 @@ struct Stored {
     version: u32,
     /// The id of the frozen layer.
     layer: u64,
+    /// The name of a copy beside the file that it replaces. It is random, because no program may have chosen it before.
+    temporary: Vec<u8>,
     moves: MoveList,
 }
 
@@ -90,6 +92,7 @@ pub struct Moves {
     /// The directory [`DIR`] in it.
     dir: OwnedFd,
     layer: u64,
+    temporary: Name,
     order: Order,
 }
 
@@ -107,6 +110,7 @@ impl Moves {
             outer,
             dir,
             layer: from.id(),
+            temporary: Name::new(format!("{TEMPORARY}{:032x}", sys::random::number()?))?,
             order,
         })
     }
@@ -140,6 +144,7 @@ impl Moves {
         let stored = Stored {
             version: VERSION,
             layer: self.layer,
+            temporary: self.temporary.to_vec(),
             moves: list.clone(),
         };
         let bytes = serde_json::to_vec(&stored).map_err(|_| Error::Errno(Errno::INVAL))?;
@@ -150,6 +155,16 @@ impl Moves {
         sys::node::rename(dir, NEW_LIST, dir, LIST, RenameMode::NoReplace)?;
         self.order.name_first(dir)?;
         self.order.name_first(self.outer.as_fd())
+    }
+
+    /// Whether the directories of all names exist in the new layer.
+    fn has_new_dirs(&self, list: &MoveList) -> Result<bool> {
+        for dir in &list.dirs {
+            if open_below(&self.to, &dir.path)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Links the files into the new layer, unless that was done before.
@@ -207,18 +222,28 @@ impl Moves {
     /// [`Self::commit_links`].
     ///
     /// By then, the names in the new layer may be removed or refer to other files.
+    ///
+    /// A rename waits for the lock of the replaced file, which a program may hold. So it is one within a directory: the
+    /// kernel holds the lock of this directory meanwhile, but not that of all renames between directories.
     pub fn exchange(&self, list: &MoveList) -> Result<()> {
         for (file, path) in names(list) {
             let Some((from, last)) = parent(&self.from, path)? else {
                 continue;
             };
-            if !is_file(&from, &last, file)? {
-                continue;
+            let (copies, from) = (self.dir.as_fd(), from.as_fd());
+            match sys::stat::stat_at(from, &last) {
+                Ok(stat) if stat.ino == file.ino => {
+                    unlink_if_exists(from, &self.temporary)?;
+                    sys::node::link(copies, &file.copy, from, &self.temporary)?;
+                    sys::node::rename(from, &self.temporary, from, &last, RenameMode::Replace)?;
+                }
+                Ok(_) => {}
+                // After a power cut, the name may not be durable, unlike the list.
+                Err(error) if error.is_absent() => {
+                    sys::node::link(copies, &file.copy, from, &last)?;
+                }
+                Err(error) => return Err(error),
             }
-            let dir = self.dir.as_fd();
-            unlink_if_exists(dir, LINK)?;
-            sys::node::link(dir, &file.copy, dir, LINK)?;
-            sys::node::rename(dir, LINK, from.as_fd(), &last, RenameMode::Replace)?;
         }
         self.restore_times(list)
     }
@@ -248,6 +273,7 @@ impl Moves {
     fn restore_times(&self, list: &MoveList) -> Result<()> {
         for dir in &list.dirs {
             if let Some(fd) = open_below(&self.from, &dir.path)? {
+                unlink_if_exists(fd.as_fd(), &self.temporary)?;
                 dir.restore_times(&fd)?;
                 // The list must not be removed before the names are durable.
                 self.order.name_first(fd.as_fd())?;

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
-use super::{DIR, LINKED, LIST, Moves, Stored, UNDONE, VERSION, reach};
+use super::{DIR, LINKED, LIST, Moves, Stored, TEMPORARY, UNDONE, VERSION, reach};
 use crate::error::{Errno, Error, Result};
 use crate::layer::{Layer, Upper, lock};
+use crate::name::Name;
 use crate::shown::Show as _;
 use crate::sys;
 use crate::sys::stat::{FileKind, Stat};
@@ -66,6 +67,7 @@ pub fn complete(upper: &Upper, below: Option<&Arc<Layer>>) -> Result<()> {
         outer,
         dir,
         layer: stored.layer,
+        temporary: Name::new(&stored.temporary)?,
         order: upper.order(),
     };
     log::info!(
@@ -73,6 +75,12 @@ pub fn complete(upper: &Upper, below: Option<&Arc<Layer>>) -> Result<()> {
         stored.moves.files.len(),
         upper.layer.path().shown()
     );
+    if phase == Phase::Listed && !moves.has_new_dirs(&stored.moves)? {
+        // After a power cut on btrfs: the directories of the new layer may not be durable when the list is. No program
+        // writes to the files any more, so they can stay in the frozen layer.
+        moves.cancel()?;
+        return moves.unlink(&stored.moves);
+    }
     if phase == Phase::Undone {
         return moves.unlink(&stored.moves);
     }
@@ -156,7 +164,8 @@ fn read_list(dir: BorrowedFd<'_>) -> Result<Option<(Phase, Stored)>> {
 /// Checks that the copies are those of a push.
 fn check(stored: &Stored, dir: BorrowedFd<'_>) -> Result<()> {
     let damaged = Error::Damaged("a list of moved files");
-    if stored.version != VERSION {
+    let is_temporary = stored.temporary.starts_with(TEMPORARY.as_bytes());
+    if stored.version != VERSION || !is_temporary || Name::new(&stored.temporary).is_err() {
         return Err(damaged);
     }
     for file in &stored.moves.files {

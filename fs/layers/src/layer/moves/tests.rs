@@ -90,6 +90,8 @@ impl Lab {
             assert_eq!((dir.mtime(), dir.mtime_nsec()), (7, 8), "{context}");
         }
         assert_eq!(fs::metadata(self.path("old/a")).unwrap().nlink(), 1);
+        assert_eq!(names(&self.path("old")), ["a", "c", "d"], "{context}");
+        assert_eq!(names(&self.path("old/d")), ["b"], "{context}");
         assert!(!exists(&self.path("work/moves")), "{context}");
     }
 
@@ -101,6 +103,15 @@ impl Lab {
         assert_eq!(fs::metadata(self.path("old/a")).unwrap().nlink(), 1);
         assert!(!exists(&self.path("work/moves")), "{context}");
     }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
 }
 
 fn exists(path: &Path) -> bool {
@@ -190,6 +201,36 @@ fn files_that_were_removed_meanwhile_are_replaced_in_the_frozen_layer() {
     assert_eq!(fs::metadata(lab.path("new/e")).unwrap().nlink(), 2);
 }
 
+/// On btrfs, the directories of the new layer may not be durable when the list is.
+#[test]
+fn files_whose_directory_a_power_cut_has_removed_stay_in_the_frozen_layer() {
+    let lab = Lab::new();
+    let (old, upper, moves) = lab.begin();
+    moves.commit_list(&lab.list).unwrap();
+    sys::node::link(moves.from.as_fd(), b"a", moves.to.as_fd(), b"a").unwrap();
+    drop(moves);
+    fs::remove_dir(lab.path("new/d")).unwrap();
+    complete(&upper, Some(&old)).unwrap();
+    lab.assert_unmoved("without a directory");
+    assert!(!exists(&lab.path("new/d")));
+}
+
+/// On btrfs, the names of the frozen layer may not be durable when the list is.
+#[test]
+fn names_that_a_power_cut_has_removed_from_the_frozen_layer_are_those_of_the_copies() {
+    let lab = Lab::new();
+    let (old, upper, moves) = lab.begin();
+    moves.commit_list(&lab.list).unwrap();
+    moves.link(&lab.list).unwrap();
+    moves.commit_links().unwrap();
+    drop(moves);
+    for name in ["old/a", "old/c"] {
+        fs::remove_file(lab.path(name)).unwrap();
+    }
+    complete(&upper, Some(&old)).unwrap();
+    lab.assert_moved("without two names");
+}
+
 /// A user could make a list that lets root link its files into the user's directory.
 #[test]
 fn a_list_of_another_user_is_not_obeyed() {
@@ -276,6 +317,15 @@ fn files_are_only_replaced_in_the_layer_below_and_only_by_copies() {
     assert_ne!(upwards, text);
     fs::write(lab.path("work/moves/list"), upwards).unwrap();
     assert!(complete(&upper, Some(&old)).is_err());
+    let start = "\"temporary\":[";
+    for name in [&b"a"[..], b".cowl-/../a", b""] {
+        let (before, rest) = text.split_once(start).unwrap();
+        let (_, after) = rest.split_once(']').unwrap();
+        let name: Vec<_> = name.iter().map(u8::to_string).collect();
+        let other = format!("{before}{start}{}]{after}", name.join(","));
+        fs::write(lab.path("work/moves/list"), other).unwrap();
+        assert!(complete(&upper, Some(&old)).is_err());
+    }
     fs::write(lab.path("work/moves/list"), text).unwrap();
     complete(&upper, Some(&old)).unwrap();
     lab.assert_moved("with the original list");
