@@ -1,0 +1,349 @@
+//! The gRPC service: converts messages, and runs requests outside of the threads that serve connections.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use cowl::lifecycle::containerd::SnapshotBind;
+use cowl::store::containerd::{ContainerdKind, ContainerdRecord};
+use jiff::Timestamp;
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::Sender;
+use tokio::task::spawn_blocking;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::error::{RequestError, Result};
+use crate::filter::Filters;
+use crate::manager::Manager;
+use crate::messages::{
+    CleanupRequest, CommitRequest, Empty, InfoList, InfoReply, KeyRequest, ListRequest, Mount,
+    MountList, PrepareRequest, SnapshotInfo, SnapshotKind, UpdateRequest, UsageReply,
+};
+use crate::server::snapshots_server::Snapshots;
+
+/// The number of requests that use the store at the same time.
+const MAX_RUNNING: usize = 16;
+
+/// The number of snapshots that a message of a list is selected from.
+const LIST_PART: usize = 100;
+
+/// The service of a store.
+#[derive(Debug)]
+pub(crate) struct Service {
+    manager: Arc<Manager>,
+    running: Arc<Semaphore>,
+}
+
+type Reply<T> = std::result::Result<Response<T>, Status>;
+
+impl Service {
+    /// Creates the service of the snapshots of `manager`.
+    pub(crate) fn new(manager: Arc<Manager>) -> Self {
+        Self {
+            manager,
+            running: Arc::new(Semaphore::new(MAX_RUNNING)),
+        }
+    }
+
+    /// Runs a request on a thread of its own. It is completed even if the client disconnects.
+    async fn run<T: Send + 'static>(
+        &self,
+        request: impl FnOnce(&Manager) -> Result<T> + Send + 'static,
+    ) -> Result<T, Status> {
+        let closed = |_| Status::unavailable("the snapshotter is shutting down");
+        let permit = Arc::clone(&self.running)
+            .acquire_owned()
+            .await
+            .map_err(closed)?;
+        let manager = Arc::clone(&self.manager);
+        let done = spawn_blocking(move || {
+            let done = request(&manager);
+            drop(permit);
+            done
+        });
+        let done = done.await.map_err(|error| {
+            log::error!("a request has panicked: {error}");
+            Status::internal(
+                "the request has failed because of a bug of cowl-snapshotter; see its log",
+            )
+        })?;
+        done.map_err(|error| {
+            log::debug!("{error}");
+            Status::from(error)
+        })
+    }
+
+    async fn prepare(&self, request: PrepareRequest, kind: ContainerdKind) -> Reply<MountList> {
+        let PrepareRequest {
+            key,
+            parent,
+            labels,
+            ..
+        } = request;
+        let bind = self.run(move |manager| {
+            let parent = (!parent.is_empty()).then_some(parent.as_str());
+            manager.prepare(&key, kind, parent, sorted(labels))
+        });
+        Ok(Response::new(mount_list(&bind.await?)?))
+    }
+}
+
+#[tonic::async_trait]
+impl Snapshots for Service {
+    async fn prepare(&self, request: Request<PrepareRequest>) -> Reply<MountList> {
+        self.prepare(request.into_inner(), ContainerdKind::Active)
+            .await
+    }
+
+    async fn view(&self, request: Request<PrepareRequest>) -> Reply<MountList> {
+        self.prepare(request.into_inner(), ContainerdKind::View)
+            .await
+    }
+
+    async fn mounts(&self, request: Request<KeyRequest>) -> Reply<MountList> {
+        let KeyRequest { key, .. } = request.into_inner();
+        let bind = self.run(move |manager| manager.mounts(&key)).await?;
+        Ok(Response::new(mount_list(&bind)?))
+    }
+
+    async fn commit(&self, request: Request<CommitRequest>) -> Reply<Empty> {
+        let CommitRequest {
+            name, key, labels, ..
+        } = request.into_inner();
+        let done = self.run(move |manager| manager.commit(&key, &name, sorted(labels)));
+        done.await?;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn remove(&self, request: Request<KeyRequest>) -> Reply<Empty> {
+        let KeyRequest { key, .. } = request.into_inner();
+        self.run(move |manager| manager.remove(&key)).await?;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn stat(&self, request: Request<KeyRequest>) -> Reply<InfoReply> {
+        let record = self.manager.stat(&request.into_inner().key)?;
+        Ok(Response::new(info_reply(record)))
+    }
+
+    async fn update(&self, request: Request<UpdateRequest>) -> Reply<InfoReply> {
+        let UpdateRequest {
+            info, update_mask, ..
+        } = request.into_inner();
+        let info =
+            info.ok_or_else(|| Status::invalid_argument("the new properties are missing"))?;
+        let fields = update_mask.map(|mask| mask.paths).unwrap_or_default();
+        let edit = LabelEdit::parse(fields, info.labels)?;
+        let key = info.name;
+        let done = self.run(move |manager| manager.update(&key, |labels| edit.apply(labels)));
+        Ok(Response::new(info_reply(done.await?)))
+    }
+
+    type ListStream = InfoStream;
+
+    async fn list(&self, request: Request<ListRequest>) -> Reply<InfoStream> {
+        let filters = Filters::parse(&request.into_inner().filters)?;
+        Ok(Response::new(list(Arc::clone(&self.manager), filters)))
+    }
+
+    async fn usage(&self, request: Request<KeyRequest>) -> Reply<UsageReply> {
+        let KeyRequest { key, .. } = request.into_inner();
+        let usage = self.run(move |manager| manager.usage(&key)).await?;
+        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        Ok(Response::new(UsageReply {
+            size: number(usage.bytes),
+            inodes: number(usage.inodes),
+        }))
+    }
+
+    async fn cleanup(&self, _: Request<CleanupRequest>) -> Reply<Empty> {
+        self.run(|manager| manager.clean_up()).await?;
+        Ok(Response::new(Empty {}))
+    }
+}
+
+/// A list of snapshots in parts.
+type InfoStream = std::pin::Pin<Box<dyn Stream<Item = Result<InfoList, Status>> + Send>>;
+
+/// Lists snapshots in the order of their keys, without a copy of the whole list: each part is read when the client has
+/// received the one before. Snapshots that are created or removed in the meantime may be listed or not.
+fn list(manager: Arc<Manager>, filters: Filters) -> InfoStream {
+    let (send, receive) = tokio::sync::mpsc::channel(1);
+    // Ends with the stream.
+    tokio::spawn(send_list(manager, Arc::new(filters), send));
+    Box::pin(ReceiverStream::new(receive))
+}
+
+/// Sends the parts of a list. They are filtered outside of the threads that serve connections.
+async fn send_list(
+    manager: Arc<Manager>,
+    filters: Arc<Filters>,
+    send: Sender<Result<InfoList, Status>>,
+) {
+    let mut after = None::<String>;
+    while !send.is_closed() {
+        let (manager, filters) = (Arc::clone(&manager), Arc::clone(&filters));
+        let part = spawn_blocking(move || manager.list(&filters, after.as_deref(), LIST_PART));
+        let (found, last) = match part.await {
+            Ok(part) => part,
+            Err(error) => {
+                log::error!("a list has panicked: {error}");
+                let status = Status::internal("the list has failed; see the log");
+                // The client may have gone.
+                send.send(Err(status)).await.ok();
+                return;
+            }
+        };
+        if last.is_none() {
+            return;
+        }
+        after = last;
+        let info: Vec<_> = found.into_iter().map(info).collect();
+        if !info.is_empty() && send.send(Ok(InfoList { info })).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A change of labels.
+#[derive(Debug, PartialEq, Eq)]
+enum LabelEdit {
+    /// All labels are replaced.
+    Replace(BTreeMap<String, String>),
+    /// These labels get a value, or are removed.
+    Set(Vec<(String, Option<String>)>),
+}
+
+impl LabelEdit {
+    /// Parses the field mask of an update, which may contain "labels" and "labels.KEY".
+    fn parse(fields: Vec<String>, mut labels: HashMap<String, String>) -> Result<Self> {
+        let mut set = Vec::new();
+        for field in &fields {
+            if field == "labels" {
+                return Ok(Self::Replace(sorted(labels)));
+            }
+            let Some(key) = field.strip_prefix("labels.") else {
+                return Err(RequestError::Invalid(format!(
+                    "the field {field:?} cannot be changed"
+                )));
+            };
+            let value = labels.remove(key).filter(|value| !value.is_empty());
+            set.push((key.to_owned(), value));
+        }
+        Ok(match fields.is_empty() {
+            true => Self::Replace(sorted(labels)),
+            false => Self::Set(set),
+        })
+    }
+
+    fn apply(self, mut labels: BTreeMap<String, String>) -> BTreeMap<String, String> {
+        match self {
+            Self::Replace(labels) => labels,
+            Self::Set(changes) => {
+                for (key, value) in changes {
+                    match value {
+                        Some(value) => labels.insert(key, value),
+                        None => labels.remove(&key),
+                    };
+                }
+                labels
+            }
+        }
+    }
+}
+
+fn sorted(labels: HashMap<String, String>) -> BTreeMap<String, String> {
+    labels.into_iter().collect()
+}
+
+fn mount_list(bind: &SnapshotBind) -> Result<MountList, Status> {
+    let source = bind.source.to_str().ok_or_else(|| {
+        Status::failed_precondition("the path of the store is not valid UTF-8, which gRPC requires")
+    })?;
+    let access = if bind.read_only { "ro" } else { "rw" };
+    Ok(MountList {
+        mounts: vec![Mount {
+            r#type: "bind".to_owned(),
+            source: source.to_owned(),
+            target: String::new(),
+            options: vec!["rbind".to_owned(), access.to_owned()],
+        }],
+    })
+}
+
+fn info_reply(record: ContainerdRecord) -> InfoReply {
+    InfoReply {
+        info: Some(info(record)),
+    }
+}
+
+fn info(record: ContainerdRecord) -> SnapshotInfo {
+    let kind = match record.kind {
+        ContainerdKind::View => SnapshotKind::View,
+        ContainerdKind::Active => SnapshotKind::Active,
+        ContainerdKind::Committed => SnapshotKind::Committed,
+    };
+    SnapshotInfo {
+        name: record.key,
+        parent: record.parent.unwrap_or_default(),
+        kind: kind.into(),
+        created_at: timestamp(&record.created),
+        updated_at: timestamp(&record.updated),
+        labels: record.labels.into_iter().collect(),
+    }
+}
+
+/// Converts a time to a message; an invalid one is absent.
+fn timestamp(time: &str) -> Option<prost_types::Timestamp> {
+    let time: Timestamp = time.parse().ok()?;
+    Some(prost_types::Timestamp {
+        seconds: time.as_second(),
+        nanos: time.subsec_nanosecond(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let pair = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        pairs.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn labels_are_updated_by_field_masks() {
+        let old = map(&[("a", "1"), ("b.c", "2")]);
+        for (fields, new, expected) in [
+            (&[][..], map(&[("x", "9")]), map(&[("x", "9")])),
+            (&["labels"], map(&[("x", "9")]), map(&[("x", "9")])),
+            (
+                &["labels.a"],
+                map(&[("a", "3")]),
+                map(&[("a", "3"), ("b.c", "2")]),
+            ),
+            (&["labels.b.c"], map(&[]), map(&[("a", "1")])),
+            (
+                &["labels.d"],
+                map(&[("d", "4"), ("a", "5")]),
+                map(&[("a", "1"), ("b.c", "2"), ("d", "4")]),
+            ),
+        ] {
+            let fields = fields.iter().map(|f| (*f).to_owned()).collect();
+            let edit = LabelEdit::parse(fields, new.into_iter().collect()).unwrap();
+            assert_eq!(edit.apply(old.clone()), expected);
+        }
+        for field in ["parent", "name", "kind", "", "label"] {
+            let error = LabelEdit::parse(vec![field.to_owned()], HashMap::new()).unwrap_err();
+            assert!(matches!(error, RequestError::Invalid(_)), "{field}");
+        }
+    }
+
+    #[test]
+    fn times_keep_their_nanoseconds() {
+        let time = timestamp("2026-11-24T12:00:00.000000001Z").unwrap();
+        assert_eq!(time.nanos, 1);
+        assert_eq!(timestamp("yesterday"), None);
+    }
+}

@@ -1,0 +1,13 @@
+//! containerd on a store of cowl: `cowl-snapshotter`, and cowl's commands on containers of containerd.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod conformance;
+mod containers;
+mod kills;
+mod layers;
