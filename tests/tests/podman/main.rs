@@ -9,4 +9,6 @@
 
 mod containers;
 mod images;
+mod registry;
+mod registry_hosts;
 mod skopeo;

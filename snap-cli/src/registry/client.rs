@@ -1,0 +1,545 @@
+//! Requests to a registry, with credentials, and with further attempts after errors that may pass.
+
+use std::fs::File;
+use std::io::{Read, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use percent_encoding::NON_ALPHANUMERIC;
+use serde::Deserialize;
+use ureq::http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use ureq::{Body, SendBody};
+
+use super::answer;
+use super::auth_file::AuthFiles;
+use super::challenge::Challenge;
+use super::credentials::{self, Credential};
+use super::parallel::Transfer;
+use super::reference::{RegistryName, RegistryRef};
+use super::transport::Connection;
+use super::trust::Trust;
+use crate::error::{Error, Kind, Result};
+
+/// The maximum number of attempts of a request.
+pub(super) const ATTEMPTS: u32 = 5;
+
+/// The maximum number of redirects of a request.
+const REDIRECTS: u32 = 5;
+
+/// The maximum size of the answer of a token server, in bytes.
+const MAX_TOKEN: u64 = 1 << 20;
+
+/// The time in which a connection must transfer a part of a blob.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// The time until the answer to an upload: some registries assemble a blob before they answer.
+const ANSWER: Duration = Duration::from_secs(600);
+
+/// Returns the time before the next attempt.
+pub(super) fn delay(attempt: u32) -> Duration {
+    Duration::from_millis(200) * 2u32.saturating_pow(attempt.min(5))
+}
+
+/// The permission that a command needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// To read a repository.
+    Pull,
+    /// To read and to write a repository, and to read another one, whose layers are mounted.
+    Push {
+        /// The other repository.
+        from: Option<String>,
+    },
+}
+
+/// A client of one repository.
+#[derive(Debug)]
+pub struct Client {
+    connection: Connection,
+    repository: String,
+    scopes: Vec<String>,
+    credential: Option<Credential>,
+    /// The header Authorization, once the registry has requested it.
+    authorization: Mutex<Option<HeaderValue>>,
+}
+
+/// The content of a request.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Content<'c> {
+    None,
+    Bytes(&'c [u8]),
+    /// A file from an offset to its end, and the transfer that it is a part of.
+    File(&'c Path, u64, &'c Transfer),
+}
+
+/// A request.
+#[derive(Clone, Debug)]
+pub(super) struct Call<'c> {
+    pub(super) method: Method,
+    pub(super) url: String,
+    pub(super) headers: Vec<(header::HeaderName, String)>,
+    pub(super) content: Content<'c>,
+}
+
+impl Client {
+    /// Connects to the registry of a reference. Finds the credentials for it in `files`.
+    pub fn connect(
+        reference: &RegistryRef,
+        access: &Access,
+        (trust, files): (&Trust, &AuthFiles),
+    ) -> Result<Self> {
+        let repository = &reference.repository;
+        let scopes = match access {
+            Access::Pull => vec![format!("repository:{repository}:pull")],
+            Access::Push { from } => {
+                let own = format!("repository:{repository}:pull,push");
+                let from = from.iter().map(|from| format!("repository:{from}:pull"));
+                // Some token servers use only the last one.
+                from.chain(std::iter::once(own)).collect()
+            }
+        };
+        let credential = credentials::find(files, &reference.registry, repository)?;
+        let connection = Connection::open(&reference.registry, trust)?;
+        Ok(Self::new(
+            connection,
+            repository.clone(),
+            scopes,
+            credential,
+        ))
+    }
+
+    pub(super) fn new(
+        connection: Connection,
+        repository: String,
+        scopes: Vec<String>,
+        credential: Option<Credential>,
+    ) -> Self {
+        Self {
+            connection,
+            repository,
+            scopes,
+            credential,
+            authorization: Mutex::new(None),
+        }
+    }
+
+    /// Returns the registry.
+    pub fn registry(&self) -> &RegistryName {
+        self.connection.registry()
+    }
+
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Returns the URL of a path of the repository, such as `blobs/DIGEST`.
+    pub(super) fn url(&self, path: &str) -> String {
+        self.connection
+            .url(&format!("/v2/{}/{path}", self.repository))
+    }
+
+    /// Returns a request to the repository.
+    pub(super) fn call(&self, method: Method, path: &str) -> Call<'static> {
+        Call {
+            method,
+            url: self.url(path),
+            headers: Vec::new(),
+            content: Content::None,
+        }
+    }
+
+    /// Sends a request; repeats it after an error that may pass.
+    ///
+    /// The answer may be an error of the registry.
+    pub(super) fn send(&self, call: &Call<'_>) -> Result<Response<Body>> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let failed = match self.send_once(call) {
+                Ok(response) if !is_temporary(&response) || attempt >= ATTEMPTS => {
+                    return Ok(response);
+                }
+                Ok(response) => {
+                    let requested = answer::retry_after(response.headers());
+                    log::info!("{} answered {}", self.registry(), response.status());
+                    requested.unwrap_or_else(|| delay(attempt))
+                }
+                Err(error) if error.kind != Kind::Busy || attempt >= ATTEMPTS => {
+                    return Err(Error {
+                        kind: Kind::Failed,
+                        ..error
+                    });
+                }
+                Err(error) => {
+                    log::info!("{error}");
+                    delay(attempt)
+                }
+            };
+            std::thread::sleep(failed);
+        }
+    }
+
+    /// Sends a request once, and follows redirects. An error of the connection has the kind [`Kind::Busy`].
+    pub(super) fn send_once(&self, call: &Call<'_>) -> Result<Response<Body>> {
+        let mut call = call.clone();
+        for _ in 0..=REDIRECTS {
+            let response = self.send_authorized(&call)?;
+            if !response.status().is_redirection() {
+                return Ok(response);
+            }
+            let Some(location) = answer::text(response.headers(), header::LOCATION.as_str()) else {
+                return Ok(response);
+            };
+            if !matches!(call.method, Method::GET | Method::HEAD) {
+                let what = format!(
+                    "{} redirects an upload, which is not supported",
+                    self.registry()
+                );
+                return Err(Error::failed(what));
+            }
+            call.url = self.connection.resolve(&call.url, location)?;
+        }
+        let what = format!("{} redirects a request too often", self.registry());
+        Err(Error::failed(what))
+    }
+
+    /// Sends a request; if the registry requires authentication, sends it again with the credentials.
+    fn send_authorized(&self, call: &Call<'_>) -> Result<Response<Body>> {
+        if !self.connection.is_own(&call.url) {
+            return self.exchange(call, None);
+        }
+        let before = self.authorization();
+        let response = self.exchange(call, before.as_ref())?;
+        if response.status().as_u16() != 401 {
+            return Ok(response);
+        }
+        let Some(challenge) = challenge(response.headers()) else {
+            return Ok(response);
+        };
+        let Some(authorization) = self.authorize(&challenge, before.as_ref())? else {
+            return Ok(response);
+        };
+        self.exchange(call, Some(&authorization))
+    }
+
+    fn authorization(&self) -> Option<HeaderValue> {
+        let held = self.authorization.lock();
+        held.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns the header Authorization for a challenge, unless another thread has replaced that of `before` already;
+    /// `None` if the registry requires a password and there is none.
+    fn authorize(
+        &self,
+        challenge: &Challenge,
+        before: Option<&HeaderValue>,
+    ) -> Result<Option<HeaderValue>> {
+        let held = self.authorization.lock();
+        let mut held = held.unwrap_or_else(PoisonError::into_inner);
+        if held.as_ref() != before {
+            return Ok(held.clone());
+        }
+        let new = match (challenge, &self.credential) {
+            (Challenge::Basic, Some(Credential::Basic(user, password))) => {
+                let new = basic(user, password)?;
+                // The same password fails again.
+                (Some(&new) != before).then_some(new)
+            }
+            (Challenge::Basic, _) => None,
+            (
+                Challenge::Bearer {
+                    realm,
+                    service,
+                    scope,
+                },
+                _,
+            ) => {
+                let token = self.token(realm, service.as_deref(), scope.as_deref())?;
+                let value = HeaderValue::from_str(&format!("Bearer {token}"));
+                let mut value = value.map_err(|_| self.token_error("the token is invalid"))?;
+                value.set_sensitive(true);
+                Some(value)
+            }
+        };
+        if new.is_some() {
+            held.clone_from(&new);
+        }
+        Ok(new)
+    }
+
+    /// Requests a token. If the token server refuses the other repository, requests one without it: then its layers are
+    /// not mounted, but sent.
+    fn token(&self, realm: &str, service: Option<&str>, scope: Option<&str>) -> Result<String> {
+        // The scope of the challenge is that of one request.
+        let mut scopes: Vec<&str> = self.scopes.iter().map(String::as_str).collect();
+        if scopes.is_empty() {
+            scopes.extend(scope);
+        }
+        match (self.token_for(realm, service, &scopes), scopes.last()) {
+            (Err(error), Some(own)) if error.kind == Kind::Failed && scopes.len() > 1 => {
+                log::info!("{error}");
+                self.token_for(realm, service, &[own])
+            }
+            (result, _) => result,
+        }
+    }
+
+    fn token_for(&self, realm: &str, service: Option<&str>, scopes: &[&str]) -> Result<String> {
+        let base = self.connection.url("/v2/");
+        let realm = self.connection.resolve(&base, realm)?;
+        let mut fields: Vec<(&str, &str)> = Vec::new();
+        fields.extend(service.map(|service| ("service", service)));
+        let (method, url, authorization, body);
+        match &self.credential {
+            Some(Credential::Identity(token)) => {
+                let scopes = scopes.join(" ");
+                fields.extend([("grant_type", "refresh_token"), ("client_id", "cowl")]);
+                fields.extend([
+                    ("refresh_token", token.as_str()),
+                    ("scope", scopes.as_str()),
+                ]);
+                (method, url, authorization) = (Method::POST, realm, None);
+                body = encoded(&fields);
+            }
+            other => {
+                fields.extend(scopes.iter().map(|scope| ("scope", *scope)));
+                let separator = if realm.contains('?') { '&' } else { '?' };
+                authorization = match other {
+                    Some(Credential::Basic(user, password)) => Some(basic(user, password)?),
+                    _ => None,
+                };
+                method = Method::GET;
+                url = format!("{realm}{separator}{}", encoded(&fields));
+                body = String::new();
+            }
+        }
+        let form = "application/x-www-form-urlencoded".to_owned();
+        let content = match body.is_empty() {
+            true => Content::None,
+            false => Content::Bytes(body.as_bytes()),
+        };
+        let call = Call {
+            headers: match body.is_empty() {
+                true => Vec::new(),
+                false => vec![(header::CONTENT_TYPE, form)],
+            },
+            method,
+            url,
+            content,
+        };
+        let response = self.exchange(&call, authorization.as_ref())?;
+        if !response.status().is_success() {
+            let status = response.status().as_u16();
+            let (_, text) = answer::describe(response);
+            let error = self.token_error(&text);
+            return Err(match status {
+                401 | 403 => error.hint(self.login_hint()),
+                408 | 429 | 500..=599 => Error {
+                    kind: Kind::Busy,
+                    ..error
+                },
+                _ => error,
+            });
+        }
+        let data = answer::read(response, MAX_TOKEN, "the answer of the token server")?;
+        let answer: TokenAnswer = serde_json::from_slice(&data)
+            .map_err(|error| self.token_error("its answer is not a token").because(error))?;
+        let token = answer.token.or(answer.access_token);
+        token
+            .filter(|token| !token.is_empty())
+            .ok_or_else(|| self.token_error("it sent no token"))
+    }
+
+    fn token_error(&self, why: &str) -> Error {
+        Error::failed(format!("cannot get a token for {}: {why}", self.registry()))
+    }
+
+    fn login_hint(&self) -> String {
+        match &self.credential {
+            Some(_) => format!(
+                "check the permissions of this user, or log in again: cowl login {}",
+                self.registry()
+            ),
+            None => format!("log in: cowl login {}", self.registry()),
+        }
+    }
+
+    /// Sends a request and returns the answer, whatever it is.
+    fn exchange(
+        &self,
+        call: &Call<'_>,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response<Body>> {
+        let mut request = Request::builder().method(&call.method).uri(&call.url);
+        for (name, value) in &call.headers {
+            request = request.header(name, value);
+        }
+        if let Some(authorization) = authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        let agent = self.connection.agent();
+        let invalid = |error: ureq::http::Error| {
+            Error::failed(format!("cannot create a request to {}", self.registry())).because(error)
+        };
+        let idle = match call.method {
+            Method::GET | Method::HEAD => IDLE,
+            _ => ANSWER,
+        };
+        let answered = match call.content {
+            Content::None if matches!(call.method, Method::GET | Method::HEAD) => {
+                let request = request.body(()).map_err(invalid)?;
+                let configured = agent.configure_request(request);
+                agent.run(configured.timeout_per_read(Some(idle)).build())
+            }
+            Content::None | Content::Bytes(_) => {
+                let data = match call.content {
+                    Content::Bytes(data) => data,
+                    _ => &[],
+                };
+                let request = request.body(data).map_err(invalid)?;
+                let configured = agent.configure_request(request);
+                agent.run(configured.timeout_per_read(Some(idle)).build())
+            }
+            Content::File(path, offset, transfer) => {
+                let at = |error| Error::at("read", path, error);
+                let mut file = File::open(path).map_err(at)?;
+                let size = file.metadata().map_err(at)?.len();
+                file.seek(SeekFrom::Start(offset)).map_err(at)?;
+                let length = size.saturating_sub(offset);
+                let mut reader = CountingReader {
+                    input: file.take(length),
+                    transfer,
+                    sent: 0,
+                };
+                let request = request
+                    .header(header::CONTENT_LENGTH, length)
+                    .body(SendBody::from_reader(&mut reader))
+                    .map_err(invalid)?;
+                let configured = agent.configure_request(request);
+                let answered = agent.run(configured.timeout_per_read(Some(idle)).build());
+                // What was not received is sent again.
+                let is_received = matches!(&answered, Ok(answer) if answer.status().is_success());
+                if !is_received {
+                    transfer.bytes.fetch_sub(reader.sent, Ordering::Relaxed);
+                }
+                transfer.check()?;
+                answered
+            }
+        };
+        answered.map_err(|error| {
+            Error::busy(format!("the connection to {} failed", host_of(&call.url)))
+                .hint("try again: data that was transferred is not transferred again")
+                .because(error)
+        })
+    }
+
+    /// Returns the error for an answer that is not expected; `what` is the failed operation.
+    pub(super) fn refusal(&self, what: &str, response: Response<Body>) -> Error {
+        let (status, text) = answer::describe(response);
+        let what = format!("{what}: {} answered {text}", self.registry());
+        match status.as_u16() {
+            401 | 403 => Error::failed(what).hint(self.login_hint()),
+            404 => Error::not_found(what).hint("check the repository and the tag"),
+            429 => Error::failed(what).hint("the registry limits requests: wait, or log in"),
+            _ => Error::failed(what),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    #[serde(default)]
+    token: Option<String>,
+    #[serde(default)]
+    access_token: Option<String>,
+}
+
+/// Returns the host in a URL, for messages.
+fn host_of(url: &str) -> String {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let host = rest.split(['/', '?']).next();
+    answer::shortened(host.unwrap_or_default())
+}
+
+fn challenge(headers: &HeaderMap) -> Option<Challenge> {
+    let values = headers.get_all(header::WWW_AUTHENTICATE).iter();
+    Challenge::select(values.filter_map(|value| value.to_str().ok()))
+}
+
+fn basic(user: &str, password: &str) -> Result<HeaderValue> {
+    let encoded = STANDARD.encode(format!("{user}:{password}"));
+    let value = HeaderValue::from_str(&format!("Basic {encoded}"));
+    let mut value =
+        value.map_err(|error| Error::failed("the credential is invalid").because(error))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Returns whether a request may succeed later.
+fn is_temporary(response: &Response<Body>) -> bool {
+    matches!(
+        response.status().as_u16(),
+        408 | 429 | 500 | 502 | 503 | 504
+    )
+}
+
+/// Encodes fields as in a form, or in the query of a URL.
+pub(super) fn encoded(fields: &[(&str, &str)]) -> String {
+    let pairs = fields.iter().map(|(key, value)| {
+        let value = percent_encoding::utf8_percent_encode(value, NON_ALPHANUMERIC);
+        format!("{key}={value}")
+    });
+    pairs.collect::<Vec<_>>().join("&")
+}
+
+/// A reader that counts, and that ends with an error if another transfer has failed.
+struct CountingReader<'c, R> {
+    input: R,
+    transfer: &'c Transfer,
+    sent: u64,
+}
+
+impl<R: Read> Read for CountingReader<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.transfer.check().map_err(std::io::Error::other)?;
+        let got = self.input.read(buffer)?;
+        self.sent += got as u64;
+        self.transfer.bytes.fetch_add(got as u64, Ordering::Relaxed);
+        Ok(got)
+    }
+}
+
+/// Returns a directory in the store for transfers, which is created if necessary.
+pub(super) fn transfer_dir(dir: &Path) -> Result<PathBuf> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let mut builder = std::fs::DirBuilder::new();
+    let created = builder.mode(0o700).recursive(true).create(dir);
+    created.map_err(|error| Error::at("create the directory", dir, error))?;
+    Ok(dir.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_encoded() {
+        let fields = [
+            ("scope", "repository:a/b:pull"),
+            ("service", "a&b=c d\u{e9}"),
+        ];
+        let expected = "scope=repository%3Aa%2Fb%3Apull&service=a%26b%3Dc%20d%C3%A9";
+        assert_eq!(encoded(&fields), expected);
+    }
+
+    #[test]
+    fn waits_grow_and_are_bounded() {
+        assert!(delay(1) < delay(2));
+        assert_eq!(delay(5), delay(500));
+        assert!(delay(5) < Duration::from_secs(10));
+    }
+}
