@@ -1,0 +1,94 @@
+//! Limits what the manifest of another host can claim about a container.
+//!
+//! Neither the settings nor the times and kinds of received snapshots may decide which snapshots of this host are pruned.
+
+use std::collections::HashSet;
+
+use jiff::Timestamp;
+
+use super::import::{MAX_NUMBER, next_after};
+use super::manifest::WholeManifest;
+use crate::error::{Error, Result};
+use crate::snapshot::prune;
+use crate::store::Store;
+use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, SnapshotKind};
+use crate::store::span;
+
+/// The maximum size of a container's manifests together: half of what an archive can contain.
+const MAX_MANIFESTS: u64 = 16 << 20;
+
+/// The container that receives snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiveTarget {
+    /// It is created.
+    New,
+    /// It exists. Its current state and its snapshots do not change.
+    Existing,
+}
+
+/// Removes or corrects claims. Fails if a number cannot be corrected without another name.
+pub(super) fn limit(manifest: &mut WholeManifest, target: ReceiveTarget) -> Result<()> {
+    let container = &mut manifest.container;
+    let states = manifest.states.values_mut();
+    let settings = states.map(|state| &mut state.settings);
+    for settings in settings.chain([&mut container.settings]) {
+        prune::remove_rules(settings);
+    }
+    let (now, now_text) = (Timestamp::now(), span::now());
+    for snapshot in &mut container.snapshots {
+        let time = snapshot.created.parse::<Timestamp>();
+        if time.is_err() || time.is_ok_and(|time| time > now) {
+            snapshot.created.clone_from(&now_text);
+        }
+        let is_numbered = ["snap", "auto"].map(|prefix| next_after(&snapshot.name, prefix) > 0);
+        match target {
+            // The rules of the container count its own snapshots only.
+            ReceiveTarget::Existing => snapshot.kind = SnapshotKind::Manual,
+            ReceiveTarget::New if snapshot.name.is_reserved() && is_numbered == [false; 2] => {
+                return Err(Error::failed(format!(
+                    "cannot receive the snapshot {}: its number is larger than {MAX_NUMBER}",
+                    snapshot.name
+                ))
+                .hint("the stream is damaged, or the sender is not cowl"));
+            }
+            ReceiveTarget::New => {}
+        }
+    }
+    for counter in [&mut container.next_snap, &mut container.next_auto] {
+        *counter = (*counter).min(MAX_NUMBER);
+    }
+    Ok(())
+}
+
+/// Returns whether the archive mentions one of the layers, given by their ids across stores.
+///
+/// Without such an id, the store can share none of its layers with the archive.
+pub(super) fn has_layer_of(manifest: &WholeManifest, own: &HashSet<LayerId>) -> bool {
+    let base = manifest.base.iter().map(|entry| entry.identity.id);
+    let layers = manifest.layers.iter();
+    let sent = layers.map(|entry| entry.known_as.unwrap_or(entry.id));
+    base.chain(sent).any(|id| own.contains(&id))
+}
+
+/// Refuses a container whose manifests would be too large to be exported or sent: comments and lists have no limit of their
+/// own.
+pub(super) fn check_size(store: &Store, id: ContainerId, next: &ContainerManifest) -> Result<()> {
+    let encoded = serde_json::to_vec(next)
+        .map_err(|error| Error::failed("cannot write the manifest").because(error))?;
+    let mut size = encoded.len() as u64;
+    for snapshot in &next.snapshots {
+        let path = store.paths().snapshot_file(id, snapshot.id);
+        let file = path.symlink_metadata();
+        size += file.map_err(|error| Error::at("stat", &path, error))?.len();
+    }
+    if size <= MAX_MANIFESTS {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "cannot add snapshots to {}: its manifests would have {size} bytes, more than {}",
+        next.name, MAX_MANIFESTS
+    ))
+    .hint(
+        "remove snapshots that are not needed, or receive it under another name: cowl receive NAME",
+    ))
+}
