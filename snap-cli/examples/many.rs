@@ -35,6 +35,7 @@ fn main() {
         command: "many".to_owned(),
         patience: Duration::from_secs(5),
         mounts: Default::default(),
+        program: None,
     };
     let store = Store::open_or_make(&root, session).unwrap();
     let mut creation = Creation::begin(&store).unwrap();

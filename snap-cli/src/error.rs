@@ -19,7 +19,7 @@ pub enum Kind {
     Failed,
     /// An invalid command line, or an unsuitable file on it.
     Usage,
-    /// A container, snapshot or store that does not exist.
+    /// A container, snapshot, store or image that does not exist.
     NotFound,
     /// An object that a process uses or has locked.
     Busy,

@@ -14,6 +14,7 @@
 //! - [`container`]: one container: its lock, its manifest and commits, its mount, its durability.
 //! - [`lxc`]: LXC's containers, their config files, and the snapshots that LXC's tools took.
 //! - [`config`]: settings for all commands.
+//! - [`registry`]: registries of container images.
 //! - [`store`]: paths, manifests, locks, garbage collection.
 //! - [`archive`]: import and export of trees.
 //! - [`delta`]: differences between states: comparing, patches, merging, restoring.
@@ -35,6 +36,7 @@ pub mod host;
 pub mod lifecycle;
 pub mod lxc;
 pub mod recover;
+pub mod registry;
 pub mod shell;
 pub mod snapshot;
 pub mod store;

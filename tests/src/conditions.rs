@@ -23,6 +23,8 @@ pub enum Need {
     PidsController,
     /// A program in PATH.
     Program(&'static str),
+    /// A directory of an installed package.
+    Directory(&'static str),
     /// A file system type that the kernel supports.
     Filesystem(&'static str),
 }
@@ -50,6 +52,8 @@ impl Need {
                 .err()
                 .map(|error| format!("cannot obtain Debian {suite}: {error}")),
             Need::PidsController => lacks_pids_controller(),
+            Need::Directory(path) => (!std::path::Path::new(path).is_dir())
+                .then(|| format!("no directory {path}; `cargo xtask setup` installs it")),
             Need::Program(name) => crate::programs::in_path(name)
                 .is_none()
                 .then(|| format!("no program {name}; `cargo xtask setup` installs it")),

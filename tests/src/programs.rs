@@ -16,6 +16,12 @@ pub fn cowlfs() -> PathBuf {
     find("cowlfs", "COWLFS_BIN")
 }
 
+/// Returns the path of `cowl-snapshotter`, the snapshotter for containerd.
+#[must_use]
+pub fn cowl_snapshotter() -> PathBuf {
+    find("cowl-snapshotter", "COWL_SNAPSHOTTER_BIN")
+}
+
 /// Copies both programs into a directory, which every user can enter afterwards. Users other than root may be unable to
 /// enter the directory of the programs under test.
 ///

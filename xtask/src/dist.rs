@@ -40,7 +40,13 @@ pub(crate) enum Format {
 }
 
 /// The crates of a registry. The others belong to the repository only.
-const CRATES: [&str; 4] = ["cowl-layers", "cowl-overlay", "cowlfs", "cowl"];
+const CRATES: [&str; 5] = [
+    "cowl-layers",
+    "cowl-overlay",
+    "cowlfs",
+    "cowl",
+    "cowl-snapshotter",
+];
 
 /// Writes the files of each format, and their checksums.
 pub(crate) fn run(options: &DistOptions) -> Result<()> {
@@ -175,7 +181,8 @@ fn build_static() -> Result<PathBuf> {
         ));
     }
     Run::cargo()?
-        .args(["build", "--locked", "-p", "cowl", "-p", "cowlfs", "--bins"])
+        .args(["build", "--locked", "-p", "cowl", "-p", "cowlfs"])
+        .args(["-p", "cowl-snapshotter", "--bins"])
         .args(["--release", "--target", &triple])
         .run()?;
     Ok(target()?.join(triple).join("release"))

@@ -48,7 +48,7 @@ pub(crate) enum Layout {
 }
 
 /// The programs.
-pub(crate) const PROGRAMS: [&str; 2] = ["cowl", "cowlfs"];
+pub(crate) const PROGRAMS: [&str; 3] = ["cowl", "cowlfs", "cowl-snapshotter"];
 
 /// The events that have hooks.
 const EVENTS: [&str; 4] = ["snapshot", "restore", "rm", "destroy"];
@@ -66,8 +66,12 @@ pub(crate) fn man() -> Result<()> {
     std::fs::create_dir_all(&dir)?;
     Run::new(programs.join("cowl"))
         .args(["man", "--quiet"])
-        .arg(dir)
-        .run()
+        .arg(&dir)
+        .run()?;
+    let page = Run::new(programs.join("cowl-snapshotter"))
+        .arg("--man-page")
+        .output()?;
+    write_file(&dir.join("cowl-snapshotter.1"), format!("{page}\n"), 0o644)
 }
 
 /// Writes the completion scripts to the target directory.
@@ -103,7 +107,8 @@ fn completion_script(programs: &Path, shell: &str) -> Result<String> {
 /// Builds the programs, and returns their directory.
 pub(crate) fn build_programs(profile: &str) -> Result<PathBuf> {
     Run::cargo()?
-        .args(["build", "--locked", "-p", "cowl", "-p", "cowlfs", "--bins"])
+        .args(["build", "--locked", "-p", "cowl", "-p", "cowlfs"])
+        .args(["-p", "cowl-snapshotter", "--bins"])
         .args(["--profile", profile])
         .run()?;
     let dir = if profile == "dev" { "debug" } else { profile };

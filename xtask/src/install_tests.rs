@@ -55,16 +55,20 @@ fn an_installation_works_and_is_removed() {
     for file in [
         "usr/local/bin/cowl",
         "usr/local/bin/cowlfs",
+        "usr/local/bin/cowl-snapshotter",
         "usr/local/bin/lxc-snapshot",
         "usr/local/bin/.debug/cowl.debug",
         "usr/local/bin/.debug/cowlfs.debug",
         "usr/local/share/man/man1/cowl.1",
         "usr/local/share/man/man1/cowl-snapshot.1",
         "usr/local/share/man/man1/cowlfs.1",
+        "usr/local/share/man/man1/cowl-snapshotter.1",
         "usr/local/share/bash-completion/completions/cowl",
         "usr/local/share/zsh/site-functions/_cowl",
         "usr/local/share/fish/vendor_completions.d/cowl.fish",
         "usr/local/lib/systemd/system/cowl-snapshot@.service",
+        "usr/local/lib/systemd/system/cowl-snapshotter.service",
+        "usr/local/lib/systemd/system/cowl-snapshotter.socket",
         "usr/local/lib/systemd/system/cowl-snapshot-daily@.timer",
         "usr/local/lib/cowl/apt-snapshot",
         "etc/apt/apt.conf.d/80cowl",
@@ -153,6 +157,8 @@ fn systemd_accepts_the_units() {
     let bin = options.prefix.join("bin");
     std::fs::create_dir_all(&bin).unwrap();
     symlink(cowl_tests::programs::cowl(), bin.join("cowl")).unwrap();
+    let snapshotter = cowl_tests::programs::cowl_snapshotter();
+    symlink(snapshotter, bin.join("cowl-snapshotter")).unwrap();
     let units = dir.path().join("units");
     for unit in files(&root().unwrap().join("snap-cli/dist/systemd")).unwrap() {
         let text = system.fill_template(&unit).unwrap();
@@ -161,7 +167,8 @@ fn systemd_accepts_the_units() {
     let line = format!(
         "cd '{}'; SYSTEMD_LOG_LEVEL=warning systemd-analyze verify --man=no \
          cowl-snapshot@web.service cowl-snapshot-hourly@web.timer cowl-snapshot-daily@web.timer \
-         cowl-snapshot-weekly@web.timer cowl-mount@web.service cowl-prune.service cowl-prune.timer",
+         cowl-snapshot-weekly@web.timer cowl-mount@web.service cowl-prune.service cowl-prune.timer \
+         cowl-snapshotter.service cowl-snapshotter.socket",
         units.display()
     );
     let output = sh(&line).ok();

@@ -5,20 +5,28 @@ use std::path::Path;
 
 use crate::run::{Result, Run, failure, note, title};
 
+/// The package of the registry, whose service is not used.
+const REGISTRY: &str = "docker-registry";
+
 /// Debian packages that the build, the tests and the demo need.
 const PACKAGES: &[&str] = &[
     "7zip",
     "acl",
     "attr",
     "binutils",
+    "borgbackup",
     "btrfs-progs",
     "bubblewrap",
     "buildah",
     "busybox-static",
+    "containerd",
     "debian-archive-keyring",
     "crun",
+    "containerd",
     "cpio",
+    "curl",
     "debootstrap",
+    REGISTRY,
     "docker.io",
     "dpkg-dev",
     "e2fsprogs",
@@ -28,6 +36,9 @@ const PACKAGES: &[&str] = &[
     "fuse3",
     "gcc",
     "git",
+    "iproute2",
+    "golang-github-containerd-containerd-dev",
+    "golang-go",
     "kmod",
     "libc6-dev",
     "libarchive-tools",
@@ -38,13 +49,18 @@ const PACKAGES: &[&str] = &[
     "make",
     "mmdebstrap",
     "mount",
+    "openssl",
+    "openssh-client",
+    "openssh-server",
     "patch",
     "pax",
     "podman",
     "postgresql",
     "procps",
     "python3",
+    "restic",
     "rsync",
+    "runc",
     "skopeo",
     "sqlite3",
     "squashfs-tools",
@@ -99,7 +115,14 @@ fn packages() -> Result<()> {
     apt()
         .args(["install", "-y", "-qq", "--no-install-recommends"])
         .args(&missing)
-        .run()
+        .run()?;
+    // The tests start registries of their own, and the service would listen on a fixed port.
+    if missing.contains(&REGISTRY) && Path::new("/run/systemd/system").is_dir() {
+        return Run::new("systemctl")
+            .args(["disable", "--now", REGISTRY])
+            .run();
+    }
+    Ok(())
 }
 
 /// Returns the packages that are not installed; without dpkg, all of them.

@@ -13,7 +13,7 @@ use cowl_layers::sys::stat::FileKind;
 use cowl_layers::sys::xattr;
 use cowl_layers::view::View;
 
-use super::bundle::{self, BundleLayer};
+use super::bundle::{self, BundleLayer, BundleLayers, BundleReader, BundleReport, DigestMember};
 use super::input::{self, Input};
 use super::{Compression, import};
 use crate::tree::digest;
@@ -71,18 +71,23 @@ fn create_layers(dir: &Path, large: bool) -> [PathBuf; 2] {
 }
 
 fn bundle_of(layers: &[PathBuf; 2], compression: Compression) -> Vec<u8> {
-    let bundle_layers: Vec<BundleLayer> = NAMES
+    let sent: Vec<BundleLayer> = NAMES
         .iter()
         .zip(layers)
         .map(|(name, path)| BundleLayer {
             name: (*name).to_owned(),
             layer: open(path),
+            digest: DigestMember::Omitted,
         })
         .collect();
+    let layers = BundleLayers {
+        base: Vec::new(),
+        sent,
+    };
     let mut data = Vec::new();
     bundle::write(
         b"what is in it",
-        &bundle_layers,
+        &layers,
         &mut data,
         compression,
         &mut |_| {},
@@ -267,4 +272,111 @@ fn bundle_is_refused_as_a_tree() {
     assert_eq!(got.unwrap_err().kind(), ErrorKind::WholeContainer);
     assert_same(target.path(), &describe(target.path()), "untouched");
     assert_eq!(fs::read_dir(target.path()).unwrap().count(), 0);
+}
+
+fn bundle_layer(name: &str, path: &Path, digest: &DigestMember) -> BundleLayer {
+    BundleLayer {
+        name: name.to_owned(),
+        layer: open(path),
+        digest: digest.clone(),
+    }
+}
+
+fn write(layers: &BundleLayers) -> (&'static [u8], BundleReport) {
+    let mut data = Vec::new();
+    let none = Compression::None;
+    let report = bundle::write(b"m", layers, &mut data, none, &mut |_| {}).unwrap();
+    (Box::leak(data.into_boxed_slice()), report)
+}
+
+fn reader(data: &'static [u8]) -> BundleReader<'static> {
+    match input::open(data).unwrap() {
+        Input::Container(bundle) => bundle,
+        Input::Tree(_) => panic!("a tree"),
+    }
+}
+
+/// Asserts that the upper layer at `tree` has borrowed the numbers of the lower layer.
+fn assert_borrows_from(tree: &Path, lower: &Path) {
+    use std::os::unix::fs::MetadataExt as _;
+    for (borrower, lender) in [("new", "old"), ("meta", "meta")] {
+        let file = fs::File::open(tree.join(borrower)).unwrap();
+        let value = xattr::get(file.as_fd(), b"trusted.overlay.cowl.ino").unwrap();
+        let mark = InodeNumberXattr::parse(&value.unwrap()).unwrap().unwrap();
+        let ino = fs::metadata(lower.join(lender)).unwrap().ino();
+        assert_eq!(
+            (mark.layer, mark.ino),
+            (open(lower).id(), ino),
+            "{borrower}"
+        );
+    }
+}
+
+/// A layer whose base is not in the archive borrows numbers from the reader's copy of the base, also if the base was
+/// received again and replaced by that copy.
+#[test]
+fn borrowed_numbers_refer_to_the_copy_of_the_reader() {
+    if !is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let old = create_layers(dir.path(), false);
+    let computed = DigestMember::Computed;
+    let both = BundleLayers {
+        base: Vec::new(),
+        sent: vec![
+            bundle_layer("lower", &old[0], &computed),
+            bundle_layer("upper", &old[1], &computed),
+        ],
+    };
+    let upper = BundleLayers {
+        base: vec![("lower".to_owned(), open(&old[0]))],
+        sent: vec![bundle_layer("upper", &old[1], &DigestMember::Omitted)],
+    };
+    let spaces = (XattrSpace::Trusted, XattrSpace::Trusted);
+    let [lower, copy, first, second] = ["1", "2", "3", "4"].map(|name| {
+        fs::create_dir(dir.path().join(name)).unwrap();
+        dir.path().join(name)
+    });
+    let (data, report) = write(&both);
+    let names: Vec<_> = report
+        .computed
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
+    assert_eq!(names, NAMES);
+    let mut bundle = reader(data);
+    let read = bundle
+        .read_layer("lower", &lower, spaces, &mut |_| {})
+        .unwrap();
+    assert_eq!(read.digest.as_ref(), Some(&report.computed[0].1));
+    let mut again = reader(data);
+    let read = again
+        .read_layer("lower", &copy, spaces, &mut |_| {})
+        .unwrap();
+    again
+        .replace_layer(&read, &copy, (&lower, XattrSpace::Trusted))
+        .unwrap();
+    again
+        .read_layer("upper", &first, spaces, &mut |_| {})
+        .unwrap();
+    again.finish().unwrap();
+
+    let mut bundle = reader(write(&upper).0);
+    bundle
+        .read_base("lower", &lower, XattrSpace::Trusted)
+        .unwrap();
+    bundle
+        .read_layer("upper", &second, spaces, &mut |_| {})
+        .unwrap();
+    bundle.finish().unwrap();
+    for tree in [&first, &second] {
+        assert_borrows_from(tree, &lower);
+    }
+    // The list of numbers is required.
+    let mut bundle = reader(data);
+    let error = bundle
+        .read_base("lower", &lower, XattrSpace::Trusted)
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
 }

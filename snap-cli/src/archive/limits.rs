@@ -54,6 +54,12 @@ pub(super) const MANIFEST: u64 = 32 << 20;
 /// JSON values in such a manifest. A value takes far more memory than its text.
 pub(super) const MANIFEST_VALUES: usize = 1 << 20;
 
+/// Bytes of the list of inode numbers of a layer.
+pub(super) const NUMBERS: usize = 32 << 20;
+
+/// Entries in all such lists of an archive.
+pub(super) const LENT_NUMBERS: usize = 1 << 19;
+
 /// Bytes of the file that holds a layer's digest.
 pub(super) const SUM: u64 = 1 << 10;
 

@@ -26,6 +26,7 @@ mod limits;
 mod marker_xattrs;
 mod member;
 mod named_acls;
+mod numbers;
 pub mod oci;
 mod pax;
 mod report;

@@ -17,7 +17,9 @@ use sha2::{Digest as _, Sha256};
 use super::changeset;
 use super::checksum::hex;
 use super::compress::{Compression, Encoder};
-use super::image_source::{Digest, FULL_NAME, HistoryEntry, Platform, REF_NAME, VerifiedBlob};
+use super::image_source::{
+    Digest, FULL_NAME, HistoryEntry, Platform, REF_NAME, SNAPSHOT, SnapshotNote, VerifiedBlob,
+};
 use super::report::TransferReport;
 use super::writer::cannot_write;
 use crate::tree::error::{ErrorKind, OnProgress, Progress, Result, TreeError};
@@ -29,6 +31,48 @@ pub struct ImageStep<S> {
     pub state: S,
     /// The blob that the state was unpacked from, if it was retained.
     pub kept: Option<KeptBlob>,
+    /// The digest of the uncompressed layer that the state was unpacked from.
+    pub unpacked_from: Option<Digest>,
+    /// The snapshot with this state.
+    pub snapshot: Option<SnapshotNote>,
+}
+
+/// An image in a directory.
+#[derive(Clone, Debug)]
+pub struct LayoutImage {
+    /// The manifest.
+    pub manifest: LayoutBlob,
+    /// Its media type.
+    pub media_type: &'static str,
+    /// The layers, each once, and the config.
+    pub blobs: Vec<LayoutBlob>,
+    /// The digests of the uncompressed layers, from the bottom.
+    pub diff_ids: Vec<Digest>,
+    /// The digest of the uncompressed layer that each was unpacked from: another program writes the same changes in
+    /// another way.
+    pub origins: Vec<Option<Digest>>,
+}
+
+impl LayoutImage {
+    /// Returns whether these are the digests of the lowest layers of the image.
+    pub fn begins_with(&self, diff_ids: &[Digest]) -> bool {
+        let own = || self.diff_ids.iter().zip(&self.origins);
+        diff_ids.len() <= own().count()
+            && own()
+                .zip(diff_ids)
+                .all(|((id, origin), wanted)| id == wanted || origin.as_ref() == Some(wanted))
+    }
+}
+
+/// A blob in a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayoutBlob {
+    /// The digest.
+    pub digest: Digest,
+    /// The size in bytes.
+    pub size: u64,
+    /// The file.
+    pub path: PathBuf,
 }
 
 /// The blob of a layer that was imported from an image.
@@ -75,6 +119,7 @@ pub enum LayerCompression {
     Zstd,
 }
 
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 const TAR_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 const TAR_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
@@ -89,7 +134,7 @@ pub fn fill<S, E: From<TreeError>>(
     compression: LayerCompression,
     target: &Path,
     progress: OnProgress<'_>,
-) -> std::result::Result<TransferReport, E> {
+) -> std::result::Result<(TransferReport, LayoutImage), E> {
     let blobs = target.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).map_err(|error| write_error(error, &blobs))?;
     let mut all = TransferReport::default();
@@ -98,7 +143,7 @@ pub fn fill<S, E: From<TreeError>>(
     for step in steps {
         let before = all.done;
         let mut progress = |done: Progress| progress(done.after(before));
-        let (layer, sum, done) = match &step.kept {
+        let (mut layer, sum, done) = match &step.kept {
             Some(kept) => copy_layer(kept, &blobs, &mut progress)?,
             None => {
                 let old = old.map(&open).transpose()?;
@@ -106,6 +151,10 @@ pub fn fill<S, E: From<TreeError>>(
                 write_layer(old.as_ref(), &new, compression, &blobs, &mut progress)?
             }
         };
+        let note = step.snapshot.as_ref().and_then(SnapshotNote::encode);
+        if let (Some(layer), Some(note)) = (layer.as_object_mut(), note) {
+            layer.insert("annotations".to_owned(), json!({ SNAPSHOT: note }));
+        }
         layers.push(layer);
         sums.push(sum);
         all.done.entries += done.done.entries;
@@ -114,17 +163,31 @@ pub fn fill<S, E: From<TreeError>>(
         old = Some(&step.state);
     }
     let config = config_json(description, &sums)?;
+    let config = write_blob(&blobs, "application/vnd.oci.image.config.v1+json", &config)?;
+    let mut parts: Vec<LayoutBlob> = Vec::new();
+    for value in layers.iter().chain([&config]) {
+        let blob = blob_of(value, &blobs)?;
+        if !parts.contains(&blob) {
+            parts.push(blob);
+        }
+    }
     let manifest = json!({
         "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": write_blob(&blobs, "application/vnd.oci.image.config.v1+json", &config)?,
+        "mediaType": MANIFEST,
+        "config": config,
         "layers": layers,
     });
-    let mut descriptor = write_blob(
-        &blobs,
-        "application/vnd.oci.image.manifest.v1+json",
-        &manifest,
-    )?;
+    let mut descriptor = write_blob(&blobs, MANIFEST, &manifest)?;
+    let image = LayoutImage {
+        manifest: blob_of(&descriptor, &blobs)?,
+        media_type: MANIFEST,
+        blobs: parts,
+        diff_ids: sums,
+        origins: steps
+            .iter()
+            .map(|step| step.unpacked_from.clone())
+            .collect(),
+    };
     if let Some(descriptor) = descriptor.as_object_mut() {
         let annotations = json!({ REF_NAME: description.tag, FULL_NAME: description.name });
         descriptor.insert("annotations".to_owned(), annotations);
@@ -137,7 +200,32 @@ pub fn fill<S, E: From<TreeError>>(
     write_file(&target.join("index.json"), index.to_string().as_bytes())?;
     let version = json!({ "imageLayoutVersion": "1.0.0" });
     write_file(&target.join("oci-layout"), version.to_string().as_bytes())?;
-    Ok(all)
+    Ok((all, image))
+}
+
+/// Returns the blob that a descriptor refers to.
+fn blob_of(descriptor: &Value, blobs: &Path) -> Result<LayoutBlob> {
+    let digest = descriptor.get("digest").and_then(Value::as_str);
+    let digest = Digest::try_from(digest.unwrap_or_default().to_owned());
+    let size = descriptor.get("size").and_then(Value::as_u64);
+    match (digest, size) {
+        (Ok(digest), Some(size)) => Ok(LayoutBlob {
+            path: blobs.join(digest.hex()),
+            digest,
+            size,
+        }),
+        _ => Err(TreeError::new(
+            ErrorKind::Io,
+            "cannot describe a blob of the image",
+        )),
+    }
+}
+
+/// Returns the digest of the uncompressed layer that [`fill`] writes for the difference of two states.
+pub fn diff_id(old: Option<&View>, new: &View, progress: OnProgress<'_>) -> Result<Digest> {
+    let mut plain = DigestWriter::new(io::sink());
+    changeset::tar(old, new, &mut plain, Compression::None, progress)?;
+    Ok(Digest::from_hex(&hex(plain.sum)))
 }
 
 fn config_json(description: &ImageDescription, diff_ids: &[Digest]) -> Result<Value> {

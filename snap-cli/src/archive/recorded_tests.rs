@@ -9,12 +9,12 @@ use cowl_layers::layer::{Layer, RecordedAttributes};
 use cowl_layers::sys::stat::{self, FileKind};
 use cowl_layers::view::View;
 
-use super::bundle::{self, BundleLayer};
+use super::bundle::{self, BundleLayer, BundleLayers, DigestMember};
 use super::input::{self, Input};
 use super::{Compression, export_dir};
 use crate::delta::flatten;
 use crate::tree::testing::{chmod, chown, describe, is_root, mknod, set_times, set_xattr};
-use crate::tree::{digest, digest_dir};
+use crate::tree::{digest, digest_dir, digest_portable};
 
 fn view(layer: &Path) -> View {
     View::new(vec![Layer::open(layer, XattrSpace::User).unwrap()])
@@ -103,16 +103,22 @@ fn bundles_have_the_original_attributes() {
     let layer = BundleLayer {
         name: "one".to_owned(),
         layer: Layer::open(&stored, XattrSpace::User).unwrap(),
+        digest: DigestMember::Computed,
+    };
+    let layers = BundleLayers {
+        base: Vec::new(),
+        sent: vec![layer],
     };
     let mut data = Vec::new();
-    bundle::write(b"m", &[layer], &mut data, Compression::None, &mut |_| {}).unwrap();
+    bundle::write(b"m", &layers, &mut data, Compression::None, &mut |_| {}).unwrap();
     let Input::Container(mut bundle) = input::open(data.as_slice()).unwrap() else {
         panic!("not a bundle");
     };
     let spaces = (XattrSpace::User, XattrSpace::Trusted);
-    bundle
-        .read_layer("one", &imported, spaces, &mut |_| {})
-        .unwrap();
+    let read = bundle.read_layer("one", &imported, spaces, &mut |_| {});
+    // The digest does not depend on the store.
+    let found = digest_portable(&imported, XattrSpace::Trusted, &mut |_| {}).unwrap();
+    assert_eq!(read.unwrap().digest, Some(found));
     assert!(bundle.finish().unwrap().notes.is_empty());
     assert_eq!(describe(&imported), describe(&real));
 }

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use cowl_layers::sys;
@@ -29,6 +29,11 @@ pub struct UnfinishedFile<'p> {
 impl<'p> UnfinishedFile<'p> {
     /// Creates the temporary file.
     pub fn new(path: &'p Path) -> Result<Self> {
+        Self::with_mode(path, 0o666)
+    }
+
+    /// Creates the temporary file with a mode, of which the umask removes bits.
+    pub fn with_mode(path: &'p Path, mode: u32) -> Result<Self> {
         let at = |error| Error::at("write", path, error);
         match std::fs::metadata(path) {
             Ok(meta) if meta.is_dir() => {
@@ -48,7 +53,9 @@ impl<'p> UnfinishedFile<'p> {
             Err(error) => return Err(at(error)),
         }
         let temporary = temporary_path(path)?;
-        let file = File::create_new(&temporary).map_err(at)?;
+        let mut options = File::options();
+        let file = options.write(true).create_new(true).mode(mode);
+        let file = file.open(&temporary).map_err(at)?;
         Ok(Self {
             file,
             path,
@@ -195,4 +202,22 @@ fn temporary_path(path: &Path) -> Result<PathBuf> {
     let mut name = name.to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
     Ok(path.with_file_name(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn the_temporary_file_has_the_mode_from_the_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        let unfinished = UnfinishedFile::with_mode(&path, 0o600).unwrap();
+        let mode = unfinished.file().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0);
+        unfinished.finish().unwrap();
+        assert!(path.is_file());
+    }
 }

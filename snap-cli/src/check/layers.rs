@@ -47,15 +47,15 @@ impl LayerReferences {
         for container in containers {
             let manifest = &container.manifest;
             let name = &manifest.name;
-            references
-                .heads
-                .insert(manifest.head, manifest.name.clone());
+            if let Some(head) = manifest.written_head() {
+                references.heads.insert(head, manifest.name.clone());
+            }
             references
                 .users
                 .entry(manifest.head)
                 .or_default()
                 .insert(name.clone());
-            references.add_stack(manifest.below_head(), name);
+            references.add_stack(manifest.frozen_stack(), name);
             references.add_stack(&manifest.origin, name);
             if is_incomplete(manifest.settling.as_ref()) {
                 references.incomplete.extend(manifest.below_head().first());
@@ -318,7 +318,7 @@ fn check_content(
 
 /// Prevents new containers from using a damaged layer of an image.
 fn stop_sharing(store: &Store, id: LayerId) {
-    if let Err(error) = image_layers::mark_incomplete(store, id) {
+    if let Err(error) = image_layers::mark_changed(store, id) {
         log::warn!("{error}; new containers may share the damaged layer");
     }
 }

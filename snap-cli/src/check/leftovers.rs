@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::host;
 use crate::store::deleted;
 use crate::store::family;
-use crate::store::leftovers::{self, Expiry};
+use crate::store::leftovers::{self, Retention};
 use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerId, LayerId};
 use crate::store::survey;
@@ -35,7 +35,7 @@ pub(super) fn check(
             None,
         );
     }
-    match leftovers::find(store, Expiry::Respected) {
+    match leftovers::find(store, Retention::RESPECTED) {
         Ok(left) => {
             let mut add = |paths: Vec<PathBuf>, what: &str| {
                 for path in paths {
@@ -53,6 +53,7 @@ pub(super) fn check(
             add(half.collect(), "a container whose creation was interrupted");
             add(left.files, "a file that is not referenced");
             add(left.dirs, "a directory of a removed container");
+            add(left.transfers, "an interrupted download or upload");
             add(left.locks, "an unused lock file");
             add(left.trash, "an object in the trash");
             for id in left.held {

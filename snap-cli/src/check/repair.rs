@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::recover;
 use crate::store::collect;
 use crate::store::creation::Creation;
-use crate::store::leftovers::{self, Expiry};
+use crate::store::leftovers::{self, Retention};
 use crate::store::manifest::{ContainerId, LayerManifest, SnapshotManifest};
 use crate::store::name::ContainerName;
 use crate::store::record::Record;
@@ -95,7 +95,7 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
         }
         Fix::Collect => {
             let alone = store.lock_exclusive()?;
-            let left = leftovers::find(store, Expiry::Respected)?;
+            let left = leftovers::find(store, Retention::RESPECTED)?;
             collect::remove_leftovers(store, alone, &left)?;
             Ok(Some("removed".to_owned()))
         }

@@ -20,6 +20,7 @@ use clap_complete::env::{Bash, EnvCompleter, Fish, Shells, Zsh};
 use super::{Cli, CliCommand, Context, Namespace, output};
 use crate::config::{Config, Overrides};
 use crate::error::{Error, Result};
+use crate::store::containerd::is_digest_name;
 use crate::store::family;
 use crate::store::name::ContainerName;
 use crate::store::{Session, Store};
@@ -246,6 +247,7 @@ impl Request {
             command: "cowl (completion)".to_owned(),
             patience: Duration::ZERO,
             mounts: Default::default(),
+            program: None,
         };
         let stores = Config::load(overrides)
             .and_then(|config| Store::locate(config.store))
@@ -261,6 +263,8 @@ impl Request {
         let mut names: Names = names
             .flatten()
             .filter_map(|(_, name)| match name {
+                // No command accepts the snapshots of images.
+                Ok(name) if is_digest_name(name.as_str()) => None,
                 Ok(name) => Some((name.to_string(), String::new())),
                 Err(_) => None,
             })

@@ -28,7 +28,8 @@ pub(super) struct Args {
     /// The new container's name
     name: OsString,
     /// A directory, a tar archive (plain, or compressed with gzip, zstd or xz), - for an archive on standard
-    /// input, or an image: oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]
+    /// input, or an image: docker://REGISTRY/REPOSITORY[:TAG], oci:DIR[:TAG], oci-archive:FILE[:TAG] or
+    /// docker-archive:FILE[:NAME]
     #[arg(long, value_name = "DIR|FILE|-|IMAGE")]
     from: OsString,
     #[command(flatten)]
@@ -50,8 +51,10 @@ impl CliCommand for Args {
         }
         let policy = policy(self.force, self.skip_unsupported);
         let force = Force::from_option(self.force);
-        if let Some(image) = self.image.open(store.root(), &self.from, force)? {
-            return (self.image).create(&store, &name, &*image, policy.unsupported);
+        let places = (store.root(), store.paths().transfers());
+        if let Some(image) = (self.image).open((places.0, &places.1), &self.from, force)? {
+            (self.image).create(&store, &name, &*image, policy.unsupported)?;
+            return Ok(0);
         }
         let source = if self.from == "-" {
             Source::Stdin

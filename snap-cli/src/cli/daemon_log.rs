@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use rustix::fs::FileType;
 
-use crate::container::mount::LOG_LIMIT;
+use crate::container::launch::LOG_LIMIT;
 
 /// Rotates the log that standard error refers to if it is longer than [`LOG_LIMIT`]. The old log is renamed to
 /// `log.old`.

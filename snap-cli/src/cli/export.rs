@@ -68,14 +68,15 @@ pub(super) struct Args {
 
 /// The compression of an image's layers.
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-enum ImageCompression {
+pub(super) enum ImageCompression {
     #[default]
     Gzip,
     Zstd,
 }
 
 impl ImageCompression {
-    fn to_archive(self) -> LayerCompression {
+    /// Returns the compression of layers.
+    pub(super) fn to_archive(self) -> LayerCompression {
         match self {
             Self::Gzip => LayerCompression::Gzip,
             Self::Zstd => LayerCompression::Zstd,
@@ -171,7 +172,8 @@ impl Args {
         let compression = self.compression.unwrap_or_default().to_archive();
         let fill = |target: &Path, progress: OnProgress<'_>| {
             let open = |stack: &Vec<LayerId>| store.view(stack);
-            oci::fill((&steps, open), &description, compression, target, progress)
+            let filled = oci::fill((&steps, open), &description, compression, target, progress)?;
+            Ok::<_, Error>(filled.0)
         };
         let total = measure::known_size(&store, &state.stack)?;
         let target = Path::new(&self.target);
@@ -227,7 +229,7 @@ impl Args {
         let outgoing = Outgoing::prepare(&store, &source.container)?;
         context.settle(&store, &source.container);
         sink.write(outgoing.total, |out, compression, progress| {
-            let done = outgoing.write(out, compression, progress)?;
+            let done = outgoing.write(&store, out, compression, progress)?;
             Ok(TransferReport {
                 done,
                 ..TransferReport::default()
@@ -267,7 +269,7 @@ impl Args {
 }
 
 /// Fails if part of the container's current state or of one of its snapshots may be lost.
-fn refuse_losses(store: &Store, source: &Address, losses: Losses) -> Result<()> {
+pub(super) fn refuse_losses(store: &Store, source: &Address, losses: Losses) -> Result<()> {
     let state = resolve(store, source)?;
     state.refuse_loss(store, losses)?;
     for snapshot in &state.manifest.snapshots {

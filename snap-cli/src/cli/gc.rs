@@ -8,8 +8,10 @@ use crate::container::durability::make_all_durable;
 use crate::error::{Error, Result};
 use crate::store::collect;
 use crate::store::family;
-use crate::store::leftovers::{self, Expiry, Leftovers};
+use crate::store::leftovers::{self, Expiry, Leftovers, Retention};
 use crate::store::measure;
+use crate::store::received;
+use crate::store::transfers;
 use crate::store::{Store, usage::Space};
 use cowl_layers::shown::Show as _;
 
@@ -17,12 +19,16 @@ use cowl_layers::shown::Show as _;
 ///
 /// Other commands do this automatically; this one waits for running commands and reports what it
 /// removed. Layers that a mount uses remain until it is unmounted. Also frees the space of destroyed
-/// containers whose time in the trash has expired (`cowl undelete --list` shows them).
+/// containers whose time in the trash has expired (`cowl undelete --list` shows them). What an interrupted
+/// `cowl receive` has stored remains for 7 days, and an interrupted download for a day, for the next attempt.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Remove all destroyed containers permanently, even before their time in the trash has expired
     #[arg(long)]
     empty_trash: bool,
+    /// Remove what interrupted transfers have received, with which the next attempt would continue
+    #[arg(long)]
+    empty_transfers: bool,
     /// Print what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -35,6 +41,8 @@ pub(super) struct Args {
 struct Garbage {
     left: Leftovers,
     space: Space,
+    /// The number of layers of interrupted transfers that are retained.
+    waiting: usize,
 }
 
 impl CliCommand for Args {
@@ -74,11 +82,15 @@ impl Args {
             log::warn!("cannot sync settling snapshots: {error}");
         }
         let alone = store.lock_exclusive()?;
-        let expiry = match self.empty_trash {
+        let expiry = |is_ignored| match is_ignored {
             true => Expiry::Ignored,
             false => Expiry::Respected,
         };
-        let left = leftovers::find(store, expiry).map_err(|error| {
+        let retention = Retention {
+            trash: expiry(self.empty_trash),
+            transfers: expiry(self.empty_transfers),
+        };
+        let left = leftovers::find(store, retention).map_err(|error| {
             if !self.dry_run {
                 collect::empty_trash_only(store, &error);
             }
@@ -89,16 +101,32 @@ impl Args {
                 ..error
             }
         })?;
-        let space = measure::total_space(store, &left.layers);
+        let mut space = measure::total_space(store, &left.layers);
+        let (bytes, inodes) = transfers::size(&left.transfers);
+        space.bytes += bytes;
+        space.inodes += inodes;
         if !self.dry_run {
             collect::remove_leftovers(store, alone, &left)?;
         }
-        Ok(Garbage { left, space })
+        let waiting = match retention.transfers {
+            Expiry::Respected => received::list(store)?,
+            Expiry::Ignored => Vec::new(),
+        };
+        let waiting = waiting.iter().filter(|layer| !layer.is_expired()).count();
+        Ok(Garbage {
+            left,
+            space,
+            waiting,
+        })
     }
 
     /// Prints a note unless `--json` is given, and returns the report for JSON.
     fn report(&self, store: &Store, garbage: &Garbage) -> Value {
-        let Garbage { left, space } = garbage;
+        let Garbage {
+            left,
+            space,
+            waiting,
+        } = garbage;
         if !self.json {
             let verb = if self.dry_run { "would free" } else { "freed" };
             let summary = match left.is_empty() {
@@ -109,7 +137,7 @@ impl Args {
                     space.inodes,
                     left.layers.len(),
                     left.expired.len() + left.unfinished.len(),
-                    left.files.len() + left.dirs.len() + left.locks.len() + left.trash.len(),
+                    other_count(left),
                 ),
             };
             output::print_note(&format!("{}: {summary}", store.root().shown()));
@@ -119,13 +147,33 @@ impl Args {
                     left.held.len()
                 ));
             }
+            if *waiting > 0 {
+                output::print_note(&format!(
+                    "{} of interrupted transfers: retained for up to {} days; --empty-transfers removes them",
+                    output::counted(*waiting, "layer"),
+                    received::RETENTION_DAYS
+                ));
+            }
         }
         json!({
             "store": output::json_path(store.root().as_os_str().as_encoded_bytes()),
             "freed": space_json(*space),
             "containers": left.expired.len() + left.unfinished.len(),
-            "files": left.files.len() + left.dirs.len() + left.locks.len() + left.trash.len(),
+            "files": other_count(left),
             "held_layers": left.held.len(),
+            "received_layers": waiting,
         })
     }
+}
+
+/// Returns the number of leftovers that are neither layers nor containers.
+fn other_count(left: &Leftovers) -> usize {
+    let parts = [
+        &left.files,
+        &left.dirs,
+        &left.transfers,
+        &left.locks,
+        &left.trash,
+    ];
+    parts.into_iter().map(Vec::len).sum()
 }

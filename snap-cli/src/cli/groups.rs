@@ -40,7 +40,19 @@ pub(super) const GROUPS: [(&str, &[&str]); 5] = [
     ),
     (
         "Move",
-        &["export", "import", "import-lxc-snapshots", "release"],
+        &[
+            "export",
+            "import",
+            "push",
+            "pull",
+            "login",
+            "logout",
+            "send",
+            "receive",
+            "copy",
+            "import-lxc-snapshots",
+            "release",
+        ],
     ),
 ];
 

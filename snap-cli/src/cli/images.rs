@@ -4,9 +4,12 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use super::output;
+use super::registry::RegistryArgs;
 use crate::archive::image_source::{self, ImageSource, Platform, Reference};
 use crate::error::{Error, Result};
-use crate::lifecycle::image::{self, ImageOptions, LayerSnapshots};
+use crate::lifecycle::image::{self, ImageOptions, Imported, LayerSnapshots};
+use crate::lifecycle::update::{self, Current};
+use crate::registry::{RegistryImage, RegistryRef};
 use crate::store::Store;
 use crate::store::image_layers::Blobs;
 use crate::store::name::ContainerName;
@@ -24,15 +27,18 @@ pub(super) struct ImageArgs {
     /// Keep the compressed layers of an image, so that `cowl export --oci` writes them unchanged
     #[arg(long)]
     keep_blobs: bool,
+    #[command(flatten)]
+    registry: RegistryArgs,
 }
 
 impl ImageArgs {
     /// Opens the image that `source` is; `None` if it is a root filesystem. With `force`, a path is never an image.
     ///
-    /// A compressed archive is unpacked in the directory `temporary`.
+    /// A compressed archive is unpacked in the directory `temporary`. Layers of an image in a registry will be downloaded
+    /// to the directory `transfers`.
     pub(super) fn open(
         &self,
-        temporary: &Path,
+        (temporary, transfers): (&Path, &Path),
         source: &OsStr,
         force: Force,
     ) -> Result<Option<Box<dyn ImageSource>>> {
@@ -40,14 +46,19 @@ impl ImageArgs {
             (Some(Reference::Unsupported(prefix)), _) => {
                 return Err(image::unsupported_error(prefix));
             }
-            (Some(Reference::Stored(..)), Force::Yes) => {
+            (Some(Reference::Stored(..) | Reference::Registry(_)), Force::Yes) => {
                 return Err(Error::usage(
                     "--force imports the files of an image, but this source is named as an image",
                 )
-                .hint("omit --force, or write only the path, without oci:, oci-archive: or docker-archive:"));
+                .hint("omit --force; an image in files may also be named by its path only"));
             }
             (Some(Reference::Stored(transport, path, name)), Force::No) => {
                 Some(image_source::open(transport, &path, name, temporary)?)
+            }
+            (Some(Reference::Registry(name)), Force::No) => {
+                let reference = RegistryRef::parse(&name)?;
+                let image = self.registry.open(&reference, transfers)?;
+                Some(Box::new(image) as Box<dyn ImageSource>)
             }
             (None, Force::No) if source != "-" => {
                 image_source::recognize(Path::new(source), temporary)?
@@ -59,8 +70,32 @@ impl ImageArgs {
             (None, true) => Err(Error::usage(
                 "--platform, --layer-snapshots and --keep-blobs are for images, and this is not one",
             )
-            .hint("name an image: oci:DIR, oci-archive:FILE or docker-archive:FILE")),
+            .hint("name an image: docker://REFERENCE, oci:DIR, oci-archive:FILE or docker-archive:FILE")),
             _ => Ok(opened),
+        }
+    }
+
+    /// Opens an image in a registry. Its layers will be downloaded to the directory `transfers`.
+    pub(super) fn open_registry(
+        &self,
+        reference: &RegistryRef,
+        transfers: &Path,
+    ) -> Result<RegistryImage> {
+        self.registry.open(reference, transfers)
+    }
+
+    fn options(&self, unsupported: Unsupported) -> ImageOptions {
+        ImageOptions {
+            platform: self.platform.clone().unwrap_or_else(Platform::of_machine),
+            unsupported,
+            snapshots: match self.layer_snapshots {
+                true => LayerSnapshots::Each,
+                false => LayerSnapshots::Recorded,
+            },
+            blobs: match self.keep_blobs {
+                true => Blobs::Keep,
+                false => Blobs::Discard,
+            },
         }
     }
 
@@ -71,26 +106,36 @@ impl ImageArgs {
         name: &ContainerName,
         source: &dyn ImageSource,
         unsupported: Unsupported,
-    ) -> Result<u8> {
-        let options = ImageOptions {
-            platform: self.platform.clone().unwrap_or_else(Platform::of_machine),
-            unsupported,
-            snapshots: match self.layer_snapshots {
-                true => LayerSnapshots::Take,
-                false => LayerSnapshots::Omit,
-            },
-            blobs: match self.keep_blobs {
-                true => Blobs::Keep,
-                false => Blobs::Discard,
-            },
-        };
+    ) -> Result<Imported> {
+        let options = self.options(unsupported);
         let mut bar = output::Bar::new("importing");
-        let notes = image::create(store, name, source, &options, &mut |done| bar.update(done))?;
+        let imported = image::create(store, name, source, &options, &mut |done| bar.update(done))?;
         drop(bar);
-        for note in notes {
-            output::print_note(&note);
-        }
-        Ok(0)
+        imported
+            .notes
+            .iter()
+            .for_each(|note| output::print_note(note));
+        Ok(imported)
+    }
+
+    /// Adds the snapshots of an image to the container `name`.
+    pub(super) fn update(
+        &self,
+        store: &Store,
+        name: &ContainerName,
+        source: &dyn ImageSource,
+        unsupported: Unsupported,
+    ) -> Result<(Imported, Current)> {
+        let options = self.options(unsupported);
+        let mut bar = output::Bar::new("updating");
+        let (imported, current) =
+            update::update(store, name, source, &options, &mut |done| bar.update(done))?;
+        drop(bar);
+        imported
+            .notes
+            .iter()
+            .for_each(|note| output::print_note(note));
+        Ok((imported, current))
     }
 }
 

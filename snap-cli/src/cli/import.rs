@@ -14,11 +14,13 @@ use crate::archive::unfinished::UnfinishedFile;
 use crate::container::lxc::LxcCopy;
 use crate::error::{Error, Result};
 use crate::lifecycle::create::{Source, create};
-use crate::lifecycle::whole::{self, Incoming};
+use crate::lifecycle::whole;
 use crate::lxc::lxcpath;
 use crate::recover;
 use crate::store::Store;
+use crate::store::bytes::Blob;
 use crate::store::name::ContainerName;
+use crate::store::paths::Paths;
 
 /// Import a container that `cowl export` wrote
 ///
@@ -84,15 +86,16 @@ impl Args {
         // The store may not exist yet.
         let temporary = context.root.ancestors().find(|dir| dir.is_dir());
         let temporary = temporary.unwrap_or(Path::new("/"));
-        let Some(image) = self.image.open(temporary, &self.source, force)? else {
+        let transfers = Paths::new(&context.root).transfers();
+        let Some(image) = (self.image).open((temporary, &transfers), &self.source, force)? else {
             return Ok(None);
         };
         self.refuse_lxc()?;
         let name = self.required(name)?;
         let store = context.open_or_create_store()?;
         let unsupported = policy(self.force, self.skip_unsupported).unsupported;
-        let done = self.image.create(&store, name, &*image, unsupported)?;
-        Ok(Some(done))
+        self.image.create(&store, name, &*image, unsupported)?;
+        Ok(Some(0))
     }
 
     fn stream(
@@ -109,13 +112,17 @@ impl Args {
                 self.create(&context.open_or_create_store()?, name, source)
             }
             Input::Container(archive) => {
-                let lxc = self.lxc_copy(name, &archive)?;
+                let lxc = match self.lxc {
+                    true => Some(lxc_copy(self.lxcpath.as_deref(), name, &archive)?),
+                    false => None,
+                };
                 let store = context.open_or_create_store()?;
                 let mut bar = output::Bar::new("importing");
                 let done = whole::import(&store, name, archive, &mut |done| bar.update(done))?;
                 drop(bar);
                 done.notes.iter().for_each(|note| output::print_note(note));
-                self.write_config(&done, lxc.is_some())?;
+                let file = self.lxc_config.as_deref().map(Path::new);
+                write_config((&done.name, done.config.as_ref()), file, lxc.is_some())?;
                 let snapshots = match done.snapshots {
                     0 => "no snapshots".to_owned(),
                     1 => "1 snapshot".to_owned(),
@@ -128,49 +135,6 @@ impl Args {
                 }
             }
         }
-    }
-
-    /// Prepares the LXC container of `--lxc`, before anything is imported.
-    fn lxc_copy(
-        &self,
-        name: Option<&ContainerName>,
-        archive: &BundleReader<'_>,
-    ) -> Result<Option<LxcCopy>> {
-        if !self.lxc {
-            return Ok(None);
-        }
-        let found = whole::describe(archive)?;
-        let Some(config) = found.config else {
-            return Err(Error::failed(format!(
-                "cannot register {} with LXC: the archive has no LXC config",
-                found.name
-            ))
-            .hint("omit --lxc; then use cowl lxc NAME --like OTHER"));
-        };
-        let lxcpath = lxcpath(self.lxcpath.as_deref())?;
-        let name = name.unwrap_or(&found.name);
-        LxcCopy::from_archive(config.0, found.files, lxcpath, name).map(Some)
-    }
-
-    /// Writes the imported container's LXC config to the file of `--lxc-config`.
-    fn write_config(&self, done: &Incoming, is_registered: bool) -> Result<()> {
-        let Some(config) = &done.config else {
-            return Ok(());
-        };
-        let Some(path) = &self.lxc_config else {
-            if !is_registered {
-                output::print_note(&format!(
-                    "{} was an LXC container: with --lxc it becomes one again; --lxc-config FILE extracts its config",
-                    done.name
-                ));
-            }
-            return Ok(());
-        };
-        let path = Path::new(path);
-        let unfinished = UnfinishedFile::new(path)?;
-        let written = unfinished.file().write_all(&config.0);
-        written.map_err(|error| Error::at("write", path, error))?;
-        unfinished.finish()
     }
 
     fn refuse_lxc(&self) -> Result<()> {
@@ -204,8 +168,50 @@ impl Args {
     }
 }
 
+/// Prepares the LXC container of `--lxc`, before anything is imported.
+pub(super) fn lxc_copy(
+    path: Option<&Path>,
+    name: Option<&ContainerName>,
+    archive: &BundleReader<'_>,
+) -> Result<LxcCopy> {
+    let found = whole::describe(archive)?;
+    let Some(config) = found.config else {
+        return Err(Error::failed(format!(
+            "cannot register {} with LXC: the archive has no LXC config",
+            found.name
+        ))
+        .hint("omit --lxc; then use cowl lxc NAME --like OTHER"));
+    };
+    let lxcpath = lxcpath(path)?;
+    let name = name.unwrap_or(&found.name);
+    LxcCopy::from_archive(config.0, found.files, lxcpath, name)
+}
+
+/// Writes an imported container's LXC config to the file of `--lxc-config`.
+pub(super) fn write_config(
+    (name, config): (&ContainerName, Option<&Blob>),
+    file: Option<&Path>,
+    is_registered: bool,
+) -> Result<()> {
+    let Some(config) = config else {
+        return Ok(());
+    };
+    let Some(path) = file else {
+        if !is_registered {
+            output::print_note(&format!(
+                "{name} was an LXC container: with --lxc it becomes one again; --lxc-config FILE extracts its config"
+            ));
+        }
+        return Ok(());
+    };
+    let unfinished = UnfinishedFile::new(path)?;
+    let written = unfinished.file().write_all(&config.0);
+    written.map_err(|error| Error::at("write", path, error))?;
+    unfinished.finish()
+}
+
 /// Makes an imported container an LXC container.
-fn convert(store: &Store, name: &ContainerName, lxc: LxcCopy) -> Result<u8> {
+pub(super) fn convert(store: &Store, name: &ContainerName, lxc: LxcCopy) -> Result<u8> {
     let options = lxc.options();
     let mut container = recover::open(store, name)?;
     let notes = lxc.convert(&mut container)?;

@@ -156,6 +156,21 @@ pub(super) fn print_note(text: &str) {
     }
 }
 
+/// Prints a line that the command on another host printed on its standard error.
+pub(super) fn print_remote(line: &str) {
+    print_message("remote", "36", line);
+}
+
+/// Returns the options that give another command the verbosity of this one.
+pub(super) fn verbosity_options() -> &'static [&'static str] {
+    match log::max_level() {
+        _ if is_quiet() => &["--quiet"],
+        LevelFilter::Debug | LevelFilter::Trace => &["-v", "-v"],
+        LevelFilter::Info => &["-v"],
+        LevelFilter::Off | LevelFilter::Error | LevelFilter::Warn => &[],
+    }
+}
+
 /// The format of a command's output and errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
@@ -281,6 +296,14 @@ pub(super) fn print_json(value: &Value) -> Result<()> {
 /// Returns the displayable form of a name or path; see [`Show::shown`].
 pub(super) fn shown(bytes: &[u8]) -> String {
     bytes.shown().to_string()
+}
+
+/// Formats a number of objects: "1 layer", "2 layers".
+pub(super) fn counted(number: usize, noun: &str) -> String {
+    match number {
+        1 => format!("1 {noun}"),
+        n => format!("{n} {noun}s"),
+    }
 }
 
 /// Formats a size with a binary unit.

@@ -12,6 +12,7 @@ use crate::recover;
 use crate::snapshot::prune::{Plan, load_rules, plan, protected_policy, save_rules};
 use crate::store::Store;
 use crate::store::name::ContainerName;
+use crate::store::ownership;
 use crate::store::retention::{Counts, Rules};
 
 /// Remove old snapshots, keeping some per hour, day, week, month or year
@@ -143,6 +144,12 @@ impl Args {
         let (mut done, mut broken) = (Vec::new(), None);
         for store in context.stores()? {
             for (_, record) in store.containers()? {
+                if let Ok(record) = &record
+                    && ownership::refuse_closed(&record.body).is_err()
+                {
+                    // It has no snapshots.
+                    continue;
+                }
                 let pruned = record.and_then(|record| {
                     let name = record.body.name;
                     let rules = self.configured_rules(context, &store, &name)?;

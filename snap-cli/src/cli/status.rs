@@ -24,6 +24,7 @@ use crate::snapshot::describe_loss;
 use crate::store::kernel::Driver;
 use crate::store::manifest::Durability;
 use crate::store::name::ContainerName;
+use crate::store::ownership;
 
 /// Show the containers' mounts, and the processes that use them
 ///
@@ -54,6 +55,8 @@ impl CliCommand for Args {
             for store in context.stores()? {
                 for (_, record) in store.containers()? {
                     match record {
+                        // Snapshots of images and the like have no state of their own.
+                        Ok(record) if ownership::refuse_closed(&record.body).is_err() => {}
                         Ok(record) => {
                             let container = recover::open(&store, &record.body.name);
                             match container.and_then(|container| inspect(&container)) {

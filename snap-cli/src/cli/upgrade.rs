@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{CliCommand, Context, output};
-use crate::container::kernel;
 use crate::container::upgrade::{Replaced, upgrade};
+use crate::container::{Container, kernel};
 use crate::error::{Error, Kind, Result};
 use crate::recover;
-use crate::store::Store;
 use crate::store::name::ContainerName;
+use crate::store::ownership;
+use crate::store::record::Record;
 
 /// Replace the daemons of mounted containers by this version of the program
 ///
@@ -56,19 +57,27 @@ impl CliCommand for Args {
         for name in &self.names {
             let name = ContainerName::parse(name)?;
             let done = context.store_for(&name).and_then(|store| {
-                kernel::refuse(&recover::open(&store, &name)?, "replace the daemon of")?;
-                replace(&store, &name, &program)
+                let container = recover::open(&store, &name)?;
+                kernel::refuse(&container, "replace the daemon of")?;
+                replace(&container, &program)
             });
             add(&name, done);
         }
         if self.all {
             for store in context.stores()? {
-                for (_, record) in store.containers()? {
+                for (id, record) in store.containers()? {
                     // Other commands report damaged manifests.
-                    if let Ok(record) = record {
-                        let name = &record.body.name;
-                        add(name, replace(&store, name, &program));
-                    }
+                    let Ok(Record { body: manifest, .. }) = record else {
+                        continue;
+                    };
+                    let opened = match ownership::refuse_closed(&manifest) {
+                        Ok(()) => recover::open(&store, &manifest.name),
+                        // A committed snapshot of containerd has no mount.
+                        Err(_) if manifest.written_head().is_none() => continue,
+                        Err(_) => recover::open_for_containerd(&store, id),
+                    };
+                    let done = opened.and_then(|container| replace(&container, &program));
+                    add(&manifest.name, done);
                 }
             }
         }
@@ -136,9 +145,9 @@ fn installed_program() -> Result<PathBuf> {
 }
 
 /// Replaces the daemons of one container. Returns a JSON value for each mount.
-fn replace(store: &Store, name: &ContainerName, program: &Path) -> Result<Vec<Value>> {
-    let container = recover::open(store, name)?;
-    let replaced = upgrade(&container, program)?;
+fn replace(container: &Container<'_>, program: &Path) -> Result<Vec<Value>> {
+    let name = container.name();
+    let replaced = upgrade(container, program)?;
     let snapshots = &container.manifest().snapshots;
     let value = |replaced: Replaced| {
         let snapshot = replaced.snapshot.map(|id| {

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::detach::{Ending, Servers};
 use super::served::{Owner, ServedMount};
-use super::{Container, daemon, detach, mount, mount_point, state};
+use super::{Container, daemon, detach, launch, mount_point, state};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::host::files;
@@ -212,7 +212,7 @@ pub fn open(
     let own = Uuid::new_v4();
     let dir = dir_in(&state::ensure_run_dir(store, id)?, own);
     disk::ensure_dir(&dir)?;
-    let started = mount::launch(store, &dir.join("log"), |command| {
+    let started = launch::launch(store, &dir.join("log"), |command| {
         command.arg("--snapshot").arg(snapshot.to_string());
         command.arg("--mount").arg(own.to_string());
         command.arg(id.to_string()).arg(&mount_point);
@@ -354,9 +354,9 @@ pub fn serve(
         let done = match event {
             Event::Mounted(device) => {
                 browse.device = Some(device);
-                write(&dir, &browse).and_then(|()| mount::report_ready())
+                write(&dir, &browse).and_then(|()| launch::report_ready())
             }
-            Event::Kept => mount::release_output(),
+            Event::Kept => launch::release_output(),
             Event::GivenUp(reason) => record_end(&dir, reason),
             Event::TakenOver(_) | Event::Continued(_) => Ok(()),
         };

@@ -14,6 +14,7 @@ use crate::store::collect;
 use crate::store::deleted;
 use crate::store::manifest::ContainerId;
 use crate::store::orphans;
+use crate::store::ownership;
 use crate::store::span;
 
 /// The default number of days during which a destroyed container can be undeleted.
@@ -31,6 +32,7 @@ pub fn destroy_with_retention(
     mut container: Container<'_>,
     retention: &Span,
 ) -> Result<ContainerId> {
+    ownership::refuse_owned(container.manifest(), "destroy")?;
     container.unmount(AfterUnmount::StayUnmounted)?;
     browse::close(&container, Ending::Orderly, |_| true)?;
     let (store, id) = (container.store, container.id());
@@ -47,6 +49,7 @@ pub fn destroy_with_retention(
 ///
 /// Its disk space is free when this returns, unless another command prevents garbage collection at the moment.
 pub fn destroy_now(mut container: Container<'_>) -> Result<ContainerId> {
+    ownership::refuse_owned(container.manifest(), "destroy")?;
     container.unmount(AfterUnmount::StayUnmounted)?;
     browse::close(&container, Ending::Orderly, |_| true)?;
     let (store, id) = (container.store, container.id());

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use cowlfs::control::ControlError;
 
-use super::mount::open_log;
+use super::launch::open_log;
 use super::state::{self, Mounted};
 use super::{Container, Swap, daemon};
 use crate::error::{Error, Kind, Result};
@@ -264,8 +264,7 @@ fn start_process(store: &Store, id: ContainerId) -> Result<()> {
     // `ensure_run_dir` would remove temporary files, but the caller holds no lock, and a daemon may be writing its
     // state.
     store.run().create(id)?;
-    let program = std::env::current_exe()
-        .map_err(|e| Error::failed("cannot find the cowl program itself").because(e))?;
+    let program = store.session().program()?;
     let mut child = Command::new(&program)
         .arg("--store")
         .arg(store.root())

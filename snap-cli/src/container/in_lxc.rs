@@ -14,7 +14,7 @@ use cowlfs::PassedMount;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::state::Mounted;
-use super::{Container, detach, mount, state};
+use super::{Container, detach, launch, state};
 use crate::error::{Error, Result};
 use crate::host::reach;
 use crate::lxc::binding;
@@ -70,7 +70,7 @@ impl Container<'_> {
         }
         let log = state::ensure_run_dir(self.store, self.id)?.join("log");
         let lock = self.lock.for_child()?;
-        mount::launch(self.store, &log, |command| {
+        launch::launch(self.store, &log, |command| {
             command.stdin(lock).arg("--in-lxc");
             command.arg(self.id.to_string()).arg(&mount_point);
         })

@@ -18,6 +18,7 @@ pub mod in_lxc;
 pub(crate) mod kernel;
 pub(crate) mod kernel_layers;
 mod kernel_marks;
+pub mod launch;
 pub mod lxc;
 pub mod mount;
 mod mount_point;
@@ -75,6 +76,20 @@ impl<'s> Container<'s> {
                 lock.remove()?;
                 Err(Error::not_found(format!(
                     "another command has just destroyed or renamed the container {name}"
+                )))
+            }
+        }
+    }
+
+    /// Locks the container `id` and reads its manifest, like [`Container::lock`].
+    pub(crate) fn lock_id(store: &'s Store, id: ContainerId) -> Result<Self> {
+        let lock = store.lock_container(id)?;
+        match store.container(id)? {
+            Some(record) => Ok(Self::from_locked(store, id, record, lock)),
+            None => {
+                lock.remove()?;
+                Err(Error::not_found(format!(
+                    "the container {id} does not exist any more"
                 )))
             }
         }
@@ -205,10 +220,13 @@ impl<'s> Container<'s> {
         creation: Option<Creation<'_>>,
         between: impl FnOnce(&Self) -> Result<Swap>,
     ) -> Result<()> {
-        if body.stack != self.record.body.stack {
+        let head = self.record.body.written_head();
+        if body.stack != self.record.body.stack || body.written_head() != head {
             kernel_layers::ensure_settled(self)?;
         }
-        self.refuse_unseen_daemon(&body)?;
+        if body.written_head() != head {
+            self.refuse_unseen_daemon()?;
+        }
         let path = self.store.paths().pending_file(self.id);
         disk::remove_if_exists(&path)?;
         if let Some(config) = self.config.take() {
@@ -267,12 +285,21 @@ impl<'s> Container<'s> {
         })
     }
 
+    /// Fails with `Busy` if the head of an unmounted container cannot be frozen: a mount that is not visible here writes
+    /// to it, or its mount by kernel overlayfs left work that cannot be completed.
+    pub(crate) fn refuse_writers(&self) -> Result<()> {
+        kernel_layers::ensure_settled(self)?;
+        self.refuse_unseen_daemon()
+    }
+
     /// Refuses to freeze a layer that an unknown daemon writes to.
     ///
     /// The run-time files of a daemon are invisible if another `/run` is mounted here or if they were removed.
-    fn refuse_unseen_daemon(&self, next: &ContainerManifest) -> Result<()> {
-        let head = self.record.body.head;
-        if next.head == head || self.mounted()? != Mounted::No {
+    fn refuse_unseen_daemon(&self) -> Result<()> {
+        let Some(head) = self.record.body.written_head() else {
+            return Ok(());
+        };
+        if self.mounted()? != Mounted::No {
             return Ok(());
         }
         // A daemon that was just unmounted may not have released the layer yet.

@@ -48,8 +48,9 @@ fn space(dir: &Path) -> Finding {
     let detail = format!("{} on {kind}: {} MiB free", dir.shown(), free >> 20);
     match free < LITTLE {
         false => Finding::works("space", detail),
-        true => Finding::limited("space", detail, "changes in containers may fail soon")
-            .remedy("free space: cowl du; cowl prune NAME; cowl gc --empty-trash"),
+        true => Finding::limited("space", detail, "changes in containers may fail soon").remedy(
+            "free space: cowl du; cowl prune NAME; cowl gc --empty-trash --empty-transfers",
+        ),
     }
 }
 

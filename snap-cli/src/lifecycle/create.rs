@@ -139,11 +139,21 @@ pub fn create_over_layers_with(
         return Err(Error::damaged("a state has no layer"));
     };
     let head = creation.create_head(below, &store.paths().layer_tree(*top))?;
-    let id = creation.create_container()?;
-    let mut manifest = ContainerManifest {
+    let manifest = ContainerManifest {
         settings,
         ..ContainerManifest::new(name.clone(), head, below)
     };
+    commit_new(store, creation, manifest, edit)
+}
+
+/// Creates a container with a manifest whose layers exist; `edit` fills in more fields.
+fn commit_new(
+    store: &Store,
+    mut creation: Creation<'_>,
+    mut manifest: ContainerManifest,
+    edit: impl FnOnce(ContainerId, &mut ContainerManifest) -> Result<()>,
+) -> Result<ContainerId> {
+    let id = creation.create_container()?;
     edit(id, &mut manifest)?;
     creation.sync()?;
     match disk::replace(&store.paths().container_file(id), &Record::first(manifest)) {

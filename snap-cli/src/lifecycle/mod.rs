@@ -6,17 +6,22 @@
 
 pub mod adopt;
 pub mod clone;
+pub mod containerd;
 pub mod create;
 pub mod enter;
 pub mod exec;
 pub mod hook;
 mod identity;
 pub mod image;
+mod image_layers;
+mod image_snapshots;
 pub mod mapping;
 pub mod program;
+pub mod push;
 pub mod release;
 pub mod rename;
 pub mod serve;
 mod terminal;
 pub mod undelete;
+pub mod update;
 pub mod whole;

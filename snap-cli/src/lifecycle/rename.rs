@@ -9,6 +9,7 @@ use crate::store::Store;
 use crate::store::family;
 use crate::store::manifest::ContainerManifest;
 use crate::store::name::ContainerName;
+use crate::store::ownership;
 
 /// Renames the container `old`.
 pub fn rename(store: &Store, old: &ContainerName, new: &ContainerName) -> Result<()> {
@@ -27,6 +28,7 @@ pub fn rename(store: &Store, old: &ContainerName, new: &ContainerName) -> Result
 
 fn rename_claimed(store: &Store, old: &ContainerName, new: &ContainerName) -> Result<()> {
     let mut container = recover::open(store, old)?;
+    ownership::refuse_owned(container.manifest(), "rename")?;
     let next = ContainerManifest {
         name: new.clone(),
         ..container.manifest().clone()

@@ -12,7 +12,7 @@ use cowlfs::{Event, Takeover};
 use uuid::Uuid;
 
 use crate::container::in_lxc::{Arrived, Waiting};
-use crate::container::mount::{release_output, report_ready};
+use crate::container::launch::{release_output, report_ready};
 use crate::container::served::{Owner, ServedMount};
 use crate::container::state::{self, RunState};
 use crate::container::{browse, daemon, dead, durability};

@@ -24,7 +24,9 @@ use crate::container::{Container, browse, kernel_layers, moves};
 use crate::error::{Error, Result};
 use crate::snapshot::flatten::finish_merge;
 use crate::store::Store;
+use crate::store::manifest::ContainerId;
 use crate::store::name::ContainerName;
+use crate::store::ownership;
 
 pub use ephemeral::{end_after_serving, end_if_ephemeral};
 pub use moving::complete_all;
@@ -63,9 +65,32 @@ pub fn complete_outside(container: Container<'_>) -> Result<()> {
     moving::complete(container).map(drop)
 }
 
+/// Like [`open`], for the program that manages containerd's snapshots.
+pub fn open_for_containerd(store: &Store, id: ContainerId) -> Result<Container<'_>> {
+    let container = recover(Container::lock_id(store, id)?)?;
+    mounts::remount(&container)?;
+    Ok(container)
+}
+
+/// Like [`open_to_unmount`], for the program that manages containerd's snapshots.
+pub fn open_to_unmount_for_containerd(store: &Store, id: ContainerId) -> Result<Container<'_>> {
+    let container = recover(Container::lock_id(store, id)?)?;
+    mounts::remove_dead(&container)?;
+    Ok(container)
+}
+
 /// Performs all steps of recovery except the last: the container's own mount.
+///
+/// Fails for a snapshot of containerd that no command may open.
 fn open_unmounted<'s>(store: &'s Store, name: &ContainerName) -> Result<Container<'s>> {
     let container = Container::lock(store, name)?;
+    ownership::refuse_closed(container.manifest())?;
+    recover(container)
+}
+
+/// Completes or rolls back the interrupted operations on a locked container.
+fn recover(container: Container<'_>) -> Result<Container<'_>> {
+    let (store, name) = (container.store(), container.name().clone());
     browse::tidy(store, container.id())?;
     kernel_layers::settle_or_warn(&container);
     let container = moving::complete(container)?.ok_or_else(|| {

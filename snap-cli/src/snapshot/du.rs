@@ -40,7 +40,8 @@ pub struct ContainerSpace {
 struct Counter<'s> {
     store: &'s Store,
     sizes: Sizes<'s>,
-    head: LayerId,
+    /// The layer that is written to.
+    head: Option<LayerId>,
     measured: HashMap<LayerId, (LayerKind, Space)>,
 }
 
@@ -49,7 +50,7 @@ impl Counter<'_> {
         if let Some(measured) = self.measured.get(&id) {
             return Ok(*measured);
         }
-        let found = match id == self.head {
+        let found = match Some(id) == self.head {
             // The head changes, so its size is not stored.
             true => (LayerKind::Delta, measure::measure(self.store, id)?.0.into()),
             false => {
@@ -96,7 +97,7 @@ pub fn measure_container(
     let mut counter = Counter {
         store,
         sizes: Sizes::read(store, id),
-        head: manifest.head,
+        head: manifest.written_head(),
         measured: HashMap::new(),
     };
     let mut found = ContainerSpace::default();

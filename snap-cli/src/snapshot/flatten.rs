@@ -240,6 +240,10 @@ fn merge(
 
 /// Returns `stack` with `run` replaced by `merged`, or `None` if it does not contain the whole run.
 fn replace_run(stack: &[LayerId], run: &[LayerId], merged: LayerId) -> Option<Vec<LayerId>> {
+    // A damaged manifest can have an empty run, and windows of that length do not exist.
+    if run.is_empty() {
+        return None;
+    }
     let at = stack.windows(run.len()).position(|part| part == run)?;
     let mut new = stack.get(..at)?.to_vec();
     new.push(merged);
@@ -292,6 +296,13 @@ fn rewrite_snapshots(container: &Container<'_>, run: &[LayerId], merged: LayerId
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_run_is_in_no_stack() {
+        let [one, two] = [(); 2].map(|()| LayerId::fresh());
+        assert_eq!(replace_run(&[one], &[], two), None);
+        assert_eq!(replace_run(&[one], &[one], two), Some(vec![two]));
+    }
 
     #[test]
     fn a_run_is_replaced_only_whole() {

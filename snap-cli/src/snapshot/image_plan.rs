@@ -3,11 +3,11 @@
 use serde_json::Map;
 
 use super::{ResolvedState, describe_loss};
-use crate::archive::image_source::{Digest, HistoryEntry, Platform};
+use crate::archive::image_source::{Digest, HistoryEntry, Platform, SnapshotNote};
 use crate::archive::oci::{ImageDescription, ImageStep, KeptBlob};
 use crate::container::durability::epoch;
 use crate::error::Result;
-use crate::store::manifest::{LayerId, LayerManifest};
+use crate::store::manifest::{LayerId, LayerManifest, SnapshotRef};
 use crate::store::{Store, disk};
 
 /// The image of a state.
@@ -41,15 +41,25 @@ impl ResolvedState {
                 size: blob.size,
                 media_type: blob.media_type.clone(),
             });
-            let state = stack.to_vec();
-            steps.push(ImageStep { state, kept });
+            let usable = image.filter(|image| !image.incomplete);
+            steps.push(ImageStep {
+                state: stack.to_vec(),
+                kept,
+                unpacked_from: usable.map(|image| image.diff_id.clone()),
+                snapshot: None,
+            });
         }
         let mut history = self.image_history(&own);
         let epoch = epoch(store)?;
         let image_stack =
             |stack: &[LayerId]| stack.len() <= own.len() && self.stack.ends_with(stack);
         for (snapshot, stack) in self.ancestry(store)? {
+            let note = snapshot.as_ref().map(note_of);
             if image_stack(&stack) {
+                // A snapshot that came with the image.
+                if let Some(step) = steps.get_mut(stack.len().saturating_sub(1)) {
+                    step.snapshot = note;
+                }
                 continue;
             }
             let address = |name| format!("{}@{name}", self.manifest.name);
@@ -70,6 +80,8 @@ impl ResolvedState {
             steps.push(ImageStep {
                 state: stack,
                 kept: None,
+                unpacked_from: None,
+                snapshot: note,
             });
         }
         let image = self.manifest.image.as_deref();
@@ -99,9 +111,24 @@ impl ResolvedState {
     /// Returns the history of the image's layers in the state: the original one if it describes all of them.
     fn image_history(&self, layers: &[LayerManifest]) -> Vec<HistoryEntry> {
         if let Some(image) = &self.manifest.image {
-            let with_layer = image.history.iter().filter(|entry| !entry.empty_layer);
-            if !layers.is_empty() && with_layer.count() == layers.len() {
+            let has_layer = |entry: &HistoryEntry| !entry.empty_layer;
+            let described = image
+                .history
+                .iter()
+                .filter(|entry| has_layer(entry))
+                .count();
+            if !layers.is_empty() && described == layers.len() {
                 return image.history.clone();
+            }
+            // The state is an earlier one of the same image.
+            if !layers.is_empty() && described > layers.len() {
+                let mut left = layers.len();
+                let own = image.history.iter().take_while(|entry| {
+                    let is_own = left > 0;
+                    left -= usize::from(is_own && has_layer(entry));
+                    is_own
+                });
+                return own.cloned().collect();
             }
         }
         let entry = |layer: &LayerManifest| HistoryEntry {
@@ -110,6 +137,16 @@ impl ResolvedState {
             ..HistoryEntry::default()
         };
         layers.iter().map(entry).collect()
+    }
+}
+
+/// Returns the properties of a snapshot that travel with an image.
+fn note_of(snapshot: &SnapshotRef) -> SnapshotNote {
+    SnapshotNote {
+        name: snapshot.name.to_string(),
+        created: snapshot.created.clone(),
+        comment: snapshot.comment.clone(),
+        tags: snapshot.tags.clone(),
     }
 }
 

@@ -149,8 +149,8 @@ fn free_name(next: &mut ContainerManifest, snapshot: &LxcSnapshot) -> SnapshotNa
     match SnapshotName::parse(&snapshot.name) {
         Ok(own) if next.snapshot(&own).is_none() => own,
         Ok(_) | Err(_) => {
-            let name = SnapshotName::counted(next.next_snap);
-            next.next_snap = next.next_snap.saturating_add(1);
+            let (name, after) = next.free_counted();
+            next.next_snap = after;
             name
         }
     }

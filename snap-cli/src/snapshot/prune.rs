@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use serde_json::{Map, Value};
 
 use super::remove::{self, Protected, Removal};
 use super::retain::choose;
@@ -38,6 +39,11 @@ pub fn load_rules(manifest: &ContainerManifest) -> Result<Option<Rules>> {
                     "replace them: cowl prune {name} --keep-daily 7 --save"
                 ))
         })
+}
+
+/// Removes the rules from settings that come from another host.
+pub fn remove_rules(settings: &mut Map<String, Value>) {
+    settings.remove(SETTING);
 }
 
 /// Saves rules in a container's manifest, or removes them.

@@ -56,7 +56,7 @@ pub fn restore(container: &mut Container<'_>, name: &SnapshotName) -> Result<Res
 pub fn plan(container: &Container<'_>, name: &SnapshotName) -> Result<Option<SnapshotName>> {
     let (_, snapshot) = container.snapshot(name)?;
     Ok(match CurrentState::classify(container, &snapshot.stack)? {
-        CurrentState::Unnamed(_) => Some(SnapshotName::automatic(container.manifest().next_auto)),
+        CurrentState::Unnamed(_) => Some(container.manifest().free_automatic().0),
         CurrentState::Named(_) | CurrentState::Same => None,
     })
 }
@@ -75,6 +75,24 @@ pub fn find_before_last(container: &Container<'_>) -> Result<SnapshotName> {
         ))
         .hint(hint)
     })
+}
+
+/// Returns the snapshot with the current state of a container, if nothing was written since; `None` if there is none.
+///
+/// The caller must have flushed the writes to its mount.
+pub fn find_current(container: &Container<'_>) -> Result<Option<SnapshotName>> {
+    let manifest = container.manifest();
+    let below = manifest.below_head();
+    let is_untouched = match below.first() {
+        Some(top) => container.store().is_untouched(manifest.head, *top)?,
+        None => false,
+    };
+    if !is_untouched {
+        return Ok(None);
+    }
+    let id = find_by_stack(container, below)?;
+    let named = manifest.snapshots.iter().find(|s| Some(s.id) == id);
+    Ok(named.map(|snapshot| snapshot.name.clone()))
 }
 
 /// Remounts a container if it was mounted before an operation, whether that succeeded or failed.
@@ -115,7 +133,7 @@ impl CurrentState {
 }
 
 /// Returns the snapshot with exactly this stack, preferably the parent of the head.
-pub(super) fn find_by_stack(
+pub(crate) fn find_by_stack(
     container: &Container<'_>,
     stack: &[LayerId],
 ) -> Result<Option<SnapshotId>> {
@@ -148,12 +166,12 @@ fn swap(container: &mut Container<'_>, name: &SnapshotName) -> Result<Option<Sna
     let mut taken = None;
     if let CurrentState::Unnamed(stack) = &before {
         synced::record_unsynced(store, container.manifest().head)?;
-        let auto = SnapshotName::automatic(next.next_auto);
+        let (auto, after) = next.free_automatic();
         let new = SnapshotRef {
             comment: format!("before restore of {name}"),
             ..write_file(container, &mut creation, &auto, SnapshotKind::Auto, stack)?
         };
-        next.next_auto = next.next_auto.saturating_add(1);
+        next.next_auto = after;
         taken = Some((new.id, auto));
         next.snapshots.push(new);
     }

@@ -42,8 +42,8 @@ pub fn take(container: &mut Container<'_>, request: &SnapshotRequest) -> Result<
         }
         None => {
             next.next_snap = next.next_snap.max(next_after_lxc(&next)?);
-            let name = SnapshotName::counted(next.next_snap);
-            next.next_snap = next.next_snap.saturating_add(1);
+            let (name, after) = next.free_counted();
+            next.next_snap = after;
             name
         }
     };

@@ -183,8 +183,8 @@ fn retain_current(
         next.undo = Some(id);
         return Ok(None);
     }
-    let auto = SnapshotName::automatic(next.next_auto);
-    next.next_auto = next.next_auto.saturating_add(1);
+    let (auto, after) = next.free_automatic();
+    next.next_auto = after;
     let new = SnapshotRef {
         comment: "before undo".to_owned(),
         ..write_file(

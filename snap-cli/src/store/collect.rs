@@ -13,11 +13,11 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use cowl_layers::sys;
 
-use super::leftovers::{self, Expiry, Leftovers};
+use super::leftovers::{self, Leftovers, Retention};
 use super::lock::{Lock, Mode};
 use super::manifest::LayerId;
 use super::trash::retain_first;
-use super::{Store, disk, notes, orphans, trash};
+use super::{Store, disk, notes, orphans, transfers, trash};
 use crate::error::{Error, Result};
 
 /// The result of a collection.
@@ -44,6 +44,14 @@ pub fn collect_or_warn(store: &Store) {
     }
 }
 
+/// Like [`collect`], but waits for the commands that use the store.
+pub fn collect_waiting(store: &Store) -> Result<Collected> {
+    if !leftovers::has_any(store)? {
+        return Ok(Collected::default());
+    }
+    sweep_alone(store, store.lock_exclusive()?)
+}
+
 /// Runs a collection if no other command uses the store.
 pub fn sweep(store: &Store) -> Result<Collected> {
     let command = &store.session().command;
@@ -51,7 +59,12 @@ pub fn sweep(store: &Store) -> Result<Collected> {
     else {
         return Ok(Collected::default());
     };
-    match leftovers::find(store, Expiry::Respected) {
+    sweep_alone(store, alone)
+}
+
+/// Runs a collection. `alone` is the store's exclusive lock.
+fn sweep_alone(store: &Store, alone: Lock) -> Result<Collected> {
+    match leftovers::find(store, Retention::RESPECTED) {
         Ok(left) => remove_leftovers(store, alone, &left),
         Err(error) => {
             drop(alone);
@@ -103,6 +116,11 @@ pub fn remove_leftovers(store: &Store, alone: Lock, left: &Leftovers) -> Result<
     }
     for dir in &left.dirs {
         orphans::remove(store, dir);
+    }
+    for path in &left.transfers {
+        if let Err(error) = transfers::remove(path) {
+            retain_first(&mut failed, error);
+        }
     }
     let command = &store.session().command;
     for path in &left.locks {

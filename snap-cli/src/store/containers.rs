@@ -64,6 +64,11 @@ impl Store {
         read_names(self.root())
     }
 
+    /// Returns the name of a container, even if its manifest is otherwise invalid; `None` if it does not exist.
+    pub fn name_of(&self, id: ContainerId) -> Result<Option<ContainerName>> {
+        read_name(&self.paths().container_file(id))
+    }
+
     /// Returns the id and the manifest of the container `name`.
     pub fn find(&self, name: &ContainerName) -> Result<(ContainerId, Record<ContainerManifest>)> {
         let id = self.find_id(name)?;

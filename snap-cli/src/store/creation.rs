@@ -35,6 +35,7 @@ pub struct Creation<'s> {
     unsynced: Vec<PathBuf>,
     layers: Vec<LayerId>,
     containers: Vec<ContainerId>,
+    files: Vec<PathBuf>,
 }
 
 impl<'s> Creation<'s> {
@@ -54,6 +55,7 @@ impl<'s> Creation<'s> {
             unsynced: Vec::new(),
             layers: Vec::new(),
             containers: Vec::new(),
+            files: Vec::new(),
         })
     }
 
@@ -93,8 +95,29 @@ impl<'s> Creation<'s> {
         Ok(id)
     }
 
+    /// Leaves a created layer in place, even if this creation is rolled back: something else retains it.
+    pub fn retain_layer(&mut self, id: LayerId) {
+        self.layers.retain(|layer| *layer != id);
+    }
+
+    /// Removes a created layer that is not needed.
+    pub fn discard_layer(&mut self, id: LayerId) -> Result<()> {
+        remove_tree(&self.store.paths().layer_dir(id))?;
+        self.retain_layer(id);
+        // What was removed cannot be synced.
+        let dir = self.store.paths().layer_dir(id);
+        self.unsynced.retain(|path| !path.starts_with(&dir));
+        Ok(())
+    }
+
     /// Adds a file or directory to those that [`Creation::sync`] syncs.
     pub fn add_unsynced(&mut self, path: PathBuf) {
+        self.unsynced.push(path);
+    }
+
+    /// Adds a file that no manifest names yet, below the directory of an existing container.
+    pub fn add_file(&mut self, path: PathBuf) {
+        self.files.push(path.clone());
         self.unsynced.push(path);
     }
 
@@ -134,6 +157,7 @@ impl<'s> Creation<'s> {
     /// Retains the created objects, which a manifest now names.
     pub fn finish(mut self) -> Result<()> {
         self.layers.clear();
+        self.files.clear();
         for id in std::mem::take(&mut self.containers) {
             disk::remove_if_exists(&self.store.paths().unfinished_file(id))?;
         }
@@ -159,6 +183,7 @@ impl<'s> Creation<'s> {
     pub fn abandon(mut self) {
         self.layers.clear();
         self.containers.clear();
+        self.files.clear();
         self.note = None;
     }
 }
@@ -176,6 +201,12 @@ impl Drop for Creation<'_> {
         let mut clean = true;
         for path in layers.chain(containers) {
             if let Err(error) = remove_tree(&path) {
+                log::warn!("{error}; the next command will remove it");
+                clean = false;
+            }
+        }
+        for path in &self.files {
+            if let Err(error) = disk::remove_if_exists(path) {
                 log::warn!("{error}; the next command will remove it");
                 clean = false;
             }

@@ -17,7 +17,7 @@ use cowl_layers::sys;
 pub const TEMPORARY: &str = ".tmp";
 
 /// The flag for opening a file for writing: a symlink in its place would lead out of the store.
-pub(super) const NO_LINK: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+pub(crate) const NO_LINK: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
 
 /// Opens a file or directory of the store for reading.
 ///

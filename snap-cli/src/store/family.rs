@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::containerd;
 use super::containers::{ListedName, no_container, read_names};
 use super::lock::{Lock, Mode};
 use super::name::ContainerName;
@@ -139,6 +140,15 @@ pub fn join(store: &Store, path: &Path) -> Result<Store> {
 /// Fails if another container of the family has the name or another command claims it. The caller holds the returned
 /// lock until the container's manifest exists, and then removes it.
 pub fn claim(store: &Store, name: &ContainerName) -> Result<Lock> {
+    if containerd::is_reserved(name) {
+        return Err(Error::usage(format!(
+            "the name {name} is reserved for containers of containerd"
+        ))
+        .hint(format!(
+            "choose a name that does not begin with {}",
+            containerd::PREFIX
+        )));
+    }
     let session = store.session();
     let path = store
         .home()

@@ -63,7 +63,13 @@ pub fn find(store: &Store, chain_ids: &[Digest], blobs: Blobs) -> Result<Candida
     Ok(found)
 }
 
-/// Records that a layer lacks a part of the layer of its image, or was changed, so that it is not shared.
+/// Records that another program has changed a layer, so that new containers do not share it.
+pub fn mark_changed(store: &Store, id: LayerId) -> Result<()> {
+    mark_incomplete(store, id)?;
+    super::identity::forget(store, id)
+}
+
+/// Records that a layer lacks a part of the layer of its image, so that it is not shared.
 pub fn mark_incomplete(store: &Store, id: LayerId) -> Result<()> {
     let path = store.paths().layer_file(id);
     let record = disk::read::<LayerManifest>(&path)?;

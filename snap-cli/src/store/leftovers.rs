@@ -7,8 +7,10 @@ use super::lock::Lock;
 use super::manifest::{ContainerId, LayerId};
 use super::notes::{self, HELD};
 use super::paths::LOCK;
+use super::received::ReceivedLayer;
 use super::survey::temporaries;
-use super::{Store, disk, layers, orphans, survey, trash};
+use super::transfers::Age;
+use super::{Store, disk, layers, orphans, received, survey, transfers, trash};
 use crate::error::Result;
 
 /// The leftovers of a store.
@@ -26,6 +28,8 @@ pub struct Leftovers {
     pub files: Vec<PathBuf>,
     /// Mount points, run directories and caches of containers that do not exist any more.
     pub dirs: Vec<PathBuf>,
+    /// Interrupted downloads and uploads.
+    pub transfers: Vec<PathBuf>,
     /// Stale lock files.
     pub locks: Vec<PathBuf>,
     /// Objects in the trash.
@@ -42,17 +46,35 @@ impl Leftovers {
             && self.unfinished.is_empty()
             && self.files.is_empty()
             && self.dirs.is_empty()
+            && self.transfers.is_empty()
             && self.locks.is_empty()
             && self.trash.is_empty()
     }
 }
 
-/// Whether destroyed containers are retained until they expire.
+/// The treatment of objects before they expire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Destroyed containers.
+    pub trash: Expiry,
+    /// Layers and downloads of interrupted transfers.
+    pub transfers: Expiry,
+}
+
+impl Retention {
+    /// Everything is retained until it expires.
+    pub const RESPECTED: Self = Self {
+        trash: Expiry::Respected,
+        transfers: Expiry::Respected,
+    };
+}
+
+/// Whether objects are retained until they expire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
     /// They are retained until they expire.
     Respected,
-    /// All destroyed containers are leftovers.
+    /// All of them are leftovers.
     Ignored,
 }
 
@@ -63,6 +85,12 @@ pub(super) fn has_any(store: &Store) -> Result<bool> {
         return Ok(true);
     }
     if deleted::list(store)?.iter().any(Deleted::is_expired) {
+        return Ok(true);
+    }
+    if !transfers::find(store, Age::Expired)?.is_empty() {
+        return Ok(true);
+    }
+    if received::list(store)?.iter().any(ReceivedLayer::is_expired) {
         return Ok(true);
     }
     for (_, layer) in notes::list_held(store)? {
@@ -76,20 +104,28 @@ pub(super) fn has_any(store: &Store) -> Result<bool> {
 /// Finds the leftovers of a store.
 ///
 /// The caller must hold the store's exclusive lock, because objects that a command is creating look like leftovers.
-pub fn find(store: &Store, expiry: Expiry) -> Result<Leftovers> {
+pub fn find(store: &Store, retention: Retention) -> Result<Leftovers> {
     let mut left = Leftovers {
         trash: trash::list(store)?,
         ..Leftovers::default()
     };
     let mut retained = Vec::new();
     for deleted in deleted::list(store)? {
-        match expiry == Expiry::Ignored || deleted.is_expired() {
+        match retention.trash == Expiry::Ignored || deleted.is_expired() {
             true => left.expired.push(deleted),
             false => retained.push(deleted),
         }
     }
-    let survey = survey::read(store, &retained)?;
+    let mut survey = survey::read(store, &retained)?;
     left.files = survey.files;
+    for layer in received::list(store)? {
+        match retention.transfers == Expiry::Ignored || layer.is_expired() {
+            true => left.files.push(layer.file),
+            false => {
+                survey.used.insert(layer.id);
+            }
+        }
+    }
     left.pending = survey.pending;
     for id in store.layer_ids()? {
         if survey.used.contains(&id) {
@@ -115,6 +151,11 @@ pub fn find(store: &Store, expiry: Expiry) -> Result<Leftovers> {
     }
     left.files.extend(temporaries(&store.paths().caches())?);
     left.dirs = orphans::list(store)?;
+    let age = match retention.transfers {
+        Expiry::Respected => Age::Expired,
+        Expiry::Ignored => Age::Any,
+    };
+    left.transfers = transfers::find(store, age)?;
     left.locks = stale_locks(store)?;
     Ok(left)
 }

@@ -2,7 +2,7 @@
 //!
 //! Each type preserves fields that a newer version added.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -10,10 +10,12 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::bytes::Blob;
+use super::containerd::ContainerdRecord;
 use super::image_record::{ImageLayerRecord, ImageRecord};
 use super::name::{ContainerName, SnapshotName};
 use super::outside::{Adopted, Lxc, Moving};
 use super::record::Body;
+use crate::tree::PortableDigest;
 
 macro_rules! id_type {
     ($(#[$doc:meta])* $type:ident) => {
@@ -135,6 +137,9 @@ pub struct ContainerManifest {
     /// A committed merge of layers that the files of the snapshots do not reflect yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merged: Option<Merged>,
+    /// The snapshot of containerd that it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub containerd: Option<Box<ContainerdRecord>>,
     /// Fields that this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -152,6 +157,16 @@ pub enum Ephemeral {
 
 impl Body for ContainerManifest {
     const TYPE_NAME: &'static str = "container";
+    /// Format 2 added `containerd`.
+    const FORMAT: u64 = 2;
+
+    fn format(&self) -> u64 {
+        // A version that does not know the field would write to frozen layers.
+        match self.containerd {
+            Some(_) => 2,
+            None => 1,
+        }
+    }
 }
 
 impl ContainerManifest {
@@ -179,6 +194,7 @@ impl ContainerManifest {
             ephemeral: None,
             settling: None,
             merged: None,
+            containerd: None,
             extra: Map::new(),
         }
     }
@@ -188,9 +204,45 @@ impl ContainerManifest {
         self.stack.split_first().map_or(&[], |(_, below)| below)
     }
 
+    /// Returns the layer that a mount writes to; `None` if all layers are frozen.
+    pub fn written_head(&self) -> Option<LayerId> {
+        let is_frozen = self
+            .containerd
+            .as_deref()
+            .is_some_and(|record| record.frozen);
+        (!is_frozen).then_some(self.head)
+    }
+
+    /// Returns the layers that nothing writes to, topmost first.
+    pub fn frozen_stack(&self) -> &[LayerId] {
+        match self.written_head() {
+            Some(_) => self.below_head(),
+            None => &self.stack,
+        }
+    }
+
     /// Returns the snapshot `name`.
     pub fn snapshot(&self, name: &SnapshotName) -> Option<&SnapshotRef> {
         self.snapshots.iter().find(|known| known.name == *name)
+    }
+
+    /// Returns the next name `snap<N>` that is free, and the counter after it.
+    pub fn free_counted(&self) -> (SnapshotName, u64) {
+        self.first_free(self.next_snap, &SnapshotName::counted)
+    }
+
+    /// Returns the next name `auto<N>` that is free, and the counter after it.
+    pub fn free_automatic(&self) -> (SnapshotName, u64) {
+        self.first_free(self.next_auto, &SnapshotName::automatic)
+    }
+
+    /// A counter can be wrong in the manifest of another host, and two snapshots with one name could not be removed.
+    fn first_free(&self, from: u64, named: &dyn Fn(u64) -> SnapshotName) -> (SnapshotName, u64) {
+        let used: HashSet<_> = self.snapshots.iter().map(|known| &known.name).collect();
+        let mut numbers = (from..=u64::MAX).chain(0..from);
+        let free = numbers.find(|number| !used.contains(&named(*number)));
+        let number = free.unwrap_or(from);
+        (named(number), number.saturating_add(1))
     }
 
     /// Clears the fields that refer to this host, for an exported or copied container.
@@ -199,6 +251,7 @@ impl ContainerManifest {
         self.lxc = None;
         self.moving = None;
         self.ephemeral = None;
+        self.containerd = None;
     }
 
     /// Checks the invariants of the fields. The error describes the violation.
@@ -417,6 +470,9 @@ pub struct LayerManifest {
     /// The layer of an image that it was unpacked from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageLayerRecord>,
+    /// Its identity across stores, once it was sent or received.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<LayerIdentity>,
     /// Whether its content is not known to be durable. Set from a head's creation until the first sync after it was
     /// frozen; the three fields above are absent then.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -442,10 +498,23 @@ impl LayerManifest {
             looks: None,
             digest: None,
             image: None,
+            identity: None,
             unsynced: false,
             extra: Map::new(),
         }
     }
+}
+
+/// The identity of a layer across stores.
+///
+/// Two layers are the same if both fields are equal. The id alone would be a claim of the sender. The digest alone does
+/// not suffice, because two layers of a stack can have the same content.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LayerIdentity {
+    /// The id of the layer in the store that it was created in.
+    pub id: LayerId,
+    /// The digest of its tree.
+    pub digest: PortableDigest,
 }
 
 /// The kind of a layer.

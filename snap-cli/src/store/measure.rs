@@ -66,6 +66,7 @@ pub fn remeasure(store: &Store, id: LayerId) -> Result<()> {
         digest: None,
         // Its content may have changed.
         image: None,
+        identity: None,
         unsynced: false,
         ..record.body.clone()
     };

@@ -13,8 +13,10 @@
 //!       locks/                           one file for each lock
 //!       deleted/<id>.<since>.<until>     destroyed containers that can be undeleted
 //!       trash/                           objects being removed
+//!       received/<id>.<until>            layers of interrupted transfers (see [`received`])
 //!       damaged/                         unreadable files that a repair replaced
 //!       cache/<id>.json                  data that can be computed again (see [`sizes`])
+//!       transfers/<hex>, transfers/push-<id>  interrupted downloads and uploads (see [`transfers`])
 //!       reserve/                         space for a full disk (see [`reserve`])
 //!       moving/<id>                      markers of pending changes outside the store
 //!       stores.json                      the other stores of the family (see [`family`])
@@ -22,6 +24,7 @@
 
 pub mod bytes;
 pub mod collect;
+pub mod containerd;
 pub mod containers;
 pub mod creation;
 pub mod deleted;
@@ -29,6 +32,7 @@ pub mod disk;
 pub mod family;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+pub mod identity;
 pub mod image_layers;
 pub mod image_record;
 pub mod kernel;
@@ -42,7 +46,9 @@ pub mod name;
 mod notes;
 pub mod orphans;
 pub mod outside;
+pub mod ownership;
 pub mod paths;
+pub mod received;
 pub mod record;
 pub mod reserve;
 pub mod retention;
@@ -51,6 +57,7 @@ pub mod sizes;
 pub mod span;
 pub mod survey;
 pub mod synced;
+pub mod transfers;
 pub mod trash;
 pub mod usage;
 
@@ -86,6 +93,19 @@ pub struct Session {
     pub patience: Duration,
     /// The options of mounts. All but the driver concern mounts of cowlfs.
     pub mounts: Mounts,
+    /// The program `cowl`, which serves mounts; `None`: the program of this process.
+    pub program: Option<PathBuf>,
+}
+
+impl Session {
+    /// Returns the path of the program that serves mounts.
+    pub(crate) fn program(&self) -> Result<PathBuf> {
+        match &self.program {
+            Some(program) => Ok(program.clone()),
+            None => std::env::current_exe()
+                .map_err(|e| Error::failed("cannot find the cowl program itself").because(e)),
+        }
+    }
 }
 
 /// The options of mounts.
@@ -371,6 +391,11 @@ impl Store {
         self.lock(&format!("settling-{id}"), Mode::Exclusive)
     }
 
+    /// Acquires the lock of the program that manages containerd's snapshots in the store.
+    pub fn lock_containerd(&self) -> Result<Lock> {
+        self.lock("containerd", Mode::Exclusive)
+    }
+
     /// Acquires a shared lock of the store, which excludes garbage collection: objects that are created or read while
     /// it is held are retained.
     pub fn lock_shared(&self) -> Result<Lock> {
@@ -387,6 +412,7 @@ pub(crate) mod tests {
             command: "cowl test".to_owned(),
             patience: Duration::from_millis(50),
             mounts: Default::default(),
+            program: None,
         }
     }
 

@@ -112,6 +112,11 @@ impl Paths {
         self.root.join("trash")
     }
 
+    /// Returns the path of the directory of blobs that are being downloaded, and of images that are being uploaded.
+    pub fn transfers(&self) -> PathBuf {
+        self.root.join("transfers")
+    }
+
     /// Returns the path of the directory of caches.
     pub fn caches(&self) -> PathBuf {
         self.root.join("cache")

@@ -15,6 +15,11 @@ pub trait Body: Serialize + DeserializeOwned {
     const TYPE_NAME: &'static str;
     /// The newest format that this version supports.
     const FORMAT: u64 = 1;
+
+    /// Returns the oldest format that contains all of the body's meaning. Older versions refuse the record.
+    fn format(&self) -> u64 {
+        1
+    }
 }
 
 /// A body with its generation.
@@ -85,7 +90,7 @@ impl<T: Body> Record<T> {
         let Value::Object(mut object) = serde_json::to_value(&self.body).map_err(shape)? else {
             return Err(RecordError::Syntax(String::new()));
         };
-        object.insert(FORMAT.to_owned(), T::FORMAT.into());
+        object.insert(FORMAT.to_owned(), self.body.format().into());
         object.insert(GENERATION.to_owned(), self.generation.into());
         let sum = compute_checksum(&object)?;
         object.insert(CHECKSUM.to_owned(), sum.into());

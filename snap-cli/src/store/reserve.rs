@@ -144,6 +144,7 @@ mod tests {
             command: "test".to_owned(),
             patience: Duration::ZERO,
             mounts: Default::default(),
+            program: None,
         };
         let store = Store::open_or_make(&dir.path().join("store"), session).unwrap();
         assert!(!release(&store).unwrap());

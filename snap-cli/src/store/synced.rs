@@ -26,6 +26,7 @@ pub fn record_unsynced(store: &Store, id: LayerId) -> Result<()> {
         return Ok(());
     }
     let body = LayerManifest {
+        identity: None,
         unsynced: true,
         ..record.body.clone()
     };

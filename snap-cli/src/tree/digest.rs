@@ -11,6 +11,7 @@ use cowl_layers::sys::stat::FileKind;
 use cowl_layers::view::View;
 use sha2::{Digest as _, Sha256};
 
+use super::attrs::Xattrs;
 use super::content::Blocks;
 use super::digest_form::Form;
 use super::error::{Context as _, OnProgress, Progress, Result};
@@ -58,7 +59,8 @@ pub fn digest_layer(
     Ok(hasher.finish())
 }
 
-struct Hasher<'a> {
+/// The state of a digest over the entries of a walk.
+pub(super) struct Hasher<'a> {
     form: Form,
     sha: Sha256,
     /// Whether the tree is a layer, whose whiteouts are markers.
@@ -80,6 +82,16 @@ impl<'a> Hasher<'a> {
         }
     }
 
+    /// Creates a hasher for a layer as it is on disk; `kind` separates its digests from those of other kinds.
+    pub(super) fn for_layer(kind: &str, progress: OnProgress<'a>) -> Self {
+        let form = Form::Names;
+        Self {
+            sha: Sha256::new_with_prefix(form.hash_prefix(kind)),
+            is_layer: true,
+            ..Self::new(form, progress)
+        }
+    }
+
     fn add_number(&mut self, number: u64) {
         self.sha.update(number.to_le_bytes());
     }
@@ -92,6 +104,15 @@ impl<'a> Hasher<'a> {
 
     /// Adds an entry. A later name of a file refers to its first one.
     fn add_item(&mut self, item: &Item<'_>) -> Result<()> {
+        self.add_item_with(item, |xattrs| xattrs)
+    }
+
+    /// Adds an entry like [`Self::add_item`], with converted xattrs.
+    pub(super) fn add_item_with(
+        &mut self,
+        item: &Item<'_>,
+        convert: impl FnOnce(Xattrs) -> Xattrs,
+    ) -> Result<()> {
         let index = self.done.entries;
         self.done.entries += 1;
         self.form.add_name(item, &mut self.sha);
@@ -108,7 +129,7 @@ impl<'a> Hasher<'a> {
         self.add_number(stat.gid.into());
         self.add_number(stat.mtime.secs.cast_unsigned());
         self.add_number(stat.mtime.nanos.into());
-        let xattrs = item.xattrs()?;
+        let xattrs = convert(item.xattrs()?);
         self.add_number(xattrs.len() as u64);
         for (name, value) in &xattrs {
             self.add_bytes(name);
@@ -144,5 +165,11 @@ impl<'a> Hasher<'a> {
     fn finish(self) -> TreeDigest {
         (self.progress)(self.done);
         TreeDigest(self.sha.finalize().into(), self.form)
+    }
+
+    /// Returns the digest in hexadecimal digits, without the prefix of its form.
+    pub(super) fn finish_hex(self) -> String {
+        let sum = self.sha.finalize();
+        sum.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }

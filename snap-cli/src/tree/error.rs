@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::error::Error;
 use cowl_layers::error::Errno;
 use cowl_layers::shown::Show as _;
 use cowl_layers::view::LayerPath;
@@ -56,6 +57,8 @@ pub struct TreeError {
     path: Option<PathBuf>,
     hint: Option<&'static str>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    /// An error of the manager that replaces this one where errors of trees are converted.
+    whole: Option<Box<Error>>,
 }
 
 impl TreeError {
@@ -67,6 +70,27 @@ impl TreeError {
             path: None,
             hint: None,
             source: None,
+            whole: None,
+        }
+    }
+
+    /// Wraps an error of the manager, which a callback of an operation on a tree has returned.
+    pub(crate) fn from_error(error: Error) -> Self {
+        let kind = match error.is_no_space() {
+            true => ErrorKind::NoSpace,
+            false => ErrorKind::Io,
+        };
+        Self {
+            whole: Some(Box::new(error)),
+            ..Self::new(kind, "")
+        }
+    }
+
+    /// Returns the error of the manager that this one wraps.
+    pub(crate) fn into_error(self) -> std::result::Result<Error, Self> {
+        match self.whole {
+            Some(error) => Ok(*error),
+            None => Err(self),
         }
     }
 
@@ -155,6 +179,9 @@ fn kind_of(errno: Errno) -> ErrorKind {
 
 impl fmt::Display for TreeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(error) = &self.whole {
+            return error.fmt(f);
+        }
         f.write_str(&self.message)?;
         if let Some(path) = &self.path {
             // The root of a tree has an empty relative path, which a reader could not see.

@@ -7,6 +7,10 @@ use crate::error::Error;
 
 impl From<TreeError> for Error {
     fn from(error: TreeError) -> Self {
+        let error = match error.into_error() {
+            Ok(whole) => return whole,
+            Err(error) => error,
+        };
         let hint = match error.kind() {
             ErrorKind::NotPermitted | ErrorKind::Unsupported => {
                 let is_root = rustix::process::geteuid().is_root();

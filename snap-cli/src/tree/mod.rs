@@ -20,6 +20,7 @@ pub mod notes;
 pub mod omissions;
 pub(crate) mod path;
 pub(crate) mod path_map;
+pub(crate) mod portable;
 pub(crate) mod position;
 pub(crate) mod recording;
 #[cfg(test)]
@@ -31,3 +32,4 @@ mod xattr_values;
 pub use digest::{TreeDigest, digest, digest_dir, digest_layer};
 pub use error::{ErrorKind, OnProgress, Progress, TreeError};
 pub use measure::{measure, measure_like};
+pub use portable::{PortableDigest, digest_portable};

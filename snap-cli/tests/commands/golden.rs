@@ -67,6 +67,7 @@ impl World {
             command: "test".to_owned(),
             patience: Duration::from_secs(60),
             mounts: Mounts::default(),
+            program: None,
         };
         match Store::open(&self.dir.path().join("store"), session) {
             Ok(store) => make_all_durable(&store, None).unwrap(),

@@ -221,7 +221,8 @@ fn an_image_is_selected_by_tag_and_platform() {
     create("d", &["--from", "image", "--platform", "x"]).fails(2, &["OS/ARCH"]);
     std::fs::create_dir(world.path("root")).unwrap();
     create("d", &["--from", "root", "--platform", "linux/arm"]).fails(2, &["not one"]);
-    create("d", &["--from", "docker://debian"]).fails(2, &["docker:", "skopeo copy"]);
+    create("d", &["--from", "docker://debian"]).fails(2, &["short names"]);
+    create("d", &["--from", "docker-daemon:debian"]).fails(2, &["docker-daemon:", "skopeo copy"]);
     create("d", &["--from", "dir:image"]).fails(2, &["dir:", "skopeo copy"]);
 }
 

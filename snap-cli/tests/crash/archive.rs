@@ -1,6 +1,9 @@
 //! Like `snapshots.rs`, for export, import and flatten.
 
-use crate::web::{at_every_call, at_every_call_after, can};
+use cowl_tests::conditions;
+use cowl_tests::registry::{self, Protection, Registry};
+
+use crate::web::{at_every_call, at_every_call_after, at_every_call_of_receive, can};
 
 #[test]
 fn flatten_base_survives_a_kill() {
@@ -63,5 +66,47 @@ fn import_survives_a_kill() {
         let file = file.to_str().unwrap();
         let prepare: [&[&str]; 1] = [&["export", "web", "--with-snapshots", file]];
         at_every_call_after(&prepare, false, &["import", file, "new"], &["web", "new"]);
+    }
+}
+
+/// A killed pull leaves no container, a killed update adds all snapshots or none, and a killed push changes no snapshot.
+#[test]
+fn transfers_with_a_registry_survive_a_kill() {
+    if !can(false) || !conditions::can(registry::NEEDS) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let registry = Registry::start(dir.path(), Protection::default());
+    let reference = format!("{}/web", registry.name());
+    let pull = ["pull", &reference, "new"];
+    let push: &[&str] = &["push", "web", &reference];
+    at_every_call_after(&[push], false, &pull, &["web", "new"]);
+    // The state that was pushed is in no snapshot any more.
+    let prepare: [&[&str]; 3] = [push, &["restore", "web", "snap2"], &["rm", "web", "snap3"]];
+    let update = ["pull", "--update", &reference, "web"];
+    at_every_call_after(&prepare, false, &update, &["web"]);
+    let other = format!("{reference}-other");
+    at_every_call(false, &["push", "web@snap1", &other], &["web"]);
+}
+
+#[test]
+fn send_survives_a_kill() {
+    if can(false) {
+        at_every_call(false, &["send", "web"], &["web"]);
+    }
+}
+
+/// A killed transfer creates no container and adds no snapshot. Its complete layers are retained.
+#[test]
+fn receive_survives_a_kill() {
+    if can(false) {
+        at_every_call_of_receive(false);
+    }
+}
+
+#[test]
+fn receive_into_a_container_survives_a_kill() {
+    if can(false) {
+        at_every_call_of_receive(true);
     }
 }

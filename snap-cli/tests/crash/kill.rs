@@ -31,8 +31,14 @@ pub(crate) struct Call {
 
 /// Runs the command to its end and returns the calls that change something.
 pub(crate) fn calls(command: &Command, log: &Path) -> Vec<Call> {
+    calls_with(command, None, log)
+}
+
+/// Like [`calls`], with a file as the command's standard input.
+pub(crate) fn calls_with(command: &Command, input: Option<&Path>, log: &Path) -> Vec<Call> {
     let trace = format!("trace={CALLS}");
-    let output = strace(&["-o", log.to_str().unwrap(), "-e", &trace], command);
+    let options = ["-o", log.to_str().unwrap(), "-e", &trace];
+    let output = strace(&options, command, input);
     assert!(output.status.success(), "{output:?}");
     let mut calls: Vec<Call> = Vec::new();
     for line in std::fs::read_to_string(log).unwrap().lines() {
@@ -53,23 +59,33 @@ pub(crate) fn calls(command: &Command, log: &Path) -> Vec<Call> {
 /// Runs the command and kills it at this call. Returns false if it ended before: it then made another number
 /// of calls.
 pub(crate) fn kill_at(command: &Command, call: &Call) -> bool {
+    kill_at_with(command, None, call)
+}
+
+/// Like [`kill_at`], with a file as the command's standard input.
+pub(crate) fn kill_at_with(command: &Command, input: Option<&Path>, call: &Call) -> bool {
     let trace = format!("trace={}", call.name);
     let inject = format!("inject={}:signal=KILL:when={}", call.name, call.number);
-    let output = strace(&["-o", "/dev/null", "-e", &trace, "-e", &inject], command);
+    let options = ["-o", "/dev/null", "-e", &trace, "-e", &inject];
+    let output = strace(&options, command, input);
     let killed = output.status.signal() == Some(9);
     assert!(killed || output.status.success(), "{command:?}: {output:?}");
     killed
 }
 
 /// Runs the command under strace, with its environment.
-fn strace(options: &[&str], command: &Command) -> Output {
+fn strace(options: &[&str], command: &Command, input: Option<&Path>) -> Output {
+    let input = match input {
+        Some(path) => Stdio::from(std::fs::File::open(path).unwrap()),
+        None => Stdio::null(),
+    };
     let mut traced = Command::new("strace");
     traced
         .arg("-qq")
         .args(options)
         .arg(command.get_program())
         .args(command.get_args())
-        .stdin(Stdio::null());
+        .stdin(input);
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => traced.env(name, value),

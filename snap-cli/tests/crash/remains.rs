@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cowl::store::{collect, deleted};
+use cowl::store::{collect, deleted, identity, received};
+use cowl::tree::digest_portable;
 
 use crate::library;
 
@@ -34,6 +35,14 @@ pub(crate) fn assert_none(path: &Path, label: &str) {
             layers.extend(stack.iter().map(ToString::to_string));
         }
     }
+    // Complete layers of an interrupted transfer are retained.
+    for waiting in received::list(&store).unwrap() {
+        let tree = store.paths().layer_tree(waiting.id);
+        let identity = identity::recorded(&store, waiting.id).unwrap().unwrap();
+        let digest = digest_portable(&tree, store.space(), &mut |_| ()).unwrap();
+        assert_eq!(digest, identity.digest, "{label}");
+        layers.insert(waiting.id.to_string());
+    }
     // A process that is killed holds its locks until it has ended, and a background sync of a snapshot excludes the
     // collection of garbage: then a later command removes the layer.
     let start = Instant::now();
@@ -56,6 +65,12 @@ pub(crate) fn assert_none(path: &Path, label: &str) {
     for dir in ["trash", "moving"] {
         assert_eq!(names(&path.join(dir)), BTreeSet::new(), "{label}: {dir}");
     }
+    // A later command continues an interrupted download, but not an upload.
+    let transfers = names(&path.join("transfers"));
+    assert!(
+        !transfers.iter().any(|name| name.starts_with("push-")),
+        "{label}: {transfers:?}"
+    );
     // A daemon that has synced a snapshot commits that in the background.
     let start = Instant::now();
     while container_files(path) != files && start.elapsed() < Duration::from_secs(10) {

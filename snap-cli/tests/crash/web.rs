@@ -11,7 +11,7 @@ use cowl::tree::digest;
 use cowl_tests::conditions::{self, Need};
 use cowl_tests::mount::wait_until;
 
-use crate::kill::{at_each, calls, kill_at};
+use crate::kill::{at_each, calls, calls_with, kill_at, kill_at_with};
 use crate::library;
 use crate::remains;
 
@@ -27,6 +27,8 @@ pub(crate) fn can(mounts: bool) -> bool {
 struct World {
     cli: cowl_tests::cowl::Store,
     driver: Driver,
+    /// The file that is the standard input of the command.
+    input: Option<PathBuf>,
 }
 
 /// The states of a container: the current one, and each snapshot.
@@ -50,7 +52,11 @@ impl World {
             Driver::Fuse => cli,
             Driver::Kernel => cli.with_kernel_driver(),
         };
-        Self { cli, driver }
+        Self {
+            cli,
+            driver,
+            input: None,
+        }
     }
 
     /// Copies the store, with all its time stamps.
@@ -182,11 +188,33 @@ pub(crate) fn at_every_call_after(
     for command in prepare {
         first.cli.ok(*command);
     }
+    at_every_call_in(&first, mounted, args, names);
+}
+
+/// Kills a `cowl receive new` at every call. It receives web from another store; with `exists`, the store has received the
+/// first snapshot before.
+pub(crate) fn at_every_call_of_receive(exists: bool) {
+    let source = World::new(Driver::Fuse);
+    let mut first = World::new(Driver::Fuse);
+    let send = |state: &str| source.cli.cowl(["send", state]).ok().stdout;
+    if exists {
+        first
+            .cli
+            .cowl_with(["receive", "new"], &send("web@snap0"))
+            .ok();
+    }
+    let file = source.cli.beside("stream");
+    std::fs::write(&file, send("web")).unwrap();
+    first.input = Some(file);
+    at_every_call_in(&first, false, &["receive", "new"], &["web", "new"]);
+}
+
+fn at_every_call_in(first: &World, mounted: bool, args: &[&str], names: &[&str]) {
     let ends = match mounted {
         true => (Before::Mounted, After::Mounted),
         false => (Before::Unmounted, After::Any),
     };
-    kill_at_every_call(&first, ends, args, names);
+    kill_at_every_call(first, ends, args, names);
 }
 
 fn kill_at_every_call(first: &World, ends: (Before, After), args: &[&str], names: &[&str]) {
@@ -202,7 +230,8 @@ fn kill_at_every_call(first: &World, ends: (Before, After), args: &[&str], names
         |world: &World| -> Vec<_> { names.iter().map(|name| world.states(name)).collect() };
     let (calls, after) = {
         let world = world();
-        let calls = calls(&world.cli.command(args), &world.log());
+        let input = first.input.as_deref();
+        let calls = calls_with(&world.cli.command(args), input, &world.log());
         let after = states(&world);
         if first.driver == Driver::Kernel {
             // No daemon ends with the process.
@@ -214,7 +243,8 @@ fn kill_at_every_call(first: &World, ends: (Before, After), args: &[&str], names
         let mut label = format!("{args:?} killed at {call:?}");
         let world = world();
         let before = states(&world);
-        let killed = kill_at(&world.cli.command(args), call);
+        let input = first.input.as_deref();
+        let killed = kill_at_with(&world.cli.command(args), input, call);
         // Any next command cleans up.
         for next in ["status", "list", "check"] {
             let output = world.cli.cowl([next]);

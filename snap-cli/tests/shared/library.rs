@@ -11,6 +11,7 @@ pub(crate) fn open(path: &Path) -> cowl::error::Result<Store> {
         command: "test".to_owned(),
         patience: Duration::from_secs(5),
         mounts: Default::default(),
+        program: None,
     };
     Store::open(path, session)
 }

@@ -50,5 +50,6 @@ mod prune;
 mod reach;
 mod recorded;
 mod run_files;
+mod sending;
 mod trash;
 mod upgrade;

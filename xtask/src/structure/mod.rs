@@ -25,7 +25,7 @@ struct Order {
 }
 
 /// The crates with an order of modules. Cargo enforces the dependencies between crates.
-const ORDERS: [Order; 4] = [
+const ORDERS: [Order; 5] = [
     Order {
         directory: "fs/layers/src",
         modules: &[
@@ -89,11 +89,25 @@ const ORDERS: [Order; 4] = [
             &["container"],
             &["lxc"],
             &["config"],
+            &["registry"],
             &["store"],
             &["archive"],
             &["delta"],
             &["tree", "host"],
             &["error", "shell", "wait"],
+        ],
+    },
+    Order {
+        directory: "snap-cli/snapshotter/src",
+        modules: &[
+            &["main"],
+            &["cli"],
+            &["serving"],
+            &["service"],
+            &["messages", "manager", "server"],
+            &["index"],
+            &["filter", "listener", "logging"],
+            &["error"],
         ],
     },
 ];

@@ -27,6 +27,11 @@ impl Digest {
         Self(format!("{PREFIX}{digits}"))
     }
 
+    /// Returns the digest that a computation results in.
+    pub(crate) fn of_sum(sum: Sha256) -> Self {
+        Self::from_hex(&hex(sum))
+    }
+
     /// Returns the hexadecimal digits, which are the name of the blob.
     pub fn hex(&self) -> &str {
         self.0.strip_prefix(PREFIX).unwrap_or_default()

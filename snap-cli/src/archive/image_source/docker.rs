@@ -83,7 +83,7 @@ impl ImageSource for SavedImage {
                 Some((size, _)) => size,
                 None => return Err(missing(&name)),
             };
-            blobs.push((LayerBlob::File(name), size));
+            blobs.push((LayerBlob::File(name), size, None));
         }
         let name = saved.repo_tags.unwrap_or_default().into_iter().next();
         assemble(config, blobs, (name, None), platform)

@@ -69,9 +69,29 @@ pub(super) struct Index {
 #[derive(Debug, Deserialize)]
 pub(super) struct Manifest {
     pub(super) config: Descriptor,
-    pub(super) layers: Vec<Descriptor>,
+    pub(super) layers: Vec<LayerDescriptor>,
     #[serde(default)]
     manifests: Option<IgnoredAny>,
+}
+
+/// A reference to the blob of a layer.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct LayerDescriptor {
+    #[serde(default)]
+    pub(super) media_type: String,
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    #[serde(default)]
+    pub(super) annotations: Option<LayerNotes>,
+}
+
+/// The annotations of a layer that cowl writes. Others are dropped.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct LayerNotes {
+    /// The snapshot.
+    #[serde(rename = "io.cowl.snapshot", default)]
+    pub(super) snapshot: Option<String>,
 }
 
 /// The config of an image.

@@ -9,20 +9,25 @@ use super::documents::{self, Descriptor, Index, Names};
 use super::files::ImageFiles;
 use super::platform::Platform;
 use super::verified::VerifiedBlob;
-use super::{Image, ImageLayer, ImageSource, LayerBlob, assemble, missing};
+use super::{Image, ImageLayer, ImageSource, LayerBlob, SnapshotNote, assemble, missing};
 use crate::archive::limits;
 use crate::tree::error::{ErrorKind, Result, TreeError};
 
 /// The annotation with the tag of an image.
-pub(in crate::archive) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// The annotation with the complete name of an image.
-pub(in crate::archive) const FULL_NAME: &str = "io.containerd.image.name";
+pub(crate) const FULL_NAME: &str = "io.containerd.image.name";
 
-/// A store of blobs: a directory, an archive or, later, a registry.
+/// A store of blobs: a directory, an archive or a registry.
 pub trait Blobs: std::fmt::Debug {
     /// Returns the index that lists the images.
     fn index(&self) -> Result<Vec<u8>>;
+
+    /// Opens the manifest or the index with this digest. A registry has them apart from other blobs.
+    fn manifest<'s>(&'s self, digest: &Digest) -> Result<(u64, Box<dyn Read + 's>)> {
+        self.blob(digest)
+    }
 
     /// Opens the blob with this digest, which is not verified, and returns its size.
     fn blob<'s>(&'s self, digest: &Digest) -> Result<(u64, Box<dyn Read + 's>)>;
@@ -47,10 +52,22 @@ impl Blobs for LayoutFiles {
 
 /// An image of an OCI image layout.
 #[derive(Debug)]
-pub(super) struct OciImage<B> {
-    pub(super) blobs: B,
+pub struct OciImage<B> {
+    blobs: B,
     /// The tag or the name of the image; `None` if there is only one.
-    pub(super) tag: Option<String>,
+    tag: Option<String>,
+}
+
+impl<B> OciImage<B> {
+    /// Creates an image in a store of blobs: the one with a tag or a name, or the only one.
+    pub fn new(blobs: B, tag: Option<String>) -> Self {
+        Self { blobs, tag }
+    }
+
+    /// Returns the store of blobs.
+    pub fn blobs(&self) -> &B {
+        &self.blobs
+    }
 }
 
 const INDEX_TYPES: [&str; 2] = [
@@ -61,6 +78,14 @@ const INDEX_TYPES: [&str; 2] = [
 const MANIFEST_TYPES: [&str; 2] = [
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
+];
+
+/// The media types of documents that select or describe an image.
+pub(crate) const MANIFEST_MEDIA_TYPES: [&str; 4] = [
+    MANIFEST_TYPES[0],
+    MANIFEST_TYPES[1],
+    INDEX_TYPES[0],
+    INDEX_TYPES[1],
 ];
 
 /// The media types of layers. The compression is recognized by the content.
@@ -76,12 +101,22 @@ const LAYER_TYPES: [&str; 8] = [
 ];
 
 impl<B: Blobs> OciImage<B> {
+    /// Reads and verifies a manifest or an index.
+    fn manifest_document(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
+        let open = |digest: &Digest| self.blobs.manifest(digest);
+        Self::document(descriptor, limits::IMAGE_MANIFEST, open)
+    }
+
     /// Reads and verifies a blob that is a document.
-    fn document(&self, descriptor: &Descriptor, limit: u64) -> Result<Vec<u8>> {
+    fn document<'b>(
+        descriptor: &Descriptor,
+        limit: u64,
+        open: impl FnOnce(&Digest) -> Result<(u64, Box<dyn Read + 'b>)>,
+    ) -> Result<Vec<u8>> {
         let digest = &descriptor.digest;
         let what = "a document of the image";
         limits::check_size(descriptor.size, limit, what, digest.as_str().as_bytes())?;
-        let (_, content) = self.blobs.blob(digest)?;
+        let (_, content) = open(digest)?;
         let mut verified = VerifiedBlob::new(content, descriptor.size);
         let mut data = Vec::new();
         let read = verified.read_to_end(&mut data);
@@ -140,7 +175,7 @@ impl<B: Blobs> OciImage<B> {
                 return Err(limits::exceeded("the image has too many indexes", b"")
                     .hint("select one by its tag: oci:DIR:TAG or oci-archive:FILE:TAG"));
             }
-            let inner = documents::index(&self.document(&one, limits::IMAGE_MANIFEST)?)?;
+            let inner = documents::index(&self.manifest_document(&one)?)?;
             // The images of an index have its name. They share it: there may be tens of thousands.
             let inherited = one.annotations.map(Rc::new).or(inherited);
             let inner = inner.manifests.into_iter();
@@ -184,8 +219,9 @@ impl<B: Blobs> OciImage<B> {
 impl<B: Blobs> ImageSource for OciImage<B> {
     fn image(&self, platform: &Platform) -> Result<Image> {
         let descriptor = self.select(platform)?;
-        let manifest = documents::manifest(&self.document(&descriptor, limits::IMAGE_MANIFEST)?)?;
-        let config = self.document(&manifest.config, limits::IMAGE_CONFIG)?;
+        let manifest = documents::manifest(&self.manifest_document(&descriptor)?)?;
+        let open = |digest: &Digest| self.blobs.blob(digest);
+        let config = Self::document(&manifest.config, limits::IMAGE_CONFIG, open)?;
         let config = documents::parse(&config, "the config")?;
         let mut blobs = Vec::new();
         for layer in manifest.layers {
@@ -193,9 +229,11 @@ impl<B: Blobs> ImageSource for OciImage<B> {
                 let what = format!("a layer has the unknown media type {}", layer.media_type);
                 return Err(TreeError::new(ErrorKind::Refused, what));
             }
+            let note = layer.annotations.and_then(|notes| notes.snapshot);
             blobs.push((
                 LayerBlob::Digest(layer.digest, layer.media_type),
                 layer.size,
+                note.and_then(|note| SnapshotNote::parse(&note)),
             ));
         }
         let names = names_of(&descriptor);

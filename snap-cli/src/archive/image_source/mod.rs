@@ -1,7 +1,7 @@
 //! Sources of container images: an OCI image layout or an archive of `docker save`, in a directory or in a file.
 //!
-//! A source selects an image, reads its documents, and opens its layers. It does not interpret the layers. A registry
-//! would be another source of blobs ([`layout::Blobs`]).
+//! A source selects an image, reads its documents, and opens its layers. It does not interpret the layers. A registry is
+//! another source of blobs ([`layout::Blobs`], `crate::registry`).
 
 mod digest;
 mod docker;
@@ -11,6 +11,7 @@ pub mod layout;
 mod open;
 mod platform;
 mod reference;
+mod snapshot_note;
 mod verified;
 
 use std::io::Read;
@@ -19,20 +20,36 @@ use serde_json::{Map, Value};
 
 pub use digest::Digest;
 pub use documents::HistoryEntry;
-pub(in crate::archive) use layout::{FULL_NAME, REF_NAME};
+pub(crate) use layout::{FULL_NAME, MANIFEST_MEDIA_TYPES, REF_NAME};
 pub use open::{open, recognize};
 pub use platform::Platform;
 pub use reference::{Reference, Transport};
+pub(in crate::archive) use snapshot_note::SNAPSHOT;
+pub use snapshot_note::SnapshotNote;
 pub use verified::VerifiedBlob;
 
 use crate::archive::limits;
-use crate::tree::error::{ErrorKind, Result, TreeError};
+use crate::tree::error::{ErrorKind, OnProgress, Result, TreeError};
 use documents::Config;
+
+/// The maximum size of a manifest or an index, in bytes.
+pub(crate) const MANIFEST_LIMIT: u64 = limits::IMAGE_MANIFEST;
+
+/// The maximum size of a config, in bytes.
+pub(crate) const CONFIG_LIMIT: u64 = limits::IMAGE_CONFIG;
 
 /// A source of images.
 pub trait ImageSource: std::fmt::Debug {
     /// Selects the image for a platform, and reads and verifies its documents.
     fn image(&self, platform: &Platform) -> Result<Image>;
+
+    /// Obtains layers that are about to be opened; a registry downloads them, several at a time.
+    fn prepare(&self, _layers: &[&ImageLayer], _progress: OnProgress<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Removes what [`Self::prepare`] has stored: the layers were unpacked, or the disk is full.
+    fn release(&self) {}
 
     /// Opens a layer of an image of this source. The content is not verified.
     fn layer<'s>(&'s self, layer: &ImageLayer) -> Result<Box<dyn Read + 's>>;
@@ -68,6 +85,8 @@ pub struct ImageLayer {
     pub blob: LayerBlob,
     /// The size of the blob.
     pub size: u64,
+    /// The snapshot whose state the layer completes, if cowl wrote the image.
+    pub snapshot: Option<SnapshotNote>,
 }
 
 /// The location of a layer in its source.
@@ -87,10 +106,13 @@ impl Image {
     }
 }
 
+/// The location of a layer, its size, and the snapshot that it completes.
+type LocatedLayer = (LayerBlob, u64, Option<SnapshotNote>);
+
 /// Creates an image from its config and the locations of its layers.
 fn assemble(
     config: Config,
-    blobs: Vec<(LayerBlob, u64)>,
+    blobs: Vec<LocatedLayer>,
     (name, digest): (Option<String>, Option<Digest>),
     wanted: &Platform,
 ) -> Result<Image> {
@@ -127,10 +149,11 @@ fn assemble(
         config: settings,
         history,
         layers: layers
-            .map(|(diff_id, (blob, size))| ImageLayer {
+            .map(|(diff_id, (blob, size, snapshot))| ImageLayer {
                 diff_id,
                 blob,
                 size,
+                snapshot,
             })
             .collect(),
     })

@@ -38,8 +38,7 @@ pub fn open(
 }
 
 fn oci(files: ImageFiles, tag: Option<String>) -> Box<dyn ImageSource> {
-    let blobs = LayoutFiles(files);
-    Box::new(OciImage { blobs, tag })
+    Box::new(OciImage::new(LayoutFiles(files), tag))
 }
 
 /// Opens the image at a path, if it is recognized as one by its content.

@@ -20,6 +20,8 @@ pub enum Transport {
 pub enum Reference {
     /// An image in a file or a directory, with its tag or name.
     Stored(Transport, PathBuf, Option<String>),
+    /// An image in a registry, without the prefix `docker://`.
+    Registry(String),
     /// An image that cowl cannot read from its location, with the prefix.
     Unsupported(&'static str),
 }
@@ -46,6 +48,12 @@ impl Reference {
         let bytes = text.as_bytes();
         let colon = bytes.iter().position(|&byte| byte == b':')?;
         let (prefix, rest) = (bytes.get(..colon)?, bytes.get(colon + 1..)?);
+        if let Some(name) = text
+            .to_str()
+            .and_then(|text| text.strip_prefix("docker://"))
+        {
+            return Some(Self::Registry(name.to_owned()));
+        }
         if let Some(prefix) = UNSUPPORTED.iter().find(|one| one.as_bytes() == prefix) {
             return Some(Self::Unsupported(prefix));
         }
@@ -90,7 +98,11 @@ mod tests {
                 "docker-archive:a.tar:",
                 stored(Transport::DockerArchive, "a.tar", None),
             ),
-            ("docker://debian", Some(Reference::Unsupported("docker"))),
+            (
+                "docker://r.example/a:1",
+                Some(Reference::Registry("r.example/a:1".to_owned())),
+            ),
+            ("docker:debian", Some(Reference::Unsupported("docker"))),
             ("dir:x", Some(Reference::Unsupported("dir"))),
             ("./oci:dir", None),
             ("web.tar", None),

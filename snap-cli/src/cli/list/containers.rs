@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 
 use super::super::output;
 use super::columns::Template;
-use super::{Args, OrderWord};
+use super::{Args, ContainerdScope, OrderWord};
 use crate::container::dead;
 use crate::container::state::{Mounted, end_reason, probe};
 use crate::error::{Error, Result};
 use crate::snapshot::select::{Filter, natural_key};
 use crate::store::Store;
+use crate::store::containerd::ContainerdRecord;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId};
 use crate::store::sizes::Sizes;
 
@@ -39,7 +40,7 @@ pub(super) fn print(
         let _reading = store.lock_shared()?;
         for (id, record) in store.containers()? {
             match record {
-                Ok(record) if matches(filter, &record.body) => {
+                Ok(record) if is_in_scope(args, &record.body) && matches(filter, &record.body) => {
                     let (mounted, ended) = match find_mount(store, id) {
                         Ok(found) => found,
                         Err(error) => {
@@ -84,6 +85,16 @@ fn find_mount(store: &Store, id: ContainerId) -> Result<(Mounted, Option<String>
     Ok((mounted, ended))
 }
 
+/// Whether a container belongs to containerd if the user has requested these, and does not otherwise.
+fn is_in_scope(args: &Args, manifest: &ContainerManifest) -> bool {
+    match (args.containerd, manifest.containerd.as_deref()) {
+        (None, record) => record.is_none(),
+        (Some(_), None) => false,
+        (Some(ContainerdScope::Containers), Some(record)) => record.is_open(),
+        (Some(ContainerdScope::All), Some(_)) => true,
+    }
+}
+
 fn matches(filter: &Filter, manifest: &ContainerManifest) -> bool {
     let time = || manifest.created.parse::<jiff::Timestamp>();
     filter
@@ -101,7 +112,7 @@ fn matches(filter: &Filter, manifest: &ContainerManifest) -> bool {
 /// Returns the size of a container's frozen layers, each counted once. The list is printed even if it is unknown.
 fn size(store: &Store, id: ContainerId, manifest: &ContainerManifest) -> Option<u64> {
     let mut sizes = Sizes::read(store, id);
-    let below = manifest.below_head().iter().copied();
+    let below = manifest.frozen_stack().iter().copied();
     let taken = manifest.snapshots.iter().map(|s| s.layer);
     let layers: BTreeSet<LayerId> = below.chain(taken).collect();
     let mut sum = 0;
@@ -150,7 +161,7 @@ fn show(args: &Args, rows: &[Row], template: Option<&Template>) -> Result<()> {
         return output::print_json(&json!({ "containers": list }));
     }
     let cells = rows.iter().map(|row| {
-        vec![
+        let mut cells = vec![
             row.manifest.name.to_string(),
             row.manifest.snapshots.len().to_string(),
             row.size.map_or_else(|| "?".to_owned(), output::format_size),
@@ -159,10 +170,45 @@ fn show(args: &Args, rows: &[Row], template: Option<&Template>) -> Result<()> {
                 "dead" => "(dead)".to_owned(),
                 _ => row.mountpoint().map_or_else(String::new, output::shown),
             },
-        ]
+        ];
+        if let Some(record) = row.manifest.containerd.as_deref() {
+            let key = output::shown(record.key.as_bytes());
+            cells.splice(1..1, [record.kind.name().to_owned(), key]);
+        }
+        cells
     });
-    let header = ["NAME", "SNAPSHOTS", "SIZE", "CREATED", "MOUNTED AT"];
-    output::print_table(args.header(&header), cells.collect(), &[1, 2])
+    let cells = cells.collect();
+    match args.containerd {
+        Some(_) => {
+            let header = [
+                "NAME",
+                "KIND",
+                "KEY",
+                "SNAPSHOTS",
+                "SIZE",
+                "CREATED",
+                "MOUNTED AT",
+            ];
+            output::print_table(args.header(&header), cells, &[3, 4])
+        }
+        None => {
+            let header = ["NAME", "SNAPSHOTS", "SIZE", "CREATED", "MOUNTED AT"];
+            output::print_table(args.header(&header), cells, &[1, 2])
+        }
+    }
+}
+
+/// Returns the properties of a snapshot of containerd for `--json`.
+fn containerd_json(record: &ContainerdRecord) -> Value {
+    let address = record.address();
+    json!({
+        "key": record.key,
+        "namespace": address.map(|(namespace, _)| namespace),
+        "id": address.map(|(_, id)| id),
+        "kind": record.kind.name(),
+        "parent": record.parent,
+        "labels": record.labels,
+    })
 }
 
 impl Row {
@@ -182,7 +228,7 @@ impl Row {
     }
 
     fn as_json(&self) -> Value {
-        json!({
+        let mut value = json!({
             "name": self.manifest.name,
             "created": self.manifest.created,
             "snapshots": self.manifest.snapshots.len(),
@@ -192,6 +238,12 @@ impl Row {
             "state": self.state(),
             "ended": self.ended,
             "store": self.store,
-        })
+        });
+        if let (Some(record), Some(fields)) =
+            (self.manifest.containerd.as_deref(), value.as_object_mut())
+        {
+            fields.insert("containerd".to_owned(), containerd_json(record));
+        }
+        value
     }
 }

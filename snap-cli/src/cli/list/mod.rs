@@ -18,6 +18,7 @@ use columns::Template;
 /// Snapshots are listed in the order in which they were taken. The size of a snapshot is the data written
 /// since the snapshot that it is based on. The size of a container is that of all its layers, without
 /// the data written since its last snapshot. Layers that several containers share count for each of them.
+/// The containers of containerd are listed only with --containerd.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// List the snapshots of this container
@@ -40,6 +41,12 @@ pub(super) struct Args {
     /// List only snapshots taken manually, by a timer or hook, or automatically before a change
     #[arg(long, value_enum, requires = "name")]
     kind: Vec<KindWord>,
+    /// List the containers of containerd instead, or all its snapshots
+    #[arg(
+        long, value_enum, value_name = "WHICH", num_args = 0..=1, require_equals = true,
+        default_missing_value = "containers", conflicts_with = "name"
+    )]
+    containerd: Option<ContainerdScope>,
     /// Sort by this column
     #[arg(long, value_enum, default_value = "taken")]
     sort: OrderWord,
@@ -62,6 +69,15 @@ enum KindWord {
     Manual,
     Scheduled,
     Auto,
+}
+
+/// The snapshots of containerd that are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ContainerdScope {
+    /// The root filesystems of containers, which commands can use
+    Containers,
+    /// All snapshots, also those of images
+    All,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

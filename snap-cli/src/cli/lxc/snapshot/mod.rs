@@ -128,6 +128,7 @@ fn context(words: &[OsString]) -> Result<Context> {
         session: Session {
             command: command_line.join(" "),
             patience: Duration::from_secs(config.wait.min(24 * 3600)),
+            program: None,
             mounts: config.mounts,
         },
         config,
