@@ -53,6 +53,7 @@ pub mod record;
 pub mod reserve;
 pub mod retention;
 pub mod run;
+pub mod settling;
 pub mod sizes;
 pub mod span;
 pub mod survey;

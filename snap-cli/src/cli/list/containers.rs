@@ -135,7 +135,9 @@ fn sort(rows: &mut [Row], args: &Args) -> Result<()> {
         OrderWord::Taken | OrderWord::Name => {
             rows.sort_by_cached_key(|row| natural_key(row.manifest.name.as_str()));
         }
-        OrderWord::Time => rows.sort_by_key(|row| row.manifest.created.clone()),
+        OrderWord::Time => {
+            rows.sort_by_key(|row| row.manifest.created.parse::<jiff::Timestamp>().ok());
+        }
         OrderWord::Size => rows.sort_by_key(|row| Reverse(row.size)),
         OrderWord::Comment => {
             return Err(

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use jiff::Timestamp;
+
 use super::import::next_after;
 use crate::store::manifest::{ContainerManifest, SnapshotRef};
 use crate::store::name::SnapshotName;
@@ -47,11 +49,13 @@ pub(super) fn add(target: &mut ContainerManifest, sent: Vec<SnapshotRef>) -> Vec
         });
         new.push(snapshot);
     }
+    // The text of a time omits zeros at the end of the fraction, so it has another order.
+    let time = |snapshot: &SnapshotRef| snapshot.created.parse::<Timestamp>().ok();
     for snapshot in new {
         let later = target
             .snapshots
             .iter()
-            .position(|own| own.created > snapshot.created);
+            .position(|own| time(own) > time(&snapshot));
         let at = later.unwrap_or(target.snapshots.len());
         target.snapshots.insert(at, snapshot);
     }
@@ -109,7 +113,7 @@ mod tests {
             id: SnapshotId::fresh(),
             name: SnapshotName::parse(name).unwrap(),
             kind: SnapshotKind::Manual,
-            created: created.to_owned(),
+            created: format!("{created}T00:00:00Z"),
             parent: None,
             layer: LayerId::fresh(),
             comment: "c".to_owned(),
@@ -206,5 +210,16 @@ mod tests {
         add(&mut target, vec![one, two]);
         assert_eq!(target.snapshots[1].parent, Some(own));
         assert_eq!(target.snapshots[2].parent, None);
+    }
+
+    #[test]
+    fn snapshots_are_sorted_by_time_and_not_by_its_text() {
+        let mut target = container(&[("a", "2026-01-01")], 0, 0);
+        target.snapshots[0].created = "2026-01-01T00:00:00.687Z".to_owned();
+        let mut earlier = snapshot("b", "2026-01-01");
+        earlier.created = "2026-01-01T00:00:00.6Z".to_owned();
+        add(&mut target, vec![earlier]);
+        let names: Vec<_> = target.snapshots.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["b", "a"]);
     }
 }
