@@ -81,9 +81,11 @@ fn transfers_with_a_registry_survive_a_kill() {
     let pull = ["pull", &reference, "new"];
     let push: &[&str] = &["push", "web", &reference];
     at_every_call_after(&[push], false, &pull, &["web", "new"]);
-    // The state that was pushed is in no snapshot any more.
+    // The state that was pushed is in no snapshot any more. The tag is a new one, because this is another container.
+    let second = format!("{reference}-second");
+    let push: &[&str] = &["push", "web", &second];
     let prepare: [&[&str]; 3] = [push, &["restore", "web", "snap2"], &["rm", "web", "snap3"]];
-    let update = ["pull", "--update", &reference, "web"];
+    let update = ["pull", "--update", &second, "web"];
     at_every_call_after(&prepare, false, &update, &["web"]);
     let other = format!("{reference}-other");
     at_every_call(false, &["push", "web@snap1", &other], &["web"]);
