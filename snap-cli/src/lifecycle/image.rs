@@ -55,6 +55,17 @@ pub struct Imported {
     pub notes: Vec<String>,
 }
 
+impl Imported {
+    /// Returns the outcome of an import that has obtained nothing yet.
+    pub(super) fn of(image: &Image) -> Self {
+        Self {
+            digest: image.digest.clone(),
+            layers: image.layers.len(),
+            ..Self::default()
+        }
+    }
+}
+
 /// Creates the container `name` from an image.
 pub fn create(
     store: &Store,
@@ -96,13 +107,9 @@ fn create_claimed(
     let obtained = wanted.obtain(store, &mut creation, progress)?;
     let below: Vec<LayerId> = obtained.layers.iter().rev().copied().collect();
     let body = (name, below.as_slice(), Map::new());
-    let mut imported = Imported {
-        digest: image.digest.clone(),
-        layers: image.layers.len(),
-        unpacked: obtained.unpacked,
-        notes: obtained.notes,
-        snapshots: Vec::new(),
-    };
+    let mut imported = Imported::of(&image);
+    imported.unpacked = obtained.unpacked;
+    imported.notes = obtained.notes;
     create_over_layers_with(store, creation, body, |id, manifest| {
         let mut names = Names::of(manifest);
         let added = image_snapshots::plan((&image, 0), options.snapshots, &mut names);

@@ -12,16 +12,10 @@ use crate::store::manifest::{
 };
 use crate::store::name::SnapshotName;
 use crate::store::record::Record;
-use crate::store::{Store, disk};
+use crate::store::{Store, disk, span};
 
 /// The maximum number of characters of a comment that is a step of an image: it can be a script.
 const COMMENT: usize = 200;
-
-/// The difference between the clocks of two machines that is accepted.
-const SKEW: std::time::Duration = std::time::Duration::from_secs(60);
-
-/// The highest number in the name of a snapshot that an image can set. The next number must exist.
-const MAX_NUMBER: u64 = 1 << 53;
 
 /// The layers of an image that get a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,15 +63,15 @@ impl Names {
     /// Returns the name for a snapshot that another container names `wanted`, or the next number if this container has
     /// a snapshot of this name, or had one.
     fn assign(&mut self, wanted: &str) -> SnapshotName {
-        let (snap, auto) = (number(wanted, "snap"), number(wanted, "auto"));
-        let usable = SnapshotName::parse(wanted)
-            .ok()
-            .filter(|name| match (snap, auto) {
-                (Some(number), _) => number >= self.next_snap,
-                (_, Some(number)) => number >= self.next_auto,
-                // Other forms of a number are reserved.
-                (None, None) => !name.is_reserved(),
-            });
+        let parsed = SnapshotName::parse(wanted).ok();
+        let number = |prefix| parsed.as_ref().and_then(|name| name.number(prefix));
+        let (snap, auto) = (number("snap"), number("auto"));
+        let usable = parsed.filter(|name| match (snap, auto) {
+            (Some(number), _) => number >= self.next_snap,
+            (_, Some(number)) => number >= self.next_auto,
+            // Other forms of a number are reserved.
+            (None, None) => !name.is_reserved(),
+        });
         let name = usable.filter(|name| !self.taken.contains(name));
         let name = match name {
             Some(name) => {
@@ -94,12 +88,6 @@ impl Names {
         self.taken.insert(name.clone());
         name
     }
-}
-
-/// Returns the number in a name that consists of a prefix and a number, as cowl writes it.
-fn number(name: &str, prefix: &str) -> Option<u64> {
-    let number: u64 = name.strip_prefix(prefix)?.parse().ok()?;
-    (number <= MAX_NUMBER && format!("{prefix}{number}") == name).then_some(number)
 }
 
 /// A snapshot that is to be created.
@@ -130,7 +118,7 @@ pub(super) fn plan(
                 // An image must not determine what `cowl prune` removes: the snapshots of another kind share
                 // its limits.
                 kind: SnapshotKind::Manual,
-                created: claimed_time(Some(&note.created)),
+                created: span::claimed(Some(&note.created)),
                 comment: note.comment.clone(),
                 tags: note.tags.clone(),
             }),
@@ -140,7 +128,7 @@ pub(super) fn plan(
                     layer: at - first,
                     name: names.assign(&format!("layer{}", at + 1)),
                     kind: SnapshotKind::Manual,
-                    created: claimed_time(step.and_then(|step| step.created.as_deref())),
+                    created: span::claimed(step.and_then(|step| step.created.as_deref())),
                     comment: text.map_or_else(String::new, |text| shortened(text)),
                     tags: BTreeMap::new(),
                 });
@@ -149,14 +137,6 @@ pub(super) fn plan(
         }
     }
     planned
-}
-
-/// Returns a time that an image claims, but none in the future, which would be the newest one for ever.
-fn claimed_time(text: Option<&str>) -> String {
-    let time = text.and_then(|text| text.parse::<jiff::Timestamp>().ok());
-    let limit = jiff::Timestamp::now().saturating_add(SKEW);
-    let past = time.filter(|time| limit.as_ref().is_ok_and(|limit| time <= limit));
-    past.map_or_else(crate::store::now, |time| time.to_string())
 }
 
 /// Returns the stack of each state, topmost first, after layers were put on the stack `below`, from the bottom.
@@ -177,7 +157,7 @@ impl PlannedSnapshot {
             layer,
             name: names.assign(""),
             kind: SnapshotKind::Manual,
-            created: claimed_time(image.created.as_deref()),
+            created: span::claimed(image.created.as_deref()),
             comment: image.name.as_deref().map_or_else(String::new, shortened),
             tags: BTreeMap::new(),
         }
@@ -250,19 +230,6 @@ fn shortened(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_in_the_future_are_not_accepted() {
-        assert_eq!(
-            claimed_time(Some("2026-01-02T03:04:05Z")),
-            "2026-01-02T03:04:05Z"
-        );
-        for bad in [Some("9000-01-01T00:00:00Z"), Some("x"), None] {
-            let time: jiff::Timestamp = claimed_time(bad).parse().unwrap();
-            let limit = jiff::Timestamp::now().saturating_add(SKEW).unwrap();
-            assert!(time <= limit, "{bad:?}");
-        }
-    }
 
     #[test]
     fn names_are_kept_if_they_are_free() {

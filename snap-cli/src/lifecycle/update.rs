@@ -69,12 +69,7 @@ fn add_states(
         .hint("create another container from the image: cowl pull REFERENCE NAME"));
     };
     if common.layers == image.layers.len() {
-        let imported = Imported {
-            digest: image.digest,
-            layers: common.layers,
-            ..Imported::default()
-        };
-        return Ok((imported, Current::UpToDate));
+        return Ok((Imported::of(&image), Current::UpToDate));
     }
     refuse_depth(
         name,
@@ -98,13 +93,9 @@ fn add_states(
         }
     }
     let obtained = wanted.obtain(store, &mut creation, progress)?;
-    let mut imported = Imported {
-        digest: image.digest.clone(),
-        layers: image.layers.len(),
-        unpacked: obtained.unpacked,
-        notes: obtained.notes,
-        snapshots: Vec::new(),
-    };
+    let mut imported = Imported::of(&image);
+    imported.unpacked = obtained.unpacked;
+    imported.notes = obtained.notes;
     let container = recover::open(store, name)?;
     if !common.is_state_of(&container)? {
         return Err(Error::busy(format!(

@@ -412,6 +412,16 @@ impl Body for LayerManifest {
 }
 
 impl LayerManifest {
+    /// Returns the manifest without what was recorded about the layer in this store: for an archive, these would be claims.
+    #[must_use]
+    pub fn without_records(self) -> Self {
+        Self {
+            created: self.created,
+            extra: self.extra,
+            ..Self::new(self.kind, &self.over, &self.stands_for)
+        }
+    }
+
     /// Creates the manifest of a new layer.
     pub fn new(kind: LayerKind, over: &[LayerId], stands_for: &[LayerId]) -> Self {
         Self {

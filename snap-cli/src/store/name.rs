@@ -108,6 +108,16 @@ impl SnapshotName {
         Self(format!("auto{number}"))
     }
 
+    /// The largest number that another host can give to a snapshot: the numbers after it must suffice.
+    pub const MAX_NUMBER: u64 = 0xffff_ffff;
+
+    /// Returns the number in a name that consists of `prefix` and a number, as cowl writes it, if that is at most
+    /// [`Self::MAX_NUMBER`].
+    pub fn number(&self, prefix: &str) -> Option<u64> {
+        let number: u64 = self.0.strip_prefix(prefix)?.parse().ok()?;
+        (number <= Self::MAX_NUMBER && format!("{prefix}{number}") == self.0).then_some(number)
+    }
+
     /// Returns whether the name is reserved for automatic numbering, which never uses a name twice.
     pub fn is_reserved(&self) -> bool {
         ["snap", "auto"].iter().any(|prefix| {

@@ -37,9 +37,34 @@ pub fn now() -> String {
     }
 }
 
+/// The difference between the clocks of two hosts that is accepted.
+const SKEW: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Returns a time that another host claims. One that is invalid or in the future becomes the current time: it would be the
+/// newest one for ever, and `cowl prune` retains the newest.
+pub fn claimed(text: Option<&str>) -> String {
+    let time = text.and_then(|text| text.parse::<Timestamp>().ok());
+    let limit = Timestamp::now().saturating_add(SKEW);
+    let past = time.filter(|time| limit.as_ref().is_ok_and(|limit| time <= limit));
+    past.map_or_else(now, |time| time.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_in_the_future_are_not_accepted() {
+        assert_eq!(
+            claimed(Some("2026-01-02T03:04:05Z")),
+            "2026-01-02T03:04:05Z"
+        );
+        for bad in [Some("9000-01-01T00:00:00Z"), Some("x"), None] {
+            let time: Timestamp = claimed(bad).parse().unwrap();
+            let limit = Timestamp::now().saturating_add(SKEW).unwrap();
+            assert!(time <= limit, "{bad:?}");
+        }
+    }
 
     #[test]
     fn spans_are_parsed() {

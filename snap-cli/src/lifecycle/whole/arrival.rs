@@ -150,14 +150,7 @@ impl Layers<'_> {
         let layer = LayerManifest {
             over: self.known_ids(&layer.over),
             stands_for: self.known_ids(&layer.stands_for),
-            measured: None,
-            looks: None,
-            digest: None,
-            // Both would be claims of the archive, and other containers would share the layer.
-            image: None,
-            identity: None,
-            unsynced: false,
-            ..layer.clone()
+            ..layer.clone().without_records()
         };
         let made = creation.create_layer_from(layer)?;
         let tree = store.paths().layer_tree(made);

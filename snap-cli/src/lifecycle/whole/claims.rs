@@ -4,14 +4,13 @@
 
 use std::collections::HashSet;
 
-use jiff::Timestamp;
-
-use super::import::{MAX_NUMBER, next_after};
+use super::import::next_after;
 use super::manifest::WholeManifest;
 use crate::error::{Error, Result};
 use crate::snapshot::prune;
 use crate::store::Store;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, SnapshotKind};
+use crate::store::name::SnapshotName;
 use crate::store::span;
 
 /// The maximum size of a container's manifests together: half of what an archive can contain.
@@ -34,20 +33,17 @@ pub(super) fn limit(manifest: &mut WholeManifest, target: ReceiveTarget) -> Resu
     for settings in settings.chain([&mut container.settings]) {
         prune::remove_rules(settings);
     }
-    let (now, now_text) = (Timestamp::now(), span::now());
     for snapshot in &mut container.snapshots {
-        let time = snapshot.created.parse::<Timestamp>();
-        if time.is_err() || time.is_ok_and(|time| time > now) {
-            snapshot.created.clone_from(&now_text);
-        }
+        snapshot.created = span::claimed(Some(&snapshot.created));
         let is_numbered = ["snap", "auto"].map(|prefix| next_after(&snapshot.name, prefix) > 0);
         match target {
             // The rules of the container count its own snapshots only.
             ReceiveTarget::Existing => snapshot.kind = SnapshotKind::Manual,
             ReceiveTarget::New if snapshot.name.is_reserved() && is_numbered == [false; 2] => {
                 return Err(Error::failed(format!(
-                    "cannot receive the snapshot {}: its number is larger than {MAX_NUMBER}",
-                    snapshot.name
+                    "cannot receive the snapshot {}: its number is larger than {}, or begins with 0",
+                    snapshot.name,
+                    SnapshotName::MAX_NUMBER
                 ))
                 .hint("the stream is damaged, or the sender is not cowl"));
             }
@@ -55,7 +51,7 @@ pub(super) fn limit(manifest: &mut WholeManifest, target: ReceiveTarget) -> Resu
         }
     }
     for counter in [&mut container.next_snap, &mut container.next_auto] {
-        *counter = (*counter).min(MAX_NUMBER);
+        *counter = (*counter).min(SnapshotName::MAX_NUMBER);
     }
     Ok(())
 }

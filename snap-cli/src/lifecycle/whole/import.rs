@@ -176,14 +176,8 @@ pub(super) fn unreadable_error(error: cowl_layers::Error) -> Error {
     Error::failed("cannot read the archive's layers as one tree").because(error)
 }
 
-/// The largest number of a snapshot that another host can give: the numbers after it must suffice.
-pub(super) const MAX_NUMBER: u64 = 0xffff_ffff;
-
 /// Returns the number after the one in an automatic name, because numbers are never reused; 0 if it has no number, or one
 /// that is too large.
 pub(super) fn next_after(name: &SnapshotName, prefix: &str) -> u64 {
-    let number = name.as_str().strip_prefix(prefix);
-    let number = number.and_then(|number| number.parse::<u64>().ok());
-    let number = number.filter(|number| *number <= MAX_NUMBER);
-    number.map_or(0, |number| number.saturating_add(1))
+    name.number(prefix).map_or(0, |number| number + 1)
 }

@@ -358,16 +358,7 @@ impl LayerPlan {
             Some(None) => DigestMember::Computed,
             Some(Some(identity)) => DigestMember::Known(identity.digest),
         });
-        // Sizes depend on the file system, so they are not exported.
-        let layer = LayerManifest {
-            measured: None,
-            looks: None,
-            digest: None,
-            image: None,
-            identity: None,
-            unsynced: false,
-            ..layer
-        };
+        let layer = layer.without_records();
         self.entries.push(LayerEntry {
             id,
             known_as,
