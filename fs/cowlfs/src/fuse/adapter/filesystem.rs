@@ -103,7 +103,9 @@ impl Filesystem for Adapter {
         // process knows the inode for longer than necessary.
         let _passage = self.gate.pass();
         self.requests.count(Opcode::Forget);
-        self.rewrites.note_forget(ino.0);
+        if self.has_no_open_requests() {
+            self.rewrites.note_forget(ino.0);
+        }
         self.overlay.forget(ino.0, count);
         let inodes = self.overlay.inodes();
         self.backing

@@ -175,7 +175,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layer = Layer::open(dir.path(), XattrSpace::detect()).unwrap();
         let overlay = Overlay::new(None, vec![layer], OverlayOptions::default()).unwrap();
-        let rewrites = Rewrites::new(&Arc::new(overlay));
+        let overlay = Arc::new(overlay);
+        let rewrites = Rewrites::new(&overlay);
         let at = Instant::now() + Duration::from_secs(31_536_000);
         rewrites.state.lock().pending.extend([(77, at), (78, at)]);
         rewrites.note_forget(77);

@@ -183,6 +183,11 @@ impl Moves {
             }
             if is_file(&from, &last, file)? {
                 sys::node::link(from.as_fd(), &last, to.as_fd(), &last)?;
+            } else if is_absent(&from, &last)?
+                && let Some((other, name)) = self.surviving_name(file)?
+            {
+                // After a power cut, the name may not be durable, unlike another one of the file.
+                sys::node::link(other.as_fd(), &name, to.as_fd(), &last)?;
             }
         }
         for dir in &list.dirs {
@@ -192,6 +197,41 @@ impl Moves {
             }
         }
         Ok(())
+    }
+
+    /// Returns the directory and the last component of a name that the file has in one of the layers.
+    fn surviving_name(&self, file: &MovedFile) -> Result<Option<(OwnedFd, Name)>> {
+        for path in &file.names {
+            for root in [&self.from, &self.to] {
+                if let Some((dir, last)) = parent(root, path)?
+                    && is_file(&dir, &last, file)?
+                {
+                    return Ok(Some((dir, last)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the list without the names that exist in neither layer. Called after [`Self::link`] if a power cut may have
+    /// removed names: they were not durable, and a copy must not get them.
+    fn without_lost_names(&self, list: &MoveList) -> Result<MoveList> {
+        let mut left = list.clone();
+        for file in &mut left.files {
+            let mut names = Vec::new();
+            for path in &file.names {
+                for root in [&self.from, &self.to] {
+                    if let Some((dir, last)) = parent(root, path)?
+                        && !is_absent(&dir, &last)?
+                    {
+                        names.push(path.clone());
+                        break;
+                    }
+                }
+            }
+            file.names = names;
+        }
+        Ok(left)
     }
 
     /// Records that all files are in the new layer. From here on a file may lose its names there, by a request of a
@@ -255,11 +295,29 @@ impl Moves {
                 continue;
             };
             if is_file(&to, &last, file)? {
+                self.return_name((&to, &last), path)?;
                 sys::node::unlink(to.as_fd(), &last)?;
                 self.order.name_first(to.as_fd())?;
             }
         }
+        for dir in &list.dirs {
+            if let Some(fd) = open_below(&self.to, &dir.path)? {
+                dir.restore_times(&fd)?;
+            }
+        }
         self.finish()
+    }
+
+    /// Gives a file its name in the frozen layer again, if it lacks it: after a power cut, the name there may not be
+    /// durable, unlike the one in the new layer.
+    fn return_name(&self, (to, last): (&OwnedFd, &Name), path: &[u8]) -> Result<()> {
+        if let Some((from, _)) = parent(&self.from, path)?
+            && is_absent(&from, last)?
+        {
+            sys::node::link(to.as_fd(), last, from.as_fd(), last)?;
+            self.order.name_first(from.as_fd())?;
+        }
+        Ok(())
     }
 
     /// Removes the list, and then the copies.
@@ -346,6 +404,14 @@ fn is_file(dir: &OwnedFd, name: &Name, file: &MovedFile) -> Result<bool> {
     match sys::stat::stat_at(dir.as_fd(), name) {
         Ok(stat) => Ok(stat.ino == file.ino),
         Err(error) if error.is_absent() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_absent(dir: &OwnedFd, name: &Name) -> Result<bool> {
+    match sys::stat::stat_at(dir.as_fd(), name) {
+        Ok(_) => Ok(false),
+        Err(error) if error.is_absent() => Ok(true),
         Err(error) => Err(error),
     }
 }

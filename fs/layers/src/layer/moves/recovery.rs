@@ -86,9 +86,12 @@ pub fn complete(upper: &Upper, below: Option<&Arc<Layer>>) -> Result<()> {
     }
     if phase == Phase::Listed {
         moves.link(&stored.moves)?;
+        let list = moves.without_lost_names(&stored.moves)?;
         moves.commit_links()?;
+        moves.exchange(&list)?;
+    } else {
+        moves.exchange(&stored.moves)?;
     }
-    moves.exchange(&stored.moves)?;
     moves.finish()
 }
 

@@ -231,6 +231,45 @@ fn names_that_a_power_cut_has_removed_from_the_frozen_layer_are_those_of_the_cop
     lab.assert_moved("without two names");
 }
 
+/// The same, before the files are in the new layer.
+#[test]
+fn a_file_retains_the_names_that_a_power_cut_has_removed_if_one_is_left() {
+    let lab = Lab::new();
+    let (old, upper, moves) = lab.begin();
+    moves.commit_list(&lab.list).unwrap();
+    drop(moves);
+    fs::remove_file(lab.path("old/c")).unwrap();
+    complete(&upper, Some(&old)).unwrap();
+    lab.assert_moved("without a name");
+
+    // A file that has only a name of earlier does not appear twice.
+    let lab = Lab::new();
+    let (old, upper, moves) = lab.begin();
+    moves.commit_list(&lab.list).unwrap();
+    drop(moves);
+    fs::rename(lab.path("old/a"), lab.path("old/earlier")).unwrap();
+    complete(&upper, Some(&old)).unwrap();
+    assert_eq!(names(&lab.path("old")), ["c", "d", "earlier"]);
+    assert_eq!(names(&lab.path("new")), ["c", "d"]);
+    assert_eq!(lab.read("old/earlier"), "a live");
+}
+
+/// The name in the new layer may be the only durable one.
+#[test]
+fn undoing_a_move_removes_no_last_name() {
+    let lab = Lab::new();
+    let (old, upper, moves) = lab.begin();
+    moves.commit_list(&lab.list).unwrap();
+    sys::node::link(moves.from.as_fd(), b"a", moves.to.as_fd(), b"a").unwrap();
+    drop(moves);
+    fs::remove_file(lab.path("old/a")).unwrap();
+    fs::remove_dir(lab.path("new/d")).unwrap();
+    complete(&upper, Some(&old)).unwrap();
+    lab.assert_unmoved("without a durable name");
+    let new = fs::metadata(lab.path("new")).unwrap();
+    assert_eq!((new.mtime(), new.mtime_nsec()), (7, 8));
+}
+
 /// A user could make a list that lets root link its files into the user's directory.
 #[test]
 fn a_list_of_another_user_is_not_obeyed() {
