@@ -268,7 +268,15 @@ fn describe_mount(
         object.insert("lacking".to_owned(), daemon.lacking.into());
         object.insert("pid".to_owned(), daemon.pid.into());
         object.insert("keeper".to_owned(), daemon.keeper.name().into());
-        if let Some(found) = query::query_passthrough(container.store(), container.id())? {
+        let found = match query::query_passthrough(container.store(), container.id()) {
+            // A snapshot that waits for a program delays the answer. The other containers are shown nevertheless.
+            Err(error) if error.kind == Kind::Busy => {
+                output::print_note(&format!("{}: {error}", container.name()));
+                None
+            }
+            found => found?,
+        };
+        if let Some(found) = found {
             let name = |choice| choice_name(&Passthrough::NAMES, choice);
             let found = json!({
                 "mode": name(&found.mode), "option": name(&found.option), "reason": found.reason
