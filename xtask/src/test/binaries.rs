@@ -24,6 +24,9 @@ const LONG: [&str; 6] = [
     "xtask",
 ];
 
+/// The lines that are repeated of each end of what a failed test printed.
+const SHOWN: usize = 20;
+
 /// A test binary.
 #[derive(Debug)]
 pub(super) struct Binary {
@@ -105,7 +108,7 @@ pub(super) fn run(binaries: Vec<Binary>, jobs: usize, environment: &[(&str, &Pat
                     if let Err(Failure(message)) = run_one(&binary, &log, environment) {
                         note(&message);
                         let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                        failed.push(binary.name);
+                        failed.push((binary.name, failures(&message)));
                     }
                 }
             });
@@ -115,7 +118,32 @@ pub(super) fn run(binaries: Vec<Binary>, jobs: usize, environment: &[(&str, &Pat
     if failed.is_empty() {
         return Ok(());
     }
-    failure(format!("tests failed in {}", failed.join(", ")))
+    // The end of a long output is what its readers see first, and what is left if it is shortened.
+    for (name, reasons) in &failed {
+        note(&format!("\n{name}:\n{reasons}"));
+    }
+    let names: Vec<_> = failed.into_iter().map(|(name, _)| name).collect();
+    failure(format!("tests failed in {}", names.join(", ")))
+}
+
+/// Returns what each failed test printed, as libtest repeats it after the last test, without the middle of long parts.
+fn failures(text: &str) -> String {
+    let mut lines = text.lines().skip_while(|line| *line != "failures:").skip(1);
+    let mut parts: Vec<Vec<&str>> = Vec::new();
+    for line in lines.by_ref().take_while(|line| *line != "failures:") {
+        match parts.last_mut() {
+            Some(part) if !line.starts_with("---- ") => part.push(line),
+            _ => parts.push(vec![line]),
+        }
+    }
+    let shortened = parts.iter().map(|part| match part.len() {
+        length if length > 2 * SHOWN => {
+            let (first, last) = (&part[..SHOWN], &part[length - SHOWN..]);
+            [first, &["[...]"], last].concat().join("\n")
+        }
+        _ => part.join("\n"),
+    });
+    shortened.collect::<Vec<_>>().join("\n").trim().to_owned()
 }
 
 /// Runs one binary, with its output in `log`.
@@ -184,6 +212,21 @@ mod tests {
         unit["target"] = serde_json::json!({"kind": ["lib"], "name": "cowl_tests"});
         let found = parse_binary(&unit).unwrap();
         assert_eq!((found.name.as_str(), found.rank), ("tests-lib", LONG.len()));
+    }
+
+    #[test]
+    fn reasons_of_failures_are_repeated_without_their_middle() {
+        let long: String = (0..100).map(|line| format!("line {line}\n")).collect();
+        let text = format!(
+            "running 3 tests\ntest a ... FAILED\n\nfailures:\n\n---- a stdout ----\npanicked\n\n\
+             ---- b stdout ----\n{long}\nfailures:\n    a\n    b\n\ntest result: FAILED. 1 passed\n"
+        );
+        let shown = failures(&text);
+        assert!(shown.starts_with("---- a stdout ----\npanicked\n\n---- b"));
+        assert!(shown.contains("line 18\n[...]\n"), "{shown}");
+        assert!(shown.ends_with("line 99"), "{shown}");
+        assert!(!shown.contains("line 50"), "{shown}");
+        assert_eq!(failures("killed by a signal"), "");
     }
 
     #[test]
