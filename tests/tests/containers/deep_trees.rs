@@ -25,13 +25,18 @@ const DESCRIPTORS: u32 = 64;
 /// The stack limit of the commands, insufficient for a frame per level.
 const STACK: u32 = 512 << 10;
 
+/// The flags that open a directory.
+///
+/// CLOEXEC matters everywhere in these files: programs that other tests start at the same time would inherit the
+/// descriptor and keep the mount in use.
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
+
 fn dir(at: impl std::os::fd::AsFd, name: impl rustix::path::Arg) -> OwnedFd {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(at, name, flags, Mode::empty()).unwrap()
+    openat(at, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty()).unwrap()
 }
 
 fn write(at: &OwnedFd, name: &str, content: &str) {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
     let file = openat(at, name, flags, Mode::from_raw_mode(0o644)).unwrap();
     let mut file = std::fs::File::from(file);
     file.write_all(content.as_bytes()).unwrap();
@@ -80,7 +85,8 @@ fn seen(top: &Path) -> Vec<BTreeMap<String, (String, u64)>> {
     loop {
         let mut level = BTreeMap::new();
         for name in ["file", "gone", "new", "second"] {
-            let Ok(file) = openat(&at, name, OFlags::RDONLY, Mode::empty()) else {
+            let Ok(file) = openat(&at, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            else {
                 continue;
             };
             let mut content = String::new();
@@ -91,7 +97,7 @@ fn seen(top: &Path) -> Vec<BTreeMap<String, (String, u64)>> {
             level.insert(name.to_owned(), (content, stat.st_nlink));
         }
         levels.push(level);
-        match openat(&at, "d", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()) {
+        match openat(&at, "d", DIRECTORY, Mode::empty()) {
             Ok(next) => at = next,
             Err(_) => return levels,
         }

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 /// Tries all ways to change the program at `path` while it runs, and returns their results.
 fn answers(path: &Path) -> Vec<Result<(), Errno>> {
-    let open = |flags| rustix::fs::open(path, flags, Mode::empty()).map(drop);
+    let open = |flags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty()).map(drop);
     let error = |error: std::io::Error| Errno::from_io_error(&error).unwrap();
     vec![
         open(OFlags::WRONLY),
@@ -81,7 +81,7 @@ fn writing_to_a_running_program_fails_with_etxtbsy() {
     }
     // After the program has ended, its file can be truncated; the kernel notices the end a moment later.
     for path in ["m/below", "m/above"] {
-        let flags = OFlags::RDONLY | OFlags::TRUNC;
+        let flags = OFlags::RDONLY | OFlags::TRUNC | OFlags::CLOEXEC;
         wait_until("the end of the program is reported", || {
             rustix::fs::open(at(path), flags, Mode::empty()).is_ok()
         });
