@@ -1,9 +1,11 @@
-//! Named points at which a test ends or delays the daemon (docs/decisions/0035).
+//! Named points at which a test ends or delays the daemon (docs/decisions/0035), and safeguards that it disables.
 //!
 //! Only builds with debug assertions have them. With `COWL_KILL=NAME/STRIDE/OFFSET/FILE` in the environment, the process
 //! kills itself at each passing of the point NAME whose number is OFFSET modulo STRIDE. The processes of a mount count
 //! together: each passing appends one byte to FILE. Without a NAME no process ends, and each passing of any point appends
-//! a line with its name. With `COWL_DELAY=NAME/MILLISECONDS`, each passing of the point NAME takes that long.
+//! a line with its name. With `COWL_DELAY=NAME/MILLISECONDS`, each passing of the point NAME takes that long; with
+//! `COWL_DELAY=NAME/FILE`, as long as the file with that absolute path exists. With
+//! `COWL_DISABLE=NAME`, the process omits the safeguard NAME, so that a test can show that it would find its absence.
 
 #[cfg(debug_assertions)]
 mod armed {
@@ -15,7 +17,27 @@ mod armed {
 
     static IS_ARMED: AtomicBool = AtomicBool::new(false);
     static SELECTED: OnceLock<Option<Selected>> = OnceLock::new();
-    static DELAYED: OnceLock<Option<(String, Duration)>> = OnceLock::new();
+    static DELAYED: OnceLock<Option<(String, Delay)>> = OnceLock::new();
+
+    /// The time that the passing of a point takes.
+    enum Delay {
+        For(Duration),
+        /// As long as the file exists.
+        While(PathBuf),
+    }
+
+    impl Delay {
+        fn wait(&self) {
+            match self {
+                Self::For(time) => std::thread::sleep(*time),
+                Self::While(file) => {
+                    while file.try_exists().unwrap_or(false) {
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                }
+            }
+        }
+    }
 
     /// The passings at which the process ends.
     struct Selected {
@@ -57,11 +79,20 @@ mod armed {
         }
     }
 
-    fn delayed_from_environment() -> Option<(String, Duration)> {
+    fn delayed_from_environment() -> Option<(String, Delay)> {
         let value = std::env::var("COWL_DELAY").ok()?;
-        let (name, milliseconds) = value.split_once('/')?;
-        let delay = Duration::from_millis(milliseconds.parse().ok()?);
+        let (name, delay) = value.split_once('/')?;
+        let delay = match delay.parse() {
+            Ok(milliseconds) => Delay::For(Duration::from_millis(milliseconds)),
+            Err(_) => Delay::While(delay.into()),
+        };
         Some((name.to_owned(), delay))
+    }
+
+    pub(super) fn is_disabled(name: &str) -> bool {
+        static DISABLED: OnceLock<Option<std::ffi::OsString>> = OnceLock::new();
+        let disabled = DISABLED.get_or_init(|| std::env::var_os("COWL_DISABLE"));
+        disabled.as_deref().is_some_and(|disabled| disabled == name)
     }
 
     pub(super) fn arm() {
@@ -72,7 +103,7 @@ mod armed {
         if let Some((delayed, delay)) = DELAYED.get_or_init(delayed_from_environment)
             && delayed == name
         {
-            std::thread::sleep(*delay);
+            delay.wait();
         }
         if !IS_ARMED.load(Ordering::Relaxed) {
             return;
@@ -109,6 +140,16 @@ mod armed {
 pub fn arm() {
     #[cfg(debug_assertions)]
     armed::arm();
+}
+
+/// Whether a test has disabled the safeguard with this name.
+#[inline(always)]
+#[must_use]
+pub fn is_disabled(_name: &str) -> bool {
+    #[cfg(debug_assertions)]
+    return armed::is_disabled(_name);
+    #[cfg(not(debug_assertions))]
+    false
 }
 
 /// Passes the point with this name.

@@ -9,7 +9,7 @@ use rustix::io::Result;
 
 use super::operation::Op;
 use super::perform::{MOST, NO_TERMINAL, Outcome, Side, at_flags};
-use crate::tree::NOW;
+use crate::tree::{NOW, is_acl_alias};
 
 impl Side {
     pub(super) fn looking(&self, op: &Op) -> Result<Outcome> {
@@ -176,7 +176,7 @@ pub(super) fn xattrs(
     let mut all = Vec::new();
     for name in names[..length]
         .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty())
+        .filter(|name| !name.is_empty() && !is_acl_alias(name))
     {
         let mut value = vec![0; 64 << 10];
         let length = get(name, &mut value)?;

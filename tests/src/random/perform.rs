@@ -350,7 +350,13 @@ impl Side {
                 if rustix::fs::statat(root, to, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
                     flags -= RenameFlags::WHITEOUT;
                 }
-                rustix::fs::renameat_with(root, from, root, to, flags)
+                match rustix::fs::renameat_with(root, from, root, to, flags) {
+                    // POSIX permits both errors for a directory that is not empty. XFS returns this one.
+                    Err(Errno::EXIST) if !flags.contains(RenameFlags::NOREPLACE) => {
+                        Err(Errno::NOTEMPTY)
+                    }
+                    done => done,
+                }
             }
             Op::Link { from, to } => rustix::fs::linkat(root, from, root, to, AtFlags::empty()),
             Op::Symlink { target, path } => rustix::fs::symlinkat(target, root, path),

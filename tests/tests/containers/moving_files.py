@@ -1,56 +1,73 @@
 """Programs that write by passthrough while snapshots are taken, and the check of what the snapshots contain.
 
-write DIR SECONDS: one program writes numbered records to several files in turn, so a snapshot with record N must have
-all records before N.
+write DIR PAUSE: one program writes numbered records to several files in turn, so a snapshot with record N must
+have all records before N. It ends after a line on the standard input. PAUSE is the average pause after each record in
+milliseconds.
 check DIR: prints the number of records in a copy, or fails.
 step DIR: writes to files of several kinds, once before and once after a line on the standard input.
 stuck DIR: begins a write, which ends after a line on the standard input.
 late DIR STORE: the same, but the write begins when the file has been linked into a second layer of the store.
 """
-import ctypes, fcntl, glob, mmap, os, random, struct, sys, threading, time
+import ctypes, fcntl, glob, mmap, os, random, select, struct, sys, threading, time
 
 RECORD = 5000
 BLOCK = 4096
-SLOTS = 1 << 16
-# One file for each way of writing; the record N goes to the file N % 4.
+SLOTS = 1 << 18
+# The record N goes to the file N % 4, but of the records for DIRECT, only each 16th; the others go to MORE. The daemon
+# serves writes to DIRECT, so the program waits for a snapshot there, and writes to the other files during it.
 LOG, DATA, DIRECT, MAPPED = "log", "dir/data", "dir/direct", "mapped"
+MORE = "dir/more"
+
+
+# The exit code if the content is not that of one moment.
+WRONG = 3
+
+
+def wrong(problem):
+    print(problem, file=sys.stderr)
+    sys.exit(WRONG)
 
 
 def record(number, length):
     return (b"%012d" % number * (length // 12 + 1))[:length]
 
 
-def write(top, seconds):
+def write(top, pause):
     os.chdir(top)
     os.makedirs("dir", exist_ok=True)
     log = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
     os.link(LOG, "dir/log-too")
     data = os.open(DATA, os.O_RDWR | os.O_CREAT, 0o644)
     direct = os.open(DIRECT, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o644)
+    more = os.open(MORE, os.O_RDWR | os.O_CREAT, 0o644)
     aligned = mmap.mmap(-1, BLOCK)
     opened = os.open(MAPPED, os.O_RDWR | os.O_CREAT, 0o644)
     os.ftruncate(opened, SLOTS * 8)
     mapped = mmap.mmap(opened, SLOTS * 8)
     # The mapping outlives the descriptor.
     os.close(opened)
-    numbers = {name: os.stat(name).st_ino for name in (LOG, DATA, DIRECT, MAPPED)}
+    numbers = {name: os.stat(name).st_ino for name in (LOG, DATA, DIRECT, MAPPED, MORE)}
     print("ready", flush=True)
-    end = time.monotonic() + seconds
     number = 0
-    while time.monotonic() < end and number // 4 < SLOTS - 1:
+    is_stopped = lambda: number % 64 == 0 and select.select([sys.stdin], [], [], 0)[0]
+    while number // 4 < SLOTS - 1 and not is_stopped():
         at = number // 4
         if number % 4 == 0:
             assert os.write(log, record(number, RECORD)) == RECORD
         elif number % 4 == 1:
             assert os.pwrite(data, record(number, RECORD), at * RECORD) == RECORD
+        elif number % 4 == 2 and number % 64 != 2:
+            assert os.pwrite(more, record(number, RECORD), at * RECORD) == RECORD
         elif number % 4 == 2:
             aligned[:] = record(number, BLOCK)
             assert os.pwritev(direct, [aligned], at * BLOCK) == BLOCK
         else:
             struct.pack_into("<Q", mapped, at * 8, number)
         number += 1
-        if random.random() < 0.3:
-            time.sleep(random.random() * 0.004)
+        if pause:
+            time.sleep(random.random() * pause * 0.002)
+        elif random.random() < 0.3:
+            time.sleep(random.random() * 0.012)
     for name in numbers:
         assert os.stat(name).st_ino == numbers[name], name
     assert os.fstat(log).st_ino == os.stat("dir/log-too").st_ino
@@ -65,8 +82,9 @@ def numbered(content, length):
         part = content[at : at + length]
         if not part.strip(b"\0"):
             continue
-        number = int(part[:12])
-        assert part == record(number, length), f"record {number} at {at} is torn"
+        number = int(part[:12]) if part[:12].isdigit() else -1
+        if part != record(number, length):
+            wrong(f"record {number} at {at} is torn")
         found.append(number)
     return found
 
@@ -75,12 +93,13 @@ def check(top):
     os.chdir(top)
     read = lambda name: open(name, "rb").read()
     found = numbered(read(LOG), RECORD) + numbered(read(DATA), RECORD) + numbered(read(DIRECT), BLOCK)
+    found += numbered(read(MORE), RECORD)
     slots = read(MAPPED)
     found += [number for (number,) in struct.iter_unpack("<Q", slots) if number]
     found.sort()
     if found != list(range(len(found))):
         missing = next(at for at, number in enumerate(found) if at != number)
-        sys.exit(f"record {missing} of {len(found)} is missing, but there is {found[-1]}")
+        wrong(f"record {missing} of {len(found)} is missing, but there is {found[-1]}")
     assert os.stat(LOG).st_ino == os.stat("dir/log-too").st_ino
     assert os.stat(LOG).st_nlink == 2
     print(len(found))

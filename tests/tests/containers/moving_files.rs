@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Instant;
 
 use cowl_tests::command::{Output, run, run_command, show};
 use cowl_tests::conditions::{Need, can};
@@ -18,6 +19,53 @@ fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/containers/moving_files.py")
 }
 
+/// The exit code of the script if the content is not that of one moment.
+const WRONG: i32 = 3;
+
+/// The number of snapshots that are taken at most until one of the broken variant misses a record.
+const MOST_SNAPSHOTS: usize = 40;
+/// Messages of snapshots that fail because a program writes, or the machine is busy.
+const REFUSALS: [&str; 2] = ["changed them again", "takes too long to copy"];
+
+/// The length of a run with snapshots under a program that writes.
+pub(crate) struct Run {
+    /// The time in seconds after which the program ends, if there were enough snapshots.
+    seconds: u64,
+    /// The number of snapshots after which it ends instead, if that is not 0.
+    snapshots: usize,
+    /// The number of snapshots that are mounted and checked.
+    checked: usize,
+}
+
+impl Run {
+    pub(crate) fn from_env() -> Self {
+        let snapshots = number("COWL_MOVING_SNAPSHOTS", 0);
+        // To mount each of them takes long. The last one is of a container without a program that writes.
+        let checked = if snapshots > 0 { snapshots + 1 } else { 12 };
+        let size = |number| usize::try_from(number).unwrap();
+        Self {
+            seconds: number("COWL_MOVING_SECONDS", 5),
+            snapshots: size(snapshots),
+            checked: size(number("COWL_MOVING_CHECKED", checked)),
+        }
+    }
+
+    /// Returns the size of the image, which is sparse.
+    fn image_size(&self) -> u64 {
+        let each = match self.snapshots {
+            0 => self.seconds,
+            snapshots => snapshots as u64,
+        };
+        (320 << 20) + each * (16 << 20)
+    }
+}
+
+/// Returns a store on a file system with space for a run, whose mounts use passthrough for all files.
+pub(crate) fn store_for(kind: Kind, length: &Run) -> Store {
+    let size = length.image_size();
+    Store::on(|scratch, name| kind.mount_with_size(scratch, name, size)).with_passthrough()
+}
+
 /// A store on a file system, with a container that is mounted with passthrough for all files.
 pub(crate) struct Lab {
     pub(crate) store: Store,
@@ -25,17 +73,19 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    pub(crate) fn new(kind: Kind, keepers: bool, setting: Option<(&str, &str)>) -> Self {
-        let store = Store::on(|scratch, name| kind.mount(scratch, name)).with_passthrough();
+    pub(crate) fn new<'a>(
+        kind: Kind,
+        keepers: bool,
+        settings: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Self {
+        let store = store_for(kind, &Run::from_env());
         let store = if keepers { store.with_keepers() } else { store };
         let source = store.scratch().make("source");
         std::fs::create_dir(source.join("deep")).unwrap();
         std::fs::write(source.join("cold"), vec![7; 1 << 20]).unwrap();
         store.create("web", &source);
         let mut mount = store.command(["mount", "web"]);
-        if let Some((name, value)) = setting {
-            mount.env(name, value);
-        }
+        mount.envs(settings);
         let top = PathBuf::from(run_command(mount, b"").ok().out());
         Self { store, top }
     }
@@ -83,6 +133,21 @@ impl Program {
         }
     }
 
+    /// Starts the program that writes numbered records to the container, and waits until it has opened its files. `pause`
+    /// is the average pause after each record in milliseconds, unless `COWL_MOVING_PAUSE` is set; 0 for a short pause after
+    /// some records.
+    pub(crate) fn start_writer(lab: &Lab, pause: u64) -> Self {
+        let pause = number("COWL_MOVING_PAUSE", pause);
+        let top = lab.top.to_str().unwrap();
+        let mut writer = Self::start(&["write", top, &pause.to_string()]);
+        assert_eq!(writer.hear(), "ready");
+        writer
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn hear(&mut self) -> String {
         let mut line = String::new();
         self.stdout.read_line(&mut line).unwrap();
@@ -101,28 +166,44 @@ impl Program {
 
 /// Takes snapshots while a program writes, calls `between` after each, and checks the content of the snapshots.
 pub(crate) fn snapshots_of_a_busy_container(lab: &Lab, mut between: impl FnMut()) {
-    let seconds = number("COWL_MOVING_SECONDS", 5);
-    let top = lab.top.to_str().unwrap();
-    let mut writer = Program::start(&["write", top, &seconds.to_string()]);
-    assert_eq!(writer.hear(), "ready");
-    let mut taken = Vec::new();
-    let mut moved = 0;
+    let writer = Program::start_writer(lab, 0);
+    snapshots_beside(lab, writer, &|| lab.snapshot(), &mut between);
+}
+
+/// Like [`snapshots_of_a_busy_container`], with a program that writes and a function that takes a snapshot.
+pub(crate) fn snapshots_beside(
+    lab: &Lab,
+    mut writer: Program,
+    snapshot: &dyn Fn() -> Output,
+    between: &mut dyn FnMut(),
+) {
+    let (length, begin) = (Run::from_env(), Instant::now());
+    let (mut taken, mut moved, mut refused) = (Vec::new(), 0, 0);
     while writer.child.try_wait().unwrap().is_none() {
-        let output = lab.snapshot();
-        if output.err().contains("changed them again") {
+        let output = snapshot();
+        if output.code != 0 && REFUSALS.iter().any(|text| output.err().contains(text)) {
+            refused += 1;
             continue;
         }
         let output = output.ok();
         moved += usize::from(output.err().contains("were copied"));
         taken.push(output.out());
         between();
+        let is_last = match length.snapshots {
+            0 => moved > 5 && begin.elapsed().as_secs() >= length.seconds,
+            snapshots => taken.len() == snapshots,
+        };
+        if is_last {
+            writer.tell();
+            break;
+        }
     }
     let written: usize = writer.hear().parse().unwrap();
     assert!(writer.child.wait().unwrap().success());
-    let last = lab.snapshot().ok();
+    let last = snapshot().ok();
     let (count, names) = (taken.len(), lab.store.snapshots("web"));
     assert!(
-        moved > 5,
+        moved > 5 && count >= length.snapshots,
         "{count} snapshots, {moved} with copies: {}",
         last.report()
     );
@@ -131,11 +212,8 @@ pub(crate) fn snapshots_of_a_busy_container(lab: &Lab, mut between: impl FnMut()
         run("python3", words).ok().out().parse().unwrap()
     };
     assert_eq!(check(&lab.top), written);
-    // To mount each of them would take a minute.
-    let stride = names
-        .len()
-        .div_ceil(usize::try_from(number("COWL_MOVING_CHECKED", 12)).unwrap());
-    let mut before = 0;
+    let stride = names.len().div_ceil(length.checked);
+    let (mut before, mut checked) = (0, 0);
     for name in names.iter().step_by(stride) {
         let found = lab.with_snapshot(name, check);
         assert!(
@@ -143,8 +221,11 @@ pub(crate) fn snapshots_of_a_busy_container(lab: &Lab, mut between: impl FnMut()
             "{name}: {found} after {before}"
         );
         before = found;
+        checked += 1;
     }
-    println!("{count} snapshots of {written} records, {moved} with copies");
+    println!(
+        "{count} snapshots of {written} records, {moved} with copies, {checked} checked; {refused} attempts were refused"
+    );
     // The kernel reads the same tree from the layers.
     lab.store.cowl(["umount", "web"]).ok();
     lab.store.cowl(["check", "web"]).ok();
@@ -169,6 +250,46 @@ fn snapshots_have_the_content_of_one_moment_on_xfs() {
 #[test]
 fn snapshots_have_the_content_of_one_moment_on_btrfs() {
     snapshots_on(Kind::Btrfs);
+}
+
+/// Validates the test: without the check after the last copy, snapshots miss records.
+#[test]
+fn a_snapshot_without_the_content_of_one_moment_is_found() {
+    let kind = Kind::Xfs;
+    if !can(&[NEEDS, &kind.needs()].concat()) {
+        return;
+    }
+    let settings = [
+        ("COWL_DISABLE", "checks of copies"),
+        // The program writes between the copies.
+        ("COWL_DELAY", "after a change/5"),
+    ];
+    let lab = Lab::new(kind, false, settings);
+    let mut writer = Program::start_writer(&lab, 0);
+    let is_wrong = |top: &Path| {
+        let words = [script().into_os_string(), "check".into(), top.into()];
+        let output = run("python3", words);
+        assert!([0, WRONG].contains(&output.code), "{}", output.report());
+        output.code == WRONG
+    };
+    // Whether a snapshot misses a record depends on when the program writes.
+    let found = (1..=MOST_SNAPSHOTS).find(|_| {
+        let output = lab.snapshot();
+        let is_refused = REFUSALS.iter().any(|text| output.err().contains(text));
+        !is_refused && lab.with_snapshot(&output.ok().out(), is_wrong)
+    });
+    writer.tell();
+    writer.hear();
+    writer.end("the program");
+    let last = lab.snapshot().ok().out();
+    println!("the first snapshot that misses records: {found:?}");
+    assert!(found.is_some());
+    assert!(!is_wrong(&lab.top), "the container");
+    assert!(
+        !lab.with_snapshot(&last, is_wrong),
+        "a snapshot after the program"
+    );
+    lab.store.cowl(["umount", "web"]).ok();
 }
 
 /// Without shared blocks the files cannot be copied while programs write.
@@ -218,6 +339,7 @@ pub(crate) fn check_steps(lab: &Lab, expected: &str, context: &str) {
         assert_eq!(read(&top, file), expected, "{file}, {context}");
     }
     assert!(!top.join("gone").try_exists().unwrap());
+    assert_no_placeholders(lab, context);
     lab.snapshot().ok();
     lab.store.cowl(["umount", "web"]).ok();
     lab.store.cowl(["check", "web"]).ok();
@@ -282,6 +404,16 @@ pub(crate) fn assert_files_are_in_one_layer(lab: &Lab) {
         assert!(other.is_none_or(|other| other == layer), "{path}");
     }
     assert!(!found.is_empty());
+}
+
+/// Checks that a snapshot left no temporary name.
+pub(crate) fn assert_no_placeholders(lab: &Lab, context: &str) {
+    let words = [
+        lab.store.path().as_os_str(),
+        "-name".as_ref(),
+        ".cowl-*".as_ref(),
+    ];
+    assert_eq!(run("find", words).ok().out(), "", "{context}");
 }
 
 #[test]
@@ -374,7 +506,7 @@ fn nothing_is_lost_if_the_daemon_is_killed_during_a_snapshot() {
     // How often fault points are passed before and during the snapshot, without a kill.
     let passed = || std::fs::metadata(dir.path().join("count")).map_or(0, |meta| meta.len());
     let setting = kills(999_999, "count");
-    let lab = Lab::new(Kind::Xfs, true, Some(("COWL_KILL", &setting)));
+    let lab = Lab::new(Kind::Xfs, true, Some(("COWL_KILL", setting.as_str())));
     let mut program = Program::start(&["step", lab.top.to_str().unwrap()]);
     assert_eq!(program.hear(), "wrote");
     let before = passed();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cowl_tests::conditions::can;
 use cowl_tests::lxc::{Lxc, NEEDS};
+use cowl_tests::run::number;
 
 /// Writes a number to one file and then to the other, again and again.
 const WRITER: &str = "exec 3>>/first 4>>/second 5<>/marker; n=0; \
@@ -42,8 +43,9 @@ fn programs_are_stopped_for_a_snapshot_and_continue() {
         return;
     }
     let lxc = with_writer();
+    let count = number("COWL_MOVING_SNAPSHOTS", 10);
     let mut stops = 0;
-    for number in 0..10 {
+    for number in 0..count {
         let output = lxc.store().cowl(["-v", "snapshot", "web"]).ok();
         assert_eq!(output.out().trim(), format!("snap{number}"));
         stops += usize::from(
@@ -54,8 +56,9 @@ fn programs_are_stopped_for_a_snapshot_and_continue() {
         assert_eq!(lxc.state("web"), "RUNNING");
     }
     assert!(stops > 0, "no snapshot had to stop the programs");
+    println!("{count} snapshots, {stops} with stopped programs");
     let mut before = 0;
-    for number in 0..10 {
+    for number in 0..count {
         let snapshot = format!("snap{number}");
         let (first, second) = (
             last(&lxc, &snapshot, "/first"),

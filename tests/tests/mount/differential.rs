@@ -5,9 +5,10 @@
 //! written as the kernel does, and continue from them.
 //!
 //! `COWL_SEEDS=N` runs N seeds from `COWL_FIRST`, `COWL_SEED=S` a single one, `COWL_STEPS=N` operations in each,
-//! `COWL_JOBS=N` seeds at a time, `COWL_NOISE=1` all of them beside a process that reads everything. `COWL_SHRINK=1`
-//! searches for the fewest operations that still fail. `COWL_UNDER_TEST=plain` (or `kernel`) replaces cowlfs with a
-//! plain directory (or kernel overlayfs), to test the test itself.
+//! `COWL_JOBS=N` seeds at a time, `COWL_NOISE=1` all of them beside a process that reads everything.
+//! `COWL_SHRINK=1` searches for the fewest operations that still fail, `COWL_COMPARE=1` compares the trees after
+//! each operation. `COWL_UNDER_TEST=plain` (or `kernel`) replaces cowlfs with a plain directory (or kernel
+//! overlayfs), to test the test itself.
 
 use std::sync::Mutex;
 
@@ -122,6 +123,7 @@ fn course(seed: u64, count: u64) -> Course {
         seed,
         count: number("COWL_STEPS", count),
         others: if seed % 6 == 5 { 60 } else { 12 },
+        snapshots: 0,
         whiteouts: false,
         noise: seed % 16 == 3 || std::env::var_os("COWL_NOISE").is_some(),
     }

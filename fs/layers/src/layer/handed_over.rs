@@ -6,8 +6,8 @@
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -119,6 +119,8 @@ impl Upper {
             early,
             locks: UpperLocks { layer: _, outer },
             work_path,
+            // The successor determines it again.
+            shares_blocks: _,
         } = self;
         let record = UpperRecord {
             whiteouts: whiteouts.record(),
@@ -161,6 +163,7 @@ impl Upper {
             order,
             early,
             work_path: PathBuf::from(work_path),
+            shares_blocks: OnceLock::new(),
         }))
     }
 

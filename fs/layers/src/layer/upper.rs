@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::lock::LayerLock;
 use super::upper_dirs::{Features, LockedUpper, RecoveredUpper, UpperDirs, UpperLocks};
@@ -29,6 +29,8 @@ pub struct Upper {
     pub(super) locks: UpperLocks,
     /// The path of the work directory that the user specified.
     pub(super) work_path: PathBuf,
+    /// Whether files can share blocks, once that was determined.
+    pub(super) shares_blocks: OnceLock<bool>,
 }
 
 impl Upper {
@@ -77,6 +79,7 @@ impl Upper {
             early: features.early,
             locks,
             work_path,
+            shares_blocks: OnceLock::new(),
         }
     }
 
@@ -118,7 +121,17 @@ impl Upper {
     }
 
     /// Determines whether files of the layer can share blocks, by two files without names.
+    ///
+    /// The answer is cached, unlike an error, such as that of a full disk.
     pub fn can_share_blocks(&self) -> Result<bool> {
+        if let Some(known) = self.shares_blocks.get() {
+            return Ok(*known);
+        }
+        let found = self.try_to_share_blocks()?;
+        Ok(*self.shares_blocks.get_or_init(|| found))
+    }
+
+    fn try_to_share_blocks(&self) -> Result<bool> {
         let create = || sys::node::create_nameless(self.work.fd(), 0o600);
         let tried = create().and_then(|from| {
             sys::copy::write_all(&from, &[1; 4096], 0)?;

@@ -31,6 +31,7 @@ pub mod overlay;
 pub mod pid_namespace;
 pub mod private;
 pub mod process;
+pub mod project;
 pub mod random;
 pub mod remove;
 pub mod shared;

@@ -4,13 +4,15 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, StatxFlags};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::sys::mountinfo::Mount;
 use crate::sys::private::{AtimeMode, AtimeUpdates, Through};
 use crate::sys::users::Device;
 
@@ -158,6 +160,27 @@ pub fn unmount(at: &Path) -> Result<()> {
     Ok(rustix::mount::unmount(at, UnmountFlags::NOFOLLOW)?)
 }
 
+/// Unmounts a mount that was found earlier; fails with EBUSY if it is in use, and with EINVAL if another mount, or none, is
+/// at its path now.
+///
+/// Its directory is opened without symbolic links, because another user may have replaced a part of the path. The mount
+/// itself is not opened, because it would then be in use.
+pub fn unmount_exactly(mount: &Mount) -> Result<()> {
+    let (Some(dir), Some(name)) = (mount.at.parent(), mount.at.file_name()) else {
+        return Err(Errno::INVAL.into());
+    };
+    let dir = super::open::exact_dir(dir)?;
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let stat = rustix::fs::statx(&dir, name, flags, StatxFlags::MNT_ID)?;
+    if stat.stx_mnt_id != mount.id {
+        return Err(Errno::INVAL.into());
+    }
+    let at = Path::new("/proc/self/fd")
+        .join(dir.as_raw_fd().to_string())
+        .join(name);
+    unmount(&at)
+}
+
 /// Changes the flags of the mount at `at`, including those of its superblock.
 ///
 /// A change to read-only fails with EBUSY if a file is open for writing.
@@ -186,6 +209,16 @@ pub fn remount(at: &Path, options: &MountOptions) -> Result<()> {
 pub fn is_sync(at: &Path) -> Result<bool> {
     let flags = rustix::fs::statvfs(at)?.f_flag;
     Ok(flags.contains(StatVfsMountFlags::SYNCHRONOUS))
+}
+
+/// Mounts the file system at `from` again where another mount of it was, with the restrictions of that mount. Fails with
+/// ELOOP if a path contains a symbolic link.
+pub fn bind_again(from: &Path, was: &Mount) -> Result<()> {
+    let from = super::open::exact_dir(from)?;
+    attach(
+        super::private::clone_restricted(from.as_fd(), was)?,
+        &was.at,
+    )
 }
 
 /// Detaches the mount at a path from the tree. The kernel ends it when it is no longer in use.

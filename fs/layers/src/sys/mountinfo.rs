@@ -23,11 +23,19 @@ pub struct Mount {
     pub kind: Vec<u8>,
     /// The mount source.
     pub source: Vec<u8>,
+    /// The options of this mount, as in `rw,nosuid`.
+    pub flags: Vec<u8>,
     /// The options of the superblock.
     pub options: Vec<u8>,
 }
 
 impl Mount {
+    /// Returns whether this mount has an option.
+    pub fn has_flag(&self, wanted: &str) -> bool {
+        let mut flags = self.flags.split(|&byte| byte == b',');
+        flags.any(|flag| flag == wanted.as_bytes())
+    }
+
     /// Returns the layers of an overlay of the kernel, as its mount options name them; none for other types.
     ///
     /// A colon or comma in a directory's name splits the name. Callers that compare paths get the parts.
@@ -97,7 +105,8 @@ fn line(line: &[u8]) -> Option<Mount> {
     let dev = (half()?, half()?);
     let path = |field: &[u8]| PathBuf::from(OsString::from_vec(unescape(field)));
     let (root, at) = (path(fields.next()?), path(fields.next()?));
-    // The options of the mount, then any number of optional fields up to a hyphen.
+    let flags = fields.next()?.to_vec();
+    // Any number of optional fields up to a hyphen.
     fields.find(|field| *field == b"-")?;
     Some(Mount {
         id,
@@ -105,6 +114,7 @@ fn line(line: &[u8]) -> Option<Mount> {
         device: dev.into(),
         root,
         at,
+        flags,
         kind: unescape(fields.next()?),
         source: unescape(fields.next()?),
         options: unescape(fields.next().unwrap_or_default()),

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::mount::OpenTreeFlags;
 use serde::{Deserialize, Serialize};
 
+use super::mountinfo::Mount;
 use crate::error::{Errno, Error, Result};
 
 /// The kind of access through a private mount.
@@ -130,6 +131,28 @@ impl AtimeUpdates {
         };
         mode | nodiratime
     }
+}
+
+/// Copies the mount of `dir`, without mounts below it, and adds the restrictions that another mount has: read-only, no effect
+/// of set-user-ID bits, devices and programs, no symbolic links followed, and no access times.
+pub(super) fn clone_restricted(dir: BorrowedFd<'_>, like: &Mount) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let mount = rustix::mount::open_tree(dir, "", flags)?;
+    let attributes = [
+        ("ro", libc::MOUNT_ATTR_RDONLY),
+        ("nosuid", libc::MOUNT_ATTR_NOSUID),
+        ("nodev", libc::MOUNT_ATTR_NODEV),
+        ("noexec", libc::MOUNT_ATTR_NOEXEC),
+        ("nosymfollow", libc::MOUNT_ATTR_NOSYMFOLLOW),
+        ("noatime", libc::MOUNT_ATTR_NOATIME),
+    ];
+    let wanted = attributes
+        .into_iter()
+        .filter(|(flag, _)| like.has_flag(flag));
+    set(mount.as_fd(), wanted.map(|(_, attribute)| attribute).sum())?;
+    Ok(mount)
 }
 
 /// Makes a mount, and those below it, read-only and without effect of set-user-ID bits, devices and programs.

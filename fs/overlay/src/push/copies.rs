@@ -12,6 +12,7 @@ use super::files::NamedFile;
 use super::request::UnattendedCause;
 use cowl_layers::error::{Errno, Result};
 use cowl_layers::layer::moves::Moves;
+use cowl_layers::points::is_disabled;
 use cowl_layers::sys;
 use cowl_layers::sys::copy::{WriteBack, cannot_share};
 use cowl_layers::sys::stat::{Stat, has_fine_times, time_of_last_tick};
@@ -122,7 +123,7 @@ pub(super) fn copy_all(
                 changed.push(index);
             }
         }
-        if changed.is_empty() {
+        if changed.is_empty() || is_disabled("checks of copies") {
             let bytes = seen.iter().map(|stat| stat.size).sum();
             // The last copy may have content from after `seen`, in which case a write may have removed setuid.
             for (file, seen) in files.iter().zip(&mut seen) {

@@ -155,10 +155,13 @@ impl Overlay {
             }
             Ok((_, Linked::Late(helper))) => {
                 let files = moving.as_ref().map(|moving| moving.kept_changing(stack));
-                (files.unwrap_or(Stopped::Race), Some(helper))
+                (files.unwrap_or(Stopped::Race), helper)
             }
             Err(error) => (Stopped::Error(error), None),
         };
+        if let Some(moving) = &moving {
+            moving.release();
+        }
         before.restore(self);
         if lock.is_some()
             && let Some(Err(error)) = stack.writable().map(|old| old.thaw())

@@ -26,6 +26,7 @@ use cowl_layers::error::Result;
 use cowl_layers::layer::moves::{ChangedDir, MoveList, MovedFile, Moves};
 use cowl_layers::layer::{Layer, Upper};
 use cowl_layers::locks::RwLock;
+use cowl_layers::points::{is_disabled, point};
 use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::copy::Copied;
@@ -200,14 +201,24 @@ impl Moving {
         };
         match run_until(self.deadline, move || sync(&copies, order, copied))? {
             Ran::Done(synced) => synced?,
-            Ran::Late(helper) => return Ok(Linked::Late(helper)),
+            Ran::Late(helper) => return Ok(Linked::Late(Some(helper))),
         }
+        let reserves = !is_disabled("placeholders");
+        if reserves && !self.moves.prepare(&self.list, self.deadline)? {
+            return Ok(Linked::Late(None));
+        }
+        point("in a phase of a move");
         self.moves.commit_list(&self.list)?;
+        point("in a phase of a move");
+        if reserves && !self.moves.reserve(&self.list, self.deadline)? {
+            return Ok(Linked::Late(None));
+        }
         match run_until(self.deadline, move || moves.link(&list))? {
             Ran::Done(linked) => linked?,
-            Ran::Late(helper) => return Ok(Linked::Late(helper)),
+            Ran::Late(helper) => return Ok(Linked::Late(Some(helper))),
         }
         self.moves.commit_links()?;
+        point("in a phase of a move");
         for (parent, shown) in self.parents.iter().zip(shown) {
             let now = stat_on_disk(parent)?.ctime;
             overlay.inodes.show_ctime(parent, now, shown);
@@ -273,22 +284,19 @@ impl Moving {
     /// Begins to replace the files in the frozen layer by their copies, and waits for a short time.
     ///
     /// If that is late, a program prevents it, and requests must not wait for it: the names in the new layer hide those
-    /// below.
+    /// below. The placeholders are replaced before: no program can prevent that.
     pub(super) fn exchange(self, overlay: &Overlay) -> Exchanging {
+        let fill = || self.moves.fill(&self.list);
+        finish_or_abort(fill(), fill);
         let (moves, list) = (self.moves.clone(), self.list.clone());
         let deadline = Instant::now() + FURTHER_TIME;
         let ran = run_until(deadline, move || moves.exchange(&list));
-        if let Ok(Ran::Done(Ok(()))) = ran {
+        let is_done = matches!(ran, Ok(Ran::Done(Ok(()))));
+        if is_done {
             self.show_times(overlay);
-            return Exchanging {
-                moving: self,
-                ran: None,
-            };
         }
-        Exchanging {
-            moving: self,
-            ran: Some(ran),
-        }
+        let ran = (!is_done).then_some(ran);
+        Exchanging { moving: self, ran }
     }
 
     fn show_times(&self, overlay: &Overlay) {
@@ -302,7 +310,15 @@ impl Moving {
         }
     }
 
-    /// Cancels the move before the new stack is used. `late` is the thread that links the files. Returns what prevented
+    /// Removes the placeholders from the old upper layer, before the ctimes of its directories are restored.
+    pub(super) fn release(&self) {
+        if let Err(error) = self.moves.release(&self.list) {
+            // The thread that undoes the move tries again.
+            log::error!("cannot remove placeholders of files: {error}");
+        }
+    }
+
+    /// Cancels the move before the new stack is used, after [`Self::release`]. `late` is the thread that links the files. Returns what prevented
     /// the push.
     pub(super) fn cancel(
         self,
@@ -348,7 +364,8 @@ impl Moving {
 pub(super) enum Linked {
     /// The directories whose attributes in the kernel's cache are stale.
     Done(Vec<Arc<Inode>>),
-    Late(Helper<Result<()>>),
+    /// The thread that is still at work, if there is one.
+    Late(Option<Helper<Result<()>>>),
 }
 
 /// The replacement of files in the frozen layer by their copies.
@@ -366,23 +383,12 @@ impl Exchanging {
         let Self { moving, ran } = self;
         let mut stale = Vec::new();
         if let Some(ran) = ran {
-            let mut done = match ran {
+            let done = match ran {
                 Ok(Ran::Done(done)) => done,
                 Ok(Ran::Late(helper)) => helper.join().and_then(|done| done),
                 Err(error) => Err(error),
             };
-            for _ in 0..ATTEMPTS {
-                let Err(error) = done else { break };
-                log::warn!("cannot replace files in a frozen layer: {error}; trying again");
-                std::thread::sleep(RETRY_PAUSE);
-                done = moving.moves.exchange(&moving.list);
-            }
-            if let Err(error) = done {
-                // The frozen layer has files that programs write to, so the snapshot must not be completed. A successor, or
-                // the next mount, continues from the list.
-                log::error!("cannot replace files in a frozen layer: {error}");
-                std::process::abort();
-            }
+            finish_or_abort(done, || moving.moves.exchange(&moving.list));
             moving.show_times(overlay);
             moving.note_removed();
             // Requests may have seen the name of a copy beside a file.
@@ -396,6 +402,22 @@ impl Exchanging {
             log::warn!("cannot remove the list of moved files: {error} (the next mount will)");
         }
         stale
+    }
+}
+
+/// Tries again if an attempt to replace files in the frozen layer has failed, and finally aborts.
+fn finish_or_abort(mut done: Result<()>, again: impl Fn() -> Result<()>) {
+    for _ in 0..ATTEMPTS {
+        let Err(error) = done else { return };
+        log::warn!("cannot replace files in a frozen layer: {error}; trying again");
+        std::thread::sleep(RETRY_PAUSE);
+        done = again();
+    }
+    if let Err(error) = done {
+        // The frozen layer has files that programs write to, so the snapshot must not be completed. A successor, or the
+        // next mount, continues from the list.
+        log::error!("cannot replace files in a frozen layer: {error}");
+        std::process::abort();
     }
 }
 

@@ -3,7 +3,8 @@
 //! ext4, XFS and btrfs start it when such a file is closed, and so does the daemon when it is notified of the close
 //! (docs/decisions/0012). Without that request, it starts the writeback when the file has not been written for a moment.
 
-use std::sync::{Arc, Weak};
+use std::fmt;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,12 +23,14 @@ const QUIET: Duration = Duration::from_millis(200);
 const MAX_PENDING: usize = 1024;
 
 /// Truncated files that are being written, by node id, with the times at which they count as closed.
-#[derive(Debug)]
 pub(super) struct Rewrites {
-    overlay: Weak<Overlay>,
+    start: Start,
     state: Mutex<State>,
     changed: Condvar,
 }
+
+/// Starts the writeback of files, by node id. Returns false if the overlay was dropped.
+type Start = Box<dyn Fn(&[u64]) -> bool + Send + Sync>;
 
 #[derive(Debug, Default)]
 struct State {
@@ -37,10 +40,29 @@ struct State {
     has_thread: bool,
 }
 
+impl fmt::Debug for Rewrites {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rewrites")
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Rewrites {
     pub(super) fn new(overlay: &Arc<Overlay>) -> Arc<Self> {
+        let overlay = Arc::downgrade(overlay);
+        Self::starting(Box::new(move |files| match overlay.upgrade() {
+            Some(overlay) => {
+                start_each(&overlay, files);
+                true
+            }
+            None => false,
+        }))
+    }
+
+    fn starting(start: Start) -> Arc<Self> {
         Arc::new(Self {
-            overlay: Arc::downgrade(overlay),
+            start,
             state: Mutex::default(),
             changed: Condvar::new(),
         })
@@ -74,8 +96,8 @@ impl Rewrites {
             let mut state = self.state.lock();
             state.pending.remove(&ino).is_some() || state.due.contains(&ino)
         };
-        if is_pending && let Some(overlay) = self.overlay.upgrade() {
-            start_each(&overlay, [ino]);
+        if is_pending {
+            (self.start)(&[ino]);
         }
     }
 
@@ -84,19 +106,17 @@ impl Rewrites {
     fn run(&self) {
         loop {
             let due = self.wait();
-            let Some(overlay) = self.overlay.upgrade() else {
+            if !(self.start)(&due) {
                 return;
-            };
-            start_each(&overlay, due);
+            }
         }
     }
 
     /// Starts the writeback of all pending files.
     pub(super) fn start_pending(&self) {
         let pending = std::mem::take(&mut self.state.lock().pending);
-        if let Some(overlay) = self.overlay.upgrade() {
-            start_each(&overlay, pending.into_keys());
-        }
+        let files: Vec<u64> = pending.into_keys().collect();
+        (self.start)(&files);
     }
 
     /// Returns the files that are no longer written, at least one.
@@ -121,9 +141,9 @@ impl Rewrites {
     }
 }
 
-fn start_each(overlay: &Overlay, files: impl IntoIterator<Item = u64>) {
+fn start_each(overlay: &Overlay, files: &[u64]) {
     for ino in files {
-        if let Err(error) = start(overlay, ino) {
+        if let Err(error) = start(overlay, *ino) {
             log::debug!("cannot start writeback of inode {ino}: {error}");
         }
     }
@@ -170,17 +190,41 @@ mod tests {
         assert!(!rewrites.note_write(u64::MAX));
     }
 
+    /// Returns rewrites that only record the files whose writeback they start.
+    fn recording() -> (Arc<Rewrites>, std::sync::mpsc::Receiver<Vec<u64>>) {
+        let (sender, started) = std::sync::mpsc::channel();
+        let start = move |files: &[u64]| sender.send(files.to_vec()).is_ok();
+        (Rewrites::starting(Box::new(start)), started)
+    }
+
     #[test]
-    fn a_forgotten_file_is_not_pending() {
-        let dir = tempfile::tempdir().unwrap();
-        let layer = Layer::open(dir.path(), XattrSpace::detect()).unwrap();
-        let overlay = Overlay::new(None, vec![layer], OverlayOptions::default()).unwrap();
-        let overlay = Arc::new(overlay);
-        let rewrites = Rewrites::new(&overlay);
+    fn writeback_of_a_pending_file_starts_when_the_kernel_forgets_it() {
+        let (rewrites, started) = recording();
         let at = Instant::now() + Duration::from_secs(31_536_000);
         rewrites.state.lock().pending.extend([(77, at), (78, at)]);
         rewrites.note_forget(77);
+        assert_eq!(started.try_recv(), Ok(vec![77]));
         let pending: Vec<u64> = rewrites.state.lock().pending.keys().copied().collect();
         assert_eq!(pending, [78]);
+        // The thread may not have found the file yet.
+        rewrites.state.lock().due = vec![80];
+        rewrites.note_forget(80);
+        assert_eq!(started.try_recv(), Ok(vec![80]));
+        for not_pending in [77, 79] {
+            rewrites.note_forget(not_pending);
+            assert!(started.try_recv().is_err(), "{not_pending}");
+        }
+    }
+
+    #[test]
+    fn writeback_starts_once_a_file_is_no_longer_written() {
+        let (rewrites, started) = recording();
+        // An earlier write, after which it would be due. A further write postpones that.
+        let begin = Instant::now();
+        rewrites.state.lock().pending.insert(5, begin);
+        assert!(!rewrites.note_write(5));
+        assert_eq!(started.recv(), Ok(vec![5]));
+        assert!(begin.elapsed() >= QUIET);
+        assert!(rewrites.state.lock().pending.is_empty());
     }
 }

@@ -4,9 +4,12 @@
 //! the list exists, nothing has moved. From then on the moves are either completed or undone, also by a later mount.
 //! Each file has its name in one of the two layers at every moment.
 
+mod placeholders;
 mod recovery;
 
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
@@ -23,7 +26,7 @@ use crate::sys::order::Order;
 use crate::sys::private::Through;
 use crate::sys::stat::Time;
 
-pub use recovery::{complete, refuse_pending};
+pub use recovery::{abandon, complete, refuse_pending};
 
 /// The directory in the work directory that the user specified.
 pub const DIR: &[u8] = b"moves";
@@ -35,10 +38,10 @@ const LINKED: &[u8] = b"linked";
 const UNDONE: &[u8] = b"undone";
 /// The list before it is complete.
 const NEW_LIST: &[u8] = b"list.new";
-/// The start of the name of a copy beside the file that it is about to replace.
+/// The start of the names of placeholders.
 const TEMPORARY: &str = ".cowl-";
 /// The version of the list.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The files that move, and the directories in which their names are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,13 +74,31 @@ pub struct MovedFile {
     pub names: Vec<Vec<u8>>,
 }
 
+/// The root directory of a layer, on a known file system.
+///
+/// The id of a layer on XFS depends on the device number, which a reboot can change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct RootDir {
+    ino: u64,
+    born: Time,
+}
+
+impl RootDir {
+    fn of(layer: &Layer) -> Result<Self> {
+        Ok(Self {
+            ino: sys::stat::stat_fd(layer.root_fd())?.ino,
+            born: sys::stat::birth_time(layer.root_fd())?.unwrap_or_default(),
+        })
+    }
+}
+
 /// The content of the list.
 #[derive(Debug, Serialize, Deserialize)]
 struct Stored {
     version: u32,
-    /// The id of the frozen layer.
-    layer: u64,
-    /// The name of a copy beside the file that it replaces. It is random, because no program may have chosen it before.
+    /// The frozen layer.
+    layer: RootDir,
+    /// The start of the names of placeholders. It is random, because no program may have chosen it before.
     temporary: Vec<u8>,
     moves: MoveList,
 }
@@ -91,7 +112,7 @@ pub struct Moves {
     outer: OwnedFd,
     /// The directory [`DIR`] in it.
     dir: OwnedFd,
-    layer: u64,
+    layer: RootDir,
     temporary: Name,
     order: Order,
 }
@@ -109,7 +130,7 @@ impl Moves {
             to,
             outer,
             dir,
-            layer: from.id(),
+            layer: RootDir::of(from)?,
             temporary: Name::new(format!("{TEMPORARY}{:032x}", sys::random::number()?))?,
             order,
         })
@@ -137,9 +158,27 @@ impl Moves {
         sys::content::open(self.dir.as_fd(), name, OFlags::RDWR)
     }
 
+    /// Creates what [`Self::reserve`] and [`Self::fill`] link and rename. Returns whether it was complete before the
+    /// deadline. Called before [`Self::commit_list`]: from then on, no name is added to the directory.
+    pub fn prepare(&self, list: &MoveList, deadline: Instant) -> Result<bool> {
+        if !placeholders::create_source(self.dir.as_fd())? {
+            return Ok(true);
+        }
+        for (index, file, _) in names(list) {
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            placeholders::create_second_name(self.dir.as_fd(), &file.copy, index)?;
+        }
+        Ok(true)
+    }
+
     /// Writes the list. From here on, another process completes the moves if this one ends.
     ///
     /// The copies must be complete, and the directories of the names must exist in both layers.
+    ///
+    /// The later names of the list exist before it does, without content, and are only replaced: so no rename of the
+    /// list needs space, even on a full disk.
     pub fn commit_list(&self, list: &MoveList) -> Result<()> {
         let stored = Stored {
             version: VERSION,
@@ -152,9 +191,65 @@ impl Moves {
         let file = sys::node::create(dir, NEW_LIST, 0o600, OFlags::WRONLY)?;
         sys::copy::write_all(&file, &bytes, 0)?;
         self.order.content_first(&file, Copied::Written)?;
+        // In this order: `cancel` replaces the first by the second if both exist.
+        for name in [UNDONE, LINKED] {
+            sys::node::create(dir, name, 0o600, OFlags::WRONLY)?;
+        }
         sys::node::rename(dir, NEW_LIST, dir, LIST, RenameMode::NoReplace)?;
         self.order.name_first(dir)?;
         self.order.name_first(self.outer.as_fd())
+    }
+
+    /// Creates the placeholders, so that a full disk prevents the move before it begins, and not [`Self::fill`]. Returns
+    /// whether all exist before the deadline. Called after [`Self::commit_list`].
+    pub fn reserve(&self, list: &MoveList, deadline: Instant) -> Result<bool> {
+        self.check_projects(list)?;
+        if is_absent(&self.dir, placeholders::SOURCE)? {
+            return Ok(true);
+        }
+        let dirs: HashMap<_, _> = list.dirs.iter().map(|dir| (&*dir.path, dir)).collect();
+        for (index, _, path) in names(list) {
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            let Some((from, _)) = parent(&self.from, path)? else {
+                return Err(Error::Errno(Errno::STALE));
+            };
+            let name = placeholders::name(&self.temporary, index)?;
+            placeholders::create(self.dir.as_fd(), (from.as_fd(), &name))?;
+            // Directly after the change, because this process could be killed.
+            if let Some(dir) = dirs.get(split(path).0) {
+                dir.restore_times(&from)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Fails if the copies cannot be renamed to the frozen layer, because its directories belong to another project.
+    fn check_projects(&self, list: &MoveList) -> Result<()> {
+        let Some(first) = list.files.first() else {
+            return Ok(());
+        };
+        let copy = sys::project::of(self.open_copy(&first.copy)?.as_fd())?;
+        for dir in &list.dirs {
+            if let Some(fd) = open_below(&self.from, &dir.path)?
+                && let Some(project) = sys::project::of(sys::dir::reopen_dir(fd.as_fd())?.as_fd())?
+                && project.is_inherited
+                && copy.is_none_or(|copy| copy.id != project.id)
+            {
+                log::warn!(
+                    "a frozen directory belongs to another project (quota) than the new layer"
+                );
+                return Err(Error::Errno(Errno::XDEV));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the placeholders that exist, and restores the times of their directories in the frozen layer to those in
+    /// the list. Called while no request is answered; [`Self::unlink`] makes the change durable.
+    pub fn release(&self, list: &MoveList) -> Result<()> {
+        release(&self.from, &self.temporary, list, Times::OfList).map(drop)
     }
 
     /// Whether the directories of all names exist in the new layer.
@@ -169,7 +264,7 @@ impl Moves {
 
     /// Links the files into the new layer, unless that was done before.
     pub fn link(&self, list: &MoveList) -> Result<()> {
-        for (file, path) in names(list) {
+        for (_, file, path) in names(list) {
             let (Some((to, last)), Some((from, _))) =
                 (parent(&self.to, path)?, parent(&self.from, path)?)
             else {
@@ -213,23 +308,22 @@ impl Moves {
         Ok(None)
     }
 
-    /// Returns the list without the names that exist in neither layer. Called after [`Self::link`] if a power cut may have
-    /// removed names: they were not durable, and a copy must not get them.
+    /// Returns the list with empty names instead of those that exist in neither layer. Called after [`Self::link`] if a
+    /// power cut may have removed names: they were not durable, and a copy must not get them.
     fn without_lost_names(&self, list: &MoveList) -> Result<MoveList> {
         let mut left = list.clone();
         for file in &mut left.files {
-            let mut names = Vec::new();
-            for path in &file.names {
+            for path in &mut file.names {
+                let mut exists = false;
                 for root in [&self.from, &self.to] {
-                    if let Some((dir, last)) = parent(root, path)?
-                        && !is_absent(&dir, &last)?
-                    {
-                        names.push(path.clone());
-                        break;
+                    if let Some((dir, last)) = parent(root, path)? {
+                        exists |= !is_absent(&dir, &last)?;
                     }
                 }
+                if !exists {
+                    path.clear();
+                }
             }
-            file.names = names;
         }
         Ok(left)
     }
@@ -254,43 +348,74 @@ impl Moves {
 
     fn rename_list(&self, from: &[u8], to: &[u8]) -> Result<()> {
         let dir = self.dir.as_fd();
-        sys::node::rename(dir, from, dir, to, RenameMode::NoReplace)?;
+        // It replaces an empty file.
+        self.order.before_replacing(dir)?;
+        sys::node::rename(dir, from, dir, to, RenameMode::Replace)?;
         self.order.name_first(dir)
     }
 
-    /// Replaces the files in the frozen layer by their copies, unless that was done before. Called after
-    /// [`Self::commit_links`].
+    /// Replaces the placeholders by the copies, unless that was done before. Called after [`Self::commit_links`], and
+    /// before any request is answered.
     ///
-    /// By then, the names in the new layer may be removed or refer to other files.
-    ///
-    /// A rename waits for the lock of the replaced file, which a program may hold. So it is one within a directory: the
-    /// kernel holds the lock of this directory meanwhile, but not that of all renames between directories.
-    pub fn exchange(&self, list: &MoveList) -> Result<()> {
-        for (file, path) in names(list) {
+    /// A rename between directories holds the lock of all such renames of the file system, so it must not wait for a
+    /// program. Here it does not: no program has opened a copy before. No name is added to a directory, which could need
+    /// space.
+    pub fn fill(&self, list: &MoveList) -> Result<()> {
+        for (index, file, path) in names(list) {
             let Some((from, last)) = parent(&self.from, path)? else {
                 continue;
             };
-            let (copies, from) = (self.dir.as_fd(), from.as_fd());
+            if is_file(&from, &last, file)? {
+                let name = placeholders::name(&self.temporary, index)?;
+                placeholders::fill(self.dir.as_fd(), &file.copy, (from.as_fd(), &name), index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces the files in the frozen layer by their copies, unless that was done before. Called after
+    /// [`Self::fill`].
+    ///
+    /// By then, the names in the new layer may be removed or refer to other files.
+    ///
+    /// A rename waits for the locks of the replaced file and of the copy, which a program may hold. So it is one within a
+    /// directory: the kernel holds the lock of this directory meanwhile, but not that of all renames between directories.
+    pub fn exchange(&self, list: &MoveList) -> Result<()> {
+        for (index, file, path) in names(list) {
+            let Some((from, last)) = parent(&self.from, path)? else {
+                continue;
+            };
+            let from = from.as_fd();
+            let name = placeholders::name(&self.temporary, index)?;
             match sys::stat::stat_at(from, &last) {
                 Ok(stat) if stat.ino == file.ino => {
-                    unlink_if_exists(from, &self.temporary)?;
-                    sys::node::link(copies, &file.copy, from, &self.temporary)?;
-                    sys::node::rename(from, &self.temporary, from, &last, RenameMode::Replace)?;
+                    sys::node::rename(from, &name, from, &last, RenameMode::Replace)?;
                 }
-                Ok(_) => {}
+                Ok(_) => unlink_if_exists(from, &name)?,
                 // After a power cut, the name may not be durable, unlike the list.
                 Err(error) if error.is_absent() => {
-                    sys::node::link(copies, &file.copy, from, &last)?;
+                    unlink_if_exists(from, &name)?;
+                    sys::node::link(self.dir.as_fd(), &file.copy, from, &last)?;
                 }
                 Err(error) => return Err(error),
             }
         }
-        self.restore_times(list)
+        for dir in &list.dirs {
+            if let Some(fd) = open_below(&self.from, &dir.path)? {
+                dir.restore_times(&fd)?;
+                // The list must not be removed before the names are durable.
+                self.order.name_first(fd.as_fd())?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes the files from the new layer after [`Self::cancel`], and then the list.
     pub fn unlink(&self, list: &MoveList) -> Result<()> {
-        for (file, path) in names(list) {
+        release(&self.from, &self.temporary, list, Times::Current)?;
+        // Also if they were removed before. The list must not be removed earlier.
+        sync_dirs(&self.from, list, self.order)?;
+        for (_, file, path) in names(list) {
             let Some((to, last)) = parent(&self.to, path)? else {
                 continue;
             };
@@ -327,18 +452,6 @@ impl Moves {
         }
         sys::remove::remove_tree(self.outer.as_fd(), DIR)
     }
-
-    fn restore_times(&self, list: &MoveList) -> Result<()> {
-        for dir in &list.dirs {
-            if let Some(fd) = open_below(&self.from, &dir.path)? {
-                unlink_if_exists(fd.as_fd(), &self.temporary)?;
-                dir.restore_times(&fd)?;
-                // The list must not be removed before the names are durable.
-                self.order.name_first(fd.as_fd())?;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl ChangedDir {
@@ -370,10 +483,63 @@ fn reach(from: &Layer, upper: &Upper) -> Result<[OwnedFd; 3]> {
     Ok(private::for_writing(plain, paths, Through::WRITING).0)
 }
 
-/// Returns each file with each of its names.
-fn names(list: &MoveList) -> impl Iterator<Item = (&MovedFile, &Vec<u8>)> {
+/// Returns the number of each name, its file, and the name. Names that are empty are omitted.
+fn names(list: &MoveList) -> impl Iterator<Item = (usize, &MovedFile, &Vec<u8>)> {
     let files = list.files.iter();
-    files.flat_map(|file| file.names.iter().map(move |name| (file, name)))
+    let all = files.flat_map(|file| file.names.iter().map(move |name| (file, name)));
+    all.enumerate()
+        .map(|(index, (file, name))| (index, file, name))
+        .filter(|(_, _, name)| !name.is_empty())
+}
+
+/// The times that directories have after placeholders were removed.
+#[derive(Clone, Copy, Debug)]
+enum Times {
+    /// Those in the list: no program has changed the directories since.
+    OfList,
+    /// Those that they have directly before.
+    Current,
+}
+
+/// Removes the placeholders that exist in a layer, and restores the times of their directories. Returns whether there
+/// were any.
+fn release(root: &OwnedFd, temporary: &Name, list: &MoveList, times: Times) -> Result<bool> {
+    let mut changed = HashSet::new();
+    for (index, _, path) in names(list) {
+        let Some((dir, _)) = parent(root, path)? else {
+            continue;
+        };
+        let before = sys::stat::stat_fd(&dir)?;
+        match sys::node::unlink(dir.as_fd(), &placeholders::name(temporary, index)?) {
+            Ok(()) => {}
+            Err(error) if error.is_absent() => continue,
+            Err(error) => return Err(error),
+        }
+        changed.insert(split(path).0);
+        if let Times::Current = times {
+            let (atime, mtime) = (SetTime::At(before.atime), SetTime::At(before.mtime));
+            sys::attr::utimens(dir.as_fd(), atime, mtime)?;
+        }
+    }
+    for dir in &list.dirs {
+        if let Times::OfList = times
+            && changed.contains(dir.path.as_slice())
+            && let Some(fd) = open_below(root, &dir.path)?
+        {
+            dir.restore_times(&fd)?;
+        }
+    }
+    Ok(!changed.is_empty())
+}
+
+/// Ensures that changes of names in the directories of the list are durable before later changes.
+fn sync_dirs(root: &OwnedFd, list: &MoveList, order: Order) -> Result<()> {
+    for dir in &list.dirs {
+        if let Some(fd) = open_below(root, &dir.path)? {
+            order.name_first(fd.as_fd())?;
+        }
+    }
+    Ok(())
 }
 
 /// Opens the directory of a path, and returns it with the last name; `None` if it does not exist.
@@ -408,7 +574,7 @@ fn is_file(dir: &OwnedFd, name: &Name, file: &MovedFile) -> Result<bool> {
     }
 }
 
-fn is_absent(dir: &OwnedFd, name: &Name) -> Result<bool> {
+fn is_absent(dir: &OwnedFd, name: &[u8]) -> Result<bool> {
     match sys::stat::stat_at(dir.as_fd(), name) {
         Ok(_) => Ok(false),
         Err(error) if error.is_absent() => Ok(true),

@@ -2,17 +2,24 @@
 //!
 //! The work directory may be that of another user, so the list is used only if this user has written it.
 
+use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::OFlags;
+use serde::Deserialize;
 
-use super::{DIR, LINKED, LIST, Moves, Stored, TEMPORARY, UNDONE, VERSION, reach};
+use super::{
+    DIR, LINKED, LIST, Moves, RootDir, Stored, TEMPORARY, Times, UNDONE, VERSION, reach, release,
+    sync_dirs,
+};
 use crate::error::{Errno, Error, Result};
 use crate::layer::{Layer, Upper, lock};
 use crate::name::Name;
 use crate::shown::Show as _;
 use crate::sys;
+use crate::sys::order::Order;
 use crate::sys::stat::{FileKind, Stat};
 
 /// The part of the moves that is left.
@@ -33,6 +40,17 @@ const PHASES: [(&[u8], Phase); 3] = [
     (LIST, Phase::Listed),
 ];
 
+/// The version of a list.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+const OTHER_VERSION: Error = Error::Damaged(
+    "another version of cowl has written the list of moved files; mount the container once with that version",
+);
+const NOT_BELOW: Error = Error::Damaged("files move from a layer that is not below");
+
 /// Completes the moves of an interrupted process, on a mount whose layers can be pushed. `below` is the layer
 /// below the upper one.
 ///
@@ -50,8 +68,10 @@ pub fn complete(upper: &Upper, below: Option<&Arc<Layer>>) -> Result<()> {
         return sys::remove::remove_tree(outer, DIR);
     };
     // Files may only be replaced in the layer that the caller knows.
-    let below = below.filter(|layer| layer.id() == stored.layer);
-    let below = below.ok_or(Error::Damaged("files move from a layer that is not below"))?;
+    let below = below.ok_or(NOT_BELOW)?;
+    if RootDir::of(below)? != stored.layer {
+        return Err(NOT_BELOW);
+    }
     let _locked = lock::exclusively(below)?;
     let [from, to, outer] = reach(below, upper)?;
     let checked = sys::stat::stat_fd(&dir)?;
@@ -88,11 +108,47 @@ pub fn complete(upper: &Upper, below: Option<&Arc<Layer>>) -> Result<()> {
         moves.link(&stored.moves)?;
         let list = moves.without_lost_names(&stored.moves)?;
         moves.commit_links()?;
+        moves.fill(&list)?;
         moves.exchange(&list)?;
+        // Those of names that a power cut has removed.
+        if release(&moves.from, &moves.temporary, &stored.moves, Times::Current)? {
+            sync_dirs(&moves.from, &stored.moves, moves.order)?;
+        }
     } else {
+        moves.fill(&stored.moves)?;
         moves.exchange(&stored.moves)?;
     }
     moves.finish()
+}
+
+/// Removes the placeholders of moves that were interrupted before the new layer was used, and that are not completed.
+///
+/// `work` is the work directory of the new layer, which is about to be discarded. A daemon may use `below` as its upper
+/// layer.
+pub fn abandon(work: &Path, below: &Layer) -> Result<()> {
+    let outer = sys::dir::open_root(work)?;
+    let Some(dir) = open_dir(outer.as_fd())? else {
+        return Ok(());
+    };
+    if !is_own(&sys::stat::stat_fd(&dir)?, FileKind::Directory) {
+        return Err(Error::Damaged("another user made a list of moved files"));
+    }
+    let stored = match read_list(dir.as_fd()) {
+        Ok(Some((_, stored))) => stored,
+        Ok(None) => return Ok(()),
+        // The daemon undoes the moves at the same time, and has removed the placeholders before.
+        Err(error) if error.is_absent() => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if RootDir::of(below)? != stored.layer {
+        return Err(NOT_BELOW);
+    }
+    let from = sys::dir::open_root(below.path())?;
+    let temporary = Name::new(&stored.temporary)?;
+    if release(&from, &temporary, &stored.moves, Times::Current)? {
+        sync_dirs(&from, &stored.moves, Order::for_dir(from.as_fd()))?;
+    }
+    Ok(())
 }
 
 /// Fails if moves must be completed, for a mount on which no layer can be pushed. Ignores those of another user.
@@ -103,7 +159,7 @@ pub fn refuse_pending(upper: &Upper) -> Result<()> {
     let mut has_list = false;
     for (name, _) in PHASES {
         match sys::stat::stat_at(dir.as_fd(), name) {
-            Ok(_) => has_list = true,
+            Ok(stat) => has_list |= !is_reserved(&stat),
             Err(error) if error.is_absent() => {}
             Err(error) => return Err(error),
         }
@@ -137,19 +193,35 @@ fn is_own(stat: &Stat, kind: FileKind) -> bool {
     stat.kind() == kind && stat.uid == uid && stat.perm() & 0o077 == 0
 }
 
+/// Whether a file only reserves the name of a list.
+fn is_reserved(stat: &Stat) -> bool {
+    stat.kind() == FileKind::Regular && stat.size == 0
+}
+
 /// Reads the list; `None` if there is none.
 fn read_list(dir: BorrowedFd<'_>) -> Result<Option<(Phase, Stored)>> {
     for (name, phase) in PHASES {
         // Not opened before its kind is known: a device or pipe could block.
         match sys::stat::stat_at(dir, name) {
+            Ok(stat) if is_reserved(&stat) => continue,
             Ok(stat) if is_own(&stat, FileKind::Regular) => {}
             Ok(_) => return Err(Error::Damaged("another user made a list of moved files")),
             Err(error) if error.is_absent() => continue,
             Err(error) => return Err(error),
         }
-        let file = sys::content::open(dir, name, OFlags::RDONLY)?;
-        let reader = std::io::BufReader::new(std::fs::File::from(file));
-        let stored = match serde_json::from_reader::<_, Stored>(reader) {
+        let mut file = std::fs::File::from(sys::content::open(dir, name, OFlags::RDONLY)?);
+        let mut bytes = Vec::new();
+        if let Err(error) = file.read_to_end(&mut bytes) {
+            return Err(Error::Errno(
+                Errno::from_io_error(&error).unwrap_or(Errno::IO),
+            ));
+        }
+        // Before the other members, because their types depend on it.
+        let version = serde_json::from_slice(&bytes).map(|Versioned { version }| version);
+        if version.is_ok_and(|version| version != VERSION) {
+            return Err(OTHER_VERSION);
+        }
+        let stored = match serde_json::from_slice::<Stored>(&bytes) {
             Ok(stored) => stored,
             // After a power cut on a volatile mount, whose file system was not synced. Treated as a missing list.
             Err(error) if error.is_eof() => {
@@ -168,7 +240,7 @@ fn read_list(dir: BorrowedFd<'_>) -> Result<Option<(Phase, Stored)>> {
 fn check(stored: &Stored, dir: BorrowedFd<'_>) -> Result<()> {
     let damaged = Error::Damaged("a list of moved files");
     let is_temporary = stored.temporary.starts_with(TEMPORARY.as_bytes());
-    if stored.version != VERSION || !is_temporary || Name::new(&stored.temporary).is_err() {
+    if !is_temporary || Name::new(&stored.temporary).is_err() {
         return Err(damaged);
     }
     for file in &stored.moves.files {

@@ -72,7 +72,18 @@ impl Lab {
         fs::read_to_string(self.path(path)).unwrap()
     }
 
+    fn assert_without_placeholders(&self, context: &str) {
+        for dir in ["old", "old/d", "new"] {
+            let all = names(&self.path(dir));
+            assert!(
+                all.iter().all(|name| !name.starts_with(TEMPORARY)),
+                "{context}: {all:?}"
+            );
+        }
+    }
+
     fn assert_moved(&self, context: &str) {
+        self.assert_without_placeholders(context);
         for (path, copy, live) in [
             ("a", "a copy", "a live"),
             ("d/b", "b copy", "b live"),
@@ -96,6 +107,7 @@ impl Lab {
     }
 
     fn assert_unmoved(&self, context: &str) {
+        self.assert_without_placeholders(context);
         assert_eq!(self.read("old/a"), "a live", "{context}");
         assert_eq!(self.read("old/d/b"), "b live", "{context}");
         assert_eq!(self.ino("old/d/b"), self.ino("old/c"), "{context}");
@@ -118,10 +130,23 @@ fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
-fn run(moves: Moves, list: &MoveList) -> Result<()> {
+fn later() -> Instant {
+    Instant::now() + std::time::Duration::from_secs(3600)
+}
+
+/// Writes the list with placeholders.
+fn list_and_reserve(moves: &Moves, list: &MoveList) -> Result<()> {
+    assert!(moves.prepare(list, later())?);
     moves.commit_list(list)?;
+    assert!(moves.reserve(list, later())?);
+    Ok(())
+}
+
+fn run(moves: Moves, list: &MoveList) -> Result<()> {
+    list_and_reserve(&moves, list)?;
     moves.link(list)?;
     moves.commit_links()?;
+    moves.fill(list)?;
     moves.exchange(list)?;
     moves.finish()
 }
@@ -162,11 +187,11 @@ fn moves_can_be_undone_until_all_files_are_linked() {
             let lab = Lab::new();
             let (old, upper, moves) = lab.begin();
             fault::arm(good);
-            let done = moves
-                .commit_list(&lab.list)
-                .and_then(|()| moves.link(&lab.list));
+            let done = list_and_reserve(&moves, &lab.list).and_then(|()| moves.link(&lab.list));
             fault::disarm();
+            let has_list = exists(&lab.path("work/moves/list"));
             moves.cancel().unwrap();
+            assert!(!has_list || exists(&lab.path("work/moves/undone")));
             if by_other {
                 complete(&upper, Some(&old)).unwrap();
             } else {
@@ -368,4 +393,186 @@ fn files_are_only_replaced_in_the_layer_below_and_only_by_copies() {
     fs::write(lab.path("work/moves/list"), text).unwrap();
     complete(&upper, Some(&old)).unwrap();
     lab.assert_moved("with the original list");
+}
+
+/// A full disk must not prevent the last step.
+#[test]
+fn no_name_is_added_to_a_frozen_directory_once_the_files_are_linked() {
+    let lab = Lab::new();
+    let (_old, _upper, moves) = lab.begin();
+    list_and_reserve(&moves, &lab.list).unwrap();
+    let hidden = |dir: &str| {
+        let all = names(&lab.path(dir)).into_iter();
+        let placeholders = all.filter(|name| name.starts_with(TEMPORARY));
+        placeholders
+            .map(|name| fs::symlink_metadata(lab.path(dir).join(name)).unwrap())
+            .inspect(|meta| assert_eq!((meta.mode() & 0o170_000, meta.rdev()), (0o020_000, 0)))
+            .count()
+    };
+    assert_eq!((hidden("old"), hidden("old/d")), (2, 1));
+    for dir in ["old", "old/d"] {
+        let dir = fs::metadata(lab.path(dir)).unwrap();
+        assert_eq!((dir.mtime(), dir.mtime_nsec()), (7, 8));
+    }
+    moves.link(&lab.list).unwrap();
+    moves.commit_links().unwrap();
+    let dirs = ["old", "old/d", "work/moves"];
+    let count = || dirs.map(|dir| names(&lab.path(dir)).len());
+    let before = count();
+    // A rename between directories must not wait for a program, so all are complete before a program can see a copy.
+    moves.fill(&lab.list).unwrap();
+    assert_eq!(count(), [before[0], before[1], before[2] - 3]);
+    moves.exchange(&lab.list).unwrap();
+    assert_eq!(count(), [before[0] - 2, before[1] - 1, before[2] - 3]);
+    moves.finish().unwrap();
+    lab.assert_moved("with placeholders");
+}
+
+/// A full disk must not prevent a change of the list's name, which would end the daemon.
+#[test]
+fn no_name_is_added_beside_the_list() {
+    let lab = Lab::new();
+    let (_old, _upper, moves) = lab.begin();
+    list_and_reserve(&moves, &lab.list).unwrap();
+    let mut before = names(&lab.path("work/moves"));
+    let mut assert_no_new = |context: &str| {
+        let now = names(&lab.path("work/moves"));
+        assert!(
+            now.iter().all(|name| before.contains(name)),
+            "{context}: {now:?}, {before:?}"
+        );
+        before = now;
+    };
+    moves.link(&lab.list).unwrap();
+    moves.commit_links().unwrap();
+    assert_no_new("linked");
+    moves.cancel().unwrap();
+    assert_no_new("undone");
+    moves.unlink(&lab.list).unwrap();
+    lab.assert_unmoved("undone");
+
+    // All later names exist before the list does.
+    for good in 0.. {
+        let lab = Lab::new();
+        let (_old, _upper, moves) = lab.begin();
+        assert!(moves.prepare(&lab.list, later()).unwrap());
+        fault::arm(good);
+        let done = moves.commit_list(&lab.list);
+        fault::disarm();
+        let has = |name: &str| exists(&lab.path("work/moves").join(name));
+        assert!(!has("list") || (has("linked") && has("undone")));
+        // `linked` alone would need space for another name.
+        assert!(has("undone") || !has("linked"));
+        if done.is_ok() {
+            break;
+        }
+    }
+}
+
+/// A step under the lock of all requests has a limit.
+#[test]
+fn late_placeholders_are_removed() {
+    let lab = Lab::new();
+    let (_old, _upper, moves) = lab.begin();
+    assert!(!moves.prepare(&lab.list, Instant::now()).unwrap());
+    let lab = Lab::new();
+    let (_old, _upper, moves) = lab.begin();
+    assert!(moves.prepare(&lab.list, later()).unwrap());
+    moves.commit_list(&lab.list).unwrap();
+    assert!(!moves.reserve(&lab.list, Instant::now()).unwrap());
+    moves.release(&lab.list).unwrap();
+    moves.cancel().unwrap();
+    moves.unlink(&lab.list).unwrap();
+    lab.assert_unmoved("late");
+}
+
+/// Layers also support whiteouts that are files.
+#[test]
+fn files_move_without_placeholders_where_no_device_can_be_created() {
+    let lab = Lab::new();
+    let (_old, _upper, moves) = lab.begin();
+    fault::refuse_devices(true);
+    let reserved = list_and_reserve(&moves, &lab.list);
+    fault::refuse_devices(false);
+    reserved.unwrap();
+    lab.assert_without_placeholders("without devices");
+    moves.link(&lab.list).unwrap();
+    moves.commit_links().unwrap();
+    moves.fill(&lab.list).unwrap();
+    moves.exchange(&lab.list).unwrap();
+    moves.finish().unwrap();
+    lab.assert_moved("without devices");
+}
+
+/// The package may have been upgraded or downgraded.
+#[test]
+fn a_list_of_another_version_is_left_to_that_version() {
+    let lab = Lab::new();
+    let (old, upper, moves) = lab.begin();
+    moves.commit_list(&lab.list).unwrap();
+    drop(moves);
+    let path = lab.path("work/moves/list");
+    let text = fs::read_to_string(&path).unwrap();
+    for other in [
+        r#"{"version":1,"layer":7,"temporary":[],"moves":{}}"#.to_owned(),
+        text.replacen("\"version\":2", "\"version\":3", 1),
+    ] {
+        assert_ne!(other, text);
+        fs::write(&path, &other).unwrap();
+        let Err(Error::Damaged(problem)) = complete(&upper, Some(&old)) else {
+            panic!("{other} was used");
+        };
+        assert!(problem.contains("another version of cowl"), "{problem}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), other);
+    }
+    fs::write(&path, text).unwrap();
+    complete(&upper, Some(&old)).unwrap();
+    lab.assert_moved("with the version of the list");
+}
+
+/// A daemon that is killed before it uses the new layer leaves placeholders, and its successor serves the old layer.
+#[test]
+fn placeholders_of_a_discarded_layer_are_removed() {
+    let lab = Lab::new();
+    let (old, _upper, moves) = lab.begin();
+    list_and_reserve(&moves, &lab.list).unwrap();
+    drop(moves);
+    let strange = lab.path("strange");
+    fs::create_dir(&strange).unwrap();
+    let other = Layer::open(&strange, XattrSpace::detect()).unwrap();
+    assert!(matches!(
+        abandon(&lab.path("work"), &other),
+        Err(Error::Damaged(_))
+    ));
+    // Programs may change a directory before that.
+    fs::write(lab.path("old/new"), "").unwrap();
+    let mtime = |path: &str| fs::metadata(lab.path(path)).unwrap().modified().unwrap();
+    let changed = mtime("old");
+    abandon(&lab.path("work"), &old).unwrap();
+    lab.assert_without_placeholders("abandoned");
+    assert_eq!(mtime("old"), changed);
+    assert_ne!(fs::metadata(lab.path("old")).unwrap().mtime(), 7);
+    abandon(&lab.path("work"), &old).unwrap();
+    assert_eq!(mtime("old"), changed);
+    assert_eq!(fs::metadata(lab.path("old/d")).unwrap().mtime(), 7);
+}
+
+/// Only the list is synced before later steps.
+#[test]
+fn placeholders_that_a_power_cut_has_removed_are_not_needed() {
+    for lost in ["old", "work/moves"] {
+        let lab = Lab::new();
+        let (old, upper, moves) = lab.begin();
+        list_and_reserve(&moves, &lab.list).unwrap();
+        moves.link(&lab.list).unwrap();
+        moves.commit_links().unwrap();
+        drop(moves);
+        for name in names(&lab.path(lost)) {
+            if name.starts_with(TEMPORARY) || name.starts_with('n') {
+                fs::remove_file(lab.path(lost).join(name)).unwrap();
+            }
+        }
+        complete(&upper, Some(&old)).unwrap();
+        lab.assert_moved(&format!("without names in {lost}"));
+    }
 }

@@ -18,8 +18,9 @@ use cowl_layers::error::{Error, Result};
 use cowl_layers::layer::LayerDir;
 use cowl_layers::shown::Show as _;
 use cowl_layers::sys;
+use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::node::RenameMode;
-use cowl_layers::sys::stat::FileKind;
+use cowl_layers::sys::stat::{FileKind, Time};
 
 /// The final step of a rename that is not an exchange.
 #[derive(Clone, Copy)]
@@ -72,12 +73,21 @@ impl Replace<'_> {
             self.name_removal
                 .prepare(target, (to.parent, to.name), target_fd.as_ref());
         }
+        let changed_dir = dir_changed_by_exchange(plan, moved_dir.as_deref())?;
         inode.update_states(target.map(|target| &**target), |state, others| {
             let moving = moved_dir.as_ref().map(|dir| dir.moving());
             let removing = target_dir.as_ref().map(|dir| dir.moving());
             let intent = intent(Change::Rename, inode, from, to);
             self.cx
                 .commit(&intent, || self.rename_in_upper(plan, from, to))?;
+            if let Some((dir, mtime)) = &changed_dir
+                && let Err(error) =
+                    sys::attr::utimens((**dir).as_fd(), SetTime::Keep, SetTime::At(*mtime))
+            {
+                // Not an error: the rename is complete.
+                let name = to.name.shown();
+                log::warn!("cannot restore the mtime of the directory {name}: {error}");
+            }
             if let (Some(removing), Some(fd)) = (removing, &target_fd) {
                 removing.set_removed(fd.clone());
             }
@@ -179,6 +189,20 @@ impl Replace<'_> {
             })?;
         Ok(Some(Arc::new(empty_fd)))
     }
+}
+
+/// Returns the directory that moves, and its mtime, if the rename is an exchange: XFS changes the mtime of a directory
+/// that is exchanged between directories, unlike that of one that is renamed.
+fn dir_changed_by_exchange(
+    plan: RenamePlan,
+    moved: Option<&LayerDir>,
+) -> Result<Option<(Arc<OwnedFd>, Time)>> {
+    let Some(dir) = moved.filter(|_| plan.mode == RenameMode::Exchange) else {
+        return Ok(None);
+    };
+    let fd = dir.fd()?;
+    let mtime = sys::stat::stat_fd(&*fd)?.mtime;
+    Ok(Some((fd, mtime)))
 }
 
 /// Returns the type of a moved object, for the plan of the rename.
