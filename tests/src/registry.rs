@@ -32,6 +32,8 @@ pub struct Protection {
     pub password: bool,
     /// Whether it uses TLS, with a certificate of its own authority.
     pub tls: bool,
+    /// Whether it requires a certificate of this authority from clients. Only with TLS.
+    pub clients: bool,
 }
 
 /// A running registry.
@@ -63,7 +65,12 @@ impl Registry {
         Self::start_at(dir, protection, address, host.command("docker-registry"))
     }
 
-    fn start_at(
+    /// Starts a registry at an address, with a command line that runs `docker-registry` where this address exists.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn start_at(
         dir: &Path,
         protection: Protection,
         (host, port): (&str, u16),
@@ -78,9 +85,14 @@ impl Registry {
         if protection.tls {
             sh_in(dir, &CERTIFICATES.replace("ADDRESS", host)).ok();
             config.push_str(&format!(
-                "  tls: {{ certificate: {0}/server.pem, key: {0}/server.key }}\n",
+                "  tls:\n    certificate: {0}/server.pem\n    key: {0}/server.key\n",
                 dir.display()
             ));
+            if protection.clients {
+                let authority = dir.join("certs/ca.crt");
+                config.push_str(&format!("    clientcas: [ {} ]\n", authority.display()));
+                sh_in(dir, CLIENT).ok();
+            }
         }
         if protection.password {
             let file = dir.join("htpasswd");
@@ -119,7 +131,7 @@ impl Registry {
         self.name.clone()
     }
 
-    /// Returns the directory with the certificate of its authority.
+    /// Returns the directory with the certificate of its authority, and with that of the client.
     #[must_use]
     pub fn cert_dir(&self) -> PathBuf {
         self.dir.join("certs")
@@ -164,4 +176,13 @@ openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj "
     -keyout server.key -out server.csr
 printf 'subjectAltName=IP:ADDRESS,DNS:localhost\nbasicConstraints=CA:FALSE\n' > ext
 openssl x509 -req -in server.csr -CA certs/ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out server.pem
+"#;
+
+/// Creates a certificate of a client.
+const CLIENT: &str = r#"
+openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj "/CN=client" \
+    -keyout certs/client.key -out client.csr
+printf 'basicConstraints=CA:FALSE\n' > client.ext
+openssl x509 -req -in client.csr -CA certs/ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile client.ext \
+    -out certs/client.cert
 "#;

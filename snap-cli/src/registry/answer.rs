@@ -5,10 +5,12 @@ use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::Deserialize;
 use ureq::Body;
 use ureq::http::{HeaderMap, Response, StatusCode, header};
 
+use super::pace::PacedReader;
 use crate::error::{Error, Kind, Result};
 
 /// The maximum number of bytes of the answer that contains an error.
@@ -31,13 +33,19 @@ pub(super) fn read(response: Response<Body>, limit: u64, what: &str) -> Result<V
         return Err(too_long(declared));
     }
     let mut data = Vec::new();
-    let reader = response.into_body().into_reader();
+    let reader = PacedReader::new(response.into_body().into_reader());
     let read = reader.take(limit.saturating_add(1)).read_to_end(&mut data);
     read.map_err(|error| Error::failed(format!("cannot read {what}")).because(error))?;
     match data.len() as u64 > limit {
         true => Err(too_long(None)),
         false => Ok(data),
     }
+}
+
+/// Returns whether a request with this answer may succeed later.
+pub(super) fn is_temporary(status: StatusCode) -> bool {
+    // 501 and 505 state that the server never supports the request.
+    matches!(status.as_u16(), 408 | 429 | 500 | 502..=504 | 506..=599)
 }
 
 /// Returns the value of a header, if it is text.
@@ -50,9 +58,16 @@ pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
     text(headers, header::CONTENT_LENGTH.as_str())?.parse().ok()
 }
 
-/// Returns the time after which a registry permits the next attempt, in the form of seconds.
+/// Returns the time after which a registry permits the next attempt (RFC 9110: a number of seconds, or a date).
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds: u64 = text(headers, header::RETRY_AFTER.as_str())?.parse().ok()?;
+    let text = text(headers, header::RETRY_AFTER.as_str())?;
+    let seconds = text.parse::<u64>().ok().or_else(|| {
+        let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+        let left = date
+            .as_second()
+            .saturating_sub(Timestamp::now().as_second());
+        Some(u64::try_from(left).unwrap_or(0))
+    })?;
     Some(Duration::from_secs(seconds).min(MAX_DELAY))
 }
 
@@ -76,7 +91,7 @@ pub(super) fn describe(response: Response<Body>) -> (StatusCode, String) {
     if let Some(reason) = status.canonical_reason() {
         text = format!("{text} {reason}");
     }
-    let reader = response.into_body().into_reader();
+    let reader = PacedReader::new(response.into_body().into_reader());
     let mut data = Vec::new();
     if let Err(error) = reader.take(MAX_ERROR).read_to_end(&mut data) {
         log::debug!("cannot read the explanation of an error: {error}");
@@ -141,6 +156,22 @@ mod tests {
     fn answers_are_limited() {
         assert_eq!(read(response(200, "1234"), 4, "it").unwrap(), b"1234");
         assert!(read(response(200, "12345"), 4, "it").is_err());
+    }
+
+    #[test]
+    fn requested_waits_are_limited() {
+        let wait = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, text.parse().unwrap());
+            retry_after(&headers)
+        };
+        assert_eq!(wait("7"), Some(Duration::from_secs(7)));
+        assert_eq!(wait("86400"), Some(MAX_DELAY));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        assert_eq!(wait("Mon, 06 Nov 2293 08:49:37 GMT"), Some(MAX_DELAY));
+        for bad in ["", "-1", "soon", "99999999999999999999"] {
+            assert_eq!(wait(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -83,9 +83,15 @@ impl AuthFiles {
             let Some(file) = open(&path)? else {
                 continue;
             };
-            match is_trusted((&file, &path))? {
-                true => found.push(AuthFile::parse((&file, &path))?),
-                false => log::warn!("{}; it is ignored", untrusted(&path)),
+            match distrust((&file, &path))? {
+                None => found.push(AuthFile::parse((&file, &path))?),
+                Some(error) => log::warn!(
+                    "{error}; it is ignored{}",
+                    error
+                        .hint
+                        .as_deref()
+                        .map_or_else(String::new, |hint| format!(" ({hint})"))
+                ),
             }
         }
         Ok(found)
@@ -115,33 +121,39 @@ fn default_files() -> Vec<PathBuf> {
     files
 }
 
-/// Returns whether only the caller and root can change an open file or directory: it can name programs that are run, and
-/// HOME and XDG_RUNTIME_DIR can be those of another user.
-fn is_trusted((file, path): (&File, &Path)) -> Result<bool> {
+/// Returns why an open file or directory is not used unless the user names it; `None` if only the caller and root can
+/// change it. It can name programs that are run, and HOME and XDG_RUNTIME_DIR can be those of another user.
+fn distrust((file, path): (&File, &Path)) -> Result<Option<Error>> {
     let meta = file
         .metadata()
         .map_err(|error| Error::at("inspect", path, error))?;
     let owner = meta.uid();
     let is_own = owner == 0 || owner == rustix::process::geteuid().as_raw();
     // In a sticky directory, a user cannot replace the files of another one.
-    let is_open = meta.mode() & 0o1002 == 0o002;
-    Ok(is_own && !is_open)
-}
-
-fn untrusted(path: &Path) -> Error {
+    let is_open = match meta.is_dir() {
+        true => meta.mode() & 0o1002 == 0o002,
+        false => meta.mode() & 0o002 != 0,
+    };
     let path = path.shown();
-    Error::failed(format!(
-        "{path} belongs to another user, or others can change it"
-    ))
-    .hint("to use it nevertheless: --authfile FILE")
+    Ok(match (is_own, is_open) {
+        (true, false) => None,
+        (false, _) => Some(
+            Error::failed(format!("{path} belongs to the user {owner}"))
+                .hint("to use a file there nevertheless: --authfile FILE"),
+        ),
+        (true, true) => Some(
+            Error::failed(format!("{path} can be changed by all users"))
+                .hint(format!("correct its mode: chmod o-w {path}")),
+        ),
+    })
 }
 
-/// Refuses an open file or directory that the user has not named and that is not trusted.
-fn refuse_untrusted((file, path): (&File, &Path), origin: Origin) -> Result<()> {
-    match origin == Origin::Option || is_trusted((file, path))? {
-        true => Ok(()),
-        false => Err(untrusted(path)),
+/// Refuses an open file or directory that the user has not named and that others can change.
+fn refuse_untrusted(file: (&File, &Path), origin: Origin) -> Result<()> {
+    if origin == Origin::Option {
+        return Ok(());
     }
+    distrust(file)?.map_or(Ok(()), Err)
 }
 
 /// Opens a file or a directory; `None` if it does not exist.
@@ -364,30 +376,31 @@ mod tests {
                 |_| Ok(true),
             )
         };
-        let refused = |result: Result<Update>| {
+        let refused = |result: Result<Update>, why: &str| {
             let error = result.unwrap_err().to_string();
-            error.contains("another user")
+            error.contains(why)
         };
+        let (open, foreign) = ("can be changed by all users", "belongs to the user 4321");
         let mode = |path: &Path, mode| {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
         };
         std::fs::create_dir(&parent).unwrap();
         mode(&parent, 0o777);
-        assert!(refused(set()) && !parent.join("containers").try_exists().unwrap());
+        assert!(refused(set(), open) && !parent.join("containers").try_exists().unwrap());
         mode(&parent, 0o700);
         assert_eq!(set().unwrap(), Update::Done);
         mode(&parent.join("containers"), 0o777);
-        assert!(refused(set()));
+        assert!(refused(set(), open));
         mode(&parent.join("containers"), 0o700);
         mode(&path, 0o666);
-        assert!(refused(set()));
+        assert!(refused(set(), open));
         mode(&path, 0o600);
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(&path, Some(4321), None).unwrap();
-            assert!(refused(set()));
+            assert!(refused(set(), foreign));
             std::os::unix::fs::chown(&path, Some(0), None).unwrap();
             std::os::unix::fs::chown(&parent, Some(4321), None).unwrap();
-            assert!(refused(set()));
+            assert!(refused(set(), foreign));
         }
         assert!(set_in(&path, "r.example", None).is_ok());
     }

@@ -5,7 +5,7 @@ use std::io::{Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,14 +18,13 @@ use super::answer;
 use super::auth_file::AuthFiles;
 use super::challenge::Challenge;
 use super::credentials::{self, Credential};
+use super::pace::Pace;
 use super::parallel::Transfer;
+use super::patience::{self, Patience};
 use super::reference::{RegistryName, RegistryRef};
-use super::transport::Connection;
+use super::transport::{self, Connection};
 use super::trust::Trust;
 use crate::error::{Error, Kind, Result};
-
-/// The maximum number of attempts of a request.
-pub(super) const ATTEMPTS: u32 = 5;
 
 /// The maximum number of redirects of a request.
 const REDIRECTS: u32 = 5;
@@ -38,11 +37,6 @@ const IDLE: Duration = Duration::from_secs(60);
 
 /// The time until the answer to an upload: some registries assemble a blob before they answer.
 const ANSWER: Duration = Duration::from_secs(600);
-
-/// Returns the time before the next attempt.
-pub(super) fn delay(attempt: u32) -> Duration {
-    Duration::from_millis(200) * 2u32.saturating_pow(attempt.min(5))
-}
 
 /// The permission that a command needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,30 +150,46 @@ impl Client {
     ///
     /// The answer may be an error of the registry.
     pub(super) fn send(&self, call: &Call<'_>) -> Result<Response<Body>> {
-        let mut attempt = 0;
+        self.send_for(call, None)
+    }
+
+    /// Sends a request like [`Self::send`]. Does not wait any longer once another of several transfers has failed.
+    pub(super) fn send_for(
+        &self,
+        call: &Call<'_>,
+        transfer: Option<&Transfer>,
+    ) -> Result<Response<Body>> {
+        self.send_patiently(call, transfer, &mut Patience::new())
+    }
+
+    /// Sends a request like [`Self::send_for`], as an attempt of an operation with more attempts.
+    pub(super) fn send_patiently(
+        &self,
+        call: &Call<'_>,
+        transfer: Option<&Transfer>,
+        patience: &mut Patience,
+    ) -> Result<Response<Body>> {
         loop {
-            attempt += 1;
-            let failed = match self.send_once(call) {
-                Ok(response) if !is_temporary(&response) || attempt >= ATTEMPTS => {
-                    return Ok(response);
+            let result = self.send_once(call);
+            let (error, requested) = match &result {
+                Ok(response) if answer::is_temporary(response.status()) => {
+                    let what = format!("{} answered {}", self.registry(), response.status());
+                    (Error::failed(what), answer::retry_after(response.headers()))
                 }
-                Ok(response) => {
-                    let requested = answer::retry_after(response.headers());
-                    log::info!("{} answered {}", self.registry(), response.status());
-                    requested.unwrap_or_else(|| delay(attempt))
-                }
-                Err(error) if error.kind != Kind::Busy || attempt >= ATTEMPTS => {
-                    return Err(Error {
-                        kind: Kind::Failed,
-                        ..error
-                    });
-                }
-                Err(error) => {
-                    log::info!("{error}");
-                    delay(attempt)
-                }
+                Err(error) if error.kind == Kind::Busy => (Error::failed(error.to_string()), None),
+                Ok(_) | Err(_) => return result,
             };
-            std::thread::sleep(failed);
+            let Some(wait) = patience.next_wait(requested) else {
+                return result.map_err(|error| Error {
+                    kind: Kind::Failed,
+                    ..error
+                });
+            };
+            patience::report(&error, wait);
+            match transfer {
+                Some(transfer) => transfer.wait(wait)?,
+                None => std::thread::sleep(wait),
+            }
         }
     }
 
@@ -333,12 +343,11 @@ impl Client {
         };
         let response = self.exchange(&call, authorization.as_ref())?;
         if !response.status().is_success() {
-            let status = response.status().as_u16();
-            let (_, text) = answer::describe(response);
+            let (status, text) = answer::describe(response);
             let error = self.token_error(&text);
-            return Err(match status {
+            return Err(match status.as_u16() {
                 401 | 403 => error.hint(self.login_hint()),
-                408 | 429 | 500..=599 => Error {
+                _ if answer::is_temporary(status) => Error {
                     kind: Kind::Busy,
                     ..error
                 },
@@ -381,7 +390,7 @@ impl Client {
         if let Some(authorization) = authorization {
             request = request.header(header::AUTHORIZATION, authorization);
         }
-        let agent = self.connection.agent();
+        let agent = self.connection.agent_for(&call.url);
         let invalid = |error: ureq::http::Error| {
             Error::failed(format!("cannot create a request to {}", self.registry())).because(error)
         };
@@ -414,6 +423,9 @@ impl Client {
                     input: file.take(length),
                     transfer,
                     sent: 0,
+                    pace: Pace::new(),
+                    last: None,
+                    failed: None,
                 };
                 let request = request
                     .header(header::CONTENT_LENGTH, length)
@@ -427,11 +439,19 @@ impl Client {
                     transfer.bytes.fetch_sub(reader.sent, Ordering::Relaxed);
                 }
                 transfer.check()?;
+                if let Some(error) = reader.failed.take() {
+                    return Err(at(error));
+                }
                 answered
             }
         };
         answered.map_err(|error| {
-            Error::busy(format!("the connection to {} failed", host_of(&call.url)))
+            let kind = match transport::may_pass_later(&error) {
+                true => Kind::Busy,
+                false => Kind::Failed,
+            };
+            let what = format!("the connection to {} failed", host_of(&call.url));
+            Error::new(kind, what)
                 .hint("try again: data that was transferred is not transferred again")
                 .because(error)
         })
@@ -479,14 +499,6 @@ fn basic(user: &str, password: &str) -> Result<HeaderValue> {
     Ok(value)
 }
 
-/// Returns whether a request may succeed later.
-fn is_temporary(response: &Response<Body>) -> bool {
-    matches!(
-        response.status().as_u16(),
-        408 | 429 | 500 | 502 | 503 | 504
-    )
-}
-
 /// Encodes fields as in a form, or in the query of a URL.
 pub(super) fn encoded(fields: &[(&str, &str)]) -> String {
     let pairs = fields.iter().map(|(key, value)| {
@@ -496,17 +508,33 @@ pub(super) fn encoded(fields: &[(&str, &str)]) -> String {
     pairs.collect::<Vec<_>>().join("&")
 }
 
-/// A reader that counts, and that ends with an error if another transfer has failed.
+/// A reader that counts, and that ends with an error if another transfer has failed, or if the registry reads too slowly.
 struct CountingReader<'c, R> {
     input: R,
     transfer: &'c Transfer,
     sent: u64,
+    pace: Pace,
+    /// The time at which the last part was read, and its size.
+    last: Option<(Instant, u64)>,
+    /// The error of the file, which is not one of the connection.
+    failed: Option<std::io::Error>,
 }
 
 impl<R: Read> Read for CountingReader<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         self.transfer.check().map_err(std::io::Error::other)?;
-        let got = self.input.read(buffer)?;
+        if let Some((since, bytes)) = self.last {
+            self.pace.count(bytes, since.elapsed())?;
+        }
+        let got = match self.input.read(buffer) {
+            Ok(got) => got,
+            Err(error) => {
+                let copy = error.kind().into();
+                self.failed = Some(error);
+                return Err(copy);
+            }
+        };
+        self.last = Some((Instant::now(), got as u64));
         self.sent += got as u64;
         self.transfer.bytes.fetch_add(got as u64, Ordering::Relaxed);
         Ok(got)
@@ -534,12 +562,5 @@ mod tests {
         ];
         let expected = "scope=repository%3Aa%2Fb%3Apull&service=a%26b%3Dc%20d%C3%A9";
         assert_eq!(encoded(&fields), expected);
-    }
-
-    #[test]
-    fn waits_grow_and_are_bounded() {
-        assert!(delay(1) < delay(2));
-        assert_eq!(delay(5), delay(500));
-        assert!(delay(5) < Duration::from_secs(10));
     }
 }

@@ -17,8 +17,10 @@ use ureq::Body;
 use ureq::http::{Method, Response, header};
 
 use super::answer;
-use super::client::{ATTEMPTS, Client, delay};
+use super::client::Client;
+use super::pace::PacedReader;
 use super::parallel::Transfer;
+use super::patience::{self, Patience};
 use crate::archive::image_source::Digest;
 use crate::error::{Error, Kind, Result};
 use crate::store::disk;
@@ -180,7 +182,7 @@ fn complete(
     transfer: &Transfer,
 ) -> Result<()> {
     let size = partial.size;
-    let (mut attempt, mut best) = (0, partial.have);
+    let (mut patience, mut best) = (Patience::new(), partial.have);
     while partial.have < size {
         match partial.receive(client, digest, transfer)? {
             Attempt::Complete => break,
@@ -188,16 +190,15 @@ fn complete(
                 // Compared with the longest part so far: a registry may make the download begin again.
                 if partial.have >= best.saturating_add(USEFUL) {
                     best = partial.have;
-                    attempt = 0;
+                    patience.renew();
                 }
-                attempt += 1;
-                if attempt >= ATTEMPTS {
+                let Some(wait) = patience.next_wait(requested) else {
                     let what = format!("cannot download the blob {digest}: {error}");
                     return Err(Error::failed(what)
                         .hint("try again: the download continues where it was interrupted"));
-                }
-                log::info!("{error}");
-                transfer.wait(requested.unwrap_or_else(|| delay(attempt)))?;
+                };
+                patience::report(&error, wait);
+                transfer.wait(wait)?;
             }
         }
     }
@@ -269,7 +270,7 @@ impl<'f> Partial<'f> {
                 let what = format!("{} does not continue downloads", client.registry());
                 return Ok(Attempt::Interrupted(Error::failed(what), None));
             }
-            408 | 429 | 500..=599 => {
+            _ if answer::is_temporary(response.status()) => {
                 let requested = answer::retry_after(response.headers());
                 let error = client.refusal(&format!("cannot read the blob {digest}"), response);
                 return Ok(Attempt::Interrupted(error, requested));
@@ -293,7 +294,7 @@ impl<'f> Partial<'f> {
         response: Response<Body>,
         transfer: &Transfer,
     ) -> Result<Attempt> {
-        let mut reader = response.into_body().into_reader();
+        let mut reader = PacedReader::new(response.into_body().into_reader());
         let mut buffer = vec![0; 1 << 16];
         loop {
             transfer.check()?;

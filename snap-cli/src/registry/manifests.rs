@@ -3,7 +3,9 @@
 use ureq::http::{Method, header};
 
 use super::answer;
-use super::client::{ATTEMPTS, Call, Client, Content, delay};
+use super::client::{Call, Client, Content};
+use super::parallel::Transfer;
+use super::patience::{self, Patience};
 use crate::archive::image_source::{Digest, MANIFEST_LIMIT, MANIFEST_MEDIA_TYPES};
 use crate::error::{Error, Kind, Result};
 
@@ -36,10 +38,9 @@ impl Client {
 
     /// Reads a document. Its content is not verified.
     fn document(&self, call: &Call<'_>, limit: u64, what: &str) -> Result<Document> {
-        let mut attempt = 0;
+        let mut patience = Patience::new();
         loop {
-            attempt += 1;
-            let response = self.send(call)?;
+            let response = self.send_patiently(call, None, &mut patience)?;
             if response.status().as_u16() != 200 {
                 return Err(self.refusal(&format!("cannot read {what}"), response));
             }
@@ -56,10 +57,13 @@ impl Client {
                     });
                 }
                 // The connection was cut.
-                Err(error) if error.source.is_some() && attempt < ATTEMPTS => {
-                    log::info!("{error}");
-                    std::thread::sleep(delay(attempt));
-                }
+                Err(error) if error.source.is_some() => match patience.next_wait(None) {
+                    Some(wait) => {
+                        patience::report(&error, wait);
+                        std::thread::sleep(wait);
+                    }
+                    None => return Err(error),
+                },
                 Err(error) => return Err(error),
             }
         }
@@ -88,9 +92,10 @@ impl Client {
         }
     }
 
-    /// Returns whether the registry has a blob of this size.
-    pub(super) fn has_blob(&self, digest: &Digest, size: u64) -> Result<bool> {
-        let response = self.send(&self.call(Method::HEAD, &format!("blobs/{digest}")))?;
+    /// Returns whether the registry has a blob of this size. The request is a part of `transfer`.
+    pub(super) fn has_blob(&self, digest: &Digest, size: u64, transfer: &Transfer) -> Result<bool> {
+        let call = self.call(Method::HEAD, &format!("blobs/{digest}"));
+        let response = self.send_for(&call, Some(transfer))?;
         match response.status().as_u16() {
             200 => {
                 let found = answer::content_length(response.headers());

@@ -1,7 +1,8 @@
 //! Several transfers at a time.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
@@ -102,6 +103,203 @@ impl Transfer {
     }
 }
 
+/// Transfers the objects that `produce` adds to a queue, several at a time. `produce` runs in this thread, and reports its
+/// own progress; the progress of the transfers is reported after it.
+///
+/// Returns the result of `produce`, and those of the transfers in any order.
+pub(super) fn through_queue<T: Send, R: Send, P>(
+    transfer: impl Fn(&T, &Transfer) -> Result<R> + Sync,
+    produce: impl FnOnce(&Queue<T>) -> Result<P>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(P, Vec<R>)> {
+    let queue = Queue::default();
+    let results = Mutex::new(Vec::new());
+    let produced = std::thread::scope(|scope| {
+        for _ in 0..PARALLEL {
+            scope.spawn(|| queue.work(&transfer, &results));
+        }
+        let produced = {
+            let mut ending = Ending {
+                queue: &queue,
+                is_complete: false,
+            };
+            let produced = produce(&queue);
+            ending.is_complete = produced.is_ok();
+            produced
+        };
+        while queue.wait_for_end() {
+            progress(Progress {
+                entries: lock(&results).len() as u64,
+                bytes: queue.transfer.bytes.load(Ordering::Relaxed),
+                total: Some(queue.total.load(Ordering::Relaxed)),
+            });
+        }
+        produced
+    });
+    // The failure of a transfer is the cause of that of `produce`.
+    if let Some(error) = lock(&queue.state).failed.take() {
+        return Err(error);
+    }
+    let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok((produced?, results))
+}
+
+/// A queue of objects to be transferred. It holds few of them, because each occupies space on the disk.
+#[derive(Debug)]
+pub struct Queue<T> {
+    state: Mutex<QueueState<T>>,
+    changed: Condvar,
+    transfer: Transfer,
+    /// The number of bytes of all objects so far.
+    total: AtomicU64,
+}
+
+#[derive(Debug)]
+struct QueueState<T> {
+    waiting: VecDeque<T>,
+    /// The number of objects that are being transferred.
+    active: usize,
+    is_closed: bool,
+    failed: Option<Error>,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self {
+            state: Mutex::new(QueueState {
+                waiting: VecDeque::new(),
+                active: 0,
+                is_closed: false,
+                failed: None,
+            }),
+            changed: Condvar::new(),
+            transfer: Transfer::default(),
+            total: AtomicU64::new(0),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<T> Queue<T> {
+    /// Adds an object of `size` bytes. Waits while the maximum number of objects is in transfer. Fails if a transfer has
+    /// failed.
+    pub fn push(&self, object: T, size: u64) -> Result<()> {
+        let mut state = lock(&self.state);
+        while state.active + state.waiting.len() >= PARALLEL && state.failed.is_none() {
+            state = self.wait(state);
+        }
+        self.transfer.check()?;
+        self.total.fetch_add(size, Ordering::Relaxed);
+        state.waiting.push_back(object);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Returns an error if a transfer has failed: then further objects are useless.
+    pub fn check(&self) -> Result<()> {
+        self.transfer.check()
+    }
+
+    /// Waits for the transfers of all objects so far. Returns whether there were any.
+    pub fn drain(&self) -> Result<bool> {
+        let mut state = lock(&self.state);
+        let mut waited = false;
+        while state.active + state.waiting.len() > 0 && state.failed.is_none() {
+            waited = true;
+            state = self.wait(state);
+        }
+        self.transfer.check()?;
+        Ok(waited)
+    }
+
+    fn wait<'s>(&self, state: MutexGuard<'s, QueueState<T>>) -> MutexGuard<'s, QueueState<T>> {
+        let woken = self.changed.wait(state);
+        woken.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the queue after the objects in it; if it is not complete, at once.
+    fn close(&self, is_complete: bool) {
+        let mut state = lock(&self.state);
+        state.is_closed = true;
+        if !is_complete {
+            state.waiting.clear();
+            self.transfer.stop.store(true, Ordering::Release);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Waits a moment. Returns whether transfers are left.
+    fn wait_for_end(&self) -> bool {
+        let state = lock(&self.state);
+        if state.active + state.waiting.len() == 0 {
+            return false;
+        }
+        let woken = self.changed.wait_timeout(state, REPORT);
+        let (state, _) = woken.unwrap_or_else(PoisonError::into_inner);
+        state.active + state.waiting.len() > 0
+    }
+
+    /// Transfers objects until the queue ends, or a transfer fails.
+    fn work<R>(&self, transfer: impl Fn(&T, &Transfer) -> Result<R>, results: &Mutex<Vec<R>>) {
+        let mut state = lock(&self.state);
+        loop {
+            let Some(object) = state.waiting.pop_front() else {
+                if state.is_closed || state.failed.is_some() {
+                    return;
+                }
+                state = self.wait(state);
+                continue;
+            };
+            state.active += 1;
+            drop(state);
+            let active = Active(self);
+            match transfer(&object, &self.transfer) {
+                Ok(result) => lock(results).push(result),
+                Err(error) => self.fail(error),
+            }
+            drop(active);
+            state = lock(&self.state);
+        }
+    }
+
+    fn fail(&self, error: Error) {
+        let mut state = lock(&self.state);
+        // Those after the stop are its consequences.
+        if !self.transfer.stop.swap(true, Ordering::AcqRel) {
+            state.failed = Some(error);
+        }
+        state.waiting.clear();
+    }
+}
+
+/// Ends a queue on drop, also after a panic: the threads would wait for ever.
+struct Ending<'q, T> {
+    queue: &'q Queue<T>,
+    is_complete: bool,
+}
+
+impl<T> Drop for Ending<'_, T> {
+    fn drop(&mut self) {
+        self.queue.close(self.is_complete);
+    }
+}
+
+/// Counts an object that is being transferred, until it is dropped.
+struct Active<'q, T>(&'q Queue<T>);
+
+impl<T> Drop for Active<'_, T> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(Error::failed("a transfer has panicked"));
+        }
+        lock(&self.0.state).active -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,5 +316,61 @@ mod tests {
         });
         let error: Error = done.map(|_: Vec<()>| ()).unwrap_err();
         assert_eq!(error.to_string(), "the cause");
+    }
+
+    #[test]
+    fn a_queue_holds_few_objects_and_transfers_all() {
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let done = through_queue(
+            |object: &u64, _| {
+                most.fetch_max(now.load(Ordering::SeqCst), Ordering::SeqCst);
+                now.fetch_sub(1, Ordering::SeqCst);
+                Ok(*object)
+            },
+            |queue| {
+                for object in 0..50 {
+                    now.fetch_add(1, Ordering::SeqCst);
+                    queue.push(object, 1)?;
+                }
+                queue.drain()?;
+                assert!(!queue.drain()?);
+                Ok("produced")
+            },
+            &mut |_| {},
+        );
+        let (produced, mut results) = done.unwrap();
+        results.sort_unstable();
+        assert_eq!((produced, results), ("produced", (0..50).collect()));
+        assert!(most.load(Ordering::SeqCst) <= PARALLEL + 1);
+    }
+
+    #[test]
+    fn a_failed_transfer_stops_the_producer() {
+        let done: Result<((), Vec<()>)> = through_queue(
+            |object: &u64, _| match object {
+                3 => Err(Error::failed("the cause")),
+                _ => Ok(()),
+            },
+            |queue| loop {
+                queue.push(3, 1)?;
+            },
+            &mut |_| {},
+        );
+        assert_eq!(done.unwrap_err().to_string(), "the cause");
+    }
+
+    #[test]
+    fn a_failed_producer_stops_the_transfers() {
+        let done: Result<((), Vec<()>)> = through_queue(
+            |_: &u64, transfer| loop {
+                transfer.wait(Duration::from_millis(1))?;
+            },
+            |queue| {
+                queue.push(1, 1)?;
+                Err(Error::failed("the producer"))
+            },
+            &mut |_| {},
+        );
+        assert_eq!(done.unwrap_err().to_string(), "the producer");
     }
 }

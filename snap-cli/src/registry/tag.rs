@@ -5,7 +5,6 @@ use serde::Deserialize;
 use super::client::Client;
 use super::manifests::Document;
 use crate::archive::image_source::{CONFIG_LIMIT, Digest};
-use crate::archive::oci::LayoutImage;
 use crate::error::{Error, Kind, Result};
 
 /// The treatment of a tag with layers that the new image lacks.
@@ -37,21 +36,14 @@ struct Layers {
     diff_ids: Vec<Digest>,
 }
 
-/// Refuses to replace an image with layers that a new one lacks.
-pub(super) fn refuse_loss(
-    client: &Client,
-    (tag, current): (&str, &Document),
-    image: &LayoutImage,
-) -> Result<()> {
-    let layers = diff_ids(client, current)?;
-    match layers.is_some_and(|layers| image.begins_with(&layers)) {
-        true => Ok(()),
-        false => Err(Error::failed(format!(
-            "cannot push: the tag {tag} refers to {}, which has layers that the state lacks",
-            current.digest
-        ))
-        .hint("add them to the container: cowl pull --update REFERENCE NAME; push to another tag; or replace it: --force")),
-    }
+/// Returns the error for a tag that refers to an image with layers that the new one lacks.
+pub(super) fn loss(tag: &str, current: &Digest) -> Error {
+    Error::failed(format!(
+        "cannot push: the tag {tag} refers to {current}, which has layers that the state lacks"
+    ))
+    .hint(
+        "add them to the container: cowl pull --update REFERENCE NAME; push to another tag; or replace it: --force",
+    )
 }
 
 /// Refuses a tag that another command has changed since `before` was read.
@@ -67,7 +59,7 @@ pub(super) fn refuse_change(client: &Client, tag: &str, before: Option<&Digest>)
 }
 
 /// Returns the digests of the uncompressed layers of an image; `None` if the document is not one image.
-fn diff_ids(client: &Client, document: &Document) -> Result<Option<Vec<Digest>>> {
+pub(super) fn diff_ids(client: &Client, document: &Document) -> Result<Option<Vec<Digest>>> {
     let Ok(manifest) = serde_json::from_slice::<Manifest>(&document.data) else {
         return Ok(None);
     };

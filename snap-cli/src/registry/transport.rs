@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use ureq::http::Uri;
 use ureq::http::uri::Scheme;
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Proxy};
 
+use super::patience::{self, Patience};
 use super::reference::{RegistryName, is_loopback};
 use super::trust::{TlsVerify, Trust};
 use crate::error::{Error, Result};
@@ -36,31 +38,54 @@ pub struct Connection {
     protocol: Protocol,
     verify: TlsVerify,
     agent: Agent,
+    /// That for other hosts, which must not see the certificate of the client.
+    foreign: Agent,
 }
 
 impl Connection {
     /// Connects to a registry: with TLS, or with plain HTTP if that fails and is permitted.
     pub fn open(registry: &RegistryName, trust: &Trust) -> Result<Self> {
+        let tls = trust.tls(registry)?;
+        let own = agent(registry, tls.own);
         let secure = Self {
             registry: registry.clone(),
             protocol: Protocol::Https,
             verify: trust.verify,
-            agent: agent(registry, trust)?,
-        };
-        let failed = match secure.probe() {
-            Ok(()) => return Ok(secure),
-            Err(error) => error,
+            foreign: tls
+                .foreign
+                .map_or_else(|| own.clone(), |tls| agent(registry, tls)),
+            agent: own,
         };
         let plain = Self {
             protocol: Protocol::Http,
-            ..secure
+            ..secure.clone()
         };
         let is_permitted = trust.verify == TlsVerify::Off || registry.is_loopback();
-        if is_permitted && plain.probe().is_ok() {
-            log::info!("{registry} is used without encryption");
-            return Ok(plain);
+        let mut patience = Patience::new();
+        loop {
+            let failed = match secure.probe() {
+                Ok(()) => return Ok(secure),
+                Err(error) => error,
+            };
+            let may_pass = match is_permitted {
+                false => may_pass(&failed),
+                true => match plain.probe() {
+                    Ok(()) => {
+                        log::info!("{registry} is used without encryption");
+                        return Ok(plain);
+                    }
+                    // A wrong certificate stays wrong, and its server answers no plain HTTP.
+                    Err(error) => !is_certificate(&failed) && may_pass(&error),
+                },
+            };
+            let error = connect_error(registry, failed);
+            let wait = patience.next_wait(None).filter(|_| may_pass);
+            let Some(wait) = wait else {
+                return Err(error);
+            };
+            patience::report(&error, wait);
+            std::thread::sleep(wait);
         }
-        Err(connect_error(registry, failed))
     }
 
     /// Sends a first request. The answer may be anything but an error of plain HTTP to a TLS server.
@@ -82,8 +107,12 @@ impl Connection {
         &self.registry
     }
 
-    pub(super) fn agent(&self) -> &Agent {
-        &self.agent
+    /// Returns the agent for requests to a URL.
+    pub(super) fn agent_for(&self, url: &str) -> &Agent {
+        match self.is_own(url) {
+            true => &self.agent,
+            false => &self.foreign,
+        }
     }
 
     /// Returns the URL of a path of the registry.
@@ -169,13 +198,13 @@ fn origin(url: &Uri) -> Option<(String, String, u16)> {
     Some((scheme, host, url.port_u16().unwrap_or(default)))
 }
 
-fn agent(registry: &RegistryName, trust: &Trust) -> Result<Agent> {
+fn agent(registry: &RegistryName, tls: TlsConfig) -> Agent {
     let proxy = match registry.is_loopback() {
         true => None,
         false => Proxy::try_from_env(),
     };
     let config = Agent::config_builder()
-        .tls_config(trust.tls(registry)?)
+        .tls_config(tls)
         .proxy(proxy)
         .http_status_as_error(false)
         .max_redirects(0)
@@ -188,22 +217,107 @@ fn agent(registry: &RegistryName, trust: &Trust) -> Result<Agent> {
         .timeout_per_write(Some(IDLE))
         .timeout_recv_response(Some(ANSWER))
         .build();
-    Ok(config.new_agent())
+    config.new_agent()
+}
+
+/// Returns whether an error is one of TLS, and not of the network.
+pub(super) fn is_tls(error: &ureq::Error) -> bool {
+    matches!(error, ureq::Error::Tls(_)) || tls_error(error).is_some()
+}
+
+fn tls_error(error: &ureq::Error) -> Option<&rustls::Error> {
+    match error {
+        ureq::Error::Rustls(error) => Some(error),
+        ureq::Error::Io(error) => error.get_ref()?.downcast_ref(),
+        _ => None,
+    }
+}
+
+/// Returns whether a server has a certificate that is not accepted, or does not accept that of the client.
+fn is_certificate(error: &ureq::Error) -> bool {
+    use rustls::Error::{AlertReceived, InvalidCertificate, NoCertificatesPresented};
+    matches!(
+        tls_error(error),
+        Some(InvalidCertificate(_) | NoCertificatesPresented | AlertReceived(_))
+    )
+}
+
+/// Returns whether a host that was connected to before, or that the registry names, may answer later.
+pub(super) fn may_pass_later(error: &ureq::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    use rustls::Error::AlertReceived;
+    match tls_error(error) {
+        // Of a damaged record, or of an overloaded server.
+        Some(AlertReceived(alert)) => matches!(alert, Alert::InternalError | Alert::BadRecordMac),
+        Some(_) => !is_certificate(error),
+        None => may_pass(error),
+    }
+}
+
+/// Returns whether a connection may succeed later.
+fn may_pass(error: &ureq::Error) -> bool {
+    use std::io::ErrorKind as Kind;
+    match error {
+        ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed => true,
+        ureq::Error::Io(_) if is_tls(error) => false,
+        ureq::Error::Io(error) => match error.kind() {
+            Kind::ConnectionRefused
+            | Kind::ConnectionReset
+            | Kind::ConnectionAborted
+            | Kind::NotConnected
+            | Kind::BrokenPipe
+            | Kind::TimedOut
+            | Kind::WouldBlock
+            | Kind::UnexpectedEof
+            | Kind::HostUnreachable
+            | Kind::NetworkUnreachable
+            | Kind::NetworkDown => true,
+            _ => is_unresolved(&error.to_string()),
+        },
+        _ => false,
+    }
+}
+
+/// Returns whether an error is that of a name server that fails for now (EAI_AGAIN), for which std has no kind: only the text
+/// of the C library (glibc's or musl's) is known.
+fn is_unresolved(error: &str) -> bool {
+    let text = error.strip_prefix("failed to lookup address information: ");
+    text.is_some_and(|text| text.contains("Temporary failure") || text.starts_with("Try again"))
+}
+
+/// Returns whether a server does not accept the certificate of the client, or misses one.
+fn is_client_certificate(error: &ureq::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    let Some(rustls::Error::AlertReceived(alert)) = tls_error(error) else {
+        return false;
+    };
+    matches!(
+        alert,
+        Alert::CertificateRequired
+            | Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+    )
 }
 
 fn connect_error(registry: &RegistryName, error: ureq::Error) -> Error {
-    let is_tls = matches!(error, ureq::Error::Rustls(_) | ureq::Error::Tls(_))
-        || matches!(&error, ureq::Error::Io(error) if error.get_ref().is_some_and(|e| e.is::<rustls::Error>()));
-    let new = Error::failed(format!("cannot connect to {registry}"));
-    let new = match is_tls {
-        true => new.hint(
+    let hint = match (is_client_certificate(&error), is_tls(&error)) {
+        (true, _) => {
+            "the registry requires a certificate of the client that it knows: NAME.cert and NAME.key in --cert-dir DIR"
+        }
+        (false, true) => {
             "if the registry has a certificate of your own authority: --cert-dir DIR; if this machine has no \
              certificates of authorities, install them (on Debian: apt-get install ca-certificates); to accept any \
-             certificate, or plain HTTP: --tls-verify=false",
-        ),
-        false => new.hint("check the name of the registry and the network"),
+             certificate, or plain HTTP: --tls-verify=false"
+        }
+        (false, false) => "check the name of the registry and the network",
     };
-    new.because(error)
+    Error::failed(format!("cannot connect to {registry}"))
+        .hint(hint)
+        .because(error)
 }
 
 #[cfg(test)]
@@ -216,6 +330,7 @@ mod tests {
             protocol,
             verify,
             agent: Agent::new_with_defaults(),
+            foreign: Agent::new_with_defaults(),
         }
     }
 
@@ -267,6 +382,72 @@ mod tests {
         ] {
             let found = connection.resolve(base, location);
             assert_eq!(found.ok().as_deref(), expected, "{location}");
+        }
+    }
+
+    #[test]
+    fn the_certificate_of_the_client_is_sent_only_to_the_same_origin() {
+        use ureq::tls::{Certificate, ClientCert, PrivateKey};
+        let certificate = Certificate::from_der(b"x").to_owned();
+        let pem = "-----BEGIN PRIVATE KEY-----\neA==\n-----END PRIVATE KEY-----\n";
+        let key = PrivateKey::from_pem(pem.as_bytes()).unwrap();
+        let client = ClientCert::new_with_certs(&[certificate], key);
+        let tls = TlsConfig::builder().client_cert(Some(client)).build();
+        let mut secure = connection("r.example", Protocol::Https, TlsVerify::On);
+        secure.agent = agent(&secure.registry, tls);
+        for (url, expected) in [
+            ("https://r.example/v2/", true),
+            ("https://r.example:444/v2/", false),
+            ("https://auth.example/token", false),
+        ] {
+            let agent = secure.agent_for(url);
+            let found = agent.config().tls_config().client_cert().is_some();
+            assert_eq!(found, expected, "{url}");
+        }
+    }
+
+    #[test]
+    fn errors_of_name_servers_are_recognized() {
+        let before = "failed to lookup address information: ";
+        for (text, expected) in [
+            ("Temporary failure in name resolution", true),
+            ("Try again", true),
+            ("Name or service not known", false),
+            ("Name does not resolve", false),
+        ] {
+            assert_eq!(
+                is_unresolved(&format!("{before}{text}")),
+                expected,
+                "{text}"
+            );
+        }
+        assert!(!is_unresolved("Try again"));
+    }
+
+    #[test]
+    fn errors_after_the_first_request_are_sorted() {
+        use rustls::{AlertDescription as Alert, CertificateError, Error as Tls};
+        use std::io::{Error as Io, ErrorKind};
+        for (error, expected) in [
+            (ureq::Error::HostNotFound, false),
+            (ureq::Error::BadUri("x".to_owned()), false),
+            (ureq::Error::Io(Io::from_raw_os_error(5)), false),
+            (ureq::Error::Io(ErrorKind::ConnectionReset.into()), true),
+            (ureq::Error::Io(Io::other(Tls::DecryptError)), true),
+            (
+                ureq::Error::Rustls(Tls::AlertReceived(Alert::InternalError)),
+                true,
+            ),
+            (
+                ureq::Error::Rustls(Tls::AlertReceived(Alert::UnknownCA)),
+                false,
+            ),
+            (
+                ureq::Error::Rustls(Tls::InvalidCertificate(CertificateError::Expired)),
+                false,
+            ),
+        ] {
+            assert_eq!(may_pass_later(&error), expected, "{error}");
         }
     }
 

@@ -1,5 +1,6 @@
-//! Uploads of an image in a directory to a registry. What the registry has is not sent.
+//! Uploads of images to a registry, layer by layer. What the registry has is not sent.
 
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -7,14 +8,27 @@ use ureq::Body;
 use ureq::http::{Method, Response, header};
 
 use super::answer;
-use super::client::{ATTEMPTS, Call, Client, Content, delay, encoded};
+use super::client::{Call, Client, Content, encoded};
 use super::downloads::USEFUL;
-use super::parallel::{Transfer, in_parallel};
+use super::manifests::Document;
+use super::parallel::{Queue, Transfer, in_parallel, through_queue};
+use super::patience::{self, Patience};
 use super::tag::{self, Overwrite};
 use crate::archive::image_source::Digest;
-use crate::archive::oci::{LayoutBlob, LayoutImage};
 use crate::error::{Error, Kind, Result};
+use crate::store::disk;
 use crate::tree::error::OnProgress;
+
+/// A blob of an image in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlobFile {
+    /// The digest.
+    pub digest: Digest,
+    /// The size in bytes.
+    pub size: u64,
+    /// The file. It is removed when the registry has the blob.
+    pub path: PathBuf,
+}
 
 /// The result of a push.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,64 +45,169 @@ pub struct PushReport {
     pub replaced: Option<Digest>,
 }
 
+/// The result of the search for a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Neither the repository nor the other one has it.
+    Missing,
+    /// The repository had it.
+    Present,
+    /// The registry mounted it from the other repository.
+    Mounted,
+}
+
 /// The way in which a blob came to the repository.
 enum Done {
     Present,
     Mounted,
-    Sent,
+    Sent(u64),
 }
 
-/// Uploads an image, and gives it a tag when it is complete.
-///
-/// Layers that the repository `from` of the same registry has are mounted from there.
-pub fn push(
-    client: &Client,
-    image: &LayoutImage,
-    (tag, from, overwrite): (&str, Option<&str>, Overwrite),
-    progress: OnProgress<'_>,
-) -> Result<PushReport> {
-    let mut report = PushReport::default();
-    let current = client.tagged(tag)?;
-    if let Some(current) = &current {
-        if current.digest == image.manifest.digest {
-            report.present = image.blobs.len() as u64;
-            return Ok(report);
+/// The upload of an image, whose layers become known one after the other. The image gets the tag when it is complete.
+#[derive(Debug)]
+pub struct Push<'c> {
+    client: &'c Client,
+    tag: &'c str,
+    /// Another repository of the registry, whose layers are mounted.
+    from: Option<&'c str>,
+    overwrite: Overwrite,
+    /// The manifest that the tag refers to.
+    before: Option<Document>,
+    /// The digests of the uncompressed layers of that image, which the new one must have; from the bottom.
+    expected: Vec<Digest>,
+}
+
+impl<'c> Push<'c> {
+    /// Reads the manifest that the tag refers to.
+    pub fn begin(
+        client: &'c Client,
+        (tag, from, overwrite): (&'c str, Option<&'c str>, Overwrite),
+    ) -> Result<Self> {
+        Ok(Self {
+            client,
+            tag,
+            from,
+            overwrite,
+            before: client.tagged(tag)?,
+            expected: Vec::new(),
+        })
+    }
+
+    /// Returns whether the tag refers to this manifest already.
+    pub fn is_current(&self, manifest: &[u8]) -> bool {
+        let before = self.before.as_ref();
+        before.is_some_and(|before| before.digest == Digest::of(manifest))
+    }
+
+    /// Refuses to replace an image with more layers than the new one, unless that is permitted. Afterwards,
+    /// [`Self::check_layer`] compares its layers.
+    pub fn check_tag(&mut self, layers: usize) -> Result<()> {
+        if let (Overwrite::Refuse, Some(before)) = (self.overwrite, &self.before) {
+            let found = tag::diff_ids(self.client, before)?;
+            self.expected = found
+                .filter(|found| found.len() <= layers)
+                .ok_or_else(|| tag::loss(self.tag, &before.digest))?;
         }
-        if overwrite == Overwrite::Refuse {
-            tag::refuse_loss(client, (tag, current), image)?;
+        Ok(())
+    }
+
+    /// Refuses an image whose layer at this position is not that of the image to be replaced. `origin` is the layer that
+    /// it was unpacked from: another program writes the same changes in another way.
+    pub fn check_layer(&self, at: usize, diff_id: &Digest, origin: Option<&Digest>) -> Result<()> {
+        match (self.expected.get(at), &self.before) {
+            (Some(expected), Some(before)) if expected != diff_id && origin != Some(expected) => {
+                Err(tag::loss(self.tag, &before.digest))
+            }
+            _ => Ok(()),
         }
     }
-    report.replaced = current.map(|current| current.digest);
-    let total = image.blobs.iter().map(|blob| blob.size).sum();
-    let done = in_parallel(&image.blobs, total, progress, |blob, transfer| {
-        let upload = Upload {
-            client,
-            blob,
-            transfer,
-        };
-        upload.run(from)
-    })?;
-    for (blob, done) in image.blobs.iter().zip(done) {
-        match done {
-            Done::Present => report.present += 1,
-            Done::Mounted => report.mounted += 1,
-            Done::Sent => {
-                report.sent += 1;
-                report.bytes += blob.size;
+
+    /// Returns for each blob whether the repository has it, or can mount it.
+    pub fn lookup(&self, blobs: &[(Digest, u64)], progress: OnProgress<'_>) -> Result<Vec<Found>> {
+        in_parallel(blobs, 0, progress, |(digest, size), transfer| {
+            if self.client.has_blob(digest, *size, transfer)? {
+                return Ok(Found::Present);
+            }
+            match self.from {
+                Some(from) => self.mount(digest, from, transfer),
+                None => Ok(Found::Missing),
+            }
+        })
+    }
+
+    /// Mounts a blob of another repository, if that has it.
+    fn mount(&self, digest: &Digest, from: &str, transfer: &Transfer) -> Result<Found> {
+        match request_upload(self.client, digest, Some(from), transfer)? {
+            Ok(Started::Mounted) => Ok(Found::Mounted),
+            Ok(Started::Session(session)) => {
+                let call = Call {
+                    method: Method::DELETE,
+                    url: session.location,
+                    headers: Vec::new(),
+                    content: Content::None,
+                };
+                // The registry removes an unused upload by itself, sooner or later.
+                match self.client.send_once(&call) {
+                    Ok(response) => log::debug!("the upload ended: {}", response.status()),
+                    Err(error) => log::debug!("{error}"),
+                }
+                Ok(Found::Missing)
+            }
+            Err(response) => {
+                log::debug!("cannot mount {digest}: {}", response.status());
+                Ok(Found::Missing)
             }
         }
     }
-    let manifest = answer::read_file(&image.manifest.path, u64::MAX - 1)?;
-    if overwrite == Overwrite::Refuse {
-        tag::refuse_change(client, tag, report.replaced.as_ref())?;
+
+    /// Sends the blobs that `produce` adds to the queue, except those that the repository has or can mount.
+    pub fn send<P>(
+        &self,
+        produce: impl FnOnce(&Queue<BlobFile>) -> Result<P>,
+        progress: OnProgress<'_>,
+    ) -> Result<(P, PushReport)> {
+        let transfer = |blob: &BlobFile, transfer: &Transfer| {
+            let upload = Upload {
+                client: self.client,
+                blob,
+                transfer,
+            };
+            let done = upload.run(self.from)?;
+            disk::remove_if_exists(&blob.path)?;
+            Ok(done)
+        };
+        let (produced, done) = through_queue(transfer, produce, progress)?;
+        let mut report = PushReport::default();
+        for done in done {
+            match done {
+                Done::Present => report.present += 1,
+                Done::Mounted => report.mounted += 1,
+                Done::Sent(size) => {
+                    report.sent += 1;
+                    report.bytes += size;
+                }
+            }
+        }
+        Ok((produced, report))
     }
-    client.put_manifest(tag, image.media_type, &manifest)?;
-    Ok(report)
+
+    /// Gives the image the tag. Returns the digest that the tag referred to before. The registry must have all blobs.
+    pub fn finish(self, media_type: &str, manifest: &[u8]) -> Result<Option<Digest>> {
+        if self.is_current(manifest) {
+            return Ok(None);
+        }
+        let before = self.before.map(|before| before.digest);
+        if self.overwrite == Overwrite::Refuse {
+            tag::refuse_change(self.client, self.tag, before.as_ref())?;
+        }
+        self.client.put_manifest(self.tag, media_type, manifest)?;
+        Ok(before)
+    }
 }
 
 struct Upload<'u> {
     client: &'u Client,
-    blob: &'u LayoutBlob,
+    blob: &'u BlobFile,
     transfer: &'u Transfer,
 }
 
@@ -139,9 +258,9 @@ impl From<Error> for Failure {
 
 impl Upload<'_> {
     fn run(&self, from: Option<&str>) -> Result<Done> {
-        let LayoutBlob { digest, size, .. } = self.blob;
+        let BlobFile { digest, size, .. } = self.blob;
         let bytes = &self.transfer.bytes;
-        if self.client.has_blob(digest, *size)? {
+        if self.client.has_blob(digest, *size, self.transfer)? {
             bytes.fetch_add(*size, Ordering::Relaxed);
             return Ok(Done::Present);
         }
@@ -152,29 +271,27 @@ impl Upload<'_> {
             }
             Started::Session(session) => session,
         };
-        let (mut attempt, mut best) = (0, 0u64);
+        let (mut patience, mut best) = (Patience::new(), 0u64);
         loop {
             let before = session.offset;
             let failed = match self.send(&mut session) {
-                Ok(()) => return Ok(Done::Sent),
+                Ok(()) => return Ok(Done::Sent(*size)),
                 Err(failure) if failure.error.kind == Kind::Busy => failure,
                 Err(failure) => return Err(failure.error),
             };
             self.transfer.check()?;
             // The connection can fail after the registry has received everything.
-            if self.client.has_blob(digest, *size)? {
+            if self.client.has_blob(digest, *size, self.transfer)? {
                 bytes.fetch_add(size - before, Ordering::Relaxed);
-                return Ok(Done::Sent);
+                return Ok(Done::Sent(*size));
             }
-            attempt += 1;
-            if attempt >= ATTEMPTS {
+            let Some(wait) = patience.next_wait(failed.requested) else {
                 let what = format!("cannot upload the blob {digest}: {}", failed.error);
                 return Err(
                     Error::failed(what).hint("try again: complete blobs are not sent again")
                 );
-            }
-            log::info!("{}", failed.error);
-            let wait = failed.requested.unwrap_or_else(|| delay(attempt));
+            };
+            patience::report(&failed.error, wait);
             self.transfer.wait(wait)?;
             let continued = match failed.is_lost {
                 true => None,
@@ -196,41 +313,24 @@ impl Upload<'_> {
             // Compared with the longest part so far: a registry may lose each upload.
             if session.offset >= best.saturating_add(USEFUL) {
                 best = session.offset;
-                attempt = 0;
+                patience.renew();
             }
         }
     }
 
     /// Requests a new upload, or that the registry mounts the blob of another repository.
     fn start(&self, from: Option<&str>) -> Result<Started> {
-        let path = match from {
-            None => "blobs/uploads/".to_owned(),
-            Some(from) => {
-                let fields = [("mount", self.blob.digest.as_str()), ("from", from)];
-                format!("blobs/uploads/?{}", encoded(&fields))
-            }
-        };
-        let call = Call {
-            content: Content::Bytes(&[]),
-            ..self.client.call(Method::POST, &path)
-        };
-        let url = call.url.clone();
-        let response = self.client.send(&call)?;
-        match response.status().as_u16() {
-            201 => Ok(Started::Mounted),
-            202 => Ok(Started::Session(Session {
-                location: self.location(&url, &response)?,
-                offset: 0,
-            })),
+        match request_upload(self.client, &self.blob.digest, from, self.transfer)? {
+            Ok(started) => Ok(started),
             // The other repository may not be readable.
-            _ if from.is_some() => self.start(None),
-            _ => Err(self.client.refusal("cannot upload", response)),
+            Err(_) if from.is_some() => self.start(None),
+            Err(response) => Err(self.client.refusal("cannot upload", response)),
         }
     }
 
     /// Sends the rest of the blob, and completes it. An error that may pass has the kind [`Kind::Busy`].
     fn send(&self, session: &mut Session) -> std::result::Result<(), Failure> {
-        let LayoutBlob { digest, size, path } = self.blob;
+        let BlobFile { digest, size, path } = self.blob;
         let is_resumed = session.offset > 0;
         if session.offset < *size {
             let mut headers = vec![(header::CONTENT_TYPE, "application/octet-stream".to_owned())];
@@ -246,7 +346,7 @@ impl Upload<'_> {
                 content: Content::File(path, session.offset, self.transfer),
             };
             let response = self.checked("cannot upload a layer", &call, is_resumed)?;
-            session.location = self.location(&call.url, &response)?;
+            session.location = location(self.client, &call.url, &response)?;
         }
         let separator = if session.location.contains('?') {
             '&'
@@ -283,7 +383,7 @@ impl Upload<'_> {
         match status {
             200..=299 => Ok(response),
             // The registry lost the upload, or the last part of it; or it may succeed later.
-            404 | 408 | 429 | 500..=599 => {
+            _ if status == 404 || answer::is_temporary(response.status()) => {
                 let error = self.client.refusal(what, response);
                 Err(Failure::temporary(error, requested, false))
             }
@@ -303,7 +403,7 @@ impl Upload<'_> {
             headers: Vec::new(),
             content: Content::None,
         };
-        let response = self.client.send(&call)?;
+        let response = self.client.send_for(&call, Some(self.transfer))?;
         if response.status().as_u16() != 204 {
             return Ok(None);
         }
@@ -312,23 +412,54 @@ impl Upload<'_> {
         Ok(match last {
             // The end is included, so that 0 means one byte or none.
             Some(last) if last > 0 && last < self.blob.size => Some(Session {
-                location: self.location(&call.url, &response)?,
+                location: location(self.client, &call.url, &response)?,
                 offset: last + 1,
             }),
             Some(_) | None => None,
         })
     }
+}
 
-    /// Returns the URL of the upload in an answer.
-    fn location(&self, url: &str, response: &Response<Body>) -> Result<String> {
-        let location = answer::text(response.headers(), header::LOCATION.as_str());
-        match location {
-            Some(location) => self.client.connection().resolve(url, location),
-            None => {
-                let registry = self.client.registry();
-                let what = format!("{registry} did not send the location of an upload");
-                Err(Error::failed(what))
-            }
+/// Requests a new upload, or that the registry mounts the blob of another repository. Returns any other answer as it is.
+fn request_upload(
+    client: &Client,
+    digest: &Digest,
+    from: Option<&str>,
+    transfer: &Transfer,
+) -> Result<std::result::Result<Started, Response<Body>>> {
+    let path = match from {
+        None => "blobs/uploads/".to_owned(),
+        Some(from) => {
+            let fields = [("mount", digest.as_str()), ("from", from)];
+            format!("blobs/uploads/?{}", encoded(&fields))
+        }
+    };
+    let call = Call {
+        content: Content::Bytes(&[]),
+        ..client.call(Method::POST, &path)
+    };
+    let response = client.send_for(&call, Some(transfer))?;
+    match response.status().as_u16() {
+        201 => Ok(Ok(Started::Mounted)),
+        202 => Ok(Ok(Started::Session(Session {
+            location: location(client, &call.url, &response)?,
+            offset: 0,
+        }))),
+        _ => Ok(Err(response)),
+    }
+}
+
+/// Returns the URL of the upload in an answer to a request for `url`.
+fn location(client: &Client, url: &str, response: &Response<Body>) -> Result<String> {
+    let location = answer::text(response.headers(), header::LOCATION.as_str());
+    match location {
+        Some(location) => client.connection().resolve(url, location),
+        None => {
+            let what = format!(
+                "{} did not send the location of an upload",
+                client.registry()
+            );
+            Err(Error::failed(what))
         }
     }
 }

@@ -493,13 +493,15 @@ fn errors_of_a_registry_are_reported() {
     world
         .run(&["pull", &format!("{name}/busy/web")])
         .fails(1, &["503"]);
-    assert_eq!(registry.take_lines().len(), 5);
+    assert_eq!(registry.take_lines().len(), 8);
     drop(registry);
     world
         .run(&["pull", &format!("{name}/web")])
         .fails(1, &["cannot connect"]);
     let json = world.run(&["pull", "--json", &format!("{name}/web")]);
-    let json: Value = serde_json::from_str(&json.fails(1, &[]).err()).unwrap();
+    // After the messages about repeated attempts.
+    let text = json.fails(1, &["trying again"]).err();
+    let json: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     assert_eq!(json["error"]["kind"], "failed");
     assert_nothing_was_created(&world);
 }

@@ -202,16 +202,17 @@ fn credential_helpers_are_run() {
 
 /// The uploads and the blobs of a registry that fails twice while it receives a large blob.
 #[derive(Default)]
-struct Uploads {
+pub(crate) struct Uploads {
     data: Mutex<HashMap<String, Vec<u8>>>,
-    blobs: Mutex<HashMap<String, Vec<u8>>>,
+    /// The blobs by digest, and the manifests by tag.
+    pub(crate) blobs: Mutex<HashMap<String, Vec<u8>>>,
     posts: AtomicUsize,
     /// The number of requests with a large part of a blob.
     patches: AtomicUsize,
 }
 
 impl Uploads {
-    fn answer(&self, request: &Request) -> Answer {
+    pub(crate) fn answer(&self, request: &Request) -> Answer {
         let name = request
             .path
             .rsplit(['/', '='])
@@ -279,7 +280,8 @@ impl Uploads {
 
 /// Returns whether a request reads a blob or a manifest, and not the state of an upload.
 fn method_reads_blob(request: &Request) -> bool {
-    request.method == "HEAD" || request.path.contains("/manifests/")
+    let is_object = |part: &str| request.path.contains(part);
+    request.method == "HEAD" || is_object("/manifests/") || is_object("/blobs/sha256:")
 }
 
 /// An upload that is cut continues, and what the registry has is not sent.

@@ -49,7 +49,8 @@ fn the_state_before_an_update_can_be_restored() {
     assert_eq!(world.at("cat", "web", "srv/new"), "new");
     assert_eq!(world.at("cat", "web@auto0", "etc/app"), "app");
     let found = snapshots(&world, ["name", "kind"]);
-    let expected = [["auto0", "auto"], ["snap0", "manual"]];
+    // Sorted by time: the image is older than the update.
+    let expected = [["snap0", "manual"], ["auto0", "auto"]];
     assert_eq!(json!(found), json!(expected));
     world.ok(&["restore", "web", "--undo"]);
     assert_eq!(world.at("cat", "web", "etc/app"), "app");

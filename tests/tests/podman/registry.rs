@@ -14,6 +14,7 @@ use serde_json::Value;
 const OPEN: Protection = Protection {
     password: false,
     tls: false,
+    clients: false,
 };
 
 fn registry(store: &Store, protection: Protection) -> Registry {
@@ -202,6 +203,7 @@ fn registries_with_passwords_and_tls_are_used() {
     let protection = Protection {
         password: true,
         tls: true,
+        clients: false,
     };
     let registry = registry(&store, protection);
     let name = registry.name();
@@ -336,12 +338,7 @@ fn a_full_disk_leaves_nothing() {
     let reference = format!("{}/web", registry.name());
     from.ok(["push", "web", &reference]);
     for size in ["20m", "60m"] {
-        let small = Store::on(|scratch, name| {
-            let dir = scratch.make(name);
-            let script = format!("mount -t tmpfs -o size={size} none {}", dir.display());
-            run_command(shell(&script), b"").ok();
-            dir
-        });
+        let small = small_store(size);
         small.cowl(["pull", &reference]).fails(1, &["no space"]);
         let left =
             |name: &str| std::fs::read_dir(small.path().join(name)).map_or(0, Iterator::count);
@@ -349,6 +346,109 @@ fn a_full_disk_leaves_nothing() {
         assert_eq!(left("transfers"), 0);
         small.cowl(["list", "web"]).fails(3, &[]);
     }
+}
+
+/// Creates a store on a small file system.
+fn small_store(size: &str) -> Store {
+    Store::on(|scratch, name| {
+        let dir = scratch.make(name);
+        let script = format!("mount -t tmpfs -o size={size} none {}", dir.display());
+        run_command(shell(&script), b"").ok();
+        dir
+    })
+}
+
+/// A push whose layers do not fit on the disk together sends them one after the other. One that does not fit alone is
+/// refused, and leaves nothing.
+#[test]
+fn a_push_needs_space_for_few_layers_only() {
+    if !can_mount(NEEDS) {
+        return;
+    }
+    let store = small_store("112m");
+    let registry = registry(&store, OPEN);
+    let reference = format!("{}/web", registry.name());
+    std::fs::create_dir_all(store.beside("root/etc")).unwrap();
+    store.create("web", &store.beside("root"));
+    let noise = |name: &str, size: u64| {
+        let top = store.mount("web");
+        let script = format!("head -c {size} /dev/urandom > {}/{name}", top.display());
+        run_command(shell(&script), b"").ok();
+        store.ok(["umount", "web"]);
+        store.ok(["snapshot", "web"]);
+    };
+    // All layers occupy 80 MB, so that 32 MB are left for them in packed form, or for two of them.
+    for number in 0..6 {
+        noise(&format!("noise{number}"), 13_000_000);
+    }
+    let left = || std::fs::read_dir(store.path().join("transfers")).map_or(0, Iterator::count);
+    let pushed = store
+        .cowl(["push", "web", &reference, "--json"])
+        .ok()
+        .json();
+    assert!(
+        pushed["sent"]["bytes"].as_u64().unwrap() > 78_000_000,
+        "{pushed}"
+    );
+    assert_eq!(left(), 0);
+    let one = small_store("60m");
+    std::fs::create_dir_all(one.beside("root")).unwrap();
+    let script = "head -c 40000000 /dev/urandom > root/noise";
+    sh_in(one.scratch(), script).ok();
+    one.create("web", &one.beside("root"));
+    one.ok(["snapshot", "web"]);
+    let tag = format!("{reference}:large");
+    let refused = one.cowl(["push", "web@snap0", &tag]);
+    refused.fails(1, &["cannot push", "no space", "cowl gc"]);
+    let left = std::fs::read_dir(one.path().join("transfers")).map_or(0, Iterator::count);
+    assert_eq!(left, 0);
+    one.cowl(["pull", &tag, "again"]).fails(3, &["404"]);
+    one.ok(["check"]);
+}
+
+/// A registry that requires a certificate of the client gets that of `--cert-dir`.
+#[test]
+fn registries_with_certificates_of_clients_are_used() {
+    if !can(&[NEEDS, &[Need::Root]].concat()) {
+        return;
+    }
+    let store = Store::for_test();
+    let protection = Protection {
+        password: false,
+        tls: true,
+        clients: true,
+    };
+    let registry = registry(&store, protection);
+    let reference = format!("{}/web", registry.name());
+    std::fs::create_dir_all(store.beside("root/etc")).unwrap();
+    store.create("web", &store.beside("root"));
+    store.ok(["snapshot", "web"]);
+    let authority = store.beside("authority");
+    std::fs::create_dir(&authority).unwrap();
+    std::fs::copy(registry.cert_dir().join("ca.crt"), authority.join("ca.crt")).unwrap();
+    let push = |dir: &Path| {
+        let dir = dir.display().to_string();
+        store.cowl(["push", "web@snap0", &reference, "--cert-dir", &dir])
+    };
+    push(&authority).fails(1, &["cannot connect", "certificate of the client"]);
+    // The key of another certificate, and no key at all.
+    let wrong = "cp registry/certs/client.cert authority/; cp registry/ca.key authority/client.key";
+    sh_in(store.scratch(), wrong).ok();
+    push(&authority).fails(1, &["cannot be the certificate of the client"]);
+    std::fs::remove_file(authority.join("client.key")).unwrap();
+    push(&authority).fails(1, &["has no key"]);
+    push(&registry.cert_dir()).ok();
+    let certs = registry.cert_dir().display().to_string();
+    store.ok(["pull", &reference, "again", "--cert-dir", &certs]);
+    // Any certificate of the registry is accepted, but it still requires that of the client.
+    store.ok([
+        "pull",
+        &reference,
+        "third",
+        "--cert-dir",
+        &certs,
+        "--tls-verify=false",
+    ]);
 }
 
 fn shell(script: &str) -> std::process::Command {

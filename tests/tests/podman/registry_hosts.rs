@@ -53,6 +53,7 @@ fn only_new_layers_are_on_the_network() {
     let protection = Protection {
         password: false,
         tls: true,
+        clients: false,
     };
     let registry = Registry::start_on(&far, &a.beside("registry"), protection);
     let reference = format!("{}/web", registry.name());
