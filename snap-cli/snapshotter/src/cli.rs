@@ -54,6 +54,7 @@ pub(crate) struct Cli {
 /// Runs the command line of this process.
 pub(crate) fn main() -> ExitCode {
     cowl_layers::panics::install();
+    cowl_layers::points::arm();
     let cli = Cli::parse();
     logging::start(match cli.verbose {
         0 => LevelFilter::Warn,

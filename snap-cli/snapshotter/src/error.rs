@@ -25,6 +25,9 @@ pub(crate) enum RequestError {
     /// Another request has to finish first.
     #[error("{0}")]
     Unavailable(String),
+    /// The result of an earlier request on this key is unknown.
+    #[error("the state of the snapshot {} is unknown: restart cowl-snapshotter when the store can be read", .0.shown())]
+    Unknown(String),
     /// An operation on the store failed.
     #[error("{}", with_hint(.0))]
     Store(#[from] cowl::Error),
@@ -53,13 +56,30 @@ impl RequestError {
         Self::Precondition(with_hint(error))
     }
 
+    /// Returns the error for a request that has waited too long for another one on the key.
+    pub(crate) fn still_running(key: &str) -> Self {
+        Self::Unavailable(format!(
+            "another request on the snapshot {} is still running",
+            key.shown()
+        ))
+    }
+
+    /// Returns the error for a removal that could not begin, with the same code if it may succeed later.
+    pub(crate) fn removal_not_begun(self) -> Self {
+        match self {
+            Self::Unavailable(_) | Self::Unknown(_) => Self::Precondition(self.to_string()),
+            other => other,
+        }
+    }
+
     fn code(&self) -> Code {
         match self {
             Self::NotFound(_) => Code::NotFound,
             Self::AlreadyExists(_) => Code::AlreadyExists,
             Self::Precondition(_) => Code::FailedPrecondition,
             Self::Invalid(_) => Code::InvalidArgument,
-            Self::Unavailable(_) => Code::Unavailable,
+            // Not NOT_FOUND: containerd would create the snapshot again.
+            Self::Unavailable(_) | Self::Unknown(_) => Code::Unavailable,
             Self::Store(error) => match error.kind {
                 Kind::NotFound => Code::NotFound,
                 Kind::Usage => Code::InvalidArgument,
@@ -103,6 +123,11 @@ mod tests {
             (damaged.code(), damaged.message()),
             (Code::FailedPrecondition, "x; do y")
         );
+        let unknown = || RequestError::Unknown("x".to_owned());
+        assert_eq!(status(unknown()).code(), Code::Unavailable);
+        let unknown = status(unknown().removal_not_begun());
+        assert_eq!(unknown.code(), Code::FailedPrecondition);
+        assert!(unknown.message().contains("restart cowl-snapshotter"));
         let odd = status(RequestError::NotFound("a\n\u{1b}[31m".to_owned()));
         assert!(!odd.message().contains(['\n', '\u{1b}']), "{odd}");
     }

@@ -231,6 +231,7 @@ mod tests {
                 .into(),
             created: String::new(),
             updated: String::new(),
+            committed_from: None,
             frozen: false,
             extra: Default::default(),
         };

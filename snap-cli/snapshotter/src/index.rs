@@ -25,13 +25,28 @@ enum Slot {
     Settled(LoadedSnapshot),
     /// A request is committing, changing or removing the snapshot.
     Changing(LoadedSnapshot),
+    /// The result of a request is unknown, until the program is restarted.
+    Unknown {
+        parent: Option<String>,
+        name: ContainerName,
+        /// The last known state; `None` if the snapshot was being created.
+        last: Option<Box<LoadedSnapshot>>,
+    },
 }
 
 impl Slot {
     fn snapshot(&self) -> Option<&LoadedSnapshot> {
         match self {
-            Self::Reserved { .. } => None,
+            Self::Reserved { .. } | Self::Unknown { .. } => None,
             Self::Settled(snapshot) | Self::Changing(snapshot) => Some(snapshot),
+        }
+    }
+
+    /// Returns the key of the parent and the name of the container.
+    fn into_claims(self) -> (Option<String>, ContainerName) {
+        match self {
+            Self::Reserved { parent, name } | Self::Unknown { parent, name, .. } => (parent, name),
+            Self::Settled(found) | Self::Changing(found) => (found.record.parent, found.name),
         }
     }
 }
@@ -58,6 +73,17 @@ pub(crate) struct Reservation {
     pub name: ContainerName,
     /// The container of the parent.
     pub parent: Option<ContainerId>,
+}
+
+/// A commit that has begun.
+#[derive(Debug)]
+pub(crate) struct CommitBegun {
+    /// The name of the container after the commit.
+    pub name: ContainerName,
+    /// The snapshot.
+    pub found: LoadedSnapshot,
+    /// Whether an earlier request has committed the snapshot, and its client does not know that.
+    pub is_in_effect: bool,
 }
 
 /// The snapshots of a store.
@@ -100,13 +126,22 @@ impl Index {
         self.slots.len()
     }
 
-    /// Returns a snapshot.
+    /// Returns a snapshot, or its last known state.
+    ///
+    /// containerd inspects each snapshot that it knows to list them, and ends the list with any error except NOT_FOUND.
     pub(crate) fn get(&self, key: &str) -> Result<&LoadedSnapshot> {
-        let found = self.slots.get(key).and_then(Slot::snapshot);
-        found.ok_or_else(|| RequestError::NotFound(key.to_owned()))
+        match self.slots.get(key) {
+            Some(Slot::Settled(found) | Slot::Changing(found)) => Ok(found),
+            Some(Slot::Unknown {
+                last: Some(last), ..
+            }) => Ok(last),
+            Some(Slot::Unknown { last: None, .. }) => Err(RequestError::Unknown(key.to_owned())),
+            Some(Slot::Reserved { .. }) | None => Err(RequestError::NotFound(key.to_owned())),
+        }
     }
 
-    /// Returns up to `count` snapshots after the key `after`, in the order of keys.
+    /// Returns up to `count` snapshots after the key `after`, in the order of keys. Those whose state is unknown are
+    /// omitted: containerd removes a snapshot that is listed and that it does not know.
     pub(crate) fn after(
         &self,
         after: Option<&str>,
@@ -148,28 +183,72 @@ impl Index {
         })
     }
 
-    /// Reserves the key that an active snapshot gets by its commit. Returns the name of its container, and the snapshot.
-    pub(crate) fn begin_commit(
-        &mut self,
-        key: &str,
-        new: &str,
-    ) -> Result<(ContainerName, LoadedSnapshot), Obstacle> {
-        // First, as in containerd: a client that repeats a commit must get ALREADY_EXISTS.
+    /// Reserves the key that an active snapshot gets by its commit.
+    ///
+    /// If the snapshot was committed already, and no other one is based on it, the request is a repetition: containerd
+    /// has not received the reply to the first one. It may have another new key then, which replaces the first.
+    pub(crate) fn begin_commit(&mut self, key: &str, new: &str) -> Result<CommitBegun, Obstacle> {
+        if !self.slots.contains_key(key)
+            && let Some(committed) = self.committed_from(key)
+        {
+            return self.begin_commit_again(&committed, new);
+        }
+        // First, as in containerd.
         self.check_unused(new)?;
         let found = self.settled(key)?.clone();
         if found.record.kind != ContainerdKind::Active {
             let what = format!("the snapshot {key:?} is not active");
             return Err(RequestError::Precondition(what).into());
         }
-        let name = self.assign(new, digest_name(new).into_iter().collect())?;
+        let name = self.reserve_committed(new)?;
+        self.slots
+            .insert(key.to_owned(), Slot::Changing(found.clone()));
+        Ok(CommitBegun {
+            name,
+            found,
+            is_in_effect: false,
+        })
+    }
+
+    /// Returns the key of the committed snapshot that was the active snapshot `key`.
+    fn committed_from(&self, key: &str) -> Option<String> {
+        let all = self.slots.values().filter_map(Slot::snapshot);
+        let mut all = all.map(|found| &found.record);
+        let found = all.find(|record| record.committed_from.as_deref() == Some(key));
+        found.map(|record| record.key.clone())
+    }
+
+    fn begin_commit_again(&mut self, committed: &str, new: &str) -> Result<CommitBegun, Obstacle> {
+        let found = self.settled(committed)?.clone();
+        let name = if committed == new {
+            found.name.clone()
+        } else {
+            self.check_unused(new)?;
+            if self.children.contains_key(committed) {
+                // A snapshot that containerd has used is one that it knows.
+                let what = format!("the snapshot is committed as {committed:?}, and in use");
+                return Err(RequestError::Precondition(what).into());
+            }
+            self.reserve_committed(new)?
+        };
+        self.slots
+            .insert(committed.to_owned(), Slot::Changing(found.clone()));
+        Ok(CommitBegun {
+            name,
+            found,
+            is_in_effect: true,
+        })
+    }
+
+    /// Reserves the key of a committed snapshot. Returns the name of its container.
+    fn reserve_committed(&mut self, key: &str) -> Result<ContainerName> {
+        let name = self.assign(key, digest_name(key).into_iter().collect())?;
         let slot = Slot::Reserved {
             parent: None,
             name: name.clone(),
         };
-        self.slots.insert(new.to_owned(), slot);
-        self.slots
-            .insert(key.to_owned(), Slot::Changing(found.clone()));
-        Ok((name, found))
+        self.slots.insert(key.to_owned(), slot);
+        Ok(name)
     }
 
     /// Begins the change of a snapshot, and returns it.
@@ -192,10 +271,8 @@ impl Index {
 
     /// Removes a key, if its reservation failed or its snapshot was removed or has another key now.
     pub(crate) fn remove(&mut self, key: &str) {
-        let (parent, name) = match self.slots.remove(key) {
-            None => return,
-            Some(Slot::Reserved { parent, name }) => (parent, name),
-            Some(Slot::Settled(found) | Slot::Changing(found)) => (found.record.parent, found.name),
+        let Some((parent, name)) = self.slots.remove(key).map(Slot::into_claims) else {
+            return;
         };
         self.names.remove(&name);
         let Some(parent) = parent else {
@@ -206,6 +283,16 @@ impl Index {
             if *count == 0 {
                 self.children.remove(&parent);
             }
+        }
+    }
+
+    /// Records that the result of the request on a key is unknown. The name and the parent remain reserved.
+    pub(crate) fn retain(&mut self, key: &str) {
+        if let Some(slot) = self.slots.remove(key) {
+            let last = slot.snapshot().cloned().map(Box::new);
+            let (parent, name) = slot.into_claims();
+            let slot = Slot::Unknown { parent, name, last };
+            self.slots.insert(key.to_owned(), slot);
         }
     }
 
@@ -229,6 +316,7 @@ impl Index {
         match self.slots.get(key) {
             None => Err(RequestError::NotFound(key.to_owned()).into()),
             Some(Slot::Settled(snapshot)) => Ok(snapshot),
+            Some(Slot::Unknown { .. }) => Err(RequestError::Unknown(key.to_owned()).into()),
             Some(Slot::Reserved { .. } | Slot::Changing(_)) => Err(Obstacle::Wait(key.to_owned())),
         }
     }
@@ -237,6 +325,7 @@ impl Index {
         match self.slots.get(key) {
             None => Ok(()),
             Some(Slot::Settled(_)) => Err(RequestError::AlreadyExists(key.to_owned()).into()),
+            Some(Slot::Unknown { .. }) => Err(RequestError::Unknown(key.to_owned()).into()),
             // It may fail, or be removed.
             Some(Slot::Reserved { .. } | Slot::Changing(_)) => Err(Obstacle::Wait(key.to_owned())),
         }
@@ -288,6 +377,7 @@ mod tests {
                 labels: BTreeMap::new(),
                 created: String::new(),
                 updated: String::new(),
+                committed_from: None,
                 frozen: kind == ContainerdKind::Committed,
                 extra: Default::default(),
             },
@@ -308,6 +398,7 @@ mod tests {
             Obstacle::Refused(RequestError::NotFound(_)) => "not found",
             Obstacle::Refused(RequestError::AlreadyExists(_)) => "already exists",
             Obstacle::Refused(RequestError::Precondition(_)) => "precondition",
+            Obstacle::Refused(RequestError::Unknown(_)) => "unknown",
             Obstacle::Refused(_) => "other",
         }
     }
@@ -341,6 +432,36 @@ mod tests {
     }
 
     #[test]
+    fn a_key_with_an_unknown_result_remains_reserved() {
+        let mut index = Index::default();
+        create(&mut index, "base", ContainerdKind::Committed, None);
+        let active = ContainerdKind::Active;
+        let name = create(&mut index, "ns/1/web", active, Some("base"));
+        index.begin_commit("ns/1/web", "new").unwrap();
+        for key in ["ns/1/web", "new"] {
+            index.retain(key);
+        }
+        // containerd knows this one, and inspects it with all others to list them.
+        let last = index.get("ns/1/web").unwrap();
+        assert_eq!(
+            (&*last.record.key, last.name.as_str()),
+            ("ns/1/web", &*name)
+        );
+        assert_eq!(refusal(index.get("new").map_err(Obstacle::from)), "unknown");
+        for key in ["ns/1/web", "new"] {
+            assert_eq!(refusal(index.begin_change(key)), "unknown");
+            assert_eq!(refusal(index.begin_removal(key)), "unknown");
+            assert_eq!(refusal(index.reserve(key, active, None)), "unknown");
+            assert_eq!(refusal(index.reserve("x", active, Some(key))), "unknown");
+        }
+        let listed: Vec<_> = index.after(None, 9).map(|one| &one.record.key).collect();
+        assert_eq!(listed, ["base"]);
+        // Its snapshot may exist, with this parent and this name.
+        assert_eq!(refusal(index.begin_removal("base")), "precondition");
+        assert_ne!(create(&mut index, "ns/2/web", active, Some("base")), name);
+    }
+
+    #[test]
     fn a_commit_moves_a_snapshot_to_another_key() {
         let mut index = Index::default();
         create(&mut index, "base", ContainerdKind::Committed, None);
@@ -350,7 +471,9 @@ mod tests {
             "already exists"
         );
         assert_eq!(refusal(index.begin_commit("base", "new")), "precondition");
-        let (name, _) = index.begin_commit("active", "new").unwrap();
+        let begun = index.begin_commit("active", "new").unwrap();
+        assert!(!begun.is_in_effect);
+        let name = begun.name;
         assert_eq!(refusal(index.begin_commit("active", "other")), "wait");
         assert_eq!(refusal(index.begin_change("active")), "wait");
         index.remove("active");
@@ -363,13 +486,61 @@ mod tests {
         ));
         assert!(index.get("active").is_err());
         assert_eq!(
-            refusal(index.begin_commit("active", "new")),
+            refusal(index.begin_commit("unknown", "new")),
             "already exists"
         );
+        assert_eq!(refusal(index.begin_commit("unknown", "other")), "not found");
         assert_eq!(refusal(index.begin_removal("base")), "precondition");
         index.begin_removal("new").unwrap();
         index.remove("new");
         index.begin_removal("base").unwrap();
+    }
+
+    #[test]
+    fn a_commit_is_repeated_if_containerd_does_not_know_its_result() {
+        let mut index = Index::default();
+        let active = ContainerdKind::Active;
+        create(&mut index, "active", active, None);
+        let done = |index: &mut Index, new: &str, old: &[&str]| {
+            let begun = index.begin_commit("active", new).unwrap();
+            let is_in_effect = begun.is_in_effect;
+            let mut after = snapshot(new, ContainerdKind::Committed, None, begun.name);
+            after.record.committed_from = Some("active".to_owned());
+            for key in old.iter().copied().chain([new]) {
+                index.remove(key);
+            }
+            index.settle(after);
+            is_in_effect
+        };
+        assert!(!done(&mut index, "new", &["active"]));
+        assert!(done(&mut index, "new", &[]));
+        let first = index.get("new").unwrap().name.clone();
+        // The transaction of containerd was undone, and the number in its keys may have increased since.
+        assert!(done(&mut index, "new2", &["new"]));
+        assert!(index.get("new").is_err());
+        assert_ne!(index.get("new2").unwrap().name, first);
+        assert_eq!((index.len(), index.names.len()), (1, 1));
+        // While the repetition runs.
+        index.begin_commit("active", "new3").unwrap();
+        assert_eq!(refusal(index.begin_commit("active", "new4")), "wait");
+        assert_eq!(refusal(index.begin_removal("new2")), "wait");
+        index.remove("new3");
+        let name = index.get("new2").unwrap().name.clone();
+        let mut again = snapshot("new2", ContainerdKind::Committed, None, name);
+        again.record.committed_from = Some("active".to_owned());
+        index.settle(again);
+        create(&mut index, "child", active, Some("new2"));
+        assert_eq!(
+            refusal(index.begin_commit("active", "new3")),
+            "precondition"
+        );
+        // Another snapshot with the key of the first one.
+        create(&mut index, "active", active, None);
+        assert_eq!(
+            refusal(index.begin_commit("active", "new2")),
+            "already exists"
+        );
+        assert!(!index.begin_commit("active", "new5").unwrap().is_in_effect);
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! - `cli`: the command line.
 //! - `serving`: the socket's connections, and the end of the process.
 //! - `service`: the gRPC service. Its messages are in `messages`, the generated code in `server`.
-//! - `manager`: the requests.
+//! - `operations`: the requests that use the store.
+//! - `manager`: the index and the store.
 //! - `index`: the snapshots by key.
 //! - `filter`, `listener`, `logging`: filters of lists, the socket, the log.
 //! - `error`: errors and status codes.
@@ -18,6 +19,7 @@ mod listener;
 mod logging;
 mod manager;
 mod messages;
+mod operations;
 mod server;
 mod service;
 mod serving;

@@ -1,29 +1,36 @@
 //! The gRPC service: converts messages, and runs requests outside of the threads that serve connections.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cowl::lifecycle::containerd::SnapshotBind;
 use cowl::store::containerd::{ContainerdKind, ContainerdRecord};
 use jiff::Timestamp;
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::Sender;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
+use tokio::time::{Instant, timeout_at};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::error::{RequestError, Result};
 use crate::filter::Filters;
-use crate::manager::Manager;
+use crate::index::Obstacle;
+use crate::manager::{Manager, Operation};
 use crate::messages::{
     CleanupRequest, CommitRequest, Empty, InfoList, InfoReply, KeyRequest, ListRequest, Mount,
     MountList, PrepareRequest, SnapshotInfo, SnapshotKind, UpdateRequest, UsageReply,
 };
+use crate::operations::{CleanUp, Commit, Labels, Mounts, Prepare, Remove, Update, Usage};
 use crate::server::snapshots_server::Snapshots;
 
 /// The number of requests that use the store at the same time.
 const MAX_RUNNING: usize = 16;
+
+/// The time for which a request waits for another one on the same snapshot.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The number of snapshots that a message of a list is selected from.
 const LIST_PART: usize = 100;
@@ -46,19 +53,13 @@ impl Service {
         }
     }
 
-    /// Runs a request on a thread of its own. It is completed even if the client disconnects.
-    async fn run<T: Send + 'static>(
-        &self,
-        request: impl FnOnce(&Manager) -> Result<T> + Send + 'static,
-    ) -> Result<T, Status> {
-        let closed = |_| Status::unavailable("the snapshotter is shutting down");
-        let permit = Arc::clone(&self.running)
-            .acquire_owned()
-            .await
-            .map_err(closed)?;
+    /// Runs a request on a thread of its own. Once it has begun, it is completed even if the client disconnects.
+    async fn run<O: Operation>(&self, operation: O) -> Result<O::Done, Status> {
+        let (permit, begun) = self.begin(&operation).await?;
+        // No `await` before the thread has the request: a future that is dropped there would leave the keys reserved.
         let manager = Arc::clone(&self.manager);
         let done = spawn_blocking(move || {
-            let done = request(&manager);
+            let done = operation.perform(&manager, begun);
             drop(permit);
             done
         });
@@ -68,10 +69,32 @@ impl Service {
                 "the request has failed because of a bug of cowl-snapshotter; see its log",
             )
         })?;
-        done.map_err(|error| {
-            log::debug!("{error}");
-            Status::from(error)
-        })
+        done.map_err(refuse)
+    }
+
+    /// Begins a request. While it waits for another one on its key, it does not count among those that use the store.
+    async fn begin<O: Operation>(
+        &self,
+        operation: &O,
+    ) -> Result<(OwnedSemaphorePermit, O::Begun), Status> {
+        let mut deadline = None;
+        loop {
+            // Before the attempt, so that no end after it is missed.
+            let ended = self.manager.ended();
+            let permit = Arc::clone(&self.running).acquire_owned().await;
+            let permit =
+                permit.map_err(|_| Status::unavailable("the snapshotter is shutting down"))?;
+            let key = match self.manager.begin(operation) {
+                Ok(begun) => return Ok((permit, begun)),
+                Err(Obstacle::Refused(error)) => return Err(refuse(error)),
+                Err(Obstacle::Wait(key)) => key,
+            };
+            drop(permit);
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+            if timeout_at(deadline, ended).await.is_err() {
+                return Err(refuse(operation.still_running(&key)));
+            }
+        }
     }
 
     async fn prepare(&self, request: PrepareRequest, kind: ContainerdKind) -> Reply<MountList> {
@@ -81,12 +104,43 @@ impl Service {
             labels,
             ..
         } = request;
-        let bind = self.run(move |manager| {
-            let parent = (!parent.is_empty()).then_some(parent.as_str());
-            manager.prepare(&key, kind, parent, sorted(labels))
-        });
-        Ok(Response::new(mount_list(&bind.await?)?))
+        let operation = Prepare {
+            key,
+            kind,
+            parent: Some(parent).filter(|parent| !parent.is_empty()),
+            labels: sorted(labels),
+        };
+        let key = operation.key.clone();
+        let bind = self.run(operation).await?;
+        if self.manager.is_unpacked(&key) {
+            tokio::spawn(sync_while_unpacked(Arc::clone(&self.manager), key));
+        }
+        Ok(Response::new(mount_list(&bind)?))
     }
+}
+
+/// Syncs what containerd unpacks until the snapshot is committed: containerd holds the lock of its database during the sync
+/// of the commit.
+///
+/// Ends after ten minutes: the snapshot of an interrupted unpacking can remain for a day.
+async fn sync_while_unpacked(manager: Arc<Manager>, key: String) {
+    for _ in 0..600 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if !manager.is_unpacked(&key) {
+            return;
+        }
+        let syncing = Arc::clone(&manager);
+        if let Err(error) = spawn_blocking(move || syncing.sync_early()).await {
+            log::error!("a sync has panicked: {error}");
+            return;
+        }
+    }
+}
+
+/// Converts the error of a request to a status, and logs it.
+fn refuse(error: RequestError) -> Status {
+    log::debug!("{error}");
+    Status::from(error)
 }
 
 #[tonic::async_trait]
@@ -103,7 +157,7 @@ impl Snapshots for Service {
 
     async fn mounts(&self, request: Request<KeyRequest>) -> Reply<MountList> {
         let KeyRequest { key, .. } = request.into_inner();
-        let bind = self.run(move |manager| manager.mounts(&key)).await?;
+        let bind = self.run(Mounts { key }).await?;
         Ok(Response::new(mount_list(&bind)?))
     }
 
@@ -111,14 +165,19 @@ impl Snapshots for Service {
         let CommitRequest {
             name, key, labels, ..
         } = request.into_inner();
-        let done = self.run(move |manager| manager.commit(&key, &name, sorted(labels)));
-        done.await?;
+        let labels = sorted(labels);
+        let operation = Commit {
+            key,
+            new: name,
+            labels,
+        };
+        self.run(operation).await?;
         Ok(Response::new(Empty {}))
     }
 
     async fn remove(&self, request: Request<KeyRequest>) -> Reply<Empty> {
         let KeyRequest { key, .. } = request.into_inner();
-        self.run(move |manager| manager.remove(&key)).await?;
+        self.run(Remove { key }).await?;
         Ok(Response::new(Empty {}))
     }
 
@@ -136,8 +195,9 @@ impl Snapshots for Service {
         let fields = update_mask.map(|mask| mask.paths).unwrap_or_default();
         let edit = LabelEdit::parse(fields, info.labels)?;
         let key = info.name;
-        let done = self.run(move |manager| manager.update(&key, |labels| edit.apply(labels)));
-        Ok(Response::new(info_reply(done.await?)))
+        let edit = move |labels| edit.apply(labels);
+        let record = self.run(Update { key, edit }).await?;
+        Ok(Response::new(info_reply(record)))
     }
 
     type ListStream = InfoStream;
@@ -149,7 +209,7 @@ impl Snapshots for Service {
 
     async fn usage(&self, request: Request<KeyRequest>) -> Reply<UsageReply> {
         let KeyRequest { key, .. } = request.into_inner();
-        let usage = self.run(move |manager| manager.usage(&key)).await?;
+        let usage = self.run(Usage { key }).await?;
         let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         Ok(Response::new(UsageReply {
             size: number(usage.bytes),
@@ -158,7 +218,7 @@ impl Snapshots for Service {
     }
 
     async fn cleanup(&self, _: Request<CleanupRequest>) -> Reply<Empty> {
-        self.run(|manager| manager.clean_up()).await?;
+        self.run(CleanUp).await?;
         Ok(Response::new(Empty {}))
     }
 }
@@ -210,7 +270,7 @@ async fn send_list(
 #[derive(Debug, PartialEq, Eq)]
 enum LabelEdit {
     /// All labels are replaced.
-    Replace(BTreeMap<String, String>),
+    Replace(Labels),
     /// These labels get a value, or are removed.
     Set(Vec<(String, Option<String>)>),
 }
@@ -237,7 +297,7 @@ impl LabelEdit {
         })
     }
 
-    fn apply(self, mut labels: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    fn apply(self, mut labels: Labels) -> Labels {
         match self {
             Self::Replace(labels) => labels,
             Self::Set(changes) => {
@@ -253,7 +313,7 @@ impl LabelEdit {
     }
 }
 
-fn sorted(labels: HashMap<String, String>) -> BTreeMap<String, String> {
+fn sorted(labels: HashMap<String, String>) -> Labels {
     labels.into_iter().collect()
 }
 
@@ -307,7 +367,7 @@ fn timestamp(time: &str) -> Option<prost_types::Timestamp> {
 mod tests {
     use super::*;
 
-    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    fn map(pairs: &[(&str, &str)]) -> Labels {
         let pair = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
         pairs.iter().map(pair).collect()
     }
@@ -347,3 +407,7 @@ mod tests {
         assert_eq!(timestamp("yesterday"), None);
     }
 }
+
+#[cfg(test)]
+#[path = "service_tests.rs"]
+mod requests;

@@ -249,10 +249,12 @@ request() { "$@" env PATH=/usr/bin:/bin curl -sS --unix-socket cowl.sock --http2
     http://x/containerd.services.snapshots.v1.Snapshots/Stat; }
 user="setpriv --reuid 54321 --regid 54321 --clear-groups"
 if request $user > /dev/null 2>&1; then exit 7; fi
+# curl may report a reset of the stream instead of the reply, which comes before curl has sent the body.
+status() { for i in $(seq 50); do if request "$@" 2> /dev/null | grep -o 'grpc-status: [0-9]*'; then return; fi; done; return 1; }
 # The mode of a socket that another program has created may be wrong.
 chmod 666 cowl.sock
-request $user | grep -o 'grpc-status: [0-9]*'
-request env | grep -o 'grpc-status: [0-9]*'
+status $user
+status env
 "#;
     // Permission denied, and not found.
     let text = containerd.script(script).ok().out();

@@ -1,18 +1,11 @@
 //! The layers that containerd writes: what their content means, and when they can be committed.
 
-use cowl_tests::conditions::can;
+use cowl_tests::conditions::{Need, can};
 use cowl_tests::containerd::{Containerd, NEEDS};
-
-/// Mounts the active snapshot `$1` at `$D/$1`.
-const MOUNT: &str = r#"
-mount_at() { mkdir -p "$D/$1"; eval "$(ctr snapshots --snapshotter cowl mounts "$D/$1" "$2")"; }
-commit() { ctr snapshots --snapshotter cowl commit "$@"; }
-prepare() { ctr snapshots --snapshotter cowl prepare "$@"; }
-"#;
 
 fn run(script: &str) -> String {
     let containerd = Containerd::for_test();
-    containerd.script(&format!("{MOUNT}{script}")).ok().out()
+    containerd.script(script).ok().out()
 }
 
 #[test]
@@ -131,5 +124,98 @@ wait $old || :
 connects
 prepare upper base
 mount_at upper upper
+"#);
+}
+
+/// A mount that must not be unmounted with the container prevents a commit and a removal, and all mounts remain.
+#[test]
+fn mounts_remain_if_a_commit_or_a_removal_fails() {
+    if !can(&[NEEDS, &[Need::Program("losetup")]].concat()) {
+        return;
+    }
+    run(r#"
+prepare bottom
+commit base bottom
+prepare upper base
+mount_at upper upper
+mkdir "$D/upper/part" "$D/upper/below" "$D/read" "$D/part"
+echo x > "$D/upper/part/file"
+mount -o bind "$D/upper" "$D/read"
+mount -o remount,bind,ro,nosuid,nodev "$D/read"
+show() { grep " $D/" /proc/self/mountinfo | grep fuse.cowlfs | cut -d ' ' -f 4-6 | sort; }
+refused() {
+    local before=$(show)
+    [ "$(show | wc -l)" -ge 2 ]
+    if commit top upper 2> "$D/err"; then echo "committed while $1"; exit 7; fi
+    grep -q "in use" "$D/err" || { cat "$D/err" >&2; exit 7; }
+    [ "$(show)" = "$before" ] || { echo "$1: $before; $(show)"; exit 7; }
+    [ "$(cat "$D/upper/part/file" "$D/read/part/file" | tr -d '\n')" = xx ]
+    ctr snapshots --snapshotter cowl rm upper-unknown 2> /dev/null && exit 7
+    cowl check -q
+}
+mount -o bind "$D/upper/part" "$D/part"
+refused "a part is mounted"
+umount "$D/part"
+mount -t tmpfs none "$D/upper/below"
+refused "another file system is mounted in it"
+umount "$D/upper/below"
+# No process holds the file open, so that only the unmount itself finds it.
+truncate -s 1M "$D/upper/part/image"
+loop=$(losetup -f --show "$D/upper/part/image")
+refused "a loop device uses a file"
+losetup -d "$loop"
+# Another mount namespace has a copy that a process did not inherit.
+unshare -m --propagation private sh -c "mkdir -p '$D/elsewhere'; mount -o bind '$D/upper' '$D/elsewhere'; exec sleep 1000" & holder=$!
+await grep -q "$D/elsewhere" /proc/$holder/mountinfo
+refused "it is mounted in another namespace"
+kill $holder; wait $holder || :
+echo y > "$D/upper/part/file"
+if echo y > "$D/read/part/file" 2> /dev/null; then echo "not read-only"; exit 7; fi
+await commit top upper
+[ "$(show)" = "" ]
+cowl check
+"#);
+}
+
+#[test]
+fn mounts_remain_while_the_garbage_collection_cannot_remove_a_snapshot() {
+    if !can(&[NEEDS, &[Need::Program("losetup")]].concat()) {
+        return;
+    }
+    run(r#"
+prepare bottom
+commit base bottom
+prepare upper base
+mount_at upper upper
+mkdir "$D/upper/part" "$D/part"
+echo x > "$D/upper/part/file"
+truncate -s 1M "$D/upper/part/image"
+show() { grep " $D/" /proc/self/mountinfo | grep fuse.cowlfs | cut -d ' ' -f 4-6 | sort; }
+# containerd collects snapshots only after the removal of one.
+collect() {
+    prepare another base > /dev/null
+    ctr snapshots --snapshotter cowl rm another
+    ctr content prune references > /dev/null
+}
+remains() { grep -c 'upper.* remains: ' "$D/snapshotter.log" || :; }
+refused() {
+    local before=$(show) times=$(remains)
+    collect
+    [ "$(remains)" -gt "$times" ] || { echo "removed while $1"; exit 7; }
+    [ "$(show)" = "$before" ] || { echo "$1: $before; $(show)"; exit 7; }
+    [ "$(cat "$D/upper/part/file")" = x ]
+    cowl check -q
+}
+ctr snapshots --snapshotter cowl rm upper
+mount -o bind "$D/upper/part" "$D/part"
+refused "a part is mounted"
+umount "$D/part"
+loop=$(losetup -f --show "$D/upper/part/image")
+refused "a loop device uses a file"
+losetup -d "$loop"
+collect
+[ "$(show)" = "" ] || { show; exit 7; }
+if cowl list --containerd=all --json | grep -q /upper; then exit 7; fi
+cowl check
 "#);
 }

@@ -7,7 +7,9 @@
     reason = "tests"
 )]
 
+mod addresses;
 mod conformance;
 mod containers;
 mod kills;
 mod layers;
+mod registry;

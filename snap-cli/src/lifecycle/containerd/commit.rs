@@ -1,22 +1,16 @@
 //! The end of an active snapshot: by its commit or its removal.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use cowl_layers::shown::Show as _;
-use cowl_layers::sys::mount::unmount_lazily;
+use cowl_layers::points::point;
 use jiff::Timestamp;
-use rustix::io::Errno;
 
 use super::record;
-use crate::container::detach::{self, Ending};
-use crate::container::mount::AfterUnmount;
-use crate::container::state::Mounted;
-use crate::container::{Container, Swap, browse, destroy, durability};
-use crate::error::{Error, Kind, Result};
-use crate::host::mountinfo::{self, Mount};
-use crate::host::users::Device;
+use super::unmounted::EndedMounts;
+use crate::container::{Container, Swap, destroy, durability};
+use crate::error::{Error, Result};
 use crate::recover;
+use crate::snapshot::remove::Protected;
 use crate::store::containerd::{ContainerdKind, ContainerdRecord};
 use crate::store::manifest::{ContainerId, ContainerManifest};
 use crate::store::name::ContainerName;
@@ -51,28 +45,23 @@ pub fn commit(
         return Err(Error::failed(format!("{} is not active", container.name())));
     }
     refuse_protected(&container)?;
-    end_mounts(&container)?;
-    // Before the sync: what a hidden mount writes afterwards would not be durable.
-    container.refuse_writers()?;
-    sync()?;
-    {
-        // The layers are not collected meanwhile.
-        let _reading = store.lock_shared()?;
-        for layer in synced::unsynced(store, &container.manifest().stack)? {
-            synced::record_synced(store, layer)?;
-        }
-    }
+    let epoch = durability::epoch(store)?;
+    let ended = EndedMounts::end(&container)?;
+    point("commit unmounted");
+    let synced = sync_layers(&container, sync);
+    let ended = ended.or_restore(&container, synced)?;
+    point("commit synced");
     let now = Timestamp::now().to_string();
     let next = ContainerdRecord {
         key: request.key,
         kind: ContainerdKind::Committed,
+        committed_from: Some(old.key),
         labels: request.labels,
         created: now.clone(),
         updated: now,
         frozen: true,
         ..old
     };
-    let epoch = durability::epoch(store)?;
     let manifest = container.manifest().clone();
     let snapshots: Vec<_> = manifest
         .snapshots
@@ -91,26 +80,97 @@ pub fn commit(
         containerd: Some(Box::new(next.clone())),
         ..manifest
     };
-    container.commit(manifest, None, |_| Ok(Swap::Done))?;
-    // The commit is in effect. A garbage collection removes what remains.
+    let committed = container.commit(manifest, None, |_| {
+        point("commit written");
+        Ok(Swap::Done)
+    });
+    let pending = store.paths().pending_file(id);
+    match committed {
+        // It is committed, or a recovery may commit it.
+        Err(error)
+            if container.manifest().written_head().is_none()
+                || disk::exists(&pending).unwrap_or(true) =>
+        {
+            return Err(error);
+        }
+        done => ended.or_restore(&container, done)?,
+    };
+    point("commit in effect");
+    // A garbage collection removes what remains.
     for snapshot in snapshots {
         let path = store.paths().snapshot_file(id, snapshot);
         warn_on_error(disk::remove_if_exists(&path));
     }
     warn_on_error(mount_points::remove(store.paths(), id));
+    point("commit done");
     Ok(next)
+}
+
+/// Repeats a commit that is in effect: gives the committed snapshot the properties of the later request. Returns its new
+/// record.
+///
+/// containerd requests a commit within a transaction. If it does not receive the reply, it does not know the result, and
+/// a later request may have another key.
+pub fn commit_again(
+    store: &Store,
+    id: ContainerId,
+    request: CommitRequest,
+) -> Result<ContainerdRecord> {
+    let mut container = recover::open_for_containerd(store, id)?;
+    let old = record(&container)?.clone();
+    if old.kind != ContainerdKind::Committed {
+        let name = container.name();
+        return Err(Error::failed(format!("{name} is not committed")));
+    }
+    let next = ContainerdRecord {
+        key: request.key,
+        labels: request.labels,
+        ..old
+    };
+    let manifest = ContainerManifest {
+        name: request.name,
+        containerd: Some(Box::new(next.clone())),
+        ..container.manifest().clone()
+    };
+    // Also if nothing differs: the first commit may have failed to sync the directory.
+    container.commit(manifest, None, |_| Ok(Swap::Done))?;
+    Ok(next)
+}
+
+/// Makes the layers of an unmounted container durable, and records that.
+fn sync_layers(container: &Container<'_>, sync: impl FnOnce() -> Result<()>) -> Result<()> {
+    let store = container.store();
+    // Before the sync: what a hidden mount writes afterwards would not be durable.
+    container.refuse_writers()?;
+    sync()?;
+    // The layers are not collected meanwhile.
+    let _reading = store.lock_shared()?;
+    for layer in synced::unsynced(store, &container.manifest().stack)? {
+        synced::record_synced(store, layer)?;
+    }
+    Ok(())
 }
 
 /// Removes a snapshot. Its layers remain until [`crate::store::collect::collect`] finds that nothing uses them.
 ///
-/// Fails with `Busy` while the snapshot is in use, and if a command has taken protected snapshots of it.
-pub fn remove(store: &Store, id: ContainerId) -> Result<()> {
+/// Fails with `Busy` while the snapshot is in use, and if a command has taken protected snapshots of it, unless
+/// `protected` permits their removal.
+pub fn remove(store: &Store, id: ContainerId, protected: Protected) -> Result<()> {
     let container = recover::open_to_unmount_for_containerd(store, id)?;
     record(&container)?;
-    refuse_protected(&container)?;
-    end_mounts(&container)?;
-    container.refuse_writers()?;
-    deleted::discard(store, id)?;
+    if protected == Protected::Refuse {
+        refuse_protected(&container)?;
+    }
+    let ended = EndedMounts::end(&container)?;
+    point("removal unmounted");
+    let removed = container
+        .refuse_writers()
+        .and_then(|()| deleted::discard(store, id));
+    match store.container(id) {
+        Ok(Some(_)) => drop(ended.or_restore(&container, removed)?),
+        Ok(None) | Err(_) => removed?,
+    }
+    point("removal in effect");
     orphans::remove_for(store, id);
     container.into_lock().remove()
 }
@@ -125,51 +185,6 @@ fn refuse_protected(container: &Container<'_>) -> Result<()> {
              {name}@SNAP NEW"
         ))
     })
-}
-
-/// Unmounts a container and the snapshots of it that commands have mounted.
-///
-/// containerd commits while its bind mounts still exist, and leaves them behind if it is killed. They are detached unless
-/// a process uses the file system, in any mount namespace.
-fn end_mounts(container: &Container<'_>) -> Result<()> {
-    if let Mounted::Alive(state) = container.mounted()?
-        && let Some(device) = state.device()?
-        && detach::users(state.pid, Some(device))?.is_empty()
-    {
-        detach_binds(device, &state.mountpoint)?;
-    }
-    let ended = container
-        .unmount(AfterUnmount::StayUnmounted)
-        .and_then(|_| browse::close(container, Ending::Orderly, |_| true));
-    match ended {
-        // The hint of the error concerns commands.
-        Err(error) if error.kind == Kind::Busy => {
-            Err(error.hint("end its task, and unmount it where it is mounted"))
-        }
-        done => done.map(drop),
-    }
-}
-
-/// Detaches the mounts of a file system except the one at `mount_point`. Those below other mounts remain.
-fn detach_binds(device: Device, mount_point: &Path) -> Result<()> {
-    let mounts = mountinfo::read()?;
-    let is_bind = |mount: &&Mount| mount.device == device && mount.at != mount_point;
-    // The last one first: a later mount may be in an earlier one.
-    for bind in mounts.iter().rev().filter(is_bind) {
-        let now = mountinfo::read()?;
-        if mountinfo::topmost(&now, &bind.at).is_none_or(|top| top.id != bind.id) {
-            continue;
-        }
-        log::info!("detaching {}, which nothing uses", bind.at.shown());
-        match unmount_lazily(&bind.at).map_err(cowl_layers::Error::errno) {
-            // containerd has unmounted it in the meantime.
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-            Err(error) => {
-                return Err(Error::at("unmount", &bind.at, std::io::Error::from(error)));
-            }
-        }
-    }
-    Ok(())
 }
 
 fn warn_on_error(done: Result<()>) {

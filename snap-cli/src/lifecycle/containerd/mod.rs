@@ -4,14 +4,18 @@
 //! one removes it, so that each operation takes effect by one rename. The caller assigns keys and parents, and must
 //! not operate on a snapshot and its parent at the same time.
 
+mod abandoned;
 mod commit;
 mod read;
+mod running;
+mod unmounted;
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
+use cowl_layers::points::point;
 use jiff::Timestamp;
 use serde_json::Map;
 
@@ -28,7 +32,8 @@ use crate::store::kernel::Driver;
 use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, LayerKind};
 use crate::store::name::ContainerName;
 
-pub use commit::{CommitRequest, commit, remove};
+pub use abandoned::{Abandoned, lock_without_containerd, select_abandoned};
+pub use commit::{CommitRequest, commit, commit_again, remove};
 pub use read::{Loaded, LoadedSnapshot, load, reload, usage};
 
 /// The mode of the root directory of a snapshot without a parent, as containerd's snapshotters create it.
@@ -74,6 +79,7 @@ pub fn prepare(store: &Store, request: PrepareRequest) -> Result<(ContainerId, C
         labels: request.labels,
         created: now.clone(),
         updated: now,
+        committed_from: None,
         frozen: false,
         extra: Map::new(),
     };
@@ -83,7 +89,9 @@ pub fn prepare(store: &Store, request: PrepareRequest) -> Result<(ContainerId, C
         Ok(())
     };
     let body = (&request.name, below.as_slice(), Map::new());
+    point("preparation begun");
     let id = create_over_layers_with(store, creation, body, edit)?;
+    point("preparation in effect");
     Ok((id, record))
 }
 
@@ -132,6 +140,7 @@ pub fn mounts(store: &Store, id: ContainerId) -> Result<SnapshotBind> {
         Some(source) => source,
         None => container.mount(MountRequest::of(Lifetime::UntilUnmounted))?,
     };
+    point("preparation mounted");
     Ok(SnapshotBind { source, read_only })
 }
 
