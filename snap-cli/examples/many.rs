@@ -75,6 +75,7 @@ fn write(store: &Store, creation: &mut Creation<'_>, base: LayerId, name: &str, 
             stack: stack.clone(),
             settings: Map::new(),
             config: None,
+            received_config: None,
             extra: Map::new(),
         };
         disk::write_new(

@@ -21,6 +21,8 @@ pub enum Need {
     DebianRelease(&'static str),
     /// The pids controller of cgroup v1, not managed by systemd.
     PidsController,
+    /// Control groups that can be frozen, and the permission to create one.
+    Freezer,
     /// A program in PATH.
     Program(&'static str),
     /// A directory of an installed package.
@@ -52,6 +54,9 @@ impl Need {
                 .err()
                 .map(|error| format!("cannot obtain Debian {suite}: {error}")),
             Need::PidsController => lacks_pids_controller(),
+            Need::Freezer => crate::lxc_stub::freezer()
+                .is_none()
+                .then(|| "no control groups that can be frozen".to_owned()),
             Need::Directory(path) => (!std::path::Path::new(path).is_dir())
                 .then(|| format!("no directory {path}; `cargo xtask setup` installs it")),
             Need::Program(name) => crate::programs::in_path(name)

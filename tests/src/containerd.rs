@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::command::{Output, run_command, sh_in};
 use crate::conditions::Need;
+use crate::hosts::Host;
 use crate::rootfs;
 use crate::scratch::Scratch;
 
@@ -71,6 +72,14 @@ remove() { stop "$1"; ctr containers rm "$1"; }
 run_in() { local id=$1; shift; ctr task exec --exec-id "exec-$RANDOM$RANDOM" "$id" "$@"; }
 # containerd removes what no container uses some time after the removal of the container.
 collected() { ctr content prune references > /dev/null 2>&1 || :; [ "$(ctr snapshots --snapshotter cowl ls | wc -l)" = 1 ]; }
+prepare() { ctr snapshots --snapshotter cowl prepare "$@"; }
+commit() { ctr snapshots --snapshotter cowl commit "$@"; }
+# Mounts the snapshot $2 at $D/$1.
+mount_at() { mkdir -p "$D/$1"; eval "$(ctr snapshots --snapshotter cowl mounts "$D/$1" "$2")"; }
+kill_snapshotter() { kill -9 $SNAPSHOTTER; wait $SNAPSHOTTER 2> /dev/null || :; }
+kill_containerd() { kill -9 $CONTAINERD; wait $CONTAINERD 2> /dev/null || :; }
+# The lease of a client that has lost its connection retains snapshots for a day.
+remove_leases() { for lease in $(ctr leases ls -q); do ctr leases rm $lease > /dev/null; done; }
 mounts() { grep -c " $COWL_STORE/mnt/" /proc/mounts || :; }
 daemons() { pgrep -fc "cowl --store $COWL_STORE serve" || :; }
 trap 'tail -n 5 "$D"/*.log >&2' ERR
@@ -83,6 +92,8 @@ eval "$3"
 #[derive(Debug)]
 pub struct Containerd {
     scratch: Scratch,
+    /// The directory of the programs under test.
+    programs: PathBuf,
 }
 
 /// A layer of an image: a name, and a script that creates its files in an empty directory.
@@ -92,9 +103,13 @@ impl Containerd {
     /// Creates the directory.
     #[must_use]
     pub fn for_test() -> Self {
-        Self {
-            scratch: Scratch::for_test(),
-        }
+        Self::with_programs(Scratch::for_test(), programs())
+    }
+
+    /// Creates one with the programs of a directory.
+    #[must_use]
+    pub fn with_programs(scratch: Scratch, programs: PathBuf) -> Self {
+        Self { scratch, programs }
     }
 
     /// Returns the directory `$D` of the scripts.
@@ -107,14 +122,25 @@ impl Containerd {
     /// first failing command. All processes and mounts end with it.
     #[must_use]
     pub fn script(&self, text: &str) -> Output {
+        run_command(self.command(text), b"")
+    }
+
+    /// Runs a script like [`Containerd::script`] in the network namespace of a host.
+    #[track_caller]
+    #[must_use]
+    pub fn script_on(&self, host: &Host, text: &str) -> Output {
+        host.run_command(&self.command(text))
+    }
+
+    fn command(&self, text: &str) -> Command {
         let mut command = Command::new("unshare");
         command
             .args(["-mp", "--fork", "--kill-child", "--mount-proc"])
             .args(["bash", "-Eeuo", "pipefail", "-c", NAMESPACE, "bash"])
             .arg(&*self.scratch)
-            .arg(programs())
+            .arg(&self.programs)
             .arg(text);
-        run_command(command, b"")
+        command
     }
 
     /// Creates the file `$D/NAME.tar`, an image of `docker save` with the name `test/NAME:latest`. Its bottom layer is a

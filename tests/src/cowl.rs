@@ -148,6 +148,8 @@ impl Store {
             .arg(&self.path)
             .args(args)
             .env("TZ", "UTC")
+            // A registry that fails must not hold a test for a minute.
+            .env("COWL_RETRY_WAIT", "10")
             .envs(self.settings())
             .stdin(Stdio::null());
         command

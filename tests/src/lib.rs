@@ -26,6 +26,7 @@ pub mod killer;
 pub mod layers;
 pub mod layout;
 pub mod lxc;
+pub mod lxc_stub;
 pub mod mount;
 pub mod noise;
 pub mod pair;

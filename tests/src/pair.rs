@@ -1,9 +1,11 @@
 //! Two trees that must stay equal under the same operations: a mounted stack of layers and a plain directory.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::command::Output;
+use crate::command::{Output, run_command};
 use crate::cowl::Store;
 use crate::mount::{Overlay, Stack};
 use crate::tree::{self, Compare, Tree};
@@ -58,6 +60,8 @@ pub struct Pair {
     pushed: u32,
     /// Whether layers were merged since [`Pair::take_flattened`].
     flattened: bool,
+    /// Held by commands on the container.
+    exclusion: Arc<Mutex<()>>,
 }
 
 impl Pair {
@@ -99,6 +103,7 @@ impl Pair {
             taken: Vec::new(),
             pushed: 0,
             flattened: false,
+            exclusion: Arc::default(),
         }
     }
 
@@ -116,11 +121,33 @@ impl Pair {
             taken: Vec::new(),
             pushed: 0,
             flattened: false,
+            exclusion: Arc::default(),
         }
+    }
+
+    /// Returns a function that runs a command, such as `snapshot`, on the container, while no command of this pair runs.
+    pub fn commands(&self) -> impl Fn(&str) -> Output + Send + use<> {
+        let (exclusion, store) = (self.exclusion.clone(), self.store.path().to_owned());
+        let settings: Vec<_> = self.store.settings().collect();
+        move |verb| {
+            let _alone = exclusion.lock();
+            let mut command = Command::new(crate::programs::cowl());
+            command.arg("--store").arg(&store).args([verb, NAME]);
+            command.envs(settings.iter().copied());
+            run_command(command, b"")
+        }
+    }
+
+    /// Returns the number of snapshots that this pair has taken.
+    #[must_use]
+    pub fn snapshots(&self) -> usize {
+        self.taken.len()
     }
 
     /// Mounts the stack.
     pub fn mount(&mut self) {
+        let exclusion = self.exclusion.clone();
+        let _alone = exclusion.lock();
         match self.under {
             Under::Container => self.tested = self.store.mount(NAME),
             Under::Cowlfs(options) => {
@@ -145,6 +172,7 @@ impl Pair {
     /// Runs a command, and retries while it reports that the container is in use: RELEASE reaches the daemon
     /// asynchronously after the last close.
     fn retry_while_busy(&self, arguments: &[&str]) -> Output {
+        let _alone = self.exclusion.lock();
         let start = Instant::now();
         loop {
             let output = self.store.cowl(arguments);

@@ -67,6 +67,8 @@ pub struct Course {
     pub count: u64,
     /// Percentage of operations by users other than root.
     pub others: u64,
+    /// Percentage of steps that take a snapshot of the mounted tree, in addition to the fixed ones.
+    pub snapshots: u64,
     /// Whether to create devices 0:0, as an overlay on top would.
     pub whiteouts: bool,
     /// Whether another thread reads the tree concurrently.
@@ -96,6 +98,9 @@ impl Course {
     fn step(self, index: u64, generator: &mut Generator, known: &Paths) -> Step {
         if let Some(event) = self.event(index) {
             return event;
+        }
+        if self.snapshots > 0 && generator.rng().chance(self.snapshots) {
+            return Step::Snapshot { live: true };
         }
         match generator.rng().below(300) {
             0 => return Step::MountAnew,
@@ -157,6 +162,9 @@ pub fn run(
                     short(&format!("{expected:?}")),
                     short(&format!("{got:?}"))
                 ));
+            }
+            if std::env::var_os("COWL_COMPARE").is_some() {
+                check(pair, &sides, &mut seen, &format!("after {when}"))?;
             }
             continue;
         }

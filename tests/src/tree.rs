@@ -179,7 +179,7 @@ pub fn xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Xattrs> {
     let mut all = Xattrs::new();
     for attribute in list[..length]
         .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty())
+        .filter(|name| !name.is_empty() && !is_acl_alias(name))
     {
         let mut value = vec![0; 64 << 10];
         match rustix::fs::lgetxattr(path, attribute, &mut value[..]) {
@@ -191,6 +191,12 @@ pub fn xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Xattrs> {
         all.insert(attribute.to_vec(), value);
     }
     Ok(all)
+}
+
+/// Returns whether XFS lists an ACL under this name as well. A mount does not.
+#[must_use]
+pub fn is_acl_alias(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.SGI_ACL_")
 }
 
 /// The paths in a tree, without its root.

@@ -40,6 +40,15 @@ impl TwoHosts {
     /// If that fails.
     #[must_use]
     pub fn start() -> TwoHosts {
+        Self::start_with("")
+    }
+
+    /// Creates the namespaces and starts the ssh server, with more lines in its configuration.
+    ///
+    /// # Panics
+    /// If that fails.
+    #[must_use]
+    pub fn start_with(more: &str) -> TwoHosts {
         let dir = Scratch::for_test();
         let id = format!("{}", std::process::id());
         let keys = dir.make("keys");
@@ -77,7 +86,7 @@ impl TwoHosts {
         fs::write(keys.join("known"), format!("{SERVER} {public}")).unwrap();
         let config = format!(
             "ListenAddress {SERVER}\nHostKey {keys}/host\nAuthorizedKeysFile {keys}/user.pub\nPidFile none\n\
-             StrictModes no\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\n",
+             StrictModes no\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\n{more}",
             keys = keys.display()
         );
         fs::write(keys.join("config"), config).unwrap();
@@ -126,6 +135,22 @@ impl TwoHosts {
     #[must_use]
     pub fn server(&self) -> &'static str {
         SERVER
+    }
+
+    /// Returns a command line that runs `program` on the first host.
+    #[must_use]
+    pub fn near(&self, program: &str) -> Command {
+        let mut command = in_namespace(&format!("cowl-a-{}", self.id));
+        command.arg(program);
+        command
+    }
+
+    /// Returns a command line that runs `program` on the second host.
+    #[must_use]
+    pub fn far(&self, program: &str) -> Command {
+        let mut command = in_namespace(&format!("cowl-b-{}", self.id));
+        command.arg(program);
+        command
     }
 
     /// Runs a command line on the second host.

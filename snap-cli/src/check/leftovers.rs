@@ -57,7 +57,7 @@ pub(super) fn check(
             add(left.locks, "an unused lock file");
             add(left.trash, "an object in the trash");
             for id in left.held {
-                let what = "a layer that is mounted, but not referenced";
+                let what = "a layer that a mount or a transfer uses, but no manifest references";
                 report.add(
                     Severity::Loose,
                     LEFTOVER,

@@ -52,6 +52,7 @@ fn apply(store: &Store, fix: &Fix) -> Result<Option<String>> {
                 stack: stack.clone(),
                 settings: Map::new(),
                 config: None,
+                received_config: None,
                 extra: Map::new(),
             };
             disk::replace(&path, &Record::first(body))?;

@@ -24,7 +24,7 @@ impl CliCommand for Args {
         let files = self
             .files
             .iter()
-            .map(|raw| StatePath::parse(raw).map(|parsed| (raw, parsed)));
+            .map(|raw| context.state_path(raw).map(|parsed| (raw, parsed)));
         let files: Vec<_> = files.collect::<Result<_>>()?;
         for (raw, parsed) in files {
             let Some(path) = &parsed.path else {

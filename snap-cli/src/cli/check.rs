@@ -9,7 +9,6 @@ use crate::check::{CheckReport, Depth, Finding, Options, check, repair::repair};
 use crate::error::{Kind, Result};
 use crate::store::Store;
 use crate::store::family;
-use crate::store::name::ContainerName;
 use cowl_layers::shown::Show as _;
 
 /// Verify the integrity of the store
@@ -35,7 +34,8 @@ pub(super) struct Args {
 
 impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
-        let only = self.name.as_ref().map(ContainerName::parse).transpose()?;
+        let only = self.name.as_ref().map(|name| context.container(name));
+        let only = only.transpose()?;
         let mut list = Vec::new();
         let mut damaged = false;
         // Opened without the cleanup of other commands, which would change what is checked.

@@ -1,12 +1,15 @@
 //! The command `cowl copy`.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
 
 use super::send::{StreamCompression, parse_source};
 use super::{CliCommand, Context, Namespace, output};
 use crate::error::{Error, Result};
+use crate::lifecycle::whole::Selection;
 use crate::lifecycle::whole::ssh::{SshAddress, SshCommand};
 use crate::store::name::ContainerName;
 use cowl_layers::shown::Show as _;
@@ -16,7 +19,8 @@ use cowl_layers::shown::Show as _;
 /// Sends only the layers that the other store does not have, and continues an interrupted transfer. `cowl
 /// copy web ssh://HOST` copies to the other host, `cowl copy --from ssh://HOST web` from it. `cowl send` and
 /// `cowl receive`, which are started on both hosts, describe what is sent and what happens to a container
-/// that exists there.
+/// that exists there. A snapshot that was removed there is copied again only if it is named, NAME@SNAP, or
+/// with --again.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The container, or NAME@SNAP, or NAME@A..B, where it is copied from
@@ -41,6 +45,16 @@ pub(super) struct Args {
     /// The cowl program on the other host, as words of a shell there, for example "sudo cowl"
     #[arg(long, value_name = "COMMAND", default_value = "cowl")]
     remote: OsString,
+    /// Also copy snapshots that were copied before and removed there
+    #[arg(long)]
+    again: bool,
+    /// Register the container with LXC where it is copied to, as `cowl receive --lxc` does. Its config can name
+    /// programs that LXC runs as root
+    #[arg(long)]
+    lxc: bool,
+    /// The directory of LXC's containers there [default: the output of `lxc-config lxc.lxcpath`]
+    #[arg(long, short = 'P', value_name = "DIR", requires = "lxc")]
+    lxcpath: Option<PathBuf>,
     /// The compression
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "zstd")]
     compress: StreamCompression,
@@ -52,7 +66,11 @@ pub(super) struct Args {
 impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         // Checked here first, so that a usage error starts nothing.
-        let (container, _) = parse_source(&self.source)?;
+        let (container, selection) = match &self.from {
+            // The other host has the container.
+            Some(_) => parse_source(&self.source, |name| ContainerName::parse(name))?,
+            None => parse_source(&self.source, |name| context.container(name))?,
+        };
         self.name.as_ref().map(ContainerName::parse).transpose()?;
         let mut sender = vec![
             OsStr::new("send"),
@@ -65,6 +83,15 @@ impl CliCommand for Args {
         }
         sender.push(&self.source);
         let mut receiver = vec![OsStr::new("receive"), OsStr::new("--negotiate")];
+        if self.again || matches!(selection, Selection::One(_)) {
+            receiver.push(OsStr::new("--again"));
+        }
+        if self.lxc {
+            receiver.push(OsStr::new("--lxc"));
+        }
+        if let Some(path) = &self.lxcpath {
+            receiver.extend([OsStr::new("--lxcpath"), path.as_os_str()]);
+        }
         // Without a name, the other host would choose the local container.
         let local = OsStr::new(container.as_str());
         let asked = self.from.is_some().then_some(local);
@@ -92,22 +119,24 @@ impl CliCommand for Args {
     }
 }
 
-/// The ssh program, which ends if the other host does not reply for a minute: a transfer excludes garbage collection.
+/// The ssh program, which ends if the other host does not reply for a minute.
 const DEFAULT_SSH: &str = "ssh -o ServerAliveInterval=15 -o ServerAliveCountMax=4";
 
-/// Runs the local command with the connection as its input and output, and waits for both.
+/// Runs the local command, passes the data between it and the connection, and waits for both.
+///
+/// The data passes through this process, so that both notice the end of their pipes if it is killed.
 fn connect(context: &Context, ssh: &SshCommand<'_>, here: &[&OsStr]) -> Result<u8> {
     let mut other = ssh.spawn()?;
-    let started = start_local(context, &mut other, here);
-    let errors = other
-        .stderr
-        .take()
-        .map(|errors| std::thread::spawn(move || print_errors(errors)));
-    let local = started.and_then(|mut child| wait(&mut child));
-    if local.is_err() {
-        // Without the local command, nothing ends the connection.
-        drop((other.stdin.take(), other.stdout.take()));
-    }
+    let started = start_local(context, here);
+    let errors = other.stderr.take();
+    let errors = errors.map(|errors| thread::spawn(move || print_errors(errors)));
+    let (from_other, to_other) = (other.stdout.take(), other.stdin.take());
+    let local = started.and_then(|mut child| {
+        relay(from_other, child.stdin.take());
+        relay(child.stdout.take(), to_other);
+        wait(&mut child)
+    });
+    // If the local command was not started, the streams are closed now, which ends the connection.
     let remote = wait(&mut other);
     if errors.is_some_and(|thread| thread.join().is_err()) {
         return Err(Error::failed("cannot print the messages of the other host"));
@@ -127,9 +156,28 @@ fn connect(context: &Context, ssh: &SshCommand<'_>, here: &[&OsStr]) -> Result<u
     }
 }
 
-/// Starts cowl with the connection as its input and output.
-fn start_local(context: &Context, other: &mut Child, here: &[&OsStr]) -> Result<Child> {
-    let failed = |error: std::io::Error| Error::failed("cannot start cowl").because(error);
+/// Passes data from one pipe to another in a thread, up to the end of one of them, and closes both. What is missing after
+/// an error is noticed by the reader.
+fn relay<R, W>(from: Option<R>, to: Option<W>)
+where
+    R: Read + Send + 'static,
+    W: Write + Send + 'static,
+{
+    let Some((mut from, mut to)) = from.zip(to) else {
+        return;
+    };
+    thread::spawn(move || match io::copy(&mut from, &mut to) {
+        // The reader has ended, and reports the reason.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            log::warn!("cannot pass on the data of the transfer: {error}");
+        }
+        _ => {}
+    });
+}
+
+/// Starts cowl with pipes for its input and output.
+fn start_local(context: &Context, here: &[&OsStr]) -> Result<Child> {
+    let failed = |error: io::Error| Error::failed("cannot start cowl").because(error);
     let mut command = Command::new(std::env::current_exe().map_err(failed)?);
     command.arg("--store").arg(&context.root);
     command
@@ -139,12 +187,10 @@ fn start_local(context: &Context, other: &mut Child, here: &[&OsStr]) -> Result<
         command.arg("--config").arg(file);
     }
     command.args(output::verbosity_options());
-    let input = other.stdout.take().map_or_else(Stdio::null, Stdio::from);
-    let out = other.stdin.take().map_or_else(Stdio::null, Stdio::from);
     command
         .args(here)
-        .stdin(input)
-        .stdout(out)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .map_err(failed)
 }

@@ -4,13 +4,15 @@ use std::ffi::OsString;
 
 use jiff::Span;
 
-use super::{CliCommand, Context, confirm, output, text};
+use super::destroy_containerd::{self, Confirmation};
+use super::{CliCommand, Context, RunMode, confirm, output, text};
 use crate::container::{dead, destroy};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::host::rootless::RunsOutside;
 use crate::lxc::binding;
 use crate::recover;
+use crate::snapshot::remove::Protected;
 use crate::store::Store;
 use crate::store::name::ContainerName;
 use crate::store::span;
@@ -20,12 +22,23 @@ use crate::store::span;
 /// Asks for confirmation. The container can be recovered for 7 days (`cowl undelete`); then its space
 /// is freed. Clones of it are not affected. Refused while a process uses it, and while it has
 /// protected snapshots.
+///
+/// With --containerd, removes what belongs to containerd, permanently: the containers NAME, or with --all all
+/// containers, images and other snapshots. This is for a containerd that was uninstalled, and is refused while any
+/// containerd or cowl-snapshotter runs.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The container
-    name: OsString,
+    /// The container; several with --containerd
+    #[arg(value_name = "NAME", required_unless_present = "all")]
+    names: Vec<OsString>,
+    /// Remove containers of containerd, which does not run any more
+    #[arg(long, conflicts_with_all = ["keep", "stop"])]
+    containerd: bool,
+    /// Remove all containers, images and other snapshots of containerd
+    #[arg(long, requires = "containerd", conflicts_with = "names")]
+    all: bool,
     /// Remove it permanently, and free its space immediately
-    #[arg(long, conflicts_with = "keep")]
+    #[arg(long, conflicts_with_all = ["keep", "containerd"])]
     now: bool,
     /// Keep it in the trash for this time: 12h, 30d [default: 7d, or trash_days of the configuration
     /// file]
@@ -58,7 +71,15 @@ impl CliCommand for Args {
     }
 
     fn run(&self, context: &Context) -> Result<u8> {
-        let name = ContainerName::parse(&self.name)?;
+        if self.containerd {
+            self.destroy_of_containerd(context)?;
+            return Ok(0);
+        }
+        let [name] = self.names.as_slice() else {
+            return Err(Error::usage("only one container can be removed at a time")
+                .hint("run the command for each container"));
+        };
+        let name = context.container_exactly(name)?;
         let keep = match &self.keep {
             Some(word) => span::parse(&text::parse(word)?)?,
             None => Span::new().days(context.config.trash_days),
@@ -87,6 +108,25 @@ impl CliCommand for Args {
 }
 
 impl Args {
+    fn destroy_of_containerd(&self, context: &Context) -> Result<()> {
+        let names = self
+            .names
+            .iter()
+            .map(|name| context.container_exactly(name));
+        let names: Vec<_> = names.collect::<Result<_>>()?;
+        let confirmation = match self.yes {
+            true => Confirmation::Given,
+            false => Confirmation::Ask,
+        };
+        let protected = match self.protected {
+            true => Protected::Remove,
+            false => Protected::Refuse,
+        };
+        let mode = RunMode::from_option(self.dry_run);
+        let names = (!self.all).then_some(names.as_slice());
+        destroy_containerd::destroy(context, names, (mode, confirmation, protected))
+    }
+
     fn destroy(&self, store: &Store, name: &ContainerName, keep: &Span) -> Result<()> {
         if self.stop {
             binding::stop(store, name)?;

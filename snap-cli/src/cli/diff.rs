@@ -11,7 +11,6 @@ use super::output::Color;
 use super::{CliCommand, Context, Namespace, output, read_state};
 use crate::delta::{Change, DiffOptions, Status, diff_with, patch};
 use crate::error::{Error, Result};
-use crate::store::name::Address;
 use crate::tree::ErrorKind;
 use crate::tree::find::{self, Finder};
 
@@ -59,8 +58,8 @@ pub(super) struct Args {
 
 impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
-        let from = Address::parse(&self.from)?;
-        let to = self.to.as_ref().map(Address::parse).transpose()?;
+        let from = context.address(&self.from)?;
+        let to = self.to.as_ref().map(|to| context.address(to)).transpose()?;
         let options = self.options()?;
         let (store, from, _reading) = read_state(context, &from)?;
         let (old, new, _other) = match &to {

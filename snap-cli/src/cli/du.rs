@@ -38,7 +38,7 @@ impl CliCommand for Args {
         match &self.name {
             None => return self.all(context),
             Some(name) => {
-                let name = ContainerName::parse(name)?;
+                let name = context.container(name)?;
                 let store = context.store_for(&name)?;
                 match self.remove.is_empty() {
                     true => self.one(&store, &name)?,

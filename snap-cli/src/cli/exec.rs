@@ -17,7 +17,6 @@ use crate::recover;
 use crate::shell::quoted;
 use crate::snapshot::depth::MergeScope;
 use crate::snapshot::take::SnapshotRequest;
-use crate::store::name::ContainerName;
 
 /// Run a command in a container
 ///
@@ -53,7 +52,7 @@ pub(super) struct ExecArgs {
 
 impl CliCommand for ExecArgs {
     fn run(&self, context: &Context) -> Result<u8> {
-        let name = ContainerName::parse(&self.name)?;
+        let name = context.container(&self.name)?;
         let store = context.store_for(&name)?;
         // Fail before the snapshot.
         let mut container = recover::open(&store, &name)?;

@@ -152,7 +152,7 @@ impl Args {
     fn directory(&self, context: &Context) -> Result<u8> {
         write_directory(
             context,
-            &Address::parse(&self.source)?,
+            &context.address(&self.source)?,
             Path::new(&self.target),
             ("exporting", losses(self.force)),
         )?;
@@ -161,7 +161,7 @@ impl Args {
 
     /// Resolves the state to export; fails if part of it may be lost, unless `--force` is given.
     fn state(&self, context: &Context) -> Result<(Store, ResolvedState, Lock)> {
-        let found = read_state(context, &Address::parse(&self.source)?)?;
+        let found = read_state(context, &context.address(&self.source)?)?;
         found.1.refuse_loss(&found.0, losses(self.force))?;
         Ok(found)
     }
@@ -172,8 +172,7 @@ impl Args {
         let compression = self.compression.unwrap_or_default().to_archive();
         let fill = |target: &Path, progress: OnProgress<'_>| {
             let open = |stack: &Vec<LayerId>| store.view(stack);
-            let filled = oci::fill((&steps, open), &description, compression, target, progress)?;
-            Ok::<_, Error>(filled.0)
+            oci::fill::<_, Error>((&steps, open), &description, compression, target, progress)
         };
         let total = measure::known_size(&store, &state.stack)?;
         let target = Path::new(&self.target);
@@ -216,7 +215,7 @@ impl Args {
     }
 
     fn whole(&self, context: &Context) -> Result<u8> {
-        let source = Address::parse(&self.source)?;
+        let source = context.address(&self.source)?;
         if source.snapshot.is_some() {
             return Err(Error::usage(
                 "--with-snapshots exports a whole container, not one snapshot",
@@ -254,7 +253,7 @@ impl Args {
         let at = |snapshot| -> Result<Address> {
             Ok(Address {
                 snapshot,
-                ..Address::parse(name)?
+                ..context.address(name)?
             })
         };
         let (store, new, reading) = read_state(context, &at(range.to)?)?;

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::recover;
 use crate::snapshot::depth::shrink;
 use crate::snapshot::flatten::{FlattenRequest, flatten, plan};
-use crate::store::name::{ContainerName, Range};
+use crate::store::name::Range;
 
 /// Merge the layers of a container into one
 ///
@@ -36,7 +36,7 @@ pub(super) struct Args {
 
 impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
-        let name = ContainerName::parse(&self.name)?;
+        let name = context.container(&self.name)?;
         let range = match &self.range {
             Some(range) => Range::parse(range)?,
             None => Range::default(),

@@ -18,7 +18,7 @@ use cowl_layers::shown::Show as _;
 /// Collect garbage: remove layers and files that nothing refers to
 ///
 /// Other commands do this automatically; this one waits for running commands and reports what it
-/// removed. Layers that a mount uses remain until it is unmounted. Also frees the space of destroyed
+/// removed. Layers that a mount or a transfer uses remain until it ends. Also frees the space of destroyed
 /// containers whose time in the trash has expired (`cowl undelete --list` shows them). What an interrupted
 /// `cowl receive` has stored remains for 7 days, and an interrupted download for a day, for the next attempt.
 #[derive(Debug, clap::Args)]
@@ -143,7 +143,7 @@ impl Args {
             output::print_note(&format!("{}: {summary}", store.root().shown()));
             if !left.held.is_empty() {
                 output::print_note(&format!(
-                    "{} more layers can be removed when they are unmounted",
+                    "{} more layers are used by mounts or transfers",
                     left.held.len()
                 ));
             }

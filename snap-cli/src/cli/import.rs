@@ -14,7 +14,7 @@ use crate::archive::unfinished::UnfinishedFile;
 use crate::container::lxc::LxcCopy;
 use crate::error::{Error, Result};
 use crate::lifecycle::create::{Source, create};
-use crate::lifecycle::whole;
+use crate::lifecycle::whole::{self, SentConfigs};
 use crate::lxc::lxcpath;
 use crate::recover;
 use crate::store::Store;
@@ -30,7 +30,8 @@ use crate::store::paths::Paths;
 ///
 /// With --lxc, a container that was an LXC container becomes one again in the same step: with its config,
 /// a host name and hardware addresses of its own, and its new directory in place of the original's. A
-/// config can name programs that LXC runs as root, so use it only for archives that you trust.
+/// config can name programs that LXC runs as root, so use it only for archives that you trust. Without
+/// --lxc, the configs of snapshots are stored, but not used (see `cowl restore --trust-config`).
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The archive, - for an archive on standard input, a directory, or an image (see `cowl create --from`)
@@ -118,7 +119,8 @@ impl Args {
                 };
                 let store = context.open_or_create_store()?;
                 let mut bar = output::Bar::new("importing");
-                let done = whole::import(&store, name, archive, &mut |done| bar.update(done))?;
+                let from = (name, sent_configs(self.lxc));
+                let done = whole::import(&store, from, archive, &mut |done| bar.update(done))?;
                 drop(bar);
                 done.notes.iter().for_each(|note| output::print_note(note));
                 let file = self.lxc_config.as_deref().map(Path::new);
@@ -185,6 +187,14 @@ pub(super) fn lxc_copy(
     let lxcpath = lxcpath(path)?;
     let name = name.unwrap_or(&found.name);
     LxcCopy::from_archive(config.0, found.files, lxcpath, name)
+}
+
+/// Returns the treatment of the LXC configs of snapshots: with `--lxc`, the user trusts the sender.
+pub(super) fn sent_configs(lxc: bool) -> SentConfigs {
+    match lxc {
+        true => SentConfigs::Trusted,
+        false => SentConfigs::SetApart,
+    }
 }
 
 /// Writes an imported container's LXC config to the file of `--lxc-config`.

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use super::output::Color;
 use super::{CliCommand, Context, Namespace, cat, output, read_state};
 use crate::error::{Error, Result};
-use crate::store::name::StatePath;
 use crate::tree::TreeError;
 use crate::tree::find::LastLink;
 use crate::tree::inspect::{self, Depth, ListedEntry};
@@ -46,7 +45,7 @@ impl From<TreeError> for ListError {
 
 impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
-        let location = StatePath::parse(&self.location)?;
+        let location = context.state_path(&self.location)?;
         let (store, state, _reading) = read_state(context, &location.address)?;
         let view = store.view(&state.stack)?;
         let path = location.path.clone().unwrap_or_default();

@@ -57,6 +57,10 @@ const ENVIRONMENT: Section = (
             "The corresponding settings in the configuration file.",
         ),
         (
+            "COWL_RETRY_WAIT, COWL_STALL_TIME",
+            "Times in milliseconds: the first wait after a failed request to a registry (1000), from which the others are derived, and the time for which a transfer may be slow (60000).",
+        ),
+        (
             "NO_COLOR",
             "If not empty, output is not colored, except with --color or COWL_COLOR.",
         ),

@@ -11,11 +11,14 @@ use crate::snapshot::meta;
 use crate::store::name::{Address, ContainerName, SnapshotName};
 
 /// Parses `NAME@SNAP`; fails if there is no snapshot in it.
-fn parse_snapshot_address(raw: &OsString) -> Result<(ContainerName, SnapshotName)> {
+fn parse_snapshot_address(
+    context: &Context,
+    raw: &OsString,
+) -> Result<(ContainerName, SnapshotName)> {
     let Address {
         container,
         snapshot,
-    } = Address::parse(raw)?;
+    } = context.address(raw)?;
     match snapshot {
         Some(snapshot) => Ok((container, snapshot)),
         None => Err(
@@ -44,7 +47,7 @@ pub(super) struct CommentArgs {
 
 impl CliCommand for CommentArgs {
     fn run(&self, context: &Context) -> Result<u8> {
-        let (name, snapshot) = parse_snapshot_address(&self.snapshot)?;
+        let (name, snapshot) = parse_snapshot_address(context, &self.snapshot)?;
         let store = context.store_for(&name)?;
         let comment = match (&self.text, &self.file) {
             (Some(word), _) => text::parse(word)?,
@@ -79,7 +82,7 @@ pub(super) struct TagArgs {
 
 impl CliCommand for TagArgs {
     fn run(&self, context: &Context) -> Result<u8> {
-        let (name, snapshot) = parse_snapshot_address(&self.snapshot)?;
+        let (name, snapshot) = parse_snapshot_address(context, &self.snapshot)?;
         let added = parse_tags(&self.tags)?;
         let removed: Vec<String> = parse_tags(&self.remove)?.into_keys().collect();
         let store = context.store_for(&name)?;
@@ -119,7 +122,7 @@ impl CliCommand for ProtectArgs {
         let named = self
             .snapshots
             .iter()
-            .map(parse_snapshot_address)
+            .map(|raw| parse_snapshot_address(context, raw))
             .collect::<Result<Vec<_>>>()?;
         let protection = match self.off {
             true => meta::Protection::Off,

@@ -2,6 +2,7 @@
 //!
 //! Each command is a few lines over the library. The doc comments of the argument types are the help texts.
 
+mod addressing;
 mod adopt;
 mod cat;
 mod check;
@@ -11,6 +12,7 @@ mod copy;
 mod create;
 mod daemon_log;
 mod destroy;
+mod destroy_containerd;
 mod diff;
 mod diff_stat;
 mod doctor;
@@ -57,6 +59,7 @@ mod undo;
 mod unshare;
 mod upgrade;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -282,14 +285,11 @@ struct Context {
     root: PathBuf,
     session: Session,
     config: Config,
+    /// The container that an argument named last, and its store.
+    found: RefCell<Option<(ContainerName, Store)>>,
 }
 
 impl Context {
-    /// Opens the store of the container `name` and cleans it up.
-    fn store_for(&self, name: &ContainerName) -> Result<Store> {
-        self.clean_up(family::holding(&self.root, &self.session, name)?)
-    }
-
     /// Opens all stores of the family, the home store first, and cleans them up. Returns none if no store exists.
     fn stores(&self) -> Result<Vec<Store>> {
         let found = match family::stores(&self.root, &self.session) {
@@ -491,6 +491,7 @@ fn run(
             program: None,
         },
         config,
+        found: RefCell::default(),
     };
     enter((namespace, command.runs_outside()), &context.root)?;
     match command.run(&context) {

@@ -19,8 +19,9 @@ use crate::recover::{self, DeadMount};
 use crate::shell::quoted;
 use crate::snapshot::depth::MergeScope;
 use crate::snapshot::resolve;
+use crate::store::containerd_ids::Abbreviation;
 use crate::store::kernel::Driver;
-use crate::store::name::{Address, ContainerName};
+use crate::store::name::ContainerName;
 
 /// Mount a container or a snapshot, and print the mount point
 ///
@@ -118,7 +119,7 @@ impl DriverChoice {
 
 impl CliCommand for MountArgs {
     fn run(&self, context: &Context) -> Result<u8> {
-        let address = Address::parse(&self.address)?;
+        let address = context.address(&self.address)?;
         let name = &address.container;
         let at = self.dir.as_deref().or(self.at.as_deref());
         let store = context.store_for(name)?;
@@ -249,10 +250,17 @@ impl UmountArgs {
 
 impl CliCommand for UmountArgs {
     fn run(&self, context: &Context) -> Result<u8> {
-        if self.target.as_bytes().contains(&b'/') {
+        let is_id = || match self.target.to_str() {
+            Some(text) if !Path::new(text).try_exists().unwrap_or(true) => {
+                let id = text.split_once('@').map_or(text, |(id, _)| id);
+                context.by_id(id, Abbreviation::Accepted)
+            }
+            _ => Ok(None),
+        };
+        if self.target.as_bytes().contains(&b'/') && is_id()?.is_none() {
             return umount_path(context, Path::new(&self.target), self.ending());
         }
-        let address = Address::parse(&self.target)?;
+        let address = context.address(&self.target)?;
         let name = &address.container;
         let Some(snapshot) = &address.snapshot else {
             return umount_container(context, name, self.ending());

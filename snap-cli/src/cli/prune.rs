@@ -81,7 +81,7 @@ impl CliCommand for Args {
         let Some(name) = &self.name else {
             return self.all(context, &given);
         };
-        let name = ContainerName::parse(name)?;
+        let name = context.container(name)?;
         let store = context.store_for(&name)?;
         if self.save || self.forget {
             let mut container = recover::open(&store, &name)?;

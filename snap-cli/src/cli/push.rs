@@ -58,7 +58,7 @@ pub(super) struct Args {
 
 impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
-        let source = Address::parse(&self.source)?;
+        let source = context.address(&self.source)?;
         let reference = parse_reference(&self.reference)?;
         if reference.digest.is_some() {
             return Err(Error::usage("an image is pushed to a tag, not to a digest")
@@ -189,6 +189,7 @@ impl Args {
                 "image": reference.to_string(),
                 "digest": pushed.digest,
                 "layers": pushed.layers,
+                "packed": pushed.packed,
                 "sent": { "blobs": report.sent, "bytes": report.bytes },
                 "mounted": report.mounted,
                 "present": report.present,

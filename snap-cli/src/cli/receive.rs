@@ -6,14 +6,17 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::import::{convert, lxc_copy, write_config};
+use super::import::{convert, lxc_copy, sent_configs, write_config};
 use super::{CliCommand, Context, output};
 use crate::archive::bundle::BundleReader;
 use crate::container::lxc::LxcCopy;
 use crate::error::{Error, Kind, Result};
 use crate::lifecycle::whole::negotiation::{Accepted, HaveList, open_archive};
-use crate::lifecycle::whole::{self, ReceiveTarget, Received};
+use crate::lifecycle::whole::{
+    self, ReceiveOptions, ReceiveTarget, Received, RemovedSnapshots, removed_snapshots,
+};
 use crate::store::Store;
+use crate::store::manifest::SnapshotId;
 use crate::store::name::ContainerName;
 
 /// Receive a container, or snapshots for a container, that `cowl send` sends
@@ -23,6 +26,10 @@ use crate::store::name::ContainerName;
 /// state does not change: `cowl restore` changes it. A snapshot whose name is used gets another one, which
 /// is printed. The container must be the one that was sent, or a copy of it.
 ///
+/// Snapshots that were received before and removed here are not received again, except with --again. Later
+/// changes of comments and protection are applied to the snapshots that the container has, unless they were
+/// changed here as well, and new tags are added.
+///
 /// Each layer is verified after it is stored. If the transfer is interrupted, nothing changes, and complete
 /// layers are retained for 7 days, for the next attempt (`cowl gc --empty-transfers` removes them).
 #[derive(Debug, clap::Args)]
@@ -30,13 +37,17 @@ pub(super) struct Args {
     /// The container's name here [default: its name where it was sent from]
     name: Option<OsString>,
     /// Print the list of layers in the store of this container, or in the default store, for `cowl send
-    /// --have`, and receive nothing
+    /// --have`, and receive nothing. With NAME, the snapshots that were removed from the container are
+    /// listed, too, and are not sent
     #[arg(long, conflicts_with_all = ["negotiate", "lxc_config", "lxc", "json"])]
     have: bool,
     /// Write the config of an LXC container, if it is new, to this file
     #[arg(long, value_name = "FILE")]
     lxc_config: Option<PathBuf>,
-    /// Register a new container with LXC, as with `cowl import --lxc`
+    /// Also receive snapshots that were received before and removed here
+    #[arg(long)]
+    again: bool,
+    /// Register the container with LXC, as with `cowl import --lxc`, unless it is an LXC container
     #[arg(long)]
     lxc: bool,
     /// The directory of LXC's containers [default: the output of `lxc-config lxc.lxcpath`]
@@ -54,7 +65,7 @@ impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
         let name = self.name.as_ref().map(ContainerName::parse).transpose()?;
         if self.have {
-            return print_have(context, name.as_ref());
+            return self.print_have(context, name.as_ref());
         }
         let stdin = std::io::stdin();
         if stdin.is_terminal() {
@@ -68,14 +79,12 @@ impl CliCommand for Args {
             let (store, target) = open_target(context, &name)?;
             let mut out = std::io::stdout().lock();
             let streams = (&mut input, &mut out);
-            let mut lxc = None;
-            let received = accepted.serve(&store, streams, |archive| {
-                let received = self.receive(&store, (&name, target), archive)?;
-                lxc = received.1;
-                Ok(received.0)
+            let removed = self.omitted(&store, (&name, target))?;
+            // Everything is done before the confirmation: the connection can be cut after the commit.
+            accepted.serve((&store, removed), streams, |archive| {
+                self.receive(&store, (&name, target), archive)
             })?;
-            drop(out);
-            return self.finish(&store, &received, lxc);
+            return Ok(0);
         }
         let archive = open_archive(input)?;
         let name = match name {
@@ -83,8 +92,8 @@ impl CliCommand for Args {
             None => whole::describe(&archive)?.name,
         };
         let (store, target) = open_target(context, &name)?;
-        let (received, lxc) = self.receive(&store, (&name, target), archive)?;
-        self.finish(&store, &received, lxc)
+        self.receive(&store, (&name, target), archive)?;
+        Ok(0)
     }
 
     fn is_json(&self) -> bool {
@@ -98,27 +107,78 @@ impl Args {
         store: &Store,
         (name, target): (&ContainerName, ReceiveTarget),
         archive: BundleReader<'_>,
-    ) -> Result<(Received, Option<LxcCopy>)> {
-        let lxc = match (self.lxc, target) {
-            (false, _) => None,
-            (true, ReceiveTarget::New) => {
-                Some(lxc_copy(self.lxcpath.as_deref(), Some(name), &archive)?)
-            }
-            (true, ReceiveTarget::Existing) => {
-                return Err(Error::failed(format!(
-                    "cannot register {name} with LXC: only a new container gets the config that was sent"
-                ))
-                .hint("omit --lxc, or receive it under another name"));
-            }
+    ) -> Result<Received> {
+        // An interrupted transfer may have created the container without registering it.
+        let is_registered =
+            target == ReceiveTarget::Existing && store.find(name)?.1.body.lxc.is_some();
+        let lxc = match self.lxc && !is_registered {
+            true => Some(lxc_copy(self.lxcpath.as_deref(), Some(name), &archive)?),
+            false => None,
         };
         let mut bar = output::Bar::new("receiving");
         let progress = &mut |done| bar.update(done);
-        let received = whole::receive(store, (name, target), archive, progress)?;
-        Ok((received, lxc))
+        let options = ReceiveOptions {
+            removed: match self.again {
+                true => RemovedSnapshots::AddedAgain,
+                false => RemovedSnapshots::Omitted,
+            },
+            configs: sent_configs(self.lxc),
+        };
+        let received = whole::receive(store, (name, target), options, archive, progress)?;
+        drop(bar);
+        self.finish(store, &received, lxc)?;
+        if self.lxc && is_registered {
+            output::print_note(&format!(
+                "{name} is an LXC container already; its config is unchanged"
+            ));
+        }
+        Ok(received)
+    }
+
+    /// Returns the snapshots that the sender should omit, because they were removed here.
+    fn omitted(
+        &self,
+        store: &Store,
+        (name, target): (&ContainerName, ReceiveTarget),
+    ) -> Result<Vec<SnapshotId>> {
+        match (self.again, target) {
+            (false, ReceiveTarget::Existing) => removed_snapshots(store, name),
+            (true, _) | (_, ReceiveTarget::New) => Ok(Vec::new()),
+        }
+    }
+
+    /// Prints the layers of the store that would receive a container.
+    fn print_have(&self, context: &Context, name: Option<&ContainerName>) -> Result<u8> {
+        let absent = |error: Error| match error.kind {
+            Kind::NotFound => Ok(None),
+            _ => Err(error),
+        };
+        let holding = match name {
+            Some(name) => context.store_for(name).map(Some).or_else(absent)?,
+            None => None,
+        };
+        let removed = match (&holding, name) {
+            (Some(store), Some(name)) => self.omitted(store, (name, ReceiveTarget::Existing))?,
+            _ => Vec::new(),
+        };
+        let store = match holding {
+            Some(store) => Some(store),
+            None => {
+                let home = Store::open(&context.root, context.session.clone());
+                home.map(Some).or_else(absent)?
+            }
+        };
+        let list = match store {
+            Some(store) => HaveList::of_store(&store, removed)?,
+            // A container that is received creates the store.
+            None => HaveList::default(),
+        };
+        output::print_line(&list.to_line()?)?;
+        Ok(0)
     }
 
     /// Prints the result, and registers the container with LXC.
-    fn finish(&self, store: &Store, received: &Received, lxc: Option<LxcCopy>) -> Result<u8> {
+    fn finish(&self, store: &Store, received: &Received, lxc: Option<LxcCopy>) -> Result<()> {
         received
             .notes
             .iter()
@@ -130,8 +190,8 @@ impl Args {
             false => print_received(received),
         }
         match lxc {
-            Some(lxc) => convert(store, &received.name, lxc),
-            None => Ok(0),
+            Some(lxc) => convert(store, &received.name, lxc).map(drop),
+            None => Ok(()),
         }
     }
 }
@@ -147,32 +207,6 @@ fn open_target(context: &Context, name: &ContainerName) -> Result<(Store, Receiv
     }
 }
 
-/// Prints the layers of the store that would receive a container.
-fn print_have(context: &Context, name: Option<&ContainerName>) -> Result<u8> {
-    let absent = |error: Error| match error.kind {
-        Kind::NotFound => Ok(None),
-        _ => Err(error),
-    };
-    let holding = match name {
-        Some(name) => context.store_for(name).map(Some).or_else(absent)?,
-        None => None,
-    };
-    let store = match holding {
-        Some(store) => Some(store),
-        None => {
-            let home = Store::open(&context.root, context.session.clone());
-            home.map(Some).or_else(absent)?
-        }
-    };
-    let list = match store {
-        Some(store) => HaveList::of_store(&store)?,
-        // A container that is received creates the store.
-        None => HaveList::default(),
-    };
-    output::print_line(&list.to_line()?)?;
-    Ok(0)
-}
-
 fn print_received(received: &Received) {
     let Received { name, target, .. } = received;
     for added in received
@@ -183,6 +217,20 @@ fn print_received(received: &Received) {
         output::print_note(&format!(
             "{name}@{} was sent as {}",
             added.name, added.sent_as
+        ));
+    }
+    for changed in &received.changed {
+        output::print_note(&format!(
+            "{name}@{} was changed where it was sent from: {}",
+            changed.name,
+            changed.changes.join(", ")
+        ));
+    }
+    if !received.removed.is_empty() {
+        let names: Vec<_> = received.removed.iter().map(ToString::to_string).collect();
+        output::print_note(&format!(
+            "not added, because they were removed here: {}; to receive them again: --again",
+            names.join(", ")
         ));
     }
     let what = match target {
@@ -216,6 +264,8 @@ fn print_json(received: &Received) -> Result<()> {
             .map(|added| json!({ "name": added.name, "sent_as": added.sent_as }))
             .collect::<Vec<_>>(),
         "present_snapshots": received.present,
+        "changed_snapshots": received.changed.iter().map(|changed| &changed.name).collect::<Vec<_>>(),
+        "removed_snapshots": received.removed,
         "layers": received.layers,
         "present_layers": received.shared,
     }))

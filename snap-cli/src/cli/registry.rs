@@ -36,8 +36,9 @@ struct TrustArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true,
           default_missing_value = "true", action = clap::ArgAction::Set)]
     tls_verify: bool,
-    /// Trust the certificates in the files *.crt of this directory, too [default:
-    /// /etc/containers/certs.d/REGISTRY and /etc/docker/certs.d/REGISTRY]
+    /// Trust the certificates in the files *.crt of this directory, too, and use the certificate of the
+    /// client in NAME.cert and NAME.key [default: /etc/containers/certs.d/REGISTRY and
+    /// /etc/docker/certs.d/REGISTRY]
     #[arg(long, value_name = "DIR")]
     cert_dir: Option<PathBuf>,
 }

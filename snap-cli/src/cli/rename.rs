@@ -9,7 +9,7 @@ use crate::lifecycle::rename::rename;
 use crate::lxc::binding;
 use crate::recover;
 use crate::snapshot::meta;
-use crate::store::name::{Address, ContainerName, SnapshotName};
+use crate::store::name::{ContainerName, SnapshotName};
 
 /// Rename a container or a snapshot
 ///
@@ -26,7 +26,7 @@ pub(super) struct Args {
 
 impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
-        let old = Address::parse(&self.old)?;
+        let old = context.address(&self.old)?;
         match &old.snapshot {
             Some(snapshot) => {
                 let new = SnapshotName::parse(&self.new)?;

@@ -9,6 +9,7 @@ use super::output::Format;
 use super::pause::Pause;
 use super::undo::{Selection, revert};
 use super::{CliCommand, Context, RunMode, output};
+use crate::container::lxc::ConfigTrust;
 use crate::error::{Error, Result};
 use crate::host::hooks::Event;
 use crate::host::rootless::RunsOutside;
@@ -40,6 +41,9 @@ pub(super) struct RestoreArgs {
     /// Also restore the LXC container's config from the snapshot
     #[arg(long, conflicts_with = "new")]
     with_config: bool,
+    /// With --with-config: also if another host sent the config, which can name programs that LXC runs as root
+    #[arg(long, requires = "with_config")]
+    trust_config: bool,
     #[command(flatten)]
     pause: Pause,
     /// Copy all data: to a new directory DIR, or with NEW to a container that shares no layers
@@ -76,7 +80,7 @@ impl CliCommand for RestoreArgs {
     }
 
     fn run(&self, context: &Context) -> Result<u8> {
-        let name = ContainerName::parse(&self.name)?;
+        let name = context.container(&self.name)?;
         let snapshot = match &self.snapshot {
             Some(snapshot) => SnapshotName::parse(snapshot)?,
             None => find_before_last(&recover::open(&context.store_for(&name)?, &name)?)?,
@@ -130,7 +134,11 @@ impl CliCommand for RestoreArgs {
                     .hint("inspect its current state, and run the command again to undo that restore"));
                 }
                 if self.with_config {
-                    container.restore_config_from(&snapshot)?;
+                    let trust = match self.trust_config {
+                        true => ConfigTrust::AnyHost,
+                        false => ConfigTrust::ThisHost,
+                    };
+                    container.restore_config_from(&snapshot, trust)?;
                 }
                 let restored = restore(&mut container, &snapshot)?;
                 recover::complete_outside(container)?;
@@ -218,7 +226,7 @@ pub(super) struct CloneArgs {
 
 impl CliCommand for CloneArgs {
     fn run(&self, context: &Context) -> Result<u8> {
-        let source = Address::parse(&self.source)?;
+        let source = context.address(&self.source)?;
         let new = ContainerName::parse(&self.new)?;
         if self.ephemeral {
             let store = context.store_for(&source.container)?;

@@ -47,7 +47,7 @@ impl CliCommand for Args {
     }
 
     fn run(&self, context: &Context) -> Result<u8> {
-        let (name, choice) = self.parse()?;
+        let (name, choice) = self.parse(context)?;
         let store = context.store_for(&name)?;
         let open_and_plan = || -> Result<(Container<'_>, Removal)> {
             let container = recover::open(&store, &name)?;
@@ -102,16 +102,16 @@ impl CliCommand for Args {
 
 impl Args {
     /// Parses the container and its snapshots. This is strict: an ambiguous list is a usage error.
-    fn parse(&self) -> Result<(ContainerName, Vec<SnapshotChoice>)> {
+    fn parse(&self, context: &Context) -> Result<(ContainerName, Vec<SnapshotChoice>)> {
         let Some((first, rest)) = self.targets.split_first() else {
             return Err(Error::usage("no container specified"));
         };
-        let (name, mut choice) = match split(first)? {
+        let (name, mut choice) = match split(context, first)? {
             Some((name, one)) => (name, vec![one]),
-            None => (ContainerName::parse(first)?, Vec::new()),
+            None => (context.container(first)?, Vec::new()),
         };
         for word in rest {
-            match (split(word)?, split(first)?.is_some()) {
+            match (split(context, word)?, split(context, first)?.is_some()) {
                 (Some((other, one)), true) if other == name => choice.push(one),
                 (Some((other, _)), true) => {
                     return Err(Error::usage(format!(
@@ -191,12 +191,12 @@ pub(super) fn remove_with_hooks(
 }
 
 /// Parses `NAME@SNAP` or `NAME@A..B`; returns `None` if there is no `@`.
-fn split(word: &OsStr) -> Result<Option<(ContainerName, SnapshotChoice)>> {
+fn split(context: &Context, word: &OsStr) -> Result<Option<(ContainerName, SnapshotChoice)>> {
     let Some((name, chosen)) = word.to_str().and_then(|text| text.split_once('@')) else {
         return Ok(None);
     };
     Ok(Some((
-        ContainerName::parse(name)?,
+        context.container(name)?,
         SnapshotChoice::parse(chosen)?,
     )))
 }

@@ -1,6 +1,6 @@
 //! The command `cowl send`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{BufReader, IsTerminal};
 use std::os::fd::AsFd;
@@ -17,7 +17,7 @@ use crate::lifecycle::whole::negotiation::{self, HaveList};
 use crate::lifecycle::whole::{ChosenStates, KnownToReceiver, Outgoing, Selection, needs_snapshot};
 use crate::snapshot::take::SnapshotRequest;
 use crate::store::Store;
-use crate::store::name::{Address, ContainerName, Range};
+use crate::store::name::{Address, ContainerName, Range, SnapshotName};
 use crate::tree::error::Progress;
 
 /// Send a container with its snapshots, or a part of them, to another store
@@ -75,7 +75,7 @@ impl StreamCompression {
 
 impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
-        let (name, selection) = parse_source(&self.source)?;
+        let (name, selection) = parse_source(&self.source, |name| context.container(name))?;
         if !self.negotiate && std::io::stdout().is_terminal() {
             return Err(
                 Error::usage("cannot write the layers of a container to a terminal").hint(format!(
@@ -113,6 +113,12 @@ impl CliCommand for Args {
                 output::print_note(&format!(
                     "snapshots that were there already: {}",
                     confirmed.present
+                ));
+            }
+            if confirmed.changed > 0 {
+                output::print_note(&format!(
+                    "of these, comments, tags or protection were changed there: {}",
+                    confirmed.changed
                 ));
             }
             return Ok(0);
@@ -172,21 +178,22 @@ impl Args {
     }
 }
 
-/// Parses NAME, NAME@SNAP or NAME@A..B.
-pub(super) fn parse_source(source: &OsString) -> Result<(ContainerName, Selection)> {
-    let text = source.to_str().and_then(|text| text.split_once('@'));
-    if let Some((name, range)) = text
-        && range.contains("..")
-    {
-        let Range { from, to } = Range::parse(range)?;
-        return Ok((ContainerName::parse(name)?, Selection::Range(from, to)));
-    }
-    let Address {
-        container,
-        snapshot,
-    } = Address::parse(source)?;
-    let selection = snapshot.map_or(Selection::Everything, Selection::One);
-    Ok((container, selection))
+/// Parses NAME, NAME@SNAP or NAME@A..B. `container` parses the name.
+pub(super) fn parse_source(
+    source: &OsStr,
+    container: impl Fn(&OsStr) -> Result<ContainerName>,
+) -> Result<(ContainerName, Selection)> {
+    let Some((name, states)) = source.to_str().and_then(|text| text.split_once('@')) else {
+        return Ok((container(source)?, Selection::Everything));
+    };
+    let selection = match states.contains("..") {
+        true => {
+            let Range { from, to } = Range::parse(states)?;
+            Selection::Range(from, to)
+        }
+        false => Selection::One(SnapshotName::parse(states)?),
+    };
+    Ok((container(OsStr::new(name))?, selection))
 }
 
 /// Returns standard output without a buffer of lines.
@@ -204,4 +211,11 @@ fn describe(name: &ContainerName, sent: &Outgoing) {
         output::counted(sent.snapshots, "snapshot"),
         output::counted(layers, "layer")
     ));
+    if !sent.omitted.is_empty() {
+        let names: Vec<_> = sent.omitted.iter().map(ToString::to_string).collect();
+        output::print_note(&format!(
+            "not sent, because they were removed there: {}; to receive them again: --again",
+            names.join(", ")
+        ));
+    }
 }

@@ -14,7 +14,6 @@ use crate::store::Store;
 use crate::store::image_record::ImageRecord;
 use crate::store::manifest::{Durability, SnapshotManifest, SnapshotRef};
 use crate::store::measure;
-use crate::store::name::Address;
 
 /// Show all details of a container or a snapshot
 #[derive(Debug, clap::Args)]
@@ -66,6 +65,7 @@ const SNAPSHOT: &[&str] = &[
     "files",
     "settings",
     "config",
+    "received_config",
     "layers",
     "id",
     "store",
@@ -73,7 +73,7 @@ const SNAPSHOT: &[&str] = &[
 
 impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
-        let address = Address::parse(&self.address)?;
+        let address = context.address(&self.address)?;
         let (store, state, _reading) = read_state(context, &address)?;
         let (details, order) = match &state.snapshot {
             Some((entry, snapshot)) => (snapshot_json(&store, &state, entry, snapshot)?, SNAPSHOT),
@@ -211,6 +211,7 @@ fn snapshot_json(
         "layers": state.stack,
         "settings": (!snapshot.settings.is_empty()).then_some(&snapshot.settings),
         "config": snapshot.config,
+        "received_config": snapshot.received_config,
         "store": store.root(),
     }))
 }

@@ -58,7 +58,10 @@ pub(super) struct Args {
 
 impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
-        let name = ContainerName::parse(&self.name)?;
+        let name = match self.scheduled {
+            true => context.container_exactly(&self.name)?,
+            false => context.container(&self.name)?,
+        };
         let comment = read_comment(self.message.as_ref(), self.comment_file.as_deref())?;
         let options = SnapshotRequest {
             name: self

@@ -9,7 +9,6 @@ use super::{CliCommand, Context, Namespace, output};
 use crate::container::{kernel, query};
 use crate::error::{Error, Result};
 use crate::recover;
-use crate::store::name::ContainerName;
 
 /// Show request counts and resource usage of a mounted container's daemon
 ///
@@ -26,7 +25,7 @@ pub(super) struct Args {
 
 impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
-        let name = ContainerName::parse(&self.name)?;
+        let name = context.container(&self.name)?;
         let store = context.store_for(&name)?;
         let container = recover::open(&store, &name)?;
         kernel::refuse(&container, "show the statistics of")?;

@@ -48,7 +48,7 @@ impl CliCommand for Args {
         // The other containers are shown even if one is damaged.
         let mut broken = None;
         if let Some(name) = &self.name {
-            let name = ContainerName::parse(name)?;
+            let name = context.container(name)?;
             let store = context.store_for(&name)?;
             found.push(inspect(&recover::open(&store, &name)?)?);
         } else {

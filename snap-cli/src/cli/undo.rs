@@ -45,7 +45,7 @@ pub(super) struct Args {
 
 impl CliCommand for Args {
     fn run(&self, context: &Context) -> Result<u8> {
-        let name = ContainerName::parse(&self.name)?;
+        let name = context.container(&self.name)?;
         let snapshot = self.snapshot.as_ref().map(SnapshotName::parse);
         let selection = Selection {
             losses: losses(self.force),

@@ -55,7 +55,7 @@ impl CliCommand for Args {
             }
         };
         for name in &self.names {
-            let name = ContainerName::parse(name)?;
+            let name = context.container(name)?;
             let done = context.store_for(&name).and_then(|store| {
                 let container = recover::open(&store, &name)?;
                 kernel::refuse(&container, "replace the daemon of")?;

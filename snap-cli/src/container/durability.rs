@@ -28,6 +28,7 @@ use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, Settling, 
 use crate::store::measure;
 use crate::store::name::ContainerName;
 use crate::store::outside::Moving;
+use crate::store::packed;
 use crate::store::synced;
 use crate::store::{Store, disk};
 
@@ -399,6 +400,7 @@ pub fn accept(container: &mut Container<'_>, snapshot: Option<SnapshotId>) -> Re
                 measure::remeasure(store, *layer)?;
             }
         }
+        packed::forget_all(store)?;
     }
     disk::remove_if_exists(&store.paths().cache_file(container.id))?;
     container.commit(next, None, |_| Ok(Swap::Done))

@@ -106,9 +106,18 @@ fn rootfs_line(dir: &Path) -> Vec<u8> {
     .concat()
 }
 
+/// The hosts whose configs a restore installs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConfigTrust {
+    /// Only this one: the config is that of the container when the snapshot was taken.
+    ThisHost,
+    /// Also one that has sent the snapshot. LXC runs the programs that the config names as root.
+    AnyHost,
+}
+
 impl Container<'_> {
     /// Makes the next commit restore LXC's config from a snapshot, with cowl's current lines.
-    pub fn restore_config_from(&mut self, name: &SnapshotName) -> Result<()> {
+    pub fn restore_config_from(&mut self, name: &SnapshotName, trust: ConfigTrust) -> Result<()> {
         let (_, snapshot) = self.snapshot(name)?;
         let Some(link) = &self.manifest().lxc else {
             return Err(
@@ -116,7 +125,21 @@ impl Container<'_> {
                     .hint("omit --with-config"),
             );
         };
-        let Some(saved) = snapshot.config else {
+        let received = match (snapshot.received_config, trust) {
+            (Some(_), ConfigTrust::ThisHost) if snapshot.config.is_none() => {
+                return Err(Error::failed(format!(
+                    "cannot restore the LXC config of {name}: another host has sent it, and LXC would run the \
+                     programs that it names as root"
+                ))
+                .hint(format!(
+                    "inspect it (cowl show {}@{name}), and add --trust-config; or omit --with-config",
+                    self.name()
+                )));
+            }
+            (received, ConfigTrust::AnyHost) => received,
+            (_, ConfigTrust::ThisHost) => None,
+        };
+        let Some(saved) = snapshot.config.or(received) else {
             return Err(
                 Error::failed(format!("{name} has no copy of the LXC config"))
                     .hint("omit --with-config: the config stays unchanged"),

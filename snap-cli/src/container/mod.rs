@@ -197,6 +197,7 @@ impl<'s> Container<'s> {
             self.install_pending(next)?;
             moves::complete(self)?;
         } else {
+            moves::abandon_or_warn(self, &next.body);
             disk::remove_if_exists(&path)?;
         }
         // Layers that only the other manifest named are unreferenced now.
@@ -245,6 +246,8 @@ impl<'s> Container<'s> {
         let before = self.record.generation;
         let done = match between(self) {
             Ok(Swap::Refused(error)) => {
+                // The error can be that of the successor of a killed daemon, which finds what that one has left.
+                moves::abandon_or_warn(self, &next.body);
                 disk::remove_if_exists(&path)?;
                 return Err(error);
             }

@@ -14,7 +14,7 @@ use crate::snapshot::{freeze, resolve};
 use crate::store::Store;
 use crate::store::creation::Creation;
 use crate::store::family;
-use crate::store::manifest::{Ephemeral, LayerId, LayerKind};
+use crate::store::manifest::{Ephemeral, LayerId, LayerKind, SnapshotManifest};
 use crate::store::measure;
 use crate::store::name::{Address, ContainerName};
 use crate::tree::error::{OnProgress, Progress};
@@ -103,6 +103,15 @@ fn clone_claimed(
         store.open_layers(&state.stack)?;
         let config = state.snapshot.as_ref().and_then(|(_, s)| s.config.as_ref());
         lxc = LxcCopy::for_container(&state.manifest, config, (new, target))?;
+        let has_received = |(_, s): &(_, SnapshotManifest)| s.received_config.is_some();
+        if let (Some(lxc), None) = (&mut lxc, config)
+            && state.snapshot.as_ref().is_some_and(has_received)
+        {
+            lxc.notes.push(format!(
+                "{new} has the current LXC config of {}: that of the snapshot was sent by another host",
+                source.container
+            ));
+        }
         settling = inherit_settling(
             state.settling(),
             &source.container,

@@ -3,9 +3,10 @@
 use serde_json::Map;
 
 use super::create::create_over_layers_with;
+use super::foreign::Names;
 use super::image_layers::{Unpacking, Wanted};
+use super::image_snapshots;
 pub use super::image_snapshots::LayerSnapshots;
-use super::image_snapshots::{self, Names};
 use crate::archive::image_source::{Digest, Image, ImageSource, Platform};
 use crate::error::{Error, Result};
 use crate::store::creation::Creation;

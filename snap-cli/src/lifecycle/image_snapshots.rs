@@ -1,9 +1,10 @@
 //! The snapshots of a container that is created from an image, or updated from one.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use serde_json::Map;
 
+use super::foreign::{self, Names};
 use crate::archive::image_source::Image;
 use crate::error::{Error, Result};
 use crate::store::manifest::{
@@ -12,7 +13,7 @@ use crate::store::manifest::{
 };
 use crate::store::name::SnapshotName;
 use crate::store::record::Record;
-use crate::store::{Store, disk, span};
+use crate::store::{Store, disk};
 
 /// The maximum number of characters of a comment that is a step of an image: it can be a script.
 const COMMENT: usize = 200;
@@ -24,70 +25,6 @@ pub enum LayerSnapshots {
     Each,
     /// The layers that were snapshots when cowl wrote the image.
     Recorded,
-}
-
-/// The names of a container's snapshots, and its counters.
-#[derive(Debug)]
-pub(super) struct Names {
-    taken: HashSet<SnapshotName>,
-    next_snap: u64,
-    next_auto: u64,
-}
-
-impl Names {
-    /// Returns the names in a manifest.
-    pub(super) fn of(manifest: &ContainerManifest) -> Self {
-        Self {
-            taken: manifest.snapshots.iter().map(|s| s.name.clone()).collect(),
-            next_snap: manifest.next_snap,
-            next_auto: manifest.next_auto,
-        }
-    }
-
-    /// Returns the counters after the new names.
-    pub(super) fn counters(&self) -> (u64, u64) {
-        (self.next_snap, self.next_auto)
-    }
-
-    /// Returns the name for an automatic snapshot.
-    fn automatic(&mut self) -> SnapshotName {
-        loop {
-            let name = SnapshotName::automatic(self.next_auto);
-            self.next_auto = self.next_auto.saturating_add(1);
-            if self.taken.insert(name.clone()) {
-                return name;
-            }
-        }
-    }
-
-    /// Returns the name for a snapshot that another container names `wanted`, or the next number if this container has
-    /// a snapshot of this name, or had one.
-    fn assign(&mut self, wanted: &str) -> SnapshotName {
-        let parsed = SnapshotName::parse(wanted).ok();
-        let number = |prefix| parsed.as_ref().and_then(|name| name.number(prefix));
-        let (snap, auto) = (number("snap"), number("auto"));
-        let usable = parsed.filter(|name| match (snap, auto) {
-            (Some(number), _) => number >= self.next_snap,
-            (_, Some(number)) => number >= self.next_auto,
-            // Other forms of a number are reserved.
-            (None, None) => !name.is_reserved(),
-        });
-        let name = usable.filter(|name| !self.taken.contains(name));
-        let name = match name {
-            Some(name) => {
-                self.next_snap = snap.map_or(self.next_snap, |number| number + 1);
-                self.next_auto = auto.map_or(self.next_auto, |number| number + 1);
-                name
-            }
-            None => {
-                let name = SnapshotName::counted(self.next_snap);
-                self.next_snap = self.next_snap.saturating_add(1);
-                name
-            }
-        };
-        self.taken.insert(name.clone());
-        name
-    }
 }
 
 /// A snapshot that is to be created.
@@ -115,10 +52,8 @@ pub(super) fn plan(
             (Some(note), _) => planned.push(PlannedSnapshot {
                 layer: at - first,
                 name: names.assign(&note.name),
-                // An image must not determine what `cowl prune` removes: the snapshots of another kind share
-                // its limits.
                 kind: SnapshotKind::Manual,
-                created: span::claimed(Some(&note.created)),
+                created: note.created.clone(),
                 comment: note.comment.clone(),
                 tags: note.tags.clone(),
             }),
@@ -128,7 +63,7 @@ pub(super) fn plan(
                     layer: at - first,
                     name: names.assign(&format!("layer{}", at + 1)),
                     kind: SnapshotKind::Manual,
-                    created: span::claimed(step.and_then(|step| step.created.as_deref())),
+                    created: time(step.and_then(|step| step.created.as_ref())),
                     comment: text.map_or_else(String::new, |text| shortened(text)),
                     tags: BTreeMap::new(),
                 });
@@ -157,7 +92,7 @@ impl PlannedSnapshot {
             layer,
             name: names.assign(""),
             kind: SnapshotKind::Manual,
-            created: span::claimed(image.created.as_deref()),
+            created: time(image.created.as_ref()),
             comment: image.name.as_deref().map_or_else(String::new, shortened),
             tags: BTreeMap::new(),
         }
@@ -180,8 +115,8 @@ impl PlannedSnapshot {
         &self.name
     }
 
-    /// Writes and syncs the snapshot's file, and returns the entry for the container's manifest. Its parent is that of
-    /// the manifest.
+    /// Writes and syncs the snapshot's file, and returns the entry for the container's manifest, with limited claims. Its
+    /// parent is that of the manifest.
     pub(super) fn write(
         &self,
         (store, container): (&Store, ContainerId),
@@ -198,11 +133,12 @@ impl PlannedSnapshot {
             stack: stack.to_vec(),
             settings: manifest.settings.clone(),
             config: None,
+            received_config: None,
             extra: Map::new(),
         };
         disk::write_new(&path, &Record::first(body))?;
         disk::sync_file(&path)?;
-        Ok(SnapshotRef {
+        let mut snapshot = SnapshotRef {
             id,
             name: self.name.clone(),
             kind: self.kind,
@@ -214,8 +150,17 @@ impl PlannedSnapshot {
             protected: false,
             settling,
             extra: Map::new(),
-        })
+        };
+        if self.kind != SnapshotKind::Auto {
+            foreign::limit_claims(&mut snapshot);
+        }
+        Ok(snapshot)
     }
+}
+
+/// Returns the text of a time; an empty one, which is replaced by the current time, if the image has none.
+fn time(text: Option<&String>) -> String {
+    text.cloned().unwrap_or_default()
 }
 
 fn shortened(text: &str) -> String {
@@ -224,40 +169,5 @@ fn shortened(text: &str) -> String {
     match one_line.char_indices().nth(COMMENT) {
         Some((end, _)) => format!("{}...", one_line.get(..end).unwrap_or_default()),
         None => one_line,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_kept_if_they_are_free() {
-        let mut names = Names {
-            taken: HashSet::from([SnapshotName::parse("before").unwrap()]),
-            next_snap: 2,
-            next_auto: 0,
-        };
-        for (wanted, expected) in [
-            // This number was used.
-            ("snap1", "snap2"),
-            ("snap7", "snap7"),
-            ("snap7", "snap8"),
-            ("snap3", "snap9"),
-            ("auto4", "auto4"),
-            ("auto4", "snap10"),
-            ("before", "snap11"),
-            ("after", "after"),
-            ("after", "snap12"),
-            ("snap007", "snap13"),
-            ("snap99999999999999999999", "snap14"),
-            ("snap18446744073709551615", "snap15"),
-            ("../x", "snap16"),
-            ("", "snap17"),
-            ("a\u{1b}", "snap18"),
-        ] {
-            assert_eq!(names.assign(wanted).as_str(), expected, "{wanted}");
-        }
-        assert_eq!(names.counters(), (19, 5));
     }
 }

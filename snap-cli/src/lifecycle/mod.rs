@@ -10,6 +10,7 @@ pub mod containerd;
 pub mod create;
 pub mod enter;
 pub mod exec;
+mod foreign;
 pub mod hook;
 mod identity;
 pub mod image;

@@ -128,11 +128,11 @@ pub fn release(
     let lock = store.lock_exclusive()?;
     if let Some(base) = unchanged_base(&container)? {
         if layers::is_held(store, base)? {
-            // A later write to the directory would be visible in that mount.
+            // A later write to the directory would be visible in that mount, and in what is sent.
             let name = container.name();
             return Err(
-                Error::busy(format!("a snapshot of {name} is mounted for reading")).hint(format!(
-                    "unmount it first; cowl status {name} shows the mount point"
+                Error::busy(format!("a snapshot of {name} is mounted for reading, or a transfer uses {name}")).hint(format!(
+                    "unmount it first, or wait for the transfer; cowl status {name} shows the mount point"
                 )),
             );
         }

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
+use super::foreign::{self, Names};
 use super::image::{ImageOptions, Imported, LayerSnapshots, record_of};
 use super::image_layers::Wanted;
-use super::image_snapshots::{self, Names, PlannedSnapshot};
+use super::image_snapshots::{self, PlannedSnapshot};
 use crate::archive::image_source::{Digest, Image, ImageSource};
 use crate::archive::oci;
 use crate::container::state::Mounted;
@@ -283,7 +284,7 @@ impl NewStates {
         let retained = self.reason_to_retain(&container)?;
         let mut names = Names::of(&next);
         next.parent = common;
-        let mut auto = None;
+        let (mut auto, mut new) = (None, Vec::new());
         if retained.is_none() && common.is_none() {
             let planned = PlannedSnapshot::before_update(&mut names);
             let stack = self.common.stack.as_slice();
@@ -293,7 +294,7 @@ impl NewStates {
             creation.add_unsynced(store.paths().snapshot_file(container.id(), snapshot.id));
             common = Some(snapshot.id);
             next.parent = common;
-            next.snapshots.push(snapshot);
+            new.push(snapshot);
             auto = Some(planned.name().clone());
         }
         let mut last = None;
@@ -308,7 +309,7 @@ impl NewStates {
             next.parent = Some(snapshot.id);
             imported.snapshots.push(snapshot.name.clone());
             last = Some((snapshot.name.clone(), snapshot.settling.clone()));
-            next.snapshots.push(snapshot);
+            new.push(snapshot);
         }
         creation.add_unsynced(store.paths().snapshots_dir(container.id()));
         (next.next_snap, next.next_auto) = names.counters();
@@ -335,9 +336,10 @@ impl NewStates {
                 Current::Replaced(auto)
             }
         };
-        let new: Vec<SnapshotId> = next.snapshots.iter().map(|snapshot| snapshot.id).collect();
+        let ids: Vec<SnapshotId> = new.iter().map(|snapshot| snapshot.id).collect();
+        foreign::insert(&mut next, new);
         let done = container.commit(next, Some(creation), |_| Ok(Swap::Done));
-        remove_unlisted(&container, &new)?;
+        remove_unlisted(&container, &ids)?;
         done.map(|()| current)
     }
 

@@ -99,6 +99,7 @@ pub fn import_snapshot(
         stack: vec![base],
         settings: next.settings.clone(),
         config: Some(Blob(layout::with_rootfs_dir(&snapshot.config()?, &home))),
+        received_config: None,
         extra: Map::new(),
     };
     let path = store.paths().snapshot_file(container.id(), id);

@@ -66,9 +66,23 @@ pub fn set_protection(
     name: &SnapshotName,
     protection: Protection,
 ) -> Result<()> {
-    edit_entry(container, name, |snapshot| {
+    let (current, _) = container.snapshot(name)?;
+    let mut next = container.manifest().clone();
+    if let Some(snapshot) = next.snapshots.iter_mut().find(|s| s.id == current.id) {
         snapshot.protected = protection == Protection::On;
-    })
+    }
+    // If the snapshot was received, its sender does not change the protection any more.
+    if let Some(record) = next
+        .received
+        .iter_mut()
+        .find(|known| known.id == current.id)
+    {
+        record.own_protection = true;
+    }
+    match next == *container.manifest() {
+        true => Ok(()),
+        false => container.commit(next, None, |_| Ok(Swap::Done)),
+    }
 }
 
 /// Renames a snapshot.

@@ -15,6 +15,7 @@ use crate::container::state::{self, Mounted};
 use crate::error::{Error, Result};
 use crate::host::mountinfo;
 use crate::store::Store;
+use crate::store::held;
 use crate::store::kernel::Driver;
 use crate::store::layers;
 use crate::store::manifest::LayerId;
@@ -33,11 +34,16 @@ struct LayerLocks {
     daemons: HashSet<u32>,
     /// The layers that those daemons use.
     mounted: HashSet<LayerId>,
+    /// The inode that transfers lock. They retain the layers, whichever snapshots are removed.
+    transfers: Option<u64>,
 }
 
 impl LayerLocks {
     fn read(store: &Store) -> Result<Self> {
-        let mut locks = Self::default();
+        let mut locks = Self {
+            transfers: held::inode_of_transfers(store)?,
+            ..Self::default()
+        };
         for (id, record) in store.containers()? {
             if let Mounted::Alive(state) = state::probe(store, id)?
                 && state.driver() == Driver::Fuse
@@ -78,6 +84,9 @@ impl LayerLocks {
                 continue;
             }
             is_explained = true;
+            if self.transfers.is_some_and(|mark| inodes.contains(&mark)) {
+                continue;
+            }
             // A process that has more layers locked serves a later state.
             if !self.is_of_daemon(*pid, ino) && self.count_layers(store, inodes)? == stack.len() {
                 readers.push(*pid);

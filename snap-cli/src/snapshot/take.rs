@@ -118,6 +118,7 @@ pub(super) fn write_file(
         stack: stack.to_vec(),
         settings: manifest.settings.clone(),
         config: crate::container::lxc::read_config_copy(container),
+        received_config: None,
         extra: Map::new(),
     };
     let path = store.paths().snapshot_file(container.id(), id);

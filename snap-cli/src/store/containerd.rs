@@ -60,6 +60,9 @@ pub struct ContainerdRecord {
     pub created: String,
     /// The time of its last update (RFC 3339, UTC).
     pub updated: String,
+    /// The key of the active snapshot that was committed. containerd repeats a commit whose reply it did not receive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub committed_from: Option<String>,
     /// Whether all layers of the stack are frozen, so that nothing may write to the topmost one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub frozen: bool,

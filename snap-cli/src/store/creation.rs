@@ -13,6 +13,7 @@ use cowl_layers::sys::attr::SetTime;
 
 use super::collect::sweep;
 use super::disk::remove_tree;
+use super::held::HeldLayers;
 use super::layers::{open, plain_xattrs};
 use super::lock::Lock;
 use super::manifest::{ContainerId, LayerId, LayerKind, LayerManifest};
@@ -27,7 +28,9 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct Creation<'s> {
     store: &'s Store,
-    _shared: Lock,
+    /// The store's shared lock. Without it, the layers are held.
+    shared: Option<Lock>,
+    held: HeldLayers,
     note: Option<Lock>,
     // Opened before anything is written, so that its sync reports every writeback error.
     filesystem: disk::Filesystem,
@@ -42,6 +45,29 @@ impl<'s> Creation<'s> {
     /// Writes the note and acquires a shared lock on the store.
     pub fn begin(store: &'s Store) -> Result<Self> {
         let shared = store.lock_shared()?;
+        Self::with_lock(store, Some(shared))
+    }
+
+    /// Writes the note, and does not exclude garbage collection: for a command that waits for another host while it fills
+    /// layers. They are held until the creation ends.
+    ///
+    /// [`Creation::lock_store`] must be called before anything but layers is created.
+    pub fn begin_unlocked(store: &'s Store) -> Result<Self> {
+        let _excluding = store.lock_shared()?;
+        let mut creation = Self::with_lock(store, None)?;
+        creation.held = HeldLayers::new();
+        Ok(creation)
+    }
+
+    /// Acquires the shared lock after [`Creation::begin_unlocked`].
+    pub fn lock_store(&mut self) -> Result<()> {
+        if self.shared.is_none() {
+            self.shared = Some(self.store.lock_shared_in_transfer()?);
+        }
+        Ok(())
+    }
+
+    fn with_lock(store: &'s Store, shared: Option<Lock>) -> Result<Self> {
         let filesystem = disk::Filesystem::open(&store.paths().layers())?;
         let path = store
             .paths()
@@ -49,7 +75,8 @@ impl<'s> Creation<'s> {
         Ok(Self {
             filesystem,
             store,
-            _shared: shared,
+            shared,
+            held: HeldLayers::default(),
             note: Some(Lock::take_anonymous(&path, store.session().patience)?),
             sweeps: false,
             unsynced: Vec::new(),
@@ -84,15 +111,27 @@ impl<'s> Creation<'s> {
         let id = LayerId::fresh();
         self.layers.push(id);
         let store = self.store;
+        let _excluding = match self.shared {
+            Some(_) => None,
+            None => Some(store.lock_shared_in_transfer()?),
+        };
         create_private_dir(&store.paths().layer_dir(id))?;
         create_private_dir(&store.paths().layer_tree(id))?;
         create_private_dir(&store.paths().layer_work(id))?;
+        if self.shared.is_none() {
+            self.held.hold_all(store, &[id])?;
+        }
         disk::write_new(&store.paths().layer_file(id), &Record::first(manifest))?;
         self.add_unsynced(store.paths().layer_file(id));
         self.add_unsynced(store.paths().layer_tree(id));
         self.add_unsynced(store.paths().layer_dir(id));
         self.add_unsynced(store.paths().layers());
         Ok(id)
+    }
+
+    /// Holds a layer of the store until the creation ends. Returns false if it does not exist.
+    pub fn hold(&mut self, id: LayerId) -> Result<bool> {
+        self.held.hold(self.store, id)
     }
 
     /// Leaves a created layer in place, even if this creation is rolled back: something else retains it.
@@ -103,6 +142,7 @@ impl<'s> Creation<'s> {
     /// Removes a created layer that is not needed.
     pub fn discard_layer(&mut self, id: LayerId) -> Result<()> {
         remove_tree(&self.store.paths().layer_dir(id))?;
+        self.held.release(id);
         self.retain_layer(id);
         // What was removed cannot be synced.
         let dir = self.store.paths().layer_dir(id);

@@ -37,7 +37,7 @@ pub fn recorded(store: &Store, id: LayerId) -> Result<Option<LayerIdentity>> {
 
 /// Returns the identity of a frozen layer. Reads the layer and records its identity if that is not known yet.
 ///
-/// The caller must hold a shared lock of the store.
+/// The caller must hold the layer, or a shared lock of the store.
 pub fn of(store: &Store, id: LayerId, progress: OnProgress<'_>) -> Result<LayerIdentity> {
     if let Some(identity) = recorded(store, id)? {
         return Ok(identity);
@@ -54,7 +54,11 @@ pub fn record_sent(store: &Store, id: LayerId, digest: PortableDigest) {
 }
 
 fn record_or_warn(store: &Store, id: LayerId, identity: &LayerIdentity) {
-    if let Err(error) = record(store, id, identity) {
+    // A collection would remove the temporary file.
+    let recorded = store
+        .lock_shared()
+        .and_then(|_excluding| record(store, id, identity));
+    if let Err(error) = recorded {
         log::warn!("{error}; the layer will be read or sent again by the next transfer");
     }
 }
@@ -92,8 +96,8 @@ impl KnownLayers {
     /// Reads the identities of the layers that containers use, destroyed ones included, and of the layers of interrupted
     /// transfers.
     ///
-    /// Other layers may be incomplete, or are about to be removed. The caller must hold a shared lock of the store until a
-    /// manifest references the layers.
+    /// Other layers may be incomplete, or are about to be removed. The caller must hold a shared lock of the store, and hold
+    /// the layers that it uses before it releases the lock.
     pub fn read(store: &Store) -> Result<Self> {
         let (references, unreadable) = References::from_readable(store)?;
         for error in unreadable {

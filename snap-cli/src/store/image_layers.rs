@@ -65,6 +65,8 @@ pub fn find(store: &Store, chain_ids: &[Digest], blobs: Blobs) -> Result<Candida
 
 /// Records that another program has changed a layer, so that new containers do not share it.
 pub fn mark_changed(store: &Store, id: LayerId) -> Result<()> {
+    // First, because it needs no space: the disk may be full.
+    super::packed::forget_all(store)?;
     mark_incomplete(store, id)?;
     super::identity::forget(store, id)
 }

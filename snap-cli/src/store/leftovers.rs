@@ -1,5 +1,6 @@
 //! Leftovers: objects in a store that nothing references.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use super::deleted::{self, Deleted};
@@ -156,13 +157,13 @@ pub fn find(store: &Store, retention: Retention) -> Result<Leftovers> {
         Expiry::Ignored => Age::Any,
     };
     left.transfers = transfers::find(store, age)?;
-    left.locks = stale_locks(store)?;
+    left.locks = stale_locks(store, &survey.used)?;
     Ok(left)
 }
 
 /// Returns the lock files of containers that do not exist any more, claims of names that no command holds, and notes on
-/// layers that do not exist any more.
-fn stale_locks(store: &Store) -> Result<Vec<PathBuf>> {
+/// layers that do not exist any more or that a manifest references now.
+fn stale_locks(store: &Store, used: &HashSet<LayerId>) -> Result<Vec<PathBuf>> {
     let mut stale = Vec::new();
     for name in disk::names(&store.paths().locks())? {
         let path = store.paths().locks().join(&name);
@@ -171,7 +172,8 @@ fn stale_locks(store: &Store) -> Result<Vec<PathBuf>> {
         let layer = own.strip_prefix(HELD).and_then(LayerId::parse);
         let is_stale = match (container, layer) {
             (Some(id), _) => !disk::exists(&store.paths().container_dir(id))?,
-            (None, Some(id)) => !disk::exists(&store.paths().layer_dir(id))?,
+            // A layer of a transfer that was held before a container referenced it.
+            (None, Some(id)) => used.contains(&id) || !disk::exists(&store.paths().layer_dir(id))?,
             (None, None) => {
                 let is_temporary = own.starts_with("name-") || own.starts_with("settling-");
                 is_temporary && !Lock::is_held(&path)?

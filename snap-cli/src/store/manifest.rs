@@ -138,6 +138,9 @@ pub struct ContainerManifest {
     /// A committed merge of layers that the files of the snapshots do not reflect yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merged: Option<Merged>,
+    /// The snapshots that other stores have sent, also those that were removed since, in the order of their arrival.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub received: Vec<ReceivedSnapshot>,
     /// The snapshot of containerd that it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub containerd: Option<Box<ContainerdRecord>>,
@@ -195,6 +198,7 @@ impl ContainerManifest {
             ephemeral: None,
             settling: None,
             merged: None,
+            received: Vec::new(),
             containerd: None,
             extra: Map::new(),
         }
@@ -252,6 +256,7 @@ impl ContainerManifest {
         self.lxc = None;
         self.moving = None;
         self.ephemeral = None;
+        self.received.clear();
         self.containerd = None;
     }
 
@@ -318,6 +323,30 @@ pub struct SnapshotRef {
     pub extra: Map<String, Value>,
 }
 
+/// A snapshot that another store has sent, with the properties that were sent last.
+///
+/// A property that has this value is that of the sender; another value was set in this store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceivedSnapshot {
+    /// The snapshot's id, which is the same in all stores.
+    pub id: SnapshotId,
+    /// The comment.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub comment: String,
+    /// The tags.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
+    /// Whether it was protected.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub protected: bool,
+    /// Whether the protection was set or removed in this store: the sender does not change it any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_protection: bool,
+    /// Fields that this version does not know.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
 /// The manifest of a snapshot: `snapshots/<uuid>.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotManifest {
@@ -329,6 +358,10 @@ pub struct SnapshotManifest {
     /// The LXC config when the snapshot was taken, for an LXC container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<Blob>,
+    /// The LXC config that another host sent with the snapshot. It can name programs that LXC runs as root, so only a user
+    /// who confirms it can restore it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received_config: Option<Blob>,
     /// Fields that this version does not know.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -339,6 +372,11 @@ impl Body for SnapshotManifest {
 }
 
 impl SnapshotManifest {
+    /// Sets the config apart, because another host has sent it.
+    pub fn quarantine_config(&mut self) {
+        self.received_config = self.config.take().or(self.received_config.take());
+    }
+
     /// Checks the invariants of the fields. The error describes the violation.
     pub fn check(&self) -> Result<(), String> {
         if self.stack.is_empty() {

@@ -4,6 +4,7 @@
 //! STORE/store.json                       format and id
 //!       layers/<id>/tree, work           one layer; `work` is used only while it is a head
 //!                  /layer.json           the layers below at its creation; its size once frozen
+//!                  /packed.json          the blobs that it was packed to (see [`packed`])
 //!       containers/<id>/container.json   the commit point of every change of a container
 //!                      /container.json.next   a pending change (see `crate::container`)
 //!                      /snapshots/<id>.json
@@ -25,6 +26,7 @@
 pub mod bytes;
 pub mod collect;
 pub mod containerd;
+pub mod containerd_ids;
 pub mod containers;
 pub mod creation;
 pub mod deleted;
@@ -32,6 +34,7 @@ pub mod disk;
 pub mod family;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+pub mod held;
 pub mod identity;
 pub mod image_layers;
 pub mod image_record;
@@ -47,6 +50,7 @@ mod notes;
 pub mod orphans;
 pub mod outside;
 pub mod ownership;
+pub mod packed;
 pub mod paths;
 pub mod received;
 pub mod record;
@@ -169,6 +173,9 @@ pub struct Store {
     session: Session,
     run: run::RunDirs,
 }
+
+/// The time that a transfer waits for a collection, which may have to measure a large layer.
+const TRANSFER_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// The directories of a store and their modes.
 ///
@@ -397,10 +404,24 @@ impl Store {
         self.lock("containerd", Mode::Exclusive)
     }
 
+    /// Like [`Store::lock_containerd`], without waiting; `None` if that program runs.
+    pub fn try_lock_containerd(&self) -> Result<Option<Lock>> {
+        let path = self.paths().lock_file("containerd");
+        Lock::try_take(&path, Mode::Exclusive, &self.session.command)
+    }
+
     /// Acquires a shared lock of the store, which excludes garbage collection: objects that are created or read while
     /// it is held are retained.
     pub fn lock_shared(&self) -> Result<Lock> {
         self.lock("store", Mode::Shared)
+    }
+
+    /// Acquires the same lock within a transfer, which has possibly received for hours. Waits longer: a process with the
+    /// exclusive lock does not wait for another host.
+    pub fn lock_shared_in_transfer(&self) -> Result<Lock> {
+        let patience = self.session.patience.max(TRANSFER_PATIENCE);
+        let path = self.paths().lock_file("store");
+        Lock::take(&path, Mode::Shared, &self.session.command, patience)
     }
 }
 

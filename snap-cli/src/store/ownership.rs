@@ -33,9 +33,11 @@ pub fn refuse_owned(manifest: &ContainerManifest, verb: &str) -> Result<()> {
     };
     let hint = match record.address() {
         Some((namespace, id)) => format!(
-            "use a client of containerd, for example: ctr --namespace {} containers rm {}",
+            "use a client of containerd, for example: ctr --namespace {} containers rm {}; if containerd is uninstalled: \
+             cowl destroy --containerd {}",
             quoted(namespace),
-            quoted(id)
+            quoted(id),
+            manifest.name
         ),
         None => "use a client of containerd".to_owned(),
     };
@@ -85,6 +87,7 @@ mod tests {
                 labels: BTreeMap::new(),
                 created: String::new(),
                 updated: String::new(),
+                committed_from: None,
                 frozen,
                 extra: Map::new(),
             }));

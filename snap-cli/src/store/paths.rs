@@ -57,6 +57,11 @@ impl Paths {
         self.layer_dir(id).join("blob")
     }
 
+    /// Returns the path of the record of the blobs that a layer was packed to.
+    pub fn layer_packed(&self, id: LayerId) -> PathBuf {
+        self.layer_dir(id).join("packed.json")
+    }
+
     /// Returns the path of a layer's manifest.
     pub fn layer_file(&self, id: LayerId) -> PathBuf {
         self.layer_dir(id).join("layer.json")

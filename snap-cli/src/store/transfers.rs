@@ -1,7 +1,7 @@
 //! Interrupted transfers: blobs that were not downloaded completely, and images that were to be uploaded.
 //!
-//! A command locks the files and directories that it uses. A download is continued by the next command that needs the
-//! blob, so it is retained for a day.
+//! A command locks the files and directories that it uses, whatever their age. A download is continued by the next command
+//! that needs the blob, so it is retained for a day. The directory of a push that was killed serves no other command.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -54,14 +54,22 @@ fn is_removable(path: &Path, wanted: Age) -> Result<bool> {
         .duration_since(modified)
         .unwrap_or(RETENTION);
     let is_continued = meta.is_file() && wanted == Age::Expired && age < RETENTION;
-    Ok(!is_continued && !Lock::is_used(path)?)
+    Ok(!is_continued && !is_used(path)?)
+}
+
+/// Returns whether a command uses a transfer; false if its command has removed it.
+fn is_used(path: &Path) -> Result<bool> {
+    match Lock::is_used(path) {
+        Err(_) if !disk::exists(path)? => Ok(false),
+        other => other,
+    }
 }
 
 /// Removes an interrupted transfer, unless a command uses it by now.
 pub(super) fn remove(path: &Path) -> Result<()> {
     match std::fs::symlink_metadata(path) {
+        Ok(meta) if (meta.is_file() || meta.is_dir()) && is_used(path)? => Ok(()),
         Ok(meta) if meta.is_dir() => disk::remove_tree(path),
-        Ok(meta) if meta.is_file() && Lock::is_used(path)? => Ok(()),
         Ok(_) => disk::remove_if_exists(path),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::at("inspect", path, error)),

@@ -118,6 +118,12 @@ impl TreeError {
         Self::new(kind, message).because(error)
     }
 
+    /// Returns the text without the source, and the source.
+    pub(crate) fn into_parts(mut self) -> (String, Option<Box<dyn StdError + Send + Sync>>) {
+        let source = self.source.take();
+        (self.to_string(), source)
+    }
+
     /// Sets the path, in bytes as in the tree or the archive.
     #[must_use]
     pub fn at(mut self, path: impl Into<Vec<u8>>) -> Self {
@@ -270,6 +276,22 @@ pub type OnProgress<'a> = &'a mut dyn FnMut(Progress);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_manager_knows_that_the_disk_is_full() {
+        for errno in [Errno::NOSPC, Errno::DQUOT] {
+            let error = TreeError::io("cannot write", errno.into()).at(*b"etc/passwd");
+            let text = error.to_string();
+            let whole = Error::from(error);
+            assert!(whole.is_no_space(), "{text}");
+            assert_eq!(whole.to_string(), text);
+        }
+        let other = TreeError::from_layers(cowl_layers::Error::Errno(Errno::IO), "cannot read");
+        let text = other.to_string();
+        let whole = Error::from(other);
+        assert!(!whole.is_no_space());
+        assert_eq!(whole.to_string(), text);
+    }
 
     #[test]
     fn messages_show_the_path_on_one_line() {

@@ -43,10 +43,13 @@ impl From<TreeError> for Error {
             | ErrorKind::Refused
             | ErrorKind::Overlap => None,
         };
-        let new = Self::failed(error.to_string());
-        match error.own_hint().or(hint) {
-            Some(hint) => new.hint(hint),
-            None => new,
+        let hint = error.own_hint().or(hint).map(str::to_owned);
+        let (what, source) = error.into_parts();
+        // The cause remains: callers distinguish a full disk from other failures.
+        Self {
+            hint,
+            source,
+            ..Self::failed(what)
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -43,7 +44,14 @@ enum Length {
     Unknown,
     /// The connection is closed after so many bytes.
     Cut(usize),
+    /// The connection is closed without an answer.
+    Nothing,
+    /// The body is sent byte by byte, with pauses.
+    Slow,
 }
+
+/// The pause between two bytes of a slow answer.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
 impl Answer {
     pub(crate) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
@@ -66,12 +74,27 @@ impl Answer {
         self
     }
 
+    /// Closes the connection without an answer.
+    pub(crate) fn nothing() -> Self {
+        let mut answer = Self::new(500, "");
+        answer.length = Length::Nothing;
+        answer
+    }
+
+    /// Sends the body byte by byte.
+    pub(crate) fn slow(mut self) -> Self {
+        self.length = Length::Slow;
+        self
+    }
+
     /// Does not declare the length of the body.
     pub(crate) fn without_length(mut self) -> Self {
         self.length = Length::Unknown;
         self
     }
 }
+
+type Panics = Arc<Mutex<Vec<Box<dyn std::any::Any + Send>>>>;
 
 type Handler = dyn Fn(&Request) -> Answer + Send + Sync;
 
@@ -80,6 +103,8 @@ pub(crate) struct FakeRegistry {
     port: u16,
     stop: Arc<AtomicBool>,
     requests: Arc<Mutex<Vec<Request>>>,
+    /// The panics of the handler, which fail the test.
+    panics: Panics,
 }
 
 impl FakeRegistry {
@@ -90,20 +115,29 @@ impl FakeRegistry {
         let stop = Arc::new(AtomicBool::new(false));
         let requests = Arc::new(Mutex::new(Vec::new()));
         let handler: Arc<Handler> = Arc::new(handler);
-        let (stopped, seen) = (stop.clone(), requests.clone());
+        let panics = Panics::default();
+        let (stopped, seen, failed) = (stop.clone(), requests.clone(), panics.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
-                let (handler, seen) = (handler.clone(), seen.clone());
-                std::thread::spawn(move || serve(stream.unwrap(), &*handler, &seen));
+                let (handler, seen, failed) = (handler.clone(), seen.clone(), failed.clone());
+                std::thread::spawn(move || {
+                    let served = std::panic::catch_unwind(AssertUnwindSafe(|| {
+                        serve(stream.unwrap(), &*handler, &seen);
+                    }));
+                    if let Err(panic) = served {
+                        failed.lock().unwrap().push(panic);
+                    }
+                });
             }
         });
         Self {
             port,
             stop,
             requests,
+            panics,
         }
     }
 
@@ -131,6 +165,10 @@ impl Drop for FakeRegistry {
         self.stop.store(true, Ordering::Relaxed);
         // The thread waits for a connection.
         drop(TcpStream::connect(("127.0.0.1", self.port)));
+        let panic = self.panics.lock().ok().and_then(|mut panics| panics.pop());
+        if let Some(panic) = panic.filter(|_| !std::thread::panicking()) {
+            std::panic::resume_unwind(panic);
+        }
     }
 }
 
@@ -148,6 +186,9 @@ fn serve(stream: TcpStream, handler: &Handler, seen: &Mutex<Vec<Request>>) {
     while let Some(request) = receive(&mut reader) {
         seen.lock().unwrap().push(request.clone());
         let answer = handler(&request);
+        if answer.length == Length::Nothing {
+            return;
+        }
         let mut head = format!("HTTP/1.1 {} Answer\r\n", answer.status);
         if answer.status != 204 && answer.length != Length::Unknown {
             head.push_str(&format!("Content-Length: {}\r\n", answer.body.len()));
@@ -160,12 +201,23 @@ fn serve(stream: TcpStream, handler: &Handler, seen: &Mutex<Vec<Request>>) {
         let body = match answer.length {
             Length::Cut(bytes) => answer.body.get(..bytes).unwrap_or(&answer.body),
             Length::Declared | Length::Unknown => &answer.body,
+            Length::Nothing | Length::Slow => &[][..],
         };
         if request.method != "HEAD" {
             data.extend(body);
         }
         // The client may have closed the connection.
-        if writer.write_all(&data).is_err() || answer.length != Length::Declared {
+        if writer.write_all(&data).is_err() {
+            return;
+        }
+        if answer.length == Length::Slow {
+            for byte in &answer.body {
+                if writer.write_all(&[*byte]).is_err() {
+                    return;
+                }
+                std::thread::sleep(PAUSE);
+            }
+        } else if answer.length != Length::Declared {
             return;
         }
     }

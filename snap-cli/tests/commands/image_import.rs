@@ -21,11 +21,16 @@ impl World {
         self.0.join(name)
     }
 
-    pub(crate) fn run(&self, args: &[&str]) -> Output {
+    /// Returns the command line, which may be changed before it runs. The waits after errors of a registry are short.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(programs::cowl());
         command.arg("--store").arg(self.path("store")).args(args);
-        command.current_dir(&*self.0);
-        run_command(command, b"")
+        command.current_dir(&*self.0).env("COWL_RETRY_WAIT", "10");
+        command
+    }
+
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
+        run_command(self.command(args), b"")
     }
 
     #[track_caller]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cowl::store::manifest::{LayerId, LayerManifest};
+use cowl::store::manifest::{LayerId, LayerManifest, SnapshotManifest};
 use cowl::store::{disk, received};
 use cowl::tree::digest;
 use cowl_tests::command::{Output, run_command};
@@ -49,7 +49,7 @@ impl Side {
         self.cli.cowl(args).ok().json()
     }
 
-    fn store(&self) -> cowl::store::Store {
+    pub(crate) fn store(&self) -> cowl::store::Store {
         library::open(self.cli.path()).unwrap()
     }
 
@@ -70,7 +70,7 @@ impl Side {
     }
 
     /// Returns the names of a container's snapshots, with the digests of their trees.
-    fn states(&self, name: &str) -> Vec<(String, String)> {
+    pub(crate) fn states(&self, name: &str) -> Vec<(String, String)> {
         let store = self.store();
         let name = cowl::store::name::ContainerName::parse(name).unwrap();
         let (id, record) = store.find(&name).unwrap();
@@ -90,7 +90,7 @@ impl Side {
     }
 
     /// Returns what `cowl list` shows of the snapshots, except for the sizes, which depend on the file system.
-    fn described(&self, name: &str) -> Vec<Value> {
+    pub(crate) fn described(&self, name: &str) -> Vec<Value> {
         let list = self.json(&["list", name, "--json"]);
         let snapshots = list["snapshots"].as_array().unwrap().iter();
         let fields = [
@@ -107,14 +107,21 @@ impl Side {
             .collect()
     }
 
-    /// Returns the number of snapshots with an LXC config.
-    pub(crate) fn configs(&self, name: &str) -> usize {
+    /// Returns the numbers of snapshots with an LXC config, and with one that another host has sent.
+    pub(crate) fn configs(&self, name: &str) -> (usize, usize) {
         let store = self.store();
         let name = cowl::store::name::ContainerName::parse(name).unwrap();
         let (id, record) = store.find(&name).unwrap();
         let states = record.body.snapshots.iter();
-        let states = states.map(|known| store.snapshot(id, known.id).unwrap());
-        states.filter(|state| state.config.is_some()).count()
+        let states: Vec<_> = states
+            .map(|known| store.snapshot(id, known.id).unwrap())
+            .collect();
+        let count =
+            |has: &dyn Fn(&SnapshotManifest) -> bool| states.iter().filter(|s| has(s)).count();
+        (
+            count(&|state| state.config.is_some()),
+            count(&|state| state.received_config.is_some()),
+        )
     }
 
     pub(crate) fn layers(&self) -> Vec<LayerManifest> {
@@ -131,7 +138,7 @@ impl Side {
         .collect()
     }
 
-    fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         if !self.cli.path().try_exists().unwrap() {
             return 0;
         }
@@ -437,7 +444,7 @@ fn a_layer_that_was_changed_is_not_sent() {
 }
 
 /// A program in place of ssh that runs the command on this machine.
-fn ssh(side: &Side, script: &str) -> String {
+pub(crate) fn ssh(side: &Side, script: &str) -> String {
     let path = side.cli.beside("ssh");
     std::fs::write(&path, format!("#!/bin/sh\n{script}")).unwrap();
     use std::os::unix::fs::PermissionsExt as _;
@@ -446,7 +453,7 @@ fn ssh(side: &Side, script: &str) -> String {
 }
 
 /// Records the command line, and runs the last word of it in a shell.
-const LOCAL: &str =
+pub(crate) const LOCAL: &str =
     "echo \"$@\" >> \"$0.log\"\nwhile [ $# -gt 1 ]; do shift; done\nexec sh -c \"$1\"\n";
 
 #[test]

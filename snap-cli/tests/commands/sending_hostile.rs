@@ -359,7 +359,7 @@ fn layers_with_one_identity_remain_two() {
 
 /// LXC runs programs that a config names as root of the host.
 #[test]
-fn configs_of_a_sender_do_not_reach_an_existing_container() {
+fn configs_of_a_sender_are_set_apart() {
     let (a, b) = (Side::with_web(), Side::new());
     b.receive(&[], &a.send(&["web@snap0"])).ok();
     let stream = a.send(&["web", "--compress", "none"]);
@@ -368,11 +368,22 @@ fn configs_of_a_sender_do_not_reach_an_existing_container() {
             state["config"] = "lxc.hook.pre-start = /bin/false\n".into();
         }
     });
-    // A new container has them, like one that was imported: it is not registered with LXC.
     b.receive(&["new"], &hooked).ok();
     b.receive(&["web"], &hooked).ok();
-    assert_eq!(b.configs("new"), 3);
-    assert_eq!(b.configs("web"), 0);
+    assert_eq!(b.configs("new"), (0, 3));
+    // The first snapshot was there already.
+    assert_eq!(b.configs("web"), (0, 2));
+    b.cli.cowl_with(["import", "-", "imported"], &hooked).ok();
+    assert_eq!(b.configs("imported"), (0, 3));
+    let shown = b.json(&["show", "web@snap2", "--json"]);
+    assert_eq!(
+        shown["received_config"],
+        "lxc.hook.pre-start = /bin/false\n"
+    );
+    // They are not trusted because they have made a detour.
+    let c = Side::new();
+    c.receive(&[], &b.send(&["new", "--compress", "none"])).ok();
+    assert_eq!(c.configs("new"), (0, 3));
 }
 
 /// Returns a stream of all snapshots of `web`, and a store that has the container with the first one.
@@ -487,10 +498,17 @@ fn another_content_of_a_known_snapshot_is_a_failure() {
         manifest["container"]["snapshots"][0]["layer"] = layer;
     });
     b.receive(&[], &poison).ok();
-    b.receive(&[], &stream)
-        .fails(1, &["web@snap0", "another content", "cowl rm web@snap0"]);
+    b.receive(&[], &stream).fails(
+        1,
+        &[
+            "web@snap0",
+            "another content",
+            "cowl rm web@snap0",
+            "--again",
+        ],
+    );
     b.cli.ok(["rm", "web@snap0", "--yes"]);
-    b.receive(&[], &stream).ok();
+    b.receive(&["--again"], &stream).ok();
     assert_eq!(
         b.json(&["list", "web", "--json"])["snapshots"]
             .as_array()

@@ -61,6 +61,8 @@ impl World {
 
     /// Copies the store, with all its time stamps.
     fn copy(&self) -> Self {
+        // A process that syncs in the background would replace files while they are copied.
+        wait_until("no process uses the store", || !self.is_used());
         let world = Self::empty(self.driver);
         let copied = Command::new("cp")
             .arg("-a")
@@ -68,6 +70,17 @@ impl World {
             .status();
         assert!(copied.unwrap().success());
         world
+    }
+
+    /// Returns whether the command line of a process names the store.
+    fn is_used(&self) -> bool {
+        let store = self.cli.path().as_os_str().as_encoded_bytes();
+        let processes = std::fs::read_dir("/proc").unwrap();
+        let mut lines = processes.filter_map(|entry| {
+            // A process can end at any time.
+            std::fs::read(entry.ok()?.path().join("cmdline")).ok()
+        });
+        lines.any(|line| line.split(|byte| *byte == 0).any(|word| word == store))
     }
 
     /// Creates the container with three snapshots, and a file written since.
@@ -79,7 +92,6 @@ impl World {
         world.cli.create("web", &base);
         for round in 0..3 {
             world.write(&format!("etc/round{round}"), "content");
-            // A process that syncs in the background would change the store while it is copied.
             world.cli.ok(["snapshot", "--no-sync", "web"]);
         }
         world.write("etc/since", "the last snapshot");

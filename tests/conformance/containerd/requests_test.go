@@ -173,7 +173,8 @@ func concurrent(ctx context.Context, t *testing.T, s snapshots.Snapshotter) {
 		}()
 	}
 	group.Wait()
-	if created < 1 || committed != 1 {
+	// A repeated commit succeeds as well: its client may not have received the reply.
+	if created < 1 || committed < 1 {
 		t.Errorf("%d created, %d committed", created, committed)
 	}
 	for i := 0; i < 20; i++ {

@@ -47,12 +47,22 @@ impl Cuts<'_> {
     pub fn make(
         &self,
         scratch: &Scratch,
+        inspect: impl FnMut(&Path, u64) -> Vec<String>,
+    ) -> Findings {
+        self.make_in(scratch, |_| self.span, inspect)
+    }
+
+    /// Makes the cuts like [`Cuts::make`], each at a time in the span that `span_of` returns for its number.
+    pub fn make_in(
+        &self,
+        scratch: &Scratch,
+        span_of: impl Fn(u64) -> (u64, u64),
         mut inspect: impl FnMut(&Path, u64) -> Vec<String>,
     ) -> Findings {
         let mut findings = Findings::default();
         for cut in 0..self.count {
             let mut rng = Rng::new(self.seed ^ cut << 20);
-            let (from, to) = self.span;
+            let (from, to) = span_of(cut);
             let moment = from + rng.below(to - from);
             // Percentage of the unflushed blocks that survive.
             let percent = rng.pick(&[0, 30, 50, 70, 100]);

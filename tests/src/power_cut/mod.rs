@@ -4,7 +4,9 @@
 //! - [`work`] runs programs in a mount whose layers are on that disk; [`kinds`] defines the operations on each
 //!   file and the states that are allowed after a cut; [`judge`] attaches the disk as it was at some moment and
 //!   verifies these states.
-//! - [`moving`] takes snapshots while a program writes to files by passthrough, and verifies these files.
+//! - [`moving`] takes snapshots while a program writes to files by passthrough and changes names, [`phases`] finds the
+//!   moments of their steps, and [`moving_judge`] verifies these files.
+//! - [`receiving`] interrupts transfers from another store, and continues them.
 //! - [`store`] runs all verbs on a store on such a disk, and [`store_judge`] verifies the store.
 //!
 //! A copy of the disk image at a random moment would be milder than a real power cut, because it has every
@@ -16,6 +18,9 @@ pub mod disk;
 pub mod judge;
 pub mod kinds;
 pub mod moving;
+pub mod moving_judge;
+pub mod phases;
+pub mod receiving;
 pub mod store;
 pub mod store_judge;
 pub mod work;

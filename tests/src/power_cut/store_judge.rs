@@ -79,6 +79,11 @@ impl After {
         }
     }
 
+    /// Returns the path of the store.
+    pub(super) fn store(&self) -> PathBuf {
+        store_on(&self.mount_point)
+    }
+
     /// Unmounts the disk, and waits until no mount namespace holds it.
     pub(super) fn end(self, image: &Path) {
         crate::mount::unmount_free(&self.mount_point);

@@ -18,5 +18,6 @@ mod mapped_exec;
 mod rootless;
 mod stock;
 mod systemd;
+mod transfers;
 mod under_fire;
 mod verbs;

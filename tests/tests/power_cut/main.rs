@@ -9,4 +9,5 @@
 
 mod mount;
 mod moving;
+mod receiving;
 mod store;

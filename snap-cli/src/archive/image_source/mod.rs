@@ -11,7 +11,7 @@ pub mod layout;
 mod open;
 mod platform;
 mod reference;
-mod snapshot_note;
+pub mod snapshot_note;
 mod verified;
 
 use std::io::Read;

@@ -41,10 +41,8 @@ impl SnapshotNote {
         }
         match serde_json::from_str::<Self>(text) {
             Ok(mut note) => {
-                note.comment = note.comment.chars().map(plain).collect();
-                let is_plain = |text: &str| !text.chars().any(char::is_control);
-                note.tags
-                    .retain(|key, value| is_plain(key) && is_plain(value));
+                note.comment = plain_comment(&note.comment);
+                retain_plain_tags(&mut note.tags);
                 Some(note)
             }
             Err(error) => {
@@ -73,6 +71,17 @@ impl SnapshotNote {
         }
         text
     }
+}
+
+/// Returns the comment of another host's snapshot, with replacements for control characters.
+pub fn plain_comment(comment: &str) -> String {
+    comment.chars().map(plain).collect()
+}
+
+/// Removes tags with control characters.
+pub fn retain_plain_tags(tags: &mut BTreeMap<String, String>) {
+    let is_plain = |text: &str| !text.chars().any(char::is_control);
+    tags.retain(|key, value| is_plain(key) && is_plain(value));
 }
 
 /// Returns a character, or a replacement for a control character that a terminal would interpret.

@@ -10,7 +10,6 @@ use super::{CliCommand, Context, Namespace, text};
 use crate::error::{Error, Result};
 use crate::snapshot::select::{Filter, Order, Pattern};
 use crate::store::manifest::SnapshotKind;
-use crate::store::name::ContainerName;
 use columns::Template;
 
 /// List the containers, or the snapshots of one
@@ -95,7 +94,7 @@ impl CliCommand for Args {
         let template = self.template()?;
         match &self.name {
             Some(name) => {
-                let name = ContainerName::parse(name)?;
+                let name = context.container(name)?;
                 let store = context.store_for(&name)?;
                 snapshots::print(self, &store, &name, &filter, template.as_ref())?;
             }

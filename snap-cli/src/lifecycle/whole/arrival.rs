@@ -38,7 +38,8 @@ impl Arrival {
 
 /// Unpacks the layers, and reads the archive to its end.
 ///
-/// After an error, complete layers with a digest are retained for a while; `creation` removes the others.
+/// After an error, complete layers with a digest are retained for a while; `creation` removes the others. It holds the layers
+/// of the archive, those that the store had already included.
 pub(super) fn unpack(
     store: &Store,
     creation: &mut Creation<'_>,
@@ -54,12 +55,12 @@ pub(super) fn unpack(
     let mut layers = Layers {
         store,
         from,
-        known: KnownLayers::read(store)?,
+        known: known_layers(store)?,
         ids: HashMap::new(),
         retained: 0,
     };
     for entry in &manifest.base {
-        layers.find_base(entry, &mut archive)?;
+        layers.find_base(creation, entry, &mut archive)?;
     }
     let (mut created, mut shared) = (0, manifest.base.len());
     let mut progress = |done| progress(Progress { total, ..done });
@@ -77,6 +78,12 @@ pub(super) fn unpack(
         shared,
         notes,
     })
+}
+
+/// Reads the layers of the store. Those that are used must be held, because the lock is released.
+fn known_layers(store: &Store) -> Result<KnownLayers> {
+    let _reading = store.lock_shared_in_transfer()?;
+    KnownLayers::read(store)
 }
 
 /// Whether an unpacked layer is new in the store.
@@ -98,8 +105,13 @@ struct Layers<'s> {
 
 impl Layers<'_> {
     /// Finds a layer that the archive does not contain.
-    fn find_base(&mut self, entry: &BaseEntry, archive: &mut BundleReader<'_>) -> Result<()> {
-        let Some(local) = self.known.find(&entry.identity) else {
+    fn find_base(
+        &mut self,
+        creation: &mut Creation<'_>,
+        entry: &BaseEntry,
+        archive: &mut BundleReader<'_>,
+    ) -> Result<()> {
+        let Some(local) = self.find(creation, &entry.identity)? else {
             return Err(Error::failed(format!(
                 "cannot receive the snapshots: this store lacks the layer {}, which they are based on",
                 entry.identity.id
@@ -119,6 +131,23 @@ impl Layers<'_> {
         archive.read_base(&entry.id.to_string(), &tree, self.store.space())?;
         self.ids.insert(entry.id, local);
         Ok(())
+    }
+
+    /// Returns the layer with an identity, which is held from here on. It may have been removed or changed since the
+    /// identities were read.
+    fn find(
+        &self,
+        creation: &mut Creation<'_>,
+        identity: &LayerIdentity,
+    ) -> Result<Option<LayerId>> {
+        let Some(local) = self.known.find(identity) else {
+            return Ok(None);
+        };
+        // `cowl release` tests whether a layer is held, and moves it, under the exclusive lock.
+        let _reading = self.store.lock_shared_in_transfer()?;
+        let is_same = creation.hold(local)?
+            && identity::recorded(self.store, local)?.as_ref() == Some(identity);
+        Ok(is_same.then_some(local))
     }
 
     /// Maps layer ids to those of this store. Ids that are not in the archive are dropped: they can be those of layers that
@@ -161,7 +190,7 @@ impl Layers<'_> {
             self.ids.insert(*id, made);
             return Ok(Stored::Created);
         };
-        let same = self.known.find(&identity);
+        let same = self.find(creation, &identity)?;
         if same.is_some_and(|same| self.is_taken(same)) {
             // Two layers of a hostile archive with one identity: a stack contains each layer once.
             self.ids.insert(*id, made);
@@ -176,8 +205,11 @@ impl Layers<'_> {
         }
         // The layer must be durable before anything relies on it.
         creation.sync_content()?;
-        identity::record(store, made, &identity)?;
-        received::retain(store, made)?;
+        {
+            let _excluding = store.lock_shared_in_transfer()?;
+            identity::record(store, made, &identity)?;
+            received::retain(store, made)?;
+        }
         creation.retain_layer(made);
         self.ids.insert(*id, made);
         self.known.add(identity, made);

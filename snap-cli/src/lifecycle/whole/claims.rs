@@ -2,16 +2,21 @@
 //!
 //! Neither the settings nor the times and kinds of received snapshots may decide which snapshots of this host are pruned.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
+use std::io::ErrorKind;
 
+use serde::Serialize;
+
+use super::super::foreign;
 use super::import::next_after;
 use super::manifest::WholeManifest;
 use crate::error::{Error, Result};
 use crate::snapshot::prune;
 use crate::store::Store;
-use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, SnapshotKind};
+use crate::store::manifest::{
+    ContainerId, ContainerManifest, LayerId, SnapshotId, SnapshotManifest,
+};
 use crate::store::name::SnapshotName;
-use crate::store::span;
 
 /// The maximum size of a container's manifests together: half of what an archive can contain.
 const MAX_MANIFESTS: u64 = 16 << 20;
@@ -34,11 +39,9 @@ pub(super) fn limit(manifest: &mut WholeManifest, target: ReceiveTarget) -> Resu
         prune::remove_rules(settings);
     }
     for snapshot in &mut container.snapshots {
-        snapshot.created = span::claimed(Some(&snapshot.created));
         let is_numbered = ["snap", "auto"].map(|prefix| next_after(&snapshot.name, prefix) > 0);
         match target {
-            // The rules of the container count its own snapshots only.
-            ReceiveTarget::Existing => snapshot.kind = SnapshotKind::Manual,
+            ReceiveTarget::Existing => foreign::limit_claims(snapshot),
             ReceiveTarget::New if snapshot.name.is_reserved() && is_numbered == [false; 2] => {
                 return Err(Error::failed(format!(
                     "cannot receive the snapshot {}: its number is larger than {}, or begins with 0",
@@ -47,7 +50,7 @@ pub(super) fn limit(manifest: &mut WholeManifest, target: ReceiveTarget) -> Resu
                 ))
                 .hint("the stream is damaged, or the sender is not cowl"));
             }
-            ReceiveTarget::New => {}
+            ReceiveTarget::New => foreign::limit_texts(snapshot),
         }
     }
     for counter in [&mut container.next_snap, &mut container.next_auto] {
@@ -68,14 +71,21 @@ pub(super) fn has_layer_of(manifest: &WholeManifest, own: &HashSet<LayerId>) -> 
 
 /// Refuses a container whose manifests would be too large to be exported or sent: comments and lists have no limit of their
 /// own.
-pub(super) fn check_size(store: &Store, id: ContainerId, next: &ContainerManifest) -> Result<()> {
-    let encoded = serde_json::to_vec(next)
-        .map_err(|error| Error::failed("cannot write the manifest").because(error))?;
-    let mut size = encoded.len() as u64;
+///
+/// `sent` has the manifests of those that the store does not have yet.
+pub(super) fn check_size(
+    store: &Store,
+    (id, next): (ContainerId, &ContainerManifest),
+    sent: &BTreeMap<SnapshotId, SnapshotManifest>,
+) -> Result<()> {
+    let mut size = encoded_len(next)?;
     for snapshot in &next.snapshots {
         let path = store.paths().snapshot_file(id, snapshot.id);
-        let file = path.symlink_metadata();
-        size += file.map_err(|error| Error::at("stat", &path, error))?.len();
+        size += match (path.symlink_metadata(), sent.get(&snapshot.id)) {
+            (Ok(file), _) => file.len(),
+            (Err(error), Some(sent)) if error.kind() == ErrorKind::NotFound => encoded_len(sent)?,
+            (Err(error), _) => return Err(Error::at("stat", &path, error)),
+        };
     }
     if size <= MAX_MANIFESTS {
         return Ok(());
@@ -87,4 +97,11 @@ pub(super) fn check_size(store: &Store, id: ContainerId, next: &ContainerManifes
     .hint(
         "remove snapshots that are not needed, or receive it under another name: cowl receive NAME",
     ))
+}
+
+fn encoded_len(manifest: &impl Serialize) -> Result<u64> {
+    let encoded = serde_json::to_vec(manifest);
+    let encoded =
+        encoded.map_err(|error| Error::failed("cannot write the manifest").because(error))?;
+    Ok(encoded.len() as u64)
 }

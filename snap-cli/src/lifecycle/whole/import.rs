@@ -1,7 +1,10 @@
 //! Creates a container from an archive.
 
+use std::collections::HashSet;
+
 use super::arrival::{self, Arrival};
 use super::manifest::{WholeManifest, map_ids};
+use super::merge;
 use crate::archive::bundle::BundleReader;
 use crate::error::{Error, Kind, Result};
 use crate::store::bytes::Blob;
@@ -41,10 +44,22 @@ pub fn describe(archive: &BundleReader<'_>) -> Result<Incoming> {
     })
 }
 
+/// Whether the LXC configs of the snapshots in an archive are used like those of this host's snapshots.
+///
+/// LXC runs the programs that a config names as root of the host. Without the user's consent, clones of a snapshot and
+/// `cowl restore --with-config` must not use the config that another host has sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SentConfigs {
+    /// The user registers the container with LXC, with the config that was sent.
+    Trusted,
+    /// They are stored, but not used.
+    SetApart,
+}
+
 /// Creates a container from an archive, under its original name or another one.
 pub fn import(
     store: &Store,
-    name: Option<&ContainerName>,
+    (name, configs): (Option<&ContainerName>, SentConfigs),
     archive: BundleReader<'_>,
     progress: OnProgress<'_>,
 ) -> Result<Incoming> {
@@ -57,24 +72,34 @@ pub fn import(
     }
     let name = name.unwrap_or(&manifest.container.name).clone();
     let hint = "import it under another name: cowl import FILE NAME";
-    let (incoming, _) = create(store, &name, manifest, archive, (hint, progress))?;
+    let (incoming, _) = create(store, (&name, configs), manifest, archive, (hint, progress))?;
     Ok(incoming)
 }
 
 /// Creates the container `name` from an archive; `hint` is that of the error for a name that is not free.
 pub(super) fn create(
     store: &Store,
-    name: &ContainerName,
-    manifest: WholeManifest,
+    (name, configs): (&ContainerName, SentConfigs),
+    mut manifest: WholeManifest,
     archive: BundleReader<'_>,
     (hint, progress): (&str, OnProgress<'_>),
 ) -> Result<(Incoming, Arrival)> {
+    if manifest.omits_removed {
+        return Err(Error::failed(format!(
+            "cannot create {name}: snapshots that were removed from the container that it was sent for are not in the stream"
+        ))
+        .hint("send it again without the list, or with that of: cowl receive --have (without a name)"));
+    }
     let claim = family::claim(store, name).map_err(|error| match error.kind {
         Kind::Failed => error.hint(hint),
         _ => error,
     })?;
     let snapshots = manifest.container.snapshots.len();
     let (config, files) = (manifest.config.clone(), manifest.files.clone());
+    if configs == SentConfigs::SetApart {
+        let states = manifest.states.values_mut();
+        states.for_each(SnapshotManifest::quarantine_config);
+    }
     let made = create_claimed(store, name, manifest, archive, progress);
     claim.remove()?;
     let arrival = made?;
@@ -95,8 +120,9 @@ fn create_claimed(
     archive: BundleReader<'_>,
     progress: OnProgress<'_>,
 ) -> Result<Arrival> {
-    let mut creation = Creation::begin(store)?;
+    let mut creation = Creation::begin_unlocked(store)?;
     let arrival = arrival::unpack(store, &mut creation, &manifest, archive, progress)?;
+    creation.lock_store()?;
     let new = &arrival.ids;
     let id_map = manifest.id_map();
     let old = manifest.container;
@@ -118,6 +144,7 @@ fn create_claimed(
     container.id_map = id_map;
     clear_missing_parents(&mut container);
     mark_losses(&mut container);
+    container.received = container.snapshots.iter().map(merge::record_of).collect();
     for snapshot in &mut container.snapshots {
         let Some(state) = manifest.states.get(&snapshot.id) else {
             continue;
@@ -157,7 +184,7 @@ fn create_claimed(
 
 /// Clears references to snapshots that were not sent.
 fn clear_missing_parents(manifest: &mut ContainerManifest) {
-    let known: Vec<_> = manifest.snapshots.iter().map(|s| s.id).collect();
+    let known: HashSet<_> = manifest.snapshots.iter().map(|s| s.id).collect();
     let parents = manifest.snapshots.iter_mut().map(|s| &mut s.parent);
     for parent in parents.chain([&mut manifest.parent, &mut manifest.undo]) {
         *parent = parent.filter(|id| known.contains(id));

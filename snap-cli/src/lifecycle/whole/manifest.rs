@@ -33,6 +33,10 @@ pub(super) struct WholeManifest {
     /// The approximate number of bytes in the layers, for a progress bar.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) bytes: Option<u64>,
+    /// Whether snapshots that the receiver has removed are omitted. The stack is then not that of the container's current
+    /// state, so that no container can be created from the archive.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) omits_removed: bool,
     /// The config of the exported LXC container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) config: Option<Blob>,

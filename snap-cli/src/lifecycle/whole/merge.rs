@@ -1,12 +1,15 @@
-//! Adds received snapshots to the list of a container that has snapshots of its own. No I/O.
+//! Merges received snapshots with those of a container that exists. No I/O.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use jiff::Timestamp;
+use serde_json::Map;
 
-use super::import::next_after;
-use crate::store::manifest::{ContainerManifest, SnapshotRef};
+use super::super::foreign::{self, Names};
+use crate::store::manifest::{ContainerManifest, ReceivedSnapshot, SnapshotId, SnapshotRef};
 use crate::store::name::SnapshotName;
+
+/// The number of removed snapshots that a container remembers: the identities of more take more space than they save.
+const MAX_REMOVED: usize = 4096;
 
 /// A snapshot that was added.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,87 +20,147 @@ pub struct AddedSnapshot {
     pub name: SnapshotName,
 }
 
+/// A snapshot of the container whose properties were changed where it was sent from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangedSnapshot {
+    /// Its name in the list.
+    pub name: SnapshotName,
+    /// The changes, as words.
+    pub changes: Vec<&'static str>,
+}
+
 /// Adds snapshots that the container does not have, and returns them in the order in which they were sent.
 ///
-/// A snapshot retains its name if that is free. Otherwise a numbered one gets the next number, and another one gets a number
-/// at its end. The list remains sorted by time, and nothing else changes.
+/// Their names follow the rules of [`Names::assign`]. The list remains sorted by time.
 pub(super) fn add(target: &mut ContainerManifest, sent: Vec<SnapshotRef>) -> Vec<AddedSnapshot> {
-    let mut names: HashSet<SnapshotName> =
-        target.snapshots.iter().map(|s| s.name.clone()).collect();
-    // A number of the container that it does not use any more is not free either.
-    let (next_snap, next_auto) = (target.next_snap, target.next_auto);
-    let mut added = Vec::new();
-    let mut new: Vec<SnapshotRef> = Vec::new();
+    let mut names = Names::of(target);
+    let (mut added, mut new) = (Vec::new(), Vec::new());
+    // One that was removed here has a record.
+    let ids: HashSet<_> = sent.iter().map(|snapshot| snapshot.id).collect();
+    target.received.retain(|known| !ids.contains(&known.id));
     for mut snapshot in sent {
         let sent_as = snapshot.name.clone();
-        let is_used = |name: &SnapshotName| {
-            let is_old = |prefix, next| (1..=next).contains(&next_after(name, prefix));
-            let has_no_number = next_after(name, "snap") == 0 && next_after(name, "auto") == 0;
-            let is_old = || is_old("snap", next_snap) || is_old("auto", next_auto);
-            // A number that is too large would leave none for the snapshots that follow.
-            names.contains(name) || name.is_reserved() && (has_no_number || is_old())
-        };
-        if is_used(&sent_as) {
-            snapshot.name = free_name(target, &names, &sent_as);
-        }
-        names.insert(snapshot.name.clone());
-        target.next_snap = target.next_snap.max(next_after(&snapshot.name, "snap"));
-        target.next_auto = target.next_auto.max(next_after(&snapshot.name, "auto"));
+        snapshot.name = names.assign(sent_as.as_str());
         added.push(AddedSnapshot {
             sent_as,
             name: snapshot.name.clone(),
         });
+        target.received.push(record_of(&snapshot));
         new.push(snapshot);
     }
-    // The text of a time omits zeros at the end of the fraction, so it has another order.
-    let time = |snapshot: &SnapshotRef| snapshot.created.parse::<Timestamp>().ok();
-    for snapshot in new {
-        let later = target
-            .snapshots
-            .iter()
-            .position(|own| time(own) > time(&snapshot));
-        let at = later.unwrap_or(target.snapshots.len());
-        target.snapshots.insert(at, snapshot);
-    }
-    let known: HashSet<_> = target
-        .snapshots
-        .iter()
-        .map(|snapshot| snapshot.id)
-        .collect();
-    for snapshot in &mut target.snapshots {
-        snapshot.parent = snapshot.parent.filter(|parent| known.contains(parent));
-    }
+    (target.next_snap, target.next_auto) = names.counters();
+    foreign::insert(target, new);
     added
 }
 
-/// Returns a free name for a snapshot whose name is used.
-fn free_name(
-    target: &ContainerManifest,
-    used: &HashSet<SnapshotName>,
-    name: &SnapshotName,
-) -> SnapshotName {
-    let is_free = |name: &SnapshotName| !used.contains(name);
-    let first = |from: u64, named: &dyn Fn(u64) -> SnapshotName| {
-        // One of so many numbers is free, whatever the counter is.
-        let numbers = (from..=u64::MAX).chain(0..from);
-        numbers.map(named).find(is_free)
-    };
-    let found = match name.as_str() {
-        text if !name.is_reserved() => {
-            let numbers = 2..=used.len() + 2;
-            let mut names = numbers.filter_map(|number| {
-                let end = format!("-{number}");
-                let length = text.len().min(crate::store::name::MAX_NAME - end.len());
-                let begin = text.get(..length)?.trim_end_matches('.');
-                SnapshotName::parse(format!("{begin}{end}")).ok()
+/// Applies the changes of comments and protection, and new tags, since the last transfer to the snapshots that the
+/// container has.
+///
+/// A comment that was changed here as well remains as it is. So does the protection once it was set or removed here. Tags are
+/// only added: pruning may depend on the others (`--keep-tag`), and the sender must not decide what is pruned here. If
+/// nothing was recorded about a snapshot, nothing changes, and later changes are applied.
+pub(super) fn follow(target: &mut ContainerManifest, sent: &[SnapshotRef]) -> Vec<ChangedSnapshot> {
+    let records = target.received.iter().enumerate();
+    let records: HashMap<_, _> = records.map(|(at, known)| (known.id, at)).collect();
+    let own = target.snapshots.iter().enumerate();
+    let own: HashMap<_, _> = own.map(|(at, known)| (known.id, at)).collect();
+    let mut changed = Vec::new();
+    for sent in sent {
+        let own = own
+            .get(&sent.id)
+            .and_then(|at| target.snapshots.get_mut(*at));
+        let Some(own) = own else { continue };
+        let record = records
+            .get(&sent.id)
+            .and_then(|at| target.received.get_mut(*at));
+        let Some(record) = record else {
+            target.received.push(ReceivedSnapshot {
+                own_protection: own.protected,
+                ..record_of(sent)
             });
-            names.find(is_free)
+            continue;
+        };
+        let changes = follow_one(own, record, sent);
+        if !changes.is_empty() {
+            changed.push(ChangedSnapshot {
+                name: own.name.clone(),
+                changes,
+            });
         }
-        text if text.starts_with("auto") => first(target.next_auto, &SnapshotName::automatic),
-        _ => None,
-    };
-    let found = found.or_else(|| first(target.next_snap, &SnapshotName::counted));
-    found.unwrap_or_else(|| name.clone())
+    }
+    changed
+}
+
+/// Applies the changes of one snapshot, records what was sent, and returns the changes.
+fn follow_one(
+    own: &mut SnapshotRef,
+    last: &mut ReceivedSnapshot,
+    sent: &SnapshotRef,
+) -> Vec<&'static str> {
+    let mut changes = Vec::new();
+    if own.comment == last.comment && own.comment != sent.comment {
+        own.comment.clone_from(&sent.comment);
+        changes.push("comment");
+    }
+    let before = own.tags.len();
+    for (key, value) in &sent.tags {
+        // One that was sent before and is absent was removed here.
+        if !last.tags.contains_key(key) && !own.tags.contains_key(key) {
+            own.tags.insert(key.clone(), value.clone());
+        }
+    }
+    if own.tags.len() != before {
+        changes.push("tags");
+    }
+    // A version that does not know the field can have changed the protection.
+    last.own_protection |= own.protected != last.protected;
+    if !last.own_protection && own.protected != sent.protected {
+        own.protected = sent.protected;
+        changes.push(match own.protected {
+            true => "protection added",
+            false => "protection removed",
+        });
+    }
+    last.comment.clone_from(&sent.comment);
+    last.tags.clone_from(&sent.tags);
+    last.protected = sent.protected;
+    changes
+}
+
+/// Returns the record of a snapshot that has the properties that were sent.
+pub(super) fn record_of(sent: &SnapshotRef) -> ReceivedSnapshot {
+    ReceivedSnapshot {
+        id: sent.id,
+        comment: sent.comment.clone(),
+        tags: sent.tags.clone(),
+        protected: sent.protected,
+        own_protection: false,
+        extra: Map::new(),
+    }
+}
+
+/// Returns the snapshots that were received and are not in the list any more.
+pub(super) fn removed(target: &ContainerManifest) -> Vec<SnapshotId> {
+    let present: HashSet<_> = target.snapshots.iter().map(|known| known.id).collect();
+    let ids = target.received.iter().map(|known| known.id);
+    ids.filter(|id| !present.contains(id)).collect()
+}
+
+/// Reduces the records of removed snapshots to their ids, and forgets the oldest ones if there are too many.
+pub(super) fn limit_records(target: &mut ContainerManifest) {
+    let removed: HashSet<_> = removed(target).into_iter().collect();
+    let mut excess = removed.len().saturating_sub(MAX_REMOVED);
+    target.received.retain_mut(|known| {
+        if !removed.contains(&known.id) {
+            return true;
+        }
+        let is_forgotten = excess > 0;
+        excess = excess.saturating_sub(1);
+        known.comment.clear();
+        known.tags.clear();
+        (known.protected, known.own_protection) = (false, false);
+        !is_forgotten
+    });
 }
 
 #[cfg(test)]
@@ -188,18 +251,6 @@ mod tests {
     }
 
     #[test]
-    fn extreme_names_are_free_in_the_end() {
-        let long = "x".repeat(64);
-        let most = format!("snap{}", u64::MAX);
-        let own = [(long.as_str(), "1"), (most.as_str(), "2")];
-        let mut target = container(&own, u64::MAX, 0);
-        let sent = own.iter().map(|(name, at)| snapshot(name, at)).collect();
-        let added = add(&mut target, sent);
-        assert_eq!(added[0].name.as_str(), format!("{}-2", "x".repeat(62)));
-        assert_eq!(added[1].name.as_str(), "snap0");
-    }
-
-    #[test]
     fn parents_that_were_not_sent_are_cleared() {
         let mut target = container(&[("snap0", "1")], 1, 0);
         let own = target.snapshots[0].id;
@@ -221,5 +272,110 @@ mod tests {
         add(&mut target, vec![earlier]);
         let names: Vec<_> = target.snapshots.iter().map(|s| s.name.as_str()).collect();
         assert_eq!(names, ["b", "a"]);
+    }
+
+    /// Returns a container that has received `a`, with what was sent.
+    fn target() -> (ContainerManifest, SnapshotRef) {
+        let mut target = container(&[], 0, 0);
+        let sent = SnapshotRef {
+            protected: false,
+            ..snapshot("a", "2026-01-01")
+        };
+        add(&mut target, vec![sent.clone()]);
+        (target, sent)
+    }
+
+    #[test]
+    fn changes_of_the_sender_are_applied_unless_there_are_own_ones() {
+        let (mut target, mut sent) = target();
+        assert_eq!(follow(&mut target, std::slice::from_ref(&sent)), []);
+        sent.comment = "new".to_owned();
+        sent.tags = [("k", "w"), ("n", "1")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .into();
+        sent.protected = true;
+        let changed = follow(&mut target, std::slice::from_ref(&sent));
+        assert_eq!(changed[0].changes, ["comment", "tags", "protection added"]);
+        let own = &mut target.snapshots[0];
+        assert_eq!(own.comment, sent.comment);
+        // A tag is added, and none is changed.
+        let tag = |own: &SnapshotRef, key: &str| own.tags.get(key).cloned();
+        assert_eq!(tag(own, "k").as_deref(), Some("v"));
+        assert_eq!(tag(own, "n").as_deref(), Some("1"));
+        assert!(own.protected);
+        // Changed here: the comment, and tags. One was removed.
+        own.comment = "mine".to_owned();
+        own.tags.remove("n");
+        own.tags.insert("own".to_owned(), String::new());
+        sent.comment = "newer".to_owned();
+        sent.tags.remove("k");
+        sent.tags.insert("own".to_owned(), "other".to_owned());
+        sent.protected = false;
+        let changed = follow(&mut target, std::slice::from_ref(&sent));
+        assert_eq!(changed[0].changes, ["protection removed"]);
+        let own = &target.snapshots[0];
+        assert_eq!(own.comment, "mine");
+        assert_eq!(own.tags.keys().collect::<Vec<_>>(), ["k", "own"]);
+        assert_eq!(
+            [tag(own, "k").unwrap(), tag(own, "own").unwrap()],
+            ["v", ""]
+        );
+        assert!(!own.protected);
+        // Nothing is applied twice.
+        let before = target.clone();
+        assert_eq!(follow(&mut target, &[sent]), []);
+        assert_eq!(target, before);
+    }
+
+    #[test]
+    fn the_protection_of_the_target_remains() {
+        for noted in [true, false] {
+            let (mut target, mut sent) = target();
+            target.snapshots[0].protected = true;
+            target.received[0].own_protection = noted;
+            // The sender protects it, too, and then not any more.
+            for protected in [true, false, true, false] {
+                sent.protected = protected;
+                let changed = follow(&mut target, std::slice::from_ref(&sent));
+                assert_eq!(changed, []);
+                assert!(target.snapshots[0].protected);
+            }
+        }
+        // A snapshot of which nothing was recorded, protected on both sides.
+        let (mut target, mut sent) = target();
+        target.received.clear();
+        for protected in [true, false] {
+            target.snapshots[0].protected = true;
+            sent.protected = protected;
+            follow(&mut target, std::slice::from_ref(&sent));
+            assert!(target.snapshots[0].protected);
+        }
+    }
+
+    #[test]
+    fn removed_snapshots_are_remembered_up_to_a_limit() {
+        let (mut target, sent) = target();
+        assert_eq!(removed(&target), []);
+        target.snapshots.clear();
+        limit_records(&mut target);
+        assert_eq!(removed(&target), [sent.id]);
+        assert_eq!(
+            (
+                target.received[0].comment.as_str(),
+                target.received[0].tags.len()
+            ),
+            ("", 0)
+        );
+        let more = (0..MAX_REMOVED).map(|_| record_of(&snapshot("x", "2026-01-01")));
+        target.received.extend(more);
+        let present = record_of(&sent);
+        target.snapshots.push(sent);
+        limit_records(&mut target);
+        assert_eq!(target.received.len(), MAX_REMOVED + 1);
+        assert_eq!(target.received[0].id, present.id);
+        target.snapshots.clear();
+        limit_records(&mut target);
+        assert_eq!(removed(&target).len(), MAX_REMOVED);
+        assert!(!removed(&target).contains(&present.id));
     }
 }

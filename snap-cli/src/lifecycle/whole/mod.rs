@@ -20,6 +20,7 @@ mod receive;
 pub mod ssh;
 
 pub use claims::ReceiveTarget;
-pub use import::{Incoming, describe, import};
+pub use import::{Incoming, SentConfigs, describe, import};
+pub use merge::{AddedSnapshot, ChangedSnapshot};
 pub use outgoing::{ChosenStates, KnownToReceiver, Outgoing, Selection, needs_snapshot};
-pub use receive::{Received, receive};
+pub use receive::{ReceiveOptions, Received, RemovedSnapshots, receive, removed_snapshots};

@@ -4,6 +4,7 @@
 //! sends the rest in frames, and the receiver confirms the commit. Each message is one line of JSON. Everything that the
 //! other side sends is untrusted: a wrong reply can only make the transfer fail, because the receiver verifies each layer.
 
+use std::collections::HashSet;
 use std::io::{BufRead, Read, Write};
 
 use serde::de::DeserializeOwned;
@@ -16,9 +17,9 @@ use crate::archive::bundle::BundleReader;
 use crate::archive::input::{self, Input};
 use crate::error::{Error, Result};
 use crate::store::Store;
+use crate::store::held::HeldLayers;
 use crate::store::identity::KnownLayers;
-use crate::store::lock::Lock;
-use crate::store::manifest::{LayerId, LayerIdentity};
+use crate::store::manifest::{LayerId, LayerIdentity, SnapshotId};
 use crate::store::name::{ContainerName, SnapshotName};
 use crate::tree::error::OnProgress;
 use cowl_layers::shown::Show as _;
@@ -39,11 +40,14 @@ pub struct Offer {
     layers: Vec<LayerId>,
 }
 
-/// The layers that a store has.
+/// The layers that a store has, and the snapshots of a container that were removed from it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HaveList {
     cowl: u32,
     layers: Vec<LayerIdentity>,
+    /// Snapshots that the container had received, and that must not be sent again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    removed: Vec<SnapshotId>,
 }
 
 /// The last message of the receiver.
@@ -56,6 +60,9 @@ pub struct Confirmation {
     pub snapshots: Vec<(SnapshotName, SnapshotName)>,
     /// The number of sent snapshots that the container had already.
     pub present: usize,
+    /// The number of those of them whose comments, tags or protection were changed.
+    #[serde(default)]
+    pub changed: usize,
 }
 
 /// A message with a version.
@@ -84,21 +91,23 @@ impl Message for Confirmation {
 /// The list of a receiver without a store.
 impl Default for HaveList {
     fn default() -> Self {
-        Self::new(Vec::new())
+        Self::new(Vec::new(), Vec::new())
     }
 }
 
 impl HaveList {
-    /// Lists all layers of a store that have an identity. The store may change afterwards.
-    pub fn of_store(store: &Store) -> Result<Self> {
+    /// Lists all layers of a store that have an identity, and the removed snapshots of a container. The store may change
+    /// afterwards.
+    pub fn of_store(store: &Store, removed: Vec<SnapshotId>) -> Result<Self> {
         let _reading = store.lock_shared()?;
-        Ok(Self::new(KnownLayers::read(store)?.identities()))
+        Ok(Self::new(KnownLayers::read(store)?.identities(), removed))
     }
 
-    fn new(layers: Vec<LayerIdentity>) -> Self {
+    fn new(layers: Vec<LayerIdentity>, removed: Vec<SnapshotId>) -> Self {
         Self {
             cowl: VERSION,
             layers,
+            removed,
         }
     }
 
@@ -112,9 +121,9 @@ impl HaveList {
         to_line(self)
     }
 
-    /// Returns the layers for a sender.
+    /// Returns the list for a sender.
     pub fn known(self) -> KnownToReceiver {
-        self.layers.into_iter().collect()
+        KnownToReceiver::new(self.layers, self.removed)
     }
 }
 
@@ -157,16 +166,17 @@ impl Accepted {
         Ok(Self { offer })
     }
 
-    /// Replies with the layers that the store has, receives the archive, and confirms what `receive` has committed.
+    /// Replies with the layers that the store has, and with the snapshots that must not be sent; receives the archive, and
+    /// confirms what `receive` has committed.
     ///
     /// The layers in the reply are retained until then.
     pub fn serve<R: BufRead>(
         &self,
-        store: &Store,
+        (store, removed): (&Store, Vec<SnapshotId>),
         (input, output): (&mut R, &mut impl Write),
         receive: impl FnOnce(BundleReader<'_>) -> Result<Received>,
     ) -> Result<Received> {
-        let (have, _reading) = self.reply(store)?;
+        let (have, _held) = self.reply(store, removed)?;
         write_line(output, &have)?;
         let mut frames = FrameReader::new(input);
         let received = receive(open_archive(&mut frames)?)?;
@@ -182,18 +192,28 @@ impl Accepted {
                 .map(|added| (added.sent_as.clone(), added.name.clone()))
                 .collect(),
             present: received.present,
+            changed: received.changed.len(),
         };
         write_line(output, &confirmation)?;
         Ok(received)
     }
 
-    /// Returns the offered layers that the store has, and the lock that retains them.
-    fn reply(&self, store: &Store) -> Result<(HaveList, Lock)> {
-        let reading = store.lock_shared()?;
-        let offered: std::collections::HashSet<_> = self.offer.layers.iter().collect();
-        let mut layers = KnownLayers::read(store)?.identities();
-        layers.retain(|identity| offered.contains(&identity.id));
-        Ok((HaveList::new(layers), reading))
+    /// Returns the offered layers that the store has, which are held.
+    fn reply(&self, store: &Store, removed: Vec<SnapshotId>) -> Result<(HaveList, HeldLayers)> {
+        let _reading = store.lock_shared()?;
+        let offered: HashSet<_> = self.offer.layers.iter().collect();
+        let known = KnownLayers::read(store)?;
+        let mut held = HeldLayers::new();
+        let mut layers = Vec::new();
+        for identity in known.identities() {
+            if offered.contains(&identity.id)
+                && let Some(id) = known.find(&identity)
+                && held.hold(store, id)?
+            {
+                layers.push(identity);
+            }
+        }
+        Ok((HaveList::new(layers, removed), held))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::container::{Container, durability, find_snapshot_ref, lxc};
 use crate::error::{Error, Result};
 use crate::recover;
 use crate::snapshot::freeze;
-use crate::store::lock::Lock;
+use crate::store::held::HeldLayers;
 use crate::store::manifest::{
     ContainerManifest, LayerId, LayerIdentity, LayerManifest, MarkerSpace, SnapshotId,
     SnapshotManifest, SnapshotRef,
@@ -40,13 +40,24 @@ pub enum Selection {
 
 /// The layers that a receiver has.
 #[derive(Clone, Debug, Default)]
-pub struct KnownToReceiver(HashMap<LayerId, HashSet<PortableDigest>>);
+pub struct KnownToReceiver {
+    layers: HashMap<LayerId, HashSet<PortableDigest>>,
+    /// The snapshots that it has removed.
+    removed: HashSet<SnapshotId>,
+}
 
-impl FromIterator<LayerIdentity> for KnownToReceiver {
-    fn from_iter<I: IntoIterator<Item = LayerIdentity>>(layers: I) -> Self {
-        let mut known = Self::default();
+impl KnownToReceiver {
+    /// Returns what a receiver claims to have, and to have removed.
+    pub fn new(
+        layers: impl IntoIterator<Item = LayerIdentity>,
+        removed: impl IntoIterator<Item = SnapshotId>,
+    ) -> Self {
+        let mut known = Self {
+            removed: removed.into_iter().collect(),
+            ..Self::default()
+        };
         for LayerIdentity { id, digest } in layers {
-            known.0.entry(id).or_default().insert(digest);
+            known.layers.entry(id).or_default().insert(digest);
         }
         known
     }
@@ -63,10 +74,12 @@ pub struct Outgoing {
     pub total: Option<u64>,
     /// The number of snapshots.
     pub snapshots: usize,
-    _reading: Lock,
+    /// The snapshots that are not sent, because the receiver has removed them.
+    pub omitted: Vec<SnapshotName>,
+    _held: HeldLayers,
 }
 
-/// The manifests of the states that are exported, while a lock retains their layers.
+/// The manifests of the states that are exported, and their layers, which are held.
 #[derive(Debug)]
 pub struct ChosenStates {
     manifest: ContainerManifest,
@@ -79,7 +92,9 @@ pub struct ChosenStates {
     from: HashSet<LayerId>,
     /// All layers, lower ones before upper ones where possible.
     order: Vec<LayerId>,
-    reading: Lock,
+    /// The snapshots that were excluded.
+    omitted: Vec<SnapshotName>,
+    held: HeldLayers,
 }
 
 /// Freezes the current state, and returns whether it is neither a snapshot nor the state that the container was created
@@ -107,7 +122,7 @@ impl ChosenStates {
             // As for a clone: the container's content does not change.
             freeze::freeze(&mut container)?;
         }
-        let reading = store.lock_shared()?;
+        let _reading = store.lock_shared()?;
         let mut manifest = container.manifest().clone();
         let (config, files) = lxc::read_plain_config(&container)?.unzip();
         let from = select(&container, &mut manifest, selection)?;
@@ -117,16 +132,45 @@ impl ChosenStates {
         for snapshot in &manifest.snapshots {
             states.insert(snapshot.id, store.snapshot(container.id(), snapshot.id)?);
         }
-        let stacks = states.values().map(|state| state.stack.as_slice());
-        let order = bottom_up(stacks.chain([manifest.below_head()]));
+        let order = layers_of(&manifest, &states);
+        // A transfer can take long, and does not prevent garbage collection.
+        let mut held = HeldLayers::new();
+        held.hold_all(store, &order)?;
         Ok(Self {
             manifest,
             states,
             config: (config, files.unwrap_or_default()),
             from: from.into_iter().collect(),
             order,
-            reading,
+            omitted: Vec::new(),
+            held,
         })
+    }
+
+    /// Excludes the snapshots that the receiver has removed. The last one that remains becomes the current state; without
+    /// one, the lowest layer, by which the receiver recognizes the container. A receiver that has the container does not
+    /// use the current state, and others refuse the archive.
+    fn without(mut self, removed: &HashSet<SnapshotId>) -> Self {
+        let (omitted, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.manifest.snapshots)
+            .into_iter()
+            .partition(|snapshot| removed.contains(&snapshot.id));
+        self.manifest.snapshots = rest;
+        if omitted.is_empty() {
+            return self;
+        }
+        self.states.retain(|id, _| !removed.contains(id));
+        let newest = self.manifest.snapshots.last();
+        if let Some((newest, state)) = newest.and_then(|n| Some((n, self.states.get(&n.id)?))) {
+            self.manifest.parent = Some(newest.id);
+            self.manifest.settling.clone_from(&newest.settling);
+            self.manifest.stack = [&[self.manifest.head], state.stack.as_slice()].concat();
+        } else if let Some(lowest) = self.manifest.below_head().last().copied() {
+            self.manifest.parent = None;
+            self.manifest.stack = vec![self.manifest.head, lowest];
+        }
+        self.order = layers_of(&self.manifest, &self.states);
+        self.omitted = omitted.into_iter().map(|snapshot| snapshot.name).collect();
+        self
     }
 
     /// Returns the ids of the layers across stores.
@@ -219,6 +263,7 @@ impl Outgoing {
         known: &KnownToReceiver,
         progress: OnProgress<'_>,
     ) -> Result<Self> {
+        let chosen = chosen.without(&known.removed);
         let mut plan = LayerPlan::default();
         for id in &chosen.order {
             if chosen.from.contains(id) {
@@ -226,7 +271,7 @@ impl Outgoing {
                 plan.base.push(BaseEntry { id: *id, identity });
                 continue;
             }
-            let digests = known.0.get(&identity::id_across_stores(store, *id)?);
+            let digests = known.layers.get(&identity::id_across_stores(store, *id)?);
             if let Some(digests) = digests {
                 let identity = identity::of(store, *id, progress)?;
                 if digests.contains(&identity.digest) {
@@ -280,6 +325,7 @@ impl Outgoing {
             base: plan.base,
             layers: plan.entries,
             bytes: plan.total,
+            omits_removed: !chosen.omitted.is_empty(),
             config,
             files,
             extra: Map::new(),
@@ -292,7 +338,8 @@ impl Outgoing {
             layers,
             total: plan.total,
             snapshots,
-            _reading: chosen.reading,
+            omitted: chosen.omitted,
+            _held: chosen.held,
         })
     }
 
@@ -372,6 +419,15 @@ fn encode<T: Body>(manifest: T) -> Result<Vec<u8>> {
     Record::first(manifest)
         .encode()
         .map_err(|error| Error::failed("cannot write the archive's manifest").because(error))
+}
+
+/// Returns the layers of a container's current state and of its snapshots, lower ones before upper ones where possible.
+fn layers_of(
+    manifest: &ContainerManifest,
+    states: &BTreeMap<SnapshotId, SnapshotManifest>,
+) -> Vec<LayerId> {
+    let stacks = states.values().map(|state| state.stack.as_slice());
+    bottom_up(stacks.chain([manifest.below_head()]))
 }
 
 /// Returns all layers of some stacks, lower ones before upper ones where possible.

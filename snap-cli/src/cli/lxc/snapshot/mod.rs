@@ -10,6 +10,7 @@ mod managed;
 mod messages;
 mod tasks;
 
+use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
@@ -132,5 +133,6 @@ fn context(words: &[OsString]) -> Result<Context> {
             mounts: config.mounts,
         },
         config,
+        found: RefCell::default(),
     })
 }
