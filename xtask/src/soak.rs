@@ -42,7 +42,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         snapshots,
         ..
     } = *options;
-    let parts: [(String, &dyn Fn() -> Result<()>); 9] = [
+    let parts: [(String, &dyn Fn() -> Result<()>); 10] = [
         (format!("power-cut {cuts}"), &|| {
             power_cut::run(&power_cut::Options::with(cuts, seed, false))
         }),
@@ -76,6 +76,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             conformance::run(conformance::Kills::None, "passthrough=off")
         }),
         ("programs under fire".to_owned(), &programs_under_fire),
+        ("kills of containerd".to_owned(), &kills_of_containerd),
     ];
     let mut rows = Vec::new();
     let mut failed = 0;
@@ -110,5 +111,15 @@ fn programs_under_fire() -> Result<()> {
         .args(["--test", "under_fire", "--test", "lxc"])
         .args(["--", "--nocapture", "--test-threads=1"])
         .env("COWL_UNDER_FIRE", "1")
+        .run()
+}
+
+/// Kills containerd, the snapshotter and the daemons of mounts at many more moments than the tests of a change.
+fn kills_of_containerd() -> Result<()> {
+    Run::cargo()?
+        .args(["test", "-p", "cowl-tests", "--locked"])
+        .args(["--test", "containerd", "--", "--nocapture"])
+        .args(["--test-threads=1", "kills::"])
+        .env("COWL_KILL_STEP", "4")
         .run()
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measures elapsed times, compared with other implementations. Asserts nothing, because times
 //! depend on the machine. Numbers of requests do not; tests/tests/mount/requests.rs asserts them.
 
+mod containerd;
 mod ground;
 mod load;
 mod lowers;
@@ -13,6 +14,7 @@ mod report;
 mod rows;
 mod snapshots;
 mod task;
+mod transfer;
 mod variants;
 mod work;
 
@@ -36,6 +38,10 @@ enum Benchmark {
     Work(work::Options),
     /// Measure snapshots, compared with lxc-snapshot, copies, reflinks and btrfs
     Snapshots(snapshots::Options),
+    /// Measure containerd with cowl-snapshotter, compared with its own overlayfs snapshotter
+    Containerd(containerd::Options),
+    /// Measure transfers through a registry and over ssh, compared with skopeo, umoci and rsync
+    Transfer(transfer::Options),
     /// Regenerate docs/benchmarks.md, its charts and README.md from the last complete runs of `mounted` and `work`
     Report,
     /// Perform one step of `mounted` in other namespaces
@@ -53,8 +59,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     crate::setup::run()?;
     let packages: &[&str] = match &options.benchmark {
         Some(Benchmark::Mounted(_) | Benchmark::Work(_)) => &["-p", "cowlfs"],
-        Some(Benchmark::Snapshots(_)) => &["-p", "cowl"],
-        Some(Benchmark::Report | Benchmark::Task(_)) | None => &["-p", "cowlfs", "-p", "cowl"],
+        Some(Benchmark::Snapshots(_) | Benchmark::Transfer(_)) => &["-p", "cowl"],
+        Some(Benchmark::Containerd(_)) => &["-p", "cowl", "-p", "cowl-snapshotter"],
+        Some(Benchmark::Report | Benchmark::Task(_)) | None => {
+            &["-p", "cowlfs", "-p", "cowl", "-p", "cowl-snapshotter"]
+        }
     };
     Run::cargo()?
         .args(["build", "--release", "--locked", "--bins"])
@@ -64,6 +73,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Some(Benchmark::Mounted(options)) => mounted::run_and_tell(options),
         Some(Benchmark::Work(options)) => work::run_and_report(options),
         Some(Benchmark::Snapshots(options)) => snapshots::run(options),
+        Some(Benchmark::Containerd(options)) => containerd::run(options),
+        Some(Benchmark::Transfer(options)) => transfer::run(options),
         Some(Benchmark::Report | Benchmark::Task(_)) => Ok(()),
         None => {
             let quick = options.quick;
@@ -72,6 +83,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 mounted::run_and_tell(&mounted::Options::usual(quick)),
                 work::run_and_report(&work::Options::usual(quick)),
                 snapshots::run(&snapshots::Options::usual(quick)),
+                containerd::run(&containerd::Options::usual(quick)),
+                transfer::run(&transfer::Options::usual(quick)),
             ];
             results.into_iter().collect()
         }
