@@ -136,12 +136,12 @@ fn failures(text: &str) -> String {
             _ => parts.push(vec![line]),
         }
     }
-    let shortened = parts.iter().map(|part| match part.len() {
-        length if length > 2 * SHOWN => {
-            let (first, last) = (&part[..SHOWN], &part[length - SHOWN..]);
-            [first, &["[...]"], last].concat().join("\n")
-        }
-        _ => part.join("\n"),
+    let shortened = parts.iter().map(|part| {
+        let middle = part.len().saturating_sub(2 * SHOWN);
+        let (first, rest) = part.split_at(SHOWN.min(part.len()));
+        let last = rest.get(middle..).unwrap_or_default();
+        let gap: &[&str] = if middle > 0 { &["[...]"] } else { &[] };
+        [first, gap, last].concat().join("\n")
     });
     shortened.collect::<Vec<_>>().join("\n").trim().to_owned()
 }
