@@ -29,7 +29,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time that a killed daemon may take to close its output.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Starts a daemon and waits until its mount is ready, but not longer than [`START_TIMEOUT`]. `fill` adds arguments to its command.
+/// Starts a daemon and waits until its mount is ready, but not longer than [`START_TIMEOUT`]. `fill` adds arguments to
+/// its command.
 pub(super) fn launch(store: &Store, log: &Path, fill: impl FnOnce(&mut Command)) -> Result<()> {
     let program = store.session().program()?;
     let mut command = Command::new(&program);

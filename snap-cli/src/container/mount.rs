@@ -10,7 +10,7 @@ use super::launch::launch;
 use super::mount_point::{canonical, check_empty, check_mount_point};
 use super::state::{self, Lifetime, Mounted, RunState};
 use super::{Container, Swap, daemon, detach, kernel_layers, lxc};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::host::{reach, rootless};
 use crate::lxc::binding;
 use crate::store::kernel::Driver;
@@ -21,6 +21,9 @@ use crate::store::name::ContainerName;
 use crate::store::reserve;
 use crate::wait::poll_until;
 use cowl_layers::shown::Show as _;
+
+/// The time that a daemon whose mount has ended may take to release the directories of the layers.
+const RELEASE: Duration = Duration::from_secs(2);
 
 /// Whether set-user-ID programs and device nodes have an effect in a mount at a path that the caller chose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -389,9 +392,15 @@ impl Container<'_> {
             driver: was.driver(),
             passthrough: was.passthrough,
         };
+        let deadline = Instant::now() + RELEASE;
+        let start = || match self.start(&was.mountpoint, options) {
+            Err(error) if error.kind == Kind::Busy && Instant::now() < deadline => Ok(None),
+            done => done.map(Some),
+        };
         // Another user may have replaced a directory in its path. The mount fails if there is a symbolic link.
-        let started =
-            check_empty(&was.mountpoint).and_then(|()| self.start(&was.mountpoint, options));
+        let started = check_empty(&was.mountpoint)
+            .and_then(|()| poll_until(deadline, RELEASE / 20, start))
+            .map(drop);
         if started.is_err() {
             state::remove(self.store, self.id)?;
         }

@@ -24,7 +24,7 @@ use crate::store::lock::Lock;
 use crate::store::manifest::LayerId;
 use crate::store::packed::Difference;
 use crate::store::{Store, disk, measure};
-use crate::tree::error::{ErrorKind, OnProgress, Progress, TreeError};
+use crate::tree::error::{OnProgress, Progress};
 use cowl_layers::shown::Show as _;
 
 /// The result of [`push`].
@@ -332,7 +332,7 @@ impl<'p> Packing<'p> {
             // Not every file system has links.
             Err(error) => {
                 log::debug!("cannot link {}: {error}", kept.path.shown());
-                kept.copy(create()?).map_err(write_error)?;
+                kept.copy(create()?)?;
             }
         }
         Ok(())
@@ -405,7 +405,7 @@ impl<'p> Packing<'p> {
             });
         };
         let packed = oci::pack_layer(states, self.compression, output, &mut progress);
-        let (layer, done) = packed.map_err(write_error)?;
+        let (layer, done) = packed?;
         self.report.done.entries += done.done.entries;
         self.report.done.bytes += done.done.bytes;
         self.report.notes.append(done.notes);
@@ -429,17 +429,6 @@ impl Write for StoppableFile<'_> {
 
     fn flush(&mut self) -> std::io::Result<()> {
         self.file.flush()
-    }
-}
-
-/// Converts an error, and retains whether the disk is full.
-fn write_error(error: TreeError) -> Error {
-    match error.kind() {
-        ErrorKind::NoSpace => {
-            let cause = std::io::Error::from(rustix::io::Errno::NOSPC);
-            Error::failed("cannot write the compressed layer").because(cause)
-        }
-        _ => error.into(),
     }
 }
 

@@ -1,17 +1,10 @@
 //! Mounts whose daemon died, or that a killed command was about to replace.
 
-use std::time::{Duration, Instant};
-
-use crate::container::daemon::PAUSE;
 use crate::container::state::{self, Mounted, RunState};
 use crate::container::{Container, dead, query};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::store::kernel::Driver;
-use crate::wait::poll_until;
 use cowl_layers::shown::Show as _;
-
-/// The time that a daemon whose mount has ended may take to release its directories.
-const RELEASE: Duration = Duration::from_secs(2);
 
 /// Removes the mount that a dead daemon or a killed command left, and its state. Returns the state.
 pub(super) fn remove_dead(container: &Container<'_>) -> Result<Option<RunState>> {
@@ -72,13 +65,8 @@ pub(super) fn remount(container: &Container<'_>) -> Result<()> {
         return Ok(());
     }
     let mount_point = state.mountpoint.shown();
-    let deadline = Instant::now() + RELEASE;
-    let remounted = poll_until(deadline, PAUSE, || match container.remount(&state) {
-        Err(error) if error.kind == Kind::Busy && Instant::now() < deadline => Ok(None),
-        done => done.map(Some),
-    });
-    match remounted {
-        Ok(_) => {
+    match container.remount(&state) {
+        Ok(()) => {
             log::warn!("{died}: mounted again at {mount_point}");
             for stranded in dead::list_stranded(store, id)? {
                 let what = dead::describe_stranded(container, &stranded);
