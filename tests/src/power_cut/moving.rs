@@ -22,7 +22,9 @@ use crate::scratch::Scratch;
 const HOW: [&str; 3] = ["", "--sync", "--no-sync"];
 /// The time that the moves stay in each phase if the rig syncs the file system in each of them. All of them together must
 /// take less than the daemon's limit of 2 seconds.
-const DELAY: &str = "in a phase of a move/500";
+const MILLISECONDS: u64 = 500;
+/// The point at the end of each phase of a move.
+pub const PHASE: &str = "in a phase of a move";
 
 /// A snapshot that was taken while the program wrote.
 #[derive(Debug, Clone)]
@@ -140,7 +142,7 @@ pub fn run(scratch: &Scratch, base: &Base, plan: Plan, before: &Path) -> (Past, 
         let mut command = cowl(&store, Care::Whole);
         command.args(args);
         if plan.aim {
-            command.env("COWL_DELAY", DELAY);
+            command.env("COWL_DELAY", format!("{PHASE}/{MILLISECONDS}"));
         }
         if let Some(stub) = stub.as_ref().filter(|_| args.contains(&"snapshot")) {
             command.env("PATH", stub.path_variable());

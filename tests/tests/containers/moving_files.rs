@@ -10,6 +10,7 @@ use cowl_tests::command::{Output, run, run_command, show};
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::cowl::Store;
 use cowl_tests::images::Kind;
+use cowl_tests::power_cut::moving::PHASE;
 use cowl_tests::process::signal;
 use cowl_tests::run::number;
 
@@ -22,6 +23,8 @@ fn script() -> PathBuf {
 /// The exit code of the script if the content is not that of one moment.
 const WRONG: i32 = 3;
 
+/// The number of phases of a move at whose ends a daemon can be killed.
+const PHASES: u64 = 3;
 /// The number of snapshots that are taken at most until one of the broken variant misses a record.
 const MOST_SNAPSHOTS: usize = 40;
 /// Messages of snapshots that fail because a program writes, or the machine is busy.
@@ -499,10 +502,11 @@ fn nothing_is_lost_if_the_daemon_is_killed_during_a_snapshot() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let kills = |offset: u64, name: &str| {
+    let kills_at = |point: &str, offset: u64, name: &str| {
         let counts = dir.path().join(name);
-        format!("after a change/1000000/{offset}/{}", counts.display())
+        format!("{point}/1000000/{offset}/{}", counts.display())
     };
+    let kills = |offset, name: &str| kills_at("after a change", offset, name);
     // How often fault points are passed before and during the snapshot, without a kill.
     let passed = || std::fs::metadata(dir.path().join("count")).map_or(0, |meta| meta.len());
     let setting = kills(999_999, "count");
@@ -525,6 +529,12 @@ fn nothing_is_lost_if_the_daemon_is_killed_during_a_snapshot() {
     while at <= after {
         snapshot_between_steps(Some(&kills(at, &format!("at-{at}"))));
         at += stride;
+    }
+    for phase in 1..=PHASES {
+        let name = format!("phase-{phase}");
+        snapshot_between_steps(Some(&kills_at(PHASE, phase, &name)));
+        let passings = std::fs::metadata(dir.path().join(name)).unwrap().len();
+        assert!(passings >= phase, "phase {phase} of {passings}");
     }
 }
 

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use super::copies::{Copies, MAX_TIME, Method, NotCopied, choose_method, copy_all, copy_name};
 use super::files::{FoundFiles, NamedFile, unattended, upper_dir};
 use super::helper::{Helper, Ran, run_until};
+use super::pass_phase;
 use super::request::{Cleanup, Failed, Pushed, Stopped, Unattended, UnattendedCause, Writers};
 use crate::copy_up::copy_attributes;
 use crate::inode::{DirState, Inode, NumberStorage};
@@ -26,7 +27,7 @@ use cowl_layers::error::Result;
 use cowl_layers::layer::moves::{ChangedDir, MoveList, MovedFile, Moves};
 use cowl_layers::layer::{Layer, Upper};
 use cowl_layers::locks::RwLock;
-use cowl_layers::points::{is_disabled, point};
+use cowl_layers::points::is_disabled;
 use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::copy::Copied;
@@ -207,9 +208,9 @@ impl Moving {
         if reserves && !self.moves.prepare(&self.list, self.deadline)? {
             return Ok(Linked::Late(None));
         }
-        point("in a phase of a move");
+        pass_phase();
         self.moves.commit_list(&self.list)?;
-        point("in a phase of a move");
+        pass_phase();
         if reserves && !self.moves.reserve(&self.list, self.deadline)? {
             return Ok(Linked::Late(None));
         }
@@ -218,7 +219,7 @@ impl Moving {
             Ran::Late(helper) => return Ok(Linked::Late(Some(helper))),
         }
         self.moves.commit_links()?;
-        point("in a phase of a move");
+        pass_phase();
         for (parent, shown) in self.parents.iter().zip(shown) {
             let now = stat_on_disk(parent)?.ctime;
             overlay.inodes.show_ctime(parent, now, shown);
