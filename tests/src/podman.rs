@@ -53,7 +53,8 @@ static ALONE: Mutex<()> = Mutex::new(());
 /// Enters a mount namespace and becomes the user. `$1` is the directory, `$2` the mount program, `$3` the user, `$4` the
 /// script.
 ///
-/// crun refuses a hierarchy of cgroup v2 below one of v1, so it is unmounted.
+/// crun refuses a hierarchy of cgroup v2 below one of v1, so it is unmounted. It changes the owner of its standard input
+/// to the root of the container, and the input is /dev/null, so the scripts have a /dev/null of their own.
 const NAMESPACE: &str = r#"
 D=$1
 if grep -q ' /sys/fs/cgroup/unified ' /proc/mounts; then umount /sys/fs/cgroup/unified; fi
@@ -64,9 +65,10 @@ printf 'cowl-test:300000:65536\ncontainers:400000:1000000\n' > "$D/ids"
 for file in passwd:passwd group:group ids:subuid ids:subgid; do
     mount --bind "$D/${file%:*}" "/etc/${file#*:}"
 done
-rm -f "$D/fuse"
+rm -f "$D/fuse" "$D/null"
 mknod -m 666 "$D/fuse" c 10 229
-mount --bind "$D/fuse" /dev/fuse
+mknod -m 666 "$D/null" c 1 3
+for name in fuse null; do mount --bind "$D/$name" "/dev/$name"; done
 mkdir -p -m 755 "$D/user" "$D/user/tmp" "$D/user/run" "$D/user/context"
 cat > "$D/user/script" <<'SCRIPT'
 set -eu
