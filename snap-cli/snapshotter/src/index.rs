@@ -7,11 +7,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 
 use cowl::lifecycle::containerd::LoadedSnapshot;
-use cowl::store::containerd::{ContainerdKind, active_names, digest_name};
+use cowl::store::containerd::{ContainerdKind, ContainerdRecord, active_names, digest_name};
 use cowl::store::manifest::ContainerId;
 use cowl::store::name::ContainerName;
+use cowl_layers::points::is_disabled;
 
 use crate::error::{RequestError, Result};
+use crate::unanswered::Commits;
 
 /// The state of a key.
 #[derive(Debug)]
@@ -39,6 +41,13 @@ impl Slot {
         match self {
             Self::Reserved { .. } | Self::Unknown { .. } => None,
             Self::Settled(snapshot) | Self::Changing(snapshot) => Some(snapshot),
+        }
+    }
+
+    fn name(&self) -> &ContainerName {
+        match self {
+            Self::Reserved { name, .. } | Self::Unknown { name, .. } => name,
+            Self::Settled(snapshot) | Self::Changing(snapshot) => &snapshot.name,
         }
     }
 
@@ -84,12 +93,46 @@ pub(crate) struct CommitBegun {
     pub found: LoadedSnapshot,
     /// Whether an earlier request has committed the snapshot, and its client does not know that.
     pub is_in_effect: bool,
+    /// The removal of the snapshot that has the new key, and that containerd does not know.
+    pub replaced: Option<RemovalBegun>,
+}
+
+/// An unanswered commit of which both snapshots are about to exist.
+#[derive(Debug)]
+pub(crate) struct SplitBegun {
+    /// The name of the container to create for the active snapshot.
+    pub name: ContainerName,
+    /// The key of the active snapshot.
+    pub active: String,
+    /// The committed snapshot.
+    pub committed: LoadedSnapshot,
+}
+
+/// A removal that has begun.
+#[derive(Debug)]
+pub(crate) enum RemovalBegun {
+    /// The key is that of an active snapshot that was committed: nothing has to be done.
+    Committed,
+    /// The snapshot has to be removed.
+    Snapshot(LoadedSnapshot),
+    /// It is a committed one, and containerd may know it by the key of the active snapshot.
+    Split(SplitBegun),
+}
+
+/// A part of the snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The active snapshots of unanswered commits.
+    Uncommitted,
+    /// All others.
+    Existing,
 }
 
 /// The snapshots of a store.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     slots: BTreeMap<String, Slot>,
+    commits: Commits,
     /// The number of children of each key that has any, those that are being created included.
     children: HashMap<String, usize>,
     /// The names of containers that cannot be assigned.
@@ -118,7 +161,26 @@ impl Index {
             }
             index.insert(snapshot);
         }
+        index.find_unanswered();
         index
+    }
+
+    /// Finds the commits that containerd may not have recorded: neither does another snapshot have the key of the active
+    /// one, nor was a snapshot created on the committed one.
+    fn find_unanswered(&mut self) {
+        for snapshot in self.slots.values().filter_map(Slot::snapshot) {
+            let ContainerdRecord {
+                key,
+                committed_from,
+                ..
+            } = &snapshot.record;
+            let Some(active) = committed_from else {
+                continue;
+            };
+            if !self.slots.contains_key(active) && !self.children.contains_key(key) {
+                self.commits.load(snapshot);
+            }
+        }
     }
 
     /// Returns the number of snapshots.
@@ -130,30 +192,78 @@ impl Index {
     ///
     /// containerd inspects each snapshot that it knows to list them, and ends the list with any error except NOT_FOUND.
     pub(crate) fn get(&self, key: &str) -> Result<&LoadedSnapshot> {
-        match self.slots.get(key) {
-            Some(Slot::Settled(found) | Slot::Changing(found)) => Ok(found),
+        let unknown = match self.slots.get(key) {
+            Some(Slot::Settled(found) | Slot::Changing(found)) => return Ok(found),
             Some(Slot::Unknown {
                 last: Some(last), ..
-            }) => Ok(last),
-            Some(Slot::Unknown { last: None, .. }) => Err(RequestError::Unknown(key.to_owned())),
-            Some(Slot::Reserved { .. }) | None => Err(RequestError::NotFound(key.to_owned())),
+            }) => return Ok(last),
+            Some(Slot::Unknown { last: None, .. }) => RequestError::Unknown(key.to_owned()),
+            Some(Slot::Reserved { .. }) | None => RequestError::NotFound(key.to_owned()),
+        };
+        self.commits.active(key).ok_or(unknown)
+    }
+
+    /// Returns a snapshot that containerd has named in a request: if it is a committed one, containerd has recorded the
+    /// commit.
+    pub(crate) fn get_known(&mut self, key: &str) -> Result<&LoadedSnapshot> {
+        self.answer(key);
+        self.get(key)
+    }
+
+    /// Returns whether a snapshot is the active one of an unanswered commit.
+    pub(crate) fn is_uncommitted(&self, key: &str) -> bool {
+        !self.slots.contains_key(key) && self.commits.active(key).is_some()
+    }
+
+    /// Returns whether a snapshot is the committed one of an unanswered commit.
+    pub(crate) fn is_unanswered(&self, key: &str) -> bool {
+        let found = self.slots.get(key).and_then(Slot::snapshot);
+        found.is_some_and(|found| self.commits.active_of(&found.record).is_some())
+    }
+
+    /// Records that containerd knows a snapshot.
+    fn answer(&mut self, key: &str) {
+        if let Some(found) = self.slots.get(key).and_then(Slot::snapshot) {
+            self.commits.answer(&found.record);
         }
     }
 
-    /// Returns up to `count` snapshots after the key `after`, in the order of keys. Those whose state is unknown are
-    /// omitted: containerd removes a snapshot that is listed and that it does not know.
+    /// Returns up to `count` snapshots of a part after the key `after`, in the order of keys. Those whose state is unknown
+    /// are omitted: containerd removes a snapshot that is listed and that it does not know.
     pub(crate) fn after(
         &self,
+        part: Part,
         after: Option<&str>,
         count: usize,
-    ) -> impl Iterator<Item = &LoadedSnapshot> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let slots = self.slots.range::<str, _>((from, Bound::Unbounded));
-        slots.filter_map(|(_, slot)| slot.snapshot()).take(count)
+    ) -> Vec<&LoadedSnapshot> {
+        match part {
+            Part::Uncommitted => self.commits.after(after).take(count).collect(),
+            Part::Existing => {
+                let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+                let slots = self.slots.range::<str, _>((from, Bound::Unbounded));
+                let snapshots = slots.filter_map(|(_, slot)| slot.snapshot());
+                snapshots.take(count).collect()
+            }
+        }
     }
 
     /// Reserves the key of a new snapshot.
     pub(crate) fn reserve(
+        &mut self,
+        key: &str,
+        kind: ContainerdKind,
+        parent: Option<&str>,
+    ) -> Result<Reservation, Obstacle> {
+        let reservation = self.reserve_slot(key, kind, parent)?;
+        // containerd creates only what it does not know, on what it knows.
+        self.commits.answer_active(key);
+        if let Some(parent) = parent {
+            self.answer(parent);
+        }
+        Ok(reservation)
+    }
+
+    fn reserve_slot(
         &mut self,
         key: &str,
         kind: ContainerdKind,
@@ -185,59 +295,74 @@ impl Index {
 
     /// Reserves the key that an active snapshot gets by its commit.
     ///
-    /// If the snapshot was committed already, and no other one is based on it, the request is a repetition: containerd
-    /// has not received the reply to the first one. It may have another new key then, which replaces the first.
+    /// If the snapshot was committed already, and containerd may not have recorded that, the request is a repetition. It
+    /// may have another new key then, which replaces the first.
     pub(crate) fn begin_commit(&mut self, key: &str, new: &str) -> Result<CommitBegun, Obstacle> {
-        if !self.slots.contains_key(key)
-            && let Some(committed) = self.committed_from(key)
-        {
-            return self.begin_commit_again(&committed, new);
+        let again = match self.slots.contains_key(key) {
+            true => None,
+            false => self.commits.committed(key).map(str::to_owned),
+        };
+        let is_in_effect = again.is_some();
+        if again.as_deref() == Some(new) {
+            let found = self.begin_change(new)?;
+            return Ok(CommitBegun {
+                name: found.name.clone(),
+                found,
+                is_in_effect,
+                replaced: None,
+            });
         }
-        // First, as in containerd.
-        self.check_unused(new)?;
-        let found = self.settled(key)?.clone();
-        if found.record.kind != ContainerdKind::Active {
+        let unrecorded = self.unrecorded(new).map(|found| found.name.clone());
+        if unrecorded.is_none() {
+            // First, as in containerd.
+            self.check_unused(new)?;
+        }
+        let from = again.as_deref().unwrap_or(key);
+        let found = self.settled(from)?.clone();
+        if !is_in_effect && found.record.kind != ContainerdKind::Active {
             let what = format!("the snapshot {key:?} is not active");
             return Err(RequestError::Precondition(what).into());
         }
-        let name = self.reserve_committed(new)?;
-        self.slots
-            .insert(key.to_owned(), Slot::Changing(found.clone()));
-        Ok(CommitBegun {
-            name,
-            found,
-            is_in_effect: false,
-        })
-    }
-
-    /// Returns the key of the committed snapshot that was the active snapshot `key`.
-    fn committed_from(&self, key: &str) -> Option<String> {
-        let all = self.slots.values().filter_map(Slot::snapshot);
-        let mut all = all.map(|found| &found.record);
-        let found = all.find(|record| record.committed_from.as_deref() == Some(key));
-        found.map(|record| record.key.clone())
-    }
-
-    fn begin_commit_again(&mut self, committed: &str, new: &str) -> Result<CommitBegun, Obstacle> {
-        let found = self.settled(committed)?.clone();
-        let name = if committed == new {
-            found.name.clone()
-        } else {
-            self.check_unused(new)?;
-            if self.children.contains_key(committed) {
-                // A snapshot that containerd has used is one that it knows.
-                let what = format!("the snapshot is committed as {committed:?}, and in use");
-                return Err(RequestError::Precondition(what).into());
-            }
-            self.reserve_committed(new)?
+        let (name, replaced) = match unrecorded {
+            Some(name) => (name, Some(self.begin_removal(new)?)),
+            None => (self.reserve_committed(new)?, None),
         };
         self.slots
-            .insert(committed.to_owned(), Slot::Changing(found.clone()));
+            .insert(from.to_owned(), Slot::Changing(found.clone()));
         Ok(CommitBegun {
             name,
             found,
-            is_in_effect: true,
+            is_in_effect,
+            replaced,
         })
+    }
+
+    /// Returns the committed snapshot with a key that containerd is about to assign, if it results from a commit that
+    /// containerd has not recorded: together with that commit, it has undone the counter that makes its keys unique.
+    fn unrecorded(&self, key: &str) -> Option<&LoadedSnapshot> {
+        let Some(Slot::Settled(found)) = self.slots.get(key) else {
+            return None;
+        };
+        if self.children.contains_key(key) {
+            return None;
+        }
+        let active = self.slots.get(found.record.committed_from.as_deref()?);
+        let is_undone = active
+            .and_then(Slot::snapshot)
+            .is_some_and(|active| active.record.undone > found.record.undone);
+        let is_unanswered = self.commits.active_of(&found.record).is_some();
+        (is_undone || is_unanswered).then_some(found)
+    }
+
+    /// Records that a snapshot was removed whose key another one is about to get. The name remains reserved as well.
+    pub(crate) fn vacate(&mut self, key: &str) {
+        let Some(name) = self.slots.get(key).map(Slot::name).cloned() else {
+            return;
+        };
+        self.remove(key);
+        self.names.insert(name.clone());
+        let slot = Slot::Reserved { parent: None, name };
+        self.slots.insert(key.to_owned(), slot);
     }
 
     /// Reserves the key of a committed snapshot. Returns the name of its container.
@@ -253,27 +378,92 @@ impl Index {
 
     /// Begins the change of a snapshot, and returns it.
     pub(crate) fn begin_change(&mut self, key: &str) -> Result<LoadedSnapshot, Obstacle> {
+        if self.is_uncommitted(key) {
+            // Not NOT_FOUND: containerd may know it.
+            let what = format!("the snapshot {key:?} has been committed; repeat the request");
+            return Err(RequestError::Unavailable(what).into());
+        }
         let found = self.settled(key)?.clone();
         self.slots
             .insert(key.to_owned(), Slot::Changing(found.clone()));
         Ok(found)
     }
 
-    /// Begins the removal of a snapshot, and returns it. Fails if it has children.
-    pub(crate) fn begin_removal(&mut self, key: &str) -> Result<LoadedSnapshot, Obstacle> {
-        self.settled(key)?;
+    /// Begins the removal of a snapshot. Fails if it has children.
+    ///
+    /// containerd requests the removal only of a snapshot that it does not know. So if it is a committed one, and containerd
+    /// may know it by the key of the active one, that must exist again before.
+    pub(crate) fn begin_removal(&mut self, key: &str) -> Result<RemovalBegun, Obstacle> {
+        if !self.slots.contains_key(key) && self.commits.answer_active(key) {
+            return Ok(RemovalBegun::Committed);
+        }
+        let found = self.settled(key)?;
         if let Some(count) = self.children.get(key) {
             let what = format!("cannot remove the snapshot {key:?}: it has {count} children");
             return Err(RequestError::Precondition(what).into());
         }
-        self.begin_change(key)
+        match self.commits.active_of(&found.record).map(str::to_owned) {
+            Some(active) if !is_disabled("split of an unanswered commit") => {
+                self.begin_split_of(&active, key).map(RemovalBegun::Split)
+            }
+            _ => self.begin_change(key).map(RemovalBegun::Snapshot),
+        }
+    }
+
+    /// Begins to create the active snapshot of an unanswered commit again. Returns `None` for any other snapshot.
+    pub(crate) fn begin_split(&mut self, active: &str) -> Result<Option<SplitBegun>, Obstacle> {
+        match self.slots.get(active) {
+            None => {}
+            Some(Slot::Settled(_) | Slot::Unknown { .. }) => return Ok(None),
+            // It may be a commit whose client has gone.
+            Some(Slot::Reserved { .. } | Slot::Changing(_)) => {
+                return Err(Obstacle::Wait(active.to_owned()));
+            }
+        }
+        let committed = self.commits.committed(active).map(str::to_owned);
+        let begun = committed.map(|committed| self.begin_split_of(active, &committed));
+        begun.transpose()
+    }
+
+    fn begin_split_of(&mut self, active: &str, committed: &str) -> Result<SplitBegun, Obstacle> {
+        let found = self.settled(committed)?;
+        let parent = found.record.parent.clone();
+        let reservation = self.reserve_slot(active, ContainerdKind::Active, parent.as_deref())?;
+        Ok(SplitBegun {
+            name: reservation.name,
+            active: active.to_owned(),
+            committed: self.begin_change(committed)?,
+        })
+    }
+
+    /// Begins to change all committed snapshots that retain the snapshots of commands, and whose commit will not be undone.
+    pub(crate) fn begin_cleanup(&mut self) -> Vec<LoadedSnapshot> {
+        let settled = self.slots.values().filter_map(|slot| match slot {
+            Slot::Settled(found) if found.record.snapshots_before > 0 => Some(found),
+            _ => None,
+        });
+        let answered = settled.filter(|found| self.commits.active_of(&found.record).is_none());
+        let found: Vec<_> = answered.cloned().collect();
+        for one in &found {
+            let slot = Slot::Changing(one.clone());
+            self.slots.insert(one.record.key.clone(), slot);
+        }
+        found
     }
 
     /// Removes a key, if its reservation failed or its snapshot was removed or has another key now.
     pub(crate) fn remove(&mut self, key: &str) {
-        let Some((parent, name)) = self.slots.remove(key).map(Slot::into_claims) else {
+        let Some(slot) = self.slots.remove(key) else {
             return;
         };
+        if let Some(snapshot) = slot.snapshot() {
+            self.commits.remove(&snapshot.record);
+        }
+        self.release_claims(slot);
+    }
+
+    fn release_claims(&mut self, slot: Slot) {
+        let (parent, name) = slot.into_claims();
         self.names.remove(&name);
         let Some(parent) = parent else {
             return;
@@ -298,7 +488,18 @@ impl Index {
 
     /// Records the current state of a snapshot: its key is no longer reserved, and no request changes it.
     pub(crate) fn settle(&mut self, snapshot: LoadedSnapshot) {
-        self.remove(&snapshot.record.key.clone());
+        let record = &snapshot.record;
+        let was = self.slots.remove(&record.key);
+        let was_from = was.as_ref().and_then(Slot::snapshot);
+        let was_from = was_from.and_then(|was| was.record.committed_from.as_ref());
+        if was_from != record.committed_from.as_ref() {
+            self.commits.add(&snapshot);
+        }
+        // A later removal of this snapshot must not reveal that of an earlier commit.
+        self.commits.answer_active(&record.key);
+        if let Some(slot) = was {
+            self.release_claims(slot);
+        }
         self.insert(snapshot);
     }
 
@@ -355,230 +556,5 @@ impl Index {
 }
 
 #[cfg(test)]
-mod tests {
-    use cowl::store::containerd::ContainerdRecord;
-
-    use super::*;
-    use crate::filter::Filters;
-
-    fn snapshot(
-        key: &str,
-        kind: ContainerdKind,
-        parent: Option<&str>,
-        name: ContainerName,
-    ) -> LoadedSnapshot {
-        LoadedSnapshot {
-            id: ContainerId::fresh(),
-            name,
-            record: ContainerdRecord {
-                key: key.to_owned(),
-                kind,
-                parent: parent.map(str::to_owned),
-                labels: BTreeMap::new(),
-                created: String::new(),
-                updated: String::new(),
-                committed_from: None,
-                frozen: kind == ContainerdKind::Committed,
-                extra: Default::default(),
-            },
-        }
-    }
-
-    /// Creates a snapshot as a request does.
-    fn create(index: &mut Index, key: &str, kind: ContainerdKind, parent: Option<&str>) -> String {
-        let reservation = index.reserve(key, kind, parent).unwrap();
-        let name = reservation.name.clone();
-        index.settle(snapshot(key, kind, parent, reservation.name));
-        name.to_string()
-    }
-
-    fn refusal<T: std::fmt::Debug>(done: Result<T, Obstacle>) -> &'static str {
-        match done.unwrap_err() {
-            Obstacle::Wait(_) => "wait",
-            Obstacle::Refused(RequestError::NotFound(_)) => "not found",
-            Obstacle::Refused(RequestError::AlreadyExists(_)) => "already exists",
-            Obstacle::Refused(RequestError::Precondition(_)) => "precondition",
-            Obstacle::Refused(RequestError::Unknown(_)) => "unknown",
-            Obstacle::Refused(_) => "other",
-        }
-    }
-
-    #[test]
-    fn a_key_is_reserved_until_its_request_ends() {
-        let mut index = Index::default();
-        create(&mut index, "base", ContainerdKind::Committed, None);
-        index
-            .reserve("ns/1/web", ContainerdKind::Active, Some("base"))
-            .unwrap();
-        let reserve = |index: &mut Index, key: &str| {
-            index.reserve(key, ContainerdKind::Active, None).map(drop)
-        };
-        assert_eq!(refusal(reserve(&mut index, "ns/1/web")), "wait");
-        assert_eq!(refusal(index.begin_removal("ns/1/web")), "wait");
-        // The child that is being created protects its parent.
-        assert_eq!(refusal(index.begin_removal("base")), "precondition");
-        assert!(index.get("ns/1/web").is_err());
-        index.remove("ns/1/web");
-        assert_eq!(refusal(index.begin_removal("ns/1/web")), "not found");
-        index.begin_removal("base").unwrap();
-        // A parent that is being removed gets no children.
-        let child = index.reserve("child", ContainerdKind::Active, Some("base"));
-        assert_eq!(refusal(child), "wait");
-        index.remove("base");
-        assert_eq!(
-            (index.len(), index.names.len(), index.children.len()),
-            (0, 0, 0)
-        );
-    }
-
-    #[test]
-    fn a_key_with_an_unknown_result_remains_reserved() {
-        let mut index = Index::default();
-        create(&mut index, "base", ContainerdKind::Committed, None);
-        let active = ContainerdKind::Active;
-        let name = create(&mut index, "ns/1/web", active, Some("base"));
-        index.begin_commit("ns/1/web", "new").unwrap();
-        for key in ["ns/1/web", "new"] {
-            index.retain(key);
-        }
-        // containerd knows this one, and inspects it with all others to list them.
-        let last = index.get("ns/1/web").unwrap();
-        assert_eq!(
-            (&*last.record.key, last.name.as_str()),
-            ("ns/1/web", &*name)
-        );
-        assert_eq!(refusal(index.get("new").map_err(Obstacle::from)), "unknown");
-        for key in ["ns/1/web", "new"] {
-            assert_eq!(refusal(index.begin_change(key)), "unknown");
-            assert_eq!(refusal(index.begin_removal(key)), "unknown");
-            assert_eq!(refusal(index.reserve(key, active, None)), "unknown");
-            assert_eq!(refusal(index.reserve("x", active, Some(key))), "unknown");
-        }
-        let listed: Vec<_> = index.after(None, 9).map(|one| &one.record.key).collect();
-        assert_eq!(listed, ["base"]);
-        // Its snapshot may exist, with this parent and this name.
-        assert_eq!(refusal(index.begin_removal("base")), "precondition");
-        assert_ne!(create(&mut index, "ns/2/web", active, Some("base")), name);
-    }
-
-    #[test]
-    fn a_commit_moves_a_snapshot_to_another_key() {
-        let mut index = Index::default();
-        create(&mut index, "base", ContainerdKind::Committed, None);
-        create(&mut index, "active", ContainerdKind::Active, Some("base"));
-        assert_eq!(
-            refusal(index.begin_commit("active", "base")),
-            "already exists"
-        );
-        assert_eq!(refusal(index.begin_commit("base", "new")), "precondition");
-        let begun = index.begin_commit("active", "new").unwrap();
-        assert!(!begun.is_in_effect);
-        let name = begun.name;
-        assert_eq!(refusal(index.begin_commit("active", "other")), "wait");
-        assert_eq!(refusal(index.begin_change("active")), "wait");
-        index.remove("active");
-        index.remove("new");
-        index.settle(snapshot(
-            "new",
-            ContainerdKind::Committed,
-            Some("base"),
-            name,
-        ));
-        assert!(index.get("active").is_err());
-        assert_eq!(
-            refusal(index.begin_commit("unknown", "new")),
-            "already exists"
-        );
-        assert_eq!(refusal(index.begin_commit("unknown", "other")), "not found");
-        assert_eq!(refusal(index.begin_removal("base")), "precondition");
-        index.begin_removal("new").unwrap();
-        index.remove("new");
-        index.begin_removal("base").unwrap();
-    }
-
-    #[test]
-    fn a_commit_is_repeated_if_containerd_does_not_know_its_result() {
-        let mut index = Index::default();
-        let active = ContainerdKind::Active;
-        create(&mut index, "active", active, None);
-        let done = |index: &mut Index, new: &str, old: &[&str]| {
-            let begun = index.begin_commit("active", new).unwrap();
-            let is_in_effect = begun.is_in_effect;
-            let mut after = snapshot(new, ContainerdKind::Committed, None, begun.name);
-            after.record.committed_from = Some("active".to_owned());
-            for key in old.iter().copied().chain([new]) {
-                index.remove(key);
-            }
-            index.settle(after);
-            is_in_effect
-        };
-        assert!(!done(&mut index, "new", &["active"]));
-        assert!(done(&mut index, "new", &[]));
-        let first = index.get("new").unwrap().name.clone();
-        // The transaction of containerd was undone, and the number in its keys may have increased since.
-        assert!(done(&mut index, "new2", &["new"]));
-        assert!(index.get("new").is_err());
-        assert_ne!(index.get("new2").unwrap().name, first);
-        assert_eq!((index.len(), index.names.len()), (1, 1));
-        // While the repetition runs.
-        index.begin_commit("active", "new3").unwrap();
-        assert_eq!(refusal(index.begin_commit("active", "new4")), "wait");
-        assert_eq!(refusal(index.begin_removal("new2")), "wait");
-        index.remove("new3");
-        let name = index.get("new2").unwrap().name.clone();
-        let mut again = snapshot("new2", ContainerdKind::Committed, None, name);
-        again.record.committed_from = Some("active".to_owned());
-        index.settle(again);
-        create(&mut index, "child", active, Some("new2"));
-        assert_eq!(
-            refusal(index.begin_commit("active", "new3")),
-            "precondition"
-        );
-        // Another snapshot with the key of the first one.
-        create(&mut index, "active", active, None);
-        assert_eq!(
-            refusal(index.begin_commit("active", "new2")),
-            "already exists"
-        );
-        assert!(!index.begin_commit("active", "new5").unwrap().is_in_effect);
-    }
-
-    #[test]
-    fn names_are_not_assigned_twice() {
-        let taken = ContainerName::parse("ctr.ns.web").unwrap();
-        let mut index = Index::new(Vec::new(), [taken]);
-        create(&mut index, "base", ContainerdKind::Committed, None);
-        let mut create = |key: &str| create(&mut index, key, ContainerdKind::Active, Some("base"));
-        let first = create("ns/1/web");
-        assert_ne!(first, "ctr.ns.web");
-        assert_eq!(create("ns/2/db"), "ctr.ns.db");
-        let again = create("ns/3/db");
-        assert!(again != "ctr.ns.db" && again != first, "{again}");
-    }
-
-    #[test]
-    fn a_million_snapshots_are_listed_in_parts() {
-        const COUNT: usize = 1_000_000;
-        let name = ContainerName::parse("ctr.x").unwrap();
-        let all = (0..COUNT).map(|number| {
-            let key = format!("ns/{number}/x");
-            snapshot(&key, ContainerdKind::Active, None, name.clone())
-        });
-        let index = Index::new(all.collect(), []);
-        let filters = Filters::parse(&["name~=/00000\\/x$/".to_owned()]).unwrap();
-        let (mut last, mut found, mut seen) = (None::<String>, 0, 0);
-        loop {
-            let part: Vec<_> = index.after(last.as_deref(), 100).collect();
-            let Some(end) = part.last() else {
-                break;
-            };
-            last = Some(end.record.key.clone());
-            seen += part.len();
-            found += part
-                .iter()
-                .filter(|one| filters.matches(&one.record))
-                .count();
-        }
-        assert_eq!((seen, found), (COUNT, 9));
-    }
-}
+#[path = "index_tests.rs"]
+mod tests;

@@ -7,7 +7,7 @@
 //! - `service`: the gRPC service. Its messages are in `messages`, the generated code in `server`.
 //! - `operations`: the requests that use the store.
 //! - `manager`: the index and the store.
-//! - `index`: the snapshots by key.
+//! - `index`: the snapshots by key. `unanswered`: commits that containerd may not have recorded.
 //! - `filter`, `listener`, `logging`: filters of lists, the socket, the log.
 //! - `error`: errors and status codes.
 
@@ -23,6 +23,7 @@ mod operations;
 mod server;
 mod service;
 mod serving;
+mod unanswered;
 
 fn main() -> std::process::ExitCode {
     cli::main()

@@ -14,7 +14,7 @@ use tokio::sync::futures::Notified;
 
 use crate::error::{RequestError, Result};
 use crate::filter::Filters;
-use crate::index::{Index, Obstacle};
+use crate::index::{Index, Obstacle, Part};
 
 /// A request that uses the store, in two steps.
 pub(crate) trait Operation: Send + 'static {
@@ -100,9 +100,9 @@ impl Manager {
 
     /// Returns whether a layer is being unpacked into a snapshot, which will be committed.
     pub(crate) fn is_unpacked(&self, key: &str) -> bool {
-        self.index()
-            .get(key)
-            .is_ok_and(|found| found.record.is_unpacked())
+        let index = self.index();
+        let found = index.get(key);
+        !index.is_uncommitted(key) && found.is_ok_and(|found| found.record.is_unpacked())
     }
 
     /// Syncs the file system unless another early sync runs, so that less remains for the sync of a commit.
@@ -117,19 +117,21 @@ impl Manager {
 
     /// Returns the properties of a snapshot.
     pub(crate) fn stat(&self, key: &str) -> Result<ContainerdRecord> {
-        Ok(self.index().get(key)?.record.clone())
+        Ok(self.index().get_known(key)?.record.clone())
     }
 
-    /// Returns up to `count` snapshots after the key `after`, those that match, and the last key that was inspected.
+    /// Returns up to `count` snapshots of a part after the key `after`, those that match, and the last key that was
+    /// inspected.
     pub(crate) fn list(
         &self,
         filters: &Filters,
+        part: Part,
         after: Option<&str>,
         count: usize,
     ) -> (Vec<ContainerdRecord>, Option<String>) {
         let index = self.index();
         let (mut found, mut last) = (Vec::new(), None);
-        for snapshot in index.after(after, count) {
+        for snapshot in index.after(part, after, count) {
             last = Some(&snapshot.record.key);
             if filters.matches(&snapshot.record) {
                 found.push(snapshot.record.clone());
@@ -213,6 +215,12 @@ impl<'m> Change<'m> {
         }
     }
 
+    /// Adds a reserved key.
+    pub(crate) fn with(mut self, key: &str) -> Self {
+        self.keys.push(key.to_owned());
+        self
+    }
+
     /// Leaves the keys reserved until the program is restarted, because the state of the store is unknown.
     ///
     /// Requests on them fail with UNAVAILABLE. So containerd neither considers the snapshot unknown nor creates it again.
@@ -231,11 +239,26 @@ impl<'m> Change<'m> {
         }
     }
 
+    /// Records that the snapshots of the keys were removed; the keys remain reserved. Returns the change of these keys and
+    /// of those of `other`.
+    pub(crate) fn vacate_for(mut self, mut other: Self) -> Self {
+        let mut index = self.manager.index();
+        let keys = std::mem::take(&mut self.keys);
+        for key in &keys {
+            index.vacate(key);
+        }
+        other.keys.extend(keys);
+        drop(index);
+        other
+    }
+
     /// Ends the change: the snapshot exists, and the other keys do not.
     pub(crate) fn settle(mut self, snapshot: LoadedSnapshot) {
         let mut index = self.manager.index();
         for key in std::mem::take(&mut self.keys) {
-            index.remove(&key);
+            if key != snapshot.record.key {
+                index.remove(&key);
+            }
         }
         index.settle(snapshot);
     }

@@ -12,7 +12,7 @@ use cowl::store::manifest::{ContainerId, Measured};
 use cowl_layers::shown::Show as _;
 
 use crate::error::{RequestError, Result};
-use crate::index::{CommitBegun, Index, Obstacle, Reservation};
+use crate::index::{CommitBegun, Index, Obstacle, RemovalBegun, Reservation, SplitBegun};
 use crate::manager::{Change, Found, Manager, Operation};
 
 /// The maximum length of a key in bytes.
@@ -61,12 +61,7 @@ impl Operation for Prepare {
         let (id, record) = match snapshots::prepare(store, request) {
             Ok(prepared) => prepared,
             Err(error) => {
-                // If only a sync failed, the snapshot exists.
-                match manager.find_in_store(&self.key) {
-                    Found::Yes(found) => change.settle(*found),
-                    Found::No => {}
-                    Found::Unknown => change.retain_keys(),
-                }
+                settle_failed_creation(manager, change, &self.key);
                 return Err(error.into());
             }
         };
@@ -84,6 +79,69 @@ impl Operation for Prepare {
                 Err(error.into())
             }
         }
+    }
+}
+
+/// Creates the active snapshot again that was committed, if containerd may not have recorded that.
+#[derive(Debug)]
+pub(crate) struct Split {
+    pub key: String,
+}
+
+impl Operation for Split {
+    type Begun = Option<SplitBegun>;
+    type Done = ();
+
+    fn begin(&self, manager: &Manager, index: &mut Index) -> Result<Self::Begun, Obstacle> {
+        if index.is_uncommitted(&self.key) {
+            manager.refuse_unknown_keys()?;
+        }
+        index.begin_split(&self.key)
+    }
+
+    fn perform(self, manager: &Manager, begun: Self::Begun) -> Result<()> {
+        let Some(begun) = begun else {
+            return Ok(());
+        };
+        let change = Change::new(manager, [&*begun.committed.record.key]);
+        let done = split(manager, &begun);
+        change.settle(begun.committed);
+        done
+    }
+}
+
+/// Creates the active snapshot of a split. The caller must settle the committed one.
+fn split(manager: &Manager, begun: &SplitBegun) -> Result<()> {
+    let SplitBegun {
+        name,
+        active,
+        committed,
+    } = begun;
+    let change = Change::new(manager, [&**active]);
+    match snapshots::uncommit(manager.store(), committed.id, name) {
+        Ok((id, record)) => {
+            log::info!(
+                "{} exists again: containerd may not have recorded its commit as {}",
+                active.shown(),
+                committed.record.key.shown()
+            );
+            let name = name.clone();
+            change.settle(LoadedSnapshot { id, name, record });
+            Ok(())
+        }
+        Err(error) => {
+            settle_failed_creation(manager, change, active);
+            Err(error.into())
+        }
+    }
+}
+
+/// Ends the change of a key whose snapshot could not be created. If only a sync failed, the snapshot exists.
+fn settle_failed_creation(manager: &Manager, change: Change<'_>, key: &str) {
+    match manager.find_in_store(key) {
+        Found::Yes(found) => change.settle(*found),
+        Found::No => {}
+        Found::Unknown => change.retain_keys(),
     }
 }
 
@@ -139,8 +197,25 @@ impl Operation for Commit {
             name,
             found,
             is_in_effect,
+            replaced,
         } = begun;
-        let change = Change::new(manager, [&*found.record.key, &*self.new]);
+        let change = Change::new(manager, [&*found.record.key]);
+        let change = match replaced {
+            None => change.with(&self.new),
+            Some(replaced) => {
+                log::info!(
+                    "{} is replaced: containerd has not recorded its commit",
+                    self.new.shown()
+                );
+                match remove(manager, &self.new, replaced) {
+                    Ok(removed) => removed.vacate_for(change),
+                    Err(error) => {
+                        change.settle(found);
+                        return Err(error);
+                    }
+                }
+            }
+        };
         let request = CommitRequest {
             name: name.clone(),
             key: self.new,
@@ -184,11 +259,22 @@ pub(crate) struct Remove {
 }
 
 impl Operation for Remove {
-    type Begun = LoadedSnapshot;
+    type Begun = RemovalBegun;
     type Done = ();
 
-    fn begin(&self, _: &Manager, index: &mut Index) -> Result<LoadedSnapshot, Obstacle> {
-        index.begin_removal(&self.key).map_err(|why| match why {
+    fn begin(&self, manager: &Manager, index: &mut Index) -> Result<RemovalBegun, Obstacle> {
+        let permitted = match index.is_unanswered(&self.key) {
+            // Its removal would create a key.
+            true => manager.refuse_unknown_keys().map_err(Obstacle::from),
+            false => Ok(()),
+        };
+        let begun = permitted.and_then(|()| index.begin_removal(&self.key));
+        begun.map_err(|why| match why {
+            Obstacle::Refused(RequestError::NotFound(other)) if other != self.key => {
+                let (key, other) = (self.key.shown(), other.shown());
+                let what = format!("the snapshot {key} needs {other}, which does not exist");
+                RequestError::Precondition(what).into()
+            }
             Obstacle::Refused(error) => error.removal_not_begun().into(),
             wait @ Obstacle::Wait(_) => wait,
         })
@@ -198,25 +284,42 @@ impl Operation for Remove {
         RequestError::still_running(key).removal_not_begun()
     }
 
-    fn perform(self, manager: &Manager, found: LoadedSnapshot) -> Result<()> {
-        let (store, key) = (manager.store(), &self.key);
-        let change = Change::new(manager, [&**key]);
-        let done = snapshots::remove(store, found.id, Protected::Refuse);
-        reap_daemons();
-        match (done, snapshots::reload(store, found.id)) {
-            (Ok(()), _) => Ok(()),
-            (Err(error), Ok(None)) => {
-                log::warn!(
-                    "{error}; the snapshot {} is removed nevertheless",
-                    key.shown()
-                );
-                Ok(())
-            }
-            (Err(error), Ok(Some(_)) | Err(_)) => {
-                log::warn!("the snapshot {} remains: {error}", key.shown());
-                change.settle(found);
-                Err(RequestError::not_removed(&error))
-            }
+    fn perform(self, manager: &Manager, begun: RemovalBegun) -> Result<()> {
+        remove(manager, &self.key, begun).map(drop)
+    }
+}
+
+/// Performs a removal. If it fails, the snapshot is settled. Otherwise returns the change, whose end releases the key.
+fn remove<'m>(manager: &'m Manager, key: &str, begun: RemovalBegun) -> Result<Change<'m>> {
+    let store = manager.store();
+    let (found, split_first) = match begun {
+        RemovalBegun::Committed => return Ok(Change::new(manager, [])),
+        RemovalBegun::Snapshot(found) => (found, None),
+        RemovalBegun::Split(begun) => (begun.committed.clone(), Some(begun)),
+    };
+    let change = Change::new(manager, [key]);
+    if let Some(begun) = split_first
+        && let Err(error) = split(manager, &begun)
+    {
+        log::warn!("the snapshot {} remains: {error}", key.shown());
+        change.settle(found);
+        return Err(RequestError::Precondition(error.to_string()));
+    }
+    let done = snapshots::remove(store, found.id, Protected::Refuse);
+    reap_daemons();
+    match (done, snapshots::reload(store, found.id)) {
+        (Ok(()), _) => Ok(change),
+        (Err(error), Ok(None)) => {
+            log::warn!(
+                "{error}; the snapshot {} is removed nevertheless",
+                key.shown()
+            );
+            Ok(change)
+        }
+        (Err(error), Ok(Some(_)) | Err(_)) => {
+            log::warn!("the snapshot {} remains: {error}", key.shown());
+            change.settle(found);
+            Err(RequestError::not_removed(&error))
         }
     }
 }
@@ -233,6 +336,7 @@ impl<E: FnOnce(Labels) -> Labels + Send + 'static> Operation for Update<E> {
     type Done = ContainerdRecord;
 
     fn begin(&self, _: &Manager, index: &mut Index) -> Result<LoadedSnapshot, Obstacle> {
+        index.get_known(&self.key)?;
         index.begin_change(&self.key)
     }
 
@@ -271,20 +375,29 @@ impl Operation for Usage {
     }
 }
 
-/// Frees the space of removed snapshots.
+/// Frees the space of removed snapshots, and of what committed ones retained in case that containerd did not know them.
 #[derive(Debug)]
 pub(crate) struct CleanUp;
 
 impl Operation for CleanUp {
-    type Begun = ();
+    type Begun = Vec<LoadedSnapshot>;
     type Done = ();
 
-    fn begin(&self, _: &Manager, _: &mut Index) -> Result<(), Obstacle> {
-        Ok(())
+    fn begin(&self, _: &Manager, index: &mut Index) -> Result<Self::Begun, Obstacle> {
+        Ok(index.begin_cleanup())
     }
 
-    fn perform(self, manager: &Manager, (): ()) -> Result<()> {
+    fn perform(self, manager: &Manager, begun: Self::Begun) -> Result<()> {
         reap_daemons();
+        let change = |found: LoadedSnapshot| (Change::new(manager, [&*found.record.key]), found);
+        let changes: Vec<_> = begun.into_iter().map(change).collect();
+        for (change, mut found) in changes {
+            match snapshots::drop_snapshots(manager.store(), found.id) {
+                Ok(record) => found.record = record,
+                Err(error) => log::warn!("{error}; the next collection repeats it"),
+            }
+            change.settle(found);
+        }
         cowl::store::collect::collect_waiting(manager.store())?;
         Ok(())
     }

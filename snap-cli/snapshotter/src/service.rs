@@ -17,13 +17,13 @@ use tonic::{Request, Response, Status};
 
 use crate::error::{RequestError, Result};
 use crate::filter::Filters;
-use crate::index::Obstacle;
+use crate::index::{Obstacle, Part};
 use crate::manager::{Manager, Operation};
 use crate::messages::{
     CleanupRequest, CommitRequest, Empty, InfoList, InfoReply, KeyRequest, ListRequest, Mount,
     MountList, PrepareRequest, SnapshotInfo, SnapshotKind, UpdateRequest, UsageReply,
 };
-use crate::operations::{CleanUp, Commit, Labels, Mounts, Prepare, Remove, Update, Usage};
+use crate::operations::{CleanUp, Commit, Labels, Mounts, Prepare, Remove, Split, Update, Usage};
 use crate::server::snapshots_server::Snapshots;
 
 /// The number of requests that use the store at the same time.
@@ -97,6 +97,12 @@ impl Service {
         }
     }
 
+    /// Creates an active snapshot again if it was committed and containerd may not have recorded that.
+    async fn split(&self, key: &str) -> Result<(), Status> {
+        let key = key.to_owned();
+        self.run(Split { key }).await
+    }
+
     async fn prepare(&self, request: PrepareRequest, kind: ContainerdKind) -> Reply<MountList> {
         let PrepareRequest {
             key,
@@ -157,6 +163,7 @@ impl Snapshots for Service {
 
     async fn mounts(&self, request: Request<KeyRequest>) -> Reply<MountList> {
         let KeyRequest { key, .. } = request.into_inner();
+        self.split(&key).await?;
         let bind = self.run(Mounts { key }).await?;
         Ok(Response::new(mount_list(&bind)?))
     }
@@ -195,6 +202,7 @@ impl Snapshots for Service {
         let fields = update_mask.map(|mask| mask.paths).unwrap_or_default();
         let edit = LabelEdit::parse(fields, info.labels)?;
         let key = info.name;
+        self.split(&key).await?;
         let edit = move |labels| edit.apply(labels);
         let record = self.run(Update { key, edit }).await?;
         Ok(Response::new(info_reply(record)))
@@ -241,11 +249,17 @@ async fn send_list(
     filters: Arc<Filters>,
     send: Sender<Result<InfoList, Status>>,
 ) {
-    let mut after = None::<String>;
-    while !send.is_closed() {
+    // containerd removes snapshots in the order of the list. If it knows neither snapshot of a commit, that of the active one
+    // has to be removed first: otherwise the removal of the other one would create it again.
+    let mut parts = [Part::Uncommitted, Part::Existing].into_iter();
+    let (mut now, mut after) = (parts.next(), None::<String>);
+    while let Some(part) = now
+        && !send.is_closed()
+    {
         let (manager, filters) = (Arc::clone(&manager), Arc::clone(&filters));
-        let part = spawn_blocking(move || manager.list(&filters, after.as_deref(), LIST_PART));
-        let (found, last) = match part.await {
+        let found =
+            spawn_blocking(move || manager.list(&filters, part, after.as_deref(), LIST_PART));
+        let (found, last) = match found.await {
             Ok(part) => part,
             Err(error) => {
                 log::error!("a list has panicked: {error}");
@@ -256,7 +270,7 @@ async fn send_list(
             }
         };
         if last.is_none() {
-            return;
+            now = parts.next();
         }
         after = last;
         let info: Vec<_> = found.into_iter().map(info).collect();

@@ -21,7 +21,12 @@ fn open(dir: &std::path::Path) -> Store {
     Store::open_or_make(&dir.join("store"), session).unwrap()
 }
 
-/// Returns a service whose store has the committed snapshot `base`, and the container of that.
+fn label(value: &str) -> Labels {
+    Labels::from([("label".to_owned(), value.to_owned())])
+}
+
+/// Returns a service whose store has the committed snapshot `base`, which was the active snapshot `active`, and the
+/// container of that.
 fn with_base(dir: &std::path::Path) -> (Arc<Service>, ContainerId) {
     let store = open(dir);
     let name = |text| ContainerName::parse(text).unwrap();
@@ -32,19 +37,34 @@ fn with_base(dir: &std::path::Path) -> (Arc<Service>, ContainerId) {
             key: "active".to_owned(),
             kind: ContainerdKind::Active,
             parent: None,
-            labels: Labels::new(),
+            labels: label("before"),
         },
     )
     .unwrap();
     let request = snapshots::CommitRequest {
         name: name("ctr.base"),
         key: "base".to_owned(),
-        labels: Labels::new(),
+        labels: label("after"),
     };
     snapshots::commit(&store, id, request, || Ok(())).unwrap();
+    drop(store);
+    (serve(dir), id)
+}
+
+/// Returns a service of the store in a directory.
+fn serve(dir: &std::path::Path) -> Arc<Service> {
+    let store = open(dir);
     let alone = store.lock_containerd().unwrap();
-    let manager = Arc::new(Manager::open(store, alone).unwrap());
-    (Arc::new(Service::new(manager)), id)
+    let manager = Manager::open(store, alone).unwrap();
+    Arc::new(Service::new(Arc::new(manager)))
+}
+
+/// Returns the keys and kinds of the snapshots in the store.
+fn stored(dir: &std::path::Path) -> Vec<(String, ContainerdKind)> {
+    let all = snapshots::load(&open(dir)).unwrap().snapshots.into_iter();
+    let mut all: Vec<_> = all.map(|one| (one.record.key, one.record.kind)).collect();
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
 }
 
 fn update(key: &str) -> Update<impl FnOnce(Labels) -> Labels + Send + use<>> {
@@ -166,7 +186,7 @@ fn a_snapshot_with_an_unknown_result_is_neither_created_again_nor_ends_a_collect
             assert_eq!(done.unwrap_err().code(), code);
         }
         let all = Filters::parse(&[]).unwrap();
-        let listed = service.manager.list(&all, None, 9).0;
+        let listed = service.manager.list(&all, Part::Existing, None, 9).0;
         assert_eq!(listed.len(), 1, "{listed:?}");
     });
 }
@@ -202,4 +222,198 @@ fn a_commit_whose_reply_was_lost_is_repeated_with_the_same_or_another_key() {
         service.run(commit("again")).await.unwrap();
         assert_eq!(stored().0, "again");
     });
+}
+
+#[test]
+fn a_commit_whose_reply_was_lost_is_undone_by_the_removal_of_its_result() {
+    let dir = tempfile::tempdir().unwrap();
+    let (service, base) = with_base(dir.path());
+    let manifest = open(dir.path()).paths().container_file(base);
+    let intact = std::fs::read(&manifest).unwrap();
+    let remove = |key: &str| Remove {
+        key: key.to_owned(),
+    };
+    let (active, committed) = (ContainerdKind::Active, ContainerdKind::Committed);
+    run(async {
+        // Its labels are needed.
+        std::fs::write(&manifest, "{").unwrap();
+        let refused = service.run(remove("base")).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+        // containerd must not create it again.
+        let key = "active".to_owned();
+        let unknown = service.mounts(Request::new(KeyRequest {
+            key,
+            ..Default::default()
+        }));
+        assert_eq!(unknown.await.unwrap_err().code(), Code::Unavailable);
+        std::fs::write(&manifest, intact).unwrap();
+    });
+    assert_eq!(stored(dir.path()), [("base".to_owned(), committed)]);
+    // containerd inspects the active snapshot, to list it.
+    service.manager.stat("active").unwrap();
+    drop(service);
+
+    let service = serve(dir.path());
+    run(async {
+        service.run(remove("base")).await.unwrap();
+        assert_eq!(stored(dir.path()), [("active".to_owned(), active)]);
+        let stat = service.manager.stat("active").unwrap();
+        assert_eq!(stat.kind, active);
+        assert_eq!(stat.labels, label("before"));
+        service.run(remove("active")).await.unwrap();
+        let gone = service.run(remove("active")).await.unwrap_err();
+        assert_eq!(gone.code(), Code::NotFound);
+        service.run(CleanUp).await.unwrap();
+    });
+    assert_eq!(stored(dir.path()), []);
+    for objects in ["layers", "containers", "trash"] {
+        let left = dir.path().join("store").join(objects);
+        assert_eq!(left.read_dir().unwrap().count(), 0, "{objects}");
+    }
+}
+
+#[test]
+fn both_snapshots_of_an_unanswered_commit_exist_once_containerd_uses_the_active_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (service, _) = with_base(dir.path());
+    let key = |key: &str| key.to_owned();
+    let (active, committed) = (ContainerdKind::Active, ContainerdKind::Committed);
+    run(async {
+        let listed = |part| {
+            let all = Filters::parse(&[]).unwrap();
+            service.manager.list(&all, part, None, 9).0
+        };
+        let usage = service.run(Usage { key: key("active") }).await.unwrap();
+        assert_eq!(
+            usage,
+            service.run(Usage { key: key("base") }).await.unwrap()
+        );
+        assert_eq!(listed(Part::Uncommitted).len(), 1);
+        service.split("active").await.unwrap();
+        let both = [(key("active"), active), (key("base"), committed)];
+        assert_eq!(stored(dir.path()), both);
+        assert_eq!(listed(Part::Uncommitted), []);
+        // Neither changes anything.
+        service.split("active").await.unwrap();
+        service.split("base").await.unwrap();
+        service.run(update("active")).await.unwrap();
+        let commit = Commit {
+            key: key("active"),
+            new: key("again"),
+            labels: Labels::new(),
+        };
+        service.run(commit).await.unwrap();
+        let both = [(key("again"), committed), (key("base"), committed)];
+        assert_eq!(stored(dir.path()), both);
+        // containerd knows neither: it removes what the list contains first.
+        for key in ["active", "base", "again"].map(key) {
+            service.run(Remove { key }).await.unwrap();
+        }
+    });
+    assert_eq!(stored(dir.path()), []);
+}
+
+#[test]
+fn a_commit_is_repeated_with_the_same_key_after_containerd_has_used_the_active_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let (service, _) = with_base(dir.path());
+    let store = open(dir.path());
+    let found = |key: &str| {
+        let mut all = snapshots::load(&store).unwrap().snapshots.into_iter();
+        all.find(|one| one.record.key == key).unwrap()
+    };
+    let stack = |id| store.container(id).unwrap().unwrap().body.stack;
+    let commit = |key: &str| Commit {
+        key: key.to_owned(),
+        new: "base".to_owned(),
+        labels: label("again"),
+    };
+    let both = [
+        ("active".to_owned(), ContainerdKind::Active),
+        ("base".to_owned(), ContainerdKind::Committed),
+    ];
+    run(async {
+        for restart in [false, true] {
+            service.split("active").await.unwrap();
+            assert_eq!(stored(dir.path()), both);
+            let active = found("active").id;
+            let head = stack(active)[0];
+            if !restart {
+                service.run(commit("active")).await.unwrap();
+                assert_eq!(found("base").id, active);
+                assert_eq!(stack(active)[0], head);
+                assert_eq!(stored(dir.path()), both[1..]);
+                assert_eq!(found("base").record.labels, label("again"));
+            }
+        }
+    });
+    drop(service);
+
+    // Another snapshot gets the key of a commit that is unanswered again: its active snapshot is restored.
+    let service = serve(dir.path());
+    run(async {
+        service.run(commit("active")).await.unwrap();
+        let other = Prepare {
+            key: "other".to_owned(),
+            kind: ContainerdKind::Active,
+            parent: None,
+            labels: Labels::new(),
+        };
+        let (key, kind) = (other.key.clone(), other.kind);
+        let Ok(begun) = service.manager.begin(&other) else {
+            panic!("the key is unused");
+        };
+        let (id, record) = snapshots::prepare(
+            &store,
+            snapshots::PrepareRequest {
+                name: begun.name.clone(),
+                key: key.clone(),
+                kind,
+                parent: None,
+                labels: Labels::new(),
+            },
+        )
+        .unwrap();
+        let name = begun.name;
+        Change::new(&service.manager, [&*key]).settle(snapshots::LoadedSnapshot {
+            id,
+            name,
+            record,
+        });
+        service.run(commit("other")).await.unwrap();
+        assert_eq!(stored(dir.path()), both);
+        assert_eq!(found("base").id, id);
+    });
+}
+
+#[test]
+fn no_active_snapshot_is_restored_while_it_may_be_one_whose_manifest_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (service, _) = with_base(dir.path());
+    run(service.split("active")).unwrap();
+    drop(service);
+    let found = snapshots::load(&open(dir.path())).unwrap().snapshots;
+    let active = found.iter().find(|one| one.record.key == "active").unwrap();
+    let manifest = open(dir.path()).paths().container_file(active.id);
+    let intact = std::fs::read(&manifest).unwrap();
+    std::fs::write(&manifest, "{").unwrap();
+    let service = serve(dir.path());
+    let remove = || Remove {
+        key: "base".to_owned(),
+    };
+    run(async {
+        let refused = service.split("active").await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+        // containerd continues its collection.
+        let refused = service.run(remove()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    });
+    drop(service);
+    assert_eq!(stored(dir.path()).len(), 1);
+
+    std::fs::write(&manifest, intact).unwrap();
+    let service = serve(dir.path());
+    run(service.run(remove())).unwrap();
+    let left = [("active".to_owned(), ContainerdKind::Active)];
+    assert_eq!(stored(dir.path()), left);
 }

@@ -191,6 +191,7 @@ impl Container<'_> {
         let MountRequest { at, lifetime, .. } = request;
         let name = self.name();
         if !state.is_here()? {
+            state.refuse_covered(name)?;
             return Ok(None);
         }
         if let Some(driver) = request.driver

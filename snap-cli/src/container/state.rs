@@ -26,6 +26,7 @@ use crate::shell::quoted;
 use crate::store::kernel::{self, Driver};
 use crate::store::lock::Lock;
 use crate::store::manifest::{ContainerId, LayerId};
+use crate::store::name::ContainerName;
 use crate::store::run::STATE;
 use crate::store::{Store, disk};
 use cowl_layers::shown::Show as _;
@@ -118,6 +119,26 @@ impl RunState {
         let mounts = mountinfo::read()?;
         Ok(mountinfo::topmost(&mounts, &self.mountpoint)
             .is_some_and(|mount| is_mount_of(mount, self.driver(), self.device)))
+    }
+
+    /// Returns an error of the kind `Busy` if another file system is mounted over this mount, in the caller's mount
+    /// namespace.
+    pub fn refuse_covered(&self, name: &ContainerName) -> Result<()> {
+        let mounts = mountinfo::read()?;
+        let is_own = |mount: &mountinfo::Mount| is_mount_of(mount, self.driver(), self.device);
+        let top = mountinfo::topmost(&mounts, &self.mountpoint);
+        let mut below = mounts.iter().filter(|mount| mount.at == self.mountpoint);
+        if top.is_some_and(is_own) || !below.any(is_own) {
+            return Ok(());
+        }
+        Err(Error::busy(format!(
+            "{name} is in use: another file system is mounted over {}",
+            self.mountpoint.shown()
+        ))
+        .hint(format!(
+            "unmount it first: umount {}",
+            quoted(&self.mountpoint)
+        )))
     }
 
     /// Returns the driver of the mount.

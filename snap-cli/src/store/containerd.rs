@@ -60,9 +60,20 @@ pub struct ContainerdRecord {
     pub created: String,
     /// The time of its last update (RFC 3339, UTC).
     pub updated: String,
-    /// The key of the active snapshot that was committed. containerd repeats a commit whose reply it did not receive.
+    /// The key of the active snapshot that was committed. If containerd did not receive the reply to the commit, it knows
+    /// only this key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub committed_from: Option<String>,
+    /// The labels of the active snapshot that was committed. Earlier versions did not record them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels_before: Option<BTreeMap<String, String>>,
+    /// The number of snapshots that commands had taken of the active snapshot before its commit, and that remain in case
+    /// that containerd has not recorded it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub snapshots_before: u64,
+    /// The number of earlier commits of the active snapshot that were undone, because containerd had not recorded them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub undone: u64,
     /// Whether all layers of the stack are frozen, so that nothing may write to the topmost one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub frozen: bool,
@@ -75,6 +86,22 @@ impl ContainerdRecord {
     /// Returns the namespace and the name in the key; `None` for a key of another form.
     pub fn address(&self) -> Option<(&str, &str)> {
         split_key(&self.key)
+    }
+
+    /// Returns the record of the active snapshot that was committed.
+    pub fn before_commit(&self) -> Option<Self> {
+        let key = self.committed_from.clone()?;
+        Some(Self {
+            key,
+            kind: ContainerdKind::Active,
+            labels: self.labels_before.as_ref().unwrap_or(&self.labels).clone(),
+            committed_from: None,
+            labels_before: None,
+            snapshots_before: 0,
+            undone: self.undone.saturating_add(1),
+            frozen: false,
+            ..self.clone()
+        })
     }
 
     /// Returns whether commands may change the container: it is active and is served by a mount of its own.
@@ -90,6 +117,10 @@ impl ContainerdRecord {
         let is_extraction = |(_, name): (&str, &str)| name.starts_with(UNPACKED);
         self.kind == ContainerdKind::Active && self.address().is_some_and(is_extraction)
     }
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Splits NAMESPACE/NUMBER/NAME, the form in which containerd passes keys. The name can contain slashes.

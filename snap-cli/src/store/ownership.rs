@@ -88,6 +88,9 @@ mod tests {
                 created: String::new(),
                 updated: String::new(),
                 committed_from: None,
+                labels_before: None,
+                snapshots_before: 0,
+                undone: 0,
                 frozen,
                 extra: Map::new(),
             }));

@@ -123,7 +123,7 @@ fails 2 cowl destroy web saved --yes
 fails 2 cowl destroy --containerd saved --yes
 fails 2 cowl destroy --containerd --all
 # A parent of others.
-parent=$(cowl list --containerd=all --json | python3 -c 'import json,os,sys; print([c["name"] for c in json.load(sys.stdin)["containers"] if c.get("containerd", {}).get("kind") == "committed" and "-b" not in c["containerd"]["key"]][0])')
+parent=$(cowl list --containerd=all --json | python3 -c 'import json,os,sys; print([c["name"] for c in json.load(sys.stdin)["containers"] if c.get("containerd", {}).get("kind") == "committed" and not c["containerd"]["key"].split("/")[0].endswith("-b")][0])')
 fails 1 cowl destroy --containerd $parent --yes
 cowl destroy --containerd --all --dry-run 2> "$D/err"
 grep -q "would remove" "$D/err"

@@ -141,7 +141,7 @@ mount_at upper upper
 mkdir "$D/upper/part" "$D/upper/below" "$D/read" "$D/part"
 echo x > "$D/upper/part/file"
 mount -o bind "$D/upper" "$D/read"
-mount -o remount,bind,ro,nosuid,nodev "$D/read"
+mount -o remount,bind,ro,nosuid,nodev,noexec,noatime,nosymfollow "$D/read"
 show() { grep " $D/" /proc/self/mountinfo | grep fuse.cowlfs | cut -d ' ' -f 4-6 | sort; }
 refused() {
     local before=$(show)
@@ -155,6 +155,7 @@ refused() {
 }
 mount -o bind "$D/upper/part" "$D/part"
 refused "a part is mounted"
+grep " $D/read " /proc/self/mountinfo | grep -q ' ro,nosuid,nodev,noexec,noatime,nosymfollow '
 umount "$D/part"
 mount -t tmpfs none "$D/upper/below"
 refused "another file system is mounted in it"

@@ -13,3 +13,5 @@ mod containers;
 mod kills;
 mod layers;
 mod registry;
+mod replaced;
+mod unanswered;

@@ -107,6 +107,7 @@ const ORDERS: [Order; 5] = [
             &["messages", "operations", "server"],
             &["manager"],
             &["index"],
+            &["unanswered"],
             &["filter", "listener", "logging"],
             &["error"],
         ],

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::recover;
 use crate::snapshot::remove::Protected;
 use crate::store::containerd::{ContainerdKind, ContainerdRecord};
+use crate::store::creation::Creation;
 use crate::store::manifest::{ContainerId, ContainerManifest};
 use crate::store::name::ContainerName;
 use crate::store::{Store, deleted, disk, mount_points, orphans, synced};
@@ -30,7 +31,7 @@ pub struct CommitRequest {
 /// Commits an active snapshot: unmounts it and freezes its layers. Returns its new record.
 ///
 /// All layers that were written since the parent belong to the committed snapshot. Snapshots that commands took of the
-/// container are removed; their layers remain.
+/// container remain until [`drop_snapshots`], in case that the commit has to be undone.
 ///
 /// The content is synced by `sync` before the commit takes effect. Fails with `Busy` while the snapshot is in use.
 pub fn commit(
@@ -51,32 +52,27 @@ pub fn commit(
     let synced = sync_layers(&container, sync);
     let ended = ended.or_restore(&container, synced)?;
     point("commit synced");
+    let mut manifest = container.manifest().clone();
+    // The sync has made these states durable, too.
+    let markers = manifest.snapshots.iter_mut().map(|one| &mut one.settling);
+    for marker in markers.chain([&mut manifest.settling]) {
+        marker.take_if(|marker| marker.is_pending(&epoch));
+    }
     let now = Timestamp::now().to_string();
     let next = ContainerdRecord {
         key: request.key,
         kind: ContainerdKind::Committed,
         committed_from: Some(old.key),
+        labels_before: Some(old.labels),
+        snapshots_before: manifest.snapshots.len() as u64,
         labels: request.labels,
         created: now.clone(),
         updated: now,
         frozen: true,
         ..old
     };
-    let manifest = container.manifest().clone();
-    let snapshots: Vec<_> = manifest
-        .snapshots
-        .iter()
-        .map(|snapshot| snapshot.id)
-        .collect();
     let manifest = ContainerManifest {
         name: request.name,
-        parent: None,
-        undo: None,
-        snapshots: Vec::new(),
-        // The sync has made the state below durable, too.
-        settling: manifest
-            .settling
-            .filter(|marker| !marker.is_pending(&epoch)),
         containerd: Some(Box::new(next.clone())),
         ..manifest
     };
@@ -96,12 +92,9 @@ pub fn commit(
         done => ended.or_restore(&container, done)?,
     };
     point("commit in effect");
-    // A garbage collection removes what remains.
-    for snapshot in snapshots {
-        let path = store.paths().snapshot_file(id, snapshot);
-        warn_on_error(disk::remove_if_exists(&path));
+    if let Err(error) = mount_points::remove(store.paths(), id) {
+        log::warn!("{error}");
     }
-    warn_on_error(mount_points::remove(store.paths(), id));
     point("commit done");
     Ok(next)
 }
@@ -134,6 +127,32 @@ pub fn commit_again(
     };
     // Also if nothing differs: the first commit may have failed to sync the directory.
     container.commit(manifest, None, |_| Ok(Swap::Done))?;
+    Ok(next)
+}
+
+/// Removes the snapshots that commands had taken of a committed snapshot before its commit, which will not be undone.
+/// Returns its new record.
+pub fn drop_snapshots(store: &Store, id: ContainerId) -> Result<ContainerdRecord> {
+    let mut container = recover::open_for_containerd(store, id)?;
+    let next = ContainerdRecord {
+        snapshots_before: 0,
+        ..record(&container)?.clone()
+    };
+    if next.kind != ContainerdKind::Committed {
+        let name = container.name();
+        return Err(Error::failed(format!("{name} is not committed")));
+    }
+    let mut creation = Creation::begin(store)?;
+    // It removes the files as well.
+    creation.request_sweep();
+    let manifest = ContainerManifest {
+        parent: None,
+        undo: None,
+        snapshots: Vec::new(),
+        containerd: Some(Box::new(next.clone())),
+        ..container.manifest().clone()
+    };
+    container.commit(manifest, Some(creation), |_| Ok(Swap::Done))?;
     Ok(next)
 }
 
@@ -185,10 +204,4 @@ fn refuse_protected(container: &Container<'_>) -> Result<()> {
              {name}@SNAP NEW"
         ))
     })
-}
-
-fn warn_on_error(done: Result<()>) {
-    if let Err(error) = done {
-        log::warn!("{error}");
-    }
 }

@@ -8,6 +8,7 @@ mod abandoned;
 mod commit;
 mod read;
 mod running;
+mod uncommit;
 mod unmounted;
 
 use std::collections::BTreeMap;
@@ -33,8 +34,9 @@ use crate::store::manifest::{ContainerId, ContainerManifest, LayerId, LayerKind}
 use crate::store::name::ContainerName;
 
 pub use abandoned::{Abandoned, lock_without_containerd, select_abandoned};
-pub use commit::{CommitRequest, commit, commit_again, remove};
+pub use commit::{CommitRequest, commit, commit_again, drop_snapshots, remove};
 pub use read::{Loaded, LoadedSnapshot, load, reload, usage};
+pub use uncommit::uncommit;
 
 /// The mode of the root directory of a snapshot without a parent, as containerd's snapshotters create it.
 const ROOT_MODE: u32 = 0o755;
@@ -68,7 +70,7 @@ pub fn prepare(store: &Store, request: PrepareRequest) -> Result<(ContainerId, C
     // From here on, the layers of the parent are not collected.
     let mut creation = Creation::begin(store)?;
     let below = match &request.parent {
-        Some((id, _)) => committed_stack(store, *id)?,
+        Some((id, _)) => committed(store, *id)?.stack,
         None => vec![create_bottom(store, &mut creation)?],
     };
     let now = Timestamp::now().to_string();
@@ -80,6 +82,9 @@ pub fn prepare(store: &Store, request: PrepareRequest) -> Result<(ContainerId, C
         created: now.clone(),
         updated: now,
         committed_from: None,
+        labels_before: None,
+        snapshots_before: 0,
+        undone: 0,
         frozen: false,
         extra: Map::new(),
     };
@@ -108,8 +113,8 @@ fn create_bottom(store: &Store, creation: &mut Creation<'_>) -> Result<LayerId> 
     Ok(bottom)
 }
 
-/// Returns the layers of a committed snapshot. The caller must prevent their collection.
-fn committed_stack(store: &Store, id: ContainerId) -> Result<Vec<LayerId>> {
+/// Returns the manifest of a committed snapshot. The caller must prevent the collection of its layers.
+fn committed(store: &Store, id: ContainerId) -> Result<ContainerManifest> {
     let manifest = match store.container(id)? {
         Some(record) => record.body,
         None => {
@@ -119,7 +124,7 @@ fn committed_stack(store: &Store, id: ContainerId) -> Result<Vec<LayerId>> {
         }
     };
     match manifest.containerd.as_deref().map(|record| record.kind) {
-        Some(ContainerdKind::Committed) => Ok(manifest.stack),
+        Some(ContainerdKind::Committed) => Ok(manifest),
         _ => Err(Error::damaged(format!(
             "{} is not a committed snapshot",
             manifest.name

@@ -52,9 +52,13 @@ impl EndedMounts {
     }
 
     fn end_all(&mut self, container: &Container<'_>) -> Result<()> {
+        let mounted = container.mounted()?;
+        if let Mounted::Alive(state) = &mounted {
+            state.refuse_covered(container.name())?;
+        }
         browse::close(container, Ending::Orderly, |_| true)?;
-        if let Mounted::Alive(state) = container.mounted()? {
-            self.end_binds(container, &state)?;
+        if let Mounted::Alive(state) = &mounted {
+            self.end_binds(container, state)?;
         }
         self.own = container.unmount(AfterUnmount::StayUnmounted)?;
         Ok(())
