@@ -255,6 +255,7 @@ impl std::fmt::Debug for BundleReader<'_> {
 
 impl<'a> BundleReader<'a> {
     pub(super) fn new(first: &Member, mut members: Members<ChecksumReader<'a>>) -> Result<Self> {
+        members.limit_rest(limits::REST);
         let manifest = read_own_file(first, &mut members, limits::MANIFEST)?;
         check_value_count(&manifest)?;
         Ok(Self {

@@ -8,6 +8,7 @@ use std::io::{self, BufRead, BufReader, Chain, Cursor, Read, Write};
 
 use super::limits;
 use super::member::has_valid_checksum;
+use super::rest::{LimitedInput, RestLimit};
 use crate::tree::error::{ErrorKind, Result, TreeError};
 
 /// The compression of an archive.
@@ -79,6 +80,8 @@ pub(super) enum StreamEnd {
 pub(super) struct Decoded<'a> {
     pub(super) input: Box<dyn Read + 'a>,
     pub(super) end: StreamEnd,
+    /// The limit on what is read after the end of the archive.
+    pub(super) rest: RestLimit,
 }
 
 /// Returns a reader of the uncompressed archive.
@@ -109,6 +112,11 @@ pub(super) fn decode<'a>(mut input: impl Read + 'a) -> Result<Decoded<'a>> {
         true => Compression::None,
         false => detect(&head),
     };
+    let rest = RestLimit::default();
+    let input = LimitedInput {
+        input,
+        limit: rest.clone(),
+    };
     let input: Peeked<_> = BufReader::with_capacity(256 << 10, Cursor::new(head).chain(input));
     let end = match kind {
         Compression::None => StreamEnd::Unmarked,
@@ -120,7 +128,7 @@ pub(super) fn decode<'a>(mut input: impl Read + 'a) -> Result<Decoded<'a>> {
         Compression::Zstd => Box::new(MemoryLimited(zstd_decoder(input)?)),
         Compression::Xz => Box::new(MemoryLimited(xz_decoder(input)?)),
     };
-    Ok(Decoded { input, end })
+    Ok(Decoded { input, end, rest })
 }
 
 /// The size of a tar header.

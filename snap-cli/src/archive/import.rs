@@ -120,7 +120,7 @@ pub fn image_layer(
     unsupported: Unsupported,
     progress: OnProgress<'_>,
 ) -> Result<(TransferReport, Digest)> {
-    let compress::Decoded { input, end } = compress::decode(input)?;
+    let compress::Decoded { input, end, .. } = compress::decode(input)?;
     let mut members = Members::new(ChecksumReader::new(input));
     members.set_end(end);
     let mode = UnpackMode::Changeset(space);

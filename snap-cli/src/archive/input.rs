@@ -32,8 +32,9 @@ impl std::fmt::Debug for TreeArchive<'_> {
 
 /// Detects the content of a stream, which is plain or compressed with gzip, zstd or xz.
 pub fn open<'a>(input: impl Read + 'a) -> Result<Input<'a>> {
-    let compress::Decoded { input, end } = compress::decode(input)?;
+    let compress::Decoded { input, end, rest } = compress::decode(input)?;
     let mut members = Members::new(ChecksumReader::new(input));
+    members.set_rest(rest);
     let first = members.next()?;
     let is_manifest = |member: &Member| member.path == MANIFEST && member.kind == EntryKind::File;
     if let Some(first) = first.as_ref().filter(|first| is_manifest(first)) {

@@ -30,6 +30,7 @@ mod numbers;
 pub mod oci;
 mod pax;
 mod report;
+mod rest;
 mod sparse;
 mod stream;
 pub mod unfinished;

@@ -11,6 +11,7 @@ use super::compress::{NeedsMemory, StreamEnd};
 use super::extended::Extended;
 use super::limits;
 use super::member::{self, EntryKind, Member, PrecedingHeaders};
+use super::rest::{EndlessRest, RestLimit};
 use super::sparse::{Map, MapInData, Sparse};
 use crate::tree::error::{ErrorKind, Result, TreeError};
 
@@ -47,6 +48,10 @@ pub(super) struct Members<R> {
     headers: u64,
     /// The path of the current entry, for errors.
     path: Vec<u8>,
+    /// The number of bytes that may follow the end of the archive.
+    max_rest: u64,
+    /// A limit like `max_rest` for the bytes before they are decoded.
+    rest: RestLimit,
 }
 
 impl<R: Read> Members<R> {
@@ -62,7 +67,19 @@ impl<R: Read> Members<R> {
             global: Extended::default(),
             headers: 0,
             path: Vec::new(),
+            max_rest: u64::MAX,
+            rest: RestLimit::default(),
         }
+    }
+
+    /// Sets the limit of the input, which [`Self::limit_rest`] applies as well.
+    pub(super) fn set_rest(&mut self, rest: RestLimit) {
+        self.rest = rest;
+    }
+
+    /// Limits what may follow the end of the archive, before and after it is decoded, which is read to find out whether the stream is complete.
+    pub(super) fn limit_rest(&mut self, bytes: u64) {
+        self.max_rest = bytes;
     }
 
     /// Returns the underlying reader.
@@ -384,10 +401,18 @@ impl<R: Read> Members<R> {
     /// Reads up to the end of the stream, past the first block of the end marker.
     fn drain(&mut self) -> Result<()> {
         let mut header = Header::new_old();
+        let mut left = self.max_rest;
+        if left < u64::MAX {
+            self.rest.set(left);
+        }
         loop {
             if self.fill(header.as_mut_bytes())? < BLOCK {
                 return Ok(());
             }
+            left = left.checked_sub(BLOCK as u64).ok_or_else(|| {
+                let endless = EndlessRest(self.max_rest);
+                TreeError::new(ErrorKind::Limit, endless.to_string())
+            })?;
             if member::has_valid_checksum(&header) {
                 self.unusual_end = Some(UnusualEnd::Followed);
             }
@@ -460,21 +485,24 @@ fn not_a_tar() -> TreeError {
     )
 }
 
-/// Converts an error of the reader. One of the input has an errno, one of a decoder has none.
+/// Converts an error of the reader. One of the input has an errno, one of a decoder or of the frames of a connection has none.
 fn read_error(error: io::Error, path: &[u8]) -> TreeError {
     if (error.get_ref()).is_some_and(|inner| inner.is::<NeedsMemory>()) {
         return TreeError::new(ErrorKind::Limit, "cannot unpack the archive").because(error);
     }
+    let inner = error.get_ref();
+    if let Some(endless) = inner.and_then(|inner| inner.downcast_ref::<EndlessRest>()) {
+        return TreeError::new(ErrorKind::Limit, endless.to_string());
+    }
     let (kind, what) = match (error.raw_os_error(), error.kind()) {
         (Some(_), _) => return TreeError::io("cannot read the archive", error),
-        (None, io::ErrorKind::UnexpectedEof) => (
-            ErrorKind::Truncated,
-            "the compressed archive is truncated after",
-        ),
-        (None, _) => (
-            ErrorKind::Damaged,
-            "the compressed archive is damaged after",
-        ),
+        (None, io::ErrorKind::UnexpectedEof) => (ErrorKind::Truncated, "the archive is truncated"),
+        (None, _) => (ErrorKind::Damaged, "the archive is damaged"),
     };
+    // Before the first entry there is no path.
+    if path.is_empty() {
+        return TreeError::new(kind, what).because(error);
+    }
+    let what = format!("{what} after");
     TreeError::new(kind, what).at(path).because(error)
 }

@@ -146,12 +146,16 @@ fn connect(context: &Context, ssh: &SshCommand<'_>, here: &[&OsStr]) -> Result<u
         (Some(0), Some(0)) => Ok(0),
         // Both have reported their errors.
         (Some(code @ 1..=255), _) => Ok(u8::try_from(code).unwrap_or(1)),
-        (Some(0), Some(255)) => Err(Error::failed("the connection failed")
-            .hint("repeat the command: it continues where the transfer was interrupted")),
-        (Some(0), Some(code)) => Err(Error::failed(format!(
-            "cowl on the other host ended with exit code {code}"
-        ))),
-        (Some(0), None) => Err(Error::failed("ssh was killed")),
+        // The local command has received everything, or the confirmation of that.
+        (Some(0), other) => {
+            let why = match other {
+                Some(255) => "the connection failed at its end".to_owned(),
+                Some(code) => format!("cowl on the other host ended with exit code {code}"),
+                None => "ssh was killed".to_owned(),
+            };
+            let what = format!("the copy is complete, but {why}");
+            Err(Error::failed(what).hint("nothing has to be repeated"))
+        }
         (None | Some(_), _) => Err(Error::failed("the local cowl command was killed")),
     }
 }

@@ -58,7 +58,7 @@ const ENVIRONMENT: Section = (
         ),
         (
             "COWL_RETRY_WAIT, COWL_STALL_TIME",
-            "Times in milliseconds: the first wait after a failed request to a registry (1000), from which the others are derived, and the time for which a transfer may be slow (60000).",
+            "Times in milliseconds: the first wait after a failed request to a registry (1000), from which the others are derived, and the time for which a transfer may be slow (60000). A document, such as a manifest, must arrive within ten times the latter.",
         ),
         (
             "NO_COLOR",

@@ -13,7 +13,8 @@ use crate::container::lxc::LxcCopy;
 use crate::error::{Error, Kind, Result};
 use crate::lifecycle::whole::negotiation::{Accepted, HaveList, open_archive};
 use crate::lifecycle::whole::{
-    self, ReceiveOptions, ReceiveTarget, Received, RemovedSnapshots, removed_snapshots,
+    self, ChangedSnapshot, ReceiveOptions, ReceiveTarget, Received, RemovedSnapshots,
+    removed_snapshots,
 };
 use crate::store::Store;
 use crate::store::manifest::SnapshotId;
@@ -220,11 +221,17 @@ fn print_received(received: &Received) {
         ));
     }
     for changed in &received.changed {
-        output::print_note(&format!(
-            "{name}@{} was changed where it was sent from: {}",
-            changed.name,
-            changed.changes.join(", ")
-        ));
+        let parts = [
+            ("was changed where it was sent from", &changed.changes),
+            (
+                "was changed where it was sent from, but remains as it is here",
+                &changed.retained,
+            ),
+        ];
+        for (what, words) in parts.iter().filter(|(_, words)| !words.is_empty()) {
+            let (snapshot, words) = (&changed.name, words.join(", "));
+            output::print_note(&format!("{name}@{snapshot} {what}: {words}"));
+        }
     }
     if !received.removed.is_empty() {
         let names: Vec<_> = received.removed.iter().map(ToString::to_string).collect();
@@ -257,6 +264,11 @@ fn print_received(received: &Received) {
 
 fn print_json(received: &Received) -> Result<()> {
     let added = received.added.iter();
+    let with = |words: fn(&ChangedSnapshot) -> &Vec<&'static str>| {
+        let changed = received.changed.iter();
+        let changed = changed.filter(|changed| !words(changed).is_empty());
+        changed.map(|changed| &changed.name).collect::<Vec<_>>()
+    };
     output::print_json(&json!({
         "container": received.name,
         "created": received.target == ReceiveTarget::New,
@@ -264,7 +276,8 @@ fn print_json(received: &Received) -> Result<()> {
             .map(|added| json!({ "name": added.name, "sent_as": added.sent_as }))
             .collect::<Vec<_>>(),
         "present_snapshots": received.present,
-        "changed_snapshots": received.changed.iter().map(|changed| &changed.name).collect::<Vec<_>>(),
+        "changed_snapshots": with(|changed| &changed.changes),
+        "retained_snapshots": with(|changed| &changed.retained),
         "removed_snapshots": received.removed,
         "layers": received.layers,
         "present_layers": received.shared,

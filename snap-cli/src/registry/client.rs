@@ -12,13 +12,13 @@ use base64::engine::general_purpose::STANDARD;
 use percent_encoding::NON_ALPHANUMERIC;
 use serde::Deserialize;
 use ureq::http::{HeaderMap, HeaderValue, Method, Request, Response, header};
-use ureq::{Body, SendBody};
+use ureq::{Agent, AsSendBody, Body, SendBody};
 
 use super::answer;
 use super::auth_file::AuthFiles;
 use super::challenge::Challenge;
 use super::credentials::{self, Credential};
-use super::pace::Pace;
+use super::pace::{self, Pace};
 use super::parallel::Transfer;
 use super::patience::{self, Patience};
 use super::reference::{RegistryName, RegistryRef};
@@ -77,6 +77,21 @@ pub(super) struct Call<'c> {
     pub(super) url: String,
     pub(super) headers: Vec<(header::HeaderName, String)>,
     pub(super) content: Content<'c>,
+    /// The size of the blob in the answer, in bytes, which makes the time to receive it longer; 0 for documents.
+    pub(super) blob_size: u64,
+}
+
+impl<'c> Call<'c> {
+    /// Creates a request without headers and content, whose answer has a short body.
+    pub(super) fn new(method: Method, url: String) -> Self {
+        Self {
+            method,
+            url,
+            headers: Vec::new(),
+            content: Content::None,
+            blob_size: 0,
+        }
+    }
 }
 
 impl Client {
@@ -138,12 +153,7 @@ impl Client {
 
     /// Returns a request to the repository.
     pub(super) fn call(&self, method: Method, path: &str) -> Call<'static> {
-        Call {
-            method,
-            url: self.url(path),
-            headers: Vec::new(),
-            content: Content::None,
-        }
+        Call::new(method, self.url(path))
     }
 
     /// Sends a request; repeats it after an error that may pass.
@@ -337,9 +347,8 @@ impl Client {
                 true => Vec::new(),
                 false => vec![(header::CONTENT_TYPE, form)],
             },
-            method,
-            url,
             content,
+            ..Call::new(method, url)
         };
         let response = self.exchange(&call, authorization.as_ref())?;
         if !response.status().is_success() {
@@ -398,11 +407,12 @@ impl Client {
             Method::GET | Method::HEAD => IDLE,
             _ => ANSWER,
         };
+        // The rate is measured when a part of the body arrives, and what surrounds its parts can be endless.
+        let body = pace::longest(call.blob_size);
         let answered = match call.content {
             Content::None if matches!(call.method, Method::GET | Method::HEAD) => {
                 let request = request.body(()).map_err(invalid)?;
-                let configured = agent.configure_request(request);
-                agent.run(configured.timeout_per_read(Some(idle)).build())
+                run(agent, request, (idle, body))
             }
             Content::None | Content::Bytes(_) => {
                 let data = match call.content {
@@ -410,8 +420,7 @@ impl Client {
                     _ => &[],
                 };
                 let request = request.body(data).map_err(invalid)?;
-                let configured = agent.configure_request(request);
-                agent.run(configured.timeout_per_read(Some(idle)).build())
+                run(agent, request, (idle, body))
             }
             Content::File(path, offset, transfer) => {
                 let at = |error| Error::at("read", path, error);
@@ -431,8 +440,7 @@ impl Client {
                     .header(header::CONTENT_LENGTH, length)
                     .body(SendBody::from_reader(&mut reader))
                     .map_err(invalid)?;
-                let configured = agent.configure_request(request);
-                let answered = agent.run(configured.timeout_per_read(Some(idle)).build());
+                let answered = run(agent, request, (idle, body));
                 // What was not received is sent again.
                 let is_received = matches!(&answered, Ok(answer) if answer.status().is_success());
                 if !is_received {
@@ -468,6 +476,17 @@ impl Client {
             _ => Error::failed(what),
         }
     }
+}
+
+/// Sends a request, with the longest times for each read and for the body of the answer.
+fn run(
+    agent: &Agent,
+    request: Request<impl AsSendBody>,
+    (read, body): (Duration, Duration),
+) -> std::result::Result<Response<Body>, ureq::Error> {
+    let configured = agent.configure_request(request);
+    let configured = configured.timeout_per_read(Some(read));
+    agent.run(configured.timeout_recv_body(Some(body)).build())
 }
 
 #[derive(Deserialize)]

@@ -249,6 +249,7 @@ impl<'f> Partial<'f> {
         let failed =
             |error| Error::failed(format!("cannot store the blob {digest}")).because(error);
         let mut call = client.call(Method::GET, &format!("blobs/{digest}"));
+        call.blob_size = self.size;
         if self.have > 0 {
             call.headers = vec![(header::RANGE, format!("bytes={}-", self.have))];
         }
@@ -294,6 +295,9 @@ impl<'f> Partial<'f> {
         response: Response<Body>,
         transfer: &Transfer,
     ) -> Result<Attempt> {
+        // In chunks, the end of the body can be late, or never arrive.
+        let ends_itself = answer::content_length(response.headers()).is_some()
+            && !response.headers().contains_key(header::TRANSFER_ENCODING);
         let mut reader = PacedReader::new(response.into_body().into_reader());
         let mut buffer = vec![0; 1 << 16];
         loop {
@@ -324,6 +328,9 @@ impl<'f> Partial<'f> {
             self.have = have;
             self.received += got as u64;
             transfer.bytes.fetch_add(got as u64, Ordering::Relaxed);
+            if self.have == self.size && !ends_itself {
+                return Ok(Attempt::Complete);
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ureq::http::Method;
 
 use super::auth_file::{self, AuthFiles, Update};
-use super::client::{Call, Client, Content};
+use super::client::{Call, Client};
 use super::credentials::{self, Credential};
 use super::reference::RegistryName;
 use super::transport::Connection;
@@ -50,12 +50,7 @@ fn verify(connection: Connection, user: &str, password: &str) -> Result<()> {
     let url = connection.url("/v2/");
     let credential = Credential::Basic(user.to_owned(), password.to_owned());
     let client = Client::new(connection, String::new(), Vec::new(), Some(credential));
-    let call = Call {
-        method: Method::GET,
-        url,
-        headers: Vec::new(),
-        content: Content::None,
-    };
+    let call = Call::new(Method::GET, url);
     let response = client.send(&call)?;
     match response.status().as_u16() {
         200..=299 => Ok(()),

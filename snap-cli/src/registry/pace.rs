@@ -8,6 +8,12 @@ use super::patience::stall_time;
 /// The minimum rate, in bytes per second.
 const MIN_RATE: u64 = 1000;
 
+/// Returns the longest time in which the body of an answer with a blob of this size may arrive.
+pub(super) fn longest(bytes: u64) -> Duration {
+    // More than the rate permits, because that does not count the time in which the data is stored.
+    10 * stall_time() + Duration::from_secs(bytes / MIN_RATE)
+}
+
 /// The rate of a transfer over a window of time.
 #[derive(Debug)]
 pub(super) struct Pace {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::json;
 
 use super::client::{Client, transfer_dir};
@@ -17,8 +18,8 @@ use super::parallel;
 use super::reference::RegistryRef;
 use crate::archive::image_source::layout::{Blobs, OciImage};
 use crate::archive::image_source::{
-    CONFIG_LIMIT, Digest, FULL_NAME, Image, ImageLayer, ImageSource, LayerBlob,
-    MANIFEST_MEDIA_TYPES, Platform, REF_NAME,
+    CONFIG_LIMIT, Digest, FULL_NAME, INDEX_TYPE, Image, ImageLayer, ImageSource, LayerBlob,
+    MANIFEST_MEDIA_TYPES, MANIFEST_TYPE, Platform, REF_NAME,
 };
 use crate::error::{Error, Result};
 use crate::tree::error::{OnProgress, Result as TreeResult, TreeError};
@@ -237,23 +238,45 @@ impl Blobs for RegistryBlobs {
     }
 }
 
-/// Returns the media type of a document. Some registries report an unspecific one; then that in the document counts.
+/// The fields of a document by which its media type is recognized.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Typed {
+    #[serde(default)]
+    media_type: Option<String>,
+    #[serde(default)]
+    manifests: Option<IgnoredAny>,
+    #[serde(default)]
+    layers: Option<IgnoredAny>,
+}
+
+/// Returns the media type of a document. If the registry reports an unspecific one, as servers of files do, that in the
+/// document counts; in OCI documents, it is optional, and the fields distinguish them.
 fn media_type(document: &Document) -> String {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Typed {
-        media_type: String,
+    let reported = document.media_type.to_ascii_lowercase();
+    if MANIFEST_MEDIA_TYPES.contains(&reported.as_str()) {
+        return reported;
     }
-    let reported = document.media_type.as_str();
-    if MANIFEST_MEDIA_TYPES.contains(&reported) {
-        return reported.to_owned();
-    }
-    match serde_json::from_slice::<Typed>(&document.data) {
-        Ok(typed) => typed.media_type,
+    let typed = match serde_json::from_slice::<Typed>(&document.data) {
+        Ok(typed) => typed,
         Err(error) => {
             log::debug!("a document of the type {reported:?} has no media type: {error}");
-            reported.to_owned()
+            return reported;
         }
+    };
+    match typed {
+        Typed {
+            media_type: Some(own),
+            ..
+        } => own,
+        // A document that is both is refused later.
+        Typed {
+            manifests: Some(_), ..
+        } => INDEX_TYPE.to_owned(),
+        Typed {
+            layers: Some(_), ..
+        } => MANIFEST_TYPE.to_owned(),
+        Typed { .. } => reported,
     }
 }
 

@@ -60,7 +60,8 @@ impl Connection {
             protocol: Protocol::Http,
             ..secure.clone()
         };
-        let is_permitted = trust.verify == TlsVerify::Off || registry.is_loopback();
+        let may_be_plain = registry.is_loopback() && !tls.is_configured;
+        let is_permitted = trust.verify == TlsVerify::Off || may_be_plain;
         let mut patience = Patience::new();
         loop {
             let failed = match secure.probe() {

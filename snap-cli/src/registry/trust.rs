@@ -54,6 +54,7 @@ impl Trust {
         Ok(Tls {
             foreign: own.client.is_some().then(|| config(None)),
             own: config(own.client),
+            is_configured: own.is_configured,
         })
     }
 
@@ -63,16 +64,27 @@ impl Trust {
         let mut found = Own::default();
         if let Some(dir) = &self.cert_dir {
             let paths = list(dir)?;
+            found.is_configured = has_certificates(&paths);
             found.authorities = authorities(&paths)?;
             found.client = client(dir, &paths)?;
             return Ok(found);
         }
         for parent in defaults {
             let dir = parent.join(registry.as_str());
-            if !dir.is_dir() {
-                continue;
+            match std::fs::metadata(&dir) {
+                Ok(found) if found.is_dir() => {}
+                Err(error) if !is_absent(&error) => {
+                    log::warn!(
+                        "certificates may be missing: cannot read {}: {error}",
+                        dir.shown()
+                    );
+                    found.is_configured = true;
+                    continue;
+                }
+                Ok(_) | Err(_) => continue,
             }
             let paths = list(&dir)?;
+            found.is_configured |= has_certificates(&paths);
             found.authorities.extend(authorities(&paths)?);
             if found.client.is_none() {
                 // The registry may not require one, and only root may be able to read the key.
@@ -92,6 +104,9 @@ pub(super) struct Tls {
     pub(super) own: TlsConfig,
     /// That for other hosts, which must not see the certificate of the client; `None` if there is none.
     pub(super) foreign: Option<TlsConfig>,
+    /// Whether there are certificates for this registry, which is then not used without TLS: while a registry on this
+    /// machine does not run, any user can answer on its port.
+    pub(super) is_configured: bool,
 }
 
 /// Returns the authorities that are trusted: those of the machine, and more.
@@ -116,6 +131,8 @@ struct Own {
     authorities: Vec<Certificate<'static>>,
     /// The certificate of the client with its key, from the first directory that has one.
     client: Option<ClientCert>,
+    /// Whether there are certificates, including one of the client that cannot be used.
+    is_configured: bool,
 }
 
 /// Returns the paths of the files in a directory, sorted.
@@ -132,6 +149,21 @@ fn list(dir: &Path) -> Result<Vec<PathBuf>> {
 fn with<'p>(paths: &'p [PathBuf], wanted: &'static str) -> impl Iterator<Item = &'p PathBuf> {
     let has = move |path: &&PathBuf| path.extension().is_some_and(|own| own == wanted);
     paths.iter().filter(has)
+}
+
+/// Returns whether an error means that there is no such directory. Another one, for example of a directory above that this
+/// user cannot search, leaves open whether there is.
+fn is_absent(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
+/// Returns whether some of the files are certificates, whether or not they can be read.
+fn has_certificates(paths: &[PathBuf]) -> bool {
+    with(paths, "crt")
+        .chain(with(paths, "cert"))
+        .next()
+        .is_some()
 }
 
 /// Reads the certificates of authorities (`*.crt`).
@@ -238,6 +270,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_directory_that_cannot_be_searched_may_have_certificates() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = RegistryName::parse("localhost:5000").unwrap();
+        let is_configured = |parent: &Path| {
+            let own = Trust::default().own(&registry, &[parent]).unwrap();
+            own.is_configured
+        };
+        assert!(!is_configured(&dir.path().join("none")));
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        assert!(!is_configured(&dir.path().join("file")));
+        std::fs::create_dir(dir.path().join("localhost:5000")).unwrap();
+        assert!(!is_configured(dir.path()));
+        // As root, a loop of links stands for a directory without permission.
+        let endless = dir.path().join("loop");
+        std::os::unix::fs::symlink("loop", &endless).unwrap();
+        assert!(is_configured(&endless));
+    }
+
+    #[test]
     fn the_certificate_of_a_client_needs_its_key() {
         let dir = tempfile::tempdir().unwrap();
         let registry = RegistryName::parse("r.example").unwrap();
@@ -270,7 +321,10 @@ mod tests {
                 std::fs::remove_file(own.join(name)).unwrap();
             }
             // The files in a default directory were not selected for this command.
-            assert!(default().unwrap().client.is_none(), "{name}");
+            let found = default().unwrap();
+            assert!(found.client.is_none(), "{name}");
+            // A certificate that cannot be used still shows that the registry is used with TLS.
+            assert_eq!(found.is_configured, name.ends_with(".cert"), "{name}");
         }
     }
 }

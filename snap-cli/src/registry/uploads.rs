@@ -140,12 +140,7 @@ impl<'c> Push<'c> {
         match request_upload(self.client, digest, Some(from), transfer)? {
             Ok(Started::Mounted) => Ok(Found::Mounted),
             Ok(Started::Session(session)) => {
-                let call = Call {
-                    method: Method::DELETE,
-                    url: session.location,
-                    headers: Vec::new(),
-                    content: Content::None,
-                };
+                let call = Call::new(Method::DELETE, session.location);
                 // The registry removes an unused upload by itself, sooner or later.
                 match self.client.send_once(&call) {
                     Ok(response) => log::debug!("the upload ended: {}", response.status()),
@@ -340,10 +335,9 @@ impl Upload<'_> {
                 headers.push((header::CONTENT_RANGE, range));
             }
             let call = Call {
-                method: Method::PATCH,
-                url: session.location.clone(),
                 headers,
                 content: Content::File(path, session.offset, self.transfer),
+                ..Call::new(Method::PATCH, session.location.clone())
             };
             let response = self.checked("cannot upload a layer", &call, is_resumed)?;
             session.location = location(self.client, &call.url, &response)?;
@@ -355,10 +349,12 @@ impl Upload<'_> {
         };
         let query = encoded(&[("digest", digest.as_str())]);
         let call = Call {
-            method: Method::PUT,
-            url: format!("{}{separator}{query}", session.location),
             headers: vec![(header::CONTENT_TYPE, "application/octet-stream".to_owned())],
             content: Content::Bytes(&[]),
+            ..Call::new(
+                Method::PUT,
+                format!("{}{separator}{query}", session.location),
+            )
         };
         let done = self.checked("cannot complete an upload", &call, is_resumed);
         if done.is_err() {
@@ -397,12 +393,7 @@ impl Upload<'_> {
 
     /// Asks for the number of bytes that the registry has received; `None` if the upload must begin again.
     fn status(&self, session: &Session) -> Result<Option<Session>> {
-        let call = Call {
-            method: Method::GET,
-            url: session.location.clone(),
-            headers: Vec::new(),
-            content: Content::None,
-        };
+        let call = Call::new(Method::GET, session.location.clone());
         let response = self.client.send_for(&call, Some(self.transfer))?;
         if response.status().as_u16() != 204 {
             return Ok(None);

@@ -49,6 +49,12 @@ pub fn claimed(text: Option<&str>) -> String {
     past.map_or_else(now, |time| time.to_string())
 }
 
+/// Returns a time that another host claims. One that is invalid becomes the current time.
+pub fn valid(text: &str) -> String {
+    let time = text.parse::<Timestamp>();
+    time.map_or_else(|_| now(), |time| time.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

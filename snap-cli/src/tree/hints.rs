@@ -35,7 +35,7 @@ impl From<TreeError> for Error {
                 "images are read from files: oci:DIR, oci-archive:FILE or docker-archive:FILE (skopeo copy \
                  writes them); --force imports the files of the image unchanged",
             ),
-            ErrorKind::Truncated => Some("the file is truncated: download or create it again"),
+            ErrorKind::Truncated => Some("it was cut off: download, create or send it again"),
             ErrorKind::Io
             | ErrorKind::NotFound
             | ErrorKind::Empty

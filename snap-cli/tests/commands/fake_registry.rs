@@ -48,6 +48,8 @@ enum Length {
     Nothing,
     /// The body is sent byte by byte, with pauses.
     Slow,
+    /// The body is sent as a chunk, and trailers follow until the client closes the connection.
+    Endless,
 }
 
 /// The pause between two bytes of a slow answer.
@@ -84,6 +86,12 @@ impl Answer {
     /// Sends the body byte by byte.
     pub(crate) fn slow(mut self) -> Self {
         self.length = Length::Slow;
+        self
+    }
+
+    /// Sends trailers without an end after the body.
+    pub(crate) fn endless(mut self) -> Self {
+        self.length = Length::Endless;
         self
     }
 
@@ -190,7 +198,9 @@ fn serve(stream: TcpStream, handler: &Handler, seen: &Mutex<Vec<Request>>) {
             return;
         }
         let mut head = format!("HTTP/1.1 {} Answer\r\n", answer.status);
-        if answer.status != 204 && answer.length != Length::Unknown {
+        if answer.length == Length::Endless {
+            head.push_str("Transfer-Encoding: chunked\r\n");
+        } else if answer.status != 204 && answer.length != Length::Unknown {
             head.push_str(&format!("Content-Length: {}\r\n", answer.body.len()));
         }
         for (name, value) in &answer.headers {
@@ -201,13 +211,21 @@ fn serve(stream: TcpStream, handler: &Handler, seen: &Mutex<Vec<Request>>) {
         let body = match answer.length {
             Length::Cut(bytes) => answer.body.get(..bytes).unwrap_or(&answer.body),
             Length::Declared | Length::Unknown => &answer.body,
-            Length::Nothing | Length::Slow => &[][..],
+            Length::Nothing | Length::Slow | Length::Endless => &[][..],
         };
         if request.method != "HEAD" {
             data.extend(body);
         }
         // The client may have closed the connection.
         if writer.write_all(&data).is_err() {
+            return;
+        }
+        if answer.length == Length::Endless {
+            let size = format!("{:x}\r\n", answer.body.len());
+            let mut part = [size.as_bytes(), &answer.body, b"\r\n0\r\n"].concat();
+            while writer.write_all(&part).is_ok() {
+                part = b"X-More: more\r\n".repeat(100);
+            }
             return;
         }
         if answer.length == Length::Slow {

@@ -41,6 +41,7 @@ mod registry_retries;
 mod registry_update;
 mod sending;
 mod sending_again;
+mod sending_cuts;
 mod sending_hostile;
 mod sending_parallel;
 mod undo;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use cowl_tests::conditions::{Need, can};
 use serde_json::{Value, json};
 
 use crate::fake_registry::{Answer, FakeRegistry, Request};
@@ -321,6 +322,37 @@ fn a_local_registry_needs_no_certificates() {
         cowl_tests::command::run_command(command, b"")
     };
     pull(&format!("{}/web", registry.name())).ok();
+}
+
+/// While a registry on this machine does not run, any user can answer on its port, and would get the password.
+#[test]
+fn a_local_registry_with_certificates_is_not_used_without_tls() {
+    if !can(&[Need::Program("openssl")]) {
+        return;
+    }
+    let world = World::new();
+    let content = Content::new(&world, &two_layers());
+    let registry = FakeRegistry::start(move |request| content.answer(request));
+    let certificates = world.path("certificates");
+    std::fs::create_dir(&certificates).unwrap();
+    let name = registry.name();
+    let pull = |options: &[&str]| {
+        let reference = format!("{name}/web");
+        world.run(&[&["pull", &reference], options].concat())
+    };
+    let with = ["--cert-dir", certificates.to_str().unwrap()];
+    pull(&with).ok();
+    world.ok(&["destroy", "web", "--now", "--yes"]);
+    cowl_tests::command::sh(&format!(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=x \
+         -keyout {dir}/../key -out {dir}/ca.crt",
+        dir = with[1]
+    ))
+    .ok();
+    registry.take_lines();
+    pull(&with).fails(1, &["cannot connect"]);
+    assert_eq!(registry.take_lines(), [""; 0]);
+    pull(&[&with[..], &["--tls-verify=false"]].concat()).ok();
 }
 
 /// A token server that refuses the repository from which layers could be mounted does not prevent a push.

@@ -98,6 +98,39 @@ fn slow_answers_are_given_up() {
     }
 }
 
+/// The data of the body is complete, and what follows it is endless.
+#[test]
+fn endless_answers_are_given_up() {
+    let world = World::new();
+    let content = Content::new(&world, &two_layers());
+    let (_, layers) = content.parsed();
+    for endless in ["/manifests/".to_owned(), layers[1].clone()] {
+        let (content, is_blob) = (content.clone(), endless == layers[1]);
+        let registry = FakeRegistry::start(move |request| {
+            let answer = content.answer(request);
+            match request.path.contains(&endless) {
+                true => answer.endless(),
+                false => answer,
+            }
+        });
+        let mut command = world.command(&["pull", &format!("{}/web", registry.name())]);
+        command.env("COWL_STALL_TIME", "50");
+        let output = run_command(command, b"");
+        if is_blob {
+            // The blob is complete, and what follows is not read.
+            let output = output.ok();
+            assert!(
+                !output.err().contains("trying again"),
+                "{}",
+                output.report()
+            );
+        } else {
+            output.fails(1, &["cannot read the manifest", "timeout"]);
+            assert_nothing_was_created(&world);
+        }
+    }
+}
+
 /// A server that does not accept the range of a resumed download (416) sends the blob again.
 #[test]
 fn a_refused_range_begins_the_download_again() {

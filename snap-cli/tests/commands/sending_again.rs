@@ -219,9 +219,27 @@ fn changes_of_comments_tags_and_protection_are_sent() {
     a.cli.ok(["tag", "web@snap1", "--remove", "shape"]);
     a.cli.ok(["protect", "web@snap1"]);
     a.cli.ok(["protect", "--off", "web@snap2"]);
-    hosts.copy(&["web", url]).ok();
+    // Each change that is not applied is reported once.
+    let retained = |output: &Output| -> Vec<String> {
+        let lines = output.err();
+        let ends = lines
+            .lines()
+            .filter_map(|line| line.split_once("but remains as it is here: "));
+        ends.map(|(line, what)| format!("{}: {what}", &line[line.find("web@").unwrap()..][..9]))
+            .collect()
+    };
+    let output = hosts.copy(&["web", url]).ok();
+    let expected = [
+        "web@snap0: comment",
+        "web@snap1: tags",
+        "web@snap2: protection",
+    ];
+    assert_eq!(retained(&output), expected, "{}", output.report());
     a.cli.ok(["protect", "--off", "web@snap1"]);
-    hosts.copy(&["web", url]).ok();
+    let json = b.receive(&["--json"], &a.send(&["web"])).ok().json();
+    assert_eq!(json["retained_snapshots"], json!(["snap1"]));
+    let output = hosts.copy(&["web", url]).ok();
+    assert_eq!(retained(&output), [""; 0], "{}", output.report());
     assert_eq!(b.described("web"), before);
     // And it travels back to A, which has not changed these since.
     a.cli.ok(["protect", "web@snap0"]);

@@ -1,5 +1,7 @@
 //! Streams for `cowl receive` that `cowl send` does not write.
 
+use std::io::Write as _;
+
 use cowl::store::manifest::LayerId;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -178,6 +180,11 @@ fn parents_and_texts_of_a_sender_are_harmless() {
         snapshots[2]["parent"] = "00000000-0000-4000-8000-000000000000".into();
         snapshots[2]["comment"] = "\u{1b}]0;title\u{7}\u{1b}[2J".into();
         snapshots[2]["created"] = "\u{1b}[2J".into();
+        manifest["container"]["created"] = "\u{1b}[2J".into();
+        for layer in manifest["layers"].as_array_mut().unwrap() {
+            layer["layer"]["created"] = "\u{1b}[2J".into();
+        }
+        manifest["layers"][0]["layer"]["created"] = "2090-01-01T00:00:00Z".into();
     });
     b.receive(&[], &odd).ok();
     for args in [
@@ -190,6 +197,13 @@ fn parents_and_texts_of_a_sender_are_harmless() {
         assert!(output.code == 0, "{}", output.report());
         assert!(!output.out().contains('\u{1b}') && !output.err().contains('\u{1b}'));
     }
+    let shown = b.cli.ok(["show", "web", "--json"]);
+    assert!(!shown.contains("[2J"), "{shown}");
+    let layers = b.layers();
+    assert!(layers.iter().all(|layer| !layer.created.contains('\u{1b}')));
+    // The images of the layer must not depend on the clock of this host.
+    let future = layers.iter().filter(|l| l.created.starts_with("2090"));
+    assert_eq!(future.count(), 1);
 }
 
 #[test]
@@ -305,10 +319,40 @@ fn members_that_do_not_belong_are_refused() {
         assert!(output.err().contains(expected), "{}", output.report());
         assert!(b.has_no_container());
     }
-    b.receive(&[], b"").fails(1, &["empty"]);
+    b.receive(&[], b"").fails(1, &["nothing was sent"]);
     b.receive(&[], b"no archive at all").fails(1, &[]);
     let plain = cowl_tests::command::sh("tar -c -C / etc/hostname").stdout;
     b.receive(&[], &plain).fails(1, &["cowl import"]);
+}
+
+/// The limit on what follows the end of an archive counts before and after it is decoded.
+#[test]
+fn endless_streams_are_refused() {
+    let (a, b) = (Side::with_web(), Side::new());
+    // A frame of zstd that contains nothing: its magic number, and its length.
+    let frame = [
+        &0x184d_2a50_u32.to_le_bytes()[..],
+        &(1_u32 << 20).to_le_bytes(),
+    ]
+    .concat();
+    let frame = [&frame[..], &vec![7; 1 << 20]].concat();
+    let zeros = vec![0; 65 << 20];
+    let plain = a.send(&["web", "--compress", "none"]);
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(&plain).unwrap();
+    for (compression, stream, rest) in [
+        ("gzip", encoder.finish().unwrap(), &zeros),
+        ("zstd", a.send(&["web"]), &frame.repeat(65)),
+        ("none", plain, &zeros),
+    ] {
+        b.receive(&[], &[&stream[..], &rest[..]].concat())
+            .fails(1, &["bytes follow the end of the archive"]);
+        assert!(b.has_no_container(), "{compression}");
+        let padded = [&stream[..], &rest[..rest.len() / 65 * 2]].concat();
+        b.receive(&["web"], &padded).ok();
+        b.cli
+            .ok(["destroy", "web", "--now", "--yes", "--protected"]);
+    }
 }
 
 /// Two layers of a stack must not become one layer, whatever identities they claim.

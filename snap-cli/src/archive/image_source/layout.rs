@@ -70,13 +70,19 @@ impl<B> OciImage<B> {
     }
 }
 
+/// The media type of an index.
+pub(crate) const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
+
+/// The media type of a manifest.
+pub(crate) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+
 const INDEX_TYPES: [&str; 2] = [
-    "application/vnd.oci.image.index.v1+json",
+    INDEX_TYPE,
     "application/vnd.docker.distribution.manifest.list.v2+json",
 ];
 
 const MANIFEST_TYPES: [&str; 2] = [
-    "application/vnd.oci.image.manifest.v1+json",
+    MANIFEST_TYPE,
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
 

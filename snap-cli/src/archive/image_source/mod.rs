@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 
 pub use digest::Digest;
 pub use documents::HistoryEntry;
-pub(crate) use layout::{FULL_NAME, MANIFEST_MEDIA_TYPES, REF_NAME};
+pub(crate) use layout::{FULL_NAME, INDEX_TYPE, MANIFEST_MEDIA_TYPES, MANIFEST_TYPE, REF_NAME};
 pub use open::{open, recognize};
 pub use platform::Platform;
 pub use reference::{Reference, Transport};

@@ -17,6 +17,7 @@ use crate::store::manifest::{
     ContainerId, ContainerManifest, LayerId, SnapshotId, SnapshotManifest,
 };
 use crate::store::name::SnapshotName;
+use crate::store::span;
 
 /// The maximum size of a container's manifests together: half of what an archive can contain.
 const MAX_MANIFESTS: u64 = 16 << 20;
@@ -52,6 +53,12 @@ pub(super) fn limit(manifest: &mut WholeManifest, target: ReceiveTarget) -> Resu
             }
             ReceiveTarget::New => foreign::limit_texts(snapshot),
         }
+    }
+    container.created = span::claimed(Some(&container.created));
+    for entry in &mut manifest.layers {
+        // Nothing is selected by it. It is a part of the images of the layer, which must not depend on the clock here.
+        let time = &mut entry.layer.created;
+        *time = span::valid(time);
     }
     for counter in [&mut container.next_snap, &mut container.next_auto] {
         *counter = (*counter).min(SnapshotName::MAX_NUMBER);

@@ -70,7 +70,7 @@ impl<R: Read> Read for FrameReader<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.left == 0 && !self.ended {
             let mut length = [0; 4];
-            self.input.read_exact(&mut length)?;
+            self.input.read_exact(&mut length).map_err(cut_off)?;
             let length = u32::from_be_bytes(length) as usize;
             if length > LARGEST {
                 let what = "the connection does not contain the data of cowl send";
@@ -86,10 +86,18 @@ impl<R: Read> Read for FrameReader<'_, R> {
             .input
             .read(buffer.get_mut(..want).unwrap_or_default())?;
         if got == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            return Err(cut_off(io::ErrorKind::UnexpectedEof.into()));
         }
         self.left -= got;
         Ok(got)
+    }
+}
+
+/// Describes the end of the connection within the frames.
+fn cut_off(error: io::Error) -> io::Error {
+    match error.kind() {
+        kind @ io::ErrorKind::UnexpectedEof => io::Error::new(kind, "the connection was cut"),
+        _ => error,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Merges received snapshots with those of a container that exists. No I/O.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde_json::Map;
 
@@ -25,8 +25,10 @@ pub struct AddedSnapshot {
 pub struct ChangedSnapshot {
     /// Its name in the list.
     pub name: SnapshotName,
-    /// The changes, as words.
+    /// The changes that were applied, as words.
     pub changes: Vec<&'static str>,
+    /// The properties whose change was not applied, because they are those of this store.
+    pub retained: Vec<&'static str>,
 }
 
 /// Adds snapshots that the container does not have, and returns them in the order in which they were sent.
@@ -59,6 +61,8 @@ pub(super) fn add(target: &mut ContainerManifest, sent: Vec<SnapshotRef>) -> Vec
 /// A comment that was changed here as well remains as it is. So does the protection once it was set or removed here. Tags are
 /// only added: pruning may depend on the others (`--keep-tag`), and the sender must not decide what is pruned here. If
 /// nothing was recorded about a snapshot, nothing changes, and later changes are applied.
+///
+/// A change that is not applied is returned once: the user may want to repeat it here.
 pub(super) fn follow(target: &mut ContainerManifest, sent: &[SnapshotRef]) -> Vec<ChangedSnapshot> {
     let records = target.received.iter().enumerate();
     let records: HashMap<_, _> = records.map(|(at, known)| (known.id, at)).collect();
@@ -80,15 +84,39 @@ pub(super) fn follow(target: &mut ContainerManifest, sent: &[SnapshotRef]) -> Ve
             });
             continue;
         };
+        let retained = retained(own, record, sent);
         let changes = follow_one(own, record, sent);
-        if !changes.is_empty() {
+        if !changes.is_empty() || !retained.is_empty() {
             changed.push(ChangedSnapshot {
                 name: own.name.clone(),
                 changes,
+                retained,
             });
         }
     }
     changed
+}
+
+/// Returns the properties that the sender has changed since the last transfer, and that [`follow_one`] does not change.
+fn retained(own: &SnapshotRef, last: &ReceivedSnapshot, sent: &SnapshotRef) -> Vec<&'static str> {
+    let mut retained = Vec::new();
+    if sent.comment != last.comment && own.comment != last.comment && own.comment != sent.comment {
+        retained.push("comment");
+    }
+    let keys: BTreeSet<&String> = last.tags.keys().chain(sent.tags.keys()).collect();
+    let is_retained = |key: &&String| {
+        let [own, last, sent] = [&own.tags, &last.tags, &sent.tags].map(|tags| tags.get(*key));
+        let is_added = last.is_none() && own.is_none();
+        sent != last && own != sent && !is_added
+    };
+    if keys.iter().any(is_retained) {
+        retained.push("tags");
+    }
+    let is_own = last.own_protection || own.protected != last.protected;
+    if is_own && sent.protected != last.protected && own.protected != sent.protected {
+        retained.push("protection");
+    }
+    retained
 }
 
 /// Applies the changes of one snapshot, records what was sent, and returns the changes.
@@ -296,6 +324,7 @@ mod tests {
         sent.protected = true;
         let changed = follow(&mut target, std::slice::from_ref(&sent));
         assert_eq!(changed[0].changes, ["comment", "tags", "protection added"]);
+        assert_eq!(changed[0].retained, ["tags"]);
         let own = &mut target.snapshots[0];
         assert_eq!(own.comment, sent.comment);
         // A tag is added, and none is changed.
@@ -313,6 +342,7 @@ mod tests {
         sent.protected = false;
         let changed = follow(&mut target, std::slice::from_ref(&sent));
         assert_eq!(changed[0].changes, ["protection removed"]);
+        assert_eq!(changed[0].retained, ["comment", "tags"]);
         let own = &target.snapshots[0];
         assert_eq!(own.comment, "mine");
         assert_eq!(own.tags.keys().collect::<Vec<_>>(), ["k", "own"]);
@@ -337,7 +367,10 @@ mod tests {
             for protected in [true, false, true, false] {
                 sent.protected = protected;
                 let changed = follow(&mut target, std::slice::from_ref(&sent));
-                assert_eq!(changed, []);
+                let retained: Vec<_> = changed.iter().flat_map(|c| &c.retained).collect();
+                let expected: &[&&str] = if protected { &[] } else { &[&"protection"] };
+                assert_eq!(retained, expected);
+                assert!(changed.iter().all(|c| c.changes.is_empty()));
                 assert!(target.snapshots[0].protected);
             }
         }

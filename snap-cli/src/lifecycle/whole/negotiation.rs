@@ -21,7 +21,7 @@ use crate::store::held::HeldLayers;
 use crate::store::identity::KnownLayers;
 use crate::store::manifest::{LayerId, LayerIdentity, SnapshotId};
 use crate::store::name::{ContainerName, SnapshotName};
-use crate::tree::error::OnProgress;
+use crate::tree::error::{ErrorKind, OnProgress};
 use cowl_layers::shown::Show as _;
 
 /// The version of the conversation and of the list.
@@ -148,7 +148,13 @@ pub fn send(
     let mut frames = FrameWriter(output);
     outgoing.write(store, &mut frames, compression, progress)?;
     frames.finish().map_err(cannot_send)?;
-    let confirmation = read_line(input, "receiver's confirmation")?;
+    let confirmation: Result<Confirmation> = read_line(input, "receiver's confirmation");
+    // The receiver may have committed before the connection was cut.
+    let confirmation = confirmation.map_err(|error| {
+        error.hint(
+            "the other side may have stored everything: repeat the command, which sends only what is missing there",
+        )
+    })?;
     Ok((confirmation, outgoing))
 }
 
@@ -180,10 +186,17 @@ impl Accepted {
         write_line(output, &have)?;
         let mut frames = FrameReader::new(input);
         let received = receive(open_archive(&mut frames)?)?;
+        let unconfirmed = |error| {
+            let what = format!(
+                "{} was received, but the sender cannot be notified of it",
+                received.name
+            );
+            Error::failed(what)
+                .hint("repeat the command, which sends nothing that is here already")
+                .because(error)
+        };
         // Compressed data may be followed by more frames.
-        frames.skip_rest().map_err(|error| {
-            Error::failed("cannot read the rest of what was sent").because(error)
-        })?;
+        frames.skip_rest().map_err(unconfirmed)?;
         let snapshots = received.added.iter();
         let confirmation = Confirmation {
             cowl: VERSION,
@@ -192,9 +205,14 @@ impl Accepted {
                 .map(|added| (added.sent_as.clone(), added.name.clone()))
                 .collect(),
             present: received.present,
-            changed: received.changed.len(),
+            changed: (received.changed.iter())
+                .filter(|changed| !changed.changes.is_empty())
+                .count(),
         };
-        write_line(output, &confirmation)?;
+        let line = to_line(&confirmation)? + "\n";
+        (output.write_all(line.as_bytes()))
+            .and_then(|()| output.flush())
+            .map_err(unconfirmed)?;
         Ok(received)
     }
 
@@ -219,7 +237,12 @@ impl Accepted {
 
 /// Opens a stream of `cowl send`, or an archive of `cowl export --with-snapshots`.
 pub fn open_archive<'a>(stream: impl Read + 'a) -> Result<BundleReader<'a>> {
-    match input::open(stream)? {
+    let opened = input::open(stream).map_err(|error| match error.kind() {
+        ErrorKind::Empty => Error::failed("nothing was sent")
+            .hint("the sender reports the reason; if it did not run, check the pipe or the file"),
+        _ => error.into(),
+    });
+    match opened? {
         Input::Container(archive) => Ok(archive),
         Input::Tree(_) => Err(Error::failed(
             "this is not what `cowl send` writes, but an archive of files",
@@ -267,6 +290,12 @@ fn read_line<T: Message>(input: &mut impl BufRead, what: &str) -> Result<T> {
                 "it has version {version}, this cowl has version {VERSION}"
             ))
         }
+        Err(_) if line.len() as u64 == MAX_LINE => {
+            refused(format!("it has more than {} MiB", MAX_LINE >> 20))
+        }
+        Err(_) if line.starts_with(b"{") && !line.ends_with(b"\n") => {
+            refused("it is incomplete".to_owned())
+        }
         Err(_) => {
             let first = line.get(..line.len().min(60)).unwrap_or_default();
             let first = first.trim_ascii_end().shown();
@@ -292,10 +321,15 @@ mod tests {
             (br#"{"cowl":2,"layers":[]}"#, "version 2"),
             (b"Last login\x1b[2J: today\n", r"Last login\x1b[2J: today"),
             (
-                br#"{"cowl":1,"layers":[{"id":"../x","digest":"layer1:"}]}"#,
+                b"{\"cowl\":1,\"layers\":[{\"id\":\"../x\",\"digest\":\"layer1:\"}]}\n",
                 "begins with",
             ),
-            (br#"{"cowl":1}"#, "begins with"),
+            (b"{\"cowl\":1}\n", "begins with"),
+            (br#"{"cowl":1,"layers":["#, "is incomplete"),
+            (
+                &[b"{".as_slice(), &vec![b' '; 16 << 20]].concat(),
+                "more than 16 MiB",
+            ),
         ] {
             let error = read(line).unwrap_err();
             assert!(error.contains(expected), "{error}");

@@ -34,7 +34,7 @@ pub struct Received {
     pub added: Vec<AddedSnapshot>,
     /// The number of sent snapshots that the container had already.
     pub present: usize,
-    /// Those of them whose properties were changed where they were sent from.
+    /// Those of them whose properties were changed where they were sent from, whether or not the changes were applied.
     pub changed: Vec<ChangedSnapshot>,
     /// The sent snapshots that were not added, because they were removed here. The names are those that were sent.
     pub removed: Vec<SnapshotName>,
@@ -91,7 +91,7 @@ pub fn receive(
         name: snapshot.name.clone(),
     });
     let added = added.collect();
-    let hint = "receive it under another name: cowl receive NAME";
+    let hint = "repeat the command to add the snapshots to it, or receive it under another name: cowl receive NAME";
     let (incoming, arrival) = import::create(
         store,
         (name, options.configs),
