@@ -170,6 +170,34 @@ impl Lxc {
         config
     }
 
+    /// Creates a container of Debian with systemd, which has /dev/fuse.
+    #[track_caller]
+    pub fn create_with_systemd(&self, name: &str) {
+        let dir = self.dir(name);
+        let root = dir.join("rootfs");
+        std::fs::create_dir_all(&root).expect("creating the directory of a container");
+        let tar = crate::rootfs::systemd_tar().expect("a Debian with systemd");
+        crate::rootfs::unpack(&tar, &root).expect("unpacking a Debian with systemd");
+        let config = format!(
+            "lxc.uts.name = {name}\nlxc.rootfs.path = dir:{}\nlxc.net.0.type = empty\n\
+             lxc.apparmor.profile = unconfined\nlxc.mount.auto = cgroup:mixed proc:mixed sys:mixed\n\
+             lxc.include = /usr/share/lxc/config/common.conf\n\
+             lxc.mount.entry = /dev/fuse dev/fuse none bind,create=file\n",
+            root.display()
+        );
+        std::fs::write(dir.join("config"), config).expect("writing the config");
+    }
+
+    /// Starts a container with systemd, and waits until all units of its boot are active.
+    #[track_caller]
+    pub fn start_systemd(&self, name: &str) {
+        self.start(name);
+        self.wait("systemd", || {
+            let args = ["--", "systemctl", "is-system-running"];
+            self.tool("attach", name, args).out() == "running"
+        });
+    }
+
     /// Adopts a container.
     #[track_caller]
     pub fn adopt(&self, name: &str) -> Output {

@@ -26,7 +26,7 @@ struct Demo {
 
 /// Runs the demo, and prints the daemons' logs if it fails.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    crate::setup::run()?;
+    crate::setup::run_for_demo()?;
     title("build");
     Run::cargo()?
         .args([

@@ -12,6 +12,9 @@ use cowl_tests::scratch::Scratch;
 
 use super::*;
 
+#[path = "dist_systemd_tests.rs"]
+mod systemd;
+
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(flatten)]
@@ -149,6 +152,10 @@ fn live(machine: &Machine) {
         assert!(root.join(path).metadata().is_ok(), "no {path}");
     }
     machine.run("mkdir -p /srv/web; echo one > /srv/web/file; cowl create web --from /srv/web");
+    // The root directory of this chroot is not a mount point.
+    machine.run(
+        "if cowl exec web -- true 2>/srv/error; then exit 1; fi; grep 'mount --bind DIR DIR' /srv/error",
+    );
     let mount_point = machine.run("cowl mount web").out().trim().to_owned();
     let mut program = machine
         .command(&format!(
@@ -207,9 +214,59 @@ fn live(machine: &Machine) {
     machine.run(&format!(
         "dpkg {force} -i /packages/cowl_0.2.0-1_*.deb; cowl snapshot web; cowl cat web:stop"
     ));
+    // A store without containers is removed, but neither its directory on another disk nor a store with an empty one.
     machine.run(
-        "rm -r /var/lib/cowl; mkdir /var/lib/cowl; dpkg --purge cowl; test ! -e /var/lib/cowl",
+        "cowl destroy web --yes; dpkg --purge cowl; ls /var/lib/cowl/deleted/*/container.json",
     );
+    machine.run(&format!(
+        "dpkg {force} -i /packages/cowl_0.2.0-1_*.deb; cowl gc --empty-trash; \
+         dpkg --purge cowl; test ! -e /var/lib/cowl; mkdir /srv/disk; ln -s /srv/disk /var/lib/cowl; \
+         dpkg {force} -i /packages/cowl_0.2.0-1_*.deb; cowl create two --from /srv/web; dpkg --purge cowl; \
+         dpkg {force} -i /packages/cowl_0.2.0-1_*.deb; cowl cat two:file; cowl destroy two --now --yes"
+    ));
+    let purge = machine
+        .run("dpkg --purge cowl; test -z \"$(ls -A /var/lib/cowl)\"")
+        .out();
+    assert!(purge.contains("a link and is retained"), "{purge}");
+    purge_retains(machine, force);
+}
+
+/// /var/lib/cowl is a link to a directory. A purge deletes nothing in it that is not of an empty store.
+fn purge_retains(machine: &Machine, force: &str) {
+    let again = |line: &str| {
+        machine.run(&format!(
+            "dpkg {force} -i /packages/cowl_0.2.0-1_*.deb; {line}"
+        ))
+    };
+    let make = "cowl create two --from /srv/web; cowl destroy two --now --yes";
+    let files = "find /srv/disk/ | sort > /srv/before; dpkg --purge cowl; \
+        find /srv/disk/ | sort | diff /srv/before -";
+    let made = format!("cd /srv/disk; mkdir cache layers locks; echo 1 > cache/mine; {files}");
+    again(&made);
+    // The manifest of another program.
+    again(&format!(
+        "echo '{{}}' > /srv/disk/store.json; rm /srv/disk/cache/mine; {files}"
+    ));
+    machine.run("rm -r /srv/disk/*");
+    // Names that cowl does not make, of files and of directories, and a type that it does not make.
+    for (add, name) in [
+        ("mkdir", "own"),
+        ("touch", "cache/mine.json"),
+        ("touch", "locks/mine"),
+        ("mkdir", "reserve/1.dir"),
+        ("ln -s /etc", "cache/link"),
+        ("touch", "trash/mine"),
+        ("touch", "file"),
+    ] {
+        let add = format!("mkdir -p /srv/disk/cache; {add} /srv/disk/{name}; {files}");
+        again(&format!("{make}; {add}; rm -r /srv/disk/{name}"));
+    }
+    // The layers on another disk.
+    again(&format!(
+        "{make}; mount -t tmpfs none /srv/disk/layers; {files}; umount /srv/disk/layers"
+    ));
+    again(&format!("{make}; dpkg --purge cowl"));
+    machine.run("test -z \"$(ls -A /srv/disk)\"");
 }
 
 #[test]
@@ -284,7 +341,10 @@ fn static_programs_need_no_c_library() {
     let line = "tar -xJf /packages/cowl-*-static.tar.xz -C /; \
         mkdir -p /srv/web; echo one > /srv/web/file; cowl create web --from /srv/web; \
         dir=$(cowl mount web); cowl snapshot web; echo two > $dir/file; \
-        cowl cat web@snap0:file; cat $dir/file; cowl umount web; cowl check web";
+        cowl cat web@snap0:file; cat $dir/file; cowl umount web; cowl check web; \
+        cowlfs --version; cowl-snapshotter --version";
     let output = machine.run(line);
-    assert!(output.out().contains("one\ntwo\n"), "{}", output.report());
+    let version = env!("CARGO_PKG_VERSION");
+    let expected = format!("snap0\none\ntwo\ncowlfs {version}\ncowl-snapshotter {version}");
+    assert_eq!(output.out(), expected, "{}", output.report());
 }

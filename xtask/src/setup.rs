@@ -8,24 +8,39 @@ use crate::run::{Result, Run, failure, note, title};
 /// The package of the registry, whose service is not used.
 const REGISTRY: &str = "docker-registry";
 
-/// Debian packages that the build, the tests and the demo need.
-const PACKAGES: &[&str] = &[
-    "7zip",
+/// Debian packages that the demo and its build need.
+const DEMO: &[&str] = &[
     "acl",
     "attr",
+    "busybox-static",
+    "debian-archive-keyring",
+    "debootstrap",
+    "fuse3",
+    "gcc",
+    "kmod",
+    "libc6-dev",
+    "libcap2-bin",
+    "mmdebstrap",
+    "mount",
+    "procps",
+    "tar",
+    "util-linux",
+    "xz-utils",
+    "zstd",
+];
+
+/// Debian packages that the tests need in addition.
+const TESTS: &[&str] = &[
+    "7zip",
     "binutils",
     "borgbackup",
     "btrfs-progs",
     "bubblewrap",
     "buildah",
-    "busybox-static",
     "containerd",
-    "debian-archive-keyring",
     "crun",
-    "containerd",
     "cpio",
     "curl",
-    "debootstrap",
     REGISTRY,
     "docker.io",
     "dpkg-dev",
@@ -33,22 +48,15 @@ const PACKAGES: &[&str] = &[
     "erofs-utils",
     "fish",
     "fuse-overlayfs",
-    "fuse3",
-    "gcc",
     "git",
     "iproute2",
     "golang-github-containerd-containerd-dev",
     "golang-go",
-    "kmod",
-    "libc6-dev",
     "libarchive-tools",
-    "libcap2-bin",
     "lintian",
     "lxc",
     "lxc-templates",
     "make",
-    "mmdebstrap",
-    "mount",
     "openssl",
     "openssh-client",
     "openssh-server",
@@ -56,7 +64,6 @@ const PACKAGES: &[&str] = &[
     "pax",
     "podman",
     "postgresql",
-    "procps",
     "python3",
     "restic",
     "rsync",
@@ -67,20 +74,16 @@ const PACKAGES: &[&str] = &[
     "strace",
     "systemd",
     "systemd-container",
-    "tar",
     "uidmap",
     "umoci",
-    "util-linux",
     "xfsprogs",
-    "xz-utils",
     "zsh",
-    "zstd",
 ];
 
-/// Installs missing dependencies.
+/// Installs the missing dependencies of the build, the demo and the tests.
 pub(crate) fn run() -> Result<()> {
     title("setup");
-    packages()?;
+    packages(&[DEMO, TESTS].concat())?;
     fuse()?;
     overlay()?;
     components()?;
@@ -88,8 +91,17 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-fn packages() -> Result<()> {
-    let missing = missing()?;
+/// Installs the missing dependencies of the demo, which starts none of the daemons that the tests need.
+pub(crate) fn run_for_demo() -> Result<()> {
+    title("setup");
+    packages(DEMO)?;
+    fuse()?;
+    note("all dependencies are installed");
+    Ok(())
+}
+
+fn packages(wanted: &[&'static str]) -> Result<()> {
+    let missing = missing(wanted)?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -126,14 +138,14 @@ fn packages() -> Result<()> {
 }
 
 /// Returns the packages that are not installed; without dpkg, all of them.
-fn missing() -> Result<Vec<&'static str>> {
+fn missing(wanted: &[&'static str]) -> Result<Vec<&'static str>> {
     if cowl_tests::programs::in_path("dpkg-query").is_none() {
-        return Ok(PACKAGES.to_vec());
+        return Ok(wanted.to_vec());
     }
     // dpkg-query fails if it does not know one of the packages, but still reports the others.
     let (_, text) = Run::new("dpkg-query")
         .args(["-W", "-f", "${Package} ${db:Status-Status}\\n"])
-        .args(PACKAGES)
+        .args(wanted)
         .unseen()
         .code_and_text()?;
     let installed = |name: &str| {
@@ -143,13 +155,12 @@ fn missing() -> Result<Vec<&'static str>> {
                 == Some("installed")
         })
     };
-    Ok(PACKAGES
+    Ok(wanted
         .iter()
         .copied()
         .filter(|name| !installed(name))
         .collect())
 }
-
 fn fuse() -> Result<()> {
     let device = Path::new("/dev/fuse");
     let open = || {

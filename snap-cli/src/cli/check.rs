@@ -93,10 +93,10 @@ impl Args {
             output::print_line(&line(finding))?;
         }
         output::print_note(&format!(
-            "{}: {} containers, {} layers: {}",
+            "{}: {}, {}: {}",
             store.root().shown(),
-            report.containers,
-            report.layers,
+            output::counted(report.containers, "container"),
+            output::counted(report.layers, "layer"),
             match (report.findings.len(), report.is_damaged()) {
                 (0, _) => "no problems",
                 (_, true) => "DAMAGED",
@@ -106,8 +106,8 @@ impl Args {
         if report.new > 0 {
             let recorded = if self.deep { "contents" } else { "metadata" };
             output::print_note(&format!(
-                "recorded the {recorded} of {} layers for the first time: nothing to compare with yet",
-                report.new
+                "recorded the {recorded} of {} for the first time: nothing to compare with yet",
+                output::counted(report.new, "layer")
             ));
         }
         let is_repairable = |finding: &Finding| finding.fix.is_some() && finding.done.is_none();

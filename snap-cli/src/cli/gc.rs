@@ -132,19 +132,20 @@ impl Args {
             let summary = match left.is_empty() {
                 true => "nothing to remove".to_owned(),
                 false => format!(
-                    "{verb} {} in {} inodes: {} layers, {} containers, {} files",
+                    "{verb} {} in {}: {}, {}, {}",
                     output::format_size(space.bytes),
-                    space.inodes,
-                    left.layers.len(),
-                    left.expired.len() + left.unfinished.len(),
-                    other_count(left),
+                    output::counted(usize::try_from(space.inodes).unwrap_or(usize::MAX), "inode"),
+                    output::counted(left.layers.len(), "layer"),
+                    output::counted(left.expired.len() + left.unfinished.len(), "container"),
+                    output::counted(other_count(left), "file"),
                 ),
             };
             output::print_note(&format!("{}: {summary}", store.root().shown()));
             if !left.held.is_empty() {
+                let verb = if left.held.len() == 1 { "is" } else { "are" };
                 output::print_note(&format!(
-                    "{} more layers are used by mounts or transfers",
-                    left.held.len()
+                    "{} {verb} still used by mounts or transfers",
+                    output::counted(left.held.len(), "other layer")
                 ));
             }
             if *waiting > 0 {

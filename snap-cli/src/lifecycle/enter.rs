@@ -163,8 +163,7 @@ fn change_root(
         |message: &str, error: std::io::Error| Error::failed(message.to_owned()).because(error);
     unshare_namespace()?;
     let recursive = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", recursive)
-        .map_err(|e| failed("cannot make the namespace's mounts private", e.into()))?;
+    rustix::mount::mount_change("/", recursive).map_err(private_error)?;
     let (mut root, mut init) = (open_root(mountpoint)?, None);
     require_mounted(&root, mountpoint, device)?;
     let is_mapped = !map.is_empty();
@@ -213,6 +212,18 @@ fn change_root(
     }
     std::env::set_current_dir("/").map_err(|e| failed("cannot enter the new root", e))?;
     Ok((init, identity))
+}
+
+fn private_error(error: rustix::io::Errno) -> Error {
+    let failed = Error::failed("cannot make the namespace's mounts private")
+        .because(std::io::Error::from(error));
+    match error {
+        rustix::io::Errno::INVAL => failed.hint(
+            "cowl runs in a chroot whose root directory is not a mount point: leave it, type \
+             `mount --bind DIR DIR` with its directory, and enter it again",
+        ),
+        _ => failed,
+    }
 }
 
 fn proc_error(error: rustix::io::Errno) -> Error {

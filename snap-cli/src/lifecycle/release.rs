@@ -52,9 +52,12 @@ pub fn plan(container: &Container<'_>, snapshots: Snapshots) -> Result<ReleaseMe
         )));
     };
     if !manifest.snapshots.is_empty() && snapshots == Snapshots::Refuse {
+        let lost = match manifest.snapshots.len() {
+            1 => "snapshot".to_owned(),
+            count => format!("{count} snapshots"),
+        };
         return Err(Error::failed(format!(
-            "cannot release {name}: its {} snapshots would be lost",
-            manifest.snapshots.len()
+            "cannot release {name}: its {lost} would be lost"
         ))
         .hint(format!(
             "write all of them to a file with cowl export {name} --with-snapshots, or delete them \

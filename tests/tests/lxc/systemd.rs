@@ -8,9 +8,8 @@ use cowl_tests::{programs, rootfs};
 
 /// Creates and starts a container with systemd, in which cowl is installed.
 fn start_host(lxc: &Lxc, name: &str) {
+    lxc.create_with_systemd(name);
     let root = lxc.dir(name).join("rootfs");
-    std::fs::create_dir_all(&root).unwrap();
-    rootfs::unpack(&rootfs::systemd_tar().unwrap(), &root).unwrap();
     for (from, to) in [
         (rootfs::systemd_tar().unwrap(), "root/debian.tar"),
         (rootfs::busybox_tar().unwrap(), "root/busybox.tar"),
@@ -29,19 +28,7 @@ fn start_host(lxc: &Lxc, name: &str) {
         .replace("@statedir@", "/var/lib/cowl")
         .replace("@bindir@", "/usr/bin");
     std::fs::write(root.join("etc/systemd/system/cowl-mount@.service"), unit).unwrap();
-    let config = format!(
-        "lxc.uts.name = {name}\nlxc.rootfs.path = dir:{}\nlxc.net.0.type = empty\n\
-         lxc.apparmor.profile = unconfined\nlxc.mount.auto = cgroup:mixed proc:mixed sys:mixed\n\
-         lxc.include = /usr/share/lxc/config/common.conf\n\
-         lxc.mount.entry = /dev/fuse dev/fuse none bind,create=file\n",
-        root.display()
-    );
-    std::fs::write(lxc.dir(name).join("config"), config).unwrap();
-    lxc.start(name);
-    lxc.wait("systemd", || {
-        let args = ["--", "systemctl", "is-system-running"];
-        lxc.tool("attach", name, args).out() == "running"
-    });
+    lxc.start_systemd(name);
 }
 
 /// A mount unit, an entry of fstab, and the unit of cowl.

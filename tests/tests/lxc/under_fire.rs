@@ -2,13 +2,10 @@
 //!
 //! `COWL_UNDER_FIRE=1` kills each one 100 times, with 20 upgrades in between.
 
-use std::path::PathBuf;
-
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::killer::{Killer, daemon_of};
 use cowl_tests::lxc::{Lxc, NEEDS};
 use cowl_tests::mount::wait_until;
-use cowl_tests::rootfs;
 
 /// The time in milliseconds for which a daemon answers requests.
 const LIFETIME: u64 = 300;
@@ -125,22 +122,13 @@ fn busybox_continues() {
     lxc.unmounted("c1");
 }
 
-/// Creates a container of Debian with systemd.
+/// Creates a container of Debian with systemd, and a service in it.
 fn create_debian(lxc: &Lxc, name: &str) {
-    let dir: PathBuf = lxc.dir(name);
-    let root = dir.join("rootfs");
-    std::fs::create_dir_all(&root).unwrap();
-    rootfs::unpack(&rootfs::systemd_tar().unwrap(), &root).unwrap();
+    lxc.create_with_systemd(name);
+    let root = lxc.dir(name).join("rootfs");
     let unit = "[Service]\nExecStart=/bin/sh /root/loop\nStandardOutput=file:/var/output\nStandardError=file:/var/output\n";
     std::fs::write(root.join("etc/systemd/system/loop.service"), unit).unwrap();
     std::fs::write(root.join("root/loop"), LOOP).unwrap();
-    let config = format!(
-        "lxc.uts.name = {name}\nlxc.rootfs.path = dir:{}\nlxc.net.0.type = empty\n\
-         lxc.apparmor.profile = unconfined\nlxc.mount.auto = cgroup:mixed proc:mixed sys:mixed\n\
-         lxc.include = /usr/share/lxc/config/common.conf\n",
-        root.display()
-    );
-    std::fs::write(dir.join("config"), config).unwrap();
 }
 
 #[test]
@@ -152,12 +140,11 @@ fn systemd_continues() {
     let lxc = Lxc::with_keepers();
     create_debian(&lxc, "deb");
     lxc.adopt("deb").ok();
-    lxc.start("deb");
+    lxc.start_systemd("deb");
     let state = || {
         lxc.tool("attach", "deb", ["--", "systemctl", "is-system-running"])
             .out()
     };
-    lxc.wait("systemd", || state() == "running");
     let init = lxc.pid("deb").unwrap();
     let units = || {
         lxc.run("deb", "systemctl list-units --plain --no-legend --state=active --type=service | cut -d' ' -f1 | sort")
