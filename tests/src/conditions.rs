@@ -33,7 +33,8 @@ pub enum Need {
 
 impl Need {
     /// Returns the reason if the machine does not meet the requirement.
-    fn missing(self) -> Option<String> {
+    #[must_use]
+    pub fn missing(self) -> Option<String> {
         match self {
             Need::Root => (!rustix::process::geteuid().is_root()).then(|| "not root".to_owned()),
             Need::Fuse => std::fs::OpenOptions::new()

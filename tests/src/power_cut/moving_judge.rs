@@ -60,8 +60,8 @@ impl Drop for OtherDevice {
     }
 }
 
-/// Makes `cuts` cuts at random moments of each snapshot and one at each moment in `past.aims`, and verifies the container
-/// after each.
+/// Makes `cuts` cuts at random moments of each snapshot, refused ones included, and one at each moment in `past.aims`, and
+/// when a refusal was durable, and verifies the container after each.
 #[must_use]
 pub fn cut_often(
     scratch: &Scratch,
@@ -72,13 +72,15 @@ pub fn cut_often(
 ) -> (Findings, Hits) {
     let (mut findings, mut hits) = (Findings::default(), Hits::new());
     let _other = OtherDevice::new(scratch);
-    let spans = past.snapshots.iter();
-    let spans = spans.map(|taken| ((taken.span.0, taken.span.1 + 1), cuts));
+    let spans = past.snapshots.iter().map(|taken| &taken.span);
+    let spans = spans.chain(&past.refused);
+    let spans = spans.map(|span| ((span.0, span.1 + 1), cuts));
     let aims = past
         .aims
         .iter()
         .map(|aim| ((aim.moment, aim.moment + 1), 1));
-    for (number, (span, count)) in (0..).zip(spans.chain(aims)) {
+    let ends = past.refused.iter().map(|(_, end)| ((*end, end + 1), 1));
+    for (number, (span, count)) in (0..).zip(spans.chain(aims).chain(ends)) {
         let cuts = Cuts {
             log,
             before,
@@ -125,6 +127,14 @@ fn judge(after: &After, past: &Past, (moment, base): (u64, &Base), found: &Path)
             Shown::Incomplete => {}
         }
     }
+    let known = |address: &String| past.snapshots.iter().any(|taken| taken.address == *address);
+    let mut refusals = past.refused.iter();
+    if !past.refused.is_empty() && refusals.all(|(_, end)| *end <= moment) {
+        let snapshots = shown.keys().filter(|shown| shown.contains('@'));
+        for address in snapshots.filter(|address| !known(address)) {
+            wrong.push(format!("{address} was refused, but exists"));
+        }
+    }
     after.must(&["check", "--repair"], &mut wrong);
     let copy = after.script(
         &format!(
@@ -140,6 +150,9 @@ fn judge(after: &After, past: &Past, (moment, base): (u64, &Base), found: &Path)
     );
     if copy.code != 0 {
         wrong.push(copy.report());
+    }
+    if let Some(phase) = Phase::of(&after.store()) {
+        wrong.push(format!("after a mount, the moves are still {phase:?}"));
     }
     let check = after.must(&["check", "--deep"], &mut wrong);
     if let Some(check) = check.filter(|check| check.out().contains("damaged:")) {

@@ -42,6 +42,7 @@ mod moving_files;
 mod moving_frozen;
 mod moving_full;
 mod moving_projects;
+mod moving_undone;
 mod moving_upgrades;
 mod namespaces;
 mod output;

@@ -1,9 +1,9 @@
 """Programs that write by passthrough while snapshots are taken, and the check of what the snapshots contain.
 
-write DIR PAUSE: one program writes numbered records to several files in turn, so a snapshot with record N must
-have all records before N. It ends after a line on the standard input. PAUSE is the average pause after each record in
-milliseconds.
-check DIR: prints the number of records in a copy, or fails.
+write DIR SLOTS PAUSE: one program writes numbered records to several files in turn. Each file has SLOTS slots, which
+are written again in the same order, so a snapshot with record N must have exactly the newest record up to N in each
+slot. It ends after a line on the standard input. PAUSE is the average pause after each record in milliseconds.
+check DIR SLOTS: prints the number of records that were written before a copy was made, or fails.
 step DIR: writes to files of several kinds, once before and once after a line on the standard input.
 stuck DIR: begins a write, which ends after a line on the standard input.
 late DIR STORE: the same, but the write begins when the file has been linked into a second layer of the store.
@@ -12,12 +12,13 @@ import ctypes, fcntl, glob, mmap, os, random, select, struct, sys, threading, ti
 
 RECORD = 5000
 BLOCK = 4096
-SLOTS = 1 << 18
+# The distance of the numbers in MAPPED, so that most of them are in different pages.
+STRIDE = 1032
 # The record N goes to the file N % 4, but of the records for DIRECT, only each 16th; the others go to MORE. The daemon
 # serves writes to DIRECT, so the program waits for a snapshot there, and writes to the other files during it.
 LOG, DATA, DIRECT, MAPPED = "log", "dir/data", "dir/direct", "mapped"
 MORE = "dir/more"
-
+LENGTHS = {LOG: RECORD, DATA: RECORD, DIRECT: BLOCK, MORE: RECORD, MAPPED: STRIDE}
 
 # The exit code if the content is not that of one moment.
 WRONG = 3
@@ -32,7 +33,11 @@ def record(number, length):
     return (b"%012d" % number * (length // 12 + 1))[:length]
 
 
-def write(top, pause):
+def file_of(number):
+    return MORE if number % 4 == 2 and number % 64 != 2 else (LOG, DATA, DIRECT, MAPPED)[number % 4]
+
+
+def write(top, slots, pause):
     os.chdir(top)
     os.makedirs("dir", exist_ok=True)
     log = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
@@ -42,27 +47,28 @@ def write(top, pause):
     more = os.open(MORE, os.O_RDWR | os.O_CREAT, 0o644)
     aligned = mmap.mmap(-1, BLOCK)
     opened = os.open(MAPPED, os.O_RDWR | os.O_CREAT, 0o644)
-    os.ftruncate(opened, SLOTS * 8)
-    mapped = mmap.mmap(opened, SLOTS * 8)
-    # The mapping outlives the descriptor.
+    os.ftruncate(opened, slots * STRIDE)
+    # The mapping outlives the descriptor. A store of a number is one instruction.
+    mapped = memoryview(mmap.mmap(opened, slots * STRIDE)).cast("Q")
     os.close(opened)
-    numbers = {name: os.stat(name).st_ino for name in (LOG, DATA, DIRECT, MAPPED, MORE)}
+    numbers = {name: os.stat(name).st_ino for name in LENGTHS}
     print("ready", flush=True)
     number = 0
     is_stopped = lambda: number % 64 == 0 and select.select([sys.stdin], [], [], 0)[0]
-    while number // 4 < SLOTS - 1 and not is_stopped():
-        at = number // 4
-        if number % 4 == 0:
+    while not is_stopped():
+        name, slot = file_of(number), number // 4 % slots
+        if name == LOG:
+            if slot == 0:
+                os.ftruncate(log, 0)
             assert os.write(log, record(number, RECORD)) == RECORD
-        elif number % 4 == 1:
-            assert os.pwrite(data, record(number, RECORD), at * RECORD) == RECORD
-        elif number % 4 == 2 and number % 64 != 2:
-            assert os.pwrite(more, record(number, RECORD), at * RECORD) == RECORD
-        elif number % 4 == 2:
+        elif name == MAPPED:
+            # From 1: zeros are an unused slot.
+            mapped[slot * STRIDE // 8] = number + 1
+        elif name == DIRECT:
             aligned[:] = record(number, BLOCK)
-            assert os.pwritev(direct, [aligned], at * BLOCK) == BLOCK
+            assert os.pwritev(direct, [aligned], slot * BLOCK) == BLOCK
         else:
-            struct.pack_into("<Q", mapped, at * 8, number)
+            assert os.pwrite(data if name == DATA else more, record(number, RECORD), slot * RECORD) == RECORD
         number += 1
         if pause:
             time.sleep(random.random() * pause * 0.002)
@@ -75,34 +81,48 @@ def write(top, pause):
     print(number, flush=True)
 
 
-def numbered(content, length):
-    """The numbers of the complete records in a file."""
-    found = []
-    for at in range(0, len(content), length):
-        part = content[at : at + length]
+def numbers_in(name):
+    """The numbers of the records in a file, by slot."""
+    with open(name, "rb") as file:
+        content = file.read()
+    found, length = {}, LENGTHS[name]
+    for slot in range((len(content) + length - 1) // length):
+        part = content[slot * length : (slot + 1) * length]
         if not part.strip(b"\0"):
             continue
-        number = int(part[:12]) if part[:12].isdigit() else -1
-        if part != record(number, length):
-            wrong(f"record {number} at {at} is torn")
-        found.append(number)
+        if name == MAPPED:
+            number = struct.unpack_from("Q", part)[0] - 1
+        else:
+            number = int(part[:12]) if part[:12].isdigit() else -1
+            if part != record(number, length):
+                wrong(f"record {number} in slot {slot} of {name} is torn")
+        found[slot] = number
     return found
 
 
-def check(top):
+def check(top, slots):
     os.chdir(top)
-    read = lambda name: open(name, "rb").read()
-    found = numbered(read(LOG), RECORD) + numbered(read(DATA), RECORD) + numbered(read(DIRECT), BLOCK)
-    found += numbered(read(MORE), RECORD)
-    slots = read(MAPPED)
-    found += [number for (number,) in struct.iter_unpack("<Q", slots) if number]
-    found.sort()
-    if found != list(range(len(found))):
-        missing = next(at for at, number in enumerate(found) if at != number)
-        wrong(f"record {missing} of {len(found)} is missing, but there is {found[-1]}")
+    found = {name: numbers_in(name) for name in LENGTHS}
+    last = max((number for file in found.values() for number in file.values()), default=-1)
+    expected = {name: {} for name in LENGTHS}
+    # Each slot once, because a slot of DIRECT is never one of MORE.
+    assert slots % 16 == 0
+    for number in range(max(last + 1 - 4 * slots, 0), last + 1):
+        expected[file_of(number)][number // 4 % slots] = number
+    # The log is truncated before its first slot is written again.
+    newest = last - last % 4
+    cycle = newest // 4 // slots * slots * 4
+    expected[LOG] = {slot: number for slot, number in expected[LOG].items() if number >= cycle}
+    if (last + 1) % (4 * slots) == 0 and not found[LOG]:
+        expected[LOG] = {}
+    for name in LENGTHS:
+        for slot in sorted(expected[name].keys() | found[name].keys()):
+            pair = found[name].get(slot), expected[name].get(slot)
+            if pair[0] != pair[1]:
+                wrong(f"slot {slot} of {name} has record {pair[0]} instead of {pair[1]}, but there is record {last}")
     assert os.stat(LOG).st_ino == os.stat("dir/log-too").st_ino
     assert os.stat(LOG).st_nlink == 2
-    print(len(found))
+    print(last + 1)
 
 
 def step(top):
@@ -205,8 +225,8 @@ if sys.argv[1] in ("stuck", "late"):
 elif sys.argv[1] in ("cold", "rename"):
     {"cold": cold, "rename": rename}[sys.argv[1]](sys.argv[2], float(sys.argv[3]))
 elif sys.argv[1] == "write":
-    write(sys.argv[2], float(sys.argv[3]))
+    write(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
 elif sys.argv[1] == "check":
-    check(sys.argv[2])
+    check(sys.argv[2], int(sys.argv[3]))
 else:
     step(sys.argv[2])

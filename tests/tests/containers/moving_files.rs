@@ -24,11 +24,14 @@ fn script() -> PathBuf {
 const WRONG: i32 = 3;
 
 /// The number of phases of a move at whose ends a daemon can be killed.
-const PHASES: u64 = 3;
+const PHASES: u64 = 4;
 /// The number of snapshots that are taken at most until one of the broken variant misses a record.
 const MOST_SNAPSHOTS: usize = 40;
 /// Messages of snapshots that fail because a program writes, or the machine is busy.
 const REFUSALS: [&str; 2] = ["changed them again", "takes too long to copy"];
+
+/// The number of snapshots that are refused in a row, or taken without copies, from which a run fails.
+const MOST_REFUSED: usize = 200;
 
 /// The length of a run with snapshots under a program that writes.
 pub(crate) struct Run {
@@ -38,18 +41,25 @@ pub(crate) struct Run {
     snapshots: usize,
     /// The number of snapshots that are mounted and checked.
     checked: usize,
+    /// The number of records in each file of the program, a multiple of 16.
+    slots: u64,
 }
 
 impl Run {
     pub(crate) fn from_env() -> Self {
         let snapshots = number("COWL_MOVING_SNAPSHOTS", 0);
         // To mount each of them takes long. The last one is of a container without a program that writes.
-        let checked = if snapshots > 0 { snapshots + 1 } else { 12 };
+        let (checked, slots) = match snapshots {
+            // Each slot is written several times in a few seconds.
+            0 => (12, 256),
+            snapshots => (snapshots + 1, 2048),
+        };
         let size = |number| usize::try_from(number).unwrap();
         Self {
             seconds: number("COWL_MOVING_SECONDS", 5),
             snapshots: size(snapshots),
             checked: size(number("COWL_MOVING_CHECKED", checked)),
+            slots: number("COWL_MOVING_SLOTS", slots),
         }
     }
 
@@ -89,6 +99,9 @@ impl Lab {
         store.create("web", &source);
         let mut mount = store.command(["mount", "web"]);
         mount.envs(settings);
+        if !keepers {
+            mount.env("COWL_KEEPER", "off");
+        }
         let top = PathBuf::from(run_command(mount, b"").ok().out());
         Self { store, top }
     }
@@ -140,9 +153,9 @@ impl Program {
     /// is the average pause after each record in milliseconds, unless `COWL_MOVING_PAUSE` is set; 0 for a short pause after
     /// some records.
     pub(crate) fn start_writer(lab: &Lab, pause: u64) -> Self {
-        let pause = number("COWL_MOVING_PAUSE", pause);
-        let top = lab.top.to_str().unwrap();
-        let mut writer = Self::start(&["write", top, &pause.to_string()]);
+        let pause = number("COWL_MOVING_PAUSE", pause).to_string();
+        let (top, slots) = (lab.top.to_str().unwrap(), Run::from_env().slots.to_string());
+        let mut writer = Self::start(&["write", top, &slots, &pause]);
         assert_eq!(writer.hear(), "ready");
         writer
     }
@@ -167,6 +180,18 @@ impl Program {
     }
 }
 
+/// Checks the records in a copy of the container.
+fn check_records(top: &Path) -> Output {
+    let slots = Run::from_env().slots.to_string();
+    let words = [
+        script().into_os_string(),
+        "check".into(),
+        top.into(),
+        slots.into(),
+    ];
+    run("python3", words)
+}
+
 /// Takes snapshots while a program writes, calls `between` after each, and checks the content of the snapshots.
 pub(crate) fn snapshots_of_a_busy_container(lab: &Lab, mut between: impl FnMut()) {
     let writer = Program::start_writer(lab, 0);
@@ -182,15 +207,28 @@ pub(crate) fn snapshots_beside(
 ) {
     let (length, begin) = (Run::from_env(), Instant::now());
     let (mut taken, mut moved, mut refused) = (Vec::new(), 0, 0);
+    let mut in_a_row = 0;
     while writer.child.try_wait().unwrap().is_none() {
         let output = snapshot();
         if output.code != 0 && REFUSALS.iter().any(|text| output.err().contains(text)) {
             refused += 1;
+            in_a_row += 1;
+            assert!(in_a_row < MOST_REFUSED, "{}", output.report());
             continue;
         }
+        in_a_row = 0;
         let output = output.ok();
         moved += usize::from(output.err().contains("were copied"));
         taken.push(output.out());
+        let is_moving = moved > 5 || taken.len() < MOST_REFUSED;
+        assert!(is_moving, "{}", output.report());
+        if length.snapshots > 0 && taken.len() % 50 == 1 {
+            let (count, seconds) = (taken.len(), begin.elapsed().as_secs());
+            println!(
+                "{count} snapshots after {seconds} s; the last one: {}",
+                output.err()
+            );
+        }
         between();
         let is_last = match length.snapshots {
             0 => moved > 5 && begin.elapsed().as_secs() >= length.seconds,
@@ -210,10 +248,7 @@ pub(crate) fn snapshots_beside(
         "{count} snapshots, {moved} with copies: {}",
         last.report()
     );
-    let check = |top: &Path| -> usize {
-        let words = [script().into_os_string(), "check".into(), top.into()];
-        run("python3", words).ok().out().parse().unwrap()
-    };
+    let check = |top: &Path| -> usize { check_records(top).ok().out().parse().unwrap() };
     assert_eq!(check(&lab.top), written);
     let stride = names.len().div_ceil(length.checked);
     let (mut before, mut checked) = (0, 0);
@@ -270,8 +305,7 @@ fn a_snapshot_without_the_content_of_one_moment_is_found() {
     let lab = Lab::new(kind, false, settings);
     let mut writer = Program::start_writer(&lab, 0);
     let is_wrong = |top: &Path| {
-        let words = [script().into_os_string(), "check".into(), top.into()];
-        let output = run("python3", words);
+        let output = check_records(top);
         assert!([0, WRONG].contains(&output.code), "{}", output.report());
         output.code == WRONG
     };

@@ -5,7 +5,7 @@ use std::path::Path;
 use cowl_tests::conditions::{Need, can};
 use cowl_tests::power_cut::can_cut;
 use cowl_tests::power_cut::judge::Findings;
-use cowl_tests::power_cut::moving::{Plan, run};
+use cowl_tests::power_cut::moving::{Course, Plan, run};
 use cowl_tests::power_cut::moving_judge::{Hits, cut_often};
 use cowl_tests::power_cut::phases::PHASES;
 use cowl_tests::power_cut::store::Care;
@@ -13,32 +13,35 @@ use cowl_tests::power_cut::work::Base;
 use cowl_tests::run::number;
 use cowl_tests::scratch::Scratch;
 
-/// The number of snapshots in one run.
-const SNAPSHOTS: usize = 3;
+/// The courses of runs, in turn, each with the number of snapshots.
+type Courses = &'static [(Course, usize)];
 
-/// Makes cuts in runs, and returns their number, what was wrong after them, and the phases that they hit. With `aim`,
-/// every second run has cuts in each phase of the moves, and the others have cuts at random moments.
-fn cuts(kind: &str, care: Care, aim: bool) -> (u64, Findings, Hits) {
+/// Makes cuts in runs of these courses, and returns their number, what was wrong after them, and the phases that they hit.
+/// Each course has cuts at random moments, except one that succeeds with syncs in each phase of the moves.
+fn cuts(kind: &str, care: Care, courses: Courses) -> (u64, Findings, Hits) {
     let base = Base::from_env(kind);
     let (made, mut all, mut hits) = (number("COWL_CUTS", 18), Findings::default(), Hits::new());
-    let each = (made / 2).div_ceil(SNAPSHOTS as u64).min(8);
-    let mut seed = number("COWL_SEED", 1);
-    let mut count = 0;
-    while count < made {
+    let snapshots: usize = courses.iter().map(|(_, snapshots)| snapshots).sum();
+    let each = made.div_ceil(2 * snapshots as u64).min(8);
+    let first = number("COWL_SEED", 1);
+    let (mut seed, mut count) = (first, 0);
+    while count < made || seed < first + courses.len() as u64 {
+        let turn = usize::try_from(seed - first).unwrap() % courses.len();
+        let (course, snapshots) = courses[turn];
         let scratch = Scratch::new_in(Path::new("/dev/shm"), "moving-cut");
         let before = scratch.join("before.image");
         let plan = Plan {
             seed,
             care,
-            snapshots: SNAPSHOTS,
-            aim: aim && seed % 2 == 1,
+            snapshots,
+            course,
         };
         let (past, log) = run(&scratch, &base, plan, &before);
-        let each = if plan.aim { 0 } else { each };
+        let each = if course == Course::Synced { 0 } else { each };
         let (found, hit) = cut_often(&scratch, &base, &past, (&log, &before), (seed, each));
         count += hit.values().sum::<u64>();
         eprintln!(
-            "{kind}, seed {seed}: {} requests of the disk, {} syncs, {} files with changes of names, {} cuts with \
+            "{kind}, seed {seed}, {course:?}: {} requests of the disk, {} syncs, {} files with changes of names, {} cuts with \
              something wrong, phases {hit:?}",
             log.len(),
             past.synced.len(),
@@ -64,7 +67,12 @@ fn moved_files_are_intact(kind: &'static str) {
     if !can_run(kind) {
         return;
     }
-    let (count, all, hits) = cuts(kind, Care::Whole, true);
+    let courses = &[
+        (Course::Synced, 2),
+        (Course::Plain, 3),
+        (Course::Refused, 1),
+    ];
+    let (count, all, hits) = cuts(kind, Care::Whole, courses);
     eprintln!("{kind}: {count} cuts, by the phase that they left: {hits:?}");
     assert!(
         all.lines.is_empty(),
@@ -98,7 +106,7 @@ fn unsynced_content_is_lost(kind: &'static str) {
     if !can_run(kind) {
         return;
     }
-    let (_, all, _) = cuts(kind, Care::NoSync, false);
+    let (_, all, _) = cuts(kind, Care::NoSync, &[(Course::Plain, 3)]);
     let lost = all.lines.iter().filter(|line| line.contains("was synced"));
     assert!(lost.count() > 0, "{all:?}");
 }

@@ -9,6 +9,7 @@ mod machine;
 mod mounted;
 mod namespace;
 mod outcome;
+mod pauses;
 mod plot;
 mod report;
 mod rows;
@@ -17,6 +18,7 @@ mod task;
 mod transfer;
 mod variants;
 mod work;
+mod writer;
 
 use crate::run::{Result, Run};
 
@@ -47,6 +49,9 @@ enum Benchmark {
     /// Perform one step of `mounted` in other namespaces
     #[command(hide = true)]
     Task(task::Options),
+    /// Write to files in a container of which `snapshots` takes snapshots
+    #[command(hide = true)]
+    Writer(writer::Options),
 }
 
 /// Runs the selected benchmarks; without a selection, all of them.
@@ -54,6 +59,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     match &options.benchmark {
         Some(Benchmark::Report) => return report::write_kept(),
         Some(Benchmark::Task(options)) => return task::run(options),
+        Some(Benchmark::Writer(options)) => return writer::run(options),
         _ => {}
     }
     crate::setup::run()?;
@@ -61,7 +67,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Some(Benchmark::Mounted(_) | Benchmark::Work(_)) => &["-p", "cowlfs"],
         Some(Benchmark::Snapshots(_) | Benchmark::Transfer(_)) => &["-p", "cowl"],
         Some(Benchmark::Containerd(_)) => &["-p", "cowl", "-p", "cowl-snapshotter"],
-        Some(Benchmark::Report | Benchmark::Task(_)) | None => {
+        Some(Benchmark::Report | Benchmark::Task(_) | Benchmark::Writer(_)) | None => {
             &["-p", "cowlfs", "-p", "cowl", "-p", "cowl-snapshotter"]
         }
     };
@@ -75,7 +81,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Some(Benchmark::Snapshots(options)) => snapshots::run(options),
         Some(Benchmark::Containerd(options)) => containerd::run(options),
         Some(Benchmark::Transfer(options)) => transfer::run(options),
-        Some(Benchmark::Report | Benchmark::Task(_)) => Ok(()),
+        Some(Benchmark::Report | Benchmark::Task(_) | Benchmark::Writer(_)) => Ok(()),
         None => {
             let quick = options.quick;
             // If one benchmark fails, the others still run.

@@ -1,11 +1,12 @@
 //! Measures the cost of snapshots, compared on the same tree with lxc-snapshot, a plain copy, reflinks on XFS and
-//! snapshots of btrfs. Prints a table; asserts nothing.
+//! snapshots of btrfs, and snapshots while a program writes ([`super::pauses`]). Prints tables; asserts nothing.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cowl_tests::scratch::Scratch;
 
+use super::pauses;
 use crate::run::{Result, Run, failure, note, target, title};
 
 /// Options of `cargo xtask bench snapshots`.
@@ -20,19 +21,36 @@ pub(crate) struct Options {
     /// Measure cowl only
     #[arg(long)]
     alone: bool,
+    /// Measure only snapshots while a program has files open by passthrough
+    #[arg(long)]
+    only_open: bool,
+    /// Number of files that the program has open; several numbers are separated by commas
+    #[arg(long, default_values_t = OPEN, value_delimiter = ',')]
+    open: Vec<usize>,
+    /// Size of each of these files in MiB; several sizes are separated by commas
+    #[arg(long, default_values_t = MIB, value_delimiter = ',')]
+    mib: Vec<usize>,
 }
+
+/// The numbers of open files.
+const OPEN: [usize; 3] = [1, 10, 100];
+/// Their sizes in MiB.
+const MIB: [usize; 2] = [1, 100];
 
 impl Options {
     /// Returns the default options; with `quick`, those of a smoke test.
     pub(super) fn usual(quick: bool) -> Self {
-        let (files, rounds) = match quick {
-            true => (vec![200], 1),
-            false => (vec![1_000, 20_000], 5),
+        let (files, rounds, open, mib) = match quick {
+            true => (vec![200], 1, vec![1], vec![1]),
+            false => (vec![1_000, 20_000], 5, OPEN.into(), MIB.into()),
         };
         Self {
             files,
             rounds,
             alone: false,
+            only_open: false,
+            open,
+            mib,
         }
     }
 }
@@ -64,10 +82,18 @@ struct Bench {
 /// Runs the benchmark with the release build of cowl.
 pub(super) fn run(options: &Options) -> Result<()> {
     let cowl = target()?.join("release/cowl");
+    if !options.only_open {
+        trees(options, &cowl)?;
+    }
+    pauses::run(&cowl, &options.open, &options.mib, options.rounds)
+}
+
+/// Measures snapshots of trees, and prints a table.
+fn trees(options: &Options, cowl: &Path) -> Result<()> {
     let mut tables = Vec::new();
     for files in &options.files {
         title(&format!("{files} files"));
-        tables.push(of_size(options, &cowl, *files)?);
+        tables.push(of_size(options, cowl, *files)?);
     }
     title("results");
     let sizes: Vec<_> = options.files.iter().map(ToString::to_string).collect();

@@ -14,12 +14,15 @@ use cowl_layers::error::{Errno, Result};
 use cowl_layers::layer::moves::Moves;
 use cowl_layers::points::is_disabled;
 use cowl_layers::sys;
-use cowl_layers::sys::copy::{WriteBack, cannot_share};
+use cowl_layers::sys::copy::{Copied, WriteBack, cannot_share};
+use cowl_layers::sys::order::Order;
 use cowl_layers::sys::stat::{Stat, has_fine_times, time_of_last_tick};
 
 /// The maximum number of rounds, and the time after which no further round begins.
 const MAX_ROUNDS: u32 = 64;
 pub(super) const MAX_TIME: Duration = Duration::from_secs(2);
+/// The number of copies from which one sync of the file system is faster than one of each copy.
+const MANY: usize = 16;
 /// The pause before the next attempt to see a tick of the clock.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -152,6 +155,18 @@ pub(super) fn copy_all(
             }
         }
         pending = changed;
+    }
+}
+
+/// Ensures that the copies are durable before the list.
+pub(super) fn sync(copies: &[OwnedFd], order: Order, copied: Copied) -> Result<()> {
+    match (order, copies.first()) {
+        (Order::NamesFirst | Order::Unknown, Some(first)) if copies.len() >= MANY => {
+            sys::dir::sync_fs(first.as_fd())
+        }
+        _ => copies
+            .iter()
+            .try_for_each(|copy| order.content_first(copy, copied)),
     }
 }
 

@@ -283,7 +283,7 @@ fn prepare_exchange(
     Ok((next, linked))
 }
 
-/// Passes the end of a phase of a move.
+/// Passes the end of a phase of a move: four of a push that succeeds, and one before a push that failed is undone.
 fn pass_phase() {
     point("in a phase of a move");
 }

@@ -13,7 +13,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::copies::{Copies, MAX_TIME, Method, NotCopied, choose_method, copy_all, copy_name};
+use super::copies::{
+    Copies, MAX_TIME, Method, NotCopied, choose_method, copy_all, copy_name, sync,
+};
 use super::files::{FoundFiles, NamedFile, unattended, upper_dir};
 use super::helper::{Helper, Ran, run_until};
 use super::pass_phase;
@@ -27,7 +29,7 @@ use cowl_layers::error::Result;
 use cowl_layers::layer::moves::{ChangedDir, MoveList, MovedFile, Moves};
 use cowl_layers::layer::{Layer, Upper};
 use cowl_layers::locks::RwLock;
-use cowl_layers::points::is_disabled;
+use cowl_layers::points::{is_disabled, point};
 use cowl_layers::sys;
 use cowl_layers::sys::attr::SetTime;
 use cowl_layers::sys::copy::Copied;
@@ -46,8 +48,6 @@ const WRITE_TIME: Duration = Duration::from_secs(60);
 /// The number of attempts to replace files in the frozen layer, and the pause before each.
 const ATTEMPTS: u32 = 10;
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
-/// The number of copies from which one sync of the file system is faster than one of each copy.
-const MANY: usize = 16;
 
 /// Files that are about to move, with their copies.
 #[derive(Debug)]
@@ -214,7 +214,13 @@ impl Moving {
         if reserves && !self.moves.reserve(&self.list, self.deadline)? {
             return Ok(Linked::Late(None));
         }
-        match run_until(self.deadline, move || moves.link(&list))? {
+        let link = move || {
+            let linked = moves.link(&list);
+            point("once files are linked");
+            pass_phase();
+            linked
+        };
+        match run_until(self.deadline, link)? {
             Ran::Done(linked) => linked?,
             Ran::Late(helper) => return Ok(Linked::Late(Some(helper))),
         }
@@ -343,6 +349,7 @@ impl Moving {
             if let Some(Err(error)) = late.map(Helper::join) {
                 log::error!("cannot wait for the move of files: {error}");
             }
+            pass_phase();
             if let Err(error) = moves.unlink(&list) {
                 log::error!("cannot remove files from a layer that was not pushed: {error}");
             }
@@ -437,18 +444,6 @@ impl Moving {
                 Err(error) => log::error!("cannot stat inode {}: {error}", file.inode.ino()),
             }
         }
-    }
-}
-
-/// Ensures that the copies are durable before the list.
-fn sync(copies: &[OwnedFd], order: Order, copied: Copied) -> Result<()> {
-    match (order, copies.first()) {
-        (Order::NamesFirst | Order::Unknown, Some(first)) if copies.len() >= MANY => {
-            sys::dir::sync_fs(first.as_fd())
-        }
-        _ => copies
-            .iter()
-            .try_for_each(|copy| order.content_first(copy, copied)),
     }
 }
 

@@ -4,11 +4,12 @@
 //! the list exists, nothing has moved. From then on the moves are either completed or undone, also by a later mount.
 //! Each file has its name in one of the two layers at every moment.
 
+mod paths;
 mod placeholders;
 mod recovery;
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use rustix::fs::OFlags;
@@ -26,6 +27,7 @@ use crate::sys::order::Order;
 use crate::sys::private::Through;
 use crate::sys::stat::Time;
 
+use paths::{is_absent, is_file, open_below, parent, unlink_if_exists};
 pub use recovery::{abandon, complete, refuse_pending};
 
 /// The directory in the work directory that the user specified.
@@ -100,6 +102,10 @@ struct Stored {
     layer: RootDir,
     /// The start of the names of placeholders. It is random, because no program may have chosen it before.
     temporary: Vec<u8>,
+    /// Whether the names in the frozen layer are durable before files get names in the new one. Lists of earlier daemons
+    /// do not have it.
+    #[serde(default)]
+    names_synced: bool,
     moves: MoveList,
 }
 
@@ -184,6 +190,7 @@ impl Moves {
             version: VERSION,
             layer: self.layer,
             temporary: self.temporary.to_vec(),
+            names_synced: true,
             moves: list.clone(),
         };
         let bytes = serde_json::to_vec(&stored).map_err(|_| Error::Errno(Errno::INVAL))?;
@@ -263,7 +270,11 @@ impl Moves {
     }
 
     /// Links the files into the new layer, unless that was done before.
+    ///
+    /// Their names in the frozen layer are durable before, so that a power cut after [`Self::cancel`] removes none that a
+    /// program has not removed.
     pub fn link(&self, list: &MoveList) -> Result<()> {
+        sync_dirs(&self.from, list, self.order)?;
         for (_, file, path) in names(list) {
             let (Some((to, last)), Some((from, _))) =
                 (parent(&self.to, path)?, parent(&self.from, path)?)
@@ -411,7 +422,13 @@ impl Moves {
     }
 
     /// Removes the files from the new layer after [`Self::cancel`], and then the list.
+    ///
+    /// A file that has no name in the frozen layer any more does not get it again: a program has removed it.
     pub fn unlink(&self, list: &MoveList) -> Result<()> {
+        self.unlink_with(list, Missing::Removed)
+    }
+
+    fn unlink_with(&self, list: &MoveList, missing: Missing) -> Result<()> {
         release(&self.from, &self.temporary, list, Times::Current)?;
         // Also if they were removed before. The list must not be removed earlier.
         sync_dirs(&self.from, list, self.order)?;
@@ -420,7 +437,9 @@ impl Moves {
                 continue;
             };
             if is_file(&to, &last, file)? {
-                self.return_name((&to, &last), path)?;
+                if missing == Missing::Lost {
+                    self.return_name((&to, &last), path)?;
+                }
                 sys::node::unlink(to.as_fd(), &last)?;
                 self.order.name_first(to.as_fd())?;
             }
@@ -492,6 +511,15 @@ fn names(list: &MoveList) -> impl Iterator<Item = (usize, &MovedFile, &Vec<u8>)>
         .filter(|(_, _, name)| !name.is_empty())
 }
 
+/// The reason why a file lacks a name in the frozen layer while its move is undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missing {
+    /// A program has removed the name after [`Moves::cancel`].
+    Removed,
+    /// No request was answered, and a power cut has removed the name.
+    Lost,
+}
+
 /// The times that directories have after placeholders were removed.
 #[derive(Clone, Copy, Debug)]
 enum Times {
@@ -540,53 +568,6 @@ fn sync_dirs(root: &OwnedFd, list: &MoveList, order: Order) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Opens the directory of a path, and returns it with the last name; `None` if it does not exist.
-fn parent(root: &OwnedFd, path: &[u8]) -> Result<Option<(OwnedFd, Name)>> {
-    let (dir, last) = split(path);
-    let last = Name::new(last)?;
-    Ok(open_below(root, dir)?.map(|dir| (dir, last)))
-}
-
-/// Opens the directory at a path below `root`, one name after the other; `None` if it does not exist.
-fn open_below(root: &OwnedFd, path: &[u8]) -> Result<Option<OwnedFd>> {
-    let mut dir = sys::dir::duplicate(root.as_fd())?;
-    for part in path
-        .split(|&byte| byte == b'/')
-        .filter(|part| !part.is_empty())
-    {
-        dir = match sys::dir::open_dir(dir.as_fd(), &Name::new(part)?) {
-            Ok(below) => below,
-            Err(error) if error.is_absent() || error.errno() == Errno::LOOP => return Ok(None),
-            Err(error) => return Err(error),
-        };
-    }
-    Ok(Some(dir))
-}
-
-/// Whether the name refers to the file.
-fn is_file(dir: &OwnedFd, name: &Name, file: &MovedFile) -> Result<bool> {
-    match sys::stat::stat_at(dir.as_fd(), name) {
-        Ok(stat) => Ok(stat.ino == file.ino),
-        Err(error) if error.is_absent() => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-fn is_absent(dir: &OwnedFd, name: &[u8]) -> Result<bool> {
-    match sys::stat::stat_at(dir.as_fd(), name) {
-        Ok(_) => Ok(false),
-        Err(error) if error.is_absent() => Ok(true),
-        Err(error) => Err(error),
-    }
-}
-
-fn unlink_if_exists(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    match sys::node::unlink(dir, name) {
-        Err(error) if !error.is_absent() => Err(error),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

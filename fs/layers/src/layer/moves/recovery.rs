@@ -11,8 +11,8 @@ use rustix::fs::OFlags;
 use serde::Deserialize;
 
 use super::{
-    DIR, LINKED, LIST, Moves, RootDir, Stored, TEMPORARY, Times, UNDONE, VERSION, reach, release,
-    sync_dirs,
+    DIR, LINKED, LIST, Missing, Moves, RootDir, Stored, TEMPORARY, Times, UNDONE, VERSION, reach,
+    release, sync_dirs,
 };
 use crate::error::{Errno, Error, Result};
 use crate::layer::{Layer, Upper, lock};
@@ -97,12 +97,15 @@ pub fn complete(upper: &Upper, below: Option<&Arc<Layer>>) -> Result<()> {
     );
     if phase == Phase::Listed && !moves.has_new_dirs(&stored.moves)? {
         // After a power cut on btrfs: the directories of the new layer may not be durable when the list is. No program
-        // writes to the files any more, so they can stay in the frozen layer.
-        moves.cancel()?;
-        return moves.unlink(&stored.moves);
+        // writes to the files any more, so they can stay in the frozen layer. If this is interrupted, it begins again.
+        return moves.unlink_with(&stored.moves, Missing::Lost);
     }
     if phase == Phase::Undone {
-        return moves.unlink(&stored.moves);
+        let missing = match stored.names_synced {
+            true => Missing::Removed,
+            false => Missing::Lost,
+        };
+        return moves.unlink_with(&stored.moves, missing);
     }
     if phase == Phase::Listed {
         moves.link(&stored.moves)?;

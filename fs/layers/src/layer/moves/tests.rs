@@ -7,6 +7,8 @@ use super::*;
 use crate::format::XattrSpace;
 use crate::sys::fault;
 
+mod undone;
+
 struct Lab {
     top: tempfile::TempDir,
     list: MoveList,
@@ -179,32 +181,6 @@ fn interrupted_moves_are_completed_once_the_list_exists() {
     assert!(outcomes.0 > 5 && outcomes.1 > 1, "{outcomes:?}");
 }
 
-/// Fails before each change, and undoes the moves, also by another process.
-#[test]
-fn moves_can_be_undone_until_all_files_are_linked() {
-    for by_other in [true, false] {
-        for good in 0.. {
-            let lab = Lab::new();
-            let (old, upper, moves) = lab.begin();
-            fault::arm(good);
-            let done = list_and_reserve(&moves, &lab.list).and_then(|()| moves.link(&lab.list));
-            fault::disarm();
-            let has_list = exists(&lab.path("work/moves/list"));
-            moves.cancel().unwrap();
-            assert!(!has_list || exists(&lab.path("work/moves/undone")));
-            if by_other {
-                complete(&upper, Some(&old)).unwrap();
-            } else {
-                moves.unlink(&lab.list).unwrap();
-            }
-            lab.assert_unmoved(&format!("after {good} changes"));
-            if done.is_ok() {
-                break;
-            }
-        }
-    }
-}
-
 /// A request may remove or rename files before they are replaced in the frozen layer.
 #[test]
 fn files_that_were_removed_meanwhile_are_replaced_in_the_frozen_layer() {
@@ -277,22 +253,6 @@ fn a_file_retains_the_names_that_a_power_cut_has_removed_if_one_is_left() {
     assert_eq!(names(&lab.path("old")), ["c", "d", "earlier"]);
     assert_eq!(names(&lab.path("new")), ["c", "d"]);
     assert_eq!(lab.read("old/earlier"), "a live");
-}
-
-/// The name in the new layer may be the only durable one.
-#[test]
-fn undoing_a_move_removes_no_last_name() {
-    let lab = Lab::new();
-    let (old, upper, moves) = lab.begin();
-    moves.commit_list(&lab.list).unwrap();
-    sys::node::link(moves.from.as_fd(), b"a", moves.to.as_fd(), b"a").unwrap();
-    drop(moves);
-    fs::remove_file(lab.path("old/a")).unwrap();
-    fs::remove_dir(lab.path("new/d")).unwrap();
-    complete(&upper, Some(&old)).unwrap();
-    lab.assert_unmoved("without a durable name");
-    let new = fs::metadata(lab.path("new")).unwrap();
-    assert_eq!((new.mtime(), new.mtime_nsec()), (7, 8));
 }
 
 /// A user could make a list that lets root link its files into the user's directory.
