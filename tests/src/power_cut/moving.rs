@@ -41,6 +41,8 @@ const REFUSALS: [&str; 3] = [
 const UNDOING: &str = "still being undone";
 /// The point at the end of each phase of a move.
 pub const PHASE: &str = "in a phase of a move";
+/// The point at which the files are linked into the new layer.
+pub const LINKED: &str = "once files are linked";
 
 /// A snapshot that was taken while the program wrote.
 #[derive(Debug, Clone)]

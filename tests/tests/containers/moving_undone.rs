@@ -7,6 +7,7 @@ use cowl_tests::command::show;
 use cowl_tests::conditions::can;
 use cowl_tests::images::Kind;
 use cowl_tests::mount::wait_until;
+use cowl_tests::power_cut::moving::LINKED;
 use cowl_tests::power_cut::phases::Phase;
 use cowl_tests::process::signal;
 
@@ -67,7 +68,7 @@ fn refuse_a_snapshot(event: Event) {
     }
     let dir = tempfile::tempdir().unwrap();
     let waits = dir.path().join("waits");
-    let delay = format!("once files are linked/{}", waits.display());
+    let delay = format!("{LINKED}/{}", waits.display());
     let lab = Lab::new(Kind::Xfs, event == Event::Killed, [("COWL_DELAY", &*delay)]);
     let mut program = Program::start(&["step", lab.top.to_str().unwrap()]);
     assert_eq!(program.hear(), "wrote");
