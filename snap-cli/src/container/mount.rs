@@ -393,14 +393,22 @@ impl Container<'_> {
             driver: was.driver(),
             passthrough: was.passthrough,
         };
-        let deadline = Instant::now() + RELEASE;
-        let start = || match self.start(&was.mountpoint, options) {
-            Err(error) if error.kind == Kind::Busy && Instant::now() < deadline => Ok(None),
-            done => done.map(Some),
+        let start = || {
+            if was.driver() == Driver::Fuse {
+                // A command that was killed after the unmount has not asked the daemon to exit.
+                self.wait_for_exit(was)?;
+            }
+            let deadline = Instant::now() + RELEASE;
+            poll_until(deadline, RELEASE / 20, || {
+                match self.start(&was.mountpoint, options) {
+                    Err(error) if error.kind == Kind::Busy && Instant::now() < deadline => Ok(None),
+                    done => done.map(Some),
+                }
+            })
         };
         // Another user may have replaced a directory in its path. The mount fails if there is a symbolic link.
         let started = check_empty(&was.mountpoint)
-            .and_then(|()| poll_until(deadline, RELEASE / 20, start))
+            .and_then(|()| start())
             .map(drop);
         if started.is_err() {
             state::remove(self.store, self.id)?;
