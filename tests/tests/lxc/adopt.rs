@@ -148,7 +148,7 @@ fn invalid_releases_are_refused() {
     store.cowl(["snapshot", "c1"]).ok();
     store
         .cowl(["release", "c1"])
-        .fails(1, &["1 snapshot", "--with-snapshots", "--yes"]);
+        .fails(1, &["its snapshot", "--with-snapshots", "--yes"]);
     std::fs::write(rootfs.join("mine"), "not the container's\n").unwrap();
     store
         .cowl(["release", "c1", "--yes"])
