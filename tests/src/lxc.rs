@@ -170,7 +170,7 @@ impl Lxc {
         config
     }
 
-    /// Creates a container of Debian with systemd, which has /dev/fuse.
+    /// Creates a Debian container with systemd and /dev/fuse.
     #[track_caller]
     pub fn create_with_systemd(&self, name: &str) {
         let dir = self.dir(name);

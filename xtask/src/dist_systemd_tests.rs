@@ -46,7 +46,7 @@ const REINSTALLED: &str = r"
     systemctl start cowl-mount@web.service; cat /var/lib/cowl/mnt/*/file >&3
     systemctl start cowl-snapshot@web.service; cowl list web --format '{name}' >&3";
 
-/// Purges the package. Only the container remains, and its mount, and what the administrator made.
+/// Purges the package. Only the container, its mount and the administrator's files remain.
 const PURGED: &str = r"
     touch /var/lib/systemd/timers/stamp-cowl-backup.timer
     dpkg --purge cowl

@@ -231,7 +231,7 @@ fn live(machine: &Machine) {
     purge_retains(machine, force);
 }
 
-/// /var/lib/cowl is a link to a directory. A purge deletes nothing in it that is not of an empty store.
+/// /var/lib/cowl is a link to a directory. A purge deletes nothing in it except the files of an empty store.
 fn purge_retains(machine: &Machine, force: &str) {
     let again = |line: &str| {
         machine.run(&format!(

@@ -97,7 +97,7 @@ pub(crate) struct CommitBegun {
     pub replaced: Option<RemovalBegun>,
 }
 
-/// An unanswered commit of which both snapshots are about to exist.
+/// An unanswered commit whose two snapshots are about to exist.
 #[derive(Debug)]
 pub(crate) struct SplitBegun {
     /// The name of the container to create for the active snapshot.
@@ -165,8 +165,8 @@ impl Index {
         index
     }
 
-    /// Finds the commits that containerd may not have recorded: neither does another snapshot have the key of the active
-    /// one, nor was a snapshot created on the committed one.
+    /// Finds the commits that containerd may not have recorded: no other snapshot has the key of the active one, and no
+    /// snapshot was created on the committed one.
     fn find_unanswered(&mut self) {
         for snapshot in self.slots.values().filter_map(Slot::snapshot) {
             let ContainerdRecord {
@@ -295,8 +295,8 @@ impl Index {
 
     /// Reserves the key that an active snapshot gets by its commit.
     ///
-    /// If the snapshot was committed already, and containerd may not have recorded that, the request is a repetition. It
-    /// may have another new key then, which replaces the first.
+    /// If the snapshot is already committed, and containerd may not have recorded that, the request is a repetition.
+    /// Its new key may differ then, and replaces the first.
     pub(crate) fn begin_commit(&mut self, key: &str, new: &str) -> Result<CommitBegun, Obstacle> {
         let again = match self.slots.contains_key(key) {
             true => None,
@@ -338,7 +338,8 @@ impl Index {
     }
 
     /// Returns the committed snapshot with a key that containerd is about to assign, if it results from a commit that
-    /// containerd has not recorded: together with that commit, it has undone the counter that makes its keys unique.
+    /// containerd has not recorded: together with that commit, containerd has rolled back the counter that makes its
+    /// keys unique.
     fn unrecorded(&self, key: &str) -> Option<&LoadedSnapshot> {
         let Some(Slot::Settled(found)) = self.slots.get(key) else {
             return None;
@@ -354,7 +355,7 @@ impl Index {
         (is_undone || is_unanswered).then_some(found)
     }
 
-    /// Records that a snapshot was removed whose key another one is about to get. The name remains reserved as well.
+    /// Records the removal of a snapshot whose key another one is about to get. The name remains reserved as well.
     pub(crate) fn vacate(&mut self, key: &str) {
         let Some(name) = self.slots.get(key).map(Slot::name).cloned() else {
             return;
@@ -391,8 +392,8 @@ impl Index {
 
     /// Begins the removal of a snapshot. Fails if it has children.
     ///
-    /// containerd requests the removal only of a snapshot that it does not know. So if it is a committed one, and containerd
-    /// may know it by the key of the active one, that must exist again before.
+    /// containerd requests the removal only of a snapshot that it does not know. So if it is a committed one, and
+    /// containerd may know it by the key of the active one, the active one must exist again first.
     pub(crate) fn begin_removal(&mut self, key: &str) -> Result<RemovalBegun, Obstacle> {
         if !self.slots.contains_key(key) && self.commits.answer_active(key) {
             return Ok(RemovalBegun::Committed);
@@ -410,7 +411,7 @@ impl Index {
         }
     }
 
-    /// Begins to create the active snapshot of an unanswered commit again. Returns `None` for any other snapshot.
+    /// Begins to recreate the active snapshot of an unanswered commit. Returns `None` for any other snapshot.
     pub(crate) fn begin_split(&mut self, active: &str) -> Result<Option<SplitBegun>, Obstacle> {
         match self.slots.get(active) {
             None => {}

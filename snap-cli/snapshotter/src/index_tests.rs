@@ -161,7 +161,7 @@ fn a_commit_is_repeated_if_containerd_does_not_know_its_result() {
     assert!(!done(&mut index, "new", &["active"]));
     assert!(done(&mut index, "new", &[]));
     let first = index.get("new").unwrap().name.clone();
-    // The transaction of containerd was undone, and the number in its keys may have increased since.
+    // The transaction of containerd was rolled back, and the number in its keys may have increased since.
     assert!(done(&mut index, "new2", &["new"]));
     assert!(index.get("new").is_err());
     assert_ne!(index.get("new2").unwrap().name, first);

@@ -82,7 +82,7 @@ impl Operation for Prepare {
     }
 }
 
-/// Creates the active snapshot again that was committed, if containerd may not have recorded that.
+/// Recreates the active snapshot of a commit that containerd may not have recorded.
 #[derive(Debug)]
 pub(crate) struct Split {
     pub key: String,
@@ -375,7 +375,7 @@ impl Operation for Usage {
     }
 }
 
-/// Frees the space of removed snapshots, and of what committed ones retained in case that containerd did not know them.
+/// Frees the space of removed snapshots, and of what committed ones retained in case containerd did not know them.
 #[derive(Debug)]
 pub(crate) struct CleanUp;
 

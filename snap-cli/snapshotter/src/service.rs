@@ -97,7 +97,7 @@ impl Service {
         }
     }
 
-    /// Creates an active snapshot again if it was committed and containerd may not have recorded that.
+    /// Recreates an active snapshot if it was committed and containerd may not have recorded the commit.
     async fn split(&self, key: &str) -> Result<(), Status> {
         let key = key.to_owned();
         self.run(Split { key }).await

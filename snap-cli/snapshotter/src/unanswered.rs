@@ -1,8 +1,8 @@
 //! Commits that containerd may not have recorded. No I/O.
 //!
-//! containerd requests a commit within a transaction of its database, and does not know the result if that is undone: it
-//! then knows the key of the active snapshot, otherwise that of the committed one. Until a request shows which of them it
-//! is, the snapshot exists under both keys.
+//! containerd requests a commit within a transaction of its database, and does not know the result if the transaction
+//! is rolled back: it then knows the key of the active snapshot, otherwise that of the committed one. Until a request
+//! shows which of them containerd knows, the snapshot exists under both keys.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -17,7 +17,7 @@ struct StoredCommit {
     active: LoadedSnapshot,
     /// The key of the committed snapshot.
     committed: String,
-    /// Whether containerd has recorded the commit, or does not know the active snapshot any more.
+    /// Whether containerd has recorded the commit, or no longer knows the active snapshot.
     is_answered: bool,
 }
 
@@ -31,7 +31,7 @@ impl Commits {
     /// Adds the commit that a snapshot of the store results from.
     ///
     /// Of several commits with the same key, only the latest can be unanswered: the active snapshot of a later one was
-    /// created when containerd did not know that of the earlier one any more.
+    /// created when containerd no longer knew that of the earlier one.
     pub(crate) fn load(&mut self, snapshot: &LoadedSnapshot) {
         let active = snapshot.record.committed_from.as_deref();
         let known = active.and_then(|active| self.active(active));
@@ -126,8 +126,8 @@ impl Commits {
 
 /// Returns whether the commit of `a` is later than that of `b`.
 ///
-/// The clock can have been set back between them, so it decides only if neither of them was undone: then the key was used
-/// for two snapshots. A time that cannot be read is the earliest.
+/// The clock may have been set back between them, so it decides only if neither of them was undone: then the key was
+/// used for two snapshots. A time that cannot be read is the earliest.
 fn is_later(a: &ContainerdRecord, b: &ContainerdRecord) -> bool {
     let order = |record: &ContainerdRecord| {
         let time = record.created.parse::<jiff::Timestamp>().ok();

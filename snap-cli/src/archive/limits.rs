@@ -54,7 +54,8 @@ pub(super) const MANIFEST: u64 = 32 << 20;
 /// JSON values in such a manifest. A value takes far more memory than its text.
 pub(super) const MANIFEST_VALUES: usize = 1 << 20;
 
-/// Bytes after the end of the archive of a whole container. An endless stream would hold the layers of a transfer for ever.
+/// Bytes after the end of the archive of a whole container. An endless stream would hold the layers of a transfer
+/// forever.
 pub(super) const REST: u64 = 64 << 20;
 
 /// Bytes of the list of inode numbers of a layer.

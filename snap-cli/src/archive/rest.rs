@@ -1,5 +1,5 @@
-//! A limit on what follows the end of an archive, counted before it is decoded: a decoder passes over empty frames, empty
-//! members and padding without an end of its own, and yields nothing meanwhile.
+//! A limit on what follows the end of an archive, counted before it is decoded: a decoder skips any number of empty
+//! frames, empty members and padding, and yields nothing meanwhile.
 
 use std::cell::Cell;
 use std::fmt;

@@ -77,7 +77,8 @@ impl<R: Read> Members<R> {
         self.rest = rest;
     }
 
-    /// Limits what may follow the end of the archive, before and after it is decoded, which is read to find out whether the stream is complete.
+    /// Limits what may follow the end of the archive, before and after it is decoded. It is read to find out whether
+    /// the stream is complete.
     pub(super) fn limit_rest(&mut self, bytes: u64) {
         self.max_rest = bytes;
     }
@@ -485,7 +486,8 @@ fn not_a_tar() -> TreeError {
     )
 }
 
-/// Converts an error of the reader. One of the input has an errno, one of a decoder or of the frames of a connection has none.
+/// Converts an error of the reader. An error of the input has an errno; one of a decoder or of the frames of a
+/// connection has none.
 fn read_error(error: io::Error, path: &[u8]) -> TreeError {
     if (error.get_ref()).is_some_and(|inner| inner.is::<NeedsMemory>()) {
         return TreeError::new(ErrorKind::Limit, "cannot unpack the archive").because(error);

@@ -478,7 +478,7 @@ impl Client {
     }
 }
 
-/// Sends a request, with the longest times for each read and for the body of the answer.
+/// Sends a request, with time limits for each read and for the body of the answer.
 fn run(
     agent: &Agent,
     request: Request<impl AsSendBody>,

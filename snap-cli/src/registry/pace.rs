@@ -8,9 +8,9 @@ use super::patience::stall_time;
 /// The minimum rate, in bytes per second.
 const MIN_RATE: u64 = 1000;
 
-/// Returns the longest time in which the body of an answer with a blob of this size may arrive.
+/// Returns the time limit for the body of an answer with a blob of this size.
 pub(super) fn longest(bytes: u64) -> Duration {
-    // More than the rate permits, because that does not count the time in which the data is stored.
+    // More than the rate permits, because the rate does not count the time that storing the data takes.
     10 * stall_time() + Duration::from_secs(bytes / MIN_RATE)
 }
 

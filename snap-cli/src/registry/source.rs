@@ -250,8 +250,8 @@ struct Typed {
     layers: Option<IgnoredAny>,
 }
 
-/// Returns the media type of a document. If the registry reports an unspecific one, as servers of files do, that in the
-/// document counts; in OCI documents, it is optional, and the fields distinguish them.
+/// Returns the media type of a document. If the registry reports a generic one, as file servers do, the one in the
+/// document is used. In OCI documents it is optional, and the fields distinguish them.
 fn media_type(document: &Document) -> String {
     let reported = document.media_type.to_ascii_lowercase();
     if MANIFEST_MEDIA_TYPES.contains(&reported.as_str()) {

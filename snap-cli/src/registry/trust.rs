@@ -105,7 +105,7 @@ pub(super) struct Tls {
     /// That for other hosts, which must not see the certificate of the client; `None` if there is none.
     pub(super) foreign: Option<TlsConfig>,
     /// Whether there are certificates for this registry, which is then not used without TLS: while a registry on this
-    /// machine does not run, any user can answer on its port.
+    /// machine is not running, any user can listen on its port.
     pub(super) is_configured: bool,
 }
 
@@ -151,8 +151,8 @@ fn with<'p>(paths: &'p [PathBuf], wanted: &'static str) -> impl Iterator<Item = 
     paths.iter().filter(has)
 }
 
-/// Returns whether an error means that there is no such directory. Another one, for example of a directory above that this
-/// user cannot search, leaves open whether there is.
+/// Returns whether an error means that there is no such directory. Another error, for example that this user cannot
+/// search a parent directory, leaves this open.
 fn is_absent(error: &std::io::Error) -> bool {
     use std::io::ErrorKind;
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)

@@ -67,8 +67,8 @@ pub struct ContainerdRecord {
     /// The labels of the active snapshot that was committed. Earlier versions did not record them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels_before: Option<BTreeMap<String, String>>,
-    /// The number of snapshots that commands had taken of the active snapshot before its commit, and that remain in case
-    /// that containerd has not recorded it.
+    /// The number of snapshots that commands had taken of the active snapshot before its commit, and that remain in
+    /// case containerd has not recorded it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub snapshots_before: u64,
     /// The number of earlier commits of the active snapshot that were undone, because containerd had not recorded them.

@@ -89,7 +89,7 @@ impl Answer {
         self
     }
 
-    /// Sends trailers without an end after the body.
+    /// Sends endless trailers after the body.
     pub(crate) fn endless(mut self) -> Self {
         self.length = Length::Endless;
         self

@@ -324,7 +324,7 @@ fn a_local_registry_needs_no_certificates() {
     pull(&format!("{}/web", registry.name())).ok();
 }
 
-/// While a registry on this machine does not run, any user can answer on its port, and would get the password.
+/// While a registry on this machine is not running, any user can listen on its port, and would get the password.
 #[test]
 fn a_local_registry_with_certificates_is_not_used_without_tls() {
     if !can(&[Need::Program("openssl")]) {

@@ -329,7 +329,7 @@ fn members_that_do_not_belong_are_refused() {
 #[test]
 fn endless_streams_are_refused() {
     let (a, b) = (Side::with_web(), Side::new());
-    // A frame of zstd that contains nothing: its magic number, and its length.
+    // An empty zstd frame: its magic number, and its length.
     let frame = [
         &0x184d_2a50_u32.to_le_bytes()[..],
         &(1_u32 << 20).to_le_bytes(),

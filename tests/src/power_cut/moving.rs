@@ -299,8 +299,8 @@ fn is_refused(output: &Output) -> bool {
     output.code != 0 && REFUSALS.iter().any(|text| output.err().contains(text))
 }
 
-/// Attempts to take a snapshot until one is refused after its files were linked, of which `is_hit` reports whether that
-/// was durable. Returns the time at which the command began.
+/// Attempts to take a snapshot until one is refused after its files were linked, and `is_hit` reports that this was
+/// durable. Returns the time at which the command began.
 fn refused_snapshot(run: &dyn Fn(&[&str]) -> Output, log: &Log, is_hit: &dyn Fn() -> bool) -> u64 {
     for _ in 0..ATTEMPTS {
         let begin = log.now();

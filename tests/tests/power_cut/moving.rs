@@ -13,7 +13,7 @@ use cowl_tests::power_cut::work::Base;
 use cowl_tests::run::number;
 use cowl_tests::scratch::Scratch;
 
-/// The courses of runs, in turn, each with the number of snapshots.
+/// The courses of the runs, in turn, each with the number of snapshots.
 type Courses = &'static [(Course, usize)];
 
 /// Makes cuts in runs of these courses, and returns their number, what was wrong after them, and the phases that they hit.

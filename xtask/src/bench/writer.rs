@@ -1,4 +1,4 @@
-//! A program that has files open by passthrough while snapshots are taken, and measures for how long it has to wait.
+//! A program that has files open by passthrough while snapshots are taken, and measures how long it has to wait.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, Write};
@@ -39,7 +39,7 @@ pub(super) struct Gaps {
     pub(super) requests: Duration,
 }
 
-/// Performs an operation again and again, with pauses.
+/// Performs an operation repeatedly, with pauses.
 #[derive(Debug, Default)]
 struct Series {
     /// The longest time between two ends, in microseconds.

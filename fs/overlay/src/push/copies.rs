@@ -21,7 +21,7 @@ use cowl_layers::sys::stat::{Stat, has_fine_times, time_of_last_tick};
 /// The maximum number of rounds, and the time after which no further round begins.
 const MAX_ROUNDS: u32 = 64;
 pub(super) const MAX_TIME: Duration = Duration::from_secs(2);
-/// The number of copies from which one sync of the file system is faster than one of each copy.
+/// The minimum number of copies for which one sync of the file system is faster than a sync of each copy.
 const MANY: usize = 16;
 /// The pause before the next attempt to see a tick of the clock.
 const PAUSE: Duration = Duration::from_millis(1);

@@ -31,7 +31,7 @@ pub struct CommitRequest {
 /// Commits an active snapshot: unmounts it and freezes its layers. Returns its new record.
 ///
 /// All layers that were written since the parent belong to the committed snapshot. Snapshots that commands took of the
-/// container remain until [`drop_snapshots`], in case that the commit has to be undone.
+/// container remain until [`drop_snapshots`], in case the commit has to be undone.
 ///
 /// The content is synced by `sync` before the commit takes effect. Fails with `Busy` while the snapshot is in use.
 pub fn commit(

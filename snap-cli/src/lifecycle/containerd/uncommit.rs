@@ -13,11 +13,12 @@ use crate::store::name::ContainerName;
 use crate::store::record::Record;
 use crate::store::{Store, disk};
 
-/// Creates the active snapshot again that a committed one was before its commit, with the same content. Returns its
+/// Recreates the active snapshot that a committed one was before its commit, with the same content. Returns its
 /// container and its record. The snapshots that commands had taken of it exist in both.
 ///
-/// The committed snapshot remains. The new container shares its layers, and gets a head of its own: what was recorded
-/// about a frozen layer, such as its size or that it is durable, would not hold if it were written to again.
+/// The committed snapshot remains. The new container shares its layers, and gets a head of its own: the recorded
+/// properties of a frozen layer, such as its size or its durability, would no longer be true if it were written to
+/// again.
 pub fn uncommit(
     store: &Store,
     id: ContainerId,
@@ -39,7 +40,7 @@ pub fn uncommit(
     let body = (name, stack.as_slice(), Map::new());
     let active = create_over_layers_with(store, creation, body, |active, manifest| {
         copy_snapshots(store, &before, id, active)?;
-        // The origin, the counters and all else are those before the commit.
+        // The origin, the counters and everything else are as before the commit.
         *manifest = ContainerManifest {
             name: manifest.name.clone(),
             head: manifest.head,

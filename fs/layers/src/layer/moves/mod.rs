@@ -271,8 +271,8 @@ impl Moves {
 
     /// Links the files into the new layer, unless that was done before.
     ///
-    /// Their names in the frozen layer are durable before, so that a power cut after [`Self::cancel`] removes none that a
-    /// program has not removed.
+    /// Before that, their names in the frozen layer become durable, so that a power cut after [`Self::cancel`] removes
+    /// none that a program has not removed.
     pub fn link(&self, list: &MoveList) -> Result<()> {
         sync_dirs(&self.from, list, self.order)?;
         for (_, file, path) in names(list) {
@@ -423,7 +423,7 @@ impl Moves {
 
     /// Removes the files from the new layer after [`Self::cancel`], and then the list.
     ///
-    /// A file that has no name in the frozen layer any more does not get it again: a program has removed it.
+    /// A file that no longer has a name in the frozen layer does not get it back: a program has removed the name.
     pub fn unlink(&self, list: &MoveList) -> Result<()> {
         self.unlink_with(list, Missing::Removed)
     }

@@ -1,4 +1,4 @@
-//! Paths in the layers between which files move. They are opened one name after the other, and symbolic links are not
+//! Paths in the layers between which files move. They are opened one component at a time, and symbolic links are not
 //! resolved.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,7 +15,7 @@ pub(super) fn parent(root: &OwnedFd, path: &[u8]) -> Result<Option<(OwnedFd, Nam
     Ok(open_below(root, dir)?.map(|dir| (dir, last)))
 }
 
-/// Opens the directory at a path below `root`, one name after the other; `None` if it does not exist.
+/// Opens the directory at a path below `root`, one component at a time; `None` if it does not exist.
 pub(super) fn open_below(root: &OwnedFd, path: &[u8]) -> Result<Option<OwnedFd>> {
     let mut dir = sys::dir::duplicate(root.as_fd())?;
     for part in path
@@ -31,7 +31,7 @@ pub(super) fn open_below(root: &OwnedFd, path: &[u8]) -> Result<Option<OwnedFd>>
     Ok(Some(dir))
 }
 
-/// Whether the name refers to the file.
+/// Returns whether the name refers to the file.
 pub(super) fn is_file(dir: &OwnedFd, name: &Name, file: &MovedFile) -> Result<bool> {
     match sys::stat::stat_at(dir.as_fd(), name) {
         Ok(stat) => Ok(stat.ino == file.ino),
