@@ -1,8 +1,7 @@
 //! The container `web` in a store of its own, and commands on it that are killed at each system call.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use cowl::store::Store;
 use cowl::store::kernel::Driver;
@@ -256,7 +255,6 @@ fn kill_at_every_call(first: &World, ends: (Before, After), args: &[&str], names
         let mut label = format!("{args:?} killed at {call:?}");
         let world = world();
         let before = states(&world);
-        let _copies = (start == Before::Mounted).then(MountCopies::new);
         let input = first.input.as_deref();
         let killed = kill_at_with(&world.cli.command(args), input, call);
         // Any next command cleans up.
@@ -291,31 +289,6 @@ fn kill_at_every_call(first: &World, ends: (Before, After), args: &[&str], names
         }
         killed
     });
-}
-
-/// A process of another program with a mount namespace of its own, which has copies of all mounts.
-struct MountCopies(Child);
-
-impl MountCopies {
-    fn new() -> Self {
-        let mut child = Command::new("unshare")
-            .args(["-m", "--propagation", "private", "sh", "-c"])
-            .arg("echo; exec sleep 600")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = [0];
-        child.stdout.take().unwrap().read_exact(&mut line).unwrap();
-        Self(child)
-    }
-}
-
-impl Drop for MountCopies {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
 }
 
 fn is_like(a: &[Option<States>], b: &[Option<States>]) -> bool {
