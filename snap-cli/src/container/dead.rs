@@ -67,7 +67,7 @@ fn write(path: &Path, dead: &[DeadMount]) -> Result<()> {
 }
 
 /// Records the mount of a daemon that died, if a process uses it. The caller must hold the container's lock.
-pub(crate) fn record(store: &Store, id: ContainerId, state: &RunState) -> Result<()> {
+fn record(store: &Store, id: ContainerId, state: &RunState) -> Result<()> {
     let Some(device) = state.device()? else {
         return Ok(());
     };
@@ -87,6 +87,22 @@ pub(crate) fn record(store: &Store, id: ContainerId, state: &RunState) -> Result
         write(&path, &dead)?;
     }
     Ok(())
+}
+
+/// Unmounts the mount of a daemon that died, and records it if a process uses it. The caller must hold the container's
+/// lock, and decides about the state.
+pub(crate) fn unmount(store: &Store, id: ContainerId, state: &RunState) -> Result<()> {
+    record(store, id, state)?;
+    detach(state)
+}
+
+/// Detaches a mount that no daemon serves any more, if it still exists.
+pub(crate) fn detach(state: &RunState) -> Result<()> {
+    if !state.is_here()? {
+        return Ok(());
+    }
+    cowl_layers::sys::mount::unmount_lazily(&state.mountpoint)
+        .map_err(|e| Error::at("unmount the dead mount at", &state.mountpoint, e))
 }
 
 /// Returns the processes on dead mounts, and drops the records of mounts that no process uses any more.

@@ -9,7 +9,7 @@ use super::kernel::{self, StartOptions};
 use super::launch::launch;
 use super::mount_point::{canonical, check_empty, check_mount_point};
 use super::state::{self, Lifetime, Mounted, RunState};
-use super::{Container, Swap, daemon, detach, kernel_layers, lxc};
+use super::{Container, Swap, daemon, dead, detach, kernel_layers, lxc};
 use crate::error::{Error, Kind, Result};
 use crate::host::{reach, rootless};
 use crate::lxc::binding;
@@ -279,10 +279,21 @@ impl Container<'_> {
     /// Fails if a process uses the mount, in any mount namespace. When this returns, the daemon writes to no layer any
     /// more.
     pub fn unmount(&self, then: AfterUnmount) -> Result<Option<RunState>> {
-        let Mounted::Alive(state) = self.mounted()? else {
-            // Its run-time files may be missing.
-            kernel_layers::refuse_in_use(self)?;
-            return Ok(None);
+        let state = match self.mounted()? {
+            Mounted::Alive(state) => state,
+            // The daemon died after the container was opened.
+            Mounted::Dead(state)
+                if state.driver() == Driver::Fuse && then == AfterUnmount::StayUnmounted =>
+            {
+                dead::unmount(self.store, self.id, &state)?;
+                state::remove(self.store, self.id)?;
+                return Ok(Some(state));
+            }
+            Mounted::Dead(_) | Mounted::No => {
+                // Its run-time files may be missing.
+                kernel_layers::refuse_in_use(self)?;
+                return Ok(None);
+            }
         };
         if state.in_lxc {
             return self.await_end_in_lxc(&state).map(|()| None);
@@ -387,33 +398,32 @@ impl Container<'_> {
     ///
     /// The state is removed only if that fails: if this command is killed before that, the next one retries.
     pub fn remount(&self, was: &RunState) -> Result<()> {
+        let started = self.start_again(was);
+        if started.is_err() {
+            state::remove(self.store, self.id)?;
+        }
+        started
+    }
+
+    fn start_again(&self, was: &RunState) -> Result<()> {
+        // Another user may have replaced a directory in its path. The mount fails if there is a symbolic link.
+        check_empty(&was.mountpoint)?;
+        if was.driver() == Driver::Fuse {
+            // A command that was killed after the unmount has not asked the daemon to exit.
+            self.wait_for_exit(was)?;
+        }
         let options = StartOptions {
             lifetime: was.lifetime(),
             nosuid: was.nosuid,
             driver: was.driver(),
             passthrough: was.passthrough,
         };
-        let start = || {
-            if was.driver() == Driver::Fuse {
-                // A command that was killed after the unmount has not asked the daemon to exit.
-                self.wait_for_exit(was)?;
-            }
-            let deadline = Instant::now() + RELEASE;
-            poll_until(deadline, RELEASE / 20, || {
-                match self.start(&was.mountpoint, options) {
-                    Err(error) if error.kind == Kind::Busy && Instant::now() < deadline => Ok(None),
-                    done => done.map(Some),
-                }
-            })
+        let deadline = Instant::now() + RELEASE;
+        let start = || match self.start(&was.mountpoint, options) {
+            Err(error) if error.kind == Kind::Busy && Instant::now() < deadline => Ok(None),
+            done => done.map(Some),
         };
-        // Another user may have replaced a directory in its path. The mount fails if there is a symbolic link.
-        let started = check_empty(&was.mountpoint)
-            .and_then(|()| start())
-            .map(drop);
-        if started.is_err() {
-            state::remove(self.store, self.id)?;
-        }
-        started
+        poll_until(deadline, RELEASE / 20, start).map(drop)
     }
 }
 

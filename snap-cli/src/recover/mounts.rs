@@ -2,7 +2,7 @@
 
 use crate::container::state::{self, Mounted, RunState};
 use crate::container::{Container, dead, query};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::store::kernel::Driver;
 use cowl_layers::shown::Show as _;
 
@@ -32,19 +32,19 @@ fn unmount_dead(container: &Container<'_>) -> Result<Option<RunState>> {
         // The command had unmounted it. Another file system may have its device number by now.
         Mounted::Dead(state) if state.driver() == Driver::Kernel => return Ok(Some(state)),
         Mounted::Dead(state) => {
-            dead::record(store, id, &state)?;
-            state
+            dead::unmount(store, id, &state)?;
+            return Ok(Some(state));
         }
     };
-    if state.is_here()? {
-        cowl_layers::sys::mount::unmount_lazily(&state.mountpoint)
-            .map_err(|e| Error::at("unmount the dead mount at", &state.mountpoint, e))?;
-    }
+    dead::detach(&state)?;
     Ok(Some(state))
 }
 
-/// Mounts a container again that a dead daemon or a killed command left unmounted.
+/// Mounts a container again that a dead daemon or a killed command left unmounted, unless its layers are frozen.
 pub(super) fn remount(container: &Container<'_>) -> Result<()> {
+    if container.manifest().written_head().is_none() {
+        return remove_dead(container).map(drop);
+    }
     let Some(state) = unmount_dead(container)? else {
         return Ok(());
     };

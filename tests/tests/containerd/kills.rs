@@ -153,6 +153,7 @@ const POINTS: &[(&str, &str)] = &[
     ("prepare", "preparation begun"),
     ("prepare", "preparation in effect"),
     ("prepare", "preparation mounted"),
+    ("commit", "commit opened"),
     ("commit", "commit unmounted"),
     ("commit", "commit synced"),
     ("commit", "commit written"),
@@ -247,6 +248,49 @@ fn nothing_is_lost_or_left_if_programs_are_killed_during_commits_removals_and_re
         assert_eq!(output.out(), NOTHING_LEFT);
         eprintln!("{}", output.err());
     }
+}
+
+/// The mount of the dead daemon must not remain, and must not be replaced: the layers are frozen.
+#[test]
+fn a_daemon_that_dies_during_a_commit_leaves_no_mount() {
+    if !can(NEEDS) {
+        return;
+    }
+    let script = r#"
+hold=$D/hold
+touch "$hold"
+kill_snapshotter
+export COWL_DELAY="commit opened/$hold"
+start_snapshotter
+prepare c1 base
+write c1 one
+cowl snapshot "ctr.$NS.c1" --name good > /dev/null
+write c1 two
+id=$(grep -o " $COWL_STORE/mnt/[^ ]*" /proc/mounts | sed 's,.*/,,')
+commit kept c1 & committing=$!
+lock=$COWL_STORE/locks/container-$id.lock
+locked() { [ -e "$lock" ] && ! flock -n "$lock" true; }
+await locked
+pkill -9 -f "cowl --store $COWL_STORE serve"
+rm "$hold"
+wait $committing
+none() { [ "$(mounts) $(daemons)" = "0 0" ] || { echo "mounted $1"; cat "$D/snapshotter.log"; exit 7; }; }
+none "after the commit"
+for seen in one two; do
+    ctr snapshots --snapshotter cowl view $seen kept > /dev/null
+    [ "$(read_file $seen)" = two ]
+    rm_snapshot $seen
+    # The snapshotter opens the container to remove the snapshot of the command.
+    collect
+    none "after a collection"
+done
+rm_snapshot kept
+"#;
+    let containerd = Containerd::for_test();
+    let output = containerd
+        .script(&format!("{BASE}{script}show_left\n"))
+        .ok();
+    assert_eq!(output.out(), NOTHING_LEFT);
 }
 
 /// Kills each program after each of `$DELAYS` during each operation, and repeats the operation until it has taken effect.

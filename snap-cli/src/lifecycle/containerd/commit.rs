@@ -47,6 +47,7 @@ pub fn commit(
     }
     refuse_protected(&container)?;
     let epoch = durability::epoch(store)?;
+    point("commit opened");
     let ended = EndedMounts::end(&container)?;
     point("commit unmounted");
     let synced = sync_layers(&container, sync);
