@@ -22,7 +22,7 @@ use crate::store::reserve;
 use crate::wait::poll_until;
 use cowl_layers::shown::Show as _;
 
-/// The time that a daemon whose mount has ended may take to release the directories of the layers.
+/// The time that a daemon whose mount has ended may take at least to release the directories of the layers.
 const RELEASE: Duration = Duration::from_secs(2);
 
 /// Whether set-user-ID programs and device nodes have an effect in a mount at a path that the caller chose.
@@ -418,7 +418,8 @@ impl Container<'_> {
             driver: was.driver(),
             passthrough: was.passthrough,
         };
-        let deadline = Instant::now() + RELEASE;
+        // On a busy machine, the process that has served exits some time after its lock was released.
+        let deadline = Instant::now() + RELEASE.max(self.store.session().patience);
         let start = || match self.start(&was.mountpoint, options) {
             Err(error) if error.kind == Kind::Busy && Instant::now() < deadline => Ok(None),
             done => done.map(Some),
